@@ -1,0 +1,1 @@
+"""SFT, preference pairs and preference losses."""

@@ -1,0 +1,1 @@
+"""One file per experiment; each docstring is a lab note."""

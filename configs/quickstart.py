@@ -1,0 +1,64 @@
+"""The whole road on the embedded corpus: from raw pages to a model to chat with.
+
+    bash scripts/quickstart.sh                # cpu: two cores, no GPU
+    bash scripts/quickstart.sh accelerator    # one GPU: a 124M model in bfloat16
+    bash scripts/quickstart.sh smoke          # everything tiny: does the road hold?
+
+One section per stage. A stage reads its own section (and `model`, `mesh` where it trains); names
+like "corpus" are folders under --workdir.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.common import parse_variant
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    variant = parse_variant(arg, ("cpu", "accelerator", "smoke"))
+    c = ConfigDict()
+
+    c.curate = ConfigDict(dict(
+        out="corpus",
+        inputs="embedded",          # or comma-separated globs of WARC, JSONL, Parquet, text files
+        domain="web",               # domain of documents that do not name their own
+        packages="",                # embedded: comma-separated packages to render; "" = all known
+        code_max_bytes=24_000_000,  # embedded: size of the source-code domain
+        unit_bytes=16_000_000,      # inputs are split into units of about this size
+        max_corrupt_frac=0.05,      # more unreadable records than this share fail the run
+        gopher=dict(
+            min_words=30, max_words=100_000, min_mean_word_chars=2.0, max_mean_word_chars=14.0,
+            max_symbol_word_ratio=0.2, max_bullet_line_frac=0.9, max_ellipsis_line_frac=0.3,
+            min_alphabetic_word_frac=0.5, min_stop_words=2, max_duplicate_line_frac=0.7,
+            max_top_2gram_char_frac=0.2),
+        c4=dict(max_lorem_ipsum=5),
+        code=dict(max_line_chars=1000, max_mean_line_chars=100, min_alphanumeric_frac=0.25),
+        lines=dict(min_block_lines=10, min_words=30, max_word_chars=1000,
+                   max_policy_line_words=10),
+        dedup=dict(shingle_words=5, num_bands=14, rows_per_band=8, min_jaccard=0.8),
+        heldout=dict(frac=0.04, max_bytes=1_000_000, max_jaccard=0.5, max_containment=0.5,
+                     domain="pages"),
+        seed=0,
+    ))
+    c.tokenizer = ConfigDict(dict(
+        out="tokenizer", corpus="corpus", vocab_size=4096, max_bytes=20_000_000))
+
+    c.pack = ConfigDict(dict(
+        out="tokens", corpus="corpus", tokenizer="tokenizer",
+        best_domains=("pages",), best_frac=0.5,  # what annealing calls the best data
+        seed=0))
+
+    c.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
+
+    c.model = ConfigDict(dict(
+        D=192, N=6, H=6, G=3, K=32, F=512, tied=False, rope_theta=10_000.0, qk_norm=True,
+        compute_dtype="float32", scan_unroll=6, remat="none", loss_chunks=1))
+
+    c.pretrain = ConfigDict(dict(
+        out="base", tokens="tokens", row_length=512, batch_size=16, num_microbatches=1,
+        num_steps=300, anneal_frac=0.3,
+        mixture=dict(pages=0.9, code=0.1), anneal_mixture=dict(best=1.0),
+        optimizer=dict(name="muon", learning_rate=0.01, adam_learning_rate=0.01,
+                       weight_decay=0.1, b1=0.9, b2=0.95, clip_norm=1.0,
+                       schedule="wsd", warmup_steps=20, decay_frac=0.4),
+        log_every=10, evaluate_every=100, checkpoint_every=100, seed=0))
+    return c

@@ -1,0 +1,238 @@
+"""Artifacts: folders that name their parents, appear whole or not at all, and are built once.
+
+A stage builds into ``<name>.partial`` and renames it to ``<name>`` when every byte is on disk.
+Its fingerprint has three parts: the config that decides it, its inputs, and the code it runs.
+
+- ``<name>`` with the same fingerprint: the stage skips itself.
+- ``<name>`` with another one: it is set aside as ``<name>.<fingerprint>`` and built anew.
+- ``<name>.partial`` with the same config and inputs: the stage goes on in it, and says so when
+  the code has changed meanwhile, so that a mended bug does not cost a week of training.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from core.errors import UserError
+from core.progress import log
+
+ROOT = Path(__file__).resolve().parent.parent
+OUR_PACKAGES = ("configs", "core", "data", "model", "eval", "train", "align", "serve", "scripts")
+RECORDED_VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "daft",
+                     "pyarrow", "resiliparse", "tiktoken", "rustbpe")
+
+
+def digest(value: Any) -> str:
+    """16 hex digits of the SHA-256 of `value` as canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` as JSON so that `path` holds either the old or the new text, never a part."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "w") as file:
+        json.dump(value, file, indent=2, default=str)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read_json(path: Path) -> Any:
+    """Reads JSON; raises `UserError` when the file is missing or damaged."""
+    try:
+        return json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise UserError(str(path), "no such file", "build the artifact that should hold it") from None
+    except ValueError as error:
+        raise UserError(str(path), f"is not valid JSON ({error})", "build its artifact anew") from None
+
+
+def code_digest(module_file: str | Path) -> str:
+    """Digest of a stage's code: its module and every module of ours that it imports, transitively.
+
+    Comments, docstrings and layout do not count. `core` does not count either: it moves artifacts
+    about and never decides what is in them.
+    """
+    seen: dict[str, str] = {}
+    todo = [Path(module_file).resolve()]
+    while todo:
+        path = todo.pop()
+        name = str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
+        if name in seen:
+            continue
+        tree = ast.parse(path.read_text())
+        todo += _imported_files(tree)
+        seen[name] = hashlib.sha256(ast.dump(_without_docstrings(tree)).encode()).hexdigest()
+    return digest(seen)
+
+
+def _imported_files(tree: ast.AST) -> Iterator[Path]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        for name in names:
+            if name.split(".")[0] in OUR_PACKAGES and name.split(".")[0] != "core":
+                path = ROOT.joinpath(*name.split(".")).with_suffix(".py")
+                if path.exists():
+                    yield path
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            first = node.body[0] if node.body else None
+            if (isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+                    and isinstance(first.value.value, str)):
+                node.body = node.body[1:]
+    return tree
+
+
+def parent(workdir: Path, field: str, name: str) -> tuple[Path, str]:
+    """Finds the artifact that `field` names: a folder under `workdir`, or a path of its own.
+
+    Returns:
+        The folder and its fingerprint.
+    """
+    folder = Path(name) if os.sep in name else workdir / name
+    if not (folder / "lineage.json").exists():
+        raise UserError(f"{field}={name!r}", f"no finished artifact at {folder}",
+                        f"run the stage that builds it, or set --config.{field} to its folder")
+    return folder, read_json(folder / "lineage.json")["fingerprint"]
+
+
+def make_lineage(*, stage: str, config: Any, inputs: Mapping[str, Any], code: str) -> dict:
+    """What an artifact tells about its origin; `fingerprint` covers config, inputs and code."""
+    try:
+        config_digest = digest(json.loads(json.dumps(config, default=str)))
+    except TypeError as error:
+        raise UserError(f"config of {stage}", f"is not plain data ({error})", "use plain values") \
+            from None
+    return {
+        "stage": stage,
+        "fingerprint": digest([config_digest, inputs, code]),
+        "config_digest": config_digest,
+        "code_digest": code,
+        "inputs": dict(inputs),
+        "config": config,
+        "command": " ".join(["python", *_as_module(sys.argv)]),
+        "commit": _git("rev-parse", "HEAD"),
+        "uncommitted_changes": bool(_git("status", "--porcelain")),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": _versions(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _as_module(argv: list[str]) -> list[str]:
+    path = Path(argv[0]).resolve()
+    if path.suffix == ".py" and path.is_relative_to(ROOT):
+        return ["-m", ".".join(path.relative_to(ROOT).with_suffix("").parts), *argv[1:]]
+    return argv
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True,
+                              timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in RECORDED_VERSIONS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds the folder for this process; a second builder of the same artifact is refused."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(str(folder), "another process is building this artifact",
+                            "wait for it, or choose another --workdir") from None
+        yield
+
+
+def find_finished(final: Path, lineage: Mapping[str, Any]) -> bool:
+    """Whether `final` already holds this very artifact; an outdated one is set aside, and said."""
+    if not final.exists():
+        return False
+    if not (final / "lineage.json").exists():
+        raise UserError(str(final), "exists and is not an artifact of ours",
+                        "move it away or choose another --workdir")
+    old = read_json(final / "lineage.json")
+    if old["fingerprint"] == lineage["fingerprint"]:
+        return True
+    log(f"{final.name}: {_changes(old, lineage)} changed since it was built; "
+        f"the old one is kept as {_set_aside(final, old)}")
+    return False
+
+
+def open_partial(partial: Path, lineage: Mapping[str, Any]) -> None:
+    """Makes `partial` ready to build in: new, or as an interrupted run of the same work left it."""
+    if (partial / "lineage.json").exists():
+        old = read_json(partial / "lineage.json")
+        same = all(old[part] == lineage[part] for part in ("config_digest", "inputs"))
+        if same:
+            changed = "" if old["code_digest"] == lineage["code_digest"] else \
+                ", although the code has changed since it began"
+            log(f"{partial.name}: going on where an earlier run stopped{changed}")
+        else:
+            log(f"{partial.name}: {_changes(old, lineage)} changed; the unfinished one is kept as "
+                f"{_set_aside(partial, old)}")
+    partial.mkdir(parents=True, exist_ok=True)
+    write_json(partial / "lineage.json", lineage)
+
+
+def finish(partial: Path, final: Path, lineage: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
+    """Completes `partial` with lineage and metrics, flushes it to disk and renames it to `final`."""
+    write_json(partial / "metrics.json", metrics)
+    write_json(partial / "lineage.json", lineage)
+    for path in sorted(partial.rglob("*")):
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+    (partial / ".lock").unlink(missing_ok=True)
+    os.rename(partial, final)
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    parts = {"config_digest": "its config", "inputs": "its inputs", "code_digest": "its code"}
+    return " and ".join(text for part, text in parts.items() if old.get(part) != new[part])
+
+
+def _set_aside(folder: Path, lineage: Mapping[str, Any]) -> str:
+    target = folder.with_name(f"{folder.name}.{lineage['fingerprint'][:8]}")
+    for number in range(1, 1000):
+        if not target.exists():
+            break
+        target = folder.with_name(f"{folder.name}.{lineage['fingerprint'][:8]}.{number}")
+    os.rename(folder, target)
+    return target.name

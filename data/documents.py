@@ -1,0 +1,92 @@
+"""`Document`: everything before tokens. Parquet in, Parquet out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from core.errors import UserError
+
+SCHEMA = pa.schema([
+    ("id", pa.string()),        # unique in the corpus; derived from source and content
+    ("text", pa.string()),
+    ("source", pa.string()),    # where it came from: a URL, or file path and row
+    ("domain", pa.string()),    # what it is: pages, readme, licence, code, ...
+    ("language", pa.string()),  # ISO 639-1, or "und"
+    ("meta", pa.string()),      # JSON object: signals, scores, spans
+])
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """One document; the fields are the columns of `SCHEMA`."""
+
+    id: str
+    text: str
+    source: str
+    domain: str
+    language: str = "und"
+    meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def row(self) -> dict[str, str]:
+        """The document as a Parquet row."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return fields | {"meta": json.dumps(dict(self.meta), sort_keys=True)}
+
+
+def write_documents(path: Path, documents: Iterable[Document],
+                    extra: Mapping[str, pa.DataType] | None = None) -> tuple[int, int]:
+    """Writes documents as zstd Parquet, in batches, under their final name only when complete.
+
+    Args:
+        extra: further columns, taken from `meta` (e.g. ``{"reason": pa.string()}``).
+
+    Returns:
+        Number of documents, and of UTF-8 bytes of text.
+    """
+    extra = dict(extra or {})
+    schema = SCHEMA
+    for name, kind in extra.items():
+        schema = schema.append(pa.field(name, kind))
+    temporary = path.with_name(f".{path.name}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    num_documents = num_bytes = 0
+    with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        rows: list[dict] = []
+        for document in documents:
+            rows.append(document.row() | {name: document.meta.get(name) for name in extra})
+            num_documents += 1
+            num_bytes += len(document.text.encode())
+            if len(rows) == 1024:
+                writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+                rows = []
+        if rows:
+            writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+    os.replace(temporary, path)
+    return num_documents, num_bytes
+
+
+def read_documents(folder: Path) -> Iterator[Document]:
+    """Reads all Parquet parts of a folder in the order of their names.
+
+    Raises:
+        UserError: the folder holds no part, or a part is damaged.
+    """
+    parts = sorted(Path(folder).glob("*.parquet"))
+    if not parts:
+        raise UserError(str(folder), "holds no Parquet files", "run `python -m data.curate` first")
+    for part in parts:
+        try:
+            for batch in pq.ParquetFile(part).iter_batches(1024, columns=SCHEMA.names):
+                for row in batch.to_pylist():
+                    yield Document(**row | {"meta": json.loads(row["meta"])})
+        except (pa.ArrowInvalid, OSError, ValueError) as error:
+            raise UserError(str(part), f"is not a readable document file ({error})",
+                            "build the corpus anew") from None

@@ -1,0 +1,1 @@
+"""Signals of a document, and the rules that decide on them."""

@@ -1,0 +1,153 @@
+"""Byte-level BPE: trained by rustbpe, run by tiktoken, stored as plain text.
+
+A tokenizer folder holds `ranks.tiktoken` (base64 of each token's bytes and its rank, one per
+line) and `tokenizer.json` (split pattern, names of the special tokens).
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import rustbpe
+import tiktoken
+
+from core.artifacts import read_json, write_json
+from core.errors import UserError
+
+# Digits stand alone, so that arithmetic sees its operands; otherwise the split of GPT-4
+# (cl100k_base in openai/tiktoken), with runs of spaces kept together for indented text.
+SPLIT_PATTERN = (r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}"
+                 r"| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+")
+
+# A document is <|bos|> text <|end|>; a turn is <|role|> text <|end|>: one stop token for all.
+SPECIAL_TOKENS = ("<|bos|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    """Text to token ids and back.
+
+    Attributes:
+        ranks: bytes of each ordinary token, to its id.
+        pattern: regular expression that splits text before merging.
+        specials: names of the special tokens; their ids follow the ordinary ones.
+    """
+
+    ranks: dict[bytes, int]
+    pattern: str = SPLIT_PATTERN
+    specials: tuple[str, ...] = SPECIAL_TOKENS
+
+    @cached_property
+    def encoding(self) -> tiktoken.Encoding:
+        """The tiktoken encoding behind this tokenizer."""
+        special_ids = {name: len(self.ranks) + i for i, name in enumerate(self.specials)}
+        return tiktoken.Encoding("heartwood", pat_str=self.pattern, mergeable_ranks=self.ranks,
+                                 special_tokens=special_ids)
+
+    @property
+    def vocab_size(self) -> int:
+        """Ordinary and special tokens."""
+        return len(self.ranks) + len(self.specials)
+
+    def special(self, name: str) -> int:
+        """Id of a special token, e.g. ``special("<|end|>")``."""
+        return len(self.ranks) + self.specials.index(name)
+
+    @property
+    def bos(self) -> int:
+        """Id of the token that begins every document and conversation."""
+        return self.special("<|bos|>")
+
+    @property
+    def end(self) -> int:
+        """Id of the token that ends a document or a turn: the stop token."""
+        return self.special("<|end|>")
+
+    def encode(self, text: str) -> list[int]:
+        """Encodes text as data: a special token's name in it is ordinary characters."""
+        return self.encoding.encode_ordinary(text)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encodes many texts on all cores."""
+        return self.encoding.encode_ordinary_batch(list(texts))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Decodes ids; special tokens show by their names, broken UTF-8 as U+FFFD."""
+        return self.encoding.decode([int(i) for i in ids])
+
+    def token_bytes(self) -> np.ndarray:
+        """UTF-8 bytes of each token, shape [vocab_size]; 0 for special tokens."""
+        sizes = np.zeros(self.vocab_size, np.int32)
+        for token, rank in self.ranks.items():
+            sizes[rank] = len(token)
+        return sizes
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits that name this vocabulary; models remember theirs."""
+        digest = hashlib.sha256(self.pattern.encode() + "\0".join(self.specials).encode())
+        for token, _ in sorted(self.ranks.items(), key=lambda item: item[1]):
+            digest.update(len(token).to_bytes(4, "little") + token)
+        return digest.hexdigest()[:16]
+
+    def save(self, folder: Path) -> None:
+        """Writes the tokenizer's two files into `folder`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = [f"{base64.b64encode(token).decode()} {rank}\n"
+                 for token, rank in sorted(self.ranks.items(), key=lambda item: item[1])]
+        (folder / "ranks.tiktoken").write_text("".join(lines))
+        write_json(folder / "tokenizer.json",
+                   {"pattern": self.pattern, "specials": list(self.specials),
+                    "vocab_size": self.vocab_size, "fingerprint": self.fingerprint})
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """Reads a tokenizer folder.
+
+    Raises:
+        UserError: a file is missing, damaged, or not what it was when it was written.
+    """
+    described = read_json(Path(folder) / "tokenizer.json")
+    ranks_file = Path(folder) / "ranks.tiktoken"
+    try:
+        ranks = {base64.b64decode(token): int(rank) for token, rank in
+                 (line.split() for line in ranks_file.read_text().splitlines())}
+    except (OSError, ValueError) as error:
+        raise UserError(str(ranks_file), f"is not a readable rank file ({error})",
+                        "train the tokenizer anew") from None
+    tokenizer = Tokenizer(ranks, described["pattern"], tuple(described["specials"]))
+    if tokenizer.fingerprint != described["fingerprint"]:
+        raise UserError(str(folder), "tokenizer.json and ranks.tiktoken do not belong together",
+                        "train the tokenizer anew")
+    return tokenizer
+
+
+def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Trains byte-level BPE (arXiv 1508.07909) on texts.
+
+    Args:
+        vocab_size: tokens in all, special ones included.
+
+    Raises:
+        UserError: `vocab_size` leaves no room for the 256 bytes and the special tokens, or the
+            text has too few distinct pairs to merge.
+    """
+    num_ordinary = vocab_size - len(SPECIAL_TOKENS)
+    if num_ordinary < 256:
+        raise UserError(f"tokenizer.vocab_size={vocab_size}",
+                        f"must be at least {256 + len(SPECIAL_TOKENS)}",
+                        "set --config.tokenizer.vocab_size")
+    trainer = rustbpe.Tokenizer()
+    trainer.train_from_iterator(iter(texts), num_ordinary, pattern=SPLIT_PATTERN)
+    ranks = {bytes(token): rank for token, rank in trainer.get_mergeable_ranks()}
+    if len(ranks) < num_ordinary:
+        raise UserError(f"tokenizer.vocab_size={vocab_size}",
+                        f"the text yields only {len(ranks) + len(SPECIAL_TOKENS)} tokens",
+                        "give more text or set a smaller --config.tokenizer.vocab_size")
+    return Tokenizer(ranks)

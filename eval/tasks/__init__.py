@@ -1,0 +1,1 @@
+"""Tasks: questions with answers that a program can score."""

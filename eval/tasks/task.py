@@ -1,0 +1,42 @@
+"""What a task is. Its `score` serves evaluation and, unchanged, as a reward."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Protocol
+
+from data.chat import Conversation
+
+SPLITS = ("train", "test")
+
+
+class Task(Protocol):
+    """Questions that a program can score.
+
+    Attributes:
+        name: the task's name in tables and files.
+    """
+
+    name: str
+
+    def conversations(self, split: str, num: int, seed: int) -> list[Conversation]:
+        """`num` solved conversations of a split; train and test share no question."""
+
+    def score(self, conversation: Conversation, completion: str) -> float:
+        """How good `completion` is as the last answer of `conversation`, from 0 to 1."""
+
+
+def split_of(text: str, num_parts: int = 10) -> str:
+    """Assigns one in `num_parts` texts to the test split, by hash: the same on every machine."""
+    bucket = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % num_parts
+    return "test" if bucket == 0 else "train"
+
+
+def answer_of(conversation: Conversation) -> str:
+    """The reference answer: the content of the last message."""
+    return conversation.messages[-1].content
+
+
+def question_of(conversation: Conversation) -> Conversation:
+    """The conversation without its answer."""
+    return Conversation(conversation.messages[:-1], conversation.meta)

@@ -1,0 +1,1 @@
+"""Architectures, sharding, generation and model directories."""

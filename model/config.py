@@ -1,0 +1,96 @@
+"""What a model is: its sizes, by the letters that every tensor name and einsum string uses.
+
+    B batch           L query length    M key length      D width
+    V vocabulary      F MLP width       H query heads     G key/value heads
+    R = H/G           K head size       N layers          J samples per prompt
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from core.errors import UserError
+
+REMAT_POLICIES = ("none", "dots", "full")
+COMPUTE_DTYPES = ("float32", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Sizes and habits of a decoder. Hashable, so that it can be a static argument of jit.
+
+    Attributes:
+        V: vocabulary, special tokens included.
+        D: width of the residual stream.
+        N: layers.
+        H: query heads.
+        G: key/value heads (GQA, arXiv 2305.13245); divides H.
+        K: head size; even, because RoPE turns pairs.
+        F: hidden width of the SwiGLU MLP (arXiv 2002.05202).
+        tied: whether the embedding is also the head.
+        rope_theta: base of the RoPE frequencies (arXiv 2104.09864).
+        norm_eps: added to the mean square in RMSNorm (arXiv 1910.07467).
+        qk_norm: RMSNorm of queries and keys per head (arXiv 2010.04245).
+        compute_dtype: dtype of matmuls; masters, norms, softmax and loss stay float32.
+        scan_unroll: layers per iteration of the scan; N unrolls it whole.
+        remat: what the backward pass recomputes: none, all but matmuls (dots), or all (full).
+        loss_chunks: row chunks of the head, so that [B, L, V] is never held when above 1.
+    """
+
+    V: int
+    D: int
+    N: int
+    H: int
+    G: int
+    K: int
+    F: int
+    tied: bool = False
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-6
+    qk_norm: bool = True
+    compute_dtype: str = "float32"
+    scan_unroll: int = 1
+    remat: str = "none"
+    loss_chunks: int = 1
+
+    def __post_init__(self):
+        for name in ("V", "D", "N", "H", "G", "K", "F", "scan_unroll", "loss_chunks"):
+            if getattr(self, name) < 1:
+                raise UserError(f"model.{name}={getattr(self, name)}", "must be at least 1",
+                                f"set --config.model.{name}")
+        if self.H % self.G:
+            raise UserError(f"model.H={self.H}", f"is not divisible by model.G={self.G}",
+                            "set --config.model.G to a divisor of H")
+        if self.K % 2:
+            raise UserError(f"model.K={self.K}", "must be even for RoPE", "set --config.model.K")
+        if self.remat not in REMAT_POLICIES:
+            raise UserError(f"model.remat={self.remat!r}", f"is none of {REMAT_POLICIES}",
+                            "set --config.model.remat")
+        if self.compute_dtype not in COMPUTE_DTYPES:
+            raise UserError(f"model.compute_dtype={self.compute_dtype!r}",
+                            f"is none of {COMPUTE_DTYPES}", "set --config.model.compute_dtype")
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """The compute dtype as JAX knows it."""
+        return jnp.dtype(self.compute_dtype)
+
+
+def make_model_config(section: ConfigDict, vocab_size: int) -> ModelConfig:
+    """Makes a model's config from the `model` section and its tokenizer's size.
+
+    Raises:
+        UserError: a field is missing, unknown or breaks a rule.
+    """
+    given = section.to_dict()
+    known = {field.name for field in dataclasses.fields(ModelConfig)} - {"V"}
+    if unknown := set(given) - known:
+        raise UserError(f"model.{min(unknown)}", "is no field of a model",
+                        f"choose among {', '.join(sorted(known))}")
+    try:
+        return ModelConfig(V=vocab_size, **given)
+    except TypeError as error:
+        raise UserError("config.model", str(error).split(") ")[-1], "give every size") from None

