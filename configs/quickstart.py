@@ -50,7 +50,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
 
     c.model = ConfigDict(dict(
-        D=192, N=6, H=6, G=3, K=32, F=512, tied=False, rope_theta=10_000.0, qk_norm=True,
+        D=192, N=6, H=3, G=3, K=64, F=512, tied=False, rope_theta=10_000.0, qk_norm=True,
         compute_dtype="float32", scan_unroll=6, remat="none", loss_chunks=1))
 
     c.pretrain = ConfigDict(dict(
@@ -61,4 +61,61 @@ def get_config(arg: str | None = None) -> ConfigDict:
                        weight_decay=0.1, b1=0.9, b2=0.95, clip_norm=1.0,
                        schedule="wsd", warmup_steps=20, decay_frac=0.4),
         log_every=10, evaluate_every=100, checkpoint_every=100, seed=0))
+
+    tuning = dict(name="adamw", adam_learning_rate=0.0, weight_decay=0.0, b1=0.9, b2=0.95,
+                  clip_norm=1.0, schedule="cosine", warmup_steps=10, decay_frac=0.0)
+
+    c.sft = ConfigDict(dict(
+        out="sft", model="base", corpus="corpus", num_documentation=2000, num_verifiable=16_000,
+        num_epochs=1, row_length=256, batch_size=16, num_microbatches=1,
+        optimizer=dict(tuning, learning_rate=2e-3),
+        log_every=5, evaluate_every=1000, checkpoint_every=50, seed=0))
+
+    c.pairs = ConfigDict(dict(
+        out="pairs", model="sft", corpus="corpus", num_documentation=300, num_verifiable=900,
+        num_samples=4, min_margin=0.1, temperature=1.0, max_new_tokens=32, batch_size=128, seed=1))
+
+    c.dpo = ConfigDict(dict(
+        out="dpo", model="sft", pairs="pairs", beta=0.1, num_epochs=2, row_length=96,
+        batch_size=16, num_microbatches=1, optimizer=dict(tuning, learning_rate=2e-4),
+        log_every=5, evaluate_every=1000, checkpoint_every=50, seed=0))
+
+    c.eval = ConfigDict(dict(
+        out="eval_base", model="base", against="", corpus="corpus", tokens="tokens",
+        row_length=512, batch_size=64, num_choices=400, num_verifiable=400, num_open=300,
+        max_new_tokens=32, temperature=1.0, seed=0))
+    {"cpu": lambda c: None, "accelerator": _accelerator, "smoke": _smoke}[variant](c)
     return c
+
+
+def _accelerator(c: ConfigDict) -> None:
+    """One GPU: 124M parameters in bfloat16."""
+    c.tokenizer.vocab_size = 32_768
+    c.tokenizer.max_bytes = 200_000_000
+    c.curate.code_max_bytes = 200_000_000
+    c.model.update(D=768, N=12, H=12, G=12, K=64, F=2048, compute_dtype="bfloat16",
+                   scan_unroll=12, loss_chunks=8)
+    c.pretrain.update(row_length=1024, batch_size=64, num_steps=2000, evaluate_every=250,
+                      checkpoint_every=250)
+    c.pretrain.optimizer.update(learning_rate=3e-3, adam_learning_rate=3e-3, warmup_steps=100)
+    c.sft.update(row_length=512, batch_size=32, num_documentation=10_000, num_verifiable=40_000)
+    c.sft.optimizer.learning_rate = 3e-4
+    c.dpo.optimizer.learning_rate = 2e-5
+    c.eval.update(row_length=1024, num_choices=2000, num_verifiable=2000, num_open=1000)
+
+
+def _smoke(c: ConfigDict) -> None:
+    """Everything tiny: a minute from end to end, to see whether the road holds."""
+    c.curate.update(packages="json,logging,email,http,click,absl", code_max_bytes=500_000)
+    c.curate.heldout.frac = 0.1
+    c.tokenizer.vocab_size = 512
+    c.model.update(D=32, N=2, H=2, G=1, K=16, F=64, scan_unroll=1)
+    c.pretrain.update(row_length=128, batch_size=8, num_steps=20, evaluate_every=10,
+                      checkpoint_every=10)
+    c.pretrain.optimizer.warmup_steps = 2
+    c.sft.update(row_length=128, batch_size=8, num_documentation=50, num_verifiable=300)
+    c.pairs.update(num_documentation=40, num_verifiable=40, min_margin=0.01, batch_size=32)
+    c.dpo.update(row_length=128, batch_size=8, num_epochs=1)
+    for section in (c.sft, c.dpo):
+        section.optimizer.warmup_steps = 1
+    c.eval.update(row_length=128, batch_size=16, num_choices=40, num_verifiable=40, num_open=20)

@@ -177,10 +177,11 @@ def _remove_exact(ledger: Ledger) -> None:
 
 
 def _remove_by_rules(ledger: Ledger, section: ConfigDict) -> None:
+    thresholds = {family: section[family].to_dict() for family in ("gopher", "c4", "code")}
     for entry in ledger.staying():
         families = ("code",) if entry.domain == CODE_DOMAIN else ("gopher", "c4")
         for family in families:
-            removal = decide(entry.signals, section[family], family)
+            removal = decide(entry.signals, thresholds[family], family)
             if removal is not None:
                 entry.remove("rules", removal.reason, removal.score)
                 break
@@ -198,7 +199,7 @@ def _clean(section: ConfigDict, ledger: Ledger, prepared: list[Path], work: Path
                         num_workers=num_workers)
     cleaned = [work / "clean" / f"{unit:05d}.parquet" for unit in range(len(prepared))]
     for unit, path in enumerate(cleaned):
-        entries, end = ledger.of_unit(unit), 0
+        entries, end = ledger.units[unit], 0
         for row in pq.read_table(path, columns=["row", "bytes", "words", "trimmed",
                                                 "num_shingles"]).to_pylist():
             entry = entries[row["row"]]
@@ -239,33 +240,38 @@ class _Shingles:
         return np.asarray(self._files[entry.unit][start:stop])
 
 
-def _remove_near(ledger: Ledger, cleaned: list[Path], rules: ConfigDict) -> dict[str, Any]:
-    """Keeps of every near-duplicate cluster the longest document, the smallest id among equals."""
-    shingles, staying = _Shingles(cleaned), ledger.staying()
-    num_hashes = rules.num_bands * rules.rows_per_band
-    signatures = np.zeros((len(staying), num_hashes), np.uint32)
-    at = 0
-    for unit, entries in itertools.groupby(staying, key=lambda entry: entry.unit):
+def _read_signatures(entries: list[Entry], cleaned: list[Path], num_hashes: int) -> np.ndarray:
+    """MinHash signatures: [num_documents, num_hashes] uint32."""
+    found = []
+    for unit, members in itertools.groupby(entries, key=lambda entry: entry.unit):
         table = pq.read_table(cleaned[unit], columns=["row", "signature"])
         by_row = dict(zip(table["row"].to_pylist(), table["signature"].to_pylist()))
-        for entry in entries:
-            signatures[at] = np.frombuffer(by_row[entry.row], np.uint32)
-            at += 1
+        found += [np.frombuffer(by_row[entry.row], np.uint32) for entry in members]
+    return np.array(found, np.uint32).reshape(-1, num_hashes)
+
+
+def _remove_near(ledger: Ledger, cleaned: list[Path], rules: ConfigDict) -> dict[str, Any]:
+    """Removes near duplicates of longer documents (of smaller ids among equals)."""
+    shingles, staying = _Shingles(cleaned), ledger.staying()
+    signatures = _read_signatures(staying, cleaned, rules.num_bands * rules.rows_per_band)
+
+    def shingles_of(index: int) -> np.ndarray:
+        return shingles.of(staying[index])
+
     found = dedup.cluster(
         dedup.candidate_groups(signatures, rules.num_bands, rules.rows_per_band),
-        len(staying), lambda index: shingles.of(staying[index]), rules.min_jaccard)
+        len(staying), shingles_of, rules.min_jaccard)
     members: dict[int, list[int]] = {}
     for index, root in enumerate(found.root.tolist()):
         members.setdefault(root, []).append(index)
     clusters = [cluster for cluster in members.values() if len(cluster) > 1]
     for cluster in clusters:
-        best = min(cluster, key=lambda i: (-staying[i].clean_bytes, staying[i].id))
-        staying[best].cluster_size = len(cluster)
+        cluster.sort(key=lambda index: (-staying[index].clean_bytes, staying[index].id))
         for index in cluster:
-            if index != best:
-                staying[index].remove("near_dedup", "near_duplicate", float(found.score[index]),
-                                      staying[best].id)
-                staying[index].cluster_size = len(cluster)
+            staying[index].cluster_size = len(cluster)
+        for index, kept, similarity in dedup.choose_representatives(cluster, shingles_of,
+                                                                    rules.min_jaccard):
+            staying[index].remove("near_dedup", "near_duplicate", similarity, staying[kept].id)
     sizes = Counter(map(len, clusters))
     return {"candidates": found.num_candidates, "accepted": found.num_accepted,
             "acceptance_rate": round(found.num_accepted / max(found.num_candidates, 1), 4),
@@ -277,9 +283,6 @@ def _hold_out(ledger: Ledger, cleaned: list[Path], section: ConfigDict) -> None:
     """Sets pages aside, and removes what resembles them from the rest, whatever its domain."""
     rules, shingles = section.heldout, _Shingles(cleaned)
     pages = [entry for entry in ledger.staying() if entry.domain == rules.domain]
-    if not pages and rules.frac:
-        log(f"curate: no document of domain {rules.domain!r}, so nothing is held out; "
-            "see config.curate.heldout.domain")
     places = {entry.id: xxhash.xxh3_64_intdigest(entry.id.encode(), section.seed) / 2**64
               for entry in pages}
     num_bytes, heldout = 0, []
@@ -288,6 +291,9 @@ def _hold_out(ledger: Ledger, cleaned: list[Path], section: ConfigDict) -> None:
             num_bytes += entry.clean_bytes
             entry.is_heldout = True
             heldout.append(entry)
+    if not heldout and rules.frac:
+        log(f"curate: nothing is held out of {len(pages)} documents of domain {rules.domain!r}; "
+            "see config.curate.heldout")
     index = dedup.HeldoutIndex([shingles.of(entry) for entry in heldout])
     for entry in ledger.staying():
         if entry.is_heldout:
@@ -306,7 +312,7 @@ def _write(folder: Path, ledger: Ledger, prepared: list[Path],
         (folder / name).mkdir()
     for unit in range(len(prepared)):
         kinds: dict[str, list[Document]] = {"documents": [], "heldout": [], "removed": []}
-        for entry, document in _assemble(ledger.of_unit(unit), prepared[unit], cleaned[unit]):
+        for entry, document in _assemble(ledger.units[unit], prepared[unit], cleaned[unit]):
             kind = "removed" if entry.stage else "heldout" if entry.is_heldout else "documents"
             kinds[kind].append(document)
         for document in kinds["documents"]:

@@ -107,7 +107,7 @@ def clean(*, output: Path, prepared: str, decisions: str, line_rules: Mapping[st
             "redacted": json.dumps(row["redacted"]),
             "num_shingles": len(grams),
             "signature": dedup.minhash(grams, num_hashes, seed).tobytes()})
-    temporary = output.with_suffix(".tmp.npy")
+    temporary = output.with_suffix(f".{os.getpid()}.npy")
     np.save(temporary, np.concatenate([np.zeros(0, np.uint64), *shingles]))
     os.replace(temporary, output.with_suffix(".npy"))
     _write(pa.Table.from_pylist(rows, schema=CLEANED_SCHEMA), output.with_suffix(".parquet"))
@@ -136,6 +136,7 @@ def _clean(text: str, is_code: bool, repeated: list[int], line_rules: Mapping[st
 
 
 def _write(table: pa.Table, path: Path) -> None:
-    temporary = path.with_suffix(".tmp")
+    # The process's own name: a worker that outlives a killed run may still be at the same unit.
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
     pq.write_table(table, temporary, compression="zstd")
     os.replace(temporary, path)

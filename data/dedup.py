@@ -120,13 +120,11 @@ class Clusters:
         root: per document, the smallest index of its cluster.
         num_candidates: distinct pairs that were verified.
         num_accepted: pairs that were similar enough.
-        score: per document, the highest verified similarity; 0 when there is none.
     """
 
     root: np.ndarray
     num_candidates: int
     num_accepted: int
-    score: np.ndarray
 
 
 def cluster(groups: Iterator[np.ndarray], num_documents: int,
@@ -141,7 +139,6 @@ def cluster(groups: Iterator[np.ndarray], num_documents: int,
         shingles_of: sorted shingles of a document.
     """
     root = np.arange(num_documents)
-    score = np.zeros(num_documents)
     rejected: set[tuple[int, int]] = set()
     num_accepted = 0
 
@@ -157,15 +154,35 @@ def cluster(groups: Iterator[np.ndarray], num_documents: int,
                 low, high = sorted((find(first), find(second)))
                 if low == high or (first, second) in rejected:
                     continue
-                similarity = jaccard(shingles_of(first), shingles_of(second))
-                if similarity < min_jaccard:
+                if jaccard(shingles_of(first), shingles_of(second)) < min_jaccard:
                     rejected.add((first, second))
                     continue
                 root[high] = low
                 num_accepted += 1
-                score[[first, second]] = np.maximum(score[[first, second]], similarity)
     root = np.array([find(at) for at in range(num_documents)], np.int64)
-    return Clusters(root, num_accepted + len(rejected), num_accepted, score)
+    return Clusters(root, num_accepted + len(rejected), num_accepted)
+
+
+def choose_representatives(members: Sequence[int], shingles_of: Callable[[int], np.ndarray],
+                           min_jaccard: float) -> Iterator[tuple[int, int, float]]:
+    """Thins a cluster so that what goes is similar to what stays, and not only through a chain.
+
+    Args:
+        members: a cluster's documents, the best first.
+
+    Yields:
+        A document that goes, the one that represents it, and their Jaccard similarity, which is
+        at least `min_jaccard`; it is below that between any two that stay.
+    """
+    staying: list[int] = []
+    for member in members:
+        for kept in staying:
+            similarity = jaccard(shingles_of(member), shingles_of(kept))
+            if similarity >= min_jaccard:
+                yield member, kept, similarity
+                break
+        else:
+            staying.append(member)
 
 
 class HeldoutIndex:

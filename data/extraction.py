@@ -21,7 +21,6 @@ HTML_TYPES = ("text/html", "application/xhtml")
 
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u2060\ufeff\ufffe\uffff]")
 SPACES = re.compile(r"[\u00a0\u2000-\u200a\u202f\u205f\u3000]")
-TRAILING = re.compile(r"[ \t]+(?=\n|$)")
 BLANK_LINES = re.compile(r"\n{4,}")
 # UTF-8 that was read as a Western single-byte encoding: a lead byte, then a continuation byte.
 MOJIBAKE = re.compile(r"[ÂÃâ][\x80-\xbf\u20ac\u2013\u2014\u2018-\u201e\u2022\u2026\u2122]|ï»¿")
@@ -78,12 +77,16 @@ def clean(text: str) -> str:
     spaces, at most two blank lines in a row, none at either end.
     """
     text = text[:MAX_TEXT_CHARS].replace("\r\n", "\n").replace("\r", "\n")
-    if MOJIBAKE.search(text):
-        text = ftfy.fix_encoding(text)      # 1.6 MB/s: only where the cheap test fires
     if not text.isascii():
+        if MOJIBAKE.search(text):
+            text = ftfy.fix_encoding(text)      # 1.6 MB/s: only where the cheap test fires
         text = SPACES.sub(" ", unicodedata.normalize("NFC", text))
-    text = TRAILING.sub("", CONTROL.sub("", text))
+    text = _strip_lines(CONTROL.sub("", text))
     return BLANK_LINES.sub("\n\n\n", text).strip("\n")
+
+
+def _strip_lines(text: str) -> str:
+    return "\n".join([line.rstrip() for line in text.split("\n")])
 
 
 def _extract_pydoc(page: str) -> str:
@@ -96,7 +99,7 @@ def _extract_pydoc(page: str) -> str:
         body = boilerplate.sub("", body)
     body = _PYDOC_DOC.sub(_indent, body)
     text = html.unescape(_TAG.sub("", _PYDOC_BREAKS.sub("\n", body.replace("&nbsp;", " "))))
-    text = TRAILING.sub("", text.replace("(builtins.object)\n", "\n"))
+    text = _strip_lines(text.replace("(builtins.object)\n", "\n"))
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 

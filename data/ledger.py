@@ -49,19 +49,17 @@ class Ledger:
 
     def __init__(self, prepared: list[Path]):
         columns = ["id", "domain", "bytes", "exact_key", "signals"]
-        self.entries: list[Entry] = []
+        self.units: list[list[Entry]] = []
         for unit, path in enumerate(prepared):
             rows = pq.read_table(path, columns=columns).to_pylist()
-            self.entries += [Entry(unit, row, **values | {"signals": json.loads(values["signals"])})
-                             for row, values in enumerate(rows)]
+            self.units.append([
+                Entry(unit, row, **values | {"signals": json.loads(values["signals"])})
+                for row, values in enumerate(rows)])
+        self.entries = [entry for entries in self.units for entry in entries]
 
     def staying(self) -> list[Entry]:
         """Documents that nothing has removed yet."""
         return [entry for entry in self.entries if not entry.stage]
-
-    def of_unit(self, unit: int) -> list[Entry]:
-        """Documents of one unit, by row."""
-        return [entry for entry in self.entries if entry.unit == unit]
 
     def funnel(self) -> list[dict[str, Any]]:
         """Per stage: documents and bytes in, out, removed and trimmed, by reason and by domain."""

@@ -60,6 +60,7 @@ def _is_public_ip(found: str) -> bool:
 
 
 def _is_numbering(text: str, match) -> bool:
-    before, after = text[max(match.start() - 16, 0):match.start()], text[match.end():match.end() + 2]
+    before = text[max(match.start() - 16, 0):match.start()]
+    after = text[match.end():match.end() + 2]
     in_chain = before.endswith(".") or (after[:1] == "." and after[1:].isdigit())
     return in_chain or bool(_NUMBERING.search(before))

@@ -25,6 +25,8 @@ from typing import Any
 
 MIN_SUMMARY_CHARS, MAX_SUMMARY_CHARS = 15, 160
 ADDRESS = re.compile(r"\b(at|handle)( |&nbsp;)(?:0x)?[0-9a-f]{8,}")
+# Constants that are objects: their reprs tell addresses and the order of sets.
+OBJECT = re.compile(r"(<strong>\w+</strong> = )[^<\n]*&[lg]t;[^<\n]*")
 HOME = re.compile(r"(?<![\w.])/(?:home|Users)/[\w.-]+")
 FILE_LINK = re.compile(r'<a href="file:[^"]*">([^<]*)</a>')
 SIGNATURE = re.compile(r"^[\w.]+\s*\(.*\)(\s*->.*)?$|->|^\w+\(", re.S)
@@ -82,7 +84,7 @@ def scrub(text: str, pairs: Iterable[Sequence[str]]) -> str:
         text: a page, or any text.
         pairs: absolute paths of this machine and what stands for them, longest first.
     """
-    text = FILE_LINK.sub(r"\1", text)
+    text = OBJECT.sub(r"\1...", FILE_LINK.sub(r"\1", text))
     for local, public in pairs:
         if local in text:
             text = re.sub(rf"(?<![\w.]){re.escape(local)}(?![\w-])", public, text)

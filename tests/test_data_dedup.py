@@ -87,6 +87,18 @@ def test_candidates_that_are_not_similar_are_not_joined():
     assert (found.num_candidates, found.num_accepted) == (1, 0)
 
 
+def test_what_goes_is_similar_to_what_stays():
+    chain = [np.arange(start, start + 100, dtype=np.uint64) for start in range(0, 50, 5)]
+    gone = list(dedup.choose_representatives(range(10), lambda at: chain[at], 0.8))
+    staying = sorted(set(range(10)) - {member for member, _, _ in gone})
+    assert len(staying) > 1
+    for member, kept, similarity in gone:
+        assert kept in staying
+        assert similarity == dedup.jaccard(chain[member], chain[kept]) >= 0.8
+    for one, other in itertools.combinations(staying, 2):
+        assert dedup.jaccard(chain[one], chain[other]) < 0.8
+
+
 def test_heldout_index_equals_all_pairs(shingles):
     heldout, training = shingles[::7], shingles[1::2]
     index = dedup.HeldoutIndex(heldout)

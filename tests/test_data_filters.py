@@ -83,6 +83,7 @@ def test_a_block_stays_where_it_is_seen_first():
 
 def test_a_block_repeated_within_one_document_stays_once():
     assert _mark(["a\nb\nc\nown\na\nb\nc"]) == ["a\nb\nc\nown"]
+    assert _mark(["a\nb\nc\na\nb\nc"]) == ["a\nb\nc"]
 
 
 def test_short_repeats_stay():

@@ -148,7 +148,7 @@ def test_inputs_that_match_nothing_or_have_no_known_format_are_refused(tmp_path)
     (tmp_path / "a.md").write_text("# A")
     (tmp_path / "b.exe").write_bytes(b"MZ")
     assert readers.find_inputs(f"{tmp_path}, {tmp_path}/*.md") == [tmp_path / "a.md"]
-    for patterns in (f"{tmp_path}/none*", f"{tmp_path}/b.exe", " , "):
+    for patterns in (f"{tmp_path},{tmp_path}/none*", f"{tmp_path}/b.exe", " , "):
         with pytest.raises(UserError, match="inputs="):
             readers.find_inputs(patterns)
 

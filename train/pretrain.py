@@ -52,7 +52,7 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
 
     init_key, run_key = jax.random.split(jax.random.key(section.seed))
     optimizer = make_optimizer(section.optimizer, section.num_steps)
-    state = init_state(partial(init, model_config, init_key), optimizer, run_key, mesh)
+    state = init_state(partial(init, model_config), init_key, optimizer, run_key, mesh)
     train_step = make_train_step(
         next_token_loss, optimizer, config=model_config, mesh=mesh, state=state,
         batch_size=section.batch_size, num_microbatches=section.num_microbatches)

@@ -20,20 +20,21 @@ from train.state import TrainState
 LossFn = Callable[..., tuple[jax.Array, Metrics]]
 
 
-def init_state(params_fn: Callable[[], Any], optimizer: optax.GradientTransformation,
-               key: jax.Array, mesh: Mesh) -> TrainState:
+def init_state(make_params: Callable[[Any], Any], source: Any,
+               optimizer: optax.GradientTransformation, key: jax.Array, mesh: Mesh) -> TrainState:
     """Makes the first state directly in its place on the mesh.
 
     Args:
-        params_fn: makes or returns the parameters; traced, so nothing is held twice.
+        make_params: parameters from `source`: from a key, or parameters as they are.
+        key: randomness of the run.
     """
-    def make():
-        params = params_fn()
+    def make(source):
+        params = make_params(source)
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), key)
 
-    shapes = jax.eval_shape(make)
+    shapes = jax.eval_shape(make, source)
     with jax.set_mesh(mesh):
-        return jax.jit(make, out_shardings=state_shardings(shapes, shapes.params, mesh))()
+        return jax.jit(make, out_shardings=state_shardings(shapes, shapes.params, mesh))(source)
 
 
 def accumulate(loss_fn: LossFn, params: Any, batch: Any, key: jax.Array,

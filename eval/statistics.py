@@ -1,0 +1,26 @@
+"""Means with their errors: no score without its uncertainty."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+Z_95 = 1.959963984540054  # two-sided 95 % of the normal distribution
+
+
+def mean_and_stderr(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and its standard error (sample standard deviation over sqrt n; nan for one value)."""
+    array = np.asarray(values, np.float64)
+    stderr = array.std(ddof=1) / np.sqrt(len(array)) if len(array) > 1 else float("nan")
+    return float(array.mean()), float(stderr)
+
+
+def win_rate(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, tuple[float, float]]:
+    """Share of paired scores that we win, ties counting half, and its 95 % interval.
+
+    Pairs are independent, so the interval is the normal one of the mean of 1, 1/2 and 0.
+    """
+    outcomes = (np.sign(np.asarray(ours) - np.asarray(theirs)) + 1) / 2
+    mean, stderr = mean_and_stderr(outcomes)
+    return mean, (max(mean - Z_95 * stderr, 0.0), min(mean + Z_95 * stderr, 1.0))

@@ -1,0 +1,257 @@
+"""A chat in the terminal: streaming, with a KV cache that lives as long as the conversation.
+
+    python -m serve.chat --model=runs/quickstart/dpo
+    echo "What is 3 + 4?" | python -m serve.chat --model=runs/quickstart/dpo
+
+`/reset` forgets the conversation, `/quit` or Ctrl-D leaves, Ctrl-C stops an answer.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+from core import entry
+from core.errors import UserError
+from core.progress import log
+from data.chat import Conversation, Message, ask, render, render_prompt
+from data.tokenizer import Tokenizer, load_tokenizer
+from model.attention import make_cache
+from model.config import ModelConfig
+from model.directory import is_chat_model, load_model
+from model.generation import Sampling, decode, prefill, sample
+from model.transformer import Params
+
+# New tokens are padded to one of these lengths, so that three programs serve every message.
+READ_LENGTHS = (32, 128, 512)
+
+_draw = jax.jit(sample, static_argnames="sampling")
+
+
+class Session:
+    """A conversation with a model; a turn extends the KV cache of the turns before it.
+
+    Args:
+        chat: whether the model answers in turns; otherwise each message begins a new text, and
+            the answer is its continuation.
+        system: an instruction in front of the conversation; "" for none.
+        capacity: tokens that the cache holds, answer included.
+        seed: of the random draws.
+
+    Attributes:
+        num_turns: answers given.
+        num_tokens: tokens drawn in these.
+        decode_secs: time they took, the first of each answer left out.
+
+    Raises:
+        UserError: the system message and one answer exceed `capacity`.
+    """
+
+    def __init__(self, params: Params, config: ModelConfig, tokenizer: Tokenizer,
+                 sampling: Sampling, *, chat: bool = True, system: str = "", capacity: int = 1024,
+                 seed: int = 0):
+        self._params, self._config, self._tokenizer = params, config, tokenizer
+        self._sampling, self._chat, self._capacity = sampling, chat, capacity
+        messages = (Message("system", system),) if system else ()
+        self._head, _ = render(Conversation(messages), tokenizer)
+        self._key = jax.random.key(seed)
+        self.num_turns, self.num_tokens, self.decode_secs = 0, 0, 0.0
+        self._check_fits([])
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets every turn; the system message stays."""
+        self._turns: list[list[int]] = []
+        self._empty_cache()
+
+    @property
+    def tokens(self) -> list[int]:
+        """All tokens of the conversation so far."""
+        return [*self._head, *chain.from_iterable(self._turns)]
+
+    def answer(self, text: str) -> Iterator[str]:
+        """Takes a turn: yields the pieces of the answer to `text` as they are drawn.
+
+        Whoever stops early leaves a conversation that can go on: the answer ends where it was.
+
+        Raises:
+            UserError: the message is too long for the context.
+        """
+        if self._chat:
+            turn = render_prompt(ask(text), self._tokenizer)[1:]
+        else:
+            self.reset()
+            turn = self._tokenizer.encode(text)
+        self._make_room(turn)
+        self._turns.append(turn)
+        self.num_turns += 1
+        logits_BV = self._read()
+        to_text = codecs.getincrementaldecoder("utf-8")("replace")
+        try:
+            for index in range(self._sampling.max_new_tokens):
+                began = time.monotonic()
+                token_B = _draw(logits_BV, sampling=self._sampling,
+                                key=jax.random.fold_in(self._key, self.num_tokens))
+                logits_BV, self._cache = decode(self._params, token_B, self._cache,
+                                                config=self._config)
+                token = int(token_B[0])
+                turn.append(token)
+                self._num_cached += 1
+                self.num_tokens += 1
+                if index > 0:  # the first one may have waited for the compiler
+                    self.decode_secs += time.monotonic() - began
+                if token == self._tokenizer.end:
+                    break
+                yield to_text.decode(self._tokenizer.encoding.decode_single_token_bytes(token))
+            yield to_text.decode(b"", final=True)
+        finally:
+            if turn[-1] != self._tokenizer.end:  # cut short: closed all the same, and read later
+                turn.append(self._tokenizer.end)
+
+    def _read(self) -> jax.Array:
+        """Brings all tokens that are not in the cache into it; returns the next logits_BV."""
+        unread = self.tokens[self._num_cached:]
+        for first in range(0, len(unread), READ_LENGTHS[-1]):
+            piece = unread[first:first + READ_LENGTHS[-1]]
+            length = next(n for n in READ_LENGTHS if n >= len(piece))
+            prompt_BL = np.zeros((1, length), np.int32)
+            prompt_BL[0, :len(piece)] = piece
+            logits_BV, self._cache = prefill(
+                self._params, prompt_BL, np.full(1, len(piece), np.int32), self._cache,
+                config=self._config)
+        self._num_cached += len(unread)
+        return logits_BV
+
+    def _make_room(self, turn: list[int]) -> None:
+        """Drops the oldest turns when `turn` and its answer do not fit behind them.
+
+        The rest must be read anew, so half of the context is freed at once.
+        """
+        self._check_fits(turn)
+        needed = len(turn) + self._sampling.max_new_tokens
+        if len(self.tokens) + needed <= self._capacity:
+            return
+        num_turns = len(self._turns)
+        while self._turns and len(self.tokens) + needed > self._capacity // 2:
+            self._turns.pop(0)
+        log(f"the context of {self._capacity} tokens is full: the oldest "
+            f"{num_turns - len(self._turns)} of {num_turns} turns are forgotten")
+        self._empty_cache()
+
+    def _check_fits(self, turn: list[int]) -> None:
+        given, answer = len(self._head) + len(turn), self._sampling.max_new_tokens
+        if given + answer > self._capacity:
+            raise UserError(f"a message of {given} tokens",
+                            f"and {answer} of its answer exceed a context of {self._capacity}",
+                            "write less, lower --max_new_tokens or raise --context_tokens")
+
+    def _empty_cache(self) -> None:
+        self._cache = make_cache(self._config, 1, self._capacity)
+        self._num_cached = 0
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Collects Ctrl-C instead of raising, so that the cache is never left half-written."""
+    received: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: received.append(number))
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _print_answer(session: Session, text: str) -> None:
+    with _interrupts() as interrupts, contextlib.closing(session.answer(text)) as pieces:
+        for piece in pieces:
+            print(piece, end="", flush=True)
+            if interrupts:
+                break
+    print(flush=True)
+    if interrupts and not sys.stdin.isatty():
+        raise KeyboardInterrupt
+
+
+def _messages(on_terminal: bool) -> Iterator[str]:
+    """The user's messages, up to the end of the input or `/quit`; blank lines are none."""
+    sys.stdin.reconfigure(encoding="utf-8", errors="replace")
+    while True:
+        try:
+            text = input("> " if on_terminal else "").strip()
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            if not on_terminal:
+                raise
+            log("\nCtrl-D or /quit leaves")
+            continue
+        if text == "/quit":
+            return
+        if text:
+            yield text
+
+
+def _open_session() -> Session:
+    values = flags.FLAGS
+    if values.model is None:
+        raise UserError("--model", "is missing", "try --model=runs/quickstart/dpo")
+    sampling = Sampling(values.max_new_tokens, values.temperature, values.top_k, values.top_p)
+    folder = Path(values.model)
+    params, config = load_model(folder)
+    chat = is_chat_model(folder)
+    if not chat:
+        log(f"{folder} is a base model: it continues each text instead of answering")
+        if values.system:
+            raise UserError("--system", "a base model takes no system message", "leave it out")
+    return Session(params, config, load_tokenizer(folder / "tokenizer"), sampling, chat=chat,
+                   system=values.system, capacity=values.context_tokens, seed=values.seed)
+
+
+def chat() -> dict[str, Any]:
+    """Talks until the input ends; returns what the last line of stdout tells."""
+    session = _open_session()
+    on_terminal = sys.stdin.isatty()
+    if on_terminal:
+        log("/reset forgets the conversation, /quit leaves, Ctrl-C stops an answer")
+    for text in _messages(on_terminal):
+        if text == "/reset":
+            session.reset()
+            log("the conversation is forgotten")
+            continue
+        try:
+            _print_answer(session, text)
+        except UserError as error:
+            if not on_terminal:
+                raise
+            log(str(error))
+    num_later = session.num_tokens - session.num_turns  # a first token waits for its message
+    rate = num_later / session.decode_secs if num_later else 0.0
+    return {"turns": session.num_turns, "tokens": session.num_tokens,
+            "tokens_per_sec": round(rate, 1)}
+
+
+def _define_flags() -> None:
+    flags.DEFINE_string("model", None, "Model directory.")
+    flags.DEFINE_float("temperature", 0.7, "Divides the logits; 0 takes the likeliest token.")
+    flags.DEFINE_integer("top_k", 0, "Keeps the k likeliest tokens; 0 keeps all.")
+    flags.DEFINE_float("top_p", 0.95, "Keeps the smallest set of this probability; 1 keeps all.")
+    flags.DEFINE_integer("max_new_tokens", 128, "Tokens after which an answer ends at the latest.")
+    flags.DEFINE_integer("context_tokens", 1024, "Tokens of conversation that the model sees.")
+    flags.DEFINE_integer("seed", 0, "Seed of the random draws.")
+    flags.DEFINE_string("system", "", "Instruction in front of the conversation.")
+
+
+if __name__ == "__main__":
+    _define_flags()
+    entry.run(chat)
