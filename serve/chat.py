@@ -152,9 +152,9 @@ class Session:
     def _check_fits(self, turn: list[int]) -> None:
         given, answer = len(self._head) + len(turn), self._sampling.max_new_tokens
         if given + answer > self._capacity:
-            raise UserError(f"a message of {given} tokens",
-                            f"and {answer} of its answer exceed a context of {self._capacity}",
-                            "write less, lower --max_new_tokens or raise --context_tokens")
+            raise UserError(f"--context_tokens={self._capacity}",
+                            f"does not hold {given} tokens of message and {answer} of answer",
+                            "raise it, lower --max_new_tokens or write less")
 
     def _empty_cache(self) -> None:
         self._cache = make_cache(self._config, 1, self._capacity)
@@ -190,6 +190,7 @@ def _messages(on_terminal: bool) -> Iterator[str]:
         try:
             text = input("> " if on_terminal else "").strip()
         except EOFError:
+            print(end="\n" if on_terminal else "")  # what follows has a line of its own
             return
         except KeyboardInterrupt:
             if not on_terminal:

@@ -1,0 +1,51 @@
+"""What all tests share: eight simulated devices, strict JAX, one compile cache, one tiny model."""
+
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = ROOT / ".cache" / "jax"
+
+# Before jax is imported; subprocesses inherit all of it.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+
+from data.batch import Batch, pack_examples, stack
+from model.config import ModelConfig
+from model.transformer import init
+
+flags.FLAGS(sys.argv[:1])
+
+TINY = ModelConfig(V=97, D=32, N=2, H=4, G=2, K=8, F=64)
+
+
+@pytest.fixture(scope="session")
+def config() -> ModelConfig:
+    """The tiny model's sizes."""
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def params():
+    """The tiny model's parameters. Nothing may donate them."""
+    return init(TINY, jax.random.key(0))
+
+
+@pytest.fixture(scope="session")
+def batch() -> Batch:
+    """Eight packed rows of 24 inputs: several documents a row, some padding, uneven weights."""
+    rng = np.random.default_rng(0)
+    sizes = [5, 9, 11, 25, 7, 6, 12, 17, 3, 20, 8, 14, 10, 25, 4, 16, 9, 13]
+    examples = [(rng.integers(0, TINY.V, n).tolist(), rng.integers(0, 3, n).tolist())
+                for n in sizes]
+    rows, _ = pack_examples(examples, row_length=24)
+    return stack(rows[:8])
