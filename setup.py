@@ -32,6 +32,7 @@ CORE = [
 ]
 
 EXTRAS = {
+    "cuda": ["jax[cuda13]>=0.10.2,<0.12"],
     "report": ["matplotlib>=3.10"],
     "dev": ["pytest>=9", "ruff>=0.14", "hypothesis>=6"],
 }

@@ -57,9 +57,11 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(Path(path).read_text())
     except FileNotFoundError:
-        raise UserError(str(path), "no such file", "build the artifact that should hold it") from None
+        raise UserError(str(path), "no such file",
+                        "build the artifact that should hold it") from None
     except ValueError as error:
-        raise UserError(str(path), f"is not valid JSON ({error})", "build its artifact anew") from None
+        raise UserError(str(path), f"is not valid JSON ({error})",
+                        "build its artifact anew") from None
 
 
 def code_digest(module_file: str | Path) -> str:
@@ -168,14 +170,26 @@ def _versions() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Holds the folder for this process; a second builder of the same artifact is refused."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as file:
+def locked(final: Path) -> Iterator[None]:
+    """Holds an artifact for this process; a second builder, of whatever config, is refused.
+
+    The lock lies beside the artifact: setting a folder aside must not carry it away.
+
+    Raises:
+        UserError: another process holds the artifact, or its workdir cannot be written.
+    """
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        file = open(final.with_name(f".{final.name}.lock"), "w")  # noqa: SIM115 -- closed below
+    except OSError as error:
+        raise UserError(f"--workdir={final.parent}",
+                        f"cannot be written ({error.strerror.lower()})",
+                        "choose one that you may write to") from None
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UserError(str(folder), "another process is building this artifact",
+            raise UserError(str(final), "another process is building this artifact",
                             "wait for it, or choose another --workdir") from None
         yield
 
@@ -207,19 +221,19 @@ def open_partial(partial: Path, lineage: Mapping[str, Any]) -> None:
         else:
             log(f"{partial.name}: {_changes(old, lineage)} changed; the unfinished one is kept as "
                 f"{_set_aside(partial, old)}")
-    partial.mkdir(parents=True, exist_ok=True)
+    partial.mkdir(exist_ok=True)
     write_json(partial / "lineage.json", lineage)
 
 
-def finish(partial: Path, final: Path, lineage: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
-    """Completes `partial` with lineage and metrics, flushes it to disk and renames it to `final`."""
+def finish(partial: Path, final: Path, lineage: Mapping[str, Any],
+           metrics: Mapping[str, Any]) -> None:
+    """Completes `partial` with lineage and metrics, flushes it and renames it to `final`."""
     write_json(partial / "metrics.json", metrics)
     write_json(partial / "lineage.json", lineage)
     for path in sorted(partial.rglob("*")):
         if path.is_file():
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
-    (partial / ".lock").unlink(missing_ok=True)
     os.rename(partial, final)
 
 

@@ -80,7 +80,7 @@ def config_and_workdir() -> tuple[ConfigDict, Path]:
     """The parsed config and the workdir; raises `UserError` when a flag is missing."""
     if flags.FLAGS.config is None:
         raise UserError("--config", "is missing", "try --config=configs/quickstart.py")
-    if flags.FLAGS.workdir is None:
+    if not flags.FLAGS.workdir:
         raise UserError("--workdir", "is missing", "try --workdir=runs/quickstart")
     return flags.FLAGS.config, Path(flags.FLAGS.workdir)
 
@@ -97,17 +97,18 @@ def _run_stage(section, build, parents, sections, inputs, module_file) -> dict[s
     lineage = artifacts.make_lineage(
         stage=section,
         config={name: config[name].to_dict() for name in (section, *sections)},
-        inputs={field: mark for field, (_, mark) in found.items()} | dict(inputs(config) if inputs else {}),
+        inputs={field: mark for field, (_, mark) in found.items()}
+        | dict(inputs(config) if inputs else {}),
         code=artifacts.code_digest(module_file))
     final = workdir / own.out
     partial = final.with_name(f"{final.name}.partial")
     result = {"stage": section, "path": str(final)}
-    if artifacts.find_finished(final, lineage):
-        log(f"{section}: {final} is up to date")
-        return result | {"skipped": True} | artifacts.read_json(final / "metrics.json")
     began = time.monotonic()
-    artifacts.open_partial(partial, lineage)
-    with artifacts.locked(partial):
+    with artifacts.locked(final):
+        if artifacts.find_finished(final, lineage):
+            log(f"{section}: {final} is up to date")
+            return result | {"skipped": True} | artifacts.read_json(final / "metrics.json")
+        artifacts.open_partial(partial, lineage)
         metrics = dict(build(config, {field: path for field, (path, _) in found.items()}, partial))
         secs = time.monotonic() - began
         metrics |= {"secs": round(secs, 1), "peak_memory_bytes": _peak_memory_bytes()}
@@ -119,10 +120,14 @@ def _run_stage(section, build, parents, sections, inputs, module_file) -> dict[s
 def _parse_flags() -> None:
     try:
         rest = flags.FLAGS(sys.argv)[1:]
+        if "config" in flags.FLAGS and flags.FLAGS.config is not None:
+            flags.FLAGS.config.keys()  # a config that failed to load says so at its first use
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        _fail(" ".join(str(error).split()))
-    except FileNotFoundError as error:
-        _fail(f"--config={error.filename}: no such file: choose one of configs/*.py")
+        # Of a ValueError in get_config the flag quotes the whole traceback; its last line is ours.
+        line = str(error).rpartition("\nValueError: ")[2]
+        _fail(" ".join(line.split()))
+    except OSError as error:
+        _fail(f"--config: {str(error).splitlines()[-1].strip()}: choose one of configs/*.py")
     if rest:
         _fail(f"{rest[0]!r}: unexpected argument: flags look like --config.section.field=value")
 

@@ -15,7 +15,6 @@ import ftfy
 from resiliparse.extract.html2text import extract_plain_text
 from resiliparse.parse.encoding import bytes_to_str, detect_encoding
 
-MAX_TEXT_CHARS = 8 << 20            # a longer text is cut: no page of use is that long
 ENCODING_SAMPLE_BYTES = 64 << 10
 HTML_TYPES = ("text/html", "application/xhtml")
 
@@ -76,7 +75,7 @@ def clean(text: str) -> str:
     NFC, mojibake repaired, plain spaces, ``\\n`` line ends, no control characters, no trailing
     spaces, at most two blank lines in a row, none at either end.
     """
-    text = text[:MAX_TEXT_CHARS].replace("\r\n", "\n").replace("\r", "\n")
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
     if not text.isascii():
         if MOJIBAKE.search(text):
             text = ftfy.fix_encoding(text)      # 1.6 MB/s: only where the cheap test fires
@@ -99,6 +98,7 @@ def _extract_pydoc(page: str) -> str:
         body = boilerplate.sub("", body)
     body = _PYDOC_DOC.sub(_indent, body)
     text = html.unescape(_TAG.sub("", _PYDOC_BREAKS.sub("\n", body.replace("&nbsp;", " "))))
+    text = html.unescape(text)  # pydoc escapes default values of signatures twice
     text = _strip_lines(text.replace("(builtins.object)\n", "\n"))
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 

@@ -58,7 +58,8 @@ def cache_mask(length_B: jax.Array, num_new: int, capacity: int) -> jax.Array:
     return jnp.arange(capacity)[None, None] <= position_BL[:, :, None]
 
 
-def attend(q_BLHK: jax.Array, k_BMGK: jax.Array, v_BMGK: jax.Array, mask_BLM: jax.Array) -> jax.Array:
+def attend(q_BLHK: jax.Array, k_BMGK: jax.Array, v_BMGK: jax.Array,
+           mask_BLM: jax.Array) -> jax.Array:
     """Grouped-query attention, softmax in float32; returns out_BLHK in the dtype of `q_BLHK`."""
     batch, length, num_heads, head_size = q_BLHK.shape
     num_groups = k_BMGK.shape[2]

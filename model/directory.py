@@ -93,6 +93,7 @@ def load_model(folder: Path, mesh: jax.sharding.Mesh | None = None) -> tuple[Par
 def _check_tokenizer(tokenizer: Path, config: ModelConfig) -> dict:
     described = read_json(tokenizer / "tokenizer.json")
     if described["vocab_size"] != config.V:
-        raise UserError(f"{tokenizer}", f"has {described['vocab_size']} tokens, the model {config.V}",
+        raise UserError(str(tokenizer),
+                        f"has {described['vocab_size']} tokens, the model {config.V}",
                         "use the tokenizer that the model was trained with")
     return described

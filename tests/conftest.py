@@ -1,16 +1,17 @@
+
 """What all tests share: eight simulated devices, strict JAX, one compile cache, one tiny model."""
 
 import os
 import sys
-from pathlib import Path
+from functools import partial
 
-ROOT = Path(__file__).resolve().parent.parent
-CACHE = ROOT / ".cache" / "jax"
+from core.artifacts import ROOT
 
 # Before jax is imported; subprocesses inherit all of it.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
-os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compiling is nearly all that tests do
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".cache" / "jax")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 
@@ -18,14 +19,17 @@ import jax
 import numpy as np
 import pytest
 from absl import flags
+from hypothesis import settings
 
 from data.batch import Batch, pack_examples, stack
 from model.config import ModelConfig
-from model.transformer import init
+from model.transformer import Params, init
 
 flags.FLAGS(sys.argv[:1])
+settings.register_profile("house", deadline=None, database=None, derandomize=True)
+settings.load_profile("house")
 
-TINY = ModelConfig(V=97, D=32, N=2, H=4, G=2, K=8, F=64)
+TINY = ModelConfig(V=98, D=32, N=2, H=4, G=2, K=8, F=64)
 
 
 @pytest.fixture(scope="session")
@@ -35,9 +39,9 @@ def config() -> ModelConfig:
 
 
 @pytest.fixture(scope="session")
-def params():
+def params() -> Params:
     """The tiny model's parameters. Nothing may donate them."""
-    return init(TINY, jax.random.key(0))
+    return jax.jit(partial(init, TINY))(jax.random.key(0))
 
 
 @pytest.fixture(scope="session")

@@ -91,8 +91,8 @@ def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation, *,
         params = optax.apply_updates(state.params, update)
         metrics = {name: total / jnp.maximum(weight, 1e-9)
                    for name, (total, weight) in sums.items()}
-        metrics |= {"gradient_norm": optax.global_norm(gradient),
-                    "param_norm": optax.global_norm(params)}
+        metrics |= {"gradient_norm": optax.tree.norm(gradient),
+                    "param_norm": optax.tree.norm(params)}
         return TrainState(state.step + 1, params, opt_state, state.key), metrics
 
     shardings = state_shardings(state, state.params, mesh)

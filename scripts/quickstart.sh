@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# The whole road: from raw pages to a model to chat with, and a report to look at.
+#
+#   bash scripts/quickstart.sh [cpu|accelerator|smoke] [WORKDIR]
+#
+# Stages that are done are skipped; a killed run goes on where it stopped. Each stage prints one
+# JSON line; the last line of all sums the road up.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+variant=${1:-cpu}
+workdir=${2:-runs/quickstart-$variant}
+extras=report
+[ "$variant" = accelerator ] && extras=report,cuda
+source scripts/environment.sh "$extras"
+
+stage() {
+  local module=$1
+  shift
+  "$python" -m "$module" --config="configs/quickstart.py:$variant" --workdir="$workdir" "$@"
+}
+
+stage data.curate
+stage data.train_tokenizer
+stage data.pack
+stage train.pretrain
+stage eval.run
+stage align.sft
+stage eval.run --config.eval.model=sft --config.eval.out=eval_sft
+stage align.pairs
+stage align.dpo
+stage eval.run --config.eval.model=dpo --config.eval.out=eval_dpo --config.eval.against=eval_sft
+echo "chat with it:  .venv/bin/python -m serve.chat --model=$workdir/dpo" >&2
+stage scripts.report

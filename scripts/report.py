@@ -1,0 +1,73 @@
+"""Stage: one self-contained page about a whole run, pictures first.
+
+    python -m scripts.report --config=configs/quickstart.py --workdir=runs/quickstart
+
+Writes `report.html`: no script, no network, everything inlined. The same artifacts give the same
+bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from core import entry
+from core.artifacts import digest
+from core.progress import log
+from scripts import report_sections as sections
+from scripts.report_markup import Markup, join, tag
+from scripts.report_run import MODELS, STAGES, Run
+
+STYLE = Path(__file__).with_name("report.css")
+# Texts from the web are shown here: the browser is told to run nothing and to load nothing.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+
+
+def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict[str, Any]:
+    """Writes the page; returns its path and the run's key numbers.
+
+    Args:
+        parents: one folder for each of `STAGES`.
+
+    Raises:
+        UserError: a file of an artifact is missing or damaged.
+    """
+    run = Run(parents)
+    for name, field in run.strangers():
+        log(f"report: {name} was built from another {field} than the one that is shown")
+    (folder / "report.html").write_text(render_page(run), encoding="utf-8")
+    return {"run_dir": str(folder.parent),
+            "report": str(folder.with_name(Path(config.report.out).name) / "report.html"),
+            **key_numbers(run)}
+
+
+def render_page(run: Run) -> str:
+    """The whole page as HTML."""
+    body = join(sections.headline(run), tag(
+        "main", sections.curation(run), sections.training(run), sections.compression(run),
+        sections.evaluation(run), sections.answers(run), sections.lineage(run)))
+    head = join(tag("meta", charset="utf-8"),
+                tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+                tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
+                tag("meta", name="color-scheme", content="light dark"),
+                tag("title", "Heartwood: run report"), tag("style", Markup(STYLE.read_text())))
+    return f"<!doctype html>\n{tag('html', tag('head', head), tag('body', body), lang='en')}\n"
+
+
+def key_numbers(run: Run) -> dict[str, Any]:
+    """The numbers that tell whether a run succeeded."""
+    base, dpo = run.evals["base"], run.evals["dpo"]
+    return {"minutes": round(run.secs() / 60, 2), "corpus_documents": run.manifest["documents"],
+            "corpus_bytes": run.manifest["bytes"], "base_bpb": base["bpb"],
+            "unigram_bpb": base["unigram_bpb"], "xz_bpb": base["xz_bpb"],
+            "mc_acc": {model: run.evals[model]["mc_acc"] for model in MODELS},
+            "verifiable_acc": {model: run.evals[model]["verifiable_acc"] for model in MODELS},
+            "dpo_win_rate": dpo.get("win_rate"), "dpo_win_rate_ci": dpo.get("win_rate_ci")}
+
+
+if __name__ == "__main__":
+    entry.run_stage("report", build, parents=STAGES,
+                    inputs=lambda config: {"style": digest(STYLE.read_text())})

@@ -1,0 +1,204 @@
+"""What a report shows: a finished run's artifacts, read once, and the numbers drawn from them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from core.artifacts import read_json
+from core.errors import UserError
+from eval.run import read_rows
+from eval.statistics import Z_95, mean_and_stderr
+
+STAGES = ("corpus", "tokenizer", "tokens", "base", "eval_base", "sft", "eval_sft", "pairs", "dpo",
+          "eval_dpo")
+MODELS = ("base", "sft", "dpo")
+NUM_SAMPLES = 3          # removed documents that are shown per reason
+NUM_QUESTIONS = {"verifiable": 3, "open": 2}  # that are shown with every model's answer
+
+
+@dataclasses.dataclass(frozen=True)
+class Artifact:
+    """A finished artifact: where it is, where it comes from, what it measured."""
+
+    name: str
+    folder: Path
+    lineage: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A mean with its 95 % interval; nan where nothing was measured."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """One question and every model's row for it: prompt, completion, score."""
+
+    source: str
+    question: str
+    reference: str
+    rows: Mapping[str, Mapping[str, Any]]
+
+
+class Run:
+    """All artifacts of one run.
+
+    Args:
+        folders: for each of `STAGES` its folder.
+
+    Raises:
+        UserError: a file of an artifact is missing or damaged.
+    """
+
+    def __init__(self, folders: Mapping[str, Path]):
+        self.artifacts = {name: Artifact(name, folders[name],
+                                         read_json(folders[name] / "lineage.json"),
+                                         read_json(folders[name] / "metrics.json"))
+                          for name in STAGES}
+        self.manifest = read_json(folders["corpus"] / "manifest.json")
+        self.shape = read_json(folders["base"] / "model.json")["config"]
+        self.evals = {model: self.artifacts[f"eval_{model}"].metrics for model in MODELS}
+        self._rows = {(model, source): _read_lines(folders[f"eval_{model}"] / f"{source}.jsonl")
+                      for model in MODELS for source in NUM_QUESTIONS}
+
+    def secs(self) -> float:
+        """Seconds of all stages together."""
+        return math.fsum(artifact.metrics["secs"] for artifact in self.artifacts.values())
+
+    def curve(self, name: str, metric: str) -> list[tuple[float, float]]:
+        """A training's metric over its steps; values that are no finite number are left out."""
+        rows = _read_lines(self.artifacts[name].folder / "metrics.jsonl")
+        return [(row["step"], row[metric]) for row in rows
+                if math.isfinite(row.get(metric, math.nan))]
+
+    def tokens_per_sec(self, name: str) -> float:
+        """Speed of a training at its last logged step; nan where none was logged."""
+        rows = _read_lines(self.artifacts[name].folder / "speed.jsonl")
+        return rows[-1]["tokens_per_sec"] if rows else math.nan
+
+    def families(self) -> dict[str, dict[str, Estimate]]:
+        """Accuracy of every family of verifiable questions, by model."""
+        found: dict[str, dict[str, Estimate]] = defaultdict(dict)
+        for model in MODELS:
+            scores = defaultdict(list)
+            for row in self._rows[model, "verifiable"]:
+                scores[row["family"]].append(row["score"])
+            for family, values in scores.items():
+                found[family][model] = proportion(mean_and_stderr(values)[0], len(values))
+        return dict(sorted(found.items()))
+
+    def answers(self) -> list[Answers]:
+        """Questions that every model answered: the first by the SHA-256 of their text."""
+        picked = []
+        for source, number in NUM_QUESTIONS.items():
+            by_question = [{row["question"]: row for row in self._rows[model, source]
+                            if source == "verifiable" or row["task"] != "verifiable"}
+                           for model in MODELS]
+            shared = set.intersection(*map(set, by_question))
+            for question in sorted(shared, key=_sha256)[:number]:
+                rows = {model: rows[question] for model, rows in zip(MODELS, by_question)}
+                picked.append(Answers(source, question, rows["base"]["reference"], rows))
+        return picked
+
+    def domains_by_stage(self) -> list[dict[str, int]]:
+        """Documents by domain before the first stage and after each, walked back from the end."""
+        staying = Counter(self.heldout_by_domain())
+        staying.update({domain: counts["documents"]
+                        for domain, counts in self.manifest["kept_by_domain"].items()})
+        stages = [dict(staying)]
+        for stage in reversed(self.manifest["funnel"]):
+            staying.update({domain: counts["documents"]
+                            for domain, counts in stage["removed_by_domain"].items()})
+            stages.insert(0, dict(staying))
+        return stages
+
+    def heldout_by_domain(self) -> Counter:
+        """Held-out documents by domain."""
+        domains = Counter()
+        for part in sorted((self.artifacts["corpus"].folder / "heldout").glob("*.parquet")):
+            domains.update(row["domain"] for row in _read_rows(part, ["domain"]))
+        return domains
+
+    def removed_samples(self) -> dict[str, list[dict[str, Any]]]:
+        """For every reason the `NUM_SAMPLES` removed documents of the smallest ids."""
+        parts = sorted((self.artifacts["corpus"].folder / "removed").glob("*.parquet"))
+        places = defaultdict(list)
+        for number, part in enumerate(parts):
+            for row in _read_rows(part, ["id", "reason"]):
+                places[row["reason"]].append((row["id"], number))
+        samples = {}
+        for reason, found in places.items():
+            chosen = sorted(set(found))[:NUM_SAMPLES]
+            samples[reason] = [
+                _read_rows(parts[number], ["text", "source", "score"],
+                           [("id", "=", document_id), ("reason", "=", reason)])[0]
+                for document_id, number in chosen]
+        return samples
+
+    def edges(self) -> list[tuple[str, str]]:
+        """(parent, child) for every input that is one of the artifacts shown."""
+        owner = {artifact.lineage["fingerprint"]: artifact.name
+                 for artifact in self.artifacts.values()}
+        return [(owner[mark], artifact.name) for artifact in self.artifacts.values()
+                for mark in artifact.lineage["inputs"].values() if mark in owner]
+
+    def strangers(self) -> list[tuple[str, str]]:
+        """(artifact, field) for every parent artifact that is not the one shown here."""
+        marks = {artifact.lineage["fingerprint"] for artifact in self.artifacts.values()}
+        return [(artifact.name, field) for artifact in self.artifacts.values()
+                if artifact.name != "corpus"  # its inputs are files, not artifacts
+                for field, mark in artifact.lineage["inputs"].items() if mark not in marks]
+
+
+def proportion(mean: float, num_items: int) -> Estimate:
+    """A share of right answers with its Wilson interval (JASA 22, 1927), honest near 0 and 1."""
+    if not num_items or not math.isfinite(mean):
+        return Estimate(math.nan, math.nan, math.nan)
+    scale = 1 + Z_95**2 / num_items
+    centre = (mean + Z_95**2 / (2 * num_items)) / scale
+    half = Z_95 / scale * math.sqrt(mean * (1 - mean) / num_items + (Z_95 / (2 * num_items))**2)
+    return Estimate(mean, max(centre - half, 0.0), min(centre + half, 1.0))
+
+
+def smooth(points: Sequence[tuple[float, float]], reach: int) -> list[tuple[float, float]]:
+    """Mean over each point and its `reach` neighbours on either side, fewer at the ends."""
+    near = [[y for _, y in points[max(0, i - reach):i + reach + 1]] for i in range(len(points))]
+    return [(x, math.fsum(values) / len(values)) for (x, _), values in zip(points, near)]
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, ValueError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise UserError(str(path), f"cannot be read ({reason})",
+                        "build its artifact anew") from None
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    with _reading(path):
+        return read_rows(path)
+
+
+def _read_rows(path: Path, columns: list[str], filters: list | None = None) -> list[dict[str, Any]]:
+    with _reading(path):
+        return pq.read_table(path, columns=columns, filters=filters).to_pylist()
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()

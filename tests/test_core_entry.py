@@ -1,0 +1,201 @@
+"""Entry points as a user meets them: real processes around a toy stage."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from core.artifacts import ROOT
+
+CONFIG = '''
+from ml_collections import ConfigDict
+
+def get_config(arg=None):
+    return ConfigDict(dict(
+        count=dict(out="counts", upto=3, label="a", rate=0.5, behave=""),
+        double=dict(out="doubled", counts="counts", times=2)))
+'''
+
+COUNT = '''
+import errno, time
+from core import entry
+from core.artifacts import write_json
+
+def build(config, parents, folder):
+    """Counts."""
+    section, done = config.count, folder / "done"
+    start = len(done.read_text()) if done.exists() else 0
+    for number in range(start, section.upto):
+        with open(done, "a") as file:
+            file.write(".")
+        if section.behave == "die" and number == 1:
+            raise KeyboardInterrupt
+        if section.behave == "full":
+            raise OSError(errno.ENOSPC, "No space left on device", str(done))
+        if section.behave == "wait":
+            time.sleep(60)
+    return {"start": start, "numbers": section.upto}
+
+if __name__ == "__main__":
+    entry.run_stage("count", build)
+'''
+
+DOUBLE = '''
+from core import entry
+from core.artifacts import read_json
+
+def build(config, parents, folder):
+    numbers = read_json(parents["counts"] / "metrics.json")["numbers"]
+    return {"numbers": config.double.times * numbers}
+
+if __name__ == "__main__":
+    entry.run_stage("double", build, parents=("counts",))
+'''
+
+
+@pytest.fixture
+def toy(tmp_path):
+    """A folder with a config and two stages, and how to run them there."""
+    for name, text in (("config", CONFIG), ("count", COUNT), ("double", DOUBLE)):
+        (tmp_path / f"{name}.py").write_text(text)
+    return tmp_path
+
+
+def _start(toy, stage, *flags, workdir="work"):
+    command = [sys.executable, str(toy / f"{stage}.py"), f"--config={toy / 'config.py'}",
+               f"--workdir={toy / workdir}", *flags]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
+
+
+def _run(toy, stage, *flags, workdir="work"):
+    """The JSON of the last line on stdout, and stderr."""
+    process = _start(toy, stage, *flags, workdir=workdir)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    return json.loads(stdout.splitlines()[-1]), stderr
+
+
+def _refuse(toy, stage, *flags, workdir="work"):
+    """The one line with which a command fails."""
+    process = _start(toy, stage, *flags, workdir=workdir)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 2 and not stdout and "Traceback" not in stderr, stderr
+    errors = [line for line in stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, stderr
+    return errors[0]
+
+
+def test_a_stage_is_built_once_and_anew_when_its_config_changes(toy):
+    first, _ = _run(toy, "count")
+    assert first["skipped"] is False and first["numbers"] == 3 and first["stage"] == "count"
+    again, stderr = _run(toy, "count", "--config.double.times=5")  # another stage's business
+    assert again["skipped"] is True and again["numbers"] == 3 and "is up to date" in stderr
+    changed, stderr = _run(toy, "count", "--config.count.upto=4")
+    assert changed["skipped"] is False and changed["numbers"] == 4
+    kept = sorted(path.name for path in (toy / "work").glob("[!.]*"))
+    assert len(kept) == 2 and kept[0] == "counts" and kept[1].startswith("counts.")
+    assert f"its config changed since it was built; the old one is kept as {kept[1]}" in stderr
+    assert json.loads((toy / "work" / kept[1] / "metrics.json").read_text())["numbers"] == 3
+
+
+def test_new_code_and_new_parents_build_anew(toy):
+    _run(toy, "count")
+    assert _run(toy, "double")[0]["numbers"] == 6
+    (toy / "double.py").write_text(DOUBLE.replace("config.double.times *", "3 *"))
+    result, stderr = _run(toy, "double")
+    assert result["numbers"] == 9 and "its code changed" in stderr
+    (toy / "double.py").write_text("# a remark\n" + (toy / "double.py").read_text())
+    assert _run(toy, "double")[0]["skipped"] is True
+    _run(toy, "count", "--config.count.upto=4")
+    result, stderr = _run(toy, "double")
+    assert result["numbers"] == 12 and "its inputs changed" in stderr
+
+
+def test_an_interrupted_stage_goes_on_where_it_stopped(toy):
+    process = _start(toy, "count", "--config.count.behave=die")
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130 and "run the same command again" in stderr
+    assert not (toy / "work" / "counts").exists()
+    (toy / "count.py").write_text(COUNT.replace("raise KeyboardInterrupt", "pass"))
+    result, stderr = _run(toy, "count", "--config.count.behave=die")
+    assert result["start"] == 2
+    assert "going on where an earlier run stopped, although the code has changed" in stderr
+    assert not (toy / "work" / "counts.partial").exists()
+
+
+def test_an_unfinished_stage_of_another_config_is_set_aside(toy):
+    _start(toy, "count", "--config.count.behave=die").communicate(timeout=60)
+    result, stderr = _run(toy, "count")
+    assert result["start"] == 0 and "its config changed; the unfinished one is kept" in stderr
+
+
+def test_a_second_builder_is_refused_and_a_killed_one_leaves_no_lock(toy):
+    first = _start(toy, "count", "--config.count.behave=wait")
+    done = toy / "work" / "counts.partial" / "done"
+    deadline = time.monotonic() + 30
+    while not done.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    try:
+        for behave in ("wait", "die"):  # the same work, and other work of the same name
+            line = _refuse(toy, "count", f"--config.count.behave={behave}")
+            assert "another process is building this artifact" in line
+        assert done.read_text() == "."
+    finally:
+        first.send_signal(signal.SIGKILL)
+        first.communicate(timeout=60)
+    (toy / "count.py").write_text(COUNT.replace("time.sleep(60)", "pass"))
+    assert _run(toy, "count", "--config.count.behave=wait")[0]["start"] == 1
+
+
+@pytest.mark.parametrize("flags, parts", [
+    (["--config.count.uptoo=3"], ["uptoo", "Did you mean", "upto"]),
+    (["--config.count.upto=many"], ["upto", "many"]),
+    (["--config.count.rate=fast"], ["rate", "fast"]),
+    (["--wrkdir=x"], ["wrkdir", "Did you mean", "workdir"]),
+    (["surplus"], ["surplus", "unexpected argument"]),
+    (["--config=nowhere.py"], ["nowhere.py", "No such file", "choose one of configs/*.py"]),
+    (["--config=nowhere.py", "--config.count.upto=3"], ["nowhere.py", "No such file"]),
+    (["--config=configs/quickstart.py:bogus"], ["error: config variant 'bogus': is none of"]),
+    (["--config=configs/quickstart.py"], ["config.count: this config has no such section"]),
+    (["--workdir="], ["--workdir"]),
+], ids=lambda value: value[0])
+def test_wrong_flags_are_one_line(toy, flags, parts):
+    line = _refuse(toy, "count", *flags)
+    assert all(part in line for part in parts), line
+    assert not (toy / "work").exists()
+
+
+def test_a_missing_parent_is_one_line(toy):
+    line = _refuse(toy, "double")
+    assert "double.counts='counts': no finished artifact at" in line and "--config.double" in line
+    (toy / "work" / "counts.partial").mkdir(parents=True)
+    assert "no finished artifact" in _refuse(toy, "double"), "a partial one is none"
+
+
+def test_a_folder_that_is_no_artifact_is_left_alone(toy):
+    (toy / "work" / "counts").mkdir(parents=True)
+    (toy / "work" / "counts" / "thesis.txt").write_text("precious")
+    assert "exists and is not an artifact of ours" in _refuse(toy, "count")
+    assert (toy / "work" / "counts" / "thesis.txt").read_text() == "precious"
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_artifact(toy):
+    line = _refuse(toy, "count", "--config.count.behave=full")
+    assert "no space left on device" in line and "free space" in line and "done" in line
+    assert not (toy / "work" / "counts").exists()
+
+
+def test_a_workdir_that_cannot_be_written_is_one_line(toy):
+    (toy / "file").write_text("not a folder")
+    assert f"--workdir={toy / 'file'}: cannot be written" in _refuse(toy, "count", workdir="file")
+    assert "--workdir=/proc/nowhere: cannot be written" in _refuse(
+        toy, "count", workdir="/proc/nowhere")
+    if os.geteuid() > 0:  # permissions do not bind root
+        (toy / "locked").mkdir(mode=0o500)
+        assert os.strerror(errno.EACCES).lower() in _refuse(toy, "count", workdir="locked")

@@ -1,0 +1,145 @@
+"""Scores: bits per byte, log-likelihoods, answers and their statistics."""
+
+import lzma
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from core.artifacts import write_json
+from data import tokenizer as tokenizers
+from data.chat import ask
+from data.documents import Document, write_documents
+from data.tokenizer import Tokenizer
+from eval.answers import complete, make_prompts
+from eval.bits_per_byte import bits_per_byte, unigram_bits_per_byte, xz_bits_per_byte
+from eval.choices import ChoiceScore, continuation_logps
+from eval.statistics import mean_and_stderr, win_rate
+from model.generation import Sampling
+from model.head import token_logps
+from model.transformer import forward
+
+# 93 ordinary tokens, so that with 5 special ones the tiny model's 98 are used up.
+RANKS = {bytes([b]): i for i, b in enumerate(range(32, 125))}
+
+
+@partial(jax.jit, static_argnames="config")
+def logps_BL(params, tokens_BL, targets_BL, *, config):
+    """Log-probabilities of one unpacked document per row."""
+    positions_BL = jnp.arange(tokens_BL.shape[1])[None]
+    x_BLD = forward(params, tokens_BL, positions_BL, jnp.ones_like(tokens_BL), config=config)
+    return token_logps(params, x_BLD, targets_BL, config=config)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer(RANKS)
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory, tokenizer):
+    """A token folder written by hand: three held-out documents, one of training."""
+    folder = tmp_path_factory.mktemp("tokens")
+    rng = np.random.default_rng(0)
+    domains = {}
+    for name, sizes in {"heldout": (50, 3, 120), "pages": (400,)}.items():
+        ids, ends = [], []
+        for size in sizes:
+            ids += [tokenizer.bos, *rng.integers(0, 93, size), tokenizer.end]
+            ends.append(len(ids))
+        np.asarray(ids, "<u2").tofile(folder / f"{name}.tokens")
+        np.asarray(ends, "<i8").tofile(folder / f"{name}.ends")
+        domains[name] = {"tokens": len(ids)}
+    tokenizer.save(folder / "tokenizer")
+    write_json(folder / "tokens.json", {"dtype": "uint16", "vocab_size": 98, "domains": domains})
+    return folder
+
+
+def test_bits_per_byte_of_a_uniform_model_is_log2_of_the_vocabulary(params, config, tokens):
+    uniform = jax.tree.map(jnp.zeros_like, params)
+    got = bits_per_byte(uniform, config, tokens, row_length=32, batch_size=4)
+    assert got == pytest.approx(math.log2(98), rel=1e-6)  # every ordinary token is one byte
+
+
+def test_bits_per_byte_scores_each_document_as_alone(params, config, tokens, tokenizer):
+    """Rows long enough for everything: the sum of each document's own log-probabilities."""
+    ids = np.fromfile(tokens / "heldout.tokens", "<u2").astype(np.int32)
+    ends = np.fromfile(tokens / "heldout.ends", "<i8")
+    nats = num_bytes = 0
+    for start, end in zip(np.r_[0, ends[:-1]], ends):
+        document = ids[start:end]
+        inputs, targets = document[None, :-1], document[None, 1:]
+        logps = np.asarray(logps_BL(params, inputs, targets, config=config))[0]
+        nats -= logps[:-1].sum()  # all but <|end|>
+        num_bytes += len(document) - 2
+    got = bits_per_byte(params, config, tokens, row_length=200, batch_size=2)
+    assert got == pytest.approx(nats / math.log(2) / num_bytes, rel=1e-5)
+
+
+def test_bits_per_byte_does_not_depend_on_the_batch(params, config, tokens):
+    got = [bits_per_byte(params, config, tokens, row_length=32, batch_size=b) for b in (1, 3, 8)]
+    np.testing.assert_allclose(got, got[0], rtol=1e-6)
+
+
+def test_unigram_and_xz_by_an_independent_count(tokens, tmp_path):
+    train = np.fromfile(tokens / "pages.tokens", "<u2")
+    heldout = np.fromfile(tokens / "heldout.tokens", "<u2")
+    counts = {t: 1 + int(np.sum(train == t)) for t in range(93)}
+    text = [int(t) for t in heldout if t < 93]
+    bits = -sum(math.log2(counts[t] / sum(counts.values())) for t in text)
+    assert unigram_bits_per_byte(tokens) == pytest.approx(bits / len(text))
+
+    texts = ["a page about xz " * 40, "another page é"]
+    write_documents(tmp_path / "heldout" / "part-0.parquet",
+                    [Document(str(i), text, "s", "pages") for i, text in enumerate(texts)])
+    packed = lzma.compress("".join(texts).encode(), preset=9 | lzma.PRESET_EXTREME)
+    assert xz_bits_per_byte(tmp_path) == 8 * len(packed) / len("".join(texts).encode())
+
+
+def test_continuations_score_the_same_packed_and_alone(params, config):
+    rng = np.random.default_rng(1)
+    examples = [(rng.integers(0, 98, n).tolist(), [0.0] * (n // 2) + [1.0] * (n - n // 2))
+                for n in (6, 12, 9, 24, 5, 17, 8)]
+    packed = continuation_logps(params, config, examples, row_length=40, batch_size=2)
+    alone = np.concatenate([continuation_logps(params, config, [e], row_length=40, batch_size=2)
+                            for e in examples])
+    np.testing.assert_allclose(packed, alone, rtol=1e-5)
+
+
+def test_choice_normalisations():
+    score = ChoiceScore(logps_nats=(-4.0, -6.0), num_bytes=(4, 12), answer=1)
+    assert not score.is_right
+    assert score.is_right_per_byte
+
+
+def test_completions_do_not_depend_on_batching(params, config, tokenizer):
+    questions = [ask(text) for text in ("ab", "a longer question", "c", "what is it?", "xyz")]
+    prompts = make_prompts(questions, tokenizer, chat=True)
+    greedy = Sampling(max_new_tokens=8, temperature=0.0)
+    together = complete(params, config, tokenizer, prompts, greedy, seed=0, batch_size=4)
+    alone = [complete(params, config, tokenizer, [p], greedy, seed=0, batch_size=4)[0]
+             for p in prompts]
+    assert together == alone
+    assert len(set(together)) > 1
+
+
+def test_a_base_model_is_asked_in_plain_text_with_solved_examples(tokenizer):
+    solved = [ask("One?", "Yes."), ask("Two?", "No.")]
+    prompt, = make_prompts([ask("Three?")], tokenizers.train(
+        ["Question: Answer: One Two Three Yes No " * 20], 270), chat=False, examples=solved)
+    text = tokenizers.train(["Question: Answer: One Two Three Yes No " * 20], 270).decode(prompt)
+    assert text == ("<|bos|>Question: One?\nAnswer: Yes.\n\nQuestion: Two?\nAnswer: No.\n\n"
+                    "Question: Three?\nAnswer:")
+
+
+def test_statistics():
+    mean, stderr = mean_and_stderr([1, 0, 1, 1])
+    assert mean == 0.75
+    assert stderr == pytest.approx(0.5 / 2)
+    rate, (low, high) = win_rate([1, 1, 0, 0.5], [0, 0, 0, 1])
+    assert rate == pytest.approx((1 + 1 + 0.5 + 0) / 4)
+    assert low < rate < high
+    assert 1 - win_rate([0, 0, 0, 1], [1, 1, 0, 0.5])[0] == pytest.approx(rate), "antisymmetric"

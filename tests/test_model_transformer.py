@@ -1,0 +1,102 @@
+"""The decoder: who influences whom, and that the way of computing does not change the result."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from model.head import logits, token_logps
+from model.transformer import forward, init, num_params
+from train.loss import next_token_loss
+
+SEGMENTS_BL = np.array([[1, 1, 1, 1, 1, 2, 2, 2, 3, 3, 3, 3]])
+POSITIONS_BL = np.array([[0, 1, 2, 3, 4, 0, 1, 2, 0, 1, 2, 3]])
+TOKENS_BL = np.arange(20, 32)[None]  # all different, so that an embedding belongs to a position
+
+
+def test_a_position_depends_on_itself_and_earlier_ones_of_its_document(params, config):
+    direction_D = jnp.asarray(np.random.default_rng(0).normal(size=config.D), jnp.float32)
+
+    def outputs(embed_VD):
+        x_BLD = forward(params | {"embed_VD": embed_VD}, TOKENS_BL, POSITIONS_BL, SEGMENTS_BL,
+                        config=config)
+        return x_BLD[0] @ direction_D
+
+    gradient_LVD = jax.jit(jax.jacrev(outputs))(params["embed_VD"])
+    influence_LM = np.abs(gradient_LVD).sum(-1)[:, TOKENS_BL[0]]
+    same_LM = SEGMENTS_BL.T == SEGMENTS_BL
+    np.testing.assert_array_equal(influence_LM > 0, np.tril(same_LM))
+    others = np.setdiff1d(np.arange(config.V), TOKENS_BL)
+    assert not np.asarray(gradient_LVD)[:, others].any()
+
+
+def test_packed_documents_equal_documents_alone(params, config):
+    run = jax.jit(partial(forward, config=config))
+    packed_LD = np.asarray(run(params, TOKENS_BL, POSITIONS_BL, SEGMENTS_BL)[0])
+    alone_BL, alone_segments_BL = np.zeros((3, 12), int), np.zeros((3, 12), int)
+    bounds = [(0, 5), (5, 8), (8, 12)]
+    for row, (first, last) in enumerate(bounds):
+        alone_BL[row, :last - first] = TOKENS_BL[0, first:last]
+        alone_segments_BL[row, :last - first] = 1
+    positions_BL = np.tile(np.arange(12), (3, 1))
+    alone_BLD = np.asarray(run(params, alone_BL, positions_BL, alone_segments_BL))
+    for row, (first, last) in enumerate(bounds):
+        np.testing.assert_allclose(alone_BLD[row, :last - first], packed_LD[first:last], atol=1e-5)
+
+
+def _loss_and_gradient(params, batch, config):
+    def loss(p):
+        return next_token_loss(p, batch, config=config, key=jax.random.key(0))[0]
+
+    return jax.jit(jax.value_and_grad(loss)).trace(params)
+
+
+@pytest.fixture(scope="module")
+def plain(params, batch, config):
+    traced = _loss_and_gradient(params, batch, config)
+    return str(traced.jaxpr), traced.lower().compile()(params)
+
+
+@pytest.mark.parametrize("change", [
+    {"scan_unroll": 2}, {"remat": "dots"}, {"remat": "full"}, {"loss_chunks": 4},
+    {"loss_chunks": 5}], ids=str)  # 192 positions: 4 divides them, 5 does not
+def test_the_way_of_computing_changes_neither_loss_nor_gradient(plain, params, batch, config,
+                                                                change):
+    traced = _loss_and_gradient(params, batch, dataclasses.replace(config, **change))
+    assert str(traced.jaxpr) != plain[0], f"{change} has no effect"
+    loss, gradient = traced.lower().compile()(params)
+    np.testing.assert_allclose(loss, plain[1][0], rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), gradient, plain[1][1])
+
+
+def test_head_weight_is_the_embedding_when_tied(batch, config):
+    tied = dataclasses.replace(config, tied=True)
+    params = jax.jit(partial(init, tied))(jax.random.key(0))
+    assert "head_DV" not in params
+    assert num_params(tied) == sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert num_params(config) - num_params(tied) == config.D * config.V
+    x_BLD = jnp.asarray(np.random.default_rng(0).normal(size=(1, 3, config.D)), jnp.float32)
+    np.testing.assert_allclose(logits(params, x_BLD, config=tied), x_BLD @ params["embed_VD"].T,
+                               atol=1e-5)
+
+    @jax.jit
+    def gradient_fn(p):
+        return jax.grad(lambda q: next_token_loss(q, batch, config=tied, key=None)[0])(p)
+
+    unseen = np.setdiff1d(np.arange(config.V), batch.tokens_BL)
+    assert len(unseen) and np.abs(gradient_fn(params)["embed_VD"][unseen]).sum(-1).all(), \
+        "tokens that are no input learn through the head"
+
+
+def test_token_logps_are_log_softmax_of_logits(params, config):
+    rng = np.random.default_rng(1)
+    x_BLD = jnp.asarray(rng.normal(size=(2, 3, config.D)), jnp.float32)
+    targets_BL = rng.integers(0, config.V, (2, 3))
+    logits_BLV = np.asarray(logits(params, x_BLD, config=config), np.float64)
+    logps_BLV = logits_BLV - np.log(np.exp(logits_BLV).sum(-1, keepdims=True))
+    expected_BL = np.take_along_axis(logps_BLV, targets_BL[..., None], -1)[..., 0]
+    np.testing.assert_allclose(token_logps(params, x_BLD, targets_BL, config=config), expected_BL,
+                               atol=1e-5)

@@ -1,0 +1,216 @@
+"""The terminal chat: streaming loses nothing, and the cache of a conversation is never wrong."""
+
+import dataclasses
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.artifacts import ROOT
+from core.errors import UserError
+from data.tokenizer import Tokenizer
+from model.directory import save_model
+from model.generation import Sampling
+from model.head import logits
+from model.transformer import forward, init
+from serve import chat
+from serve.chat import Session
+
+BYTES = Tokenizer({bytes([i]): i for i in range(256)})  # no merges: letters are cut into bytes
+CAPACITY = 96
+
+
+@pytest.fixture(scope="module")
+def model(config):
+    """Parameters and config of a model over bytes."""
+    config = dataclasses.replace(config, V=BYTES.vocab_size)
+    return jax.jit(lambda key: init(config, key))(jax.random.key(3)), config
+
+
+def _session(model, *, max_new_tokens=8, temperature=0.0, **how):
+    sampling = Sampling(max_new_tokens, temperature)
+    return Session(*model, BYTES, sampling, **{"capacity": CAPACITY} | how)
+
+
+@pytest.fixture(scope="module")
+def next_token(model):
+    """The likeliest next token, from scratch and without a cache."""
+    params, config = model
+
+    @jax.jit
+    def run(tokens_BL):
+        positions_BL = jnp.arange(CAPACITY)[None]
+        x_BLD = forward(params, tokens_BL, positions_BL, jnp.ones_like(tokens_BL), config=config)
+        return logits(params, x_BLD, config=config)
+
+    def last(tokens):
+        padded_BL = np.zeros((1, CAPACITY), np.int32)
+        padded_BL[0, :len(tokens)] = tokens
+        return int(run(padded_BL)[0, len(tokens) - 1].argmax())
+
+    return last
+
+
+def _answer_is_greedy(tokens, before, next_token):
+    """Whether the tokens behind `before` are an answer without a cache, up to the end token."""
+    answer_at = len(tokens) - 1 - tokens[::-1].index(BYTES.special("<|assistant|>")) + 1
+    assert answer_at > before
+    return all(next_token(tokens[:i]) == tokens[i] for i in range(answer_at, len(tokens) - 1))
+
+
+def test_every_turn_equals_computing_the_conversation_anew(model, next_token):
+    session = _session(model, system="Be brief.")
+    for text in ("Hello.", "And then?", "x"):
+        before = len(session.tokens)
+        "".join(session.answer(text))
+        assert session.tokens[-1] == BYTES.end, "an answer that was cut is closed"
+        assert _answer_is_greedy(session.tokens, before, next_token)
+    assert BYTES.decode(session.tokens).startswith(
+        "<|bos|><|system|>Be brief.<|end|><|user|>Hello.<|end|><|assistant|>")
+    assert session.num_turns == 3
+
+
+def test_a_stopped_answer_leaves_a_conversation_that_goes_on(model, next_token):
+    session = _session(model)
+    pieces = session.answer("Hello.")
+    next(pieces), next(pieces)
+    pieces.close()
+    assert session.num_tokens == 2
+    before = len(session.tokens)
+    "".join(session.answer("Go on."))
+    assert _answer_is_greedy(session.tokens, before, next_token)
+
+
+def test_nothing_is_read_twice(model, monkeypatch):
+    read = []
+    prefill = chat.prefill
+    monkeypatch.setattr(chat, "prefill", lambda params, prompt_BL, lengths_B, cache, config: (
+        read.append(int(lengths_B[0])), prefill(params, prompt_BL, lengths_B, cache,
+                                                config=config))[1])
+    session = _session(model)
+    for text in ("Hello.", "And then?"):
+        "".join(session.answer(text))
+    assert sum(read) + session.num_tokens == len(session.tokens) - 1, "all but the last end"
+
+
+def test_a_full_context_forgets_the_oldest_turns(model, next_token, capsys):
+    session = _session(model)
+    for letter in "abcdefg":  # a turn is 4 letters, 8 tokens of answer, 4 special tokens
+        "".join(session.answer(4 * letter))
+        assert _answer_is_greedy(session.tokens, 0, next_token)
+    assert capsys.readouterr().err == \
+        "the context of 96 tokens is full: the oldest 4 of 6 turns are forgotten\n"
+    kept = BYTES.decode(session.tokens)
+    assert [letter for letter in "abcdefg" if 4 * letter in kept] == ["e", "f", "g"]
+    with pytest.raises(UserError, match="--context_tokens=96: does not hold 104 tokens of message"):
+        next(session.answer("d" * 100))
+    assert session.num_turns == 7
+
+
+def test_reset_is_a_new_conversation(model):
+    session = _session(model)
+    first = "".join(session.answer("Hello."))
+    "".join(session.answer("And then?"))
+    session.reset()
+    assert "".join(session.answer("Hello.")) == first
+
+
+def test_a_base_model_continues_each_text(model, next_token):
+    session = _session(model, chat=False)
+    for text in ("Once upon", "The end"):
+        "".join(session.answer(text))
+        prompt = [BYTES.bos, *BYTES.encode(text)]
+        assert session.tokens[:len(prompt)] == prompt
+        assert session.tokens[len(prompt)] == next_token(prompt)
+
+
+@given(st.lists(st.integers(0, 255), max_size=12))
+def test_streamed_pieces_are_the_whole_text(drawn):
+    session = object.__new__(_Scripted)
+    pieces = session.stream(drawn)
+    assert "".join(pieces) == BYTES.decode(drawn)
+
+
+def test_no_half_character_is_shown():
+    pieces = list(object.__new__(_Scripted).stream("a🌲é".encode()))
+    assert [piece for piece in pieces if piece] == ["a", "🌲", "é"]
+
+
+class _Scripted(Session):
+    """A session whose model says what it is told to."""
+
+    def stream(self, drawn):
+        script = itertools.chain(drawn, [BYTES.end])
+        self._tokenizer, self._sampling, self._chat = BYTES, Sampling(99), True
+        self._params = self._config = self._cache = None
+        self._capacity, self._head, self._turns, self._num_cached = 999, [BYTES.bos], [], 0
+        self._key, self.num_turns, self.num_tokens, self.decode_secs = jax.random.key(0), 0, 0, 0.0
+        self._read = lambda: None
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(chat, "_draw", lambda *_, **__: [next(script)])
+            patch.setattr(chat, "decode", lambda *_, **__: (None, None))
+            return list(self.answer("?"))
+
+
+@pytest.fixture(scope="module")
+def folder(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("chat")
+    BYTES.save(folder / "source")
+    save_model(folder / "chat", *model, folder / "source", chat=True)
+    save_model(folder / "base", *model, folder / "source", chat=False)
+    return folder
+
+
+def _chat(*flags, text=""):
+    return subprocess.run([sys.executable, "-m", "serve.chat", *flags], input=text.encode(),
+                          capture_output=True, cwd=ROOT, timeout=120)
+
+
+def test_each_line_of_stdin_is_answered(folder, model):
+    done = _chat(f"--model={folder / 'chat'}", "--max_new_tokens=8", "--temperature=0",
+                 f"--context_tokens={CAPACITY}",
+                 text="Hello.\n\nAnd then?\n/reset\nHello.\n/quit\nx\n")
+    session = _session(model)
+    answers = ["".join(session.answer(text)) for text in ("Hello.", "And then?")]
+    *said, last = done.stdout.decode().split("\n")[:-1]
+    assert "\n".join(said) == "\n".join([*answers, answers[0]]), done.stderr.decode()
+    result = json.loads(last)
+    assert result["turns"] == 3 and result["tokens"] <= 24 and result["tokens_per_sec"] > 0
+    assert "forgotten" in done.stderr.decode() and done.returncode == 0
+
+
+def test_wrong_input_is_one_line(folder, tmp_path):
+    for flags, line in [
+            ((f"--model={tmp_path}",), "is no model directory"),
+            ((f"--model={folder / 'base'}", "--system=x"), "a base model takes no system message")]:
+        done = _chat(*flags)
+        assert done.returncode == 2 and not done.stdout
+        errors = [row for row in done.stderr.decode().splitlines() if row.startswith("error: ")]
+        assert len(errors) == 1 and line in errors[0] and b"Traceback" not in done.stderr
+
+
+def test_an_interrupt_stops_the_answer_and_not_the_chat(model, monkeypatch, capsys):
+    monkeypatch.setattr(chat.sys.stdin, "isatty", lambda: True, raising=False)
+    session = _session(model, max_new_tokens=30)
+    decode = chat.decode
+
+    def interrupted(*arguments, **options):
+        if session.num_tokens == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return decode(*arguments, **options)
+
+    monkeypatch.setattr(chat, "decode", interrupted)
+    chat._print_answer(session, "Hello.")
+    assert session.num_tokens == 4
+    monkeypatch.setattr(chat, "decode", decode)
+    chat._print_answer(session, "Again.")
+    assert session.num_turns == 2
