@@ -29,11 +29,11 @@ CORE = [
     "rbloom>=1.5",
     "ftfy>=6.3",
     "rustbpe>=0.1",
+    "packaging>=24",
 ]
 
 EXTRAS = {
     "cuda": ["jax[cuda13]>=0.10.2,<0.12"],
-    "report": ["matplotlib>=3.10"],
     "dev": ["pytest>=9", "ruff>=0.14", "hypothesis>=6"],
 }
 

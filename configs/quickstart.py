@@ -84,6 +84,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
         out="eval_base", model="base", against="", corpus="corpus", tokens="tokens",
         row_length=512, batch_size=64, num_choices=400, num_verifiable=400, num_open=300,
         max_new_tokens=32, temperature=1.0, seed=0))
+
+    c.report = ConfigDict(dict(
+        out="report", corpus="corpus", tokenizer="tokenizer", tokens="tokens", base="base",
+        sft="sft", pairs="pairs", dpo="dpo", eval_base="eval_base", eval_sft="eval_sft",
+        eval_dpo="eval_dpo"))
+
     {"cpu": lambda c: None, "accelerator": _accelerator, "smoke": _smoke}[variant](c)
     return c
 

@@ -218,7 +218,7 @@ def open_partial(partial: Path, lineage: Mapping[str, Any]) -> None:
             changed = "" if old["code_digest"] == lineage["code_digest"] else \
                 ", although the code has changed since it began"
             log(f"{partial.name}: going on where an earlier run stopped{changed}")
-        else:
+        elif {path.name for path in partial.iterdir()} - {"lineage.json", ".lock"}:
             log(f"{partial.name}: {_changes(old, lineage)} changed; the unfinished one is kept as "
                 f"{_set_aside(partial, old)}")
     partial.mkdir(exist_ok=True)

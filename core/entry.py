@@ -103,14 +103,13 @@ def _run_stage(section, build, parents, sections, inputs, module_file) -> dict[s
     final = workdir / own.out
     partial = final.with_name(f"{final.name}.partial")
     result = {"stage": section, "path": str(final)}
-    began = time.monotonic()
     with artifacts.locked(final):
         if artifacts.find_finished(final, lineage):
             log(f"{section}: {final} is up to date")
             return result | {"skipped": True} | artifacts.read_json(final / "metrics.json")
         artifacts.open_partial(partial, lineage)
         metrics = dict(build(config, {field: path for field, (path, _) in found.items()}, partial))
-        secs = time.monotonic() - began
+        secs = _process_secs()
         metrics |= {"secs": round(secs, 1), "peak_memory_bytes": _peak_memory_bytes()}
         artifacts.finish(partial, final, lineage, metrics)
     log(f"{section}: wrote {final} in {format_secs(secs)}")
@@ -122,7 +121,9 @@ def _parse_flags() -> None:
         rest = flags.FLAGS(sys.argv)[1:]
         if "config" in flags.FLAGS and flags.FLAGS.config is not None:
             flags.FLAGS.config.keys()  # a config that failed to load says so at its first use
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+    except KeyError as error:  # its text is quoted; ml_collections adds "Did you mean ...?"
+        _fail("--config: no such field: " + " ".join(str(error.args[0]).split()))
+    except (flags.Error, AttributeError, TypeError, ValueError) as error:
         # Of a ValueError in get_config the flag quotes the whole traceback; its last line is ours.
         line = str(error).rpartition("\nValueError: ")[2]
         _fail(" ".join(line.split()))
@@ -148,6 +149,12 @@ def _fail_os(error: OSError) -> None:
     if error.errno not in remedies:
         raise error
     _fail(f"{error.filename or 'disk'}: {error.strerror.lower()}: {remedies[error.errno]}")
+
+
+def _process_secs() -> float:
+    """Seconds since this process started, imports included (Linux: field 22 of proc(5) stat)."""
+    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _peak_memory_bytes() -> int:

@@ -33,6 +33,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
@@ -88,7 +90,7 @@ def build(folder: Path, *, packages: str, code_max_bytes: int, seed: int) -> lis
 
     Args:
         packages: comma-separated packages and modules, ``stdlib`` for the standard library;
-            empty for all that is installed.
+            empty for the standard library and all that Heartwood needs.
         code_max_bytes: size of the source-code domain, UTF-8 bytes.
         seed: decides which source files are taken when there are more than that.
 
@@ -135,12 +137,32 @@ def fingerprint(packages: str) -> dict[str, Any]:
 
 def _distributions(packages: str) -> list[importlib.metadata.Distribution]:
     """The chosen packages' distributions, by name, each once, without our own."""
-    chosen = {name.partition(".")[0] for name in _names(packages)}
-    providers = importlib.metadata.packages_distributions()
-    wanted = {dist for name, dists in providers.items() for dist in dists
-              if not chosen or name in chosen}
+    if not (names := _names(packages)):
+        wanted = _dependencies()
+    else:
+        chosen = {name.partition(".")[0] for name in names}
+        wanted = {canonicalize_name(dist)
+                  for name, dists in importlib.metadata.packages_distributions().items()
+                  for dist in dists if name in chosen}
     return [importlib.metadata.distribution(name)
-            for name in sorted(wanted - {OWN_DISTRIBUTION}, key=str.lower)]
+            for name in sorted(wanted - {OWN_DISTRIBUTION})]
+
+
+def _dependencies() -> set[str]:
+    """Canonical names of what Heartwood itself needs, directly or not, extras left out.
+
+    The default corpus is made of these, so that installing a linter does not change it.
+    """
+    found, todo = set(), [OWN_DISTRIBUTION]
+    while todo:
+        for text in importlib.metadata.requires(todo.pop()) or ():
+            requirement = Requirement(text)
+            name = canonicalize_name(requirement.name)
+            needed = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+            if needed and name not in found:
+                found.add(name)
+                todo.append(name)
+    return found
 
 
 def _names(packages: str) -> list[str]:
@@ -148,18 +170,18 @@ def _names(packages: str) -> list[str]:
 
 
 def _roots(packages: str) -> list[str]:
-    """Top-level names to walk: the named ones, or the standard library and all installed."""
+    """Top-level names to walk: the named ones, or the standard library and what we need."""
     stdlib = sorted(sys.stdlib_module_names)
     if not (names := _names(packages)):
-        installed = importlib.metadata.packages_distributions()
-        third_party = {name for name, dists in installed.items()
-                       if OWN_DISTRIBUTION not in dists and name.isidentifier()}
+        needed = _dependencies()
+        third_party = {name for name, dists in importlib.metadata.packages_distributions().items()
+                       if needed & set(map(canonicalize_name, dists)) and name.isidentifier()}
         return [*stdlib, *sorted(third_party - set(stdlib))]
     roots = []
     for name in names:
         if name != STDLIB and importlib.util.find_spec(name.partition(".")[0]) is None:
             raise UserError(f"curate.packages={name!r}", "is not installed",
-                            "name installed packages, `stdlib`, or nothing for all")
+                            "name installed packages, `stdlib`, or nothing at all")
         roots += stdlib if name == STDLIB else [name.partition(".")[0]]
     return roots
 

@@ -77,7 +77,8 @@ def mixture(folder: Path, weights: Mapping[str, float], row_length: int, *, num_
     """
     shares = {name: float(weight) for name, weight in weights.items() if weight > 0}
     if not shares:
-        raise UserError("mixture", "gives no domain a positive weight", "name one, e.g. pages=1.0")
+        raise UserError(f"mixture={dict(weights)}", "gives no domain a positive weight",
+                        "set one, e.g. --config.pretrain.mixture.pages=1.0")
     parts = [grain.MapDataset.source(TokenRows(folder, name, row_length)).seed(seed + i)
              .shuffle().repeat() for i, name in enumerate(sorted(shares))]
     mixed = grain.MapDataset.mix(parts, [shares[name] for name in sorted(shares)])

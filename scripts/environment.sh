@@ -1,5 +1,5 @@
 # Sourced by the other scripts: makes .venv, installs Heartwood into it, sets $python.
-# usage: source scripts/environment.sh EXTRAS     e.g. report,dev
+# usage: source scripts/environment.sh [EXTRA]
 
 find_python() {
   local candidate
@@ -13,16 +13,17 @@ find_python() {
   return 2
 }
 
-extras=$1
+extra=${1:-}
 python=$PWD/.venv/bin/python
-# A mark per set of extras and per setup.py: an interrupted or outdated installation is redone.
-mark=$PWD/.venv/.installed-$extras-$(cksum < setup.py | cut -d' ' -f1)
+# A mark per extra and per setup.py: an interrupted or outdated installation is redone.
+mark=$PWD/.venv/.installed-$extra-$(cksum < setup.py | cut -d' ' -f1)
 if [ ! -e "$mark" ]; then
   if ! "$python" -m pip --version >/dev/null 2>&1; then
     rm -rf .venv
-    "$(find_python)" -m venv .venv
+    base=$(find_python)
+    "$base" -m venv .venv
   fi
   echo "installing Heartwood and its packages into .venv" >&2
-  "$python" -m pip install --quiet --disable-pip-version-check --editable ".[$extras]" >&2
+  "$python" -m pip install --quiet --disable-pip-version-check --editable ".${extra:+[$extra]}" >&2
   touch "$mark"
 fi

@@ -10,9 +10,9 @@ cd "$(dirname "$0")/.."
 
 variant=${1:-cpu}
 workdir=${2:-runs/quickstart-$variant}
-extras=report
-[ "$variant" = accelerator ] && extras=report,cuda
-source scripts/environment.sh "$extras"
+extra=
+if [ "$variant" = accelerator ] && command -v nvidia-smi >/dev/null; then extra=cuda; fi
+source scripts/environment.sh "$extra"
 
 stage() {
   local module=$1
@@ -26,7 +26,7 @@ stage data.pack
 stage train.pretrain
 stage eval.run
 stage align.sft
-stage eval.run --config.eval.model=sft --config.eval.out=eval_sft
+stage eval.run --config.eval.model=sft --config.eval.out=eval_sft --config.eval.against=eval_base
 stage align.pairs
 stage align.dpo
 stage eval.run --config.eval.model=dpo --config.eval.out=eval_dpo --config.eval.against=eval_sft

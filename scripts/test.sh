@@ -10,6 +10,6 @@ if [ "${1:-}" = --full ]; then
   selection=""
   shift
 fi
-source scripts/environment.sh report,dev
+source scripts/environment.sh dev
 "$python" -m ruff check .
 exec "$python" -m pytest -m "$selection" "$@"

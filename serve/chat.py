@@ -13,7 +13,7 @@ import contextlib
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,14 @@ from model.transformer import Params
 READ_LENGTHS = (32, 128, 512)
 
 _draw = jax.jit(sample, static_argnames="sampling")
+
+
+def stream_text(chunks: Iterable[bytes]) -> Iterator[str]:
+    """Turns bytes into text as they come; a character appears with the last of its bytes."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    for chunk in chunks:
+        yield decoder.decode(chunk)
+    yield decoder.decode(b"", final=True)
 
 
 class Session:
@@ -96,28 +104,31 @@ class Session:
         self._make_room(turn)
         self._turns.append(turn)
         self.num_turns += 1
-        logits_BV = self._read()
-        to_text = codecs.getincrementaldecoder("utf-8")("replace")
         try:
-            for index in range(self._sampling.max_new_tokens):
-                began = time.monotonic()
-                token_B = _draw(logits_BV, sampling=self._sampling,
-                                key=jax.random.fold_in(self._key, self.num_tokens))
-                logits_BV, self._cache = decode(self._params, token_B, self._cache,
-                                                config=self._config)
-                token = int(token_B[0])
-                turn.append(token)
-                self._num_cached += 1
-                self.num_tokens += 1
-                if index > 0:  # the first one may have waited for the compiler
-                    self.decode_secs += time.monotonic() - began
-                if token == self._tokenizer.end:
-                    break
-                yield to_text.decode(self._tokenizer.encoding.decode_single_token_bytes(token))
-            yield to_text.decode(b"", final=True)
+            to_bytes = self._tokenizer.encoding.decode_single_token_bytes
+            yield from stream_text(map(to_bytes, self._draw_answer(turn)))
         finally:
             if turn[-1] != self._tokenizer.end:  # cut short: closed all the same, and read later
                 turn.append(self._tokenizer.end)
+
+    def _draw_answer(self, turn: list[int]) -> Iterator[int]:
+        """Draws tokens, adds them to `turn` and to the cache; yields all but the end token."""
+        logits_BV = self._read()
+        for index in range(self._sampling.max_new_tokens):
+            began = time.monotonic()
+            token_B = _draw(logits_BV, sampling=self._sampling,
+                            key=jax.random.fold_in(self._key, self.num_tokens))
+            logits_BV, self._cache = decode(self._params, token_B, self._cache,
+                                            config=self._config)
+            token = int(token_B[0])
+            turn.append(token)
+            self._num_cached += 1
+            self.num_tokens += 1
+            if index > 0:  # the first one may have waited for the compiler
+                self.decode_secs += time.monotonic() - began
+            if token == self._tokenizer.end:
+                return
+            yield token
 
     def _read(self) -> jax.Array:
         """Brings all tokens that are not in the cache into it; returns the next logits_BV."""

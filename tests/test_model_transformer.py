@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from model.head import logits, token_logps
-from model.transformer import forward, init, num_params
+from model.transformer import embed, forward, init, num_params
 from train.loss import next_token_loss
 
 SEGMENTS_BL = np.array([[1, 1, 1, 1, 1, 2, 2, 2, 3, 3, 3, 3]])
@@ -89,6 +89,16 @@ def test_head_weight_is_the_embedding_when_tied(batch, config):
     unseen = np.setdiff1d(np.arange(config.V), batch.tokens_BL)
     assert len(unseen) and np.abs(gradient_fn(params)["embed_VD"][unseen]).sum(-1).all(), \
         "tokens that are no input learn through the head"
+
+
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_the_stream_starts_at_unit_scale(config, is_tied):
+    config = dataclasses.replace(config, tied=is_tied)
+    params = jax.jit(partial(init, config))(jax.random.key(0))
+    x_BLD = embed(params, config, np.arange(config.V)[None])
+    np.testing.assert_allclose(np.std(x_BLD), 1, rtol=0.05)  # three standard errors
+    head_DV = params["embed_VD"].T if is_tied else params["head_DV"]
+    assert np.std(head_DV) < 1.1 * config.D**-0.5, "no token is likely before it is learned"
 
 
 def test_token_logps_are_log_softmax_of_logits(params, config):

@@ -1,7 +1,6 @@
 """The terminal chat: streaming loses nothing, and the cache of a conversation is never wrong."""
 
 import dataclasses
-import itertools
 import json
 import os
 import signal
@@ -17,13 +16,14 @@ from hypothesis import strategies as st
 
 from core.artifacts import ROOT
 from core.errors import UserError
+from data.chat import ask, render_prompt
 from data.tokenizer import Tokenizer
 from model.directory import save_model
 from model.generation import Sampling
 from model.head import logits
 from model.transformer import forward, init
 from serve import chat
-from serve.chat import Session
+from serve.chat import Session, stream_text
 
 BYTES = Tokenizer({bytes([i]): i for i in range(256)})  # no merges: letters are cut into bytes
 CAPACITY = 96
@@ -133,32 +133,22 @@ def test_a_base_model_continues_each_text(model, next_token):
         assert session.tokens[len(prompt)] == next_token(prompt)
 
 
-@given(st.lists(st.integers(0, 255), max_size=12))
-def test_streamed_pieces_are_the_whole_text(drawn):
-    session = object.__new__(_Scripted)
-    pieces = session.stream(drawn)
-    assert "".join(pieces) == BYTES.decode(drawn)
+@given(st.binary(max_size=12))
+def test_streamed_pieces_are_the_whole_text(text):
+    assert "".join(stream_text(bytes([b]) for b in text)) == BYTES.decode(text)
 
 
 def test_no_half_character_is_shown():
-    pieces = list(object.__new__(_Scripted).stream("a🌲é".encode()))
-    assert [piece for piece in pieces if piece] == ["a", "🌲", "é"]
+    chunks = [b"a", "🌲".encode()[:3], "🌲".encode()[3:] + "é".encode()[:1], "é".encode()[1:]]
+    assert list(stream_text(chunks)) == ["a", "", "🌲", "é", ""]
 
 
-class _Scripted(Session):
-    """A session whose model says what it is told to."""
-
-    def stream(self, drawn):
-        script = itertools.chain(drawn, [BYTES.end])
-        self._tokenizer, self._sampling, self._chat = BYTES, Sampling(99), True
-        self._params = self._config = self._cache = None
-        self._capacity, self._head, self._turns, self._num_cached = 999, [BYTES.bos], [], 0
-        self._key, self.num_turns, self.num_tokens, self.decode_secs = jax.random.key(0), 0, 0, 0.0
-        self._read = lambda: None
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(chat, "_draw", lambda *_, **__: [next(script)])
-            patch.setattr(chat, "decode", lambda *_, **__: (None, None))
-            return list(self.answer("?"))
+def test_the_answer_is_the_text_of_its_tokens(model):
+    session = _session(model, max_new_tokens=30)
+    answer = "".join(session.answer("Hello."))
+    prompt = render_prompt(ask("Hello."), BYTES)
+    assert session.tokens[:len(prompt)] == prompt and session.tokens[-1] == BYTES.end
+    assert answer and answer == BYTES.decode(session.tokens[len(prompt):-1])
 
 
 @pytest.fixture(scope="module")
