@@ -25,7 +25,7 @@ from data.batch import Batch, pack_examples, stack
 from data.chat import ask, render
 from data.tokenizer import Tokenizer, load_tokenizer
 from eval.run import read_rows
-from model.directory import load_model, save_model
+from model.directory import context_tokens, load_model, save_model
 from model.sharding import make_mesh
 from train.loop import fit
 from train.optimizer import make_optimizer
@@ -90,7 +90,8 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
         batch_size=section.batch_size, num_microbatches=section.num_microbatches)
     state = fit(state, train_step, rows, folder=folder, mesh=mesh, section=section,
                 tokens_per_step=2 * section.batch_size * section.row_length)
-    save_model(folder, state.params, model_config, tokenizer_folder, chat=True)
+    save_model(folder, state.params, model_config, tokenizer_folder, chat=True,
+               context_tokens=context_tokens(parents["model"]))
     return {"pairs": len(pairs) - num_too_long, "too_long": num_too_long, "steps": len(rows)}
 
 

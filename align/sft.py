@@ -23,7 +23,7 @@ from data.rows import batches
 from data.tokenizer import load_tokenizer
 from eval.tasks.documentation import load_documentation
 from eval.tasks.verifiable import Verifiable
-from model.directory import load_model, save_model
+from model.directory import context_tokens, load_model, save_model
 from model.sharding import make_mesh
 from train.loop import fit
 from train.loss import next_token_loss
@@ -78,7 +78,8 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
         batch_size=section.batch_size, num_microbatches=section.num_microbatches)
     state = fit(state, train_step, rows, folder=folder, mesh=mesh, section=section,
                 tokens_per_step=section.batch_size * section.row_length)
-    save_model(folder, state.params, model_config, tokenizer_folder, chat=True)
+    save_model(folder, state.params, model_config, tokenizer_folder, chat=True,
+               context_tokens=context_tokens(parents["model"]))
     return {"conversations": len(conversations), "steps": len(rows)}
 
 

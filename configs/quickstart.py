@@ -40,7 +40,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         seed=0,
     ))
     c.tokenizer = ConfigDict(dict(
-        out="tokenizer", corpus="corpus", vocab_size=4096, max_bytes=20_000_000))
+        out="tokenizer", corpus="corpus", vocab_size=2048, max_bytes=20_000_000))
 
     c.pack = ConfigDict(dict(
         out="tokens", corpus="corpus", tokenizer="tokenizer",
@@ -50,17 +50,18 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
 
     c.model = ConfigDict(dict(
-        D=192, N=6, H=3, G=3, K=64, F=512, tied=False, rope_theta=10_000.0, qk_norm=True,
-        compute_dtype="float32", scan_unroll=6, remat="none", loss_chunks=1))
+        D=128, N=4, H=2, G=2, K=64, F=384, tied=False, embed_previous=True,
+        rope_theta=10_000.0, qk_norm=True, compute_dtype="float32", scan_unroll=4,
+        remat="none", loss_chunks=1))
 
     c.pretrain = ConfigDict(dict(
-        out="base", tokens="tokens", row_length=512, batch_size=16, num_microbatches=1,
-        num_steps=300, anneal_frac=0.3,
-        mixture=dict(pages=0.9, code=0.1), anneal_mixture=dict(best=1.0),
-        optimizer=dict(name="muon", learning_rate=0.01, adam_learning_rate=0.01,
+        out="base", tokens="tokens", row_length=256, batch_size=16, num_microbatches=1,
+        num_steps=620, anneal_frac=0.3,
+        mixture=dict(pages=1.0, code=0.0), anneal_mixture=dict(best=1.0),
+        optimizer=dict(name="muon", learning_rate=0.02, adam_learning_rate=0.02,
                        weight_decay=0.1, b1=0.9, b2=0.95, clip_norm=1.0,
-                       schedule="wsd", warmup_steps=20, decay_frac=0.4),
-        log_every=10, evaluate_every=100, checkpoint_every=100, seed=0))
+                       schedule="wsd", warmup_steps=20, decay_frac=0.8),
+        log_every=10, evaluate_every=310, checkpoint_every=100, seed=0))
 
     tuning = dict(name="adamw", adam_learning_rate=0.0, weight_decay=0.0, b1=0.9, b2=0.95,
                   clip_norm=1.0, schedule="cosine", warmup_steps=10, decay_frac=0.0)
@@ -82,7 +83,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     c.eval = ConfigDict(dict(
         out="eval_base", model="base", against="", corpus="corpus", tokens="tokens",
-        row_length=512, batch_size=64, num_choices=400, num_verifiable=400, num_open=300,
+        row_length=256, batch_size=64, num_choices=400, num_verifiable=400, num_open=300,
         max_new_tokens=32, temperature=1.0, seed=0))
 
     c.report = ConfigDict(dict(
@@ -99,8 +100,8 @@ def _accelerator(c: ConfigDict) -> None:
     c.tokenizer.vocab_size = 32_768
     c.tokenizer.max_bytes = 200_000_000
     c.curate.code_max_bytes = 200_000_000
-    c.model.update(D=768, N=12, H=12, G=12, K=64, F=2048, compute_dtype="bfloat16",
-                   scan_unroll=12, loss_chunks=8)
+    c.model.update(D=768, N=12, H=12, G=12, K=64, F=2048, embed_previous=False,
+                   compute_dtype="bfloat16", scan_unroll=12, loss_chunks=8)
     c.pretrain.update(row_length=1024, batch_size=64, num_steps=2000, evaluate_every=250,
                       checkpoint_every=250)
     c.pretrain.optimizer.update(learning_rate=3e-3, adam_learning_rate=3e-3, warmup_steps=100)

@@ -31,6 +31,9 @@ class ModelConfig:
         K: head size; even, because RoPE turns pairs.
         F: hidden width of the SwiGLU MLP (arXiv 2002.05202).
         tied: whether the embedding is also the head.
+        embed_previous: whether each input also gets an embedding of the token before it. It hands
+            the first layer what an induction head needs two layers to compose (arXiv 2209.11895),
+            for the price of a look-up: worth most where tokens to train on are few.
         rope_theta: base of the RoPE frequencies (arXiv 2104.09864).
         norm_eps: added to the mean square in RMSNorm (arXiv 1910.07467).
         qk_norm: RMSNorm of queries and keys per head (arXiv 2010.04245).
@@ -48,6 +51,7 @@ class ModelConfig:
     K: int
     F: int
     tied: bool = False
+    embed_previous: bool = False
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-6
     qk_norm: bool = True

@@ -22,12 +22,13 @@ from model.transformer import Params, init
 
 
 def save_model(folder: Path, params: Params, config: ModelConfig, tokenizer: Path, *,
-               chat: bool) -> None:
+               chat: bool, context_tokens: int) -> None:
     """Writes a model directory.
 
     Args:
         tokenizer: folder of the tokenizer that the model was trained with.
         chat: whether the model was taught to answer in turns; a base model continues text.
+        context_tokens: length of the rows it was trained on; it knows no farther positions.
 
     Raises:
         UserError: the tokenizer has another vocabulary size than the model.
@@ -39,12 +40,18 @@ def save_model(folder: Path, params: Params, config: ModelConfig, tokenizer: Pat
         checkpointer.save((folder / "params").absolute(), params)
     shutil.copytree(tokenizer, folder / "tokenizer")
     write_json(folder / "model.json", {"config": dataclasses.asdict(config),
-                                       "tokenizer": described["fingerprint"], "chat": chat})
+                                       "tokenizer": described["fingerprint"], "chat": chat,
+                                       "context_tokens": context_tokens})
 
 
 def is_chat_model(folder: Path) -> bool:
     """Whether the model was taught to answer in turns."""
     return read_json(Path(folder) / "model.json")["chat"]
+
+
+def context_tokens(folder: Path) -> int:
+    """Length of the rows that the model was pretrained on."""
+    return read_json(Path(folder) / "model.json")["context_tokens"]
 
 
 def load_config(folder: Path) -> ModelConfig:

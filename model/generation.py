@@ -76,16 +76,16 @@ def prefill(params: Params, prompts_BL: jax.Array, lengths_B: jax.Array, cache: 
     """
     x_BLD, cache = extend(params, prompts_BL, cache, config=config)
     last_BLD = jnp.take_along_axis(x_BLD, (lengths_B - 1)[:, None, None], axis=1)
-    cache = cache.replace(length_B=cache.length_B + lengths_B)
-    return logits(params, last_BLD, config=config)[:, 0], cache
+    return logits(params, last_BLD, config=config)[:, 0], cache.advance(prompts_BL, lengths_B)
 
 
 @partial(jax.jit, static_argnames="config", donate_argnames="cache")
 def decode(params: Params, token_B: jax.Array, cache: Cache, *,
            config: ModelConfig) -> tuple[jax.Array, Cache]:
     """Runs one token per row; returns logits_BV of the next one, and the cache."""
-    x_BLD, cache = extend(params, token_B[:, None], cache, config=config)
-    cache = cache.replace(length_B=cache.length_B + 1)
+    token_BL = token_B[:, None]
+    x_BLD, cache = extend(params, token_BL, cache, config=config)
+    cache = cache.advance(token_BL, jnp.ones_like(token_B))
     return logits(params, x_BLD, config=config)[:, 0], cache
 
 

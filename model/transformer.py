@@ -17,7 +17,9 @@ from model.attention import Cache, attend, cache_mask, document_mask, rotate
 from model.config import ModelConfig
 from model.sharding import constrain
 
-Params = Any  # {"embed_VD", "blocks": {name: [N, ...]}, "final_norm_D", "head_DV" unless tied}
+# {"embed_VD", "embed_previous_VD" if embed_previous, "blocks": {name: [N, ...]}, "final_norm_D",
+#  "head_DV" unless tied}
+Params = Any
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
@@ -86,7 +88,7 @@ def _write(cached, k_BLGK, v_BLGK):
 
 def init(config: ModelConfig, key: jax.Array) -> Params:
     """Makes fresh float32 parameters; blocks are stacked along a leading axis N."""
-    embed_key, blocks_key, head_key = jax.random.split(key, 3)
+    embed_key, previous_key, blocks_key, head_key = jax.random.split(key, 4)
     x_BLD = jnp.zeros((1, 1, config.D), config.dtype)
     positions_BL, mask_BLM = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1, 1), bool)
 
@@ -100,6 +102,9 @@ def init(config: ModelConfig, key: jax.Array) -> Params:
         "blocks": jax.vmap(init_block)(jax.random.split(blocks_key, config.N)),
         "final_norm_D": jnp.ones(config.D),
     }
+    if config.embed_previous:  # quieter than the token itself, at first
+        params["embed_previous_VD"] = 0.3 * embed_scale * jax.random.normal(
+            previous_key, (config.V, config.D))
     if not config.tied:
         params["head_DV"] = 0.1 * config.D**-0.5 * jax.random.normal(head_key, (config.D, config.V))
     return params
@@ -113,9 +118,20 @@ def _remat(function, policy: str):
     return jax.checkpoint(function, policy=policies[policy], prevent_cse=False)
 
 
-def embed(params: Params, config: ModelConfig, tokens_BL: jax.Array) -> jax.Array:
-    """Looks tokens up and brings them to unit scale: x_BLD."""
+def embed(params: Params, config: ModelConfig, tokens_BL: jax.Array,
+          previous_BL: jax.Array) -> jax.Array:
+    """Looks tokens up and brings them to unit scale.
+
+    Args:
+        previous_BL: the token before each; -1 where its document has none.
+
+    Returns:
+        x_BLD in the compute dtype.
+    """
     x_BLD = params["embed_VD"].astype(config.dtype)[tokens_BL]
+    if config.embed_previous:
+        previous_BLD = params["embed_previous_VD"].astype(config.dtype)[previous_BL]
+        x_BLD = x_BLD + jnp.where(previous_BL[:, :, None] >= 0, previous_BLD, 0)
     return constrain(x_BLD * (config.D**0.5 if config.tied else 1.0), "BLD")
 
 
@@ -131,12 +147,14 @@ def forward(params: Params, tokens_BL: jax.Array, positions_BL: jax.Array,
         x_BLD: hidden states; `logits` or a loss in `model.head` takes them from there.
     """
     mask_BLM = document_mask(segment_ids_BL)
+    previous_BL = jnp.where(positions_BL > 0, jnp.roll(tokens_BL, 1, axis=1), -1)
+    x_BLD = embed(params, config, tokens_BL, previous_BL)
 
     @partial(_remat, policy=config.remat)
     def layer(x_BLD, block):
         return Block(config).apply({"params": block}, x_BLD, positions_BL, mask_BLM)[0], None
 
-    x_BLD, _ = jax.lax.scan(layer, embed(params, config, tokens_BL), params["blocks"],
+    x_BLD, _ = jax.lax.scan(layer, x_BLD, params["blocks"],
                             unroll=min(config.scan_unroll, config.N))
     return rms_norm(x_BLD, params["final_norm_D"], config.norm_eps)
 
@@ -146,10 +164,10 @@ def extend(params: Params, tokens_BL: jax.Array, cache: Cache, *,
     """Runs new tokens behind those in the cache; prefill and decode are this one function.
 
     Args:
-        tokens_BL: the new tokens; the caller advances `length_B` by as many as are real.
+        tokens_BL: the new tokens; the caller says with `Cache.advance` how many are real.
 
     Returns:
-        x_BLD of the new tokens, and the cache with their keys and values, `length_B` unchanged.
+        x_BLD of the new tokens, and the cache with their keys and values, not yet advanced.
     """
     num_new, capacity = tokens_BL.shape[1], cache.k_NBMGK.shape[2]
     positions_BL = cache.length_B[:, None] + jnp.arange(num_new)[None]
@@ -164,7 +182,9 @@ def extend(params: Params, tokens_BL: jax.Array, cache: Cache, *,
             (k_NBMGK[n], v_NBMGK[n], cache.length_B))
         return (x_BLD, k_NBMGK.at[n].set(k_BMGK), v_NBMGK.at[n].set(v_BMGK)), None
 
-    carry = (embed(params, config, tokens_BL), cache.k_NBMGK, cache.v_NBMGK)
+    previous_BL = jnp.concatenate([cache.last_B[:, None], tokens_BL[:, :-1]], axis=1)
+    x_BLD = embed(params, config, tokens_BL, previous_BL)
+    carry = (x_BLD, cache.k_NBMGK, cache.v_NBMGK)
     (x_BLD, k_NBMGK, v_NBMGK), _ = jax.lax.scan(
         layer, carry, (params["blocks"], jnp.arange(config.N)))
     x_BLD = rms_norm(x_BLD, params["final_norm_D"], config.norm_eps)

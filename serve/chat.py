@@ -29,7 +29,7 @@ from data.chat import Conversation, Message, ask, render, render_prompt
 from data.tokenizer import Tokenizer, load_tokenizer
 from model.attention import make_cache
 from model.config import ModelConfig
-from model.directory import is_chat_model, load_model
+from model.directory import context_tokens, is_chat_model, load_model
 from model.generation import Sampling, decode, prefill, sample
 from model.transformer import Params
 
@@ -227,7 +227,8 @@ def _open_session() -> Session:
         if values.system:
             raise UserError("--system", "a base model takes no system message", "leave it out")
     return Session(params, config, load_tokenizer(folder / "tokenizer"), sampling, chat=chat,
-                   system=values.system, capacity=values.context_tokens, seed=values.seed)
+                   system=values.system, seed=values.seed,
+                   capacity=values.context_tokens or context_tokens(folder))
 
 
 def chat() -> dict[str, Any]:
@@ -259,7 +260,8 @@ def _define_flags() -> None:
     flags.DEFINE_integer("top_k", 0, "Keeps the k likeliest tokens; 0 keeps all.")
     flags.DEFINE_float("top_p", 0.95, "Keeps the smallest set of this probability; 1 keeps all.")
     flags.DEFINE_integer("max_new_tokens", 128, "Tokens after which an answer ends at the latest.")
-    flags.DEFINE_integer("context_tokens", 1024, "Tokens of conversation that the model sees.")
+    flags.DEFINE_integer("context_tokens", None, "Tokens of conversation that the model sees; by "
+                         "default as many as in the rows that it was trained on.")
     flags.DEFINE_integer("seed", 0, "Seed of the random draws.")
     flags.DEFINE_string("system", "", "Instruction in front of the conversation.")
 

@@ -29,7 +29,7 @@ flags.FLAGS(sys.argv[:1])
 settings.register_profile("house", deadline=None, database=None, derandomize=True)
 settings.load_profile("house")
 
-TINY = ModelConfig(V=98, D=32, N=2, H=4, G=2, K=8, F=64)
+TINY = ModelConfig(V=98, D=32, N=2, H=4, G=2, K=8, F=64, embed_previous=True)
 
 
 @pytest.fixture(scope="session")

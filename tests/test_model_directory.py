@@ -25,7 +25,8 @@ def saved(config, tmp_path_factory):
     Tokenizer(BYTES | {b"th": 256}).save(folder / "tokenizer.source")
     config = dataclasses.replace(config, V=262, N=1)
     params = jax.jit(lambda key: init(config, key))(jax.random.key(0))
-    save_model(folder / "saved", params, config, folder / "tokenizer.source", chat=True)
+    save_model(folder / "saved", params, config, folder / "tokenizer.source", chat=True,
+               context_tokens=96)
     return params, config, folder / "saved"
 
 
@@ -62,7 +63,8 @@ def test_a_tokenizer_of_another_size_is_refused(saved, copied, tmp_path):
     with pytest.raises(UserError, match="has 261 tokens, the model 262"):
         load_model(copied)
     with pytest.raises(UserError, match="has 261 tokens, the model 262"):
-        save_model(tmp_path / "new", params, config, copied / "tokenizer", chat=False)
+        save_model(tmp_path / "new", params, config, copied / "tokenizer", chat=False,
+                   context_tokens=96)
     assert not (tmp_path / "new").exists()
 
 

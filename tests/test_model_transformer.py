@@ -95,7 +95,8 @@ def test_head_weight_is_the_embedding_when_tied(batch, config):
 def test_the_stream_starts_at_unit_scale(config, is_tied):
     config = dataclasses.replace(config, tied=is_tied)
     params = jax.jit(partial(init, config))(jax.random.key(0))
-    x_BLD = embed(params, config, np.arange(config.V)[None])
+    tokens_BL = np.arange(config.V)[None]
+    x_BLD = embed(params, config, tokens_BL, np.full_like(tokens_BL, -1))
     np.testing.assert_allclose(np.std(x_BLD), 1, rtol=0.05)  # three standard errors
     head_DV = params["embed_VD"].T if is_tied else params["head_DV"]
     assert np.std(head_DV) < 1.1 * config.D**-0.5, "no token is likely before it is learned"

@@ -155,8 +155,8 @@ def test_the_answer_is_the_text_of_its_tokens(model):
 def folder(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("chat")
     BYTES.save(folder / "source")
-    save_model(folder / "chat", *model, folder / "source", chat=True)
-    save_model(folder / "base", *model, folder / "source", chat=False)
+    save_model(folder / "chat", *model, folder / "source", chat=True, context_tokens=96)
+    save_model(folder / "base", *model, folder / "source", chat=False, context_tokens=96)
     return folder
 
 

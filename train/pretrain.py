@@ -25,6 +25,7 @@ from model.sharding import make_mesh
 from model.transformer import init, num_params
 from train.loop import fit
 from train.loss import next_token_loss
+from train.metrics import read_metrics
 from train.optimizer import make_optimizer
 from train.step import init_state, make_train_step
 
@@ -64,9 +65,12 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
 
     state = fit(state, train_step, make_rows(section, tokens), folder=folder, mesh=mesh,
                 section=section, tokens_per_step=tokens_per_step, evaluate=evaluate)
-    save_model(folder, state.params, model_config, tokens / "tokenizer", chat=False)
+    save_model(folder, state.params, model_config, tokens / "tokenizer", chat=False,
+               context_tokens=section.row_length)
+    measured = [row for row in read_metrics(folder / "metrics.jsonl") if "heldout_bpb" in row]
     return {"params": num_params(model_config), "steps": section.num_steps,
-            "tokens": section.num_steps * tokens_per_step, **evaluate(state.params)}
+            "tokens": section.num_steps * tokens_per_step,
+            "heldout_bpb": measured[-1]["heldout_bpb"]}
 
 
 if __name__ == "__main__":
