@@ -9,6 +9,7 @@ code that trains, so the first step's loss is ln 2 to the last bit that float32 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from align.preference import PreferenceBatch, make_dpo_loss, reference_logps
+from align.preference import PreferenceBatch, dpo_loss, reference_logps
 from align.sft import epochs
 from core import entry
 from core.errors import UserError
@@ -85,8 +86,9 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
                                  batch_size=section.batch_size), section)
     optimizer = make_optimizer(section.optimizer, len(rows))
     state = init_state(lambda p: p, params, optimizer, jax.random.key(section.seed), mesh)
+    loss_fn = partial(dpo_loss, beta=section.beta, nll_coef=section.nll_coef)
     train_step = make_train_step(
-        make_dpo_loss(section.beta), optimizer, config=model_config, mesh=mesh, state=state,
+        loss_fn, optimizer, config=model_config, mesh=mesh, state=state,
         batch_size=section.batch_size, num_microbatches=section.num_microbatches)
     state = fit(state, train_step, rows, folder=folder, mesh=mesh, section=section,
                 tokens_per_step=2 * section.batch_size * section.row_length)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import flax
@@ -51,28 +50,31 @@ reference_logps = jax.jit(pair_logps, static_argnames="config")
 
 
 def dpo_loss(params: Params, pairs: PreferenceBatch, *, config: ModelConfig, key: jax.Array,
-             beta: float) -> tuple[jax.Array, Metrics]:
+             beta: float, nll_coef: float) -> tuple[jax.Array, Metrics]:
     """Direct preference optimization (arXiv 2305.18290, equation 7), summed over pairs.
 
-    Metrics: `loss` (ln 2 before the first step), `accuracy` (a tie counts as a loss), `margin`
-    (difference of implicit rewards, in units of beta nats), and `chosen_reward`,
-    `rejected_reward`, whose signs tell whether the answers became likelier than under the
-    reference.
+    The margin can also grow while both answers become unlikely; `nll_coef` times the chosen
+    answer's loss per token holds against it (arXiv 2404.19733, equation 1).
+
+    Args:
+        beta: strength in nats; larger stays closer to the reference.
+        nll_coef: weight of the chosen answers' likelihood; 0 is plain DPO.
+
+    Metrics: `loss` (the preference part alone: ln 2 before the first step), `nll` (nats per token
+    of chosen answers), `accuracy` (a tie counts as a loss), `margin` (difference of implicit
+    rewards), and `chosen_reward`, `rejected_reward`, whose signs tell whether the answers became
+    likelier than under the reference.
     """
     del key  # no dropout: the ratio to the reference must be exact
     chosen_B, rejected_B = pair_logps(params, pairs, config=config)
     chosen_reward_B = beta * (chosen_B - pairs.reference_chosen_B)
     rejected_reward_B = beta * (rejected_B - pairs.reference_rejected_B)
     margin_B = chosen_reward_B - rejected_reward_B
-    loss_sum = -jnp.sum(jax.nn.log_sigmoid(margin_B))
+    preference_sum = -jnp.sum(jax.nn.log_sigmoid(margin_B))
+    nll_sum = -jnp.sum(chosen_B / jnp.sum(pairs.chosen.loss_weights_BL, axis=1))
     num_pairs = jnp.float32(margin_B.shape[0])
-    means = {"loss": loss_sum, "accuracy": jnp.sum(margin_B > 0), "margin": jnp.sum(margin_B),
-             "chosen_reward": jnp.sum(chosen_reward_B),
-             "rejected_reward": jnp.sum(rejected_reward_B)}
-    return loss_sum, {name: (total.astype(jnp.float32), num_pairs)
-                      for name, total in means.items()}
-
-
-def make_dpo_loss(beta: float):
-    """The DPO loss with its strength: beta in nats; larger stays closer to the reference."""
-    return partial(dpo_loss, beta=beta)
+    sums = {"loss": preference_sum, "nll": nll_sum, "accuracy": jnp.sum(margin_B > 0),
+            "margin": jnp.sum(margin_B), "chosen_reward": jnp.sum(chosen_reward_B),
+            "rejected_reward": jnp.sum(rejected_reward_B)}
+    return preference_sum + nll_coef * nll_sum, {
+        name: (total.astype(jnp.float32), num_pairs) for name, total in sums.items()}

@@ -57,7 +57,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.pretrain = ConfigDict(dict(
         out="base", tokens="tokens", row_length=256, batch_size=16, num_microbatches=1,
         num_steps=620, anneal_frac=0.3,
-        mixture=dict(pages=1.0, code=0.0), anneal_mixture=dict(best=1.0),
+        mixture=dict(pages=1.0, code=0.0), anneal_mixture=dict(best=0.5, pages=0.5),
         optimizer=dict(name="muon", learning_rate=0.02, adam_learning_rate=0.02,
                        weight_decay=0.1, b1=0.9, b2=0.95, clip_norm=1.0,
                        schedule="wsd", warmup_steps=20, decay_frac=0.8),
@@ -68,17 +68,17 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     c.sft = ConfigDict(dict(
         out="sft", model="base", corpus="corpus", num_documentation=2000, num_verifiable=16_000,
-        num_epochs=1, row_length=256, batch_size=16, num_microbatches=1,
-        optimizer=dict(tuning, learning_rate=2e-3),
+        num_epochs=1, row_length=256, batch_size=8, num_microbatches=1,
+        optimizer=dict(tuning, name="muon", learning_rate=5e-3, adam_learning_rate=5e-3),
         log_every=5, evaluate_every=1000, checkpoint_every=50, seed=0))
 
     c.pairs = ConfigDict(dict(
-        out="pairs", model="sft", corpus="corpus", num_documentation=300, num_verifiable=900,
-        num_samples=4, min_margin=0.1, temperature=1.0, max_new_tokens=32, batch_size=128, seed=1))
+        out="pairs", model="sft", corpus="corpus", num_documentation=800, num_verifiable=2000,
+        num_samples=4, min_margin=0.1, temperature=1.0, max_new_tokens=32, batch_size=256, seed=1))
 
     c.dpo = ConfigDict(dict(
-        out="dpo", model="sft", pairs="pairs", beta=0.1, num_epochs=2, row_length=96,
-        batch_size=16, num_microbatches=1, optimizer=dict(tuning, learning_rate=2e-4),
+        out="dpo", model="sft", pairs="pairs", beta=0.1, nll_coef=1.0, num_epochs=1, row_length=96,
+        batch_size=16, num_microbatches=1, optimizer=dict(tuning, learning_rate=3e-4),
         log_every=5, evaluate_every=1000, checkpoint_every=50, seed=0))
 
     c.eval = ConfigDict(dict(
@@ -106,7 +106,7 @@ def _accelerator(c: ConfigDict) -> None:
                       checkpoint_every=250)
     c.pretrain.optimizer.update(learning_rate=3e-3, adam_learning_rate=3e-3, warmup_steps=100)
     c.sft.update(row_length=512, batch_size=32, num_documentation=10_000, num_verifiable=40_000)
-    c.sft.optimizer.learning_rate = 3e-4
+    c.sft.optimizer.update(learning_rate=5e-4, adam_learning_rate=5e-4)
     c.dpo.optimizer.learning_rate = 2e-5
     c.eval.update(row_length=1024, num_choices=2000, num_verifiable=2000, num_open=1000)
 

@@ -19,7 +19,8 @@ from data.tokenizer import Tokenizer
 from model.sharding import make_mesh
 
 row_logps = jax.jit(answer_logps, static_argnames="config")
-loss = jax.jit(partial(dpo_loss, key=jax.random.key(0)), static_argnames=("config", "beta"))
+loss = jax.jit(partial(dpo_loss, key=jax.random.key(0)),
+               static_argnames=("config", "beta", "nll_coef"))
 
 TOKENIZER = Tokenizer({bytes([b]): i for i, b in enumerate(range(32, 125))})
 PAIRS = [{"question": "a?", "chosen": "yes", "rejected": "no way"},
@@ -42,7 +43,8 @@ def moved(params):
 
 
 def test_first_loss_is_ln_2(params, config):
-    loss_sum, metrics = loss(params, preferences(params, config), config=config, beta=0.3)
+    loss_sum, metrics = loss(params, preferences(params, config), config=config, beta=0.3,
+                             nll_coef=0.0)
     assert float(loss_sum) / len(PAIRS) == pytest.approx(math.log(2), abs=1e-6)
     assert float(metrics["margin"][0]) == pytest.approx(0, abs=1e-5)
 
@@ -59,13 +61,25 @@ def test_loss_is_the_formula_in_float64(params, config):
         ratios = [logp(policy, pair["question"], pair[side]) -
                   logp(params, pair["question"], pair[side]) for side in ("chosen", "rejected")]
         total += math.log1p(math.exp(-beta * (ratios[0] - ratios[1])))
-    loss_sum, _ = loss(policy, preferences(params, config), config=config, beta=beta)
+    loss_sum, _ = loss(policy, preferences(params, config), config=config, beta=beta, nll_coef=0.0)
     assert float(loss_sum) == pytest.approx(total, rel=1e-5)
+
+
+def test_nll_coef_adds_the_chosen_answers_loss_per_token(params, config):
+    pairs = preferences(params, config)
+    plain, _ = loss(params, pairs, config=config, beta=0.1, nll_coef=0.0)
+    both, metrics = loss(params, pairs, config=config, beta=0.1, nll_coef=2.0)
+    logp_B = row_logps(params, pairs.chosen, config=config)
+    lengths = [len(pair["chosen"]) + 1 for pair in PAIRS]  # a token per character, and the end
+    expected = -sum(float(logp) / n for logp, n in zip(logp_B, lengths))
+    assert float(both - plain) == pytest.approx(2.0 * expected, rel=1e-5)
+    assert float(metrics["nll"][0]) == pytest.approx(expected, rel=1e-5)
+    assert float(metrics["loss"][0]) == pytest.approx(float(plain)), "reported apart"
 
 
 def test_loss_falls_when_the_chosen_answer_gets_likelier(params, config):
     pairs = preferences(params, config)
-    gradient = jax.jit(jax.grad(lambda p: loss(p, pairs, config=config, beta=0.1)[0]))(params)
+    gradient = jax.jit(jax.grad(lambda p: loss(p, pairs, config=config, beta=0.1, nll_coef=0.0)[0]))(params)
     stepped = jax.tree.map(lambda p, g: p - 0.05 * g, params, gradient)
     before = row_logps(params, pairs.chosen, config=config)
     after = row_logps(stepped, pairs.chosen, config=config)
@@ -76,7 +90,7 @@ def test_loss_falls_when_the_chosen_answer_gets_likelier(params, config):
 
 def test_amount_of_padding_does_not_matter(params, config):
     losses = [float(loss(moved(params), preferences(params, config, row_length), config=config,
-                         beta=0.2)[0])
+                         beta=0.2, nll_coef=0.0)[0])
               for row_length in (24, 40)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 

@@ -1,0 +1,68 @@
+"""The whole road, tiny, by the command that users type; and the README names only what exists."""
+
+import json
+import os
+import re
+import subprocess
+
+import pytest
+
+from core.artifacts import ROOT
+
+LAST_LINE_KEYS = {"run_dir", "report", "minutes", "corpus_documents", "corpus_bytes", "base_bpb",
+                  "unigram_bpb", "xz_bpb", "mc_acc", "verifiable_acc", "dpo_win_rate",
+                  "dpo_win_rate_ci"}
+
+
+@pytest.fixture(scope="module")
+def road(tmp_path_factory):
+    """A finished smoke-sized road: its folder, and the JSON lines that its stages printed."""
+    workdir = tmp_path_factory.mktemp("road") / "run"
+    done = subprocess.run(["bash", "scripts/quickstart.sh", "smoke", str(workdir)], cwd=ROOT,
+                          env=os.environ | {"XLA_FLAGS": ""}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return workdir, [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_the_last_line_sums_the_road_up(road):
+    workdir, lines = road
+    last = lines[-1]
+    assert set(last) >= LAST_LINE_KEYS
+    assert set(last["mc_acc"]) == set(last["verifiable_acc"]) == {"base", "sft", "dpo"}
+    assert last["run_dir"] == str(workdir)
+    assert os.path.getsize(last["report"]) > 10_000
+    assert last["dpo_win_rate_ci"][0] <= last["dpo_win_rate"] <= last["dpo_win_rate_ci"][1]
+
+
+def test_every_artifact_names_its_parents(road):
+    workdir, lines = road
+    folders = {line["path"] for line in lines}
+    assert len(folders) == len(lines) == 11
+    marks = {}
+    for line in lines:
+        lineage = json.loads((ROOT / line["path"] / "lineage.json").read_text())
+        assert lineage["command"].startswith("python -m ")
+        marks[lineage["fingerprint"]] = line["stage"]
+        for mark in lineage["inputs"].values():
+            if isinstance(mark, str):
+                assert mark in marks, f"{line['stage']} was built before its parent"
+    assert not list(workdir.glob("*.partial*"))
+
+
+def test_what_is_done_is_skipped(road):
+    workdir, _ = road
+    again = subprocess.run(
+        [str(ROOT / ".venv/bin/python"), "-m", "align.pairs",
+         "--config=configs/quickstart.py:smoke", f"--workdir={workdir}"],
+        cwd=ROOT, capture_output=True, text=True, check=True)
+    assert json.loads(again.stdout)["skipped"] is True
+
+
+def test_readme_names_modules_configs_and_files_that_exist():
+    text = (ROOT / "README.md").read_text()
+    modules = set(re.findall(r"python -m ([\w.]+)", text))
+    assert len(modules) >= 9
+    for module in modules:
+        assert (ROOT / module.replace(".", "/")).with_suffix(".py").exists(), module
+    for path in re.findall(r"(?:bash |--config=|\]\()((?:scripts|configs|docs)/[\w./]+)", text):
+        assert (ROOT / path).exists(), path
