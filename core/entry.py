@@ -53,7 +53,7 @@ def run(main: Callable[[], Mapping[str, Any]]) -> None:
 
 def run_stage(section: str, build: Build, *, parents: Sequence[str] = (),
               sections: Sequence[str] = (),
-              inputs: Callable[[ConfigDict], Mapping[str, Any]] | None = None) -> None:
+              inputs: Callable[[ConfigDict], Mapping[str, str]] | None = None) -> None:
     """Runs a stage: reads artifacts, writes one, skips itself when it is already there.
 
     Args:

@@ -103,11 +103,11 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path, *,
     return manifest
 
 
-def fingerprint_inputs(config: ConfigDict) -> dict[str, Any]:
+def fingerprint_inputs(config: ConfigDict) -> dict[str, str]:
     """What decides the raw input: the installed packages, or the content of the input files."""
     section = config.curate
     if section.inputs == "embedded":
-        return {"embedded": embedded.fingerprint(section.packages)}
+        return {"embedded": digest(embedded.fingerprint(section.packages))}
     return {str(path): readers.content_fingerprint(path)
             for path in readers.find_inputs(section.inputs)}
 

@@ -79,7 +79,8 @@ def test_nll_coef_adds_the_chosen_answers_loss_per_token(params, config):
 
 def test_loss_falls_when_the_chosen_answer_gets_likelier(params, config):
     pairs = preferences(params, config)
-    gradient = jax.jit(jax.grad(lambda p: loss(p, pairs, config=config, beta=0.1, nll_coef=0.0)[0]))(params)
+    gradient = jax.jit(jax.grad(
+        lambda p: loss(p, pairs, config=config, beta=0.1, nll_coef=0.0)[0]))(params)
     stepped = jax.tree.map(lambda p, g: p - 0.05 * g, params, gradient)
     before = row_logps(params, pairs.chosen, config=config)
     after = row_logps(stepped, pairs.chosen, config=config)
