@@ -73,7 +73,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         log_every=5, evaluate_every=1000, checkpoint_every=50, seed=0))
 
     c.pairs = ConfigDict(dict(
-        out="pairs", model="sft", corpus="corpus", num_documentation=800, num_verifiable=2000,
+        out="pairs", model="sft", corpus="corpus", num_documentation=1200, num_verifiable=3000,
         num_samples=4, min_margin=0.1, temperature=1.0, max_new_tokens=32, batch_size=256, seed=1))
 
     c.dpo = ConfigDict(dict(
@@ -83,7 +83,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     c.eval = ConfigDict(dict(
         out="eval_base", model="base", against="", corpus="corpus", tokens="tokens",
-        row_length=256, batch_size=64, num_choices=400, num_verifiable=400, num_open=300,
+        row_length=256, batch_size=64, num_choices=400, num_verifiable=400, num_open=500,
         max_new_tokens=32, temperature=1.0, seed=0))
 
     c.report = ConfigDict(dict(
