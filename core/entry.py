@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from core import artifacts
@@ -38,6 +38,7 @@ def run(main: Callable[[], Mapping[str, Any]]) -> None:
     """
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(artifacts.ROOT / ".cache" / "jax"))
     os.environ.setdefault("DO_NOT_TRACK", "1")
+    logging.set_verbosity(logging.FATAL)  # what Orbax logs as an error, it raises as well
     try:
         _parse_flags()
         result = main()

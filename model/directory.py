@@ -6,8 +6,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
+import os
 import shutil
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +23,17 @@ from core.errors import UserError
 from model.config import ModelConfig
 from model.sharding import param_shardings
 from model.transformer import Params, init
+
+
+@contextlib.contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Turns Orbax's ``ValueError: RESOURCE_EXHAUSTED`` into the `OSError` that a full disk is."""
+    try:
+        yield
+    except ValueError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from None
 
 
 def save_model(folder: Path, params: Params, config: ModelConfig, tokenizer: Path, *,
@@ -36,7 +51,7 @@ def save_model(folder: Path, params: Params, config: ModelConfig, tokenizer: Pat
     described = _check_tokenizer(tokenizer, config)
     for part in ("params", "tokenizer"):
         shutil.rmtree(folder / part, ignore_errors=True)
-    with ocp.StandardCheckpointer() as checkpointer:
+    with disk_errors(folder), ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save((folder / "params").absolute(), params)
     shutil.copytree(tokenizer, folder / "tokenizer")
     write_json(folder / "model.json", {"config": dataclasses.asdict(config),

@@ -1,6 +1,7 @@
 """A model directory comes back the same, and refuses a tokenizer that is not its own."""
 
 import dataclasses
+import errno
 import shutil
 
 import jax
@@ -11,7 +12,7 @@ from ml_collections import ConfigDict
 from core.errors import UserError
 from data.tokenizer import Tokenizer
 from model.config import make_model_config
-from model.directory import is_chat_model, load_config, load_model, save_model
+from model.directory import disk_errors, is_chat_model, load_config, load_model, save_model
 from model.sharding import make_mesh
 from model.transformer import init
 
@@ -94,3 +95,11 @@ def test_config_sections_are_checked_by_name():
     del sizes["D"]
     with pytest.raises(UserError, match="'D'"):
         make_model_config(ConfigDict(sizes), 98)
+
+
+def test_a_full_disk_is_an_os_error_and_other_errors_pass():
+    with pytest.raises(OSError, match="No space left") as caught, disk_errors("/some/folder"):
+        raise ValueError("RESOURCE_EXHAUSTED: Error writing local file")
+    assert caught.value.errno == errno.ENOSPC and caught.value.filename == "/some/folder"
+    with pytest.raises(ValueError, match="other"), disk_errors("/some/folder"):
+        raise ValueError("other")

@@ -11,6 +11,7 @@ import orbax.checkpoint as ocp
 
 from core.errors import UserError
 from core.progress import log
+from model.directory import disk_errors
 from train.state import TrainState
 
 
@@ -30,9 +31,10 @@ class Checkpoints:
 
     def save(self, state: TrainState, rows: grain.DatasetIterator) -> None:
         """Starts saving the state and the position of its loader."""
-        self._manager.save(int(state.step), args=ocp.args.Composite(
-            state=ocp.args.StandardSave(_savable(state)),
-            rows=grain.checkpoint.CheckpointSave(rows)))
+        with disk_errors(self._folder):
+            self._manager.save(int(state.step), args=ocp.args.Composite(
+                state=ocp.args.StandardSave(_savable(state)),
+                rows=grain.checkpoint.CheckpointSave(rows)))
 
     def restore_latest(self, state: TrainState, rows: grain.DatasetIterator) -> TrainState:
         """The newest saved state, its loader set to the same step; `state` if there is none.
@@ -61,8 +63,9 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for a save under way."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        with disk_errors(self._folder):
+            self._manager.wait_until_finished()
+            self._manager.close()
 
 
 def _savable(state: TrainState) -> dict[str, Any]:
