@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from core.errors import UserError
 from data.batch import Batch, pack_examples, stack
 from data.tokenizer import Tokenizer
 from eval.answers import make_prompts
@@ -64,10 +65,9 @@ def continuation_logps(params: Params, config: ModelConfig,
     them tells which example is which.
 
     Raises:
-        ValueError: an example is longer than a row.
+        UserError: an example is longer than a row.
     """
-    tagged = [(tokens, weights) for tokens, weights in examples]
-    rows, places = _pack_in_order(tagged, row_length)
+    rows, places = _pack_in_order(examples, row_length)
     max_segments = max(segment for _, segment in places) + 1
     empty = jax.tree.map(np.zeros_like, rows[0])
     rows = rows + [empty] * (-len(rows) % batch_size)
@@ -78,12 +78,15 @@ def continuation_logps(params: Params, config: ModelConfig,
     return np.array([logp_BS[row, segment] for row, segment in places])
 
 
-def _pack_in_order(examples, row_length: int):
+def _pack_in_order(examples: Sequence[tuple[Sequence[int], Sequence[float]]],
+                   row_length: int) -> tuple[list[Batch], list[tuple[int, int]]]:
     """Packs examples in their order, and says in which row and segment each one is."""
     rows, places, waiting, size = [], [], [], 0
     for example in examples:
         if len(example[0]) > row_length + 1:
-            raise ValueError(f"an example of {len(example[0])} tokens exceeds rows of {row_length}")
+            raise UserError(f"eval.row_length={row_length}",
+                            f"does not hold a question and choice of {len(example[0])} tokens",
+                            "set a larger --config.eval.row_length")
         if size + len(example[0]) > row_length + 1:
             rows += pack_examples(waiting, row_length)[0]
             waiting, size = [], 0

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from core.artifacts import write_json
+from core.errors import UserError
 from data import tokenizer as tokenizers
 from data.chat import ask
 from data.documents import Document, write_documents
@@ -107,6 +108,11 @@ def test_continuations_score_the_same_packed_and_alone(params, config):
     alone = np.concatenate([continuation_logps(params, config, [e], row_length=40, batch_size=2)
                             for e in examples])
     np.testing.assert_allclose(packed, alone, rtol=1e-5)
+
+
+def test_a_continuation_longer_than_a_row_is_refused(params, config):
+    with pytest.raises(UserError, match=r"eval.row_length=8: does not hold .* of 12 tokens"):
+        continuation_logps(params, config, [([1] * 12, [1.0] * 12)], row_length=8, batch_size=2)
 
 
 def test_choice_normalisations():
