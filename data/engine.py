@@ -1,37 +1,88 @@
-"""Units of work on Daft: one row per unit, resumed where a killed run stopped.
+"""Units of work: one call per unit, on all cores, a Ray cluster or the tasks of a job array.
 
 A unit's work function writes its output under a temporary name, renames it into place and returns
 counters; the counters become the unit's completion record. What has a record with the same key is
-not done again, whatever the number of workers.
+not done again. Outputs depend on the unit alone, so every executor writes the same bytes:
+
+    (no flag)             processes of this machine, one per core or --num_workers
+    --executor=ray        the Ray cluster of RAY_ADDRESS, or a local one; needs a shared --workdir
+    --task=3/16           task 3 of 16 that run the same command on a shared --workdir, for example
+                          as a SLURM array: task 0 leads, the others take their share of each pass
 """
 
 from __future__ import annotations
 
+import dataclasses
+import fcntl
+import importlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from core.artifacts import digest, read_json, write_json
+from absl import flags
+
+from core.artifacts import OUR_PACKAGES, digest, read_json, write_json
 from core.errors import UserError
 from core.progress import Progress, log
 
 Work = Callable[..., Mapping[str, Any]]
+POLL_SECS = 0.5             # between two looks at a shared folder
+LEADERLESS_SECS = 120.0     # tasks 1.. give up when task 0 has been gone for so long
+
+flags.DEFINE_enum("executor", "local", ["local", "ray"], "Where units of work run.")
+flags.DEFINE_integer("num_workers", None, "Worker processes; one per usable core by default.",
+                     lower_bound=1)
+flags.DEFINE_string("task", None, "i/n: this process is task i of n on a shared workdir.")
 
 
-def run_units(work: Work, tasks: Sequence[Mapping[str, Any]], folder: Path, *, key: Any,
+@dataclasses.dataclass(frozen=True)
+class Executor:
+    """Where units run.
+
+    Attributes:
+        kind: "local" or "ray".
+        num_workers: processes at once; None: the usable cores (Ray: one per CPU of the cluster).
+        task, num_tasks: which share of the units this process does.
+    """
+
+    kind: str = "local"
+    num_workers: int | None = None
+    task: int = 0
+    num_tasks: int = 1
+
+
+def executor_from_flags() -> Executor:
+    """The executor that the command line names; the default one outside a command.
+
+    Raises:
+        UserError: --task is not i/n with 0 <= i < n.
+    """
+    if not flags.FLAGS.is_parsed():
+        return Executor()
+    task, num_tasks = 0, 1
+    if flags.FLAGS.task is not None:
+        first, _, second = flags.FLAGS.task.partition("/")
+        if not (first.isdigit() and second.isdigit() and int(first) < int(second)):
+            raise UserError(f"--task={flags.FLAGS.task}", "is not i/n with 0 <= i < n",
+                            "write for example --task=0/4 to --task=3/4, one per process")
+        task, num_tasks = int(first), int(second)
+    return Executor(flags.FLAGS.executor, flags.FLAGS.num_workers, task, num_tasks)
+
+
+def run_units(work: Work, tasks: Sequence[Mapping[str, Any]], folder: Path, *, key: Any = "",
               num_workers: int | None = None) -> list[dict[str, Any]]:
-    """Calls ``work(output=folder / "00000", **task)`` for every task, in worker processes.
+    """Calls ``work(output=folder / "00000", **task)`` for every task, each in a worker.
 
     Args:
         work: a function of an importable module. It may write ``output`` with any suffixes, each
             renamed into place, and returns plain data.
         tasks: keyword arguments per unit, plain data.
         folder: where outputs and completion records go.
-        key: what else decides the result, e.g. the stage's config.
-        num_workers: processes; the number of usable cores when None. The outputs do not depend
-            on it.
+        key: what else decides the result, e.g. a digest of the code.
+        num_workers: processes; as the flags say when None.
 
     Returns:
         What `work` returned, in the order of `tasks`.
@@ -39,46 +90,157 @@ def run_units(work: Work, tasks: Sequence[Mapping[str, Any]], folder: Path, *, k
     Raises:
         UserError, OSError: as raised by `work`.
     """
+    executor = executor_from_flags()
+    if num_workers is not None:
+        executor = dataclasses.replace(executor, num_workers=num_workers)
     folder.mkdir(parents=True, exist_ok=True)
-    keys = [digest([key, task]) for task in tasks]
-    todo = [unit for unit in range(len(tasks)) if not _is_done(folder, unit, keys[unit])]
-    if len(todo) < len(tasks):
-        log(f"{folder.name}: {len(tasks) - len(todo)} of {len(tasks)} units are done already")
-    if todo:
-        num_workers = min(num_workers or len(os.sched_getaffinity(0)), len(todo))
-        with Progress(folder.name, len(tasks), "units", start=len(tasks) - len(todo)) as progress:
-            done = len(tasks) - len(todo)
-            for result in _run_on_daft(work, tasks, todo, keys, folder, num_workers):
-                _raise_again(result)
-                done += 1
-                progress.update(done)
+    plan = {"work": f"{work.__module__}:{work.__qualname__}", "tasks": list(tasks),
+            "keys": [digest([key, task]) for task in tasks]}
+    (folder / "failure.json").unlink(missing_ok=True)
+    if executor.num_tasks > 1:
+        write_json(folder / "plan.json", plan)
+    share = _share(plan, folder, executor)
+    num_done = sum(_is_done(folder, unit, mark) for unit, mark in enumerate(plan["keys"]))
+    if num_done:
+        log(f"{folder.name}: {num_done} of {len(tasks)} units are done already")
+    with Progress(folder.name, len(tasks), "units", start=num_done) as progress:
+        for result in _run(plan, share, folder, executor):
+            _raise_again(result)
+            num_done += 1
+            progress.update(num_done)
+        while any(missing := [unit for unit, mark in enumerate(plan["keys"])
+                              if not _is_done(folder, unit, mark)]):
+            progress.update(len(tasks) - len(missing))
+            _raise_failure(folder)
+            time.sleep(POLL_SECS)
     return [read_json(_record(folder, unit))["result"] for unit in range(len(tasks))]
 
 
-def _run_on_daft(work: Work, tasks, todo, keys, folder: Path, num_workers: int):
-    os.environ["DO_NOT_TRACK"] = "1"  # read when daft is imported
+def assist(final: Path, is_finished: Callable[[], bool]) -> bool:
+    """Does this process's share of an artifact that task 0 builds.
+
+    Args:
+        final: the artifact's folder; units are looked for in its ``.partial`` and ``.measured``.
+        is_finished: whether the artifact is complete.
+
+    Returns:
+        False, at once, when this process leads; True when the artifact is finished.
+
+    Raises:
+        UserError: a unit failed, or no task 0 was seen for two minutes.
+    """
+    executor = executor_from_flags()
+    if executor.task == 0:
+        return False
+    roots = [final.with_name(f"{final.name}.{part}") for part in ("partial", "measured")]
+    last_seen = time.monotonic()
+    log(f"task {executor.task} of {executor.num_tasks}: waits for units of {final}")
+    while not is_finished():
+        if _has_leader(final):
+            last_seen = time.monotonic()
+        elif time.monotonic() - last_seen > LEADERLESS_SECS:
+            raise UserError(f"--task={executor.task}/{executor.num_tasks}",
+                            f"task 0 is not building {final}", "start or restart task 0")
+        for plan_path in sorted(path for root in roots for path in root.rglob("plan.json")):
+            _take_share(plan_path, executor)
+        time.sleep(POLL_SECS)
+    return True
+
+
+def _take_share(plan_path: Path, executor: Executor) -> None:
+    folder = plan_path.parent
+    try:
+        plan = json.loads(plan_path.read_text())
+    except (OSError, ValueError):   # the leader has finished, or is just writing it
+        return
+    if plan["work"].partition(".")[0] not in OUR_PACKAGES:
+        raise UserError(str(plan_path), "names work that is not ours", "delete this folder")
+    share = _share(plan, folder, executor)
+    for result in _run(plan, share, folder, executor):
+        if "user_error" in result or "os_error" in result:
+            write_json(folder / "failure.json", result)
+        _raise_again(result)
+    if share:
+        log(f"task {executor.task}: did {len(share)} units of {folder.name}")
+
+
+def _share(plan: Mapping[str, Any], folder: Path, executor: Executor) -> list[int]:
+    """Units of this process that have no completion record yet."""
+    return [unit for unit in range(executor.task, len(plan["tasks"]), executor.num_tasks)
+            if not _is_done(folder, unit, plan["keys"][unit])]
+
+
+def _has_leader(final: Path) -> bool:
+    """Whether a process holds the artifact's lock (see `core.artifacts.locked`)."""
+    try:
+        with open(final.with_name(f".{final.name}.lock")) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+def _run(plan: Mapping[str, Any], units: Sequence[int], folder: Path,
+         executor: Executor) -> Iterator[dict[str, Any]]:
+    """Runs units; yields an empty mapping for each that is done, or its failure as data."""
+    rows = [(unit, json.dumps(plan["tasks"][unit]), plan["keys"][unit]) for unit in units]
+    if executor.kind == "local" and len(rows) <= 1:     # not worth a process
+        for row in rows:
+            yield json.loads(_do(plan["work"], str(folder), *row))
+    elif rows:
+        yield from _run_on_daft(plan["work"], rows, str(folder), executor)
+
+
+def _run_on_daft(work: str, rows: Sequence[tuple[int, str, str]], folder: str,
+                 executor: Executor) -> Iterator[dict[str, Any]]:
+    os.environ["DO_NOT_TRACK"] = "1"    # read when daft is imported
     import daft
 
-    @daft.cls(use_process=True, max_concurrency=num_workers)
+    num_workers = executor.num_workers or len(os.sched_getaffinity(0))
+    if executor.kind == "ray":
+        num_workers = executor.num_workers or _start_ray()
+
+    @daft.cls(use_process=executor.kind == "local", max_concurrency=min(num_workers, len(rows)))
     class Worker:
         @daft.method.batch(return_dtype=daft.DataType.string(), batch_size=1)
         def run(self, unit, task, key):
             return [_do(work, folder, *row) for row in
                     zip(unit.to_pylist(), task.to_pylist(), key.to_pylist())]
 
-    rows = daft.from_pydict({"unit": todo, "task": [json.dumps(tasks[unit]) for unit in todo],
-                             "key": [keys[unit] for unit in todo]})
+    units, tasks, keys = zip(*rows)
+    frame = daft.from_pydict({"unit": list(units), "task": list(tasks), "key": list(keys)})
+    if executor.kind == "ray":
+        frame = frame.into_partitions(len(rows))
     worker = Worker()
-    rows = rows.select(worker.run(rows["unit"], rows["task"], rows["key"]).alias("result"))
-    for row in rows.iter_rows():
+    frame = frame.select(worker.run(frame["unit"], frame["task"], frame["key"]).alias("result"))
+    for row in frame.iter_rows():
         yield json.loads(row["result"])
 
 
-def _do(work: Work, folder: Path, unit: int, task: str, key: str) -> str:
-    """Does one unit in a worker; an expected failure travels back as data."""
+def _start_ray() -> int:
+    """Connects Daft to Ray (the cluster of RAY_ADDRESS, or a new local one); returns its CPUs."""
     try:
-        result = work(output=folder / f"{unit:05d}", **json.loads(task))
-        write_json(_record(folder, unit), {"key": key, "result": result})
+        import ray
+    except ImportError:
+        raise UserError("--executor=ray", "the package `ray` is not installed",
+                        "pip install -e .[ray]") from None
+    import daft
+
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+        daft.set_runner_ray()
+    return int(ray.cluster_resources().get("CPU", 1))
+
+
+def _do(work: str, folder: str, unit: int, task: str, key: str) -> str:
+    """Does one unit in a worker; an expected failure travels back as data."""
+    module, _, name = work.partition(":")
+    function = getattr(importlib.import_module(module), name)
+    try:
+        result = function(output=Path(folder) / f"{unit:05d}", **json.loads(task))
+        write_json(_record(Path(folder), unit), {"key": key, "result": result})
     except UserError as error:
         return json.dumps({"user_error": str(error)})
     except OSError as error:
@@ -87,6 +249,11 @@ def _do(work: Work, folder: Path, unit: int, task: str, key: str) -> str:
         where = str(error.filename or folder)
         return json.dumps({"os_error": [error.errno, error.strerror, where]})
     return "{}"
+
+
+def _raise_failure(folder: Path) -> None:
+    if (folder / "failure.json").exists():
+        _raise_again(read_json(folder / "failure.json"))
 
 
 def _raise_again(result: Mapping[str, Any]) -> None:
