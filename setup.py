@@ -29,11 +29,16 @@ CORE = [
     "rbloom>=1.5",
     "ftfy>=6.3",
     "rustbpe>=0.1",
+    "fsspec[http]>=2025.3",
+    "tld>=0.13",
     "packaging>=24",
 ]
 
 EXTRAS = {
     "cuda": ["jax[cuda13]>=0.10.2,<0.12"],
+    "cloud": ["s3fs>=2025", "gcsfs>=2025", "huggingface_hub>=0.34"],
+    "ray": ["ray>=2.50"],
+    "peers": ["datatrove[processing]>=0.10", "spacy>=3.8"],
     "dev": ["pytest>=9", "ruff>=0.14", "hypothesis>=6"],
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ml_collections import ConfigDict
+
 
 def parse_variant(arg: str | None, variants: tuple[str, ...]) -> str:
     """Returns the variant named by `--config=file.py:variant`; the first one when none is named.
@@ -14,3 +16,40 @@ def parse_variant(arg: str | None, variants: tuple[str, ...]) -> str:
         raise ValueError(f"config variant {variant!r}: is none of {', '.join(variants)}: "
                          f"write --config=configs/NAME.py:{variants[0]}")
     return variant
+
+
+def make_curate() -> ConfigDict:
+    """The section `curate` with every field, as it suits documents of any origin."""
+    return ConfigDict(dict(
+        out="corpus",
+        inputs="embedded",          # or comma-separated files, folders, globs, URLs; see data/readers
+        domain="web",               # domain of documents that do not name their own
+        packages="",                # embedded: comma-separated packages to render; "" = all known
+        code_max_bytes=24_000_000,  # embedded: size of the source-code domain
+        unit_bytes=64_000_000,      # inputs are split into units of about this size
+        memory_bytes=2_000_000_000,  # for comparing documents, whatever their number
+        max_corrupt_frac=0.05,      # more unreadable records than this share fail the run
+        against=(),                 # finished corpora: what they hold is an exact duplicate here
+        extraction=dict(mode="fast", timeout_secs=10.0, max_page_bytes=20_000_000,
+                        emoji_names=False, punctuation=False),
+        languages=dict(keep=(), min_score=0.0),     # keep: codes; none keeps all
+        code_domains=("code",),     # measured as source code, and not as prose
+        presets=dict(default=("gopher",), code=("code",)),  # rules by domain, of data/filters
+        overrides=dict(),           # by domain: dict(gopher_min_words=30), ...
+        lines=dict(min_block_lines=10, min_words=30, min_site_pages=20, min_site_frac=0.3),
+        privacy=dict(actions=dict(email="redact", ip="redact", phone="redact", card="redact",
+                                  iban="redact", key="redact"), name_finder=""),
+        harm=dict(url_lists=(), word_lists=(), max_bad_words=0),
+        classifiers=dict(           # folders that data.train_classifier wrote; "" = off
+            quality=dict(model="", min_score=0.0, max_score=1.0),
+            domain=dict(model="", min_score=0.0, max_score=1.0),
+            toxicity=dict(model="", min_score=0.0, max_score=0.4),
+            nsfw=dict(model="", min_score=0.0, max_score=0.4)),
+        keep_top_frac=1.0,          # of all documents, by quality
+        contamination=dict(tasks=(), fields=(), ngram_words=13, near_overlap=0.5),
+        dedup=dict(by_url=False, shingle_words=5, num_bands=14, rows_per_band=8, min_jaccard=0.8,
+                   alarm_frac=0.5, seed=0),
+        substrings=dict(num_tokens=0),  # longer passages that occurred before are cut; 0 = off
+        heldout=dict(frac=0.0, max_bytes=1_000_000, max_jaccard=0.5, max_containment=0.5,
+                     domain="web"),
+        seed=0))

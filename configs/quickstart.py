@@ -14,35 +14,18 @@ like "corpus" are folders under --workdir.
 
 from ml_collections import ConfigDict
 
-from configs.common import parse_variant
+from configs.common import make_curate, parse_variant
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
     variant = parse_variant(arg, ("cpu", "accelerator", "smoke"))
     c = ConfigDict()
 
-    c.curate = ConfigDict(dict(
-        out="corpus",
-        inputs="embedded",          # or comma-separated globs of WARC, JSONL, Parquet, text files
-        domain="web",               # domain of documents that do not name their own
-        packages="",                # embedded: comma-separated packages to render; "" = all known
-        code_max_bytes=24_000_000,  # embedded: size of the source-code domain
-        unit_bytes=16_000_000,      # inputs are split into units of about this size
-        max_corrupt_frac=0.05,      # more unreadable records than this share fail the run
-        gopher=dict(
-            min_words=30, max_words=100_000, min_mean_word_chars=2.0, max_mean_word_chars=14.0,
-            max_symbol_word_ratio=0.2, max_bullet_line_frac=0.9, max_ellipsis_line_frac=0.3,
-            min_alphabetic_word_frac=0.5, min_stop_words=2, max_duplicate_line_frac=0.7,
-            max_top_2gram_char_frac=0.2),
-        c4=dict(max_lorem_ipsum=5),
-        code=dict(max_line_chars=1000, max_mean_line_chars=100, min_alphanumeric_frac=0.25),
-        lines=dict(min_block_lines=10, min_words=30, max_word_chars=1000,
-                   max_policy_line_words=10),
-        dedup=dict(shingle_words=5, num_bands=14, rows_per_band=8, min_jaccard=0.8),
-        heldout=dict(frac=0.04, max_bytes=1_000_000, max_jaccard=0.5, max_containment=0.5,
-                     domain="pages"),
-        seed=0,
-    ))
+    c.curate = make_curate()
+    c.curate.unit_bytes = 16_000_000
+    c.curate.presets.default = ("technical",)
+    c.curate.heldout.update(frac=0.04, domain="pages")
+
     c.tokenizer = ConfigDict(dict(
         out="tokenizer", corpus="corpus", vocab_size=2048, max_bytes=20_000_000))
 

@@ -194,6 +194,12 @@ def locked(final: Path) -> Iterator[None]:
         yield
 
 
+def is_finished(final: Path, lineage: Mapping[str, Any]) -> bool:
+    """Whether `final` holds this very artifact."""
+    path = final / "lineage.json"
+    return path.exists() and read_json(path)["fingerprint"] == lineage["fingerprint"]
+
+
 def find_finished(final: Path, lineage: Mapping[str, Any]) -> bool:
     """Whether `final` already holds this very artifact; an outdated one is set aside, and said."""
     if not final.exists():

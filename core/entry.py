@@ -25,6 +25,7 @@ from core.progress import format_secs, log
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141    # as a shell reports SIGPIPE
 
 # `build(config, parents, folder) -> metrics`: reads the parents' folders, writes into `folder`.
 Build = Callable[[ConfigDict, Mapping[str, Path], Path], Mapping[str, Any]]
@@ -44,6 +45,9 @@ def run(main: Callable[[], Mapping[str, Any]]) -> None:
         result = main()
     except UserError as error:
         _fail(str(error))
+    except BrokenPipeError:     # the reader, `head` for example, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_BROKEN_PIPE)
     except OSError as error:
         _fail_os(error)
     except KeyboardInterrupt:
@@ -54,7 +58,8 @@ def run(main: Callable[[], Mapping[str, Any]]) -> None:
 
 def run_stage(section: str, build: Build, *, parents: Sequence[str] = (),
               sections: Sequence[str] = (),
-              inputs: Callable[[ConfigDict], Mapping[str, str]] | None = None) -> None:
+              inputs: Callable[[ConfigDict], Mapping[str, str]] | None = None,
+              assist: Callable[[Path, Callable[[], bool]], bool] | None = None) -> None:
     """Runs a stage: reads artifacts, writes one, skips itself when it is already there.
 
     Args:
@@ -65,10 +70,12 @@ def run_stage(section: str, build: Build, *, parents: Sequence[str] = (),
             paths). An empty value means that there is no such parent.
         sections: further config sections that decide the result.
         inputs: fingerprints of inputs that are not artifacts, e.g. raw files.
+        assist: called with the artifact's folder and a test whether it is finished; returns
+            whether this process only helped another one to build it, e.g. `data.engine.assist`.
     """
     define_config_flags()
     module_file = sys.modules["__main__"].__file__
-    run(lambda: _run_stage(section, build, parents, sections, inputs, module_file))
+    run(lambda: _run_stage(section, build, parents, sections, inputs, assist, module_file))
 
 
 def define_config_flags() -> None:
@@ -86,7 +93,7 @@ def config_and_workdir() -> tuple[ConfigDict, Path]:
     return flags.FLAGS.config, Path(flags.FLAGS.workdir)
 
 
-def _run_stage(section, build, parents, sections, inputs, module_file) -> dict[str, Any]:
+def _run_stage(section, build, parents, sections, inputs, assist, module_file) -> dict[str, Any]:
     config, workdir = config_and_workdir()
     for name in (section, *sections):
         if name not in config:
@@ -104,6 +111,8 @@ def _run_stage(section, build, parents, sections, inputs, module_file) -> dict[s
     final = workdir / own.out
     partial = final.with_name(f"{final.name}.partial")
     result = {"stage": section, "path": str(final)}
+    if assist is not None and assist(final, lambda: artifacts.is_finished(final, lineage)):
+        return result | {"assisted": True} | artifacts.read_json(final / "metrics.json")
     with artifacts.locked(final):
         if artifacts.find_finished(final, lineage):
             log(f"{section}: {final} is up to date")

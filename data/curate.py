@@ -2,44 +2,65 @@
 
     python -m data.curate --config=configs/quickstart.py --workdir=runs/quickstart
 
-Writes `documents/`, `heldout/`, `removed/` (Parquet), `manifest.json`, and for the embedded corpus
-`questions.parquet` and `sources.json`. Units are read and cleaned on Daft; what compares documents
-with each other runs between, over ids, hashes and signatures.
+Writes `documents/`, `heldout/`, `removed/` (Parquet), `lost/` (records that hold no document, and
+why), `manifest.json`, `report.html`, and for the embedded corpus `questions.parquet` and
+`sources.json`. Passes over units run on every executor of `data.engine`; what compares documents
+with each other runs between, over keys, in a stated amount of memory. Measurements are kept in
+`<out>.measured`, so that new thresholds read no page again.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
-import json
+import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
-import xxhash
 from ml_collections import ConfigDict
 
-from core.artifacts import digest, write_json
+from core.artifacts import code_digest, digest, write_json
 from core.entry import run_stage
 from core.errors import UserError
 from core.progress import log
-from data import curate_units, dedup, embedded, readers
-from data.curate_units import CODE_DOMAIN
-from data.documents import Document, write_documents
+from data import embedded, engine
+from data.card import write_card
+from data.corpus import Corpus
+from data.dedup.groups import plan_ranges
 from data.engine import run_units
-from data.filters.lines import find_repeated_blocks
-from data.filters.rules import check_thresholds, decide
-from data.filters.signals import measure_code, measure_prose
-from data.ledger import Entry, Ledger
+from data.manifest import (
+    describe_classifiers,
+    describe_clusters,
+    estimate_bytes_per_token,
+    find_alarms,
+    find_contamination,
+    make_funnel,
+    merge_histograms,
+    peak_memory_bytes,
+    removed_by_reason,
+)
+from data.passes import (
+    clean,
+    compare,
+    decide,
+    measure,
+    near,
+    settle,
+    split,
+    substrings,
+    write,
+)
+from data.passes.check import check, check_read
+from data.readers.units import content_fingerprint, find_inputs, plan
+from data.roster import merge_tallies
+from data.tables import concatenate_arrays
 
-REMOVED_COLUMNS = {"stage": pa.string(), "reason": pa.string(), "score": pa.float64(),
-                   "representative": pa.string()}
+QUALITY_BINS = 1 << 16
 
 
 class Stopwatch:
@@ -61,296 +82,325 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path, *,
     """Builds the corpus in `folder` from ``config.curate``; see the module's first lines.
 
     Returns:
-        documents, bytes, heldout_documents, heldout_bytes, documents_in, bytes_in, removed,
-        redacted, corrupt, stage_secs.
+        documents, bytes and tokens (an estimate) to train on, heldout_documents, heldout_bytes,
+        documents_in, bytes_in, removed, redacted, corrupt, stage_secs.
 
     Raises:
-        UserError: a rule names no signal, there is no document, too many records are damaged, or
-            nothing is kept.
+        UserError: the config makes no sense, there is no document, too many records are damaged,
+            or nothing is kept.
     """
-    section, work, stage = config.curate, folder / "work", Stopwatch()
-    _check(section)
-    with stage("find"):
-        paths = _find_inputs(section, work)
-    with stage("read"):
-        prepared, counts = _prepare(section, paths, work, num_workers)
-        ledger = Ledger(prepared)
-        _check_read(section, ledger, counts)
-    with stage("decide"):
-        _remove_exact(ledger)
-        _remove_by_rules(ledger, section)
-    with stage("clean"):
-        cleaned, redacted = _clean(section, ledger, prepared, work, num_workers)
-    with stage("near_dedup"):
-        near = _remove_near(ledger, cleaned, section.dedup)
-    with stage("split"):
-        _hold_out(ledger, cleaned, section)
-    if not any(not entry.is_heldout for entry in ledger.staying()):
-        raise UserError("curate", f"every document was removed: {ledger.removed_by_reason()}",
-                        "loosen the rules in config.curate, or give other inputs")
-    with stage("write"):
-        written = _write(folder, ledger, prepared, cleaned)
-    manifest = written | {
-        "documents_in": len(ledger.entries),
-        "bytes_in": sum(entry.bytes for entry in ledger.entries),
-        "removed": ledger.removed_by_reason(), "redacted": dict(sorted(redacted.items())),
-        "corrupt": counts["corrupt"], "stage_secs": stage.secs}
-    write_json(folder / "manifest.json", manifest | {
-        "skipped": counts["skipped"], "funnel": ledger.funnel(),
-        "kept_by_domain": ledger.kept_by_domain(), "near_dedup": near})
-    _pass_through(work / "embedded", folder)
-    shutil.rmtree(work)
-    return manifest
+    section = config.curate.to_dict()
+    check(section)
+    run = Curation(section, folder, num_workers)
+    with run.stage("find"):
+        paths = run.find()
+    with run.stage("measure"):
+        run.measure(paths)
+    with run.stage("decide"):
+        run.decide()
+    with run.stage("clean"):
+        run.clean()
+    with run.stage("near_dedup"):
+        run.find_near_duplicates()
+    with run.stage("settle"):
+        run.settle()
+    with run.stage("split"):
+        run.split()
+    with run.stage("substrings"):
+        run.find_substrings()
+    with run.stage("write"):
+        run.write()
+    with run.stage("report"):
+        metrics = run.report()
+    shutil.rmtree(run.work)
+    return metrics
+
+
+class Curation:
+    """The passes of one curation, and what they hand on: counters and the names of files.
+
+    Args:
+        section: ``config.curate`` as plain data.
+        folder: the artifact's folder; the passes work in its subfolder ``work``.
+    """
+
+    def __init__(self, section: Mapping[str, Any], folder: Path, num_workers: int | None):
+        self.section, self.folder, self.num_workers = section, folder, num_workers
+        self.work, self.stage = folder / "work", Stopwatch()
+        self.kept = folder.with_name(f"{section['out']}.measured")
+        self.results: dict[str, list[dict[str, Any]]] = {}
+        self.work.mkdir(exist_ok=True)
+
+    def _run(self, function, tasks: Sequence[Mapping[str, Any]], key: Any = "",
+             folder: Path | None = None) -> list[Path]:
+        """Runs a pass; remembers its results and returns its outputs, without suffix."""
+        name = function.__name__
+        folder = folder or self.work / name
+        self.results[name] = run_units(function, tasks, folder, key=key,
+                                       num_workers=self.num_workers)
+        return [folder / f"{unit:05d}" for unit in range(len(tasks))]
+
+    def find(self) -> list[str]:
+        """The input files; the embedded corpus is made here when it is wanted."""
+        if self.section["inputs"] != "embedded":
+            return find_inputs(self.section["inputs"])
+        final = self.kept / f"embedded-{digest(_embedded_inputs(self.section))}"
+        partial = final.with_suffix(".partial")
+        if not final.exists():
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            embedded.build(partial, packages=self.section["packages"],
+                           code_max_bytes=self.section["code_max_bytes"],
+                           seed=self.section["seed"])
+            partial.rename(final)
+        for name in ("questions.parquet", "sources.json"):
+            shutil.copyfile(final / name, self.folder / name)
+        return sorted(map(str, [*final.glob("*.warc*"), *final.glob("*.jsonl*")]))
+
+    def measure(self, paths: Sequence[str]) -> None:
+        """Pass 1. What it writes outlives the run: it is kept beside the artifact."""
+        content = {path: content_fingerprint(path) for path in paths}
+        self.units = plan(paths, self.section["unit_bytes"])
+        tasks = [{"path": unit.path, "start": unit.start, "stop": unit.stop,
+                  "content": content[unit.path],
+                  **{name: self.section[name] for name in ("domain", "code_domains",
+                                                           "extraction")}}
+                 for unit in self.units]
+        self.measured = self._run(measure.measure, tasks, key=code_digest(measure.__file__),
+                                  folder=self.kept)
+        check_read(self.section, self.results["measure"])
+
+    def decide(self) -> None:
+        """Exact duplicates, then pass 2."""
+        folder = self.work / "repeats"
+        folder.mkdir(exist_ok=True)
+        repeats = compare.find_repeats(
+            self.measured, folder, by_url=self.section["dedup"]["by_url"],
+            seen=[Path(corpus) / "exact.npy" for corpus in self.section["against"]],
+            memory_bytes=self.section["memory_bytes"])
+        rules = {name: self.section[name] for name in ("presets", "overrides", "languages")}
+        self.decided = self._run(decide.decide, [
+            {"measured": f"{path}.parquet", "repeats": str(repeat), **rules,
+             "url_lists": self.section["harm"]["url_lists"],
+             "min_block_lines": self.section["lines"]["min_block_lines"]}
+            for path, repeat in zip(self.measured, repeats)])
+
+    def clean(self) -> None:
+        """Lines that repeat, then pass 3."""
+        folder, lines = self.work / "lines", self.section["lines"]
+        folder.mkdir(exist_ok=True)
+        memory_bytes = self.section["memory_bytes"]
+        repeated = compare.find_repeated_blocks(
+            self.decided, folder, min_block_lines=lines["min_block_lines"],
+            memory_bytes=memory_bytes)
+        boilerplate = compare.find_boilerplate(
+            self.decided, folder, min_pages=lines["min_site_pages"],
+            min_frac=lines["min_site_frac"], memory_bytes=memory_bytes)
+        rules = {name: self.section[name] for name in (
+            "lines", "presets", "code_domains", "privacy", "harm", "classifiers",
+            "contamination", "dedup")}
+        self.cleaned = self._run(clean.clean, [
+            {"measured": f"{measured}.parquet", "before": str(decided), "rules": rules,
+             "repeated_blocks": str(blocks), "boilerplate": str(boilerplate)}
+            for measured, decided, blocks in zip(self.measured, self.decided, repeated)])
+
+    def find_near_duplicates(self) -> None:
+        """Pass 4, then clusters and representatives."""
+        rules = self.section["dedup"]
+        parts = [Path(f"{path}.bands.npy") for path in self.cleaned]
+        ranges = plan_ranges(parts, memory_bytes=self.section["memory_bytes"])
+        edges = self._run(near.find_edges, [
+            {"cleaned": list(map(str, self.cleaned)), "bounds": bounds,
+             "num_bands": rules["num_bands"], "min_jaccard": rules["min_jaccard"]}
+            for bounds in ranges])
+        self.duplicates, clusters = near.cluster(self.cleaned, edges, self.work / "find_edges",
+                                                 rules["min_jaccard"])
+        self.near_dedup = near.summarise(self.results["find_edges"]) | clusters
+
+    def settle(self) -> None:
+        """Pass 5: near duplicates and low quality go; pages are held out."""
+        rules = self.section["heldout"]
+        self.min_quality = self._quality_percentile()
+        self.settled = self._run(settle.settle, [
+            {"before": str(cleaned), "cleaned": f"{cleaned}.parquet",
+             "duplicates": str(duplicates), "min_quality": self.min_quality, "heldout": rules,
+             "seed": self.section["seed"]}
+            for cleaned, duplicates in zip(self.cleaned, self.duplicates)])
+        places = sorted((place, unit, row, position, size)
+                        for unit, result in enumerate(self.results["settle"])
+                        for place, row, position, size in result["candidates"])
+        documents, num_bytes = near.Documents(self.cleaned), 0
+        self.heldout_rows: list[list[int]] = [[] for _ in self.cleaned]
+        ids, shingles = [], []
+        for _, unit, row, position, size in places:
+            if num_bytes + size <= rules["max_bytes"]:
+                num_bytes += size
+                self.heldout_rows[unit].append(row)
+                ids.append(self._id(unit, row))
+                shingles.append(documents.shingles(documents.first[unit] + position))
+        if rules["frac"] and not ids:
+            log(f"curate: no document of domain {rules['domain']!r} is held out; "
+                "see config.curate.heldout")
+        split.save_heldout(self.work / "heldout", ids, shingles)
+
+    def split(self) -> None:
+        """Pass 6: what resembles a held-out page goes."""
+        self.apart = self._run(split.split, [
+            {"before": str(settled), "cleaned": str(cleaned),
+             "heldout": str(self.work / "heldout"), "heldout_rows": rows,
+             "rules": self.section["heldout"]}
+            for settled, cleaned, rows in zip(self.settled, self.cleaned, self.heldout_rows)])
+
+    def find_substrings(self) -> None:
+        """Passages that an earlier document holds, when they are to be cut."""
+        self.cuts = [""] * len(self.units)
+        if num_tokens := self.section["substrings"]["num_tokens"]:
+            self.cuts = substrings.find_cuts(
+                self._run, self.cleaned, self.apart, self.heldout_rows, num_tokens=num_tokens,
+                memory_bytes=self.section["memory_bytes"])
+
+    def write(self) -> None:
+        """Pass 7: the corpus, in its folders."""
+        passes = (self.decided, self.cleaned, self.settled, self.apart)
+        outputs = self._run(write.write, [
+            {"measured": str(self.measured[unit]),
+             "passes": [str(outputs[unit]) for outputs in passes],
+             "duplicates": str(self.duplicates[unit]), "heldout_rows": self.heldout_rows[unit],
+             "cuts": self.cuts[unit]} for unit in range(len(self.units))])
+        for kind in ("documents", "heldout", "removed", "lost"):
+            (self.folder / kind).mkdir(exist_ok=True)
+            for unit, (output, measured) in enumerate(zip(outputs, self.measured)):
+                part = self.folder / kind / f"part-{unit:05d}.parquet"
+                if kind == "lost":
+                    shutil.copyfile(f"{measured}.lost.parquet", part)
+                elif os.path.exists(f"{output}.{kind}.parquet"):    # not moved by a killed run
+                    os.replace(f"{output}.{kind}.parquet", part)
+        concatenate_arrays([Path(f"{output}.exact.npy") for output in outputs],
+                           self.folder / "exact.npy")       # for `against`
+
+    def report(self) -> dict[str, Any]:
+        """Writes the manifest and the data card; returns the run's metrics."""
+        judged = [self.results[name] for name in ("decide", "clean", "settle", "split",
+                                                       "write")]
+        funnel = make_funnel(judged)
+        written = self._written()
+        if not written["documents"]:
+            raise UserError("curate", f"every document was removed: {removed_by_reason(funnel)}",
+                            "loosen the rules in config.curate, or give other inputs")
+        metrics = written | {
+            "documents_in": sum(result["documents"] for result in self.results["measure"]),
+            "bytes_in": sum(result["bytes"] for result in self.results["measure"]),
+            "removed": removed_by_reason(funnel),
+            "redacted": self._sum("clean", "redacted"),
+            "corrupt": self._sum("measure", "corrupt"), "stage_secs": self.stage.secs}
+        manifest = metrics | {
+            "skipped": self._sum("measure", "skipped"), "funnel": funnel,
+            "histograms": merge_histograms(self.results["decide"]),
+            "near_dedup": self.near_dedup,
+            **({} if self.min_quality is None else {"min_quality": self.min_quality}),
+            "kept_by_domain": self._counts("domains"),
+            "kept_by_language": self._counts("languages"),
+            "alarms": find_alarms(funnel, self.results["measure"], judged,
+                                  [unit.path for unit in self.units],
+                                  self.section["dedup"]["alarm_frac"]),
+            "classifiers": describe_classifiers(self.section["classifiers"]),
+            "stages": self._speeds(funnel),
+            "workers": self.num_workers or engine.executor_from_flags().num_processes,
+            "peak_memory_bytes": peak_memory_bytes()}
+        write_json(self.folder / "manifest.json", manifest)
+        corpus = Corpus(self.folder)
+        manifest["near_dedup"] = describe_clusters(corpus, self.near_dedup)
+        if self.section["contamination"]["tasks"]:
+            manifest["contamination"] = find_contamination(corpus, self.results["clean"],
+                                                           self.section)
+        write_json(self.folder / "manifest.json", manifest)
+        for alarm in manifest["alarms"]:
+            log(f"curate: ALARM: deduplication took {alarm['removed_frac']:.0%} of "
+                f"{alarm['source']}; look at `python -m data.inspect rule near_duplicate`")
+        write_card(self.folder)
+        return metrics
+
+    def _quality_percentile(self) -> float | None:
+        """The quality that ``keep_top_frac`` of the cleaned documents reach; None when all stay."""
+        frac = self.section["keep_top_frac"]
+        if frac >= 1:
+            return None
+        counts, edges = np.zeros(QUALITY_BINS, np.int64), np.linspace(0, 1, QUALITY_BINS + 1)
+        for path in self.cleaned:
+            kept = set(np.load(f"{path}.index.npy")["row"].tolist())
+            table = pq.read_table(f"{path}.parquet", columns=["row", "quality"]).to_pylist()
+            values = [row["quality"] for row in table if row["row"] in kept]
+            counts += np.histogram(np.clip(values, 0, 1), edges)[0]
+        above = np.cumsum(counts[::-1])[::-1]
+        return float(edges[:-1][above >= frac * counts.sum()].max(initial=0.0))
+
+    def _id(self, unit: int, row: int) -> str:
+        column = pq.read_table(f"{self.measured[unit]}.parquet", columns=["id"])["id"]
+        return column[row].as_py()
+
+    def _sum(self, name: str, field: str) -> dict[str, int]:
+        """A counter of a pass, summed over units, the largest first."""
+        return dict(sum((Counter(result[field]) for result in self.results[name]),
+                        Counter()).most_common())
+
+    def _counts(self, field: str) -> dict[str, dict[str, int]]:
+        """Documents and bytes by domain or language, summed over units."""
+        return dict(sorted(merge_tallies(r[field] for r in self.results["write"]).items()))
+
+    def _written(self) -> dict[str, Any]:
+        """Size and hash of what was written."""
+        kept, held_out = self._counts("domains"), self._counts("domains_heldout")
+        hashes = [int(result["hash"], 16) for result in self.results["write"]]
+        per_token = estimate_bytes_per_token(self.folder / "documents")
+        return {
+            "documents": sum(count["documents"] for count in kept.values()),
+            "bytes": sum(count["bytes"] for count in kept.values()),
+            "tokens": round(sum(count["bytes"] / per_token[name]
+                                for name, count in kept.items())),
+            "bytes_per_token": per_token,
+            "heldout_documents": sum(count["documents"] for count in held_out.values()),
+            "heldout_bytes": sum(count["bytes"] for count in held_out.values()),
+            "corpus_hash": f"{sum(hashes) % 2**128:032x}"}
+
+    def _speeds(self, funnel: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Seconds of each stage of the run, and the bytes that it had to do with."""
+        entered = {stage["stage"]: stage["bytes_in"] for stage in funnel}
+        sizes = {"measure": sum(result["raw_bytes"] for result in self.results["measure"]),
+                 "decide": entered["extract"], "clean": entered["lines"],
+                 "near_dedup": entered["near_dedup"], "settle": entered["near_dedup"],
+                 "split": entered["split"], "substrings": entered["substrings"],
+                 "write": entered["extract"]}
+        return [{"name": name, "secs": secs, "bytes": sizes.get(name)}
+                for name, secs in self.stage.secs.items()]
 
 
 def fingerprint_inputs(config: ConfigDict) -> dict[str, str]:
-    """What decides the raw input: the installed packages, or the content of the input files."""
+    """What decides the result beside the config: raw inputs, and the content of every file named."""
     section = config.curate
     if section.inputs == "embedded":
-        return {"embedded": digest(embedded.fingerprint(section.packages))}
-    return {str(path): readers.content_fingerprint(path)
-            for path in readers.find_inputs(section.inputs)}
+        raw = {"embedded": digest(_embedded_inputs(section))}
+    else:
+        raw = {path: content_fingerprint(path) for path in find_inputs(section.inputs)}
+    models = [model.model for model in section.classifiers.values() if model.model]
+    named = (*section.harm.url_lists, *section.harm.word_lists, *section.contamination.tasks,
+             *section.against, *models)
+    return raw | {name: _fingerprint(Path(name)) for name in named}
 
 
-def _check(section: ConfigDict) -> None:
-    prose, code = measure_prose(""), measure_code("")
-    check_thresholds("curate.gopher", section.gopher, prose)
-    check_thresholds("curate.c4", section.c4, prose)
-    check_thresholds("curate.code", section.code, code)
-    if section.lines.min_block_lines < 1:
-        raise UserError(f"curate.lines.min_block_lines={section.lines.min_block_lines}",
-                        "a block has at least one line", "set it to 3")
+def _fingerprint(path: Path) -> str:
+    """Digest of a file, or of all files of a folder."""
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    found = {str(file): content_fingerprint(str(file)) for file in files if file.is_file()}
+    if not found:
+        raise UserError(f"curate: {path}", "is no file, and no folder that holds one",
+                        "correct the name in config.curate")
+    return digest(found)
 
 
-def _find_inputs(section: ConfigDict, work: Path) -> list[Path]:
-    if section.inputs != "embedded":
-        return readers.find_inputs(section.inputs)
-    final, partial = work / "embedded", work / "embedded.partial"
-    if not final.exists():
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        embedded.build(partial, packages=section.packages, code_max_bytes=section.code_max_bytes,
-                       seed=section.seed)
-        partial.rename(final)
-    return sorted([*final.glob("*.warc*"), *final.glob("*.jsonl*")])
-
-
-def _prepare(section: ConfigDict, paths: list[Path], work: Path,
-             num_workers: int | None) -> tuple[list[Path], dict[str, Counter]]:
-    """Reads all units; returns their Parquet files, and corrupt and skipped records by reason."""
-    units = readers.plan(paths, section.unit_bytes)
-    tasks = [{"path": str(unit.path), "start": unit.start, "stop": unit.stop,
-              "domain": section.domain} for unit in units]
-    results = run_units(curate_units.prepare, tasks, work / "read", key="",
-                        num_workers=num_workers)
-    counts = {"corrupt": Counter(), "skipped": Counter()}
-    for result in results:
-        for kind, counter in counts.items():
-            counter.update(result[kind])
-    return [work / "read" / f"{unit:05d}.parquet" for unit in range(len(units))], counts
-
-
-def _check_read(section: ConfigDict, ledger: Ledger, counts: Mapping[str, Counter]) -> None:
-    num_corrupt = counts["corrupt"].total()
-    total = num_corrupt + len(ledger.entries)
-    if total and num_corrupt / total > section.max_corrupt_frac:
-        raise UserError(f"curate.inputs={section.inputs!r}",
-                        f"{num_corrupt} of {total} records are damaged "
-                        f"({dict(counts['corrupt'].most_common(3))})",
-                        "mend the files, or raise --config.curate.max_corrupt_frac "
-                        f"above {section.max_corrupt_frac}")
-    if not ledger.entries:
-        raise UserError(f"curate.inputs={section.inputs!r}", "holds no document",
-                        "give WARC, JSONL, Parquet or text files that hold text")
-
-
-def _remove_exact(ledger: Ledger) -> None:
-    """Removes empty documents, and all but the first of those that share their normalised text."""
-    first: dict[str, Entry] = {}
-    for entry in ledger.entries:
-        if not entry.signals["words"]:
-            entry.remove("extract", "empty", 0.0)
-            continue
-        holder = first.setdefault(entry.exact_key, entry)
-        if holder is not entry:
-            entry.remove("exact_dedup", "exact_duplicate", 1.0, holder.id)
-
-
-def _remove_by_rules(ledger: Ledger, section: ConfigDict) -> None:
-    thresholds = {family: section[family].to_dict() for family in ("gopher", "c4", "code")}
-    for entry in ledger.staying():
-        families = ("code",) if entry.domain == CODE_DOMAIN else ("gopher", "c4")
-        for family in families:
-            removal = decide(entry.signals, thresholds[family], family)
-            if removal is not None:
-                entry.remove("rules", removal.reason, removal.score)
-                break
-
-
-def _clean(section: ConfigDict, ledger: Ledger, prepared: list[Path], work: Path,
-           num_workers: int | None) -> tuple[list[Path], Counter]:
-    """Drops lines, redacts, hashes; returns the cleaned units and redacted spans by kind."""
-    decisions = _decide_lines(ledger, prepared, section.lines.min_block_lines, work / "lines")
-    rules = {"line_rules": section.lines.to_dict(), "dedup_rules": section.dedup.to_dict()}
-    tasks = [{"prepared": str(path), "decisions": str(decision), "seed": section.seed, **rules}
-             for path, decision in zip(prepared, decisions)]
-    key = digest([readers.content_fingerprint(path) for path in decisions])
-    results = run_units(curate_units.clean, tasks, work / "clean", key=key,
-                        num_workers=num_workers)
-    cleaned = [work / "clean" / f"{unit:05d}.parquet" for unit in range(len(prepared))]
-    for unit, path in enumerate(cleaned):
-        entries, end = ledger.units[unit], 0
-        for row in pq.read_table(path, columns=["row", "bytes", "words", "trimmed",
-                                                "num_shingles"]).to_pylist():
-            entry = entries[row["row"]]
-            entry.clean_bytes, entry.trimmed = row["bytes"], json.loads(row["trimmed"])
-            entry.shingles_at, end = (end, end + row["num_shingles"]), end + row["num_shingles"]
-            if entry.domain != CODE_DOMAIN and row["words"] < section.lines.min_words:
-                entry.remove("lines", "lines_min_words", row["words"])
-    return cleaned, sum((Counter(result["redacted"]) for result in results), Counter())
-
-
-def _decide_lines(ledger: Ledger, prepared: list[Path], min_block_lines: int,
-                  folder: Path) -> list[Path]:
-    """Writes per unit the rows that stay and their lines that an earlier document holds."""
-    folder.mkdir(exist_ok=True)
-    staying, hashes = ledger.staying(), []
-    for unit, entries in itertools.groupby(staying, key=lambda entry: entry.unit):
-        column = pq.read_table(prepared[unit], columns=["line_hashes"])["line_hashes"]
-        hashes += [column[entry.row].values.to_numpy() for entry in entries]
-    marks = find_repeated_blocks(hashes, min_block_lines)
-    rows: list[list[dict]] = [[] for _ in prepared]
-    for entry, mark in zip(staying, marks):
-        rows[entry.unit].append({"row": entry.row, "lines": np.flatnonzero(mark).tolist()})
-    schema = pa.schema([("row", pa.int32()), ("lines", pa.list_(pa.int32()))])
-    paths = [folder / f"{unit:05d}.parquet" for unit in range(len(prepared))]
-    for path, unit_rows in zip(paths, rows):
-        pq.write_table(pa.Table.from_pylist(unit_rows, schema=schema), path)
-    return paths
-
-
-class _Shingles:
-    """Shingles of any document, from memory-mapped files."""
-
-    def __init__(self, cleaned: list[Path]):
-        self._files = [np.load(path.with_suffix(".npy"), mmap_mode="r") for path in cleaned]
-
-    def of(self, entry: Entry) -> np.ndarray:
-        start, stop = entry.shingles_at
-        return np.asarray(self._files[entry.unit][start:stop])
-
-
-def _read_signatures(entries: list[Entry], cleaned: list[Path], num_hashes: int) -> np.ndarray:
-    """MinHash signatures: [num_documents, num_hashes] uint32."""
-    found = []
-    for unit, members in itertools.groupby(entries, key=lambda entry: entry.unit):
-        table = pq.read_table(cleaned[unit], columns=["row", "signature"])
-        by_row = dict(zip(table["row"].to_pylist(), table["signature"].to_pylist()))
-        found += [np.frombuffer(by_row[entry.row], np.uint32) for entry in members]
-    return np.array(found, np.uint32).reshape(-1, num_hashes)
-
-
-def _remove_near(ledger: Ledger, cleaned: list[Path], rules: ConfigDict) -> dict[str, Any]:
-    """Removes near duplicates of longer documents (of smaller ids among equals)."""
-    shingles, staying = _Shingles(cleaned), ledger.staying()
-    signatures = _read_signatures(staying, cleaned, rules.num_bands * rules.rows_per_band)
-
-    def shingles_of(index: int) -> np.ndarray:
-        return shingles.of(staying[index])
-
-    found = dedup.cluster(
-        dedup.candidate_groups(signatures, rules.num_bands, rules.rows_per_band),
-        len(staying), shingles_of, rules.min_jaccard)
-    members: dict[int, list[int]] = {}
-    for index, root in enumerate(found.root.tolist()):
-        members.setdefault(root, []).append(index)
-    clusters = [cluster for cluster in members.values() if len(cluster) > 1]
-    for cluster in clusters:
-        cluster.sort(key=lambda index: (-staying[index].clean_bytes, staying[index].id))
-        for index in cluster:
-            staying[index].cluster_size = len(cluster)
-        for index, kept, similarity in dedup.choose_representatives(cluster, shingles_of,
-                                                                    rules.min_jaccard):
-            staying[index].remove("near_dedup", "near_duplicate", similarity, staying[kept].id)
-    sizes = Counter(map(len, clusters))
-    return {"candidates": found.num_candidates, "accepted": found.num_accepted,
-            "acceptance_rate": round(found.num_accepted / max(found.num_candidates, 1), 4),
-            "clusters": len(clusters), "largest_cluster": max(sizes, default=0),
-            "clusters_by_size": {str(size): sizes[size] for size in sorted(sizes)}}
-
-
-def _hold_out(ledger: Ledger, cleaned: list[Path], section: ConfigDict) -> None:
-    """Sets pages aside, and removes what resembles them from the rest, whatever its domain."""
-    rules, shingles = section.heldout, _Shingles(cleaned)
-    pages = [entry for entry in ledger.staying() if entry.domain == rules.domain]
-    places = {entry.id: xxhash.xxh3_64_intdigest(entry.id.encode(), section.seed) / 2**64
-              for entry in pages}
-    num_bytes, heldout = 0, []
-    for entry in sorted(pages, key=lambda page: places[page.id]):
-        if places[entry.id] < rules.frac and num_bytes + entry.clean_bytes <= rules.max_bytes:
-            num_bytes += entry.clean_bytes
-            entry.is_heldout = True
-            heldout.append(entry)
-    if not heldout and rules.frac:
-        log(f"curate: nothing is held out of {len(pages)} documents of domain {rules.domain!r}; "
-            "see config.curate.heldout")
-    index = dedup.HeldoutIndex([shingles.of(entry) for entry in heldout])
-    for entry in ledger.staying():
-        if entry.is_heldout:
-            continue
-        nearest, similarity, contained = index.overlap(shingles.of(entry))
-        if similarity >= rules.max_jaccard or contained >= rules.max_containment:
-            entry.remove("split", "near_heldout", max(similarity, contained), heldout[nearest].id)
-
-
-def _write(folder: Path, ledger: Ledger, prepared: list[Path],
-           cleaned: list[Path]) -> dict[str, Any]:
-    """Writes the Parquet parts, one per unit and kind; returns documents, bytes and the hash."""
-    totals, corpus = Counter(), xxhash.xxh3_128()
-    for name in ("documents", "heldout", "removed"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-        (folder / name).mkdir()
-    for unit in range(len(prepared)):
-        kinds: dict[str, list[Document]] = {"documents": [], "heldout": [], "removed": []}
-        for entry, document in _assemble(ledger.units[unit], prepared[unit], cleaned[unit]):
-            kind = "removed" if entry.stage else "heldout" if entry.is_heldout else "documents"
-            kinds[kind].append(document)
-        for document in kinds["documents"]:
-            corpus.update(f"{document.id}\n{document.text}".encode())
-        for kind, documents in kinds.items():
-            if documents:
-                extra = REMOVED_COLUMNS if kind == "removed" else None
-                path = folder / kind / f"part-{unit:05d}.parquet"
-                num_documents, num_bytes = write_documents(path, documents, extra)
-                totals.update({f"{kind}": num_documents, f"{kind}_bytes": num_bytes})
-    return {"documents": totals["documents"], "bytes": totals["documents_bytes"],
-            "heldout_documents": totals["heldout"], "heldout_bytes": totals["heldout_bytes"],
-            "corpus_hash": corpus.hexdigest()}
-
-
-def _assemble(entries: list[Entry], prepared: Path,
-              cleaned: Path) -> Iterator[tuple[Entry, Document]]:
-    """A unit's documents, with the cleaned text of those that came so far."""
-    clean_rows = {row["row"]: row for row in pq.read_table(
-        cleaned, columns=["row", "text", "quality", "redacted"]).to_pylist()}
-    columns = ["text", "source", "language"]
-    for entry, raw in zip(entries, pq.read_table(prepared, columns=columns).to_pylist()):
-        clean = clean_rows.get(entry.row)
-        meta: dict[str, Any] = {name: round(value, 4) for name, value in entry.signals.items()}
-        if clean is not None:
-            meta |= {"quality": clean["quality"], "cluster_size": entry.cluster_size,
-                     "redacted": json.loads(clean["redacted"]), "trimmed": entry.trimmed}
-        if entry.stage:
-            meta |= {name: getattr(entry, name) for name in REMOVED_COLUMNS}
-        yield entry, Document(entry.id, clean["text"] if clean else raw["text"], raw["source"],
-                              entry.domain, raw["language"], meta)
-
-
-def _pass_through(source: Path, folder: Path) -> None:
-    for name in ("questions.parquet", "sources.json"):
-        if (source / name).exists():
-            shutil.copyfile(source / name, folder / name)
+def _embedded_inputs(section: Mapping[str, Any]) -> list[Any]:
+    return [embedded.fingerprint(section["packages"]), section["code_max_bytes"],
+            section["seed"]]
 
 
 if __name__ == "__main__":
-    run_stage("curate", build, inputs=fingerprint_inputs)
+    run_stage("curate", build, inputs=fingerprint_inputs, assist=engine.assist)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from core.errors import UserError
+from data.tables import TableWriter, read_rows
 
 SCHEMA = pa.schema([
     ("id", pa.string()),        # unique in the corpus; derived from source and content
@@ -52,24 +51,13 @@ def write_documents(path: Path, documents: Iterable[Document],
         Number of documents, and of UTF-8 bytes of text.
     """
     extra = dict(extra or {})
-    schema = SCHEMA
-    for name, kind in extra.items():
-        schema = schema.append(pa.field(name, kind))
-    temporary = path.with_name(f".{path.name}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     num_documents = num_bytes = 0
-    with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-        rows: list[dict] = []
+    with TableWriter(path, pa.schema([*SCHEMA, *extra.items()])) as writer:
         for document in documents:
-            rows.append(document.row() | {name: document.meta.get(name) for name in extra})
+            writer.write(document.row() | {name: document.meta.get(name) for name in extra})
             num_documents += 1
             num_bytes += len(document.text.encode())
-            if len(rows) == 1024:
-                writer.write_table(pa.Table.from_pylist(rows, schema=schema))
-                rows = []
-        if rows:
-            writer.write_table(pa.Table.from_pylist(rows, schema=schema))
-    os.replace(temporary, path)
     return num_documents, num_bytes
 
 
@@ -84,9 +72,8 @@ def read_documents(folder: Path) -> Iterator[Document]:
         raise UserError(str(folder), "holds no Parquet files", "run `python -m data.curate` first")
     for part in parts:
         try:
-            for batch in pq.ParquetFile(part).iter_batches(1024, columns=SCHEMA.names):
-                for row in batch.to_pylist():
-                    yield Document(**row | {"meta": json.loads(row["meta"])})
+            for _, row in read_rows(part, SCHEMA.names):
+                yield Document(**row | {"meta": json.loads(row["meta"])})
         except (pa.ArrowInvalid, OSError, ValueError) as error:
             raise UserError(str(part), f"is not a readable document file ({error})",
                             "build the corpus anew") from None

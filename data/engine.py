@@ -53,6 +53,11 @@ class Executor:
     task: int = 0
     num_tasks: int = 1
 
+    @property
+    def num_processes(self) -> int:
+        """Worker processes of all tasks together, as far as they can be told from here."""
+        return (self.num_workers or len(os.sched_getaffinity(0))) * self.num_tasks
+
 
 def executor_from_flags() -> Executor:
     """The executor that the command line names; the default one outside a command.
@@ -113,6 +118,7 @@ def run_units(work: Work, tasks: Sequence[Mapping[str, Any]], folder: Path, *, k
             progress.update(len(tasks) - len(missing))
             _raise_failure(folder)
             time.sleep(POLL_SECS)
+        progress.update(len(tasks))
     return [read_json(_record(folder, unit))["result"] for unit in range(len(tasks))]
 
 

@@ -1,97 +1,118 @@
-"""What curation did: removed documents with their reasons, and the story of one document.
+"""What curation did: the story of one document, the victims of a rule, two corpora side by side.
 
-    python -m data.inspect removed --corpus=runs/quickstart/corpus [--reason=NAME] [--num=5]
+    python -m data.inspect rules --corpus=runs/quickstart/corpus
+    python -m data.inspect rule NAME --corpus=runs/quickstart/corpus [--num=5]
     python -m data.inspect doc ID --corpus=runs/quickstart/corpus
+    python -m data.inspect diff A B [--num=2]
+    python -m data.inspect card --corpus=runs/quickstart/corpus
+
+`rules` lists every reason for which documents went, `rule` shows some of its documents, `doc` takes
+an id or its beginning, `diff` takes two corpora, `card` writes `report.html` anew.
 """
 
 from __future__ import annotations
 
-import json
+import itertools
 import sys
-from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 from absl import flags
 
 from core import entry
 from core.errors import UserError
+from core.page.markup import visible
+from data.card import write_card
+from data.corpus import Corpus
+from data.inspect_diff import compare
+from data.inspect_doc import beginning, tell
 
-KINDS = ("documents", "heldout", "removed")
-NUM_CHARS, NUM_LINES = 100, 6
+COMMANDS = "`rules`, `rule NAME`, `doc ID`, `diff A B` or `card`"
 
 
-def removed(corpus: Path, reason: str | None, num: int) -> dict[str, Any]:
-    """Prints the first `num` removed documents (of one reason); returns counts by reason.
+def rules(corpus: Corpus) -> dict[str, Any]:
+    """Prints every reason with its stage, documents and bytes; returns the counts by reason."""
+    removed, lost = corpus.removals(), _lost(corpus)
+    print(f"{'stage':<14}{'reason':<40}{'documents':>10}{'bytes':>14}")
+    for reason, records in lost.items():
+        print(f"{'read':<14}{visible(reason):<40}{records:>10,}{'':>14}")
+    for stage, reason, counts in removed:
+        print(f"{stage:<14}{reason:<40}{counts['documents']:>10,}{counts['bytes']:>14,}")
+    return {"lost": lost,
+            "removed": {reason: counts["documents"] for _, reason, counts in removed}}
+
+
+def rule(corpus: Corpus, reason: str, num: int) -> dict[str, Any]:
+    """Prints `num` documents that one rule removed, those of the smallest ids.
+
+    Of records that held no document, whose reasons `rules` lists as well, it prints the first.
+
+    Returns:
+        The rule's documents and bytes, and of those shown id, score and threshold.
 
     Raises:
-        UserError: nothing was removed for that reason.
+        UserError: the rule removed no document.
     """
-    counts = Counter(row["reason"] for row in _rows(corpus, "removed", ["reason"]))
-    if reason and reason not in counts:
-        raise UserError(f"--reason={reason}", "removed no document",
-                        f"choose one of {', '.join(sorted(counts)) or '(nothing was removed)'}")
-    shown = 0
-    for row in _rows(corpus, "removed"):
-        if shown < num and reason in (None, row["reason"]):
-            shown += 1
-            print(f"{row['id']}  {row['reason']} = {row['score']:.4g}  {row['source']}")
-            print(_beginning(row["text"]) + "\n")
-    return {"removed": dict(counts.most_common())}
+    counts, lost = {name: (stage, row) for stage, name, row in corpus.removals()}, _lost(corpus)
+    if reason in lost:
+        return _lost_records(corpus, reason, lost[reason], num)
+    if reason not in counts:
+        known = ", ".join(sorted({*counts, *lost})) or "(nothing was removed)"
+        raise UserError(f"rule {reason!r}", "removed no document", f"choose one of {known}")
+    stage, row = counts[reason]
+    shown = []
+    for victim in corpus.victims(num, reason).get(reason, ()):
+        bound = corpus.threshold(victim)
+        limit = "" if bound is None else f"  threshold {bound:.4g}"
+        alike = f"  resembles {victim['representative']}" if victim["representative"] else ""
+        print(f"{victim['id']}  {reason} = {victim['score']:.4g}{limit}{alike}")
+        print(f"{victim['domain']}  {visible(victim['source'])}\n{beginning(victim['text'])}\n")
+        shown.append({"id": victim["id"], "score": victim["score"], "threshold": bound})
+    return {"rule": reason, "stage": stage, **row, "shown": shown}
 
 
-def tell(corpus: Path, document_id: str) -> dict[str, Any]:
-    """Prints where a document is and why; returns its columns but the text.
-
-    Args:
-        document_id: an id, or the beginning of one.
-
-    Raises:
-        UserError: no document, or more than one, has an id that begins so.
-    """
-    found = [(kind, row) for kind in KINDS for row in _rows(corpus, kind)
-             if row["id"].startswith(document_id)]
-    if len({row["id"] for _, row in found}) != 1:
-        raise UserError(f"doc {document_id!r}", f"{len(found)} documents have such an id",
-                        "give the id as `python -m data.inspect removed` prints it")
-    kind, row = found[0]
-    print(_beginning(row.pop("text")) + "\n")
-    return {"kind": kind, **row, "meta": json.loads(row["meta"])}
+def _lost(corpus: Corpus) -> dict[str, int]:
+    """Records that held no document, by reason."""
+    return corpus.manifest.get("corrupt", {}) | corpus.manifest.get("skipped", {})
 
 
-def _rows(corpus: Path, kind: str, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
-    if not (corpus / kind).is_dir():
-        raise UserError(f"--corpus={str(corpus)!r}", f"holds no folder {kind}/",
-                        "give the folder that `python -m data.curate` wrote")
-    for part in sorted((corpus / kind).glob("*.parquet")):
-        yield from pq.read_table(part, columns=columns).to_pylist()
-
-
-def _beginning(text: str) -> str:
-    lines = [line[:NUM_CHARS] for line in text.splitlines() if line.strip()]
-    return "\n".join(f"    {line}" for line in lines[:NUM_LINES])
+def _lost_records(corpus: Corpus, reason: str, records: int, num: int) -> dict[str, Any]:
+    found = (row["source"] for _, row in corpus.rows("lost", ["source", "reason"])
+             if row["reason"] == reason)
+    shown = list(itertools.islice(found, num))
+    for source in shown:
+        print(visible(source))
+    return {"rule": reason, "stage": "read", "documents": records, "shown": shown}
 
 
 def main(words: list[str]) -> dict[str, Any]:
     """Runs the command that `words` name."""
+    match words:
+        case ["rules"]:
+            return rules(_corpus())
+        case ["rule", name]:
+            return rule(_corpus(), name, flags.FLAGS.num)
+        case ["doc", document_id]:
+            return tell(_corpus(), document_id)
+        case ["diff", first, second]:
+            return compare(Corpus(Path(first)), Corpus(Path(second)), flags.FLAGS.num)
+        case ["card"]:
+            folder = _corpus().folder
+            write_card(folder)
+            return {"card": str(folder / "report.html")}
+    raise UserError(" ".join(words) or "no command", "is not a command of data.inspect",
+                    f"write {COMMANDS}")
+
+
+def _corpus() -> Corpus:
     if flags.FLAGS.corpus is None:
         raise UserError("--corpus", "is missing", "try --corpus=runs/quickstart/corpus")
-    corpus = Path(flags.FLAGS.corpus)
-    match words:
-        case ["removed"]:
-            return removed(corpus, flags.FLAGS.reason, flags.FLAGS.num)
-        case ["doc", document_id]:
-            return tell(corpus, document_id)
-    raise UserError(" ".join(words) or "no command", "is not a command of data.inspect",
-                    "write `removed` or `doc ID`")
+    return Corpus(Path(flags.FLAGS.corpus))
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("corpus", None, "Folder that `python -m data.curate` wrote.")
-    flags.DEFINE_string("reason", None, "removed: only documents of this reason.")
-    flags.DEFINE_integer("num", 5, "removed: documents to print.")
+    flags.DEFINE_integer("num", 5, "rule, diff: documents to print.", lower_bound=1)
     command = list(sys.argv[1:])
     positional = [word for word in command if not word.startswith("-")]
     sys.argv[1:] = [word for word in command if word.startswith("-")]

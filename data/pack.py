@@ -3,89 +3,109 @@
     python -m data.pack --config=configs/quickstart.py --workdir=runs/quickstart
 
 Writes the files that `data.rows` reads: one pair per domain of the corpus, `best` (the documents
-of highest quality, for annealing), and `heldout`.
+of highest quality, for annealing), and `heldout`. Units of the corpus are encoded in worker
+processes; their runs are merged into one global order. Memory holds one unit per worker, then one
+bucket, whatever the size of the corpus; the disk holds every token twice until the merge is done.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+import math
+import shutil
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from core import entry
-from core.artifacts import write_json
+from core.artifacts import read_json, write_json
 from core.errors import UserError
-from core.progress import Progress
-from data.documents import Document, read_documents
-from data.tokenizer import Tokenizer, load_tokenizer
+from core.progress import Progress, log
+from data.encode import encode_unit, plan_units, token_dtype
+from data.engine import assist, run_units
+from data.shards import WORST_RANK, merge_runs, select_rank
+from data.tokenizer import load_tokenizer
 
-ENCODE_BATCH = 512  # documents handed to the encoder's threads at once
+BUCKET_BYTES = 256_000_000  # of tokens, in memory while they are merged
 
 
 def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict[str, Any]:
     """Encodes every domain; `best` repeats documents that a domain's own file holds too."""
-    section = config.pack
-    tokenizer = load_tokenizer(parents["tokenizer"])
-    groups: dict[str, list[Document]] = defaultdict(list)
-    for document in read_documents(parents["corpus"] / "documents"):
-        groups[document.domain].append(document)
-    groups["best"] = _best(groups, section.best_domains, section.best_frac)
-    groups["heldout"] = list(read_documents(parents["corpus"] / "heldout"))
-
-    rng = np.random.default_rng(section.seed)
-    domains = {}
-    with Progress("pack", sum(map(len, groups.values())), "documents") as progress:
-        done = 0
-        for name in sorted(groups):
-            documents = groups[name]
-            if name != "heldout":
-                documents = [documents[i] for i in rng.permutation(len(documents))]
-            domains[name] = _encode(name, documents, tokenizer, folder)
-            done += len(documents)
-            progress.update(done)
-    tokenizer.save(folder / "tokenizer")
-    write_json(folder / "tokens.json", {
-        "dtype": _dtype(tokenizer).name, "vocab_size": tokenizer.vocab_size,
-        "tokenizer": tokenizer.fingerprint, "domains": domains})
+    described = folder / "tokens.json"
+    if not described.exists():  # written when all the rest is
+        tokenizer = load_tokenizer(parents["tokenizer"])
+        domains = pack(config.pack, parents["corpus"], parents["tokenizer"], folder)
+        tokenizer.save(folder / "tokenizer")
+        write_json(described, {
+            "dtype": token_dtype(tokenizer).name, "vocab_size": tokenizer.vocab_size,
+            "tokenizer": tokenizer.fingerprint, "domains": domains})
+    shutil.rmtree(folder / "encode", ignore_errors=True)
+    domains = read_json(described)["domains"]
     trained = sum(d["tokens"] for n, d in domains.items() if n not in ("best", "heldout"))
     return {"tokens": trained, "domains": domains}
 
 
-def _best(groups: Mapping[str, Sequence[Document]], domains: Sequence[str],
-          frac: float) -> list[Document]:
-    """The share `frac` of the named domains' documents with the highest quality score."""
-    pool = [document for name in domains for document in groups.get(name, ())]
-    if not pool:
-        raise UserError(f"pack.best_domains={tuple(domains)}",
-                        f"the corpus holds only {sorted(groups)}", "set --config.pack.best_domains")
-    pool.sort(key=lambda document: (-float(document.meta.get("quality", 0.0)), document.id))
-    return pool[:max(round(frac * len(pool)), 1)]
+def pack(section: ConfigDict, corpus: Path, tokenizer: Path, folder: Path, *,
+         unit_bytes: int | None = None, num_workers: int | None = None,
+         bucket_bytes: int = BUCKET_BYTES) -> dict[str, dict[str, float]]:
+    """Writes the token files of a corpus; the last three arguments do not change them.
+
+    Returns:
+        By domain: documents, tokens, bytes of text, and bytes per token of text.
+
+    Raises:
+        UserError: the corpus is damaged or lacks what the config asks for.
+    """
+    if not 0 < section.best_frac <= 1:
+        raise UserError(f"pack.best_frac={section.best_frac}", "must be above 0 and at most 1",
+                        "set --config.pack.best_frac=0.5")
+    encoder, units = load_tokenizer(tokenizer), folder / "encode"
+    tasks = [{"spans": spans, "tokenizer": str(tokenizer), "seed": section.seed, "domain": domain}
+             for kind, domain in (("documents", None), ("heldout", "heldout"))
+             for spans in plan_units(corpus / kind, unit_bytes)]
+    results = run_units(encode_unit, tasks, units, key=encoder.fingerprint,
+                        num_workers=num_workers)
+    runs: dict[str, list[Path]] = defaultdict(list)
+    counts: dict[str, Counter] = defaultdict(Counter)
+    for unit, result in enumerate(results):
+        for name, counted in result.items():
+            runs[name].append(units / f"{unit:05d}.{name}")
+            counts[name].update(counted)
+    merges = {name: (runs[name], counts[name]["tokens"], WORST_RANK) for name in sorted(runs)}
+    merges["best"] = _best(section, runs, counts)
+
+    domains, dtype = {}, token_dtype(encoder)
+    with Progress("merge", sum(tokens for _, tokens, _ in merges.values()), "tokens") as progress:
+        done = 0
+        for name, (found, num_tokens, max_rank) in merges.items():
+            num_buckets = math.ceil(num_tokens * dtype.itemsize / bucket_bytes)
+            merged = merge_runs(found, folder / name, dtype, num_buckets, max_rank)
+            num_text_tokens = merged["tokens"] - 2 * merged["documents"]  # less <|bos|>, <|end|>
+            domains[name] = merged | {
+                "bytes_per_token": round(merged["bytes"] / max(num_text_tokens, 1), 3)}
+            done += num_tokens
+            progress.update(done)
+    return domains
 
 
-def _dtype(tokenizer: Tokenizer) -> np.dtype:
-    return np.dtype("uint16" if tokenizer.vocab_size <= 2**16 else "uint32")
-
-
-def _encode(name: str, documents: Sequence[Document], tokenizer: Tokenizer,
-            folder: Path) -> dict[str, int]:
-    """Writes one domain's token file and its index of document ends."""
-    dtype = _dtype(tokenizer).newbyteorder("<")
-    ends, num_tokens, num_bytes = [], 0, 0
-    with open(folder / f"{name}.tokens", "wb") as file:
-        for first in range(0, len(documents), ENCODE_BATCH):
-            texts = [document.text for document in documents[first:first + ENCODE_BATCH]]
-            for text, ids in zip(texts, tokenizer.encode_batch(texts)):
-                file.write(np.asarray([tokenizer.bos, *ids, tokenizer.end], dtype).tobytes())
-                num_tokens += len(ids) + 2
-                num_bytes += len(text.encode())
-                ends.append(num_tokens)
-    (folder / f"{name}.ends").write_bytes(np.asarray(ends, "<i8").tobytes())
-    return {"documents": len(documents), "tokens": num_tokens, "bytes": num_bytes}
+def _best(section: ConfigDict, runs: Mapping[str, Sequence[Path]],
+          counts: Mapping[str, Counter]) -> tuple[list[Path], int, int]:
+    """Runs and tokens of the pool that `best` is drawn from, and the last rank that is in it."""
+    names = [name for name in section.best_domains if name in runs and name != "heldout"]
+    if not names:
+        raise UserError(f"pack.best_domains={tuple(section.best_domains)}",
+                        f"the corpus holds only {sorted(set(runs) - {'heldout'})}",
+                        "set --config.pack.best_domains")
+    pool = [run for name in names for run in runs[name]]
+    total = sum((counts[name] for name in names), Counter())
+    if total["unscored"]:
+        log(f"pack: {total['unscored']} of {total['documents']} documents that `best` is drawn "
+            "from carry no quality score and come last")
+    num_wanted = max(round(section.best_frac * total["documents"]), 1)
+    return pool, total["tokens"], select_rank(pool, num_wanted)
 
 
 if __name__ == "__main__":
-    entry.run_stage("pack", build, parents=("corpus", "tokenizer"))
+    entry.run_stage("pack", build, parents=("corpus", "tokenizer"), assist=assist)

@@ -8,7 +8,8 @@ row is found by its number alone: the whole state of a loader is one integer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import grain
@@ -16,11 +17,15 @@ import numpy as np
 
 from core.artifacts import read_json
 from core.errors import UserError
-from data.batch import Batch, make_row, stack
+from data.batch import Batch, stack
+from data.best_fit import open_index
+from data.tokenizer import Tokenizer
+
+NUM_SHOWN_CHARS = 120  # of a stretch of text, in `show`
 
 
 class TokenRows:
-    """Random access to the rows of one domain; a Grain source.
+    """Random access to the rows of one domain, concatenated and cut; a Grain source.
 
     Args:
         folder: token folder.
@@ -31,18 +36,8 @@ class TokenRows:
     """
 
     def __init__(self, folder: Path, domain: str, row_length: int, stride: int | None = None):
-        described = read_json(Path(folder) / "tokens.json")
-        if domain not in described["domains"]:
-            raise UserError(f"domain {domain!r}", f"{folder} holds {sorted(described['domains'])}",
-                            "name one of these in the mixture")
-        dtype = np.dtype(described["dtype"]).newbyteorder("<")
         #: All tokens of the domain, memory-mapped.
-        self.tokens = np.memmap(Path(folder) / f"{domain}.tokens", dtype, mode="r")
-        self._ends = np.memmap(Path(folder) / f"{domain}.ends", np.dtype("<i8"), mode="r")
-        expected = described["domains"][domain]["tokens"]
-        if len(self.tokens) != expected or self._ends[-1] != expected:
-            raise UserError(f"{folder}/{domain}.tokens", f"does not hold {expected} tokens",
-                            "run `python -m data.pack` again")
+        self.tokens, self._ends = open_tokens(folder, domain)
         self._row_length, self._stride = row_length, stride or row_length
         self._name = f"{folder}/{domain}/{row_length}/{self._stride}"
 
@@ -51,18 +46,123 @@ class TokenRows:
 
     def __getitem__(self, index: int) -> Batch:
         start = int(index) * self._stride
-        tokens = np.asarray(self.tokens[start:start + self._row_length + 1])
-        where = np.arange(start, start + len(tokens))
-        document = np.searchsorted(self._ends, where, side="right")
-        segments = document - document[0] + 1
-        weights = np.ones(len(tokens))
-        if index > 0:
-            weights[:self._row_length - self._stride + 1] = 0
-        missing = self._row_length + 1 - len(tokens)
-        return make_row(*(np.pad(part, (0, missing)) for part in (tokens, weights, segments)))
+        tokens = self.tokens[start:start + self._row_length + 1]
+        num_inputs = len(tokens) - 1
+        first, last = self._ends.searchsorted((start, start + num_inputs), side="right")
+        begins = (self._ends[first:last] - start).tolist()  # of documents, among these tokens
+        row = lay_out(tokens[:-1], tokens[1:], [0, *(b for b in begins if b < num_inputs)],
+                      self._row_length)
+        for begin in begins:  # nothing before it tells a document's first token
+            row.loss_weights_BL[begin - 1] = 0
+        if start:
+            row.loss_weights_BL[:self._row_length - self._stride] = 0
+        return row
 
     def __repr__(self) -> str:  # Grain checks on restore that the source is the same
         return f"TokenRows({self._name})"
+
+
+class BestFitRows:
+    """Random access to the rows of one domain, packed by `data.best_fit`; a Grain source.
+
+    Documents that fit a row are never cut, and what no piece fills is padding.
+
+    Args:
+        folder: token folder; the index of rows is made in it when it is not there yet.
+        domain: which of its files to read.
+        row_length: inputs in a row, L.
+    """
+
+    def __init__(self, folder: Path, domain: str, row_length: int):
+        #: All tokens of the domain, memory-mapped.
+        self.tokens, ends = open_tokens(folder, domain)
+        self._pieces, self._row_ends = open_index(Path(folder) / domain, ends, row_length)
+        self._row_length = row_length
+        self._name = f"{folder}/{domain}/{row_length}"
+
+    def __len__(self) -> int:
+        return len(self._row_ends)
+
+    def __getitem__(self, index: int) -> Batch:
+        first = self._row_ends[index - 1] if index else 0
+        pieces = self._pieces[first:self._row_ends[index]].tolist()
+        tokens = np.concatenate([self.tokens[start:start + n] for start, n in pieces])
+        targets = np.concatenate([self.tokens[start + 1:start + n + 1] for start, n in pieces])
+        begins = itertools.accumulate((n for _, n in pieces[:-1]), initial=0)
+        return lay_out(tokens, targets, [*begins], self._row_length)
+
+    def __repr__(self) -> str:
+        return f"BestFitRows({self._name})"
+
+
+#: How documents become rows, by the name that a config gives it.
+PACKINGS = {"concatenate": TokenRows, "best_fit": BestFitRows}
+
+
+def open_tokens(folder: Path, domain: str) -> tuple[np.ndarray, np.ndarray]:
+    """Memory-maps a domain's tokens and the ends of its documents.
+
+    Raises:
+        UserError: the folder does not hold the domain, or its files are damaged or empty.
+    """
+    described = read_json(Path(folder) / "tokens.json")
+    if domain not in described["domains"]:
+        raise UserError(f"domain {domain!r}", f"{folder} holds {sorted(described['domains'])}",
+                        "name one of these in the mixture")
+    expected = described["domains"][domain]["tokens"]
+    path = Path(folder) / f"{domain}.tokens"
+    if not expected:
+        raise UserError(str(path), "holds no tokens", "leave this domain out of the mixture")
+    dtype = np.dtype(described["dtype"]).newbyteorder("<")
+    try:
+        # Plain arrays over the maps: np.memmap itself spends microseconds on every slice.
+        tokens = np.asarray(np.memmap(path, dtype, mode="r"))
+        ends = np.asarray(np.memmap(path.with_suffix(".ends"), "<i8", mode="r"))
+    except (FileNotFoundError, ValueError):  # ValueError: empty, or not whole numbers
+        tokens, ends = np.empty(0, dtype), np.zeros(1, np.int64)
+    if len(tokens) != expected or ends[-1] != expected:
+        raise UserError(str(path), f"does not hold {expected} tokens, or {domain}.ends does not",
+                        "run `python -m data.pack` again")
+    return tokens, ends
+
+
+def lay_out(tokens: np.ndarray, targets: np.ndarray, begins: Sequence[int],
+            row_length: int) -> Batch:
+    """Makes one row of at most `row_length` inputs, the rest padding; every target weighs 1.
+
+    Args:
+        tokens, targets: inputs, and what follows each of them.
+        begins: where each document begins among the inputs; the first one at 0.
+    """
+    size = len(tokens)
+    row = Batch(*np.zeros((2, row_length), np.int32), np.zeros(row_length, np.float32),
+                *np.zeros((2, row_length), np.int32))
+    row.tokens_BL[:size] = tokens
+    row.targets_BL[:size] = targets
+    row.loss_weights_BL[:size] = 1
+    for segment, (begin, end) in enumerate(itertools.pairwise([*begins, size]), start=1):
+        row.segment_ids_BL[begin:end] = segment
+        row.positions_BL[begin:end] = np.arange(end - begin)
+    return row
+
+
+def show(row: Batch, tokenizer: Tokenizer) -> str:
+    """Tells what a loss sees of a row: a line per stretch of one document and one weight.
+
+    A line holds the inputs' places, the number of the document in the row, the weight, and the
+    targets as text.
+    """
+    columns = list(zip(row.segment_ids_BL.tolist(), row.loss_weights_BL.tolist()))
+    lines, place = [], 0
+    for (segment, weight), stretch in itertools.groupby(columns):
+        end = place + len(list(stretch))
+        text = repr(tokenizer.decode(row.targets_BL[place:end])) if segment else "(padding)"
+        if len(text) > NUM_SHOWN_CHARS:
+            half = NUM_SHOWN_CHARS // 2
+            text = f"{text[:half]} ... {text[-half:]}"
+        lines.append(f"{place:6}-{end - 1:<6} document {segment:<3} weight {weight:<4g} {text}")
+        place = end
+    return "\n".join(lines)
 
 
 def mixture(folder: Path, weights: Mapping[str, float], row_length: int, *, num_rows: int,

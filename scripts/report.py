@@ -16,14 +16,13 @@ from ml_collections import ConfigDict
 
 from core import entry
 from core.artifacts import digest
+from core.page import layout
+from core.page.markup import tag
 from core.progress import log
 from scripts import report_sections as sections
-from scripts.report_markup import Markup, join, tag
 from scripts.report_run import MODELS, STAGES, Run
 
 STYLE = Path(__file__).with_name("report.css")
-# Texts from the web are shown here: the browser is told to run nothing and to load nothing.
-POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict[str, Any]:
@@ -46,22 +45,17 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
 
 def render_page(run: Run) -> str:
     """The whole page as HTML."""
-    body = join(sections.headline(run), tag(
+    return layout.render_page("Heartwood: run report", sections.headline(run), tag(
         "main", sections.curation(run), sections.training(run), sections.compression(run),
-        sections.evaluation(run), sections.answers(run), sections.lineage(run)))
-    head = join(tag("meta", charset="utf-8"),
-                tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-                tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
-                tag("meta", name="color-scheme", content="light dark"),
-                tag("title", "Heartwood: run report"), tag("style", Markup(STYLE.read_text())))
-    return f"<!doctype html>\n{tag('html', tag('head', head), tag('body', body), lang='en')}\n"
+        sections.evaluation(run), sections.answers(run), sections.lineage(run)),
+        style=STYLE.read_text())
 
 
 def key_numbers(run: Run) -> dict[str, Any]:
     """The numbers that tell whether a run succeeded."""
-    base, dpo = run.evals["base"], run.evals["dpo"]
-    return {"minutes": round(run.secs() / 60, 2), "corpus_documents": run.manifest["documents"],
-            "corpus_bytes": run.manifest["bytes"], "base_bpb": base["bpb"],
+    base, dpo, manifest = run.evals["base"], run.evals["dpo"], run.corpus.manifest
+    return {"minutes": round(run.secs() / 60, 2), "corpus_documents": manifest["documents"],
+            "corpus_bytes": manifest["bytes"], "base_bpb": base["bpb"],
             "unigram_bpb": base["unigram_bpb"], "xz_bpb": base["xz_bpb"],
             "mc_acc": {model: run.evals[model]["mc_acc"] for model in MODELS},
             "verifiable_acc": {model: run.evals[model]["verifiable_acc"] for model in MODELS},
@@ -70,4 +64,5 @@ def key_numbers(run: Run) -> dict[str, Any]:
 
 if __name__ == "__main__":
     entry.run_stage("report", build, parents=STAGES,
-                    inputs=lambda config: {"style": digest(STYLE.read_text())})
+                    inputs=lambda config: {"page": layout.fingerprint(),
+                                           "style": digest(STYLE.read_text())})

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import math
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from core.artifacts import read_json
 from core.errors import UserError
+from data.corpus import Corpus
 from eval.run import read_rows
 from eval.statistics import Z_95, mean_and_stderr
 
 STAGES = ("corpus", "tokenizer", "tokens", "base", "eval_base", "sft", "eval_sft", "pairs", "dpo",
           "eval_dpo")
 MODELS = ("base", "sft", "dpo")
-NUM_SAMPLES = 3          # removed documents that are shown per reason
 NUM_QUESTIONS = {"verifiable": 3, "open": 2}  # that are shown with every model's answer
 
 
@@ -69,7 +66,7 @@ class Run:
                                          read_json(folders[name] / "lineage.json"),
                                          read_json(folders[name] / "metrics.json"))
                           for name in STAGES}
-        self.manifest = read_json(folders["corpus"] / "manifest.json")
+        self.corpus = Corpus(folders["corpus"])
         self.shape = read_json(folders["base"] / "model.json")["config"]
         self.evals = {model: self.artifacts[f"eval_{model}"].metrics for model in MODELS}
         self._rows = {(model, source): _read_lines(folders[f"eval_{model}"] / f"{source}.jsonl")
@@ -114,41 +111,6 @@ class Run:
                 picked.append(Answers(source, question, rows["base"]["reference"], rows))
         return picked
 
-    def domains_by_stage(self) -> list[dict[str, int]]:
-        """Documents by domain before the first stage and after each, walked back from the end."""
-        staying = Counter(self.heldout_by_domain())
-        staying.update({domain: counts["documents"]
-                        for domain, counts in self.manifest["kept_by_domain"].items()})
-        stages = [dict(staying)]
-        for stage in reversed(self.manifest["funnel"]):
-            staying.update({domain: counts["documents"]
-                            for domain, counts in stage["removed_by_domain"].items()})
-            stages.insert(0, dict(staying))
-        return stages
-
-    def heldout_by_domain(self) -> Counter:
-        """Held-out documents by domain."""
-        domains = Counter()
-        for part in sorted((self.artifacts["corpus"].folder / "heldout").glob("*.parquet")):
-            domains.update(row["domain"] for row in _read_rows(part, ["domain"]))
-        return domains
-
-    def removed_samples(self) -> dict[str, list[dict[str, Any]]]:
-        """For every reason the `NUM_SAMPLES` removed documents of the smallest ids."""
-        parts = sorted((self.artifacts["corpus"].folder / "removed").glob("*.parquet"))
-        places = defaultdict(list)
-        for number, part in enumerate(parts):
-            for row in _read_rows(part, ["id", "reason"]):
-                places[row["reason"]].append((row["id"], number))
-        samples = {}
-        for reason, found in places.items():
-            chosen = sorted(set(found))[:NUM_SAMPLES]
-            samples[reason] = [
-                _read_rows(parts[number], ["text", "source", "score"],
-                           [("id", "=", document_id), ("reason", "=", reason)])[0]
-                for document_id, number in chosen]
-        return samples
-
     def edges(self) -> list[tuple[str, str]]:
         """(parent, child) for every input that is one of the artifacts shown."""
         owner = {artifact.lineage["fingerprint"]: artifact.name
@@ -174,30 +136,13 @@ def proportion(mean: float, num_items: int) -> Estimate:
     return Estimate(mean, max(centre - half, 0.0), min(centre + half, 1.0))
 
 
-def smooth(points: Sequence[tuple[float, float]], reach: int) -> list[tuple[float, float]]:
-    """Mean over each point and its `reach` neighbours on either side, fewer at the ends."""
-    near = [[y for _, y in points[max(0, i - reach):i + reach + 1]] for i in range(len(points))]
-    return [(x, math.fsum(values) / len(values)) for (x, _), values in zip(points, near)]
-
-
-@contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def _read_lines(path: Path) -> list[dict[str, Any]]:
     try:
-        yield
+        return read_rows(path)
     except (FileNotFoundError, ValueError) as error:
         reason = str(error).splitlines()[0][:200]
         raise UserError(str(path), f"cannot be read ({reason})",
                         "build its artifact anew") from None
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    with _reading(path):
-        return read_rows(path)
-
-
-def _read_rows(path: Path, columns: list[str], filters: list | None = None) -> list[dict[str, Any]]:
-    with _reading(path):
-        return pq.read_table(path, columns=columns, filters=filters).to_pylist()
 
 
 def _sha256(text: str) -> str:

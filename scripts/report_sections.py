@@ -9,22 +9,16 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
+from core.page import layout
+from core.page.charts import Line, Panel, draw_bar, draw_panel
+from core.page.markup import Markup, count, decimal, join, percent, size, tag
 from core.progress import format_count, format_secs
+from data import card_funnel
 from eval.statistics import Z_95
-from scripts.report_charts import (
-    Line,
-    Panel,
-    draw_bar,
-    draw_lineage,
-    draw_panel,
-    draw_stack,
-    draw_whiskers,
-)
-from scripts.report_markup import Markup, count, decimal, join, percent, size, tag
+from scripts.report_charts import draw_lineage, draw_whiskers
 from scripts.report_run import (
     MODELS,
     NUM_QUESTIONS,
-    NUM_SAMPLES,
     STAGES,
     Answers,
     Estimate,
@@ -33,17 +27,11 @@ from scripts.report_run import (
 )
 
 MODEL_NAMES = {"base": "Base", "sft": "SFT", "dpo": "DPO"}
-FUNNEL_STAGES = {
-    "extract": "text found in the record", "exact_dedup": "the same text seen before",
-    "rules": "Gopher, C4 and code rules", "lines": "repeated blocks cut",
-    "near_dedup": "MinHash neighbours", "split": "resembles a held-out page"}
-NUM_LINES, NUM_CHARS = 5, 160    # shown of a removed document
-NUM_TINTS = 6                    # of the colour that tells domains apart
 
 
 def headline(run: Run) -> Markup:
     """What was built, and the key numbers as a strip."""
-    corpus, base, shape = run.manifest, run.artifacts["base"].metrics, run.shape
+    corpus, base, shape = run.corpus.manifest, run.artifacts["base"].metrics, run.shape
     pairs = run.artifacts["pairs"].metrics["pairs"]
     lede = (f"{count(corpus['documents_in'])} raw documents were curated to "
             f"{size(corpus['bytes'])} of text; a {format_count(base['params'])}-parameter decoder "
@@ -67,10 +55,7 @@ def headline(run: Run) -> Markup:
         ("Verifiable tasks, %", _climb(run, "verifiable_acc"), "right by exact match"),
         (f"DPO against {_opponent(dpo)}", f"{percent(dpo.get('win_rate', math.nan))} won",
          f"95 % interval {percent(low)} to {percent(high)}")]
-    return tag("header", tag("p", "Heartwood · run report", class_="eyebrow"),
-               tag("h1", "From raw pages to an assistant"), tag("p", lede, class_="lede"),
-               tag("dl", [tag("div", tag("dt", name), tag("dd", value, class_="number"),
-                              tag("dd", note)) for name, value, note in tiles], class_="tiles"))
+    return layout.headline("Heartwood · run report", "From raw pages to an assistant", lede, tiles)
 
 
 def _opponent(metrics: Mapping[str, Any]) -> str:
@@ -86,109 +71,19 @@ def _climb(run: Run, metric: str) -> list[Markup]:
 
 def curation(run: Run) -> Markup:
     """The funnel by stage and domain, what each domain lost where, and every reason."""
-    corpus = run.manifest
-    trimmed = defaultdict(int)
-    for stage in corpus["funnel"]:
-        for reason, num_bytes in stage["trimmed_bytes"].items():
-            trimmed[reason] += num_bytes
-    notes = [f"{size(num_bytes)} of {reason.replace('_', ' ')}"
-             for reason, num_bytes in trimmed.items()]
-    redacted = [f"{count(number)} × {kind}" for kind, number in corpus["redacted"].items()]
-    corrupt = sum(corpus["corrupt"].values())
-    return _section(
-        "The funnel", f"{percent(corpus['documents'] / max(corpus['documents_in'], 1), 0)} of the "
-        f"documents and {percent(corpus['bytes'] / max(corpus['bytes_in'], 1), 0)} of the bytes "
-        "are left to train on. Bars count documents, tints are domains; hatched is what the "
-        "stage removed.",
-        _funnel(run), _domain_table(run),
-        tag("p", "Cut inside documents that stayed: ", ", ".join(notes) or "nothing",
-            ". Redacted: ", ", ".join(redacted) or "nothing",
-            f". Unreadable records: {count(corrupt)}.", class_="note"),
+    manifest = run.corpus.manifest
+    return layout.section(
+        "The funnel", f"{percent(manifest['documents'] / max(manifest['documents_in'], 1), 0)} of "
+        f"the documents and {percent(manifest['bytes'] / max(manifest['bytes_in'], 1), 0)} of the "
+        "bytes are left to train on. Bars count documents, tints are domains, hatched is what the "
+        "stage removed; the thin line below is the text that is left.",
+        card_funnel.draw_funnel(run.corpus), card_funnel.domain_table(run.corpus),
+        tag("p", card_funnel.trim_note(run.corpus), class_="note"),
         tag("h3", "Why documents went"),
-        tag("p", f"Open a reason to read up to {NUM_SAMPLES} of its documents, those of the "
-            "smallest content hash.", class_="note"),
-        _reasons(run))
-
-
-def _tints(run: Run) -> dict[str, str]:
-    """A tint per domain, the largest domain the darkest."""
-    first = run.domains_by_stage()[0]
-    order = sorted(first, key=lambda domain: (-first[domain], domain))
-    return {domain: f"tint{min(i, NUM_TINTS - 1)}" for i, domain in enumerate(order)}
-
-
-def _funnel(run: Run) -> Markup:
-    corpus, tints, stages = run.manifest, _tints(run), run.domains_by_stage()
-    total = corpus["documents_in"]
-
-    def row(name: str, note: str, domains: Mapping[str, int], num_bytes: float,
-            lost: int) -> Markup:
-        number = sum(domains.values())
-        parts = [(domain if domains[domain] > 0.1 * total else "", domains[domain], tint)
-                 for domain, tint in tints.items() if domain in domains]
-        parts.append(("", lost, "gone"))
-        return tag("div", tag("span", tag("b", name.replace("_", " ")), tag("small", note),
-                              class_="what"),
-                   draw_stack(parts, total),
-                   tag("span", count(number), class_="num"),
-                   tag("span", f"−{count(lost)}" if lost else "", class_="num lost"),
-                   tag("span", size(num_bytes), class_="num"), class_="funnel-row")
-
-    rows = [row("raw", "as read", stages[0], corpus["bytes_in"], 0)]
-    for stage, domains in zip(corpus["funnel"], stages[1:]):
-        lost = stage["documents_in"] - stage["documents_out"]
-        rows.append(row(stage["stage"], FUNNEL_STAGES.get(stage["stage"], ""), domains,
-                        stage["bytes_out"], lost))
-    kept = {domain: counts["documents"] for domain, counts in corpus["kept_by_domain"].items()}
-    rows.append(row("training set", "held-out pages set aside", kept, corpus["bytes"],
-                    corpus["heldout_documents"]))
-    head = tag("div", tag("span"), tag("span"), tag("span", "documents", class_="num"),
-               tag("span", "lost", class_="num"), tag("span", "text", class_="num"),
-               class_="funnel-row head")
-    return tag("div", head, rows, class_="funnel")
-
-
-def _domain_table(run: Run) -> Markup:
-    corpus, tints, before = run.manifest, _tints(run), run.domains_by_stage()[0]
-    heldout, empty = run.heldout_by_domain(), {"documents": 0, "bytes": 0}
-    stages = [stage for stage in corpus["funnel"] if stage["removed_by_domain"]]
-    head = ["domain", "read", *(stage["stage"].replace("_", " ") for stage in stages), "held out",
-            "kept", "kept text"]
-    rows = []
-    for domain, tint in tints.items():
-        lost = [stage["removed_by_domain"].get(domain, empty) for stage in stages]
-        kept = corpus["kept_by_domain"].get(domain, empty)
-        rows.append([
-            join(tag("span", class_=f"swatch {tint}"), domain), count(before[domain]),
-            *(tag("span", f"−{count(cell['documents'])}", title=size(cell["bytes"]))
-              if cell["documents"] else "·" for cell in lost),
-            f"−{count(heldout[domain])}" if heldout[domain] else "·",
-            tag("b", count(kept["documents"])), size(kept["bytes"])])
-    return _table(head, rows, "numbers")
-
-
-def _reasons(run: Run) -> Markup:
-    found = sorted(((counts["documents"], counts["bytes"], reason)
-                    for stage in run.manifest["funnel"]
-                    for reason, counts in stage["removed"].items()),
-                   key=lambda row: (-row[0], row[2]))
-    if not found:
-        return tag("p", "No document was removed.", class_="note")
-    samples, longest = run.removed_samples(), found[0][0]
-    return tag("div", [
-        tag("details",
-            tag("summary", tag("code", reason), draw_bar(number, longest, count(number), "wood"),
-                tag("span", size(num_bytes), class_="num")),
-            [_sample(row) for row in samples.get(reason, ())],
-            open="open" if rank == 0 else None)
-        for rank, (number, num_bytes, reason) in enumerate(found)], class_="reasons")
-
-
-def _sample(row: Mapping[str, Any]) -> Markup:
-    lines = [line[:NUM_CHARS] for line in row["text"].splitlines() if line.strip()]
-    more = f"\n… {count(len(lines) - NUM_LINES)} more lines" if len(lines) > NUM_LINES else ""
-    return tag("div", tag("p", tag("code", row["source"]), f" · measured {row['score']:,.4g}"),
-               tag("pre", "\n".join(lines[:NUM_LINES]) + more), class_="sample")
+        tag("p", f"Open a reason to read up to {card_funnel.NUM_SAMPLES} of its documents, those "
+            "of the smallest content hash. The corpus' own page, report.html in its folder, shows "
+            "the rest: signals, duplicates, languages, speed.", class_="note"),
+        card_funnel.reasons(run.corpus))
 
 
 def training(run: Run) -> Markup:
@@ -213,7 +108,7 @@ def training(run: Run) -> Markup:
                Line("rejected", run.curve("dpo", "rejected_reward"), "quiet dashed")]),
         Panel("DPO accuracy", "share of pairs ranked right",
               [Line("training", run.curve("dpo", "accuracy"), "dpo")], [("coin", 0.5)])]
-    return _section(
+    return layout.section(
         "Learning", f"Pretraining ends with {percent(section['anneal_frac'], 0)} of its steps on "
         "the best data (shaded). Long curves: every logged value faint, their running mean bold "
         "and its last value printed.",
@@ -222,12 +117,12 @@ def training(run: Run) -> Markup:
 
 def compression(run: Run) -> Markup:
     """Bits per byte of the models against xz and the unigram model."""
-    base, corpus = run.evals["base"], run.manifest
+    base, corpus = run.evals["base"], run.corpus.manifest
     rows = [("unigram model", base["unigram_bpb"], "quiet"),
             ("xz -9e", base["xz_bpb"], "quiet"),
             *((MODEL_NAMES[model], run.evals[model]["bpb"], model) for model in MODELS)]
     longest = max((value for _, value, _ in rows if math.isfinite(value)), default=1.0)
-    return _section(
+    return layout.section(
         "Bits per byte", f"On {count(corpus['heldout_documents'])} held-out pages "
         f"({size(corpus['heldout_bytes'])}) that nothing in training resembles. Lower is better. "
         f"The base model needs {_fewer(base['bpb'], base['xz_bpb'])} than xz -9e and "
@@ -272,7 +167,7 @@ def evaluation(run: Run) -> Markup:
                          class_="what"), tag("span", class_="no-plot"),
               [tag("span", decimal(evals[model]["bpb"]), class_=f"num {model}")
                for model in MODELS], class_="estimate")
-    return _section(
+    return layout.section(
         "Base, SFT, DPO", "Dots are means, whiskers 95 % intervals (Wilson for shares of right "
         "answers, normal for the others). The base model is shown solved examples, the others "
         "are asked directly.", tag("div", _estimate_head(), rows, bpb, class_="estimates"))
@@ -309,7 +204,7 @@ def answers(run: Run) -> Markup:
     how = (f"Not picked by hand: {NUM_QUESTIONS['verifiable']} verifiable questions (greedy "
            f"answers) and {NUM_QUESTIONS['open']} documentation questions (sampled answers, scored "
            "by the task), those whose text has the smallest SHA-256.")
-    return _section("The same questions to each", how, [_answers(one) for one in shown])
+    return layout.section("The same questions to each", how, [_answers(one) for one in shown])
 
 
 def _answers(one: Answers) -> Markup:
@@ -340,17 +235,17 @@ def lineage(run: Run) -> Markup:
     artifacts = [run.artifacts[name] for name in STAGES]
     rows = [[tag("b", artifact.name), tag("code", artifact.lineage["fingerprint"][:8]),
              format_secs(artifact.metrics["secs"]), size(artifact.metrics["peak_memory_bytes"]),
-             _commit(artifact.lineage), _command(artifact.lineage["command"])]
+             layout.commit(artifact.lineage), layout.command(artifact.lineage["command"])]
             for artifact in artifacts]
     strangers = [tag("p", f"Take care: {name} was built from another {field} than the one shown "
                      "here.", class_="warning") for name, field in run.strangers()]
-    return _section(
+    return layout.section(
         "Where everything comes from", "Each artifact names its parents by fingerprint. A click "
         "selects a whole command; time and memory are those of the process that finished it.",
         strangers,
         tag("div", draw_lineage({a.name: a.lineage["fingerprint"] for a in artifacts},
                                 run.edges()), class_="scroll"),
-        _table(["artifact", "fingerprint", "time", "peak memory", "commit", "command"], rows,
+        layout.table(["artifact", "fingerprint", "time", "peak memory", "commit", "command"], rows,
                "commands"),
         _versions(run), tag("h3", "Configs"), [
             tag("details", tag("summary", artifact.name),
@@ -358,38 +253,14 @@ def lineage(run: Run) -> Markup:
             for artifact in artifacts])
 
 
-def _command(command: str) -> Markup:
-    """A command that breaks between its arguments only."""
-    words = [tag("span", word) for word in command.split(" ")]
-    return tag("code", words[0], [join(" ", word) for word in words[1:]], class_="command")
-
-
-def _commit(record: Mapping[str, Any]) -> Markup:
-    return join(tag("code", (record["commit"] or "unknown")[:8]),
-                "+" if record["uncommitted_changes"] else "")
-
-
 def _versions(run: Run) -> Markup:
     """Interpreter, platform and library versions, stages with the same ones together."""
     stages: dict[str, list[str]] = defaultdict(list)
     for artifact in run.artifacts.values():
-        record = artifact.lineage
-        libraries = " · ".join(f"{name} {version}" for name, version in record["versions"].items())
-        stages[f"Python {record['python']} · {record['platform']} · {libraries}"].append(
-            artifact.name)
+        stages[layout.versions(artifact.lineage)].append(artifact.name)
     started = min(artifact.lineage["started"] for artifact in run.artifacts.values())
     dirty = any(artifact.lineage["uncommitted_changes"] for artifact in run.artifacts.values())
     return tag("div", [tag("p", tag("b", "All stages" if len(stages) == 1 else ", ".join(names)),
                            ": ", text) for text, names in stages.items()],
                tag("p", f"First stage started {started}.",
                    " + marks a commit with uncommitted changes." if dirty else ""), class_="note")
-
-
-def _section(title: str, lede: str, *body: Any) -> Markup:
-    return tag("section", tag("h2", title), tag("p", lede, class_="lede"), *body)
-
-
-def _table(head: list[str], rows: list[list[Any]], style: str) -> Markup:
-    return tag("div", tag("table", tag("thead", tag("tr", [tag("th", name) for name in head])),
-                          tag("tbody", [tag("tr", [tag("td", cell) for cell in row])
-                                        for row in rows]), class_=style), class_="scroll")

@@ -11,8 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from core.errors import UserError
-from data import embedded, readers, render_pages
-from data.extraction import extract
+from data import embedded, render_pages
+from data.extraction.extract import extract
+from data.readers.read import read
+from data.readers.units import plan
 
 PACKAGES = "argparse,heapq,json,os,planted_package,tiktoken"
 
@@ -75,8 +77,8 @@ def corpus(planted, tmp_path_factory):
 def records(corpus):
     """The first build, read back through the readers."""
     _, (paths, _) = corpus
-    return {item.source: item for unit in readers.plan(paths, 1 << 20)
-            for item in readers.read(unit)}
+    return {item.source: item for unit in plan([str(path) for path in paths], 1 << 20)
+            for item in read(unit)}
 
 
 def test_pages_readmes_licences_and_code_come_back_through_the_readers(records):

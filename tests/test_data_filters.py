@@ -1,44 +1,156 @@
-"""Signals against values worked out by hand, rules at their bounds, and repeated blocks."""
+"""Signals against values worked out by hand and plain code, rules at their bounds, presets."""
+
+from collections import Counter
 
 import numpy as np
 import pytest
 
 from core.errors import UserError
-from data.filters import lines, rules, signals
+from data.filters import presets, rules, signals, vocabulary
+from data.filters.code import CODE_SIGNALS
+from data.filters.repetition import count_repeated_chars
+from data.filters.signals import measure_batch
 
 
-def test_prose_signals_follow_their_definitions():
+def _measure(text, kind="prose", language="en"):
+    return measure_batch([text], [kind], [language])[0]
+
+
+def test_gopher_signals_follow_their_definitions():
     text = "- the cat of the house ...\n# see it\n\n- the cat of the house ...\n42 dogs…"
-    measured = signals.measure_prose(text)
+    measured = _measure(text)
+    # Words: lone symbols are words, but not counted among them; "…" is cut off "dogs".
+    words = text.replace("dogs…", "dogs …").split()
+    counted = [word for word in words if word not in ("-", "...", "#", "…")]
+    assert measured["gopher_words"] == len(counted)
+    assert measured["gopher_mean_word_chars"] == pytest.approx(
+        sum(map(len, counted)) / len(counted))
+    assert measured["gopher_hash_word_ratio"] == pytest.approx(1 / len(words))
+    assert measured["gopher_ellipsis_word_ratio"] == pytest.approx(3 / len(words))
+    assert measured["gopher_bullet_line_frac"] == 2 / 5
+    assert measured["gopher_ellipsis_line_frac"] == 3 / 5
+    assert measured["gopher_alphabetic_word_frac"] == pytest.approx(13 / len(words))
+    assert measured["gopher_stop_words"] == 2
+    assert measured["gopher_dup_line_frac"] == 1 / 4
+    assert measured["gopher_dup_line_char_frac"] == pytest.approx(26 / len(text))
+    assert measured["gopher_dup_paragraph_frac"] == 0
+
+
+def test_stop_words_are_those_of_the_language():
+    text = "der Hund und die Katze; the cat and of Der"
+    assert _measure(text)["gopher_stop_words"] == 3
+    assert _measure(text, language="de")["gopher_stop_words"] == 3  # der, und, die; not "Der"
+    assert _measure(text, language="de")["technical_stop_words"] == 3
+    assert _measure(text, language="xx")["gopher_stop_words"] == 3
+
+
+def test_fineweb_signals_follow_their_definitions():
+    text = "A line that is long enough to count here.\nshort one\n \nshort one\nEnd”"
+    measured = _measure(text)
+    assert measured["fineweb2_lines"] == 4
+    assert measured["fineweb2_terminal_line_frac"] == 1 / 4
+    assert measured["fineweb2_short_line_frac"] == 3 / 4
+    assert measured["fineweb2_dup_line_char_frac"] == pytest.approx(9 / len(text.replace("\n", "")))
+    assert measured["fineweb2_newline_word_ratio"] == pytest.approx(4 / 16)
+
+
+def test_fineweb_looks_at_what_the_line_rules_left():
+    kept = "This line of five words stays. So does its second sentence. " * 3
+    measured = _measure(f"{kept}\ntwo words\nWe use cookies on this site\n{kept.lower()}")
+    assert measured["fineweb_lines"] == 2
+    assert measured["fineweb2_lines"] == 4
+    assert measured["fineweb_newline_word_ratio"] < measured["fineweb2_newline_word_ratio"]
+
+
+def test_technical_signals_follow_their_definitions():
+    text = "- the cat of The house ...\n# see it\n\n- the cat of The house ...\n42 dogs…"
+    measured = _measure(text)
     words = [token for token in text.split() if token not in ("-", "#", "...")]
-    assert measured["words"] == len(words)
-    assert measured["mean_word_chars"] == pytest.approx(sum(map(len, words)) / len(words))
-    assert measured["symbol_word_ratio"] == pytest.approx(3 / len(words))
-    assert measured["bullet_line_frac"] == 2 / 4
-    assert measured["ellipsis_line_frac"] == 3 / 4
-    assert measured["alphabetic_word_frac"] == pytest.approx(13 / 19)  # not: - ... # 42 - ...
-    assert measured["stop_words"] == 2
-    assert measured["duplicate_line_frac"] == 1 / 4
-
-
-def test_top_2gram_counts_only_repeated_pairs():
-    assert signals.measure_prose("every word here differs")["top_2gram_char_frac"] == 0
-    measured = signals.measure_prose("ab cd one ab cd two")
-    assert measured["top_2gram_char_frac"] == pytest.approx(8 / 14)
-    assert signals.measure_prose("a a a a a a")["top_2gram_char_frac"] == 1
-
-
-@pytest.mark.parametrize("text", ["", "\n \n", "...", "###"])
-def test_texts_without_words_have_finite_signals(text):
-    assert all(np.isfinite(value) for value in signals.measure_prose(text).values())
-    assert all(np.isfinite(value) for value in signals.measure_code(text).values())
+    assert measured["words"] == measured["technical_words"] == len(words)
+    assert measured["technical_mean_word_chars"] == pytest.approx(
+        sum(map(len, words)) / len(words))
+    assert measured["technical_symbol_word_ratio"] == pytest.approx(3 / len(words))
+    assert measured["technical_bullet_line_frac"] == 2 / 4
+    assert measured["technical_ellipsis_line_frac"] == 3 / 4
+    assert measured["technical_alphabetic_word_frac"] == pytest.approx(13 / 19)
+    assert measured["technical_stop_words"] == 2
+    assert measured["technical_duplicate_line_frac"] == 1 / 4
+    assert _measure("every word here differs")["technical_top_2gram_char_frac"] == 0
+    assert _measure("ab cd one ab cd two")["technical_top_2gram_char_frac"] == pytest.approx(8 / 14)
+    assert _measure("a a a a a a")["technical_top_2gram_char_frac"] == 1
 
 
 def test_code_signals():
-    measured = signals.measure_code("ab = 1\n" + "x" * 20)
-    assert measured["line_chars"] == 20
-    assert measured["mean_line_chars"] == 13
-    assert measured["alphanumeric_frac"] == pytest.approx(23 / 27)
+    measured = _measure("ab = 1  # why\n" + "x" * 20, kind="code")
+    assert tuple(measured) == CODE_SIGNALS
+    assert measured["code_line_chars"] == 20
+    assert measured["code_mean_line_chars"] == 16.5
+    assert measured["code_alphanumeric_frac"] == pytest.approx(26 / 34)
+    assert measured["code_comment_frac"] == pytest.approx(len(" # why") / 34)
+
+
+@pytest.mark.parametrize("code, comment", [
+    ("/* one\ntwo */ x = 1;", "/* one\ntwo */"), ("x = 1; // note", " // note"),
+    ('def f():\n  """Says.\n\n  More."""\n  pass', '  """Says.\n\n  More."""'),
+    ("url = 'http://a.b'", ""), ("/* # one\n # two */", "/* # one\n # two */"),
+    ("a/* # never closed", " # never closed"), ("-- note\nselect 1", "-- note"), ("a['#x']", "")])
+def test_what_counts_as_a_comment(code, comment):
+    assert _measure(code, kind="code")["code_comment_frac"] == pytest.approx(
+        len(comment) / len(code))
+
+
+@pytest.mark.parametrize("text", ["", "\n \n", "...", "###", "\n\n", "a", "�\0"])
+@pytest.mark.parametrize("kind", ["prose", "code"])
+def test_texts_without_words_have_finite_signals(text, kind):
+    assert all(np.isfinite(value) for value in _measure(text, kind).values())
+
+
+def _repeated_chars_plainly(words):
+    """The definitions of data/filters/repetition.py, word for word."""
+    expected = {}
+    for n in (2, 3, 4):
+        grams = [" ".join(words[at:at + n]) for at in range(len(words) - n + 1)]
+        top = Counter(grams).most_common(1)
+        expected[f"top_{n}gram"] = len(top[0][0]) * top[0][1] if top else 0
+    for n in range(5, 11):
+        seen, chars, at = set(), 0, 0
+        while at + n <= len(words):
+            gram = tuple(words[at:at + n])
+            if gram in seen:
+                chars += sum(map(len, gram))
+                at += n
+            else:
+                seen.add(gram)
+                at += 1
+        expected[f"dup_{n}gram"] = chars
+    return expected
+
+
+def test_repeated_ngrams_equal_a_plain_count():
+    key = np.random.default_rng(0)
+    vocabulary = ["a", "bc", "def", "ghij", "klmno"]
+    documents = [key.choice(5, size).tolist() for size in (0, 1, 2, 3, 9, 40, 0, 200, 10, 5)]
+    documents += [[0] * 30, [0, 1, 2] * 12, (key.choice(5, 15).tolist()) * 4, []]
+    words = np.concatenate([np.array(document, np.int32) for document in documents])
+    chars = np.array(list(map(len, vocabulary)))[words]
+    counted = count_repeated_chars(words, chars, np.cumsum(list(map(len, documents))))
+    for place, document in enumerate(documents):
+        expected = _repeated_chars_plainly([vocabulary[word] for word in document])
+        assert {name: counts[place] for name, counts in counted.items()} == expected
+
+
+def test_a_document_measures_the_same_in_any_company(monkeypatch):
+    key = np.random.default_rng(1)
+    pool = ["the", "of", "a", "cat's", "don't", "runs.", "(well)", "Über", "和平", "—", "…", "x1",
+            "#", "•", "\n", "\n\n"]
+    texts = [" ".join(key.choice(pool, key.integers(0, 80))) for _ in range(60)]
+    languages = [("en", "de", "zh")[place % 3] for place in range(60)]
+    kinds = ["code" if place % 7 == 0 else "prose" for place in range(60)]
+    together = measure_batch(texts, kinds, languages)
+    monkeypatch.setattr(signals, "BATCH_CHARS", 300)
+    monkeypatch.setattr(vocabulary, "MAX_REMEMBERED_CHUNKS", 10)
+    assert measure_batch(texts, kinds, languages) == together
+    assert [_measure(*row) for row in zip(texts, kinds, languages)] == together
 
 
 def test_prose_frac_separates_sentences_from_listings():
@@ -48,62 +160,58 @@ def test_prose_frac_separates_sentences_from_listings():
     assert 0 < signals.prose_frac(f"{sentence}\nd(e: int) -> f") < 1
 
 
-def test_rules_are_inclusive_and_keep_the_score():
-    thresholds = {"max_stop_words": 5, "min_words": 3}
-    assert rules.decide({"words": 3, "stop_words": 5}, thresholds, "gopher") is None
-    removal = rules.decide({"words": 2, "stop_words": 9}, thresholds, "gopher")
+def test_rules_are_inclusive_ordered_and_keep_the_score():
+    thresholds = {"gopher_max_stop_words": 5, "gopher_min_words": 3, "code_max_line_chars": 1}
+    assert rules.decide({"gopher_words": 3, "gopher_stop_words": 5}, thresholds) is None
+    removal = rules.decide({"gopher_words": 2, "gopher_stop_words": 9}, thresholds)
+    assert removal == rules.Removal("gopher_max_stop_words", 9.0)
+    removal = rules.decide({"gopher_words": 2, "gopher_stop_words": 5}, thresholds)
     assert removal == rules.Removal("gopher_min_words", 2.0)
-    removal = rules.decide({"words": 3, "stop_words": 6}, thresholds, "gopher")
-    assert removal == rules.Removal("gopher_max_stop_words", 6.0)
 
 
-@pytest.mark.parametrize("rule", ["min_wrods", "words", "most_words"])
-def test_a_threshold_without_a_signal_is_refused(rule):
-    with pytest.raises(UserError, match=f"curate.gopher.{rule}: names no signal"):
-        rules.check_thresholds("curate.gopher", {rule: 1}, ["words"])
+@pytest.mark.parametrize("rule, message", [
+    ("gopher_min_wrods", "curate.rules.gopher_min_wrods: names no signal"),
+    ("gopher_words", "gopher_words: is not the name of a rule"),
+    ("gopher_most_words", "gopher_most_words: is not the name of a rule")])
+def test_a_threshold_without_a_signal_is_refused(rule, message):
+    with pytest.raises(UserError, match=message):
+        rules.check_thresholds("curate.rules", {rule: 1})
 
 
-def test_bad_lines():
-    text = "We use cookies on this site\nkeep me\n" + "y" * 50 + "\n" + "word " * 30 + "use cookies"
-    kept, dropped = lines.drop_bad_lines(text, max_word_chars=40, max_policy_line_words=10)
-    assert kept == "keep me\n" + "word " * 30 + "use cookies"
-    assert dropped == {"policy_line": 28, "max_word_chars": 51}
+@pytest.mark.parametrize("name", sorted(presets.PRESETS))
+def test_every_preset_names_signals_and_line_rules(name):
+    language = "de" if name == "fineweb2" else "en"
+    rules.check_thresholds(name, presets.thresholds(name, language))
+    assert presets.thresholds(name, language) or presets.line_rules(name)
 
 
-def _mark(texts, num_lines=3):
-    marks = lines.find_repeated_blocks([lines.hash_lines(text) for text in texts], num_lines)
-    return [lines.drop_lines(text, mark) for text, mark in zip(texts, marks)]
+def test_presets_join_in_order_and_later_bounds_win():
+    joined = presets.thresholds(["gopher", "fineweb2"], "ru")
+    assert joined["gopher_max_dup_line_frac"] == 0.322
+    assert joined["gopher_max_dup_paragraph_frac"] == 0.3
+    assert next(iter(joined)) == "gopher_max_dup_paragraph_frac"
+    assert list(presets.thresholds("fineweb", "en"))[-1] == "fineweb_max_newline_word_ratio"
+    assert presets.thresholds("fineweb", "en")["fineweb_max_dup_line_char_frac"] == 0.01
 
 
-def test_a_block_stays_where_it_is_seen_first():
-    block = "Methods inherited\n\n  one()\ntwo()\n  three()"
-    kept = _mark([f"first page\n{block}\nend", f"second page\n{block}\nits own end"])
-    assert kept == [f"first page\n{block}\nend", "second page\n\nits own end"]
+def test_fineweb2_takes_the_bounds_of_the_language():
+    bounds = presets.thresholds("fineweb2", "de")
+    assert bounds["gopher_max_top_3gram_char_frac"] == 0.153
+    assert bounds["gopher_max_dup_10gram_char_frac"] == 0.098
+    assert bounds["gopher_max_mean_word_chars"] == 15
+    assert bounds["gopher_min_alphabetic_word_frac"] == 0.774
+    assert bounds["fineweb2_max_newline_word_ratio"] == 0.152
+    assert bounds["fineweb2_max_dup_line_char_frac"] == 0.1
+    assert bounds["gopher_min_words"] == 50 and bounds["gopher_min_stop_words"] == 2
+    # Its chain leaves these out.
+    assert not {"gopher_max_dup_line_char_frac", "gopher_max_dup_paragraph_frac",
+                "fineweb2_max_short_line_frac"} & bounds.keys()
 
 
-def test_a_block_repeated_within_one_document_stays_once():
-    assert _mark(["a\nb\nc\nown\na\nb\nc"]) == ["a\nb\nc\nown"]
-    assert _mark(["a\nb\nc\na\nb\nc"]) == ["a\nb\nc"]
-
-
-def test_short_repeats_stay():
-    texts = ["Parameters\n----------\nx", "Parameters\n----------\ny"]
-    assert _mark(texts) == texts
-
-
-def test_what_is_marked_equals_a_plain_search():
-    key = np.random.default_rng(0)
-    texts = ["\n".join(key.choice(list("abcde "), 40)) for _ in range(12)]
-    marks = lines.find_repeated_blocks([lines.hash_lines(text) for text in texts], 3)
-    seen: dict[tuple, int] = {}
-    position = 0
-    for text, mark in zip(texts, marks):
-        rows = text.split("\n")
-        filled = [at for at, row in enumerate(rows) if row.strip()]
-        expected = np.zeros(len(rows), bool)
-        for start in range(len(filled) - 2):
-            block = tuple(rows[at] for at in filled[start:start + 3])
-            if seen.setdefault(block, position) + 3 <= position:
-                expected[filled[start:start + 3]] = True
-            position += 1
-        np.testing.assert_array_equal(mark, expected)
+def test_unknown_presets_and_languages_are_refused():
+    with pytest.raises(UserError, match=r"preset='gophre'.*choose among gopher, c4-paper"):
+        presets.thresholds("gophre", "en")
+    with pytest.raises(UserError, match="preset='gophre'"):
+        presets.line_rules(["gopher", "gophre"])
+    with pytest.raises(UserError, match=r"language='en'.*fineweb2.*choose one of ar, cs, de"):
+        presets.thresholds(["fineweb2"], "en")

@@ -1,162 +1,215 @@
-"""Raw inputs: every record once, whatever the cuts; damage comes out as `Corrupt`."""
+"""Inputs, units, JSONL and Parquet: every record once, whatever the cuts; damage is named."""
 
 import gzip
-import io
 import json
 import os
-from pathlib import Path
+import threading
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from warcio.statusandheaders import StatusAndHeaders
-from warcio.warcwriter import WARCWriter
+from hypothesis import given
+from hypothesis import strategies as st
 
 from core.errors import UserError
-from data import readers
-from data.readers import Corrupt, RawRecord, Skipped, Unit
+from data.readers import rows, storage
+from data.readers.read import read
+from data.readers.records import Corrupt, RawRecord, Skipped, is_binary
+from data.readers.units import Unit, content_fingerprint, find_inputs, plan
 
 ROWS = [{"text": f"row {i} " + "x" * (i % 7) * 11, "source": f"s{i}", "domain": "web"}
         for i in range(200)]
+LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
 
 
-def write_warc(path: Path, pages: list[tuple[str, bytes, str, str]]) -> list[int]:
-    """Writes (url, body, status, content type) records; returns the end of each in the file."""
-    ends = []
-    with open(path, "wb") as file:
-        writer = WARCWriter(file, gzip=True)
-        for url, body, status, content_type in pages:
-            http = StatusAndHeaders(status, [("Content-Type", content_type)], "HTTP/1.1")
-            writer.write_record(writer.create_warc_record(
-                url, "response", payload=io.BytesIO(body), length=len(body), http_headers=http))
-            ends.append(file.tell())
-    return ends
+def read_all(paths, unit_bytes=1 << 40):
+    return [item for unit in plan([str(path) for path in paths], unit_bytes)
+            for item in read(unit)]
 
 
-def read_all(paths, unit_bytes=1 << 20):
-    return [item for unit in readers.plan(paths, unit_bytes) for item in readers.read(unit)]
+def reasons(items):
+    return [getattr(item, "reason", None) for item in items]
 
 
-@pytest.mark.parametrize("unit_bytes", [1, 50, 333, 10_000, 1 << 30])
-def test_jsonl_units_hold_every_line_once(tmp_path, unit_bytes):
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    units = readers.plan([path], unit_bytes)
-    assert units[0].start == 0 and units[-1].stop == path.stat().st_size
+@given(unit_bytes=st.integers(40, 20_000), ends_in_newline=st.booleans())
+def test_jsonl_units_hold_every_line_once(tmp_path_factory, unit_bytes, ends_in_newline):
+    path = tmp_path_factory.getbasetemp() / f"rows-{ends_in_newline}.jsonl"
+    path.write_bytes(LINES if ends_in_newline else LINES[:-1])
     assert [item.source for item in read_all([path], unit_bytes)] == [r["source"] for r in ROWS]
 
 
-def test_compressed_jsonl_and_parquet_give_the_same_records(tmp_path):
-    text = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
-    (tmp_path / "a.jsonl").write_bytes(text)
-    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(text))
-    with pa.CompressedOutputStream(str(tmp_path / "c.jsonl.zst"), "zstd") as file:
-        file.write(text)
+def test_units_of_one_byte_hold_every_line_once(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"text": "a"}\n\n\n{"text": "b"}\n{"text": "c"}')
+    assert [(item.content, item.source) for item in read_all([path], 1)] == [
+        ("a", "rows.jsonl@0"), ("b", "rows.jsonl@16"), ("c", "rows.jsonl@30")]
+
+
+@pytest.mark.parametrize("unit_bytes", [50, 500, 1 << 30])
+def test_every_form_of_rows_gives_the_same_records(tmp_path, unit_bytes):
+    (tmp_path / "a.jsonl").write_bytes(LINES)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(LINES[:999]) + gzip.compress(LINES[999:]))
+    (tmp_path / "c.json.zst").write_bytes(pa.compress(LINES, codec="zstd", asbytes=True))
     pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "d.parquet", row_group_size=17)
-    paths = readers.find_inputs(str(tmp_path))
-    assert len(paths) == 4
+    (tmp_path / "e.jsonl").write_bytes(gzip.compress(LINES))     # mislabelled, both ways
+    (tmp_path / "f.jsonl.gz").write_bytes(LINES)
+    paths = find_inputs(str(tmp_path))
+    assert len(paths) == 6
     for path in paths:
-        assert read_all([path], 500) == read_all(paths[:1]), path.name
-    assert len(readers.plan(paths[3:], 500)) > 5
+        assert read_all([path], unit_bytes) == read_all(paths[:1]), path
+    assert len(plan(paths[3:4], 500)) > 5
+
+
+def test_a_cut_between_two_rows_gives_each_to_one_unit(tmp_path):
+    lines, table = tmp_path / "a.jsonl", tmp_path / "a.parquet"
+    lines.write_bytes(LINES)
+    size = LINES.index(b"\n") + 1
+    assert [item.source for item in read(Unit(str(lines), 0, size))] == ["s0"]
+    assert [item.source for item in read(Unit(str(lines), size, size + 1))] == ["s1"]
+    pq.write_table(pa.Table.from_pylist(ROWS[:4]), table, row_group_size=2)
+    column = pq.ParquetFile(table).metadata.row_group(1).column(0)
+    cut = min(column.data_page_offset, column.dictionary_page_offset or column.data_page_offset)
+    assert [item.source for item in read(Unit(str(table), 0, cut))] == ["s0", "s1"]
+    assert [item.source for item in read(Unit(str(table), cut, cut + 1))] == ["s2", "s3"]
 
 
 def test_damaged_lines_are_named_and_the_rest_is_read(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"text": "one"}\n{"text": \n[1]\n\n{"body": "x"}\n{"text": "\xff"}\n'
+                     b'{"text": 5}\n{"text": " "}\n{"text": "a\\ud800b"}\n' + b"[" * 10**5 + b"\n"
                      b'{"text": "two", "url": "u", "id": 7}')
     items = read_all([path])
-    assert [item.content for item in items if isinstance(item, RawRecord)] == ["one", "two"]
+    assert [item.content for item in items if isinstance(item, RawRecord)] == [
+        "one", "a\ufffdb", "two"]
     assert items[-1].source == "u" and items[-1].id == "7"
-    assert [item.reason for item in items if isinstance(item, Corrupt)] == [
-        "jsonl: line is not JSON", "jsonl: line is not an object", "jsonl: no field `text`",
-        "jsonl: line is not JSON"]
+    assert [reason for reason in reasons(items) if reason] == [
+        "jsonl: line is not JSON", "jsonl: line is not an object",
+        "jsonl: no field `text` or `messages`", "jsonl: line is not JSON",
+        "jsonl: `text` is not a string", "empty", "jsonl: line is not JSON"]
 
 
-def test_an_overlong_line_costs_one_record(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "MAX_RECORD_BYTES", 100)
-    monkeypatch.setattr(readers, "READ_BYTES", 32)
-    path = tmp_path / "bomb.jsonl.gz"
-    lines = [json.dumps({"text": "a" * n}).encode() for n in (10, 5000, 20)]
-    path.write_bytes(gzip.compress(b"\n".join(lines)))
-    assert [getattr(item, "reason", None) for item in read_all([path])] == [
-        None, "jsonl: line is too long", None]
+@pytest.mark.parametrize("unit_bytes", [1 << 30, 900])
+@pytest.mark.parametrize("name", ["bomb.jsonl", "bomb.jsonl.gz"])
+def test_an_overlong_line_costs_one_record(tmp_path, monkeypatch, name, unit_bytes):
+    monkeypatch.setattr(rows, "MAX_RECORD_BYTES", 100)
+    monkeypatch.setattr(rows, "READ_BYTES", 32)
+    lines = b"\n".join(json.dumps({"text": "a" * n}).encode() for n in (10, 5000, 88, 20))
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(lines) if name.endswith(".gz") else lines)
+    assert reasons(read_all([path], unit_bytes)) == [None, "jsonl: line is too long", None, None]
 
 
-def test_truncated_gzip_and_broken_parquet_do_not_raise(tmp_path):
-    whole = gzip.compress(b"".join(json.dumps(row).encode() + b"\n" for row in ROWS))
-    (tmp_path / "cut.jsonl.gz").write_bytes(whole[:len(whole) // 2])
-    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "good.parquet")
-    data = (tmp_path / "good.parquet").read_bytes()
-    (tmp_path / "cut.parquet").write_bytes(data[:-20])
-    (tmp_path / "flipped.parquet").write_bytes(data[:40] + b"\x00" * 60 + data[100:])
-    for name in ("cut.jsonl.gz", "cut.parquet", "flipped.parquet"):
-        items = read_all([tmp_path / name])
-        assert isinstance(items[-1], Corrupt), name
+@pytest.mark.parametrize("codec", ["gzip", "zstd"])
+def test_a_cut_stream_gives_the_lines_before(tmp_path, codec):
+    whole = gzip.compress(LINES) if codec == "gzip" else pa.compress(LINES, codec, asbytes=True)
+    path = tmp_path / f"cut.jsonl.{'gz' if codec == 'gzip' else 'zst'}"
+    for size in (1, 5, 40, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        *lines, last = read_all([path])
+        assert isinstance(last, Corrupt) and len(lines) <= len(ROWS), size
+        assert [item.source for item in lines] == [row["source"] for row in ROWS[:len(lines)]]
 
 
-def test_warc_gives_pages_and_names_what_is_none(tmp_path):
-    path = tmp_path / "crawl.warc.gz"
-    write_warc(path, [("http://a/", b"<p>a</p>", "200 OK", "text/html; charset=utf-8"),
-                      ("http://b/", b"gone", "404 Not Found", "text/html"),
-                      ("http://c/", b"\x89PNG", "200 OK", "image/png")])
-    page, *rest = read_all([path])
-    assert (page.source, page.content, page.content_type) == ("http://a/", b"<p>a</p>", "text/html")
-    assert rest == [Skipped("http://b/", "warc: http status is not 200"),
-                    Skipped("http://c/", "warc: content is not text")]
+def test_broken_parquet_is_named_once_per_file(tmp_path):
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.Table.from_pylist(ROWS), path, row_group_size=50)
+    data = path.read_bytes()
+    for damaged in (data[:-20], data[:40] + b"\0" * 60 + data[100:], b"", b"PAR1", b"<html>"):
+        path.write_bytes(damaged)
+        items = read_all([path], 500)
+        assert sum(isinstance(item, Corrupt) for item in items) == 1, items
+    pq.write_table(pa.table({"body": ["x"]}), path)
+    assert reasons(read_all([path], 50)) == ["parquet: no field `text` or `messages`"]
 
 
-def test_warc_cut_anywhere_gives_the_whole_records_before_and_one_corrupt(tmp_path):
-    path = tmp_path / "crawl.warc.gz"
-    bodies = [bytes(f"<p>{i}</p>" * 200, "ascii") + os.urandom(300) for i in range(3)]
-    ends = write_warc(path, [(f"http://{i}/", body, "200 OK", "text/html")
-                             for i, body in enumerate(bodies)])
-    data, cut = path.read_bytes(), tmp_path / "cut.warc.gz"
-    for size in [*range(25, len(data), 61), *(end + 30 for end in ends[:2])]:
-        if size in ends:
-            continue
-        cut.write_bytes(data[:size])
-        items = read_all([cut])
-        whole = sum(end <= size for end in ends)
-        assert [item.content for item in items[:whole]] == bodies[:whole], size
-        assert any(isinstance(item, Corrupt) for item in items[whole:]), size
+def test_a_folder_is_its_archives_and_itself(tmp_path):
+    (tmp_path / "sub").mkdir()
+    for name in ("a.md", "sub/b.html", "sub/c.txt", "sub/rows.jsonl", "d.unknown"):
+        (tmp_path / name).write_text('{"text": "x"}')
+    paths = find_inputs(f"{tmp_path}, {tmp_path}/sub/*.jsonl")
+    assert paths == [f"{tmp_path}/", f"{tmp_path}/sub/rows.jsonl"]
+    assert find_inputs(f"{tmp_path}, {tmp_path}/sub, {tmp_path}/*.md") == paths
+    documents = [(item.source, item.content_type) for item in read_all(paths[:1])]
+    assert documents == [("a.md", "text/markdown"), ("sub/b.html", "text/html"),
+                         ("sub/c.txt", "text/plain")]
+    assert [unit[1:] for unit in map(list_unit, plan(paths[:1], 14))] == [(0, 1), (1, 2), (2, 3)]
+    assert read_all(paths, 14) == read_all(paths)
 
 
-def test_a_record_beyond_the_cap_is_corrupt(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "MAX_RECORD_BYTES", 1000)
-    path = tmp_path / "bomb.warc.gz"
-    write_warc(path, [("http://bomb/", b"a" * 5000, "200 OK", "text/html"),
-                      ("http://a/", b"a", "200 OK", "text/html")])
-    assert [getattr(item, "reason", None) for item in read_all([path])] == [
-        "warc: record is too large", None]
+def list_unit(unit: Unit) -> tuple[str, int, int]:
+    return unit.path, unit.start, unit.stop
 
 
-def test_real_warc_files_are_read_and_arc_is_refused():
-    root = os.environ.get("HEARTWOOD_DATASETS")
-    if not root:
-        pytest.skip("HEARTWOOD_DATASETS is not set")
-    found = {path.name: read_all([path]) for path in readers.find_inputs(f"{root}/warc/warcio")}
-    assert len(found) == 7
-    assert isinstance(found.pop("example.arc.gz")[0], Corrupt)
-    assert {type(item) for items in found.values() for item in items} == {RawRecord}
-    for name in ("example.warc.gz", "example-wrong-chunks.warc.gz",
-                 "example-bad-non-chunked.warc.gz"):
-        assert b"Example Domain" in found[name][0].content, name
-    assert found["example-wget-bad-target-uri.warc.gz"][0].source == "http://example.com/"
+def test_single_documents_are_capped_and_told_from_binary_ones(tmp_path, monkeypatch):
+    documents = {"a.txt": b"text", "b.txt": b"", "c.txt": b"\x7fELF\0\1\0\0\0", "d.txt": b" \n",
+                 "e.txt": "é".encode("latin-1"), "f.html": "<p>ж</p>".encode("utf-16"),
+                 "g.txt.gz": gzip.compress(b"packed"), "h.txt.gz": gzip.compress(b"x" * 99)[:20],
+                 "i.txt": gzip.compress(b"packed"), "j.txt": b"x" * 101}
+    for name, content in documents.items():
+        (tmp_path / name).write_bytes(content)
+    monkeypatch.setattr("data.readers.files.MAX_RECORD_BYTES", 100)
+    items = read_all(find_inputs(str(tmp_path)))
+    assert reasons(items) == [None, "empty", "binary content", "empty", None, None, None,
+                              "file: file is cut off", None, "file: record is too large"]
+    assert items[6].content == items[8].content == b"packed"
+    assert is_binary(b"a\0b" * 99) and not is_binary("a ж".encode("utf-16-le"))
+
+
+def test_a_pipe_is_refused_and_never_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.txt")
+    with pytest.raises(UserError, match="is not a regular file"):
+        find_inputs(f"{tmp_path}/pipe.txt")
+    (tmp_path / "a.txt").write_text("a")
+    found = []
+    reader = threading.Thread(target=lambda: found.extend(read_all(find_inputs(str(tmp_path)))),
+                              daemon=True)
+    reader.start()
+    reader.join(5)
+    assert reasons(found) == [None, "file: file cannot be read"]
 
 
 def test_inputs_that_match_nothing_or_have_no_known_format_are_refused(tmp_path):
-    (tmp_path / "a.md").write_text("# A")
     (tmp_path / "b.exe").write_bytes(b"MZ")
-    assert readers.find_inputs(f"{tmp_path}, {tmp_path}/*.md") == [tmp_path / "a.md"]
-    for patterns in (f"{tmp_path},{tmp_path}/none*", f"{tmp_path}/b.exe", " , "):
+    (tmp_path / "a.md").write_text("# A")
+    for patterns in (f"{tmp_path}/none*", f"{tmp_path}/b.exe", " , ", f"{tmp_path}/none.txt",
+                     f"repo:{tmp_path}/a.md", "nowhere://bucket/a.jsonl"):
         with pytest.raises(UserError, match="inputs="):
-            readers.find_inputs(patterns)
+            find_inputs(f"{tmp_path}/a.md, {patterns}" if patterns != " , " else patterns)
 
 
-def test_fingerprint_follows_the_bytes(tmp_path):
+@pytest.mark.parametrize(("scheme", "package"), [("s3", "s3fs"), ("gs", "gcsfs"),
+                                                 ("hf", "huggingface_hub")])
+def test_a_missing_storage_package_is_named(monkeypatch, scheme, package):
+    def refuse(*_, **__):
+        raise ImportError("not installed")
+    monkeypatch.setattr(storage.fsspec.core, "url_to_fs", refuse)
+    with pytest.raises(UserError, match=f"needs the package {package}: pip install {package}"):
+        find_inputs(f"{scheme}://bucket/a.jsonl")
+
+
+def test_a_file_that_has_gone_is_one_corrupt(tmp_path):
+    for name in ("a.jsonl", "a.warc.gz", "a.arc", "a.parquet", "a.txt", "a.xml"):
+        item, = read(Unit(str(tmp_path / name), 0, 9))
+        assert isinstance(item, Corrupt) and item.reason.endswith("file is gone"), item
+    for folder in (f"{tmp_path}/none/", f"repo:{tmp_path}/none/"):
+        item, = read(Unit(folder, 0, 9))
+        assert isinstance(item, Corrupt) and item.source == "none"
+
+
+def test_fingerprint_follows_the_bytes_and_the_names(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(b"")
-    assert readers.content_fingerprint(path) == "99aa06d3014798d86001c324468d497f"
+    assert content_fingerprint(str(path)) == "99aa06d3014798d86001c324468d497f"
+    empty = content_fingerprint(f"{tmp_path}/")
     path.write_bytes(b"a")
-    assert readers.content_fingerprint(path) != "99aa06d3014798d86001c324468d497f"
-    assert list(readers.read(Unit(path, 0, 1))) == [RawRecord("a.txt", b"a", "text/plain")]
+    assert content_fingerprint(str(path)) != "99aa06d3014798d86001c324468d497f"
+    full = content_fingerprint(f"{tmp_path}/")
+    path.rename(tmp_path / "b.txt")
+    assert len({empty, full, content_fingerprint(f"{tmp_path}/")}) == 3
+
+
+def test_an_empty_file_is_reported_whatever_its_format(tmp_path):
+    for name in ("a.warc", "a.arc", "a.parquet", "a.txt", "a.xml.bz2"):
+        (tmp_path / name).write_bytes(b"")
+        item, = read_all([tmp_path / name])
+        assert isinstance(item, Corrupt | Skipped), name

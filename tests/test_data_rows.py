@@ -4,9 +4,13 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from core.errors import UserError
-from data.rows import TokenRows, batches, mixture
+from data.batch import make_row
+from data.best_fit import best_fit
+from data.rows import BestFitRows, TokenRows, batches, mixture, show
 
 L = 16
 
@@ -61,6 +65,92 @@ def test_documents_of_a_row_are_told_apart(folder):
         assert (row.positions_BL[real] == row.tokens_BL[real] - cut_off).all()
 
 
+@pytest.mark.parametrize("make", [TokenRows, BestFitRows])
+def test_rows_are_laid_out_as_make_row_does(folder, make):
+    """`make_row` reads segments off every token; `lay_out` is told where documents begin."""
+    ends = np.fromfile(folder / "pages.ends", "<i8")
+    rows = make(folder, "pages", L)
+    for i in range(len(rows)):
+        row, real = rows[i], rows[i].segment_ids_BL > 0
+        assert real.tolist() == sorted(real.tolist(), reverse=True), "padding comes last"
+        for segment in range(1, row.segment_ids_BL.max() + 1):
+            here = row.segment_ids_BL == segment
+            tokens = np.r_[row.tokens_BL[here], row.targets_BL[here][-1]]
+            document = np.searchsorted(ends, tokens, side="right")
+            same = make_row(tokens, np.ones(len(tokens)), document + 1)
+            assert row.targets_BL[here].tolist() == same.targets_BL.tolist()
+            assert row.positions_BL[here].tolist() == same.positions_BL.tolist()
+            assert row.loss_weights_BL[here].tolist() == same.loss_weights_BL.tolist()
+        assert not row.loss_weights_BL[~real].any() and not row.tokens_BL[~real].any()
+
+
+@pytest.mark.parametrize("domain", ["pages", "code", "short"])
+def test_best_fit_cuts_no_document_that_fits_and_scores_every_target_once(folder, domain):
+    ends = np.fromfile(folder / f"{domain}.ends", "<i8")
+    starts = np.r_[0, ends[:-1]]
+    rows, pieces = BestFitRows(folder, domain, L), []
+    for i in range(len(rows)):
+        for segment in range(1, rows[i].segment_ids_BL.max() + 1):
+            here = rows[i].segment_ids_BL == segment
+            pieces.append([*rows[i].tokens_BL[here], rows[i].targets_BL[here][-1]])
+    first = rows.tokens[0]
+    documents = [rows.tokens[a:b].tolist() for a, b in zip(starts, ends)]
+    assert all(document in pieces for document in documents if len(document) <= L + 1)
+    targets = sorted(token for piece in pieces for token in piece[1:])
+    assert targets == np.delete(rows.tokens, starts).tolist()
+    for piece in pieces:  # a long document is cut only where a row is full
+        assert len(piece) == L + 1 or piece[-1] - first + 1 in ends
+
+
+def _best_fit_one_by_one(lengths, capacity):
+    """The textbook: a list of rooms, searched for every piece."""
+    rooms = []
+    for length in sorted(lengths, reverse=True):
+        fitting = [room for room in rooms if room >= length]
+        if fitting:
+            rooms.remove(min(fitting))
+        rooms.append((min(fitting) if fitting else capacity) - length)
+    return sorted(rooms)
+
+
+@given(st.data(), st.integers(1, 40))
+def test_best_fit_is_best_fit_decreasing(data, capacity):
+    lengths = np.asarray(data.draw(st.lists(st.integers(1, capacity), max_size=60)), np.int64)
+    rows = best_fit(lengths, capacity)
+    rooms = capacity - np.bincount(rows, lengths)
+    assert sorted(rooms.tolist()) == _best_fit_one_by_one(lengths.tolist(), capacity)
+
+
+def test_best_fit_rows_do_not_depend_on_windows_for_what_they_hold(folder, monkeypatch):
+    whole = BestFitRows(folder, "pages", L)
+    for path in folder.glob("pages.best_fit-*"):
+        path.unlink()
+    monkeypatch.setattr("data.best_fit.WINDOW_DOCUMENTS", 7)
+    windows = BestFitRows(folder, "pages", L)
+    assert len(windows) > len(whole)
+    scored = [np.concatenate([rows[i].targets_BL[rows[i].loss_weights_BL > 0]
+                              for i in range(len(rows))]) for rows in (whole, windows)]
+    assert np.array_equal(*map(np.sort, scored))
+
+
+def test_a_row_shows_what_its_loss_sees(folder):
+    class Letters:
+        @staticmethod
+        def decode(ids):
+            return " ".join(map(str, ids))
+
+    ends = np.fromfile(folder / "code.ends", "<i8")
+    lines = show(TokenRows(folder, "code", 400)[0], Letters).splitlines()
+    num_inputs = ends[0] - 1
+    assert lines[0].split()[:5] == [f"0-{num_inputs - 1}", "document", "1", "weight", "1"]
+    assert lines[1].split() == [f"{num_inputs}-{num_inputs}", "document", "1", "weight", "0",
+                                f"'{10_000 + ends[0]}'"], "<|end|> does not predict <|bos|>"
+    assert lines[2].split()[:3] == [f"{ends[0]}-{ends[1] - 2}", "document", "2"]
+    assert show(TokenRows(folder, "short", L)[0], Letters).splitlines() == [
+        "     0-3      document 1   weight 1    '50001 50002 50003 50004'",
+        "     4-15     document 0   weight 0    (padding)"]
+
+
 def _drawn(folder, **changes):
     how = dict(weights={"pages": 0.75, "code": 0.25}, num_rows=200, seed=0) | changes
     rows = mixture(folder, how["weights"], L, num_rows=how["num_rows"], seed=how["seed"])
@@ -105,3 +195,11 @@ def test_wrong_mixtures_and_damaged_files_are_refused(folder):
         file.write(b"\0\0")
     with pytest.raises(UserError, match=r"code\.tokens: does not hold"):
         TokenRows(folder, "code", L)
+    (folder / "pages.ends").write_bytes(b"123")
+    with pytest.raises(UserError, match=r"pages\.tokens: .* or pages\.ends does not"):
+        BestFitRows(folder, "pages", L)
+    described = json.loads((folder / "tokens.json").read_text())
+    described["domains"]["short"]["tokens"] = 0
+    (folder / "tokens.json").write_text(json.dumps(described))
+    with pytest.raises(UserError, match=r"short\.tokens: holds no tokens"):
+        TokenRows(folder, "short", L)

@@ -11,9 +11,7 @@ from ml_collections import ConfigDict
 
 from core.errors import UserError
 from scripts import report
-from scripts.report_charts import Line, Panel, draw_panel, nice_ticks, spread
-from scripts.report_markup import escape, join, size, tag
-from scripts.report_run import MODELS, STAGES, Run, proportion, smooth
+from scripts.report_run import MODELS, STAGES, Run, proportion
 
 ATTACK = "</pre><script>alert('x')</script><img src=http://evil.example onerror=alert(1)>"
 PARENTS = {"tokenizer": ["corpus"], "tokens": ["corpus", "tokenizer"], "base": ["tokens"],
@@ -40,7 +38,8 @@ def _answers(task, number, score, prompt):
 def _write_corpus(folder):
     counts = {"documents": 2, "bytes": 200}
     stages = [
-        {"stage": "rules", "documents_in": 9, "bytes_in": 900, "removed": {"too_short": counts},
+        {"stage": "rules", "documents_in": 9, "bytes_in": 900,
+         "removed": {"gopher_min_words": counts},
          "removed_by_domain": {"web": {"documents": 1, "bytes": 100},
                                "code": {"documents": 1, "bytes": 100}},
          "trimmed_bytes": {}, "documents_out": 7, "bytes_out": 700},
@@ -54,8 +53,10 @@ def _write_corpus(folder):
                            "code": {"documents": 2, "bytes": 200}}})
     for kind, rows in {
             "heldout": [{"id": "h", "domain": "web"}],
-            "removed": [{"id": f"r{i}", "reason": "too_short", "text": f"{ATTACK}\nline {i}",
-                         "source": ATTACK, "score": 3.0} for i in range(2)]}.items():
+            "removed": [{"id": f"r{i}", "stage": "rules", "reason": "gopher_min_words",
+                         "text": f"{ATTACK}\nline {i}", "representative": "",
+                         "source": ATTACK, "domain": "web", "score": 3.0}
+                        for i in range(2)]}.items():
         (folder / kind).mkdir()
         pq.write_table(pa.Table.from_pylist(rows), folder / kind / "part-00000.parquet")
 
@@ -173,15 +174,6 @@ def test_missing_numbers_are_named_and_never_crash(folders, tmp_path):
     assert " nan" not in text and "nan%" not in page and "inf" not in text.split()
 
 
-def test_domains_walked_back_meet_the_funnel_at_every_stage(folders):
-    run = Run(folders)
-    stages = run.domains_by_stage()
-    funnel = run.manifest["funnel"]
-    assert [sum(stage.values()) for stage in stages] == [
-        funnel[0]["documents_in"], *(stage["documents_out"] for stage in funnel)]
-    assert stages[0] == {"web": 6, "code": 3}
-
-
 def test_edges_follow_fingerprints_and_a_foreign_parent_is_told(folders, tmp_path):
     run = Run(folders)
     assert set(run.edges()) == {(parent, child) for child, parents in PARENTS.items()
@@ -209,18 +201,6 @@ def test_wilson_interval_has_its_textbook_values():
     assert math.isnan(proportion(0.5, 0).low)
 
 
-@pytest.mark.parametrize(("low", "high"), [(0, 1), (-0.37, 2.1), (3.001, 3.002), (0, 20_000)])
-def test_ticks_are_round_within_and_not_too_many(low, high):
-    ticks = nice_ticks(low, high, 5)
-    gap = ticks[1] - ticks[0]
-    assert 2 <= len(ticks) <= 6 and low - 1e-9 <= ticks[0] and ticks[-1] <= high + 1e-9
-    assert round(gap / 10 ** math.floor(math.log10(gap) + 1e-9)) in (1, 2, 5)
-
-
-def test_ticks_step_by_one_two_or_five():
-    assert nice_ticks(0, 20_000, 5) == [0, 5_000, 10_000, 15_000, 20_000]
-
-
 def test_families_count_every_answer_of_their_own(folders):
     rows = _answers("verifiable", 8, 0.0, "sft")
     _write_rows(folders["eval_sft"] / "verifiable.jsonl",
@@ -230,27 +210,3 @@ def test_families_count_every_answer_of_their_own(folders):
     assert families["verifiable0"]["sft"] == proportion(2 / 4, 4)
     assert families["verifiable1"]["sft"] == proportion(1 / 4, 4)
     assert families["verifiable1"]["base"].value == 0
-
-
-def test_names_beside_curves_keep_their_distance():
-    assert spread([50, 52, 200], 26, 0, 220) == [50, 76, 200]
-    assert spread([200, 210, 215], 26, 0, 220) == [168, 194, 220]
-
-
-def test_running_mean_keeps_constants_and_ends_near_the_end():
-    assert smooth([(x, 3.0) for x in range(9)], 2) == [(x, 3.0) for x in range(9)]
-    assert smooth([(0, 0.0), (1, 3.0), (2, 9.0)], 1) == [(0, 1.5), (1, 4.0), (2, 6.0)]
-
-
-def test_curve_ends_at_its_printed_value_and_equal_values_do_not_collapse_the_axis():
-    panel = draw_panel(Panel("t", "u", [Line("a", [(1, 2.0), (2, 2.0)], "base")]))
-    assert ">2.00<" in panel and panel.count("<circle") == 2 and "nan" not in panel
-
-
-def test_markup_escapes_all_but_markup():
-    assert tag("p", "a<b", tag("b", "&"), None, class_='"x"') == (
-        '<p class="&quot;x&quot;">a&lt;b<b>&amp;</b></p>')
-    assert escape("a\x1b\ud800\n") == "a␛?\n"
-    assert join(["x", ("y", 3)]) == "xy3"
-    assert [size(n) for n in (9, 51_000_000, 999_960, 2.1e9)] == ["9 B", "51.0 MB", "1.00 MB",
-                                                                "2.10 GB"]

@@ -2,44 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import xxhash
 
-# The strings of the C4 cleaner (tensorflow_datasets/text/c4_utils.py). Its further line rules,
-# end marks and five words per line, would leave nothing of reference pages; and its "javascript"
-# rule is left out because documentation speaks of it.
-POLICY_STRINGS = ("terms of use", "privacy policy", "cookie policy", "uses cookies",
-                  "use of cookies", "use cookies")
+from data.filters.c4 import POLICY_STRINGS, apply_c4
+from data.filters.refinedweb import apply_refinedweb
+from data.filters.rules import Removal
 
 
-def drop_bad_lines(text: str, *, max_word_chars: int, max_policy_line_words: int) \
-        -> tuple[str, dict[str, int]]:
-    """Drops lines that hold an overlong word, and short lines that hold a policy string.
+@dataclasses.dataclass(frozen=True)
+class LineResult:
+    """What the line rules made of a text.
+
+    Attributes:
+        text: what is left; meaningless when the document goes.
+        trimmed: dropped UTF-8 bytes by rule.
+        removal: why the whole document goes, or None.
+    """
+
+    text: str
+    trimmed: dict[str, int]
+    removal: Removal | None
+
+
+def clean_lines(text: str, rules: Mapping[str, Any]) -> LineResult:
+    """Applies line rules, a family after the other: C4's, RefinedWeb's, those of technical text.
 
     Args:
-        max_word_chars: characters of the longest word that a line may hold.
-        max_policy_line_words: words up to which a line with a policy string is taken for
-            boilerplate; a longer one is a sentence about it.
-
-    Returns:
-        The text, and dropped UTF-8 bytes by rule.
+        rules: from `data.filters.presets.line_rules`. A family without a rule leaves the text
+            exactly as it is; C4's strip lines and drop blank ones.
     """
-    kept, dropped = [], {}
-    lower_has_policy = any(policy in text.lower() for policy in POLICY_STRINGS)
+    trimmed: dict[str, int] = {}
+    for family, apply in _FAMILIES.items():
+        if any(rule.startswith(family) for rule in rules):
+            text, removal = apply(text, rules, trimmed)
+            if removal is not None:
+                return LineResult(text, trimmed, removal)
+    return LineResult(text, trimmed, None)
+
+
+def _apply_technical(text: str, rules: Mapping[str, Any],
+                     trimmed: dict[str, int]) -> tuple[str, None]:
+    """Drops lines that hold an overlong word, and short lines that hold a policy string.
+
+    Of C4's rules these are what reference pages survive: its end marks and words per line would
+    leave nothing of them, and documentation speaks of JavaScript. A policy string in a longer line
+    is a sentence about it.
+    """
+    max_word_chars = rules.get("technical_max_word_chars", len(text))
+    max_words = rules.get("technical_max_policy_line_words", 0)
+    lower = text.lower()
+    has_policy = any(policy in lower for policy in POLICY_STRINGS)
+    kept = []
     for line in text.split("\n"):
         rule = None
         if len(line) > max_word_chars and max(map(len, line.split()), default=0) > max_word_chars:
-            rule = "max_word_chars"
-        elif (lower_has_policy and any(policy in line.lower() for policy in POLICY_STRINGS)
-                and len(line.split()) <= max_policy_line_words):
-            rule = "policy_line"
+            rule = "technical_max_word_chars"
+        elif (has_policy and any(policy in line.lower() for policy in POLICY_STRINGS)
+                and len(line.split()) <= max_words):
+            rule = "technical_max_policy_line_words"
         if rule is None:
             kept.append(line)
         else:
-            dropped[rule] = dropped.get(rule, 0) + len(line.encode()) + 1
-    return "\n".join(kept), dropped
+            trimmed[rule] = trimmed.get(rule, 0) + len(line.encode()) + 1
+    return "\n".join(kept), None
+
+
+_FAMILIES = {"c4_": apply_c4, "refinedweb_": apply_refinedweb, "technical_": _apply_technical}
 
 
 def hash_lines(text: str) -> np.ndarray:

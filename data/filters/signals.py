@@ -1,77 +1,273 @@
-"""Signals: numbers that rules decide on, computed once from one tokenisation of the document.
+"""Signals: the numbers that all rules of all presets decide on, from one tokenisation.
 
-A *token* is a run of non-space characters and a *word* a token with a letter or digit in it, so
-that lone symbols do not count as words. Where published implementations disagree, the definition
-that is used here stands in `measure_prose`.
+The name of a signal begins with the family whose definition it follows; where published
+implementations disagree, that definition stands here. `words` alone has no family: chunks with a
+letter or digit, or any chunk of code; 0 means an empty document. The families count in different
+units:
+
+    gopher, fineweb   words of `data.filters.words`, punctuation marks included
+    technical         *chunks*, runs of non-space characters; a word is one with a letter or digit
+    code              lines and characters
+
+gopher (arXiv:2112.11446 as datatrove 0.10 reads it: `gopher_quality_filter.py`,
+`gopher_repetition_filter.py`):
+    words: without those of symbols alone. mean_word_chars: their mean, not median, length.
+    hash_word_ratio, ellipsis_word_ratio: "#", and "..." or "…", per word of any kind.
+    bullet_line_frac, ellipsis_line_frac: share of lines, blank ones included, that begin with "•"
+        or "-", or end in an ellipsis.
+    alphabetic_word_frac: share of words of any kind that hold a letter.
+    stop_words: distinct ones, in their exact case.
+    dup_line_frac, dup_paragraph_frac: share that is a second or later occurrence. Lines are split
+        at newlines, paragraphs at blank lines; neither is stripped.
+    dup_line_char_frac, dup_paragraph_char_frac, top_<n>gram_char_frac, dup_<n>gram_char_frac:
+        characters of repetitions (see `data.filters.repetition`) over characters of the text.
+fineweb (arXiv:2406.17557, `fineweb_quality_filter.py`), on the text that FineWeb's C4 line rules
+leave, since its chain edits lines first; fineweb2, whose chain does not, on the text as it is:
+    lines: non-blank ones, which the following are shares of.
+    terminal_line_frac: those that end in a sentence-ending mark of any script; a closing quote
+        does not count. short_line_frac: those of at most 30 characters.
+    dup_line_char_frac: characters in second or later occurrences over those outside newlines.
+    newline_word_ratio: newlines per word of any kind.
+technical, for documentation:
+    words, mean_word_chars, bullet_line_frac, ellipsis_line_frac: of non-blank, stripped lines, with
+        more kinds of bullets. symbol_word_ratio: the larger of hash signs and ellipses.
+    alphabetic_word_frac: share of chunks with a letter. stop_words: the eight English ones in any
+        case, whatever the language. duplicate_line_frac: of stripped non-blank lines.
+    top_2gram_char_frac: characters of the most frequent pair of words, if it occurs twice, over
+        those of all words. lorem_ipsum: occurrences of the filler text.
+code: see `data.filters.code`.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
-STOP_WORDS = frozenset(("the", "be", "to", "of", "and", "that", "have", "with"))
-BULLETS = ("•", "‣", "▪", "●", "-", "*")
+from data.filters.code import measure_code
+from data.filters.lines import clean_lines
+from data.filters.presets import FINEWEB_LINE_RULES
+from data.filters.repetition import count_repeated_chars, count_top_pair_chars
+from data.filters.vocabulary import (
+    ALPHABETIC,
+    CHUNK_ALPHABETIC,
+    CHUNK_WORD,
+    SYMBOL,
+    Vocabulary,
+    vocabulary_of,
+)
+from data.filters.words import STOP_WORDS, TERMINAL_MARKS
+
+GOPHER_BULLETS = ("•", "-")
+TECHNICAL_BULLETS = ("•", "‣", "▪", "●", "-", "*")
 ELLIPSES = ("...", "…")
+SHORT_LINE_CHARS = 30
 MIN_PROSE_LINE_WORDS = 6
+BATCH_CHARS = 1_000_000  # documents measured at once, so that the arrays stay in the cache
+BATCH_DOCUMENTS = 4096
+LINE_SIGNALS = ("lines", "terminal_line_frac", "short_line_frac", "dup_line_char_frac")
+
+_STOP_WORDS = frozenset(STOP_WORDS)
+_LINE_BREAK, _PARAGRAPH_BREAK = re.compile("\n+"), re.compile("\n{2,}")
 
 
-def measure_prose(text: str) -> dict[str, float]:
-    """Signals of running text.
+def measure_batch(texts: Sequence[str], kinds: Sequence[str],
+                  languages: Sequence[str]) -> list[dict[str, float]]:
+    """Signals of many documents: of prose all but code's, of code only those.
 
-    Definitions (arXiv:2112.11446, table A1 and appendix A.1.1; arXiv:1910.10683, section 2.2):
-        words: number of words.
-        mean_word_chars: mean, not median, number of characters of a word.
-        symbol_word_ratio: the larger of hash signs and ellipses, per word.
-        bullet_line_frac, ellipsis_line_frac: share of non-blank lines that begin with a bullet,
-            or end in an ellipsis.
-        alphabetic_word_frac: share of tokens, lone symbols included, that hold a letter.
-        stop_words: distinct ones of the eight, in any case.
-        duplicate_line_frac: share of non-blank lines that are a second or later occurrence.
-        top_2gram_char_frac: characters in the most frequent word pair (spaces left out) over
-            characters of all words; zero when no pair occurs twice.
-        lorem_ipsum: occurrences of the filler text.
+    Args:
+        kinds: "prose" or "code", of each document.
+        languages: of each document, as from `data.language`. It decides the words and the stop
+            words; one without stop words of its own counts the English ones.
     """
-    tokens = text.split()
-    lines = [line for line in map(str.strip, text.splitlines()) if line]
-    vocabulary, ids = _intern(tokens)
-    chars = np.fromiter(map(len, vocabulary), np.int64, len(vocabulary))
-    alphabetic = np.fromiter((any(map(str.isalpha, token)) for token in vocabulary), bool,
-                             len(vocabulary))
-    is_word = np.fromiter((any(map(str.isalnum, token)) for token in vocabulary), bool,
-                          len(vocabulary))
-    words = ids[is_word[ids]]
-    num_words = max(len(words), 1)
-    hashes = text.count("#")
-    ellipses = sum(map(text.count, ELLIPSES))
-    lower = {token.lower().strip(".,;:()\"'") for token in vocabulary}
+    measured: list[dict[str, float]] = [{}] * len(texts)
+    batches: dict[str, list[int]] = {}
+    for index, (text, kind, language) in enumerate(zip(texts, kinds, languages, strict=True)):
+        if kind == "code":
+            measured[index] = measure_code(text)
+        else:
+            batches.setdefault(language, []).append(index)
+    for language, indices in batches.items():
+        for batch in _split(indices, texts):
+            rows = _measure_prose(vocabulary_of(language), [texts[index] for index in batch])
+            for index, row in zip(batch, rows):
+                measured[index] = row
+    return measured
+
+
+def _split(indices: Sequence[int], texts: Sequence[str]) -> Iterator[Sequence[int]]:
+    start, num_chars = 0, 0
+    for end, index in enumerate(indices):
+        num_chars += len(texts[index])
+        if end > start and (num_chars > BATCH_CHARS or end - start == BATCH_DOCUMENTS):
+            yield indices[start:end]
+            start, num_chars = end, len(texts[index])
+    yield indices[start:]
+
+
+def _measure_prose(vocabulary: Vocabulary, texts: Sequence[str]) -> list[dict[str, float]]:
+    edited = [clean_lines(text, FINEWEB_LINE_RULES).text for text in texts]
+    by_text = list(map(vocabulary.chunks_of, texts))
+    by_edited = [chunks if left == text else vocabulary.chunks_of(left)
+                 for text, left, chunks in zip(texts, edited, by_text)]
+    num_words = vocabulary.num_words_of_chunk
+    words_left = np.array([num_words[chunks].sum() for chunks in by_edited])
+    chunks = _Ragged.join(by_text)
+    words = _Ragged(vocabulary.words_of(chunks.values), np.concatenate(
+        [[0], np.cumsum(num_words[chunks.values])])[chunks.ends])
+    num_chars = np.array(list(map(len, texts)))
+    technical = _measure_technical(vocabulary, chunks, texts)
+    columns = {"words": technical["technical_words"]}
+    columns |= _measure_words(vocabulary, words, num_chars)
+    columns |= _measure_marks(texts, words.sizes)
+    columns |= _measure_repeated_lines(texts)
+    for family, of_texts, sizes in (("fineweb", edited, words_left),
+                                    ("fineweb2", texts, words.sizes)):
+        lines = zip(*map(_measure_lines, of_texts))
+        columns |= {f"{family}_{name}": values for name, values in zip(LINE_SIGNALS, lines)}
+        newlines = np.array([text.count("\n") for text in of_texts])
+        columns[f"{family}_newline_word_ratio"] = _ratio(newlines, sizes)
+    columns |= technical
+    rows = np.array(list(columns.values()), np.float64).T.tolist()
+    return [dict(zip(columns, row)) for row in rows]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Ragged:
+    """Values of several documents, one after the other, and where each ends."""
+
+    values: np.ndarray
+    ends: np.ndarray
+
+    @classmethod
+    def join(cls, rows: Sequence[np.ndarray]) -> _Ragged:
+        return cls(np.concatenate(rows), np.cumsum(list(map(len, rows))))
+
+    @property
+    def sizes(self) -> np.ndarray:
+        return np.diff(self.ends, prepend=0)
+
+    def sum(self, values: np.ndarray) -> np.ndarray:
+        """Sums of `values`, which lie like `self.values`, per document."""
+        before = np.concatenate([[0], np.cumsum(values, dtype=np.int64)])
+        return np.diff(before[self.ends], prepend=0)
+
+    def keep(self, mask: np.ndarray) -> _Ragged:
+        return _Ragged(self.values[mask], np.cumsum(self.sum(mask)))
+
+    def count_distinct(self, numbers: np.ndarray) -> np.ndarray:
+        """Distinct `numbers` above zero, all below 256, per document."""
+        at = np.flatnonzero(numbers)
+        document = np.searchsorted(self.ends, at, "right")
+        pairs = np.unique(document * 256 + numbers[at])
+        return np.bincount(pairs // 256, minlength=len(self.ends))
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return part / np.maximum(whole, 1)
+
+
+def _measure_words(vocabulary: Vocabulary, words: _Ragged,
+                   num_chars: np.ndarray) -> dict[str, np.ndarray]:
+    chars, flags = (table[words.values] for table in (
+        vocabulary.chars_of_word, vocabulary.flags_of_word))
+    is_word = (flags & SYMBOL) == 0
+    num_words = words.sum(is_word)
+    measured = {
+        "gopher_words": num_words,
+        "gopher_mean_word_chars": _ratio(words.sum(chars * is_word), num_words),
+        "gopher_alphabetic_word_frac": _ratio(words.sum((flags & ALPHABETIC) != 0), words.sizes),
+        "gopher_stop_words": words.count_distinct(vocabulary.stop_of_word[words.values])}
+    repeated = count_repeated_chars(words.values, chars, words.ends)
+    return measured | {f"gopher_{name}_char_frac": _ratio(counts, num_chars)
+                       for name, counts in repeated.items()}
+
+
+def _measure_marks(texts: Sequence[str], num_words: np.ndarray) -> dict[str, np.ndarray]:
+    rows = []
+    for text in texts:
+        lines = text.splitlines()
+        num_lines = max(len(lines), 1)
+        bullets = sum(line.lstrip().startswith(GOPHER_BULLETS) for line in lines)
+        ellipses = sum(line.rstrip().endswith(ELLIPSES) for line in lines)
+        rows.append((text.count("#"), sum(map(text.count, ELLIPSES)), bullets / num_lines,
+                     ellipses / num_lines))
+    hashes, ellipses, bullet_fracs, ellipsis_fracs = map(np.array, zip(*rows))
+    return {"gopher_hash_word_ratio": _ratio(hashes, num_words),
+            "gopher_ellipsis_word_ratio": _ratio(ellipses, num_words),
+            "gopher_bullet_line_frac": bullet_fracs, "gopher_ellipsis_line_frac": ellipsis_fracs}
+
+
+def _measure_repeated_lines(texts: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    rows = []
+    for text in texts:
+        num_chars = max(len(text), 1)
+        paragraphs = _PARAGRAPH_BREAK.split(text.strip()) if "\n\n" in text else [text]
+        lines = _LINE_BREAK.split(text) if "\n\n" in text else text.split("\n")
+        again, chars = _count_repeated(lines)
+        paragraphs_again, paragraph_chars = _count_repeated(paragraphs)
+        rows.append((again / len(lines), chars / num_chars, paragraphs_again / len(paragraphs),
+                     paragraph_chars / num_chars))
+    names = ("dup_line_frac", "dup_line_char_frac", "dup_paragraph_frac",
+             "dup_paragraph_char_frac")
+    return {f"gopher_{name}": column for name, column in zip(names, zip(*rows))}
+
+
+def _count_repeated(items: Sequence[str]) -> tuple[int, int]:
+    """How many of `items` are a second or later occurrence, and their characters."""
+    counts = Counter(items)
+    if len(counts) == len(items):
+        return 0, 0
+    chars = sum(len(item) * (count - 1) for item, count in counts.items())
+    return len(items) - len(counts), chars
+
+
+def _measure_lines(text: str) -> tuple[float, float, float, float]:
+    """The FineWeb rules' `LINE_SIGNALS`."""
+    lines = [line for line in text.split("\n") if line and not line.isspace()]
+    num_lines = max(len(lines), 1)
+    terminal = sum(line.endswith(TERMINAL_MARKS) for line in lines)
+    short = sum(len(line) <= SHORT_LINE_CHARS for line in lines)
+    _, chars = _count_repeated(lines)
+    num_chars = max(len(text) - text.count("\n"), 1)
+    return len(lines), terminal / num_lines, short / num_lines, chars / num_chars
+
+
+def _measure_technical(vocabulary: Vocabulary, chunks: _Ragged,
+                       texts: Sequence[str]) -> dict[str, Any]:
+    flags = vocabulary.flags_of_chunk[chunks.values]
+    words = chunks.keep((flags & CHUNK_WORD) != 0)
+    chars = vocabulary.chars_of_chunk[words.values]
+    word_chars = words.sum(chars)
+    rows = []
+    for text in texts:
+        lines = list(filter(None, map(str.strip, text.splitlines())))
+        num_lines = max(len(lines), 1)
+        rows.append((
+            max(text.count("#"), sum(map(text.count, ELLIPSES))),
+            sum(line.startswith(TECHNICAL_BULLETS) for line in lines) / num_lines,
+            sum(line.endswith(ELLIPSES) for line in lines) / num_lines,
+            1 - len(set(lines)) / num_lines if lines else 0.0,
+            text.lower().count("lorem ipsum")))
+    symbols, bullets, ellipses, duplicates, lorem_ipsum = map(np.array, zip(*rows))
+    pairs = count_top_pair_chars(words.values, chars, words.ends)
     return {
-        "words": len(words),
-        "mean_word_chars": float(chars[words].sum() / num_words),
-        "symbol_word_ratio": max(hashes, ellipses) / num_words,
-        "bullet_line_frac": _share(line.startswith(BULLETS) for line in lines),
-        "ellipsis_line_frac": _share(line.endswith(ELLIPSES) for line in lines),
-        "alphabetic_word_frac": float(alphabetic[ids].mean()) if len(ids) else 0.0,
-        "stop_words": len(STOP_WORDS & lower),
-        "duplicate_line_frac": 1 - len(set(lines)) / len(lines) if lines else 0.0,
-        "top_2gram_char_frac": _top_2gram_char_frac(words, chars),
-        "lorem_ipsum": text.lower().count("lorem ipsum"),
-    }
-
-
-def measure_code(text: str) -> dict[str, float]:
-    """Signals of source code: line lengths in characters, share of letters and digits.
-
-    Source: the basic filters of bigcode-project/bigcode-dataset.
-    """
-    lines = [len(line) for line in text.splitlines()] or [0]
-    return {
-        "words": len(text.split()),
-        "line_chars": max(lines),
-        "mean_line_chars": sum(lines) / len(lines),
-        "alphanumeric_frac": sum(map(str.isalnum, text)) / max(len(text), 1),
-    }
+        "technical_words": words.sizes,
+        "technical_mean_word_chars": _ratio(word_chars, words.sizes),
+        "technical_symbol_word_ratio": _ratio(symbols, words.sizes),
+        "technical_bullet_line_frac": bullets,
+        "technical_ellipsis_line_frac": ellipses,
+        "technical_alphabetic_word_frac": _ratio(
+            chunks.sum((flags & CHUNK_ALPHABETIC) != 0), chunks.sizes),
+        "technical_stop_words": chunks.count_distinct(
+            vocabulary.english_stop_of_chunk[chunks.values]),
+        "technical_duplicate_line_frac": duplicates,
+        "technical_top_2gram_char_frac": np.minimum(_ratio(pairs, word_chars), 1.0),
+        "technical_lorem_ipsum": lorem_ipsum}
 
 
 def prose_frac(text: str) -> float:
@@ -84,31 +280,9 @@ def prose_frac(text: str) -> float:
     for line in text.splitlines():
         tokens = line.split()
         total += len(tokens)
-        if len(tokens) >= MIN_PROSE_LINE_WORDS and not STOP_WORDS.isdisjoint(tokens):
+        if len(tokens) >= MIN_PROSE_LINE_WORDS and not _STOP_WORDS.isdisjoint(tokens):
             prose += len(tokens)
     return prose / total if total else 0.0
 
 
-def _intern(tokens: list[str]) -> tuple[list[str], np.ndarray]:
-    """Distinct tokens in order of appearance, and each token's index among them."""
-    index: defaultdict[str, int] = defaultdict()
-    index.default_factory = index.__len__
-    ids = np.fromiter(map(index.__getitem__, tokens), np.int64, len(tokens))
-    return list(index), ids
-
-
-def _share(flags) -> float:
-    flags = list(flags)
-    return sum(flags) / len(flags) if flags else 0.0
-
-
-def _top_2gram_char_frac(words: np.ndarray, chars: np.ndarray) -> float:
-    if len(words) < 2:
-        return 0.0
-    pairs, counts = np.unique(words[:-1] * len(chars) + words[1:], return_counts=True)
-    top = counts.max()
-    if top == 1:
-        return 0.0
-    first, second = np.divmod(pairs[counts == top], len(chars))
-    covered = int(top) * int((chars[first] + chars[second]).max())
-    return min(covered / int(chars[words].sum()), 1.0)
+PROSE_SIGNALS = tuple(measure_batch([""], ["prose"], ["en"])[0])

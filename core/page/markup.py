@@ -7,8 +7,10 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-# Control characters are shown as their pictures (U+2400...): a browser would swallow them.
-_VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
+# Control characters are shown as their pictures (U+2400...): a browser would swallow them, and a
+# terminal obey them. Those of ISO 8859 have none.
+_VISIBLE = ({code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
+            | {127: 0x2421} | dict.fromkeys(range(128, 160), 0xFFFD))
 _VOID = ("meta",)  # elements that hold nothing and are not closed
 NOT_A_NUMBER = "n/a"
 
@@ -18,11 +20,15 @@ class Markup(str):
 
 
 def escape(text: Any) -> Markup:
-    """Text as HTML: escaped, control characters made visible, lone surrogates replaced."""
+    """Text as HTML: escaped, and made visible as by `visible`."""
     if isinstance(text, Markup):
         return text
-    visible = str(text).translate(_VISIBLE).encode("utf-8", "replace").decode()
-    return Markup(html.escape(visible))
+    return Markup(html.escape(visible(str(text))))
+
+
+def visible(text: str) -> str:
+    """Text whose control characters can be seen, and whose lone surrogates are replaced."""
+    return text.translate(_VISIBLE).encode("utf-8", "replace").decode()
 
 
 def join(*children: Any) -> Markup:

@@ -1,0 +1,237 @@
+"""Stage: has a model rephrase a corpus' documents, and ask and answer questions about them.
+
+    python -m align.synthesize --config=configs/x.py --workdir=runs/x
+
+Reads `documents/` of a corpus. Writes `documents/` of domain "synthetic", which `data.curate` can
+read as an input, and `removed/`, the answers that were not good enough, with the reason of each.
+The work goes chunk by chunk: a run that was killed does at most one chunk again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import xxhash
+from ml_collections import ConfigDict
+
+from align.synthesis_filters import Verdict, judge
+from align.synthesis_prompts import STYLES, Style, split_passages
+from align.writers import EndpointWriter, LocalWriter, Reply, Writer
+from core import entry
+from core.artifacts import digest, read_json, write_json
+from core.errors import UserError
+from core.progress import format_count, log
+from data.dedup.shingles import exact_key
+from data.documents import Document, read_documents, write_documents
+from data.language import identify
+from model.generation import Sampling
+
+DOMAIN = "synthetic"
+REMOVED_COLUMNS = {"reason": pa.string(), "score": pa.float64()}
+
+
+class Task(NamedTuple):
+    """One prompt: a passage of a document, and the style that is asked for."""
+
+    document: Document
+    number: int         # of the passage in the document
+    passage: str
+    style: Style
+
+
+def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict[str, Any]:
+    """Writes synthetic documents from ``config.synthesize``; see the module's first lines.
+
+    Returns:
+        documents, bytes, frac (bytes over those of the corpus), asked prompts, documents by
+        style, removed answers by reason, passages skipped as too short.
+
+    Raises:
+        UserError: the config is contradictory, no document is chosen, no answer is good enough, or
+            the endpoint fails.
+    """
+    section = config.synthesize
+    _check(section)
+    documents, corpus_bytes = choose_documents(parents["corpus"] / "documents", section.domains,
+                                               section.num_documents, section.seed)
+    tasks, num_short = make_tasks(documents, section)
+    if not tasks:
+        raise UserError(f"synthesize.domains={tuple(section.domains)}", "no document has a passage "
+                        f"of {section.min_passage_words} words", "choose other domains")
+    max_bytes = int(section.max_frac * corpus_bytes)
+    work = folder / "work"
+    work.mkdir(exist_ok=True)
+    num_asked = _write_chunks(tasks, _make_writer(section, parents), section, work, max_bytes)
+    metrics = _join(folder, work, max_bytes)
+    if not metrics["documents"]:
+        raise UserError("synthesize", f"no answer is good enough: {metrics['removed']}",
+                        "use a better model, or loosen config.synthesize.filters")
+    shutil.rmtree(work)
+    return metrics | {"asked": num_asked, "frac": metrics["bytes"] / corpus_bytes,
+                      "short_passages": num_short}
+
+
+def choose_documents(folder: Path, domains: Sequence[str], num_documents: int,
+                     seed: int) -> tuple[list[Document], int]:
+    """Draws documents by a hash of their ids, and holds them in memory.
+
+    Args:
+        domains: those to draw from; none means all.
+        num_documents: how many; 0 means all.
+
+    Returns:
+        The documents in the order of their hashes, and the bytes of the whole corpus.
+    """
+    corpus_bytes = 0
+
+    def candidates() -> Iterator[Document]:
+        nonlocal corpus_bytes
+        for document in read_documents(folder):
+            corpus_bytes += len(document.text.encode())
+            if not domains or document.domain in domains:
+                yield document
+
+    def place(document: Document) -> tuple[int, str]:
+        return xxhash.xxh3_64_intdigest(document.id.encode(), seed), document.id
+
+    if num_documents:
+        return heapq.nsmallest(num_documents, candidates(), key=place), corpus_bytes
+    return sorted(candidates(), key=place), corpus_bytes
+
+
+def make_tasks(documents: Sequence[Document], section: ConfigDict) -> tuple[list[Task], int]:
+    """Every passage of every document in every style; and how many passages were too short."""
+    tasks, num_short = [], 0
+    for document in documents:
+        for number, passage in enumerate(split_passages(document.text, section.passage_words)):
+            if len(passage.split()) < section.min_passage_words:
+                num_short += 1
+                continue
+            tasks += [Task(document, number, passage, STYLES[style]) for style in section.styles]
+    return tasks, num_short
+
+
+def _write_chunks(tasks: Sequence[Task], writer: Writer, section: ConfigDict, work: Path,
+                  max_bytes: int) -> int:
+    """Has chunk after chunk written until there are `max_bytes`; returns the number of prompts."""
+    num_asked = num_bytes = 0
+    num_chunks = -(-len(tasks) // section.chunk_prompts)
+    for chunk in range(num_chunks):
+        record = work / f"{chunk:05d}.json"
+        if not record.exists():
+            picked = tasks[chunk * section.chunk_prompts:(chunk + 1) * section.chunk_prompts]
+            seed = int(digest([section.seed, chunk]), 16) >> 33
+            replies = writer.write([task.style.prompt(task.passage) for task in picked], seed)
+            _check_replies(replies, section)
+            write_json(record, _write_chunk(work, record.stem, picked, replies, writer.name,
+                                            section))
+        done = read_json(record)
+        num_asked, num_bytes = num_asked + done["asked"], num_bytes + done["bytes"]
+        log(f"synthesize: chunk {chunk + 1} of {num_chunks}, {done['documents']} of "
+            f"{done['asked']} answers kept, {format_count(num_bytes)} of {format_count(max_bytes)} "
+            "bytes")
+        if num_bytes >= max_bytes:
+            break
+    return num_asked
+
+
+def _write_chunk(work: Path, name: str, tasks: Sequence[Task], replies: Sequence[Reply],
+                 model: str, section: ConfigDict) -> dict[str, Any]:
+    kept, removed = [], []
+    for task, reply in zip(tasks, replies, strict=True):
+        verdict = (Verdict(reply.text, reply.fault, 0.0) if reply.fault else
+                   judge(reply.text, task.passage, task.style, section.filters, identify))
+        (removed if verdict.reason else kept).append(_make_document(task, verdict, model))
+    num_documents, num_bytes = write_documents(work / "kept" / f"{name}.parquet", kept)
+    write_documents(work / "removed" / f"{name}.parquet", removed)
+    return {"asked": len(tasks), "documents": num_documents, "bytes": num_bytes}
+
+
+def _make_document(task: Task, verdict: Verdict, model: str) -> Document:
+    source, style = task.document.id, task.style
+    meta = {"style": style.name, "prompt": style.prompt_id, "model": model, "passage": task.number}
+    if verdict.reason:
+        meta |= {"reason": verdict.reason, "score": verdict.score}
+    mark = f"{source}\n{style.prompt_id}\n{task.number}\n{verdict.text}"
+    return Document(xxhash.xxh3_128_hexdigest(mark.encode()), verdict.text, source, DOMAIN,
+                    task.document.language, meta)
+
+
+def _join(folder: Path, work: Path, max_bytes: int) -> dict[str, Any]:
+    """Joins the chunks; what repeats an earlier answer or exceeds `max_bytes` goes, too."""
+    late: list[Document] = []
+    seen: set[str] = set()
+    by_style, reasons = Counter(), Counter()
+    num_left = max_bytes
+
+    def keep() -> Iterator[Document]:
+        nonlocal num_left
+        for document in read_documents(work / "kept"):
+            key, size = exact_key(document.text), len(document.text.encode())
+            if key in seen or size > num_left:
+                reason = "duplicate" if key in seen else "over_cap"
+                meta = document.meta | {"reason": reason, "score": 1.0}
+                late.append(dataclasses.replace(document, meta=meta))
+                continue
+            seen.add(key)
+            num_left -= size
+            by_style[document.meta["style"]] += 1
+            yield document
+
+    def remove() -> Iterator[Document]:
+        for document in (*read_documents(work / "removed"), *late):
+            reasons[document.meta["reason"]] += 1
+            yield document
+
+    num_documents, num_bytes = write_documents(folder / "documents" / "00000.parquet", keep())
+    write_documents(folder / "removed" / "00000.parquet", remove(), REMOVED_COLUMNS)
+    return {"documents": num_documents, "bytes": num_bytes,
+            "by_style": dict(sorted(by_style.items())), "removed": dict(reasons.most_common())}
+
+
+def _make_writer(section: ConfigDict, parents: Mapping[str, Path]) -> Writer:
+    sampling = Sampling(section.max_new_tokens, temperature=section.temperature,
+                        top_p=section.top_p)
+    if "model" in parents:
+        return LocalWriter(parents["model"], sampling, section.batch_size)
+    return EndpointWriter(
+        section.endpoint, section.endpoint_model, sampling, key_variable=section.key_variable,
+        num_connections=section.num_connections, timeout_secs=section.timeout_secs,
+        max_retries=section.max_retries, backoff_secs=section.backoff_secs)
+
+
+def _check(section: ConfigDict) -> None:
+    if bool(section.model) == bool(section.endpoint):
+        raise UserError(f"synthesize.model={section.model!r}, endpoint={section.endpoint!r}",
+                        "one of them writes, not both or none", "set the other to \"\"")
+    for style in section.styles:
+        if style not in STYLES:
+            raise UserError(f"synthesize.styles: {style!r}", "no such style",
+                            f"choose among {', '.join(STYLES)}")
+    bounds = {"max_frac": 0, "passage_words": 1, "chunk_prompts": 1, "num_connections": 1,
+              "timeout_secs": 0.001, "max_retries": 0, "backoff_secs": 0, "num_documents": 0}
+    for field, least in bounds.items():
+        if section[field] < least:
+            raise UserError(f"synthesize.{field}={section[field]}", f"is below {least}",
+                            "choose a larger one")
+
+
+def _check_replies(replies: Sequence[Reply], section: ConfigDict) -> None:
+    """Stops when the endpoint wants none of a chunk's prompts: then it is not the prompts."""
+    faults = {reply.fault for reply in replies}
+    if all(fault.startswith("rejected_") for fault in faults):
+        raise UserError(f"synthesize.endpoint={section.endpoint!r}",
+                        f"rejects every prompt ({', '.join(sorted(faults))})",
+                        "check endpoint_model, and max_new_tokens and passage_words against what "
+                        "the model can hold")
+
+
+if __name__ == "__main__":
+    entry.run_stage("synthesize", build, parents=("corpus", "model"))

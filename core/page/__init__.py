@@ -1,0 +1,1 @@
+"""Pages to look at: escaped markup, charts without a script, one style sheet."""

@@ -1,0 +1,149 @@
+"""The funnel of a corpus as markup: what each stage left, what each domain lost, every reason."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from core.page.charts import draw_bar, draw_stack
+from core.page.layout import table
+from core.page.markup import Markup, count, join, percent, size, tag
+from core.progress import format_count
+from data.corpus import Corpus
+
+STAGE_NOTES = {
+    "extract": "text found in the record", "exact_dedup": "the same text seen before",
+    "language": "identified, with a score", "rules": "signals against thresholds",
+    "harm": "URLs on lists", "harm_words": "words on lists", "classifiers": "scored by models",
+    "lines": "repeated blocks cut", "privacy": "personal data found",
+    "near_dedup": "MinHash neighbours, verified",
+    "substrings": "long repeated passages cut", "quality": "the best by score",
+    "contamination": "holds benchmark items", "split": "resembles a held-out page"}
+NUM_SAMPLES = 3                 # removed documents that are shown per reason
+NUM_LINES, NUM_CHARS = 12, 160  # shown of a document
+NUM_TINTS = 6                   # of the colour that tells domains apart
+NOTHING = {"documents": 0, "bytes": 0}
+
+
+def draw_funnel(corpus: Corpus) -> Markup:
+    """One row per stage: documents by domain, the bytes below them, and the numbers beside."""
+    manifest, tints, stages = corpus.manifest, _tints(corpus), corpus.domains_by_stage()
+    total, bytes_in = manifest["documents_in"], manifest["bytes_in"]
+    per_token = corpus.bytes_per_token()
+
+    def row(name: str, note: str, domains: Mapping[str, int], num_bytes: float,
+            lost: int) -> Markup:
+        parts = [(domain if domains[domain] > 0.1 * total else "", domains[domain], tint)
+                 for domain, tint in tints.items() if domain in domains]
+        parts.append(("", lost, "gone"))
+        left = tag("span", style=f"width:{100 * num_bytes / max(bytes_in, 1):.2f}%", class_="left")
+        return tag("div", tag("span", tag("b", name.replace("_", " ")), tag("small", note),
+                              class_="what"),
+                   tag("span", draw_stack(parts, total), left, class_="drawn"),
+                   tag("span", count(sum(domains.values())), class_="num"),
+                   tag("span", f"−{count(lost)}" if lost else "", class_="num lost"),
+                   tag("span", size(num_bytes), class_="num"),
+                   tag("span", format_count(num_bytes / per_token), class_="num tokens")
+                   if per_token else None, class_="funnel-row")
+
+    rows = [row("raw", "as read", stages[0], bytes_in, 0)]
+    for stage, domains in zip(manifest.get("funnel", ()), stages[1:]):
+        lost = stage["documents_in"] - stage["documents_out"]
+        rows.append(row(stage["stage"], STAGE_NOTES.get(stage["stage"], ""), domains,
+                        stage["bytes_out"], lost))
+    kept = {domain: counts["documents"]
+            for domain, counts in manifest.get("kept_by_domain", {}).items()}
+    rows.append(row("training set", "held-out pages set aside", kept, manifest["bytes"],
+                    manifest.get("heldout_documents", 0)))
+    names = ["documents", "lost", "text", *(["tokens"] if per_token else [])]
+    head = tag("div", tag("span"), tag("span"), [tag("span", name, class_="num")
+                                                 for name in names], class_="funnel-row head")
+    return tag("div", head, rows, class_="funnel with-tokens" if per_token else "funnel")
+
+
+def domain_table(corpus: Corpus) -> Markup:
+    """What every domain lost at every stage."""
+    manifest, tints, before = corpus.manifest, _tints(corpus), corpus.domains_by_stage()[0]
+    heldout, kept_by_domain = corpus.heldout_by_domain(), manifest.get("kept_by_domain", {})
+    stages = [stage for stage in manifest.get("funnel", ()) if stage["removed_by_domain"]]
+    head = ["domain", "read", *(stage["stage"].replace("_", " ") for stage in stages), "held out",
+            "kept", "kept text"]
+    rows = []
+    for domain, tint in tints.items():
+        lost = [stage["removed_by_domain"].get(domain, NOTHING) for stage in stages]
+        kept = kept_by_domain.get(domain, NOTHING)
+        rows.append([
+            join(tag("span", class_=f"swatch {tint}"), domain), count(before[domain]),
+            *(tag("span", f"−{count(cell['documents'])}", title=size(cell["bytes"]))
+              if cell["documents"] else "·" for cell in lost),
+            f"−{count(heldout[domain])}" if heldout[domain] else "·",
+            tag("b", count(kept["documents"])), size(kept["bytes"])])
+    return table(head, rows, "numbers")
+
+
+def trim_note(corpus: Corpus) -> str:
+    """What was cut and redacted inside documents that stayed, and what could not be read."""
+    manifest = corpus.manifest
+    trimmed = sum((Counter(stage["trimmed_bytes"]) for stage in manifest.get("funnel", ())),
+                  Counter())
+    cut = [f"{size(num_bytes)} of {rule.replace('_', ' ')}" for rule, num_bytes in trimmed.items()]
+    redacted = [f"{count(number)} × {kind}"
+                for kind, number in manifest.get("redacted", {}).items()]
+    return (f"Cut inside documents that stayed: {', '.join(cut) or 'nothing'}. Redacted: "
+            f"{', '.join(redacted) or 'nothing'}. Unreadable records: "
+            f"{count(sum(manifest.get('corrupt', {}).values()))}.")
+
+
+def reasons(corpus: Corpus) -> Markup:
+    """Every reason with its documents, bytes and tokens; open one to read what it removed."""
+    found = sorted(corpus.removals(), key=lambda row: -row[2]["documents"])
+    if not found:
+        return tag("p", "No document was removed.", class_="note")
+    manifest, victims = corpus.manifest, corpus.victims(NUM_SAMPLES)
+    longest, per_token = found[0][2]["documents"], corpus.bytes_per_token()
+    names = ["of documents", "text", *(["tokens"] if per_token else [])]
+    head = tag("div", tag("span", "reason"), tag("span", "documents"),
+               [tag("span", name, class_="num") for name in names], class_="reason-row head")
+
+    def summary(stage: str, reason: str, counts: Mapping[str, int]) -> Markup:
+        documents, num_bytes = counts["documents"], counts["bytes"]
+        share = documents / max(manifest["documents_in"], 1)
+        return tag("summary", tag("code", reason, tag("small", stage.replace("_", " "))),
+                   draw_bar(documents, longest, count(documents), "wood"),
+                   tag("span", percent(share, 2), class_="num"),
+                   tag("span", size(num_bytes), class_="num", title=percent(
+                       num_bytes / max(manifest["bytes_in"], 1), 2)),
+                   tag("span", format_count(num_bytes / per_token), class_="num")
+                   if per_token else None, class_="reason-row")
+
+    return tag("div", head, [
+        tag("details", summary(stage, reason, counts),
+            [_sample(corpus, row) for row in victims.get(reason, ())],
+            open="open" if rank == 0 else None)
+        for rank, (stage, reason, counts) in enumerate(found)],
+        class_="reasons with-tokens" if per_token else "reasons")
+
+
+def excerpt(text: str) -> str:
+    """The first lines of a text that hold something, and how many follow."""
+    lines = [line[:NUM_CHARS] for line in text.splitlines() if line.strip()]
+    more = f"\n… {count(len(lines) - NUM_LINES)} more lines" if len(lines) > NUM_LINES else ""
+    return "\n".join(lines[:NUM_LINES]) + more
+
+
+def _sample(corpus: Corpus, row: Mapping[str, Any]) -> Markup:
+    bound = corpus.threshold(row)
+    limit = "" if bound is None else f", the threshold is {bound:,.4g}"
+    alike = f" · resembles {row['representative'][:12]}" if row.get("representative") else ""
+    return tag("div", tag("p", tag("code", row["source"]),
+                          f" · measured {row['score']:,.4g}{limit}{alike} · ",
+                          tag("code", row["id"][:12])),
+               tag("pre", excerpt(row["text"])), class_="sample")
+
+
+def _tints(corpus: Corpus) -> dict[str, str]:
+    """A tint per domain, the largest domain the darkest."""
+    first = corpus.domains_by_stage()[0]
+    order = sorted(first, key=lambda domain: (-first[domain], domain))
+    return {domain: f"tint{min(i, NUM_TINTS - 1)}" for i, domain in enumerate(order)}

@@ -1,0 +1,231 @@
+"""Decontamination: finds the items of benchmarks in training documents.
+
+Two ways to be found. *Exact*: a run of `ngram_words` words of an item stands in the document (the
+13-grams of GPT-3, arXiv:2005.14165, appendix C), or the whole of a shorter text. *Near*: the item
+in other words; most of its rare words stand close together (see `data.word_overlap`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from core.errors import UserError
+from data.dedup.shingles import hash_grams
+from data.dedup.words import hash_words, normalise_words
+from data.task_files import Item, read_items
+from data.word_overlap import WordOverlap
+
+MIN_WORDS = 8           # fewer words are no evidence: GPT-3's shortest n-gram
+SLOTS_PER_KEY = 8       # of the table that tells most absent grams at one look
+
+
+@dataclasses.dataclass(frozen=True)
+class Hit:
+    """An item that a document holds.
+
+    Attributes:
+        task, item: name of the task, and number of the item in its file.
+        kind: ``ngram`` (a run of words), ``whole`` (all of a short text) or ``near``.
+        overlap: share of the text's n-grams that the document holds; of the weight of its rare
+            words for a near match.
+        text: the document's words that match, normalised.
+    """
+
+    task: str
+    item: int
+    kind: str
+    overlap: float
+    text: str
+
+
+def load_tasks(paths: Sequence[str | Path], fields: Sequence[str] = (), *, ngram_words: int = 13,
+               near_overlap: float = 0.6, max_items: int = 10) -> TaskIndex:
+    """Indexes task files; see `TaskIndex`, and `data.task_files.read_items` for formats.
+
+    Raises:
+        UserError: a file that cannot be read or holds no item, or a parameter out of range.
+    """
+    skipped: Counter[str] = Counter()
+    items = [item for path in paths for item in read_items(path, fields, skipped)]
+    return TaskIndex(items, ngram_words=ngram_words, near_overlap=near_overlap,
+                     max_items=max_items, skipped=skipped)
+
+
+class TaskIndex:
+    """The n-grams of all items. Its memory grows with the task files alone.
+
+    Each field of an item is matched by itself, since a document may hold a question without its
+    answers. Fields below `MIN_WORDS` words count only together with the item's others; an item
+    that is shorter than that as a whole is not looked for, and reported as ``too_short``.
+
+    Args:
+        ngram_words: words of an exact match, 8 to 50.
+        near_overlap: share of the weight of a text's rare words that makes a near match; 1 or
+            more looks for none.
+        max_items: n-grams that more items than this have are phrases of the task (instructions,
+            shared passages); they are not matched, and reported.
+        skipped: counts of rows that could not be read, for the report.
+    """
+
+    def __init__(self, items: Sequence[Item], *, ngram_words: int = 13, near_overlap: float = 0.6,
+                 max_items: int = 10, skipped: Counter[str] | None = None):
+        if not MIN_WORDS <= ngram_words <= 50:
+            raise UserError(f"contamination.ngram_words={ngram_words}",
+                            f"fewer than {MIN_WORDS} words are no evidence, more than 50 find "
+                            "nothing", "set it to 13")
+        self._items, self._ngram_words, self._near_overlap = items, ngram_words, near_overlap
+        self._skipped = Counter(skipped or {})
+        texts, owners = self._choose_texts(items)
+        words, offsets = hash_words(texts, keep_digits=True)
+        self._owner, self._num_words = np.array(owners, np.int64), np.diff(offsets)
+        lengths = np.minimum(self._num_words, ngram_words)
+        owner_of = self._owner[np.repeat(np.arange(len(texts)), self._num_words)]
+        self._exact = {
+            length: _Postings(words, offsets, lengths == length, length, owner_of, max_items)
+            for length in np.unique(lengths).tolist()}
+        self._openings = _KeySet(hash_grams(words, MIN_WORDS))
+        near = self._num_words >= ngram_words
+        self._near_texts = np.flatnonzero(near)
+        self._near = WordOverlap(words[np.repeat(near, self._num_words)], np.concatenate(
+            [[0], np.cumsum(self._num_words[near])]), near_overlap) if near_overlap < 1 else None
+
+    def _choose_texts(self, items: Sequence[Item]) -> tuple[list[str], list[int]]:
+        """Texts to be matched, and the number of the item of each."""
+        texts, owners = [], []
+        for number, item in enumerate(items):
+            whole = "\n".join(item.fields)
+            long = [text for text in item.fields if len(normalise_words(text)) >= MIN_WORDS]
+            if not long and len(normalise_words(whole)) >= MIN_WORDS:
+                long = [whole]
+            self._skipped["too_short"] += not long
+            texts += long
+            owners += [number] * len(long)
+        return texts, owners
+
+    def find(self, text: str) -> list[Hit]:
+        """The items that a text holds, one hit each, in the order of the task files."""
+        words, _ = hash_words([text], keep_digits=True)
+        found: dict[int, tuple[float, str, int, int]] = {}
+        # Every exact match begins with MIN_WORDS words that begin one of the texts' n-grams.
+        begins, _ = self._openings.find(hash_grams(words, MIN_WORDS))
+        for length, postings in self._exact.items() if len(begins) else ():
+            kind = "ngram" if length == self._ngram_words else "whole"
+            for passage, places, overlap in postings.find(words):
+                start, stop = _longest_run(places)
+                self._note(found, passage, (overlap, kind, start, stop + length))
+        exact = set(found)
+        for passage, start, stop, overlap in self._near.find(words) if self._near else ():
+            passage = int(self._near_texts[passage])
+            if int(self._owner[passage]) not in exact:
+                self._note(found, passage, (overlap, "near", start, stop))
+        if not found:
+            return []
+        said = normalise_words(text, keep_digits=True)
+        return [Hit(self._items[owner].task, self._items[owner].number, kind, round(overlap, 4),
+                    " ".join(said[start:stop]))
+                for owner, (overlap, kind, start, stop) in sorted(found.items())]
+
+    def _note(self, found: dict[int, tuple], passage: int, match: tuple) -> None:
+        """Keeps the best match of each item."""
+        owner = int(self._owner[passage])
+        found[owner] = max(found.get(owner, match), match)
+
+    def report(self) -> dict[str, object]:
+        """What is looked for: items and texts per task, n-grams held, what is left out and why."""
+        tasks = Counter(item.task for item in self._items)
+        postings = self._exact.values()
+        return {"tasks": dict(tasks), "texts": len(self._owner),
+                "ngrams": sum(len(table.keys) for table in postings),
+                "common_ngrams": sum(table.num_common for table in postings),
+                "skipped": {reason: count for reason, count in sorted(self._skipped.items())
+                            if count}}
+
+
+class _KeySet:
+    """Distinct uint64 keys, and a table that tells most strangers at one look."""
+
+    def __init__(self, keys: np.ndarray):
+        self._keys = np.unique(keys)
+        num_bits = max((SLOTS_PER_KEY * len(self._keys)).bit_length(), 1)
+        self._shift = np.uint64(64 - num_bits)
+        self._slots = np.zeros(1 << num_bits, bool)
+        self._slots[self._keys >> self._shift] = True
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def find(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which of `keys` are in the set: their places, and their numbers in it."""
+        places = np.flatnonzero(self._slots[keys >> self._shift])
+        at = np.searchsorted(self._keys, keys[places])
+        is_held = at < len(self._keys)
+        is_held[is_held] = self._keys[at[is_held]] == keys[places[is_held]]
+        return places[is_held], at[is_held]
+
+
+class _Postings:
+    """Which texts hold an n-gram: an inverted index in sorted arrays.
+
+    Attributes:
+        keys: distinct n-grams that are looked for.
+        num_common: distinct n-grams that are not, because too many items have them.
+    """
+
+    def __init__(self, words: np.ndarray, offsets: np.ndarray, chosen: np.ndarray, length: int,
+                 owner_of: np.ndarray, max_items: int):
+        grams = hash_grams(words, length)
+        text_of = np.repeat(np.arange(len(chosen)), np.diff(offsets))[:len(grams)]
+        fits = np.arange(len(grams)) + length <= offsets[text_of + 1]
+        fits &= chosen[text_of]
+        grams, text_of, owners = grams[fits], text_of[fits], owner_of[:len(grams)][fits]
+        order = np.lexsort((text_of, grams))
+        grams, text_of, owners = grams[order], text_of[order], owners[order]
+        new_gram = np.diff(grams, prepend=~grams[:1]) != 0
+        group = np.cumsum(new_gram) - 1
+        # Texts of one item stand side by side: an item begins where its number changes.
+        num_items = np.bincount(group[new_gram | (np.diff(owners, prepend=-1) != 0)])
+        is_common = num_items > max_items
+        keep = ~is_common[group] if len(grams) else np.zeros(0, bool)
+        keep &= new_gram | (np.diff(text_of, prepend=-1) != 0)
+        self.num_common = int(is_common.sum())
+        self.length = length
+        keys, self._starts = np.unique(grams[keep], return_index=True)
+        self.keys = _KeySet(keys)
+        self._texts = text_of[keep]
+        self._stops = np.append(self._starts[1:], len(self._texts))
+        self._sizes = np.bincount(self._texts, minlength=len(chosen))
+
+    def find(self, words: np.ndarray) -> Iterator[tuple[int, np.ndarray, float]]:
+        """Yields the texts that a document shares n-grams with.
+
+        Args:
+            words: hashes of the document's words.
+
+        Yields:
+            The text, the places in the document of n-grams that they share, and the share of the
+            text's distinct n-grams that those are.
+        """
+        grams = hash_grams(words, self.length)
+        places, at = self.keys.find(grams)
+        if not len(places):
+            return
+        counts = self._stops[at] - self._starts[at]
+        firsts = np.repeat(self._starts[at] - np.cumsum(counts) + counts, counts)
+        texts = self._texts[firsts + np.arange(len(firsts))]
+        places, at = np.repeat(places, counts), np.repeat(at, counts)
+        for text in np.unique(texts).tolist():
+            mine = texts == text
+            yield text, places[mine], len(np.unique(at[mine])) / int(self._sizes[text])
+
+
+def _longest_run(places: np.ndarray) -> tuple[int, int]:
+    """First and last of the longest run of successive numbers."""
+    borders = np.flatnonzero(np.diff(places) != 1) + 1
+    runs = np.split(places, borders)
+    longest = max(runs, key=len)
+    return int(longest[0]), int(longest[-1])

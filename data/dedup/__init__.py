@@ -1,0 +1,1 @@
+"""Duplicates: exact, near, and long repeated passages, found in bounded memory."""

@@ -1,0 +1,103 @@
+"""Exact duplicates under a hard memory cap: a Bloom filter remembers which keys were seen."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import xxhash
+from rbloom import Bloom
+
+from core.errors import UserError
+
+
+def bloom_bytes(expected: int, false_positive_rate: float) -> int:
+    """Memory of a filter: -n ln p / (ln 2)^2 bits for n keys at rate p (Bloom 1970)."""
+    return math.ceil(-expected * math.log(false_positive_rate) / math.log(2) ** 2 / 8)
+
+
+class BloomSeen:
+    """Remembers keys in fixed memory; a key that is new is taken for a seen one at a known rate.
+
+    Args:
+        expected: keys that will be added.
+        false_positive_rate: share of new keys that are taken for seen ones, once all are added.
+        memory_bytes: what the filter may take.
+
+    Raises:
+        UserError: the cap does not hold the rate; told before anything runs.
+    """
+
+    def __init__(self, expected: int, false_positive_rate: float, memory_bytes: int):
+        if not 0 < false_positive_rate < 1:
+            raise UserError(f"dedup.bloom.false_positive_rate={false_positive_rate}",
+                            "a rate lies between 0 and 1", "set it to 1e-6")
+        needed = bloom_bytes(max(expected, 1), false_positive_rate)
+        if needed > memory_bytes:
+            raise UserError(
+                f"dedup.bloom.memory_bytes={memory_bytes}",
+                f"{expected} keys at a false-positive rate of {false_positive_rate:g} take "
+                f"{needed} bytes", f"raise it to {needed}, or accept a higher rate")
+        self._bloom = Bloom(max(expected, 1), false_positive_rate, _hash)
+        self._num_hashes = max(int(-math.log2(false_positive_rate)), 1)     # as rbloom has it
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the filter takes."""
+        return self._bloom.size_in_bits // 8
+
+    def add(self, keys: Iterable[int]) -> np.ndarray:
+        """Adds keys one by one.
+
+        Returns:
+            [num_keys] bool: whether each was there before, be it from this call or an earlier one.
+        """
+        seen = []
+        for key in keys:
+            is_seen = key in self._bloom
+            seen.append(is_seen)
+            if not is_seen:
+                self._bloom.add(key)
+        return np.array(seen, bool)
+
+    def report(self) -> dict[str, float]:
+        """Size, estimated number of keys, and the rate at which a new key would be taken for
+        seen now."""
+        num_keys, num_bits = self._bloom.approx_items, self._bloom.size_in_bits
+        filled = 1 - math.exp(-self._num_hashes * num_keys / num_bits)
+        return {"bytes": self.num_bytes, "keys": round(num_keys),
+                "false_positive_rate": float(f"{filled ** self._num_hashes:.3g}")}
+
+    def save(self, path: str | Path) -> None:
+        """Writes the filter under its final name only when complete."""
+        temporary = f"{path}.{os.getpid()}.tmp"
+        self._bloom.save(temporary)
+        os.replace(temporary, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> BloomSeen:
+        """Reads what `save` wrote: the keys of a finished corpus count as seen.
+
+        Raises:
+            UserError: there is no such file, or it is no filter.
+        """
+        seen = cls.__new__(cls)
+        try:
+            with open(path, "rb") as file:
+                seen._num_hashes = int.from_bytes(file.read(8), "little")
+            seen._bloom = Bloom.load(str(path), _hash)
+        except (OSError, ValueError) as error:
+            raise UserError(str(path), f"is not a Bloom filter ({error})",
+                            "name a file that an earlier curation wrote") from None
+        if not 1 <= seen._num_hashes <= 64:
+            raise UserError(str(path), "is not a Bloom filter",
+                            "name a file that an earlier curation wrote")
+        return seen
+
+
+def _hash(key: int) -> int:
+    """128 signed bits of a key, the same on every machine."""
+    return xxhash.xxh3_128_intdigest(key.to_bytes(16, "little")) - (1 << 127)

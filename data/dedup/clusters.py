@@ -1,0 +1,189 @@
+"""Near-duplicate clusters: candidates, verified edges, clusters, one representative each.
+
+Near duplicates are pairs whose sets of shingles have a Jaccard similarity of at least a threshold.
+MinHash with banding (arXiv:2406.17557) proposes them; each proposal is verified on the full sets
+before it counts, because unverified candidates are mostly wrong where documents share a template.
+Documents are whole numbers of the caller's choice; only those with a neighbour take memory here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+
+MAX_ALL_PAIRS = 256         # groups up to this size are verified pair by pair
+MAX_LEADERS = 64            # in larger groups: documents that the rest is compared to
+MAX_COMPARISONS = 4_000_000 # within one cluster, while its representatives are chosen
+BLOCK_SHINGLES = 1 << 20    # compared at once
+MAX_REMEMBERED = 1_000_000  # rejected pairs that are not verified a second time
+
+ShinglesOf = Callable[[int], np.ndarray]
+
+
+def jaccard(first: np.ndarray, second: np.ndarray) -> float:
+    """Jaccard similarity of two sorted arrays of distinct values; 0 when both are empty."""
+    return float(similarities(first, [second])[0])
+
+
+def similarities(one: np.ndarray, others: Iterable[np.ndarray]) -> np.ndarray:
+    """Jaccard similarity of a set of shingles to each of many: [num_others] float64.
+
+    Args:
+        one, others: sorted arrays of distinct uint64.
+    """
+    found, block, held = [np.zeros(0)], [], 0
+    for other in others:
+        block.append(other)
+        held += len(other)
+        if held >= BLOCK_SHINGLES:
+            found.append(_similarities(one, block))
+            block, held = [], 0
+    if block:
+        found.append(_similarities(one, block))
+    return np.concatenate(found)
+
+
+def _similarities(one: np.ndarray, others: Sequence[np.ndarray]) -> np.ndarray:
+    sizes = np.array([len(other) for other in others], np.int64)
+    if not len(one):
+        return np.zeros(len(others))
+    values = np.concatenate(others)
+    places = np.searchsorted(one, values)
+    places[places == len(one)] = 0
+    running = np.concatenate([[0], np.cumsum(one[places] == values)])
+    ends = np.cumsum(sizes)
+    shared = running[ends] - running[ends - sizes]
+    return shared / (len(one) + sizes - shared)
+
+
+def verify_pairs(pairs: np.ndarray, shingles_of: ShinglesOf) -> np.ndarray:
+    """Jaccard similarities of pairs of documents: [num_pairs, 2] int64 -> [num_pairs] float64.
+
+    Pairs are taken by their first document, whose shingles are fetched once.
+    """
+    found = np.zeros(len(pairs))
+    order = np.argsort(pairs[:, 0], kind="stable")
+    firsts, starts = np.unique(pairs[order, 0], return_index=True)
+    for first, members in zip(firsts.tolist(), np.split(order, starts[1:])):
+        others = (shingles_of(second) for second in pairs[members, 1].tolist())
+        found[members] = similarities(shingles_of(first), others)
+    return found
+
+
+class Forest:
+    """Union-find over the documents that have a neighbour; the smallest of a tree is its root."""
+
+    def __init__(self):
+        self._parent: dict[int, int] = {}
+
+    def find(self, document: int) -> int:
+        """Root of the tree that a document is in; itself when it has no neighbour."""
+        root = document
+        while (parent := self._parent.get(root, root)) != root:
+            root = parent
+        while document != root:     # all on the way point to the root from now on
+            self._parent[document], document = root, self._parent[document]
+        return root
+
+    def unite(self, first: int, second: int) -> None:
+        """Makes one tree of two."""
+        low, high = sorted((self.find(first), self.find(second)))
+        self._parent[low] = self._parent[high] = low
+
+    def trees(self) -> list[list[int]]:
+        """Trees of two documents or more, each ascending, in the order of their roots."""
+        found: dict[int, list[int]] = {}
+        for document in sorted(self._parent):
+            found.setdefault(self.find(document), []).append(document)
+        return list(found.values())
+
+
+@dataclasses.dataclass
+class Edges:
+    """Verified neighbours, and how the candidates fared.
+
+    Attributes:
+        forest: the documents, united along accepted pairs.
+        num_verified: pairs that were compared.
+        num_accepted: those that were similar enough. Pairs that earlier edges had joined already
+            are not compared, so that the true share is rather higher.
+        num_unverified: documents of large groups that resembled none of the group's leaders, and
+            were not compared with each other.
+    """
+
+    forest: Forest = dataclasses.field(default_factory=Forest)
+    num_verified: int = 0
+    num_accepted: int = 0
+    num_unverified: int = 0
+
+
+def verify_groups(groups: Iterable[np.ndarray], shingles_of: ShinglesOf,
+                  min_jaccard: float) -> Edges:
+    """Unites documents along verified pairs only.
+
+    Every pair of a group is a candidate. In a group of more than `MAX_ALL_PAIRS` documents, those
+    that are like its first document, or like one of the next that are not, are compared with no
+    other: work grows with the size of the group and not with its square.
+
+    Args:
+        groups: [n] int64 documents each, n >= 2, e.g. those that share a band key. The result
+            does not depend on the order within a group.
+    """
+    edges, rejected = Edges(), set()
+    for group in groups:
+        rest = np.unique(group)
+        is_large, num_leaders = len(rest) > MAX_ALL_PAIRS, 0
+        while len(rest) > 1 and not (is_large and num_leaders == MAX_LEADERS):
+            leader, rest = int(rest[0]), rest[1:]
+            num_leaders += 1
+            _compare(leader, rest, shingles_of, min_jaccard, edges, rejected)
+            if is_large:
+                root = edges.forest.find(leader)
+                rest = rest[[edges.forest.find(other) != root for other in rest.tolist()]]
+        if len(rest) > 1:
+            edges.num_unverified += len(rest)
+    return edges
+
+
+def _compare(leader: int, rest: np.ndarray, shingles_of: ShinglesOf, min_jaccard: float,
+             edges: Edges, rejected: set[tuple[int, int]]) -> None:
+    root = edges.forest.find(leader)
+    open_ones = [other for other in rest.tolist()
+                 if (leader, other) not in rejected and edges.forest.find(other) != root]
+    if not open_ones:
+        return
+    found = similarities(shingles_of(leader), map(shingles_of, open_ones))
+    edges.num_verified += len(open_ones)
+    for other, similarity in zip(open_ones, found.tolist()):
+        if similarity >= min_jaccard:
+            edges.num_accepted += 1
+            edges.forest.unite(leader, other)
+        elif len(rejected) < MAX_REMEMBERED:
+            rejected.add((leader, other))
+
+
+def choose_representatives(members: Sequence[int], shingles_of: ShinglesOf,
+                           min_jaccard: float) -> Iterator[tuple[int, int, float]]:
+    """Thins a cluster so that what goes is similar to what stays, and not only through a chain.
+
+    The first member stays and takes with it what is similar to it; the first of the others stays,
+    and so on. What is left of a very large cluster after `MAX_COMPARISONS` stays too.
+
+    Args:
+        members: a cluster's documents, the best first, e.g. by length, then by id.
+
+    Yields:
+        A document that goes, the one that represents it, and their Jaccard similarity, which is
+        at least `min_jaccard`.
+    """
+    rest, num_comparisons = list(members), 0
+    while len(rest) > 1 and num_comparisons < MAX_COMPARISONS:
+        kept, *rest = rest
+        num_comparisons += len(rest)
+        found = similarities(shingles_of(kept), map(shingles_of, rest)).tolist()
+        for member, similarity in zip(rest, found):
+            if similarity >= min_jaccard:
+                yield member, kept, similarity
+        rest = [member for member, similarity in zip(rest, found) if similarity < min_jaccard]

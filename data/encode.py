@@ -1,0 +1,164 @@
+"""Documents to token ids, in units of rows: what a worker of `data.pack` does."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import json
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from core.errors import UserError
+from data.shards import shuffle_key, write_run
+from data.tokenizer import Tokenizer, load_tokenizer
+
+COLUMNS = ("id", "text", "domain", "meta")
+READ_BATCH = 256  # documents decoded at once
+MIN_UNIT_BYTES, MAX_UNIT_BYTES, MAX_UNITS = 4_000_000, 256_000_000, 1024
+RESERVED = ("best", "heldout")  # names in a token folder that are no domain of the corpus
+DOMAIN_NAME = re.compile(r"\w[\w.-]*")
+LONG_SPACE = re.compile(r"\s{100000}")
+
+Span = tuple[str, int, int, int]  # part, row group, first row in it, number of rows
+
+
+def plan_units(folder: Path, unit_bytes: int | None = None) -> list[list[Span]]:
+    """Cuts a folder of Parquet parts into units of rows of about `unit_bytes` each.
+
+    Args:
+        unit_bytes: uncompressed. By default a 1024th of the folder, from 4 to 256 MB: then the
+            merge of 1 TB of tokens still reads slices of 64 KB.
+
+    Raises:
+        UserError: there is no part, no document, or a part is damaged.
+    """
+    parts = sorted(Path(folder).glob("*.parquet"))
+    groups = [(str(part), *group) for part in parts for group in _row_groups(part)]
+    if not groups:
+        raise UserError(str(folder), "holds no documents",
+                        "see what `python -m data.curate` kept, and why")
+    total_bytes = sum(num_bytes for *_, num_bytes in groups)
+    unit_bytes = unit_bytes or min(max(total_bytes // MAX_UNITS, MIN_UNIT_BYTES), MAX_UNIT_BYTES)
+    units: list[list[Span]] = [[]]
+    filled = 0.0
+    for part, group, num_rows, num_bytes in groups:
+        num_slices = min(math.ceil(num_bytes / unit_bytes), num_rows)
+        edges = [num_rows * i // num_slices for i in range(num_slices + 1)]
+        for first, stop in itertools.pairwise(edges):
+            if filled and filled + num_bytes / num_slices > unit_bytes:
+                units.append([])
+                filled = 0.0
+            units[-1].append((part, group, first, stop - first))
+            filled += num_bytes / num_slices
+    return units
+
+
+def encode_unit(output: Path, spans: Sequence[Span], tokenizer: str, seed: int,
+                domain: str | None = None) -> dict[str, dict[str, int]]:
+    """Encodes the rows of `spans` and writes a run per domain, ``{output}.{domain}``.
+
+    Args:
+        tokenizer: tokenizer folder.
+        seed: of the shuffle.
+        domain: takes the place of the documents' own domains.
+
+    Returns:
+        By domain: documents, tokens, bytes of text, and unscored: documents without a quality.
+
+    Raises:
+        UserError: a part is damaged, or a domain cannot name a file.
+    """
+    encoder = _load(tokenizer)
+    encoded: dict[str, list[tuple[int, float, int, np.ndarray]]] = defaultdict(list)
+    for row in _rows(spans):
+        encoded[domain or _checked(row["domain"], row["id"])].append(
+            (shuffle_key(row["id"], seed), _quality(row["meta"]), len(row["text"].encode()),
+             encode_document(encoder, row["text"])))
+    counts = {}
+    for name in sorted(encoded):
+        keys, scores, sizes, tokens = zip(*encoded.pop(name))
+        write_run(Path(f"{output}.{name}"), keys, scores, sizes, tokens)
+        counts[name] = {"documents": len(keys), "tokens": sum(map(len, tokens)),
+                        "bytes": sum(sizes), "unscored": scores.count(-math.inf)}
+    return counts
+
+
+def encode_document(tokenizer: Tokenizer, text: str) -> np.ndarray:
+    """Ids of one document as they stand in a token file: <|bos|> text <|end|>.
+
+    A run of a million spaces overflows the stack of tiktoken's splitter: such a text is encoded
+    in pieces, which decode to the same text.
+    """
+    pieces = [text]
+    if len(text) >= 100_000 and LONG_SPACE.search(text):
+        pieces = [text[i:i + 100_000] for i in range(0, len(text), 100_000)]
+    # encode_ordinary without its list of Python integers: special tokens' names stay text.
+    ids = [tokenizer.encoding.encode_to_numpy(piece, disallowed_special=()) for piece in pieces]
+    return np.concatenate([[tokenizer.bos], *ids, [tokenizer.end]]).astype(token_dtype(tokenizer))
+
+
+def token_dtype(tokenizer: Tokenizer) -> np.dtype:
+    """Type of a token in the files: little-endian, two bytes where the vocabulary fits them."""
+    return np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
+
+
+@functools.lru_cache(maxsize=1)
+def _load(folder: str) -> Tokenizer:
+    return load_tokenizer(Path(folder))
+
+
+def _checked(domain: str, document_id: str) -> str:
+    if domain in RESERVED or not DOMAIN_NAME.fullmatch(domain):
+        raise UserError(f"domain {domain!r} of document {document_id}", "cannot name a token file",
+                        f"use letters, digits, _ . - and none of {', '.join(RESERVED)}")
+    return domain
+
+
+def _quality(meta: str) -> float:
+    """The quality score; minus infinity, the last place, for a document that has none."""
+    score = json.loads(meta).get("quality")
+    is_scored = isinstance(score, int | float) and not math.isnan(score)
+    return float(score) if is_scored else -math.inf
+
+
+def _row_groups(part: Path) -> Iterator[tuple[int, int, int]]:
+    """Number, rows and uncompressed bytes of each row group that holds any."""
+    with _reading(part):
+        file = pq.ParquetFile(part)
+        if missing := set(COLUMNS) - set(file.schema_arrow.names):
+            raise ValueError(f"it lacks the columns {', '.join(sorted(missing))}")
+        for number in range(file.num_row_groups):
+            group = file.metadata.row_group(number)
+            if group.num_rows:
+                yield number, group.num_rows, group.total_byte_size
+
+
+def _rows(spans: Iterable[Span]) -> Iterator[Mapping[str, Any]]:
+    for part, group, first, num_rows in spans:
+        with _reading(part):
+            begin, stop = 0, first + num_rows  # of the batch, of the span
+            for batch in pq.ParquetFile(part).iter_batches(READ_BATCH, [group], list(COLUMNS)):
+                offset = min(max(first - begin, 0), len(batch))
+                yield from batch.slice(offset, max(stop - begin - offset, 0)).to_pylist()
+                begin += len(batch)
+
+
+@contextlib.contextmanager
+def _reading(part: Path | str) -> Iterator[None]:
+    """Tells of a damaged part in one line; errors of the disk, which have a number, pass."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError) as error:
+        if getattr(error, "errno", None):
+            raise
+        raise UserError(str(part), f"is not a readable document file "
+                        f"({' '.join(str(error).split())})", "build the corpus anew") from None

@@ -1,0 +1,61 @@
+"""Lines of extracted text that are the site's interface, not the page's text.
+
+What extractors leave around an article is much the same everywhere: buttons, newsletter offers,
+links to other articles and, below the text, whole lists of them. The lines are told by their
+wording, English for the most part; code, which is indented or ends in punctuation of its own,
+does not read like them.
+"""
+
+from __future__ import annotations
+
+import re
+
+# Lists of other pages stand below the text: what follows their heading is cut in the last part.
+TAIL_FRAC = 0.3
+
+_BUTTONS = (
+    r"share|tweet|print|close|menu|captions?|comments?|loading|save|e-?mail|pin it|reply|search|"
+    r"subscribe|log ?in|sign (?:in|up)|view (?:results|gallery|comments|all)|"
+    r"post (?:a )?comment|text size|order reprints|print article|back to top|"
+    r"(?:read|see|learn|show|load) more|continue reading|next|previous|newsletter")
+_OFFERS = r"newsletters?|inbox|e-?mails?|app|channel|mailing list|subscriptions?|updates"
+_NETWORKS = r"twitter|facebook|instagram|linkedin|youtube"
+_INTERFACE = re.compile(
+    r"(?: {0,2}[•*–-] )?(?:"
+    rf"(?:{_BUTTONS})"
+    r"|advert(?:isement)?s?\b.{0,40}"
+    r"|sponsored(?: links?| content| by .{0,60})?"
+    r"|share (?:this|on|via|with)\b.{0,100}"
+    r"|image \d+ of\b.{0,10}"
+    r"|(?:related|see also|see more|read (?:more|also|next)|also read|recommended|must read|"
+    r"don['’]t miss)\s?:.{0,150}"
+    r"|(?:filed under|tags|categor(?:y|ies)|posted in|topics|labels)\s?:.{0,120}"
+    rf"|(?:sign up|subscribe|click here|get (?:our|the|your|access))\b.{{0,150}}\b(?:{_OFFERS})\b"
+    r".{0,60}"
+    rf"|(?:follow|like|find) (?:us|me|him|her|them|@?\w+)\b.{{0,80}}\b(?:{_NETWORKS})\b.{{0,60}}"
+    r"|.{0,80}\buses? cookies\b.*"
+    r"|(?:copyright|©|\(c\)) .{0,100}(?:\d{4}|reserved).{0,60}"
+    r"|(?:last|first) (?:updated|published|modified)\b.{0,60}"
+    r"|have a (?:news )?tip\b.*"
+    r")[\s:.!?…|»›>]*", re.I)
+_OTHER_PAGES = re.compile(
+    r"(?:related(?: (?:articles?|stories|posts|content|coverage|news|links|topics))?"
+    r"|(?:most|popular) (?:popular|read|viewed|shared|categories|posts|articles)(?: .{0,30})?"
+    r"|you (?:may|might|will) (?:also )?(?:like|enjoy)"
+    r"|recommended(?: for you)?|trending(?: now)?|sponsored links|latest (?:news|stories|posts)"
+    r"|more (?:stories|(?:from|in) .{0,40})|(?:read|up) next|don['’]t miss"
+    r"|(?:\d+ )?comments?|leave a (?:comment|reply)|about the author"
+    r")[\s:.!?…|»›>]*", re.I)
+
+
+def drop_boilerplate(text: str) -> str:
+    """The text without lines of interface, and without the lists of other pages at its end."""
+    kept, num_chars = [], 0
+    for line in text.split("\n"):
+        is_tail = num_chars > (1 - TAIL_FRAC) * len(text)
+        if is_tail and _OTHER_PAGES.fullmatch(line):
+            break
+        num_chars += len(line) + 1
+        if not _INTERFACE.fullmatch(line):
+            kept.append(line)
+    return "\n".join(kept)

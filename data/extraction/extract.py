@@ -1,0 +1,40 @@
+"""The text of a page.
+
+HTML is reduced to its main text (`data.extraction.html`), pydoc's pages by a converter of their
+own. What is not HTML keeps its layout.
+"""
+
+from __future__ import annotations
+
+from data.extraction.encoding import decode
+from data.extraction.html import extract_fast, extract_quality
+from data.extraction.normalise import normalise
+from data.extraction.pydoc import extract_pydoc, is_pydoc
+
+MODES = {"fast": extract_fast, "quality": extract_quality}
+HTML_TYPES = ("text/html", "application/xhtml")
+
+
+def extract(content: bytes | str, content_type: str, *, mode: str = "fast",
+            emoji_names: bool = False, punctuation: bool = False) -> str:
+    """The main text of an HTML page, or any other text as it is; normalised.
+
+    Args:
+        content: bytes of unknown encoding, or text.
+        content_type: media type with its parameters, e.g. ``text/html; charset=koi8-r``.
+        mode: "fast" or "quality", for HTML alone.
+        emoji_names, punctuation: see `data.extraction.normalise`.
+
+    Returns:
+        NFC text; empty when the page holds none.
+    """
+    text = content if isinstance(content, str) else decode(content, content_type)
+    if content_type.lower().startswith(HTML_TYPES):
+        text = extract_pydoc(text) if is_pydoc(text) else MODES[mode](text)
+    return normalise(text, emoji_names=emoji_names, punctuation=punctuation)
+
+
+def prepare(mode: str) -> None:
+    """Imports what a mode needs, so that no page is charged for it."""
+    if mode == "quality":
+        import trafilatura  # noqa: F401

@@ -1,0 +1,69 @@
+"""Text mended and made plain, its layout untouched."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+# Not text: controls, zero-width space and joiner of words, soft hyphens, marks of byte order,
+# halves of surrogate pairs.
+_CONTROL = re.compile(
+    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u00ad\u200b\u2060\ufeff\ufffe\uffff\ud800-\udfff]")
+_SPACES = re.compile(r"[\u00a0\u2000-\u200a\u202f\u205f\u3000]")
+_BLANK_LINES = re.compile(r"\n{4,}")
+_MOJIBAKE_LEADS = "ÂÃâï"
+# UTF-8 that was read as a Western single-byte encoding: a lead byte, then a continuation byte.
+_MOJIBAKE = re.compile(r"[ÂÃâ][\x80-\xbf\u20ac\u2013\u2014\u2018-\u201e\u2022\u2026\u2122]|ï»¿")
+
+_PUNCTUATION = str.maketrans({
+    **dict.fromkeys("‘’‚‛′‹›", "'"),
+    **dict.fromkeys("“”„‟″«»", '"'),
+    **dict.fromkeys("‐‑‒–−", "-"),
+    **dict.fromkeys("—―", "--"),
+    "…": "...", "⁄": "/", "∗": "*", "•": "*",
+})
+# Symbols with a picture; the marks that choose the picture have no name worth reading.
+_EMOJI = re.compile(r"[\u2600-\u27bf\u2b50\u2b55\U0001f000-\U0001faff]")
+_EMOJI_GLUE = re.compile(r"(?<=:)[\u200d\ufe0e\ufe0f]+")
+
+
+def normalise(text: str, *, emoji_names: bool = False, punctuation: bool = False) -> str:
+    """Mends and normalises text without touching its layout.
+
+    NFC, mojibake repaired, plain spaces, ``\\n`` line ends, no control characters, no trailing
+    spaces, at most two blank lines in a row, none at either end.
+
+    Args:
+        emoji_names: writes emoji as ``:name:``, by the names of this Python's Unicode version.
+        punctuation: writes typographic quotes, dashes and dots in ASCII.
+    """
+    for line_end in ("\r\n", "\r", "\u2028", "\u2029"):
+        text = text.replace(line_end, "\n")
+    is_ascii = text.isascii()
+    if not is_ascii:
+        text = _mend(text)
+    text = _CONTROL.sub("", text)
+    if not is_ascii:
+        text = _SPACES.sub(" ", unicodedata.normalize("NFC", text))
+        if punctuation:
+            text = text.translate(_PUNCTUATION)
+        if emoji_names:
+            text = _EMOJI_GLUE.sub("", _EMOJI.sub(_name, text))
+    # Plain string methods where they do: they have ten times the speed of expressions.
+    text = "\n".join([line.rstrip() for line in text.split("\n")])
+    if "\n\n\n\n" in text:
+        text = _BLANK_LINES.sub("\n\n\n", text)
+    return text.strip("\n")
+
+
+def _mend(text: str) -> str:
+    if any(lead in text for lead in _MOJIBAKE_LEADS) and _MOJIBAKE.search(text):
+        import ftfy  # heavy to import, and few pages need it
+
+        return ftfy.fix_encoding(text)      # 1.6 MB/s: only where the cheap test fires
+    return text
+
+
+def _name(emoji: re.Match[str]) -> str:
+    name = unicodedata.name(emoji[0], "")
+    return f":{name.lower().replace(' ', '_')}:" if name else emoji[0]

@@ -1,0 +1,118 @@
+"""C4's rules on lines (arXiv:1910.10683, section 2.2), as its code has them.
+
+Source: tensorflow_datasets/text/c4_utils.py; datatrove's `c4_filters.py` differs in two points that
+are noted where they matter. A line is stripped, and its rules are tried in this order:
+    c4_max_word_chars: it goes when a word is longer.
+    c4_citations: "[3]", "[edit]" and "[citation needed]" are cut out.
+    c4_end_marks: it goes unless it ends in one of these, and not in "...".
+    c4_min_line_words: it goes when it has fewer words. They are counted after citations are cut
+        out (datatrove: before).
+    c4_lorem_ipsum, c4_curly_bracket: the page goes when the line holds either; lines that have
+        gone before do not count.
+    c4_javascript, c4_policy: it goes when it mentions JavaScript, or a policy or cookies.
+Then the page goes when fewer than c4_min_sentences are left; and before all, when it is longer than
+c4_max_page_chars. Sentences are told as spaCy's sentencizer does: they end at a word that is a
+sentence-ending mark, so abbreviations and "..." end none (C4 asks NLTK's trained Punkt).
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from data.filters.rules import Removal
+from data.filters.words import TERMINAL_MARKS, Splitter
+
+POLICY_STRINGS = ("terms of use", "privacy policy", "cookie policy", "uses cookies",
+                  "use of cookies", "use cookies")
+ELLIPSIS = "..."
+
+_CITATION = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]")
+_TERMINAL = frozenset(TERMINAL_MARKS)
+
+
+def apply_c4(text: str, rules: Mapping[str, Any],
+             trimmed: dict[str, int]) -> tuple[str, Removal | None]:
+    """The lines of `text` that stay, and why the page goes; adds dropped bytes to `trimmed`."""
+    if len(text) > rules.get("c4_max_page_chars", len(text)):
+        return text, Removal("c4_max_page_chars", float(len(text)))
+    rule_of_line = _LineRules(text, rules)
+    kept, num_sentences = [], 0
+    for whole in filter(None, map(str.strip, text.splitlines())):
+        line, broken = rule_of_line(whole)
+        if broken in ("c4_lorem_ipsum", "c4_curly_bracket"):
+            return text, Removal(broken, 1.0)
+        if broken:
+            trimmed[broken] = trimmed.get(broken, 0) + len(whole.encode()) + 1
+            continue
+        if len(line) < len(whole):
+            num_bytes = len(whole.encode()) - len(line.encode())
+            trimmed["c4_citations"] = trimmed.get("c4_citations", 0) + num_bytes
+        if num_sentences < rules.get("c4_min_sentences", 0):
+            num_sentences += count_sentences(line)
+        kept.append(line)
+    if num_sentences < rules.get("c4_min_sentences", 0):
+        return text, Removal("c4_min_sentences", float(num_sentences))
+    return "\n".join(kept).strip(), None
+
+
+class _LineRules:
+    """Finds the first rule that a line breaks; what no line of the page holds is not looked for."""
+
+    def __init__(self, text: str, rules: Mapping[str, Any]):
+        lower = text.lower()
+        self._max_word_chars = rules.get("c4_max_word_chars", len(text))
+        self._cites = "c4_citations" in rules and "[" in text
+        self._end_marks = tuple(rules.get("c4_end_marks", ""))
+        self._min_words = rules.get("c4_min_line_words", 0)
+        self._phrases = [(rule, phrases) for rule, phrases in (
+            ("c4_lorem_ipsum", ("lorem ipsum",)), ("c4_javascript", ("javascript",)),
+            ("c4_curly_bracket", ("{",)), ("c4_policy", POLICY_STRINGS))
+            if rule in rules and any(phrase in lower for phrase in phrases)]
+
+    def __call__(self, line: str) -> tuple[str, str | None]:
+        """The line without citations, and the rule that it breaks, if any."""
+        if len(line) > self._max_word_chars and \
+                max(map(len, line.split())) > self._max_word_chars:
+            return line, "c4_max_word_chars"
+        if self._cites:
+            line = _CITATION.sub("", line)
+        if self._end_marks and (not line.endswith(self._end_marks) or line.endswith(ELLIPSIS)):
+            return line, "c4_end_marks"
+        if len(line.split(None, self._min_words)) < self._min_words:
+            return line, "c4_min_line_words"
+        lower = line.lower() if self._phrases else ""
+        for rule, phrases in self._phrases:
+            if any(phrase in lower for phrase in phrases):
+                return line, rule
+        return line, None
+
+
+def count_sentences(line: str) -> int:
+    """Sentences of a line: one, and one more for each word behind a sentence's end."""
+    count, is_ended = 1, False
+    for chunk in line.split():
+        if chunk.isalnum():
+            count, is_ended = count + is_ended, False
+            continue
+        for is_mark, is_punctuation in _kinds(chunk):
+            if is_ended and not (is_mark or is_punctuation):
+                count, is_ended = count + 1, False
+            is_ended |= is_mark
+    return count
+
+
+@lru_cache(20_000)
+def _kinds(chunk: str) -> tuple[tuple[bool, bool], ...]:
+    """Of each word of a chunk: does it end a sentence, is it punctuation."""
+    return tuple((word in _TERMINAL,
+                  all(unicodedata.category(char).startswith("P") for char in word))
+                 for word in _splitter().split(chunk))
+
+
+@lru_cache(1)
+def _splitter() -> Splitter:
+    return Splitter("en")

@@ -1,0 +1,70 @@
+"""RefinedWeb's line corrections (arXiv:2306.01116, appendix G.2), by mlfoundations/dclm's numbers.
+
+In this order, on lines as they stand (blank ones stay; `baselines/mappers/modifiers.py`):
+    refinedweb_max_uppercase_frac: a line goes when more of its characters are upper case.
+    refinedweb_numeric: when all of them are digits.
+    refinedweb_counter: when it counts reactions, "3 likes".
+    refinedweb_min_line_words: when it has fewer words.
+    refinedweb_phrases: in lines of at most as many words, "items in cart", a closing "Read more..."
+        and an opening "Sign-in" are cut out.
+    refinedweb_max_removed_word_frac: the page goes when all that took more of its words. Words are
+        runs of non-space characters with a letter or digit (DCLM: uniseg's, without punctuation).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from data.filters.rules import Removal
+
+_COUNTER = re.compile(
+    r"\W*\d[\d,.]*[kmb]?\s+(?:likes|shares|comments|retweets|reposts|quotes|bookmarks|upvotes|"
+    r"downvotes|downloads|views|followers)\W*", re.IGNORECASE)
+_PHRASES = re.compile(r"\s?items in cart|\s?read more\.\.\.\s*$|^\s*sign-in\s?", re.IGNORECASE)
+
+
+def apply_refinedweb(text: str, rules: Mapping[str, Any],
+                     trimmed: dict[str, int]) -> tuple[str, Removal | None]:
+    """The corrected text, and why the page goes; adds dropped bytes by rule to `trimmed`."""
+    kept = []
+    for line in text.split("\n"):
+        rule = _broken_rule(line, rules) if line else None
+        if rule is None:
+            kept.append(line)
+            continue
+        left = _PHRASES.sub("", line) if rule == "refinedweb_phrases" else ""
+        num_bytes = len(line.encode()) - len(left.encode())
+        if left.strip():
+            kept.append(left)
+        else:
+            num_bytes = len(line.encode()) + 1
+        trimmed[rule] = trimmed.get(rule, 0) + num_bytes
+    corrected = "\n".join(kept).strip()
+    before = _count_words(text)
+    removed = 1 - _count_words(corrected) / before if before else 0.0
+    bound = rules.get("refinedweb_max_removed_word_frac", 1.0)
+    if removed > bound:
+        return corrected, Removal("refinedweb_max_removed_word_frac", removed)
+    return corrected, None
+
+
+def _broken_rule(line: str, rules: Mapping[str, Any]) -> str | None:
+    uppercase = sum(map(str.isupper, line)) / len(line)
+    if uppercase > rules.get("refinedweb_max_uppercase_frac", 1.0):
+        return "refinedweb_max_uppercase_frac"
+    if "refinedweb_numeric" in rules and line.isdigit():
+        return "refinedweb_numeric"
+    num_words = len(line.split())
+    if "refinedweb_counter" in rules and num_words < 8 and _COUNTER.fullmatch(line):
+        return "refinedweb_counter"
+    if num_words < rules.get("refinedweb_min_line_words", 0):
+        return "refinedweb_min_line_words"
+    if num_words <= rules.get("refinedweb_phrases", -1) and _PHRASES.search(line):
+        return "refinedweb_phrases"
+    return None
+
+
+def _count_words(text: str) -> int:
+    return sum(any(map(str.isalnum, word)) for word in text.split())

@@ -1,0 +1,250 @@
+"""Labelled documents for training a classifier: read, sampled, deduplicated and split.
+
+Every choice follows from a hash of the document's content, so that neither the order of the files
+nor their number changes the sample or the split.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import heapq
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
+from core.errors import UserError
+from data.dedup.shingles import exact_key
+from data.readers import storage
+from data.readers.records import encodable
+
+SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst")
+SPLITS = ("train", "calibration", "heldout")
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A document and what is to be predicted of it.
+
+    Attributes:
+        target: a label, or a number.
+        key: hash of the content; equal texts share it.
+        host: of the document's URL; None when its source is no URL.
+    """
+
+    text: str
+    target: str | float
+    key: str
+    host: str | None
+
+
+def find_files(field: str, patterns: str) -> list[str]:
+    """Files behind comma-separated paths, folders and globs, sorted, without repeats.
+
+    Of a folder that `python -m data.curate` wrote, the documents that stayed; of another folder,
+    the Parquet and JSONL files directly in it.
+
+    Raises:
+        UserError: a pattern matches nothing, or a file of another kind.
+    """
+    found: set[str] = set()
+    for pattern in filter(None, map(str.strip, patterns.split(","))):
+        matches = [pattern] if storage.is_remote(pattern) else sorted(glob.glob(pattern))
+        files = [file for match in matches for file in _inside(match)]
+        wrong = [file for file in files if not file.endswith(SUFFIXES)]
+        if not files or wrong:
+            raise UserError(f"{field}={pattern!r}",
+                            f"{wrong[0]} has another format" if wrong else "matches no file",
+                            f"give files of {', '.join(SUFFIXES)}, or a folder of them")
+        found.update(files)
+    if not found:
+        raise UserError(f"{field}={patterns!r}", "names no file",
+                        f"set --config.{field} to Parquet or JSONL files")
+    return sorted(found)
+
+
+def _inside(match: str) -> list[str]:
+    folder = Path(match)
+    if storage.is_remote(match) or not folder.is_dir():
+        return [match]
+    folder = folder / "documents" if (folder / "documents").is_dir() else folder
+    return [str(file) for file in folder.iterdir() if file.name.endswith(SUFFIXES)]
+
+
+class Sample:
+    """Keeps the `max_documents` examples of lowest hash, each content once.
+
+    Args:
+        max_documents: 0 keeps all.
+        seed: of the hash.
+    """
+
+    def __init__(self, max_documents: int, seed: int):
+        self._max_documents, self._seed = max_documents or math.inf, seed
+        self._examples: dict[str, Example] = {}
+        self._order: list[tuple[int, str]] = []     # (negated hash, key): the highest on top
+        #: Documents that were not taken, by reason.
+        self.left_out: Counter[str] = Counter()
+
+    def add(self, example: Example) -> None:
+        """Takes an example, unless the sample is full of lower hashes."""
+        if example.key in self._examples:
+            self.left_out["exact duplicate"] += 1
+            return
+        self._examples[example.key] = example
+        heapq.heappush(self._order, (-_hash(example.key, self._seed), example.key))
+        if len(self._examples) > self._max_documents:
+            del self._examples[heapq.heappop(self._order)[1]]
+            self.left_out["not sampled"] += 1
+
+    def examples(self) -> list[Example]:
+        """The examples in the order of their hashes."""
+        return [self._examples[key] for _, key in sorted(self._order, reverse=True)]
+
+
+def read_reference(positives: list[str], negatives: list[str], max_documents: int,
+                   seed: int) -> tuple[list[Example], Counter[str]]:
+    """Reference and random documents, as many of one as of the other.
+
+    Source: GPT-3 (arXiv:2005.14165, appendix A), CCNet's pages referenced by Wikipedia, DCLM
+    (arXiv:2406.11794, section 4.4).
+
+    Args:
+        max_documents: of each of the two; 0 takes all.
+
+    Returns:
+        Examples with the targets "reference" and "random", and documents left out by reason.
+    """
+    samples = []
+    for files, label in ((positives, "reference"), (negatives, "random")):
+        sample = Sample(max_documents, seed)
+        for row in _read_rows(files, ("text", "source", "url"), sample.left_out):
+            sample.add(_example(row, label))
+        samples.append(sample)
+    left_out = samples[0].left_out + samples[1].left_out
+    examples = [sample.examples() for sample in samples]
+    shared = set.intersection(*({example.key for example in part} for part in examples))
+    left_out["both reference and random"] += 2 * len(shared)
+    examples = [[one for one in part if one.key not in shared] for part in examples]
+    size = min(map(len, examples))
+    left_out["not sampled"] += sum(map(len, examples)) - 2 * size
+    return [one for part in examples for one in part[:size]], +left_out
+
+
+def read_targets(files: list[str], field: str, is_number: bool, max_documents: int,
+                 seed: int) -> tuple[list[Example], Counter[str]]:
+    """Documents with a label, or with a score that a model or a person gave.
+
+    Args:
+        field: that holds the label or the score.
+        max_documents: in all; 0 takes all.
+
+    Returns:
+        Examples, and documents left out by reason.
+    """
+    sample = Sample(max_documents, seed)
+    for row in _read_rows(files, ("text", "source", "url", field), sample.left_out):
+        target = _number(row.get(field)) if is_number else _label(row.get(field))
+        if target is None:
+            sample.left_out[f"`{field}` is missing or no {'number' if is_number else 'label'}"] += 1
+        else:
+            sample.add(_example(row, target))
+    return sample.examples(), +sample.left_out
+
+
+def split(examples: list[Example], *, by: str, calibration_frac: float, heldout_frac: float,
+          seed: int) -> dict[str, list[Example]]:
+    """Splits examples into `SPLITS`; equal texts and, by "host", pages of one host stay together.
+
+    Args:
+        by: "host" or "document". A document whose host is not known stands for itself.
+    """
+    parts: dict[str, list[Example]] = {name: [] for name in SPLITS}
+    for example in examples:
+        group = example.host if by == "host" and example.host else example.key
+        place = _hash(group, seed + 1) / 2**64
+        name = ("heldout" if place < heldout_frac
+                else "calibration" if place < heldout_frac + calibration_frac else "train")
+        parts[name].append(example)
+    return parts
+
+
+def _hash(key: str, seed: int) -> int:
+    return xxhash.xxh3_64_intdigest(key.encode(), seed=seed)
+
+
+def _example(row: Mapping[str, Any], target: str | float) -> Example:
+    text = encodable(row["text"])
+    return Example(text, target, exact_key(text), _host(row.get("url") or row.get("source")))
+
+
+def _host(source: Any) -> str | None:
+    try:
+        return urlsplit(source).hostname if isinstance(source, str) and "://" in source else None
+    except ValueError:      # no URL after all
+        return None
+
+
+def _label(value: Any) -> str | None:
+    """Labels are strings, whole numbers or booleans."""
+    return None if value is None or isinstance(value, float | list | dict) else str(value)
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def _read_rows(files: list[str], columns: tuple[str, ...],
+               left_out: Counter[str]) -> Iterator[dict[str, Any]]:
+    """Rows that hold text; what cannot be read is counted in `left_out`."""
+    for file in files:
+        rows = _read_parquet(file, columns) if file.endswith(".parquet") else _read_jsonl(file)
+        try:
+            for row in rows:
+                text = row.get("text") if isinstance(row, dict) else None
+                if not isinstance(text, str):
+                    left_out["row is damaged or holds no `text`"] += 1
+                elif not text.strip():
+                    left_out["empty"] += 1
+                else:
+                    yield row
+        except (pa.ArrowException, OSError, EOFError):
+            left_out["rest of a damaged file"] += 1
+
+
+def _read_parquet(file: str, columns: tuple[str, ...]) -> Iterator[Any]:
+    with storage.open_binary(file) as raw:
+        table = pq.ParquetFile(raw)
+        present = [name for name in columns if name in table.schema_arrow.names]
+        for batch in table.iter_batches(1024, columns=present):
+            yield from batch.to_pylist()
+
+
+def _read_jsonl(file: str) -> Iterator[Any]:
+    """Objects of the lines; None for a line that is not JSON."""
+    with storage.open_binary(file) as raw:
+        codec = storage.codec_of(raw)
+        for line in storage.decompress(raw, codec) if codec else raw:
+            try:
+                yield json.loads(line) if line.strip() else {"text": ""}
+            except (ValueError, RecursionError):
+                yield None
+
+
+def targets_of(examples: list[Example], labels: tuple[str, ...]) -> np.ndarray:
+    """Targets as numbers: the index of each label, or the score itself when there are no labels."""
+    if not labels:
+        return np.array([example.target for example in examples], np.float32)
+    index = {label: place for place, label in enumerate(labels)}
+    return np.array([index[example.target] for example in examples], np.int32)

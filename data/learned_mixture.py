@@ -1,0 +1,154 @@
+"""Mixture weights learned from small runs: DoReMi's update, and RegMix's regression.
+
+Pure functions around training runs that the caller makes: DoReMi wants the excess losses of one
+proxy run step by step, RegMix the final losses of many proxy runs with different mixtures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+RIDGES = np.logspace(-6, 2, 33)
+NUM_STRENGTHS = 15
+MAX_ROUNDS = 1000       # of sampling, before bounds that hardly any mixture meets are told
+
+
+def doremi_update(log_weights: np.ndarray, excess_losses: np.ndarray, *, step_size: float = 1.0,
+                  smoothing: float = 1e-3) -> np.ndarray:
+    """One step of the adversary: domains where the proxy lags behind the reference gain weight.
+
+    Source: arXiv:2305.10429, algorithm 1; doremi/trainer.py in sangmichaelxie/doremi.
+
+    Args:
+        log_weights: [num_domains], of the step before; normalised or not.
+        excess_losses: [num_domains] mean over a domain's tokens of max(proxy loss - reference
+            loss, 0), in nats. Of a domain that the batch lacks, the value of the step before.
+        smoothing: share of the uniform mixture in the result: no domain vanishes.
+
+    Returns:
+        [num_domains] normalised log-weights.
+    """
+    logits = log_weights + step_size * np.maximum(excess_losses, 0.0)
+    weights = np.exp(logits - logits.max())
+    weights /= weights.sum()
+    return np.log((1 - smoothing) * weights + smoothing / len(weights))
+
+
+def doremi_average(log_weights: np.ndarray) -> np.ndarray:
+    """The mixture to train on: weights averaged over all steps, [steps, domains] -> [domains]."""
+    return np.exp(log_weights).mean(axis=0)
+
+
+def sample_mixtures(prior: np.ndarray, num_mixtures: int, *, seed: int,
+                    strengths: tuple[float, float] = (0.1, 5.0), temperature: float = 0.5,
+                    max_ratio: float = 15.0, min_weight: float = 2e-4) -> np.ndarray:
+    """Mixtures around a prior, for proxy runs to be trained on.
+
+    Each is drawn from a Dirichlet distribution whose strength is one of `NUM_STRENGTHS` spaced
+    evenly in the logarithm: a weak one gives lopsided mixtures, a strong one near copies.
+    Source: arXiv:2407.01492, section 3.1; mixture_config/synthesize_mixture.py in sail-sg/regmix.
+
+    Args:
+        prior: [num_domains] natural shares, of any scale.
+        temperature: exponent that flattens the prior.
+        max_ratio: a weight is at most so many times its natural share: the proxy of an epoch cap.
+        min_weight: weights are whole multiples of it, so that none stands for a row or two.
+
+    Returns:
+        [num_mixtures, num_domains], rows that sum to 1.
+
+    Raises:
+        ValueError: the bounds leave hardly any mixture.
+    """
+    key = np.random.default_rng(seed)
+    prior = prior / prior.sum()
+    center = prior ** temperature / (prior ** temperature).sum()
+    scale = np.logspace(*np.log10(strengths), NUM_STRENGTHS)
+    found, num_found = [], 0
+    for _ in range(MAX_ROUNDS):
+        shapes = center * key.choice(scale, num_mixtures)[:, None]
+        gammas = np.maximum(key.standard_gamma(shapes), 1e-300)
+        drawn = gammas / gammas.sum(axis=1, keepdims=True)
+        drawn = drawn[(drawn <= prior * max_ratio).all(axis=1)]
+        units = np.round(np.where(drawn < min_weight, 0.0, drawn) / min_weight)
+        units = units[units.sum(axis=1) > 0]
+        found.append(units / units.sum(axis=1, keepdims=True))
+        num_found += len(units)
+        if num_found >= num_mixtures:
+            return np.concatenate(found)[:num_mixtures]
+    raise ValueError(f"max_ratio={max_ratio} leaves {num_found} mixtures of {num_mixtures}: raise "
+                     "it, or the temperature towards 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class LossModel:
+    """Predicts a proxy run's loss from its mixture.
+
+    The logarithm of the loss is linear in the weights and in their square roots, which lets the
+    gain from more of a domain shrink.
+
+    Attributes:
+        coefficients: [2 * num_domains].
+        intercept: of the log-loss.
+        ridge: strength that predicted left-out runs best.
+        rank_correlation: Spearman's, between the losses of runs and what the model predicts of
+            each when it is fitted to the others.
+    """
+
+    coefficients: np.ndarray
+    intercept: float
+    ridge: float
+    rank_correlation: float
+
+    def predict(self, mixtures: np.ndarray) -> np.ndarray:
+        """Losses of mixtures: [n, num_domains] -> [n]."""
+        return np.exp(_features(mixtures) @ self.coefficients + self.intercept)
+
+
+def fit_losses(mixtures: np.ndarray, losses: np.ndarray) -> LossModel:
+    """Ridge regression of log-losses; its strength minimises the leave-one-out error.
+
+    RegMix (arXiv:2407.01492, section 3.2) fits a linear model and gradient-boosted trees.
+
+    Args:
+        mixtures: [num_runs, num_domains], rows that sum to 1.
+        losses: [num_runs] on what the mixture is meant to be good at, positive.
+    """
+    features, logs = _features(mixtures), np.log(losses)
+    center, mean = features.mean(axis=0), logs.mean()
+    left, spectrum, right = np.linalg.svd(features - center, full_matrices=False)
+    best = None
+    for ridge in RIDGES:
+        shrink = spectrum**2 / (spectrum**2 + ridge)
+        fitted = left @ (shrink * (left.T @ (logs - mean))) + mean
+        influence = (left**2 * shrink).sum(axis=1) + 1 / len(logs)
+        residuals = (logs - fitted) / np.maximum(1 - influence, 1e-9)
+        if best is None or (residuals**2).mean() < best[0]:
+            best = (residuals**2).mean(), ridge, logs - residuals
+    _, ridge, predicted = best
+    inverse = spectrum / (spectrum**2 + ridge)
+    coefficients = right.T @ (inverse * (left.T @ (logs - mean)))
+    ranks = [np.argsort(np.argsort(values, kind="stable")) for values in (logs, predicted)]
+    return LossModel(coefficients, float(mean - center @ coefficients), float(ridge),
+                     float(np.corrcoef(*ranks)[0, 1]))
+
+
+def best_mixture(model: LossModel, prior: np.ndarray, *, seed: int, num_simulated: int = 100_000,
+                 num_best: int = 100, max_ratio: float = 15.0) -> np.ndarray:
+    """The mean of the simulated mixtures with the lowest predicted losses: [num_domains].
+
+    The mean of many guards against a single mixture that the model happens to overrate.
+    Source: arXiv:2407.01492, section 3.3.
+
+    Args:
+        prior, max_ratio: as for `sample_mixtures`.
+    """
+    simulated = sample_mixtures(prior, num_simulated, seed=seed, max_ratio=max_ratio)
+    order = np.argsort(model.predict(simulated), kind="stable")
+    return simulated[order[:num_best]].mean(axis=0)
+
+
+def _features(mixtures: np.ndarray) -> np.ndarray:
+    return np.concatenate([mixtures, np.sqrt(mixtures)], axis=1)

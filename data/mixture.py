@@ -1,0 +1,235 @@
+"""Mixtures of domains: how many tokens of each, and which row comes when.
+
+A plan says how many tokens of a domain a run sees, and how often that repeats it. Its weights
+feed `mixture`, whose rows follow them exactly at every moment of the run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import grain
+import numpy as np
+
+from core.errors import UserError
+from data.rows import PACKINGS
+
+PROPORTION_BITS = 40
+
+
+@dataclasses.dataclass(frozen=True)
+class MixturePlan:
+    """What a run sees of each domain.
+
+    Attributes:
+        weights: share of the run's tokens; they sum to 1.
+        tokens: tokens to draw; they sum to the run's.
+        epochs: how often a domain has been seen at the end, earlier phases included.
+        warnings: what departs from the shares asked for, and what is repeated: a line each.
+    """
+
+    weights: dict[str, float]
+    tokens: dict[str, int]
+    epochs: dict[str, float]
+    warnings: tuple[str, ...]
+
+
+def plan_mixture(sizes_tokens: Mapping[str, int], *, total_tokens: int,
+                 weights: Mapping[str, float] | None = None, temperature: float | None = None,
+                 upweight: Mapping[str, float] | None = None,
+                 max_epochs: float | Mapping[str, float] = math.inf,
+                 used_tokens: Mapping[str, int] | None = None) -> MixturePlan:
+    """Shares a budget of tokens among domains.
+
+    What a domain may not give, because it would be repeated too often, goes to the others in
+    proportion to their shares. A uniform mixture (temperature 0) with a cap is UniMax
+    (arXiv:2304.09151, algorithm 1); temperature 1 is the natural mixture, 0.5 the prior of RegMix
+    (arXiv:2407.01492).
+
+    Args:
+        sizes_tokens: tokens that a domain holds.
+        weights: shares by hand, of any scale. A domain that is not named is left out, and said.
+        temperature: instead of weights: a share is proportional to size ** temperature. Neither
+            of the two is temperature 1.
+        upweight: factors on the shares of some domains, e.g. ``{"code": 2.0}``.
+        max_epochs: the cap, for all domains or for some.
+        used_tokens: what earlier phases of the run have drawn: it counts towards the cap.
+
+    Raises:
+        UserError: a domain is not known, a number makes no sense, no domain has a share, or the
+            caps leave less than `total_tokens`.
+    """
+    names = sorted(sizes_tokens)
+    upweight, used_tokens = dict(upweight or {}), dict(used_tokens or {})
+    caps = max_epochs if isinstance(max_epochs, Mapping) else dict.fromkeys(names, max_epochs)
+    for field, given in (("weights", weights or {}), ("upweight", upweight), ("max_epochs", caps),
+                         ("used_tokens", used_tokens), ("sizes_tokens", sizes_tokens)):
+        _check_numbers(field, given, names)
+    if total_tokens < 1:
+        raise UserError(f"total_tokens={total_tokens}", "must be positive", "set a larger budget")
+    if weights is not None and temperature is not None:
+        raise UserError(f"temperature={temperature}", "stands beside weights by hand",
+                        "give one of the two")
+    sizes = np.array([float(sizes_tokens[name]) for name in names])
+    if weights is not None:
+        shares = np.array([float(weights.get(name, 0)) for name in names])
+    else:
+        shares = np.where(sizes > 0, np.maximum(sizes, 1) ** (
+            1.0 if temperature is None else temperature), 0)
+    shares *= [upweight.get(name, 1.0) for name in names]
+    if not shares.sum() > 0:
+        raise UserError(f"weights={dict(weights or {})}", "give no domain a positive share",
+                        "give one that holds tokens a positive weight")
+    shares /= shares.sum()
+    used = np.array([float(used_tokens.get(name, 0)) for name in names])
+    rooms = [caps.get(name, math.inf) * size if size else 0.0 for name, size in zip(names, sizes)]
+    rooms = np.maximum(np.floor(np.array(rooms) * (1 + 1e-12)) - used, 0)
+    tokens = _fill(shares, rooms, total_tokens)
+    warnings = _warnings(names, shares, tokens, rooms, (used + tokens) / np.maximum(sizes, 1))
+    left_out = [f"{name} is left out: its share is 0" for name, share in zip(names, shares)
+                if share == 0]
+    return MixturePlan(
+        weights={name: float(count) / total_tokens for name, count in zip(names, tokens)},
+        tokens={name: int(count) for name, count in zip(names, tokens)},
+        epochs={name: float((past + count) / size) if size else 0.0
+                for name, past, count, size in zip(names, used, tokens, sizes)},
+        warnings=(*left_out, *warnings))
+
+
+def _check_numbers(field: str, given: Mapping[str, float], names: Sequence[str]) -> None:
+    for name, value in given.items():
+        if name not in names:
+            raise UserError(f"{field}.{name}", f"the domains are {', '.join(names)}",
+                            "name one of these")
+        if not value >= 0 or (math.isinf(value) and field != "max_epochs"):
+            raise UserError(f"{field}.{name}={value}", "must be a number that is not negative",
+                            f"set {field}.{name}")
+
+
+def _fill(shares: np.ndarray, rooms: np.ndarray, total: int) -> np.ndarray:
+    """Whole tokens by share, no domain above its room; they sum to `total`."""
+    given, open_ = np.zeros(len(shares)), shares > 0
+    available = rooms[open_].sum()
+    if available < total:
+        raise UserError(f"total_tokens={total}",
+                        f"the domains give {available:.0f} within max_epochs",
+                        "raise max_epochs, give more domains a share, or set fewer tokens")
+    while open_.any():
+        level = (total - given[~open_].sum()) / shares[open_].sum()
+        full = open_ & (shares * level >= rooms)
+        if not full.any():
+            given[open_] = (shares * level)[open_]
+            break
+        given[full] = rooms[full]
+        open_ &= ~full
+    tokens = np.floor(given)
+    rest = np.where(tokens < rooms, given - tokens, -1)
+    tokens[np.argsort(-rest, kind="stable")[:int(total - tokens.sum())]] += 1
+    return tokens
+
+
+def _warnings(names: Sequence[str], shares: np.ndarray, tokens: np.ndarray, rooms: np.ndarray,
+              epochs: np.ndarray) -> list[str]:
+    total, lines = tokens.sum(), []
+    for name, share, count, room, times in zip(names, shares, tokens, rooms, epochs):
+        if share and count >= room and share > count / total:
+            lines.append(f"{name} gives {count / total:.2%} instead of {share:.2%}: it is seen "
+                         f"{times:.4g} times, which is its cap")
+        elif times > 1:
+            lines.append(f"{name} is seen {times:.4g} times")
+    return lines
+
+
+class Interleave:
+    """Which domain gives the row at an index, and which of its rows; a Grain selection map.
+
+    Up to every index, each domain has given its share of the rows, rounded. Grain's own `mix`
+    takes shares to a hundredth of the smallest, which is rows too many in a long run; where that
+    is exact, the two agree.
+
+    Args:
+        weights: of the domains, positive.
+        num_rows: length of the mixture; it changes no row.
+    """
+
+    def __init__(self, weights: Sequence[float], num_rows: int):
+        total = sum(weights)
+        self._proportions = [max(round(weight / total * 2**PROPORTION_BITS), 1)
+                             for weight in weights]
+        self._num_rows = num_rows
+
+    def __len__(self) -> int:
+        return self._num_rows
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        before, after = self.counts(index), self.counts(index + 1)
+        domain = next(i for i, count in enumerate(before) if count != after[i])
+        return domain, before[domain]
+
+    def counts(self, num_rows: int) -> list[int]:
+        """Rows of each domain among the first `num_rows`."""
+        counts, rest, left = [], int(num_rows), sum(self._proportions)
+        for proportion in self._proportions:
+            behind = rest * (left - proportion) // left
+            counts.append(rest - behind)
+            rest, left = behind, left - proportion
+        return counts
+
+    def __repr__(self) -> str:  # Grain checks on restore that the mixture is the same
+        return f"Interleave({self._proportions}, {self._num_rows})"
+
+
+def mixture(folder: Path, weights: Mapping[str, float], row_length: int, *, num_rows: int,
+            seed: int, packing: str = "concatenate") -> grain.MapDataset:
+    """A shuffled, deterministic mix of domains; a domain that ends begins anew in another order.
+
+    No row comes a second time before all rows of its domain have come.
+
+    Args:
+        folder: token folder.
+        weights: share of rows from each domain; domains of weight 0 are left out.
+        packing: how documents become rows, one of `data.rows.PACKINGS`.
+
+    Raises:
+        UserError: no weight is positive, a domain is not in the folder, or there is no such
+            packing.
+    """
+    shares = _shares(weights)
+    parts = [grain.MapDataset.source(rows).seed(seed + i).shuffle().repeat()
+             for i, rows in enumerate(_open(folder, shares, row_length, packing).values())]
+    return grain.MapDataset.select_from_datasets(parts, Interleave([*shares.values()], num_rows))
+
+
+def count_epochs(folder: Path, weights: Mapping[str, float], row_length: int, *, num_rows: int,
+                 packing: str = "concatenate") -> dict[str, dict[str, float]]:
+    """What `mixture` draws of each domain: rows, drawn (rows with repeats) and epochs.
+
+    Each row comes floor(epochs) or ceil(epochs) times.
+    """
+    shares = _shares(weights)
+    drawn = Interleave([*shares.values()], num_rows).counts(num_rows)
+    return {name: {"rows": len(rows), "drawn": count, "epochs": count / len(rows)}
+            for (name, rows), count in zip(
+                _open(folder, shares, row_length, packing).items(), drawn)}
+
+
+def _shares(weights: Mapping[str, float]) -> dict[str, float]:
+    shares = {name: float(weight) for name, weight in sorted(weights.items()) if weight != 0}
+    if not shares:
+        raise UserError(f"mixture={dict(weights)}", "gives no domain a positive weight",
+                        "set one, e.g. --config.pretrain.mixture.pages=1.0")
+    for name, share in shares.items():
+        if not 0 < share < math.inf:
+            raise UserError(f"mixture.{name}={share}", "must be a number that is not negative",
+                            f"set --config.pretrain.mixture.{name}")
+    return shares
+
+
+def _open(folder: Path, shares: Mapping[str, float], row_length: int, packing: str) -> dict:
+    if packing not in PACKINGS:
+        raise UserError(f"packing={packing!r}", "there is no such packing",
+                        f"choose one of {', '.join(PACKINGS)}")
+    return {name: PACKINGS[packing](folder, name, row_length) for name in shares}

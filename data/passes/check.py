@@ -1,0 +1,89 @@
+"""What a config of curation must satisfy, told before a page is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from core.errors import UserError
+from data import harm, privacy
+from data.classifier import load_classifier
+from data.extraction.extract import MODES
+from data.filters.presets import PRESETS, line_rules
+from data.filters.rules import check_thresholds
+
+
+def check(section: Mapping[str, Any]) -> None:
+    """Raises `UserError` for the first field of ``config.curate`` that makes no sense."""
+    for domain, names in section["presets"].items():
+        for name in [names] if isinstance(names, str) else names:
+            if name not in PRESETS:
+                raise UserError(f"curate.presets.{domain}={name!r}", "there is no such preset",
+                                f"choose among {', '.join(PRESETS)}")
+        line_rules(names)
+    if "default" not in section["presets"]:
+        raise UserError("curate.presets", "has no `default`", "name one, e.g. default=('gopher',)")
+    for domain, bounds in section["overrides"].items():
+        check_thresholds(f"curate.overrides.{domain}", bounds)
+    privacy.check_actions("curate.privacy.actions", section["privacy"]["actions"])
+    if section["privacy"]["name_finder"]:
+        privacy.load_name_finder(section["privacy"]["name_finder"])
+    for path in section["harm"]["url_lists"]:
+        harm.load_url_list(path)
+    for path in section["harm"]["word_lists"]:
+        harm.load_word_list(path)
+    for model in section["classifiers"].values():
+        if model["model"]:
+            load_classifier(Path(model["model"]))
+    for corpus in section["against"]:
+        if not (Path(corpus) / "exact.npy").exists():
+            raise UserError(f"curate.against={corpus!r}", "is not a finished corpus",
+                            "give folders that `python -m data.curate` wrote")
+    mode = section["extraction"]["mode"]
+    if mode not in MODES:
+        raise UserError(f"curate.extraction.mode={mode!r}", "there is no such extractor",
+                        f"choose one of {', '.join(MODES)}")
+    _check_numbers(section)
+
+
+def _check_numbers(section: Mapping[str, Any]) -> None:
+    """Bounds of the numbers: (field, low, high), both inclusive."""
+    infinity = float("inf")
+    for field, low, high in (
+            ("unit_bytes", 1, infinity), ("memory_bytes", 1 << 20, infinity),
+            ("max_corrupt_frac", 0, 1), ("keep_top_frac", 0, 1),
+            ("lines.min_block_lines", 1, infinity), ("lines.min_site_pages", 2, infinity),
+            ("lines.min_site_frac", 0, 1), ("languages.min_score", 0, 1),
+            ("dedup.shingle_words", 1, 64), ("dedup.num_bands", 1, 1024),
+            ("dedup.rows_per_band", 1, 1024), ("dedup.min_jaccard", 0, 1),
+            ("dedup.alarm_frac", 0, 1), ("substrings.num_tokens", 0, 1 << 16),
+            ("heldout.frac", 0, 1),
+            ("extraction.timeout_secs", 0.1, infinity),
+            ("extraction.max_page_bytes", 1, infinity)):
+        value: Any = section
+        for name in field.split("."):
+            value = value[name]
+        if not low <= value <= high:
+            raise UserError(f"curate.{field}={value}", f"must lie between {low} and {high}",
+                            f"set --config.curate.{field}")
+
+
+def check_read(section: Mapping[str, Any], measured: Sequence[Mapping[str, Any]]) -> None:
+    """Raises `UserError` when there is no document, or too many records are damaged."""
+    inputs = f"curate.inputs={section['inputs']!r}"
+    reasons: dict[str, int] = {}
+    for result in measured:
+        for reason, count in result["corrupt"].items():
+            reasons[reason] = reasons.get(reason, 0) + count
+    num_corrupt = sum(reasons.values())
+    num_documents = sum(result["documents"] for result in measured)
+    total = num_corrupt + num_documents
+    if total and num_corrupt / total > section["max_corrupt_frac"]:
+        worst = dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))[:3])
+        raise UserError(inputs, f"{num_corrupt} of {total} records are damaged ({worst})",
+                        "mend the files, or raise --config.curate.max_corrupt_frac "
+                        f"above {section['max_corrupt_frac']}")
+    if not num_documents:
+        raise UserError(inputs, "holds no document",
+                        "give WARC, JSONL, Parquet or text files that hold text")

@@ -1,0 +1,114 @@
+"""Between the passes: what compares all documents with each other, over keys alone.
+
+Runs in the process that leads. Memory is bounded by ``memory_bytes`` whatever the corpus' size;
+the keys lie on disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data import blocks
+from data.dedup.groups import first_occurrences
+from data.tables import TableWriter, write_array
+
+REPEATS_SCHEMA = pa.schema([("row", pa.int32()), ("reason", pa.string()),
+                            ("representative", pa.string())])
+
+
+def find_repeats(measured: Sequence[Path], folder: Path, *, by_url: bool, seen: Sequence[Path],
+                 memory_bytes: int) -> list[Path]:
+    """Finds documents that share their normalised text, or their URL, with an earlier one.
+
+    Args:
+        measured: the units, as `data.passes.measure` left them (without suffix).
+        by_url: whether the same URL is a repeat, too.
+        seen: `exact.npy` files of finished corpora, whose documents count as earlier ones.
+
+    Returns:
+        Per unit a Parquet file: row, reason, and the id of the document that stays (of one in a
+        finished corpus: the name of its file).
+    """
+    kinds = {"exact_duplicate": "exact", **({"duplicate_url": "url"} if by_url else {})}
+    first: dict[str, list[Path]] = {}
+    for reason, suffix in kinds.items():
+        before = list(seen) if suffix == "exact" else []
+        parts = [*before, *(Path(f"{path}.{suffix}.npy") for path in measured)]
+        outputs = [folder / f"{suffix}.{part:05d}.npy" for part in range(len(parts))]
+        first_occurrences(parts, outputs, memory_bytes=memory_bytes,
+                          key_words=2 if suffix == "exact" else 1)
+        first[reason] = outputs[len(before):]
+    ids = _Ids(measured, seen)
+    return [_write_repeats(folder / f"{unit:05d}.parquet", unit, first, ids)
+            for unit in range(len(measured))]
+
+
+class _Ids:
+    """Id of any document: by the number of its key file, and its row there."""
+
+    def __init__(self, measured: Sequence[Path], seen: Sequence[Path]):
+        self._seen, self._measured = seen, measured
+        self._columns: dict[int, pa.ChunkedArray] = {}
+
+    def of(self, part: int, row: int, num_before: int) -> str:
+        if part < num_before:
+            return str(self._seen[part])
+        unit = part - num_before
+        if unit not in self._columns:
+            if len(self._columns) >= 64:    # ids of so many units are held at once
+                self._columns.pop(next(iter(self._columns)))
+            self._columns[unit] = pq.read_table(f"{self._measured[unit]}.parquet",
+                                                columns=["id"])["id"]
+        return self._columns[unit][row].as_py()
+
+    def num_before(self, reason: str) -> int:
+        """Key files of finished corpora that precede ours."""
+        return len(self._seen) if reason == "exact_duplicate" else 0
+
+
+def _write_repeats(path: Path, unit: int, first: Mapping[str, Sequence[Path]], ids: _Ids) -> Path:
+    found: dict[int, dict] = {}
+    for reason, outputs in first.items():
+        part = ids.num_before(reason) + unit
+        for match in np.load(outputs[unit]).tolist():
+            row, first_part, first_row = match
+            if (first_part, first_row) != (part, row) and row not in found:
+                found[row] = {"row": row, "reason": reason, "representative": ids.of(
+                    first_part, first_row, ids.num_before(reason))}
+    with TableWriter(path, REPEATS_SCHEMA) as writer:
+        for row in sorted(found):
+            writer.write(found[row])
+    return path
+
+
+def find_repeated_blocks(decided: Sequence[Path], folder: Path, *, min_block_lines: int,
+                         memory_bytes: int) -> list[Path]:
+    """Numbers of the blocks of each unit that an earlier place of the corpus holds, ascending."""
+    parts = [Path(f"{path}.blocks.npy") for path in decided]
+    outputs = [folder / f"blocks.{unit:05d}.first.npy" for unit in range(len(parts))]
+    first_occurrences(parts, outputs, memory_bytes=memory_bytes)
+    paths = []
+    for unit, output in enumerate(outputs):
+        found = np.load(output)
+        is_near = ((found["first_part"] == unit)
+                   & (found["position"] - found["first_position"] < min_block_lines))
+        path = folder / f"blocks.{unit:05d}.npy"
+        write_array(path, found["position"][~is_near])
+        paths.append(path)
+    return paths
+
+
+def find_boilerplate(decided: Sequence[Path], folder: Path, *, min_pages: int, min_frac: float,
+                     memory_bytes: int) -> Path:
+    """Lines at the ends of many pages of a site; see `data.blocks.find_boilerplate`."""
+    edges = [Path(f"{path}.edges.npy") for path in decided]
+    num_bytes = sum(path.stat().st_size for path in edges)
+    found = blocks.find_boilerplate(edges, min_pages, min_frac,
+                                    num_ranges=-(-8 * num_bytes // memory_bytes) or 1)
+    write_array(folder / "boilerplate.npy", found)
+    return folder / "boilerplate.npy"

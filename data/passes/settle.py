@@ -1,0 +1,48 @@
+"""Pass 5, per unit: verdicts that need the whole corpus, on what was compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import xxhash
+
+from data.roster import Roster
+
+
+def settle(*, output: Path, before: str, cleaned: str, duplicates: str, min_quality: float | None,
+           heldout: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """Removes near duplicates and documents of low quality; proposes pages to hold out.
+
+    Args:
+        before: where `data.passes.clean` left the unit's roster.
+        duplicates: near duplicates of the unit, see `data.passes.near`.
+        min_quality: least quality, found as a percentile of the corpus; None keeps all.
+        heldout: section of that name of the config: domain and frac are read here.
+
+    Returns:
+        ``tallies`` of the stages; ``candidates``: place in the order of choice (0 to 1), row,
+        position among the cleaned documents and bytes.
+    """
+    roster = Roster.load(before)
+    removed = pq.read_table(duplicates, columns=["row", "similarity", "representative"])
+    roster.begin("near_dedup")
+    for verdict in removed.to_pylist():
+        if verdict["representative"]:
+            roster.remove(verdict["row"], "near_duplicate", verdict["similarity"],
+                          verdict["representative"])
+    roster.begin("quality")
+    candidates = []
+    columns = pq.read_table(cleaned, columns=["row", "id", "quality", "bytes"]).to_pylist()
+    for position, row in enumerate(columns):
+        if row["row"] not in roster:
+            continue
+        if min_quality is not None and row["quality"] < min_quality:
+            roster.remove(row["row"], "quality_percentile", row["quality"])
+        elif roster.domain(row["row"]) == heldout["domain"]:
+            place = xxhash.xxh3_64_intdigest(row["id"].encode(), seed) / 2**64
+            if place < heldout["frac"]:
+                candidates.append([place, row["row"], position, row["bytes"]])
+    return {"tallies": roster.save(output), "candidates": candidates}

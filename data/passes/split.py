@@ -1,0 +1,50 @@
+"""Pass 6, per unit: what resembles a held-out page goes, whatever its domain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core.artifacts import read_json, write_json
+from data.dedup.heldout import HeldoutIndex
+from data.passes.near import Documents
+from data.roster import Roster
+from data.tables import write_array
+
+
+def save_heldout(path: Path, ids: Sequence[str], shingles: Sequence[np.ndarray]) -> None:
+    """Saves the held-out documents in the form in which the units load them."""
+    write_array(f"{path}.shingles.npy", np.concatenate([np.zeros(0, np.uint64), *shingles]))
+    write_array(f"{path}.sizes.npy", np.array([len(one) for one in shingles], np.int64))
+    write_json(Path(f"{path}.ids.json"), list(ids))
+
+
+def split(*, output: Path, before: str, cleaned: str, heldout: str, heldout_rows: Sequence[int],
+          rules: Mapping[str, Any]) -> dict[str, Any]:
+    """Removes what resembles or contains a held-out page.
+
+    Args:
+        before: where `data.passes.settle` left the unit's roster.
+        cleaned: where `data.passes.clean` left the unit.
+        heldout: held-out documents, see `save_heldout`; ``heldout_rows`` are those of this unit.
+        rules: the section heldout of the config.
+
+    Returns:
+        ``tallies`` of the stage.
+    """
+    roster, own = Roster.load(before), set(heldout_rows)
+    roster.begin("split")
+    ids, sizes = read_json(Path(f"{heldout}.ids.json")), np.load(f"{heldout}.sizes.npy")
+    index = HeldoutIndex(np.split(np.load(f"{heldout}.shingles.npy"), np.cumsum(sizes)[:-1])
+                         if ids else [])
+    documents = Documents([cleaned])
+    for number in range(len(documents)):
+        row = int(documents.index(number)["row"])
+        if row in roster and row not in own:
+            nearest, similarity, contained = index.overlap(documents.shingles(number))
+            if similarity >= rules["max_jaccard"] or contained >= rules["max_containment"]:
+                roster.remove(row, "near_heldout", max(similarity, contained), ids[nearest])
+    return {"tallies": roster.save(output)}

@@ -1,0 +1,125 @@
+"""Pass 7, per unit: the documents to train on, the held-out pages and what was removed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
+from data.documents import SCHEMA, Document
+from data.roster import Roster, read_removed
+from data.tables import TableWriter, read_rows, write_array
+
+REMOVED_FIELDS = {"stage": pa.string(), "reason": pa.string(), "score": pa.float64(),
+                  "representative": pa.string()}
+REMOVED_SCHEMA = pa.schema([*SCHEMA, *REMOVED_FIELDS.items()])
+BATCH_DOCUMENTS = 512
+
+
+def write(*, output: Path, measured: str, passes: Sequence[str], duplicates: str,
+          heldout_rows: Sequence[int], cuts: str) -> dict[str, Any]:
+    """Writes ``<output>.documents.parquet``, ``.heldout.parquet`` and ``.removed.parquet``,
+    and the exact keys of the documents.
+
+    Args:
+        measured: where `data.passes.measure` left the unit.
+        passes: where decide, clean, settle and split left their outputs.
+        duplicates: near duplicates of the unit, see `data.passes.near.cluster`.
+        heldout_rows: documents of this unit that are set aside.
+        cuts: table of spans to cut out of this unit's texts, or nothing.
+
+    Returns:
+        ``tallies`` of the stages; documents and bytes by ``domains``, ``languages`` and
+        ``domains_heldout``; ``hash``, the sum of the documents' hashes.
+    """
+    roster, heldout_rows = Roster.load(passes[-1]), set(heldout_rows)
+    roster.begin("substrings")
+    removed = read_removed(passes)
+    clusters = {row["row"]: row for row in pq.read_table(
+        duplicates, columns=["row", "cluster", "cluster_size"]).to_pylist()}
+    spans = _read_cuts(cuts)
+    counts = {"domains": {}, "languages": {}, "domains_heldout": {}}
+    corpus_hash, rows_kept = 0, []
+    with (TableWriter(f"{output}.documents.parquet", SCHEMA, BATCH_DOCUMENTS) as kept,
+          TableWriter(f"{output}.heldout.parquet", SCHEMA, BATCH_DOCUMENTS) as held_out,
+          TableWriter(f"{output}.removed.parquet", REMOVED_SCHEMA, BATCH_DOCUMENTS) as gone):
+        for row, document in _documents(f"{measured}.parquet", f"{passes[1]}.parquet", clusters):
+            if row in removed:
+                gone.write(document.row() | {name: getattr(removed[row], name)
+                                             for name in REMOVED_FIELDS})
+            elif row in heldout_rows:
+                held_out.write(document.row())
+                _count(counts, "domains_heldout", document)
+            else:
+                document = _cut(document, spans.get(row, ()), row, roster)
+                corpus_hash += xxhash.xxh3_128_intdigest(f"{document.id}\n{document.text}".encode())
+                kept.write(document.row())
+                rows_kept.append(row)
+                _count(counts, "domains", document)
+                _count(counts, "languages", document)
+    write_array(f"{output}.exact.npy", np.load(f"{measured}.exact.npy")[rows_kept])
+    return {"tallies": roster.save(output), "hash": f"{corpus_hash % 2**128:032x}", **counts}
+
+
+def _documents(measured: str, cleaned: str,
+               clusters: Mapping[int, Mapping[str, Any]]) -> Iterator[tuple[int, Document]]:
+    """All documents of a unit, with the cleaned text of those that came so far."""
+    columns = ("id", "text", "source", "domain", "language", "language_score", "signals",
+               "origin")
+    cleaned_rows = (row for _, row in read_rows(cleaned, batch_rows=BATCH_DOCUMENTS))
+    clean = next(cleaned_rows, None)
+    for number, raw in read_rows(measured, columns, BATCH_DOCUMENTS):
+        meta = {name: round(value, 4) for name, value in json.loads(raw["signals"]).items()}
+        meta |= {"language_score": raw["language_score"], "origin": json.loads(raw["origin"])}
+        text, domain = raw["text"], raw["domain"]
+        if clean is not None and clean["row"] == number:
+            text, domain = clean["text"], clean["domain"]
+            meta |= {"quality": clean["quality"], "cluster_size": 1,
+                     **{name: json.loads(clean[name])
+                        for name in ("scores", "trimmed", "redacted", "hits")}}
+            clean = next(cleaned_rows, None)
+        if number in clusters:
+            meta |= {"cluster_id": clusters[number]["cluster"],
+                     "cluster_size": clusters[number]["cluster_size"]}
+        yield number, Document(raw["id"], text, raw["source"], domain, raw["language"], meta)
+
+
+def _cut(document: Document, spans: Sequence[tuple[int, int]], row: int,
+         roster: Roster) -> Document:
+    """The document without the given spans of characters."""
+    if not spans:
+        return document
+    pieces, end = [], 0
+    for start, stop in spans:
+        pieces.append(document.text[end:start])
+        end = stop
+    text = "".join([*pieces, document.text[end:]])
+    num_bytes = len(text.encode())
+    cut_bytes = len(document.text.encode()) - num_bytes
+    roster.trim(row, num_bytes, {"repeated_substring": cut_bytes})
+    trimmed = {**document.meta["trimmed"], "repeated_substring": cut_bytes}
+    return dataclasses.replace(document, text=text, meta={**document.meta, "trimmed": trimmed})
+
+
+def _read_cuts(path: str) -> dict[int, list[tuple[int, int]]]:
+    """Spans by row; none when the stage is off."""
+    if not path:
+        return {}
+    spans: dict[int, list[tuple[int, int]]] = {}
+    for cut in pq.read_table(path).to_pylist():
+        spans.setdefault(cut["row"], []).append((cut["start"], cut["stop"]))
+    return spans
+
+
+def _count(counts: dict[str, dict], table: str, document: Document) -> None:
+    name = document.language if table == "languages" else document.domain
+    count = counts[table].setdefault(name, {"documents": 0, "bytes": 0})
+    count["documents"] += 1
+    count["bytes"] += len(document.text.encode())

@@ -1,0 +1,286 @@
+"""The kinds of personal data: for each a pattern that proposes and a check that disposes.
+
+Patterns are for re2, which reads text at one speed whatever is in it. `is_worth_a_look` is the
+union of them all, so that a text without any hit, which most are, is read once.
+"""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import re2
+
+Places = Iterator[tuple[int, int]]
+
+# --- e-mail ---------------------------------------------------------------------------------
+
+# Scripts that put spaces between words: in others an address would swallow the sentence before.
+_LETTERS = r"\p{Latin}\p{Greek}\p{Cyrillic}0-9"
+_EMAIL = rf"[{_LETTERS}_%+][{_LETTERS}._%+-]*@[{_LETTERS}.-]+\.[{_LETTERS}-]{{2,}}"
+_SPELLED_EMAIL = (r"(?i)[a-z0-9][a-z0-9._+-]* ?[\[({<] ?at ?[\])}>] ?[a-z0-9-]+"
+                  r"(?:(?: ?[\[({<] ?dot ?[\])}>] ?|\.)[a-z0-9-]+)+"
+                  r"|[a-z0-9][a-z0-9._+-]* at [a-z0-9-]+(?: dot [a-z0-9-]+)+")
+_DOT = re2.compile(r"(?i) dot | ?[\[({<] ?dot ?[\])}>] ?|\.")
+
+
+@functools.lru_cache(100_000)
+def _is_top_level(label: str) -> bool:
+    """Whether a domain can end in `label`: any two letters, or one of the public suffix list.
+
+    The list keeps attribute access in code (``x@weights.mean``) from being read as an address.
+    """
+    from tld import is_tld  # its import reads the list
+
+    return (len(label) == 2 and label.isalpha()) or is_tld(label)
+
+
+def _find_emails(text: str) -> Places:
+    if "@" in text:
+        for match in _compiled(_EMAIL).finditer(text):
+            start, end = match.span()
+            at = text.index("@", start)
+            end = _end_of_domain(text, at + 1, end)
+            if end is not None:
+                yield start, end
+    for match in _compiled(_SPELLED_EMAIL).finditer(text):
+        if _is_top_level(_DOT.split(match.group())[-1].lower()):
+            yield match.span()
+
+
+def _end_of_domain(text: str, start: int, end: int) -> int | None:
+    """Where the longest domain within ``text[start:end]`` ends; None when there is none."""
+    labels = text[start:end].split(".")
+    while len(labels) > 1:
+        if labels[-1] and _is_top_level(labels[-1].lower().rstrip("-")):
+            return start + len(".".join(labels).rstrip("-"))
+        labels.pop()
+    return None
+
+
+# --- IP addresses ---------------------------------------------------------------------------
+
+_IPV4 = r"\b(?:[0-9]{1,3}\.){3}[0-9]{1,3}\b"
+# Global unicast is 2000::/3 (RFC 4291); other beginnings would be `dead::beef` and `std::add`.
+_IPV6 = r"\b[23][0-9A-Fa-f]{3}:[0-9A-Fa-f:]*[0-9A-Fa-f]\b"
+# Three single digits begin section numbers, or name servers that the whole world knows; the rest
+# are object identifiers (X.500 attributes, X.509 extensions, elliptic curves).
+_SECTION = re2.compile(r"(?:[0-9]\.){3}|2\.5\.(?:4|29)\.|1\.3\.(?:101|132)\.")
+_BEFORE_VERSION = re2.compile(
+    r"(?i)(?:\b(?:version|ver|release|rev|revision|build|firmware|driver|update|section|sec|"
+    r"chapter|clause|article|table|figure|oid|rfc ?[0-9]+|v)s?(?: number| no)?[ =.:#]*"
+    r"|[=<>~!]= ?|[a-z][-_])$|(?-i)\b[A-Z][A-Za-z]+/$")
+
+
+def _find_ips(text: str) -> Places:
+    for match in _compiled(_IPV4).finditer(text):
+        if _is_public(match.group()) and not _is_numbering(text, *match.span()):
+            yield match.span()
+    for match in _compiled(_IPV6).finditer(text):
+        if _is_public(match.group()):
+            yield match.span()
+
+
+def _is_public(found: str) -> bool:
+    try:
+        address = ipaddress.ip_address(found)
+    except ValueError:
+        return False
+    return address.is_global and not address.is_multicast
+
+
+def _is_numbering(text: str, start: int, end: int) -> bool:
+    before, after = text[max(start - 24, 0):start], text[end:end + 2]
+    in_chain = before.endswith(".") or (after[:1] == "." and after[1:].isdigit())
+    return bool(in_chain or _SECTION.match(text[start:end]) or _BEFORE_VERSION.search(before))
+
+
+# --- phone numbers --------------------------------------------------------------------------
+
+_GAP = r"[ \x{a0}().\x{2010}-\x{2013}/-]"
+_INTERNATIONAL = (rf"\+[17](?:{_GAP}{{0,3}}[0-9]){{10}}\b"
+                  rf"|\+[2-9](?:{_GAP}{{0,3}}[0-9]){{6,18}}\b")
+_NORTH_AMERICAN = (r"(?:\b1[ .-])?(?:\([2-9][0-9]{2}\) ?[2-9][0-9]{2}[ .-]|\b[2-9][0-9]{2}-[2-9]"
+                   r"[0-9]{2}-|\b[2-9][0-9]{2}\.[2-9][0-9]{2}\.)[0-9]{4}\b")
+_LABELLED = (r"(?i:\b(?:tel|telephone|phone|ph|call|fax|mobile|mob|cell|whatsapp|sms|telefon|"
+             r"tél|téléphone|teléfono|handy))"
+             r"(?i:\.|:| us| me| number| no\.?| at| on| or text| is|\)|[ \x{a0}]){0,5}"
+             rf"(\(?[0-9](?:{_GAP}{{0,3}}[0-9]){{6,14}})\b")
+_COUNTRY_CODE = re2.compile(
+    r"1|7|2[07]|3[0-469]|4[013-9]|5[1-8]|6[0-6]|8[1246]|9[0-58]"
+    r"|(?:2[1-69]|3[578]|42|5[09]|6[789]|8[0578]|9[679])[0-9]")     # ITU-T E.164
+_DECIMAL = re2.compile(r"\+[0-9]+\.[0-9]{5}|\+[0-9]{5,}\.")
+_DATE = re2.compile(r"(?:19|20)[0-9]{2}[-./][01]?[0-9][-./][0-3]?[0-9]"
+                    r"|[0-3]?[0-9][-./][0-3]?[0-9][-./](?:19|20)[0-9]{2}")
+
+
+def _find_phones(text: str) -> Places:
+    for match in _compiled(f"{_INTERNATIONAL}|{_NORTH_AMERICAN}|{_LABELLED}").finditer(text):
+        group = 0 if match.group(1) is None else 1
+        start, end = match.span(group)
+        number = match.group(group)
+        if number.startswith("+"):
+            end = start + _international_chars(number)
+        elif group == 1 and _DATE.match(number):
+            continue
+        if end > start and not _is_inside_number(text, start, end):
+            yield start, end
+
+
+def _international_chars(number: str) -> int:
+    """Characters of the telephone number that `number` begins with; 0 when it is none.
+
+    It has 8 to 15 digits and ends where a group does; what follows is another number.
+    """
+    digits = re2.sub("[^0-9]", "", number)
+    if not _COUNTRY_CODE.match(digits) or _DECIMAL.match(number):
+        return 0        # no such country, or a decimal
+    ends = [match.end() for match in re2.finditer("[0-9]+", number)]
+    return max((end for end in ends if 8 <= sum(map(str.isdigit, number[:end])) <= 15), default=0)
+
+
+# --- cards and accounts ---------------------------------------------------------------------
+
+_CARD = (r"\b[2-6][0-9]{13,18}\b|\b[2-6][0-9]{3}(?: [0-9]{4}){3}(?: [0-9]{3})?\b"
+         r"|\b[2-6][0-9]{3}(?:-[0-9]{4}){3}(?:-[0-9]{3})?\b"
+         r"|\b3[0-9]{3}[ -][0-9]{6}[ -][0-9]{4,5}\b")
+# Issuer ranges with their lengths (ISO/IEC 7812): Visa, Mastercard, American Express, Diners Club,
+# Discover, JCB, UnionPay. Visa's rare 13 and 19 digits are left out: those that texts hold are
+# article numbers (EAN) and 64-bit integers.
+_ISSUERS = tuple((re2.compile(prefix), lengths) for prefix, lengths in (
+    ("4", (16,)), ("5[1-5]|222[1-9]|22[3-9]|2[3-6]|27[01]|2720", (16,)), ("3[47]", (15,)),
+    ("30[0-5]|3[689]", (14,)), ("6011|64[4-9]|65", (16,)), ("352[89]|35[3-8]", (16,)),
+    ("62", (16, 17, 18, 19))))
+
+_IBAN_START = r"\b[A-Z]{2}[0-9]{2} ?[A-Z0-9]{4}"
+_IBAN_CHARS = {country: int(chars) for chars, countries in (     # SWIFT IBAN registry, release 97
+    (15, "NO"), (16, "BE"), (18, "DK FI FO GL NL FK SD"), (19, "MK SI"),
+    (20, "AT BA EE KZ LT LU XK MN"), (21, "CH HR LI LV"),
+    (22, "BG BH CR DE GB GE IE ME RS VA"), (23, "AE GI IL IQ OM SO TL"),
+    (24, "AD CZ ES MD PK RO SA SE SK TN VG"), (25, "LY PT ST"), (26, "IS TR"),
+    (27, "BI DJ FR GR IT MC MR SM"), (28, "AL AZ BY CY DO GT HN HU LB NI PL SV"),
+    (29, "BR EG PS QA UA"), (30, "JO KW MU YE"), (31, "MT SC"), (32, "LC"), (33, "RU"))
+    for country in countries.split()}
+
+
+def _find_cards(text: str) -> Places:
+    for match in _compiled(_CARD).finditer(text):
+        start, end = match.span()
+        short = end - 4     # without a last group of three: a security code, perhaps
+        for candidate in (end, short) if text[short] in " -" else (end,):
+            if _is_card(text[start:candidate]) and not _is_inside_number(text, start, candidate):
+                yield start, candidate
+                break
+
+
+def _is_card(found: str) -> bool:
+    digits = found.replace(" ", "").replace("-", "")
+    is_issued = any(len(digits) in lengths and prefix.match(digits)
+                    for prefix, lengths in _ISSUERS)
+    return is_issued and _luhn_sum(digits) % 10 == 0
+
+
+def _luhn_sum(digits: str) -> int:
+    return sum(sum(divmod(int(digit) * (1 + place % 2), 10))
+               for place, digit in enumerate(reversed(digits)))
+
+
+def _is_inside_number(text: str, start: int, end: int) -> bool:
+    """Whether a run of digits is the middle of a decimal, a path or a longer chain of numbers."""
+    before, after = text[max(start - 2, 0):start], text[end:end + 2]
+    return (before.endswith(("/", "_")) or (before[-1:] in (".", ",", "-") and before[:1].isdigit())
+            or (after[:1] in (".", ",", "-", "/", "_") and after[1:].isdigit())
+            or after[:1].isalnum())
+
+
+def _find_ibans(text: str) -> Places:
+    for match in _compiled(_IBAN_START).finditer(text):
+        start = match.start()
+        wanted = _IBAN_CHARS.get(text[start:start + 2], 0)
+        places = _letters_and_digits(text, start, wanted)
+        if len(places) == wanted > 0:
+            end = places[-1] + 1
+            number = "".join(text[at] for at in places)
+            if not text[end:end + 1].isalnum() and _is_iban(number):
+                yield start, end
+
+
+def _letters_and_digits(text: str, start: int, num: int) -> list[int]:
+    """Places of up to `num` characters of a number from `start` on, single spaces skipped."""
+    places = []
+    for at in range(start, min(start + 2 * num, len(text))):
+        if text[at] != " " or text[at - 1] == " ":
+            if len(places) == num or not (text[at].isascii() and text[at].isalnum()):
+                break
+            places.append(at)
+    return places
+
+
+def _is_iban(number: str) -> bool:
+    return int("".join(str(int(char, 36)) for char in number[4:] + number[:4])) % 97 == 1
+
+
+# --- keys and tokens ------------------------------------------------------------------------
+
+_TOKENS = (     # the prefixes by which issuers mark their tokens
+    r"(?:AKIA|ASIA)[A-Z0-9]{16}",                                   # AWS
+    r"gh[pousr]_[A-Za-z0-9]{36}", r"github_pat_[A-Za-z0-9_]{40,90}",
+    r"glpat-[A-Za-z0-9_-]{20,}",                                    # GitLab
+    r"sk-[A-Za-z0-9_-]{20,200}",                                    # OpenAI, Anthropic and others
+    r"[rs]k_(?:live|test)_[A-Za-z0-9]{16,}",                        # Stripe
+    r"xox[abeoprs]-[A-Za-z0-9-]{10,}",                              # Slack
+    r"AIza[A-Za-z0-9_-]{35}", r"ya29\.[A-Za-z0-9_-]{20,}",          # Google
+    r"hf_[A-Za-z0-9]{30,}", r"npm_[A-Za-z0-9]{36}", r"pypi-[A-Za-z0-9_-]{50,}",
+    r"SG\.[A-Za-z0-9_-]{16,}\.[A-Za-z0-9_-]{16,}",                  # SendGrid
+    r"eyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}")    # JSON web token
+_TOKEN = rf"\b(?:{'|'.join(_TOKENS)})"
+# With its end line, or without one: then whatever lines of base64 follow.
+_KEY_BLOCK = (r"-----BEGIN [A-Z ]*PRIVATE KEY-----(?:(?:[^-]|-[^-])*-----END [A-Z ]*PRIVATE KEY"
+              r"-----|(?:[\s\\nr\"'+]*[A-Za-z0-9+/=]{16,})+)")
+_BASE64 = re2.compile(r"[A-Za-z0-9+/=]{16}")
+_PLACEHOLDER = re2.compile(r"(?i)example|placeholder|your|xxxx|\*\*\*")
+_MIN_ENTROPY_BITS = 3.0     # per character; hexadecimal digits at random have 4, words near 3
+
+
+def _find_keys(text: str) -> Places:
+    if "-----BEGIN " in text:
+        for match in _compiled(_KEY_BLOCK).finditer(text):
+            if _BASE64.search(match.group()):
+                yield match.span()
+    for match in _compiled(_TOKEN).finditer(text):
+        if _looks_random(match.group()):
+            yield match.span()
+
+
+def _looks_random(token: str) -> bool:
+    if _PLACEHOLDER.search(token) or not any(map(str.isdigit, token)):
+        return False
+    has_words = not any(map(str.isupper, token)) and token.count("-") > 1   # `sk-container-id-1`
+    entropy = -sum(count / len(token) * math.log2(count / len(token))
+                   for count in Counter(token).values())
+    return not has_words and entropy >= _MIN_ENTROPY_BITS
+
+
+# --------------------------------------------------------------------------------------------
+
+# In the order in which they may claim characters.
+FINDERS: dict[str, Callable[[str], Places]] = {
+    "key": _find_keys, "email": _find_emails, "iban": _find_ibans, "card": _find_cards,
+    "ip": _find_ips, "phone": _find_phones}
+
+_ANYTHING = "|".join(f"(?:{pattern})" for pattern in (
+    _EMAIL, _SPELLED_EMAIL, _IPV4, _IPV6, _INTERNATIONAL, _NORTH_AMERICAN, _LABELLED, _CARD,
+    _IBAN_START, _TOKEN, "-----BEGIN "))
+
+
+@functools.cache
+def _compiled(pattern: str):
+    return re2.compile(pattern)
+
+
+def is_worth_a_look(text: str) -> bool:
+    """Whether any pattern of any kind occurs in `text`."""
+    return _compiled(_ANYTHING).search(text) is not None

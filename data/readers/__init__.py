@@ -1,0 +1,1 @@
+"""Raw inputs of any kind, from any place, in units: `units` plans them, `read` reads them."""

@@ -1,0 +1,58 @@
+"""Single documents: text, Markdown, HTML and LaTeX files, alone or many to a folder."""
+
+from __future__ import annotations
+
+import itertools
+import posixpath
+from collections.abc import Iterator
+
+import pyarrow as pa
+
+from data.readers import latex, storage
+from data.readers.records import MAX_RECORD_BYTES, Corrupt, Item, RawRecord, why
+from data.readers.units import Unit, format_of, list_members, split_reader
+
+CONTENT_TYPES = {"text": "text/plain", "markdown": "text/markdown", "html": "text/html"}
+
+
+def read_file(unit: Unit) -> Iterator[Item]:
+    """The one document of a file."""
+    yield _read_document(unit.path, posixpath.basename(unit.path))
+
+
+def read_folder(unit: Unit) -> Iterator[Item]:
+    """The documents of a folder from one to another; their source is the path below it."""
+    folder = split_reader(unit.path)[1]
+    try:
+        members = list(itertools.islice(list_members(unit.path), unit.start, unit.stop))
+    except OSError as error:
+        yield Corrupt(posixpath.basename(folder.rstrip("/")), f"folder: {why(error)}")
+        return
+    for name in members:
+        yield _read_document(storage.join(folder, name), name)
+
+
+def read_content(path: str) -> bytes | None:
+    """A file's bytes, decompressed; None when they are more than a record may hold.
+
+    Raises:
+        OSError: it cannot be read or decompressed.
+    """
+    with storage.open_binary(path) as file:
+        codec = storage.codec_of(file)
+        stream = storage.decompress(file, codec) if codec else file
+        content = stream.read(MAX_RECORD_BYTES + 1)
+    return content if len(content) <= MAX_RECORD_BYTES else None
+
+
+def _read_document(path: str, source: str) -> Item:
+    try:
+        content = read_content(path)
+    except (OSError, EOFError, ValueError, pa.ArrowException) as error:
+        return Corrupt(source, f"file: {why(error)}")
+    if content is None:
+        return Corrupt(source, "file: record is too large")
+    kind = format_of(path) or "text"
+    if kind == "latex":
+        return latex.read_paper(content, source)
+    return RawRecord(source, content, CONTENT_TYPES[kind])

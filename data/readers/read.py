@@ -1,0 +1,45 @@
+"""Reads a unit: every format behind one function."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+from data.readers import arc, files, repository, rows, units, warc, wiki
+from data.readers.records import Item, RawRecord, Skipped, encodable, is_binary
+
+READERS: dict[str, Callable[[units.Unit], Iterator[Item]]] = {
+    "warc": warc.read, "arc": arc.read, "jsonl": rows.read_jsonl, "parquet": rows.read_parquet,
+    "wiki": wiki.read}
+
+
+def read(unit: units.Unit) -> Iterator[Item]:
+    """Reads a unit's records in their order; never raises for damaged content.
+
+    The `Corrupt` of a whole file comes from its first unit alone. The word before a path decides
+    the domain; else the record may tell it, or its format: papers, encyclopedia, conversations.
+    """
+    word, place = units.split_reader(unit.path)
+    if word == "repo":
+        items = repository.read(unit)
+    elif units.is_folder(unit.path):
+        items = files.read_folder(unit)
+    else:
+        unit = dataclasses.replace(unit, path=place)
+        items = READERS.get(units.format_of(place) or "", files.read_file)(unit)
+    domain = units.READERS[word] if word else None
+    for item in items:
+        yield _check(item, domain) if isinstance(item, RawRecord) else item
+
+
+def _check(record: RawRecord, domain: str | None) -> Item:
+    """The record under a name and domain that can be written, unless it holds no text."""
+    source, content = encodable(record.source), record.content
+    if not content or content.isspace():
+        return Skipped(source, "empty")
+    if isinstance(content, bytes) and is_binary(content):
+        return Skipped(source, "binary content")
+    if isinstance(content, str):
+        content = encodable(content)
+    return dataclasses.replace(record, source=source, content=content,
+                               domain=domain or record.domain)

@@ -1,0 +1,134 @@
+"""JSONL and Parquet: a row is a document, or a conversation to be rendered as one."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data.readers import conversations, storage
+from data.readers.records import MAX_RECORD_BYTES, READ_BYTES, Corrupt, Item, RawRecord, why
+from data.readers.units import Unit
+
+COLUMNS = ("text", "source", "url", "domain", "id", *conversations.FIELDS)
+
+
+def read_jsonl(unit: Unit) -> Iterator[Item]:
+    """The lines that begin in a unit; all of a compressed file are in its first."""
+    name, offset = posixpath.basename(unit.path), unit.start
+    try:
+        with storage.open_binary(unit.path) as file:
+            codec, stop = storage.codec_of(file), unit.stop
+            if codec and unit.start:
+                return
+            if codec:
+                file, stop = storage.decompress(file, codec), None
+            for offset, line in _lines(file, unit.start, stop):
+                place = f"{name}@{offset}"
+                if _is_overlong(line):
+                    yield Corrupt(place, "jsonl: line is too long")
+                elif line.strip():
+                    yield _parse_line(line, place)
+    except (OSError, EOFError, ValueError, pa.ArrowException) as error:
+        yield Corrupt(f"{name}@{offset}", f"jsonl: {why(error)}")
+
+
+def _lines(file: BinaryIO, start: int, stop: int | None) -> Iterator[tuple[int, bytes]]:
+    """Lines that begin in [start, stop), with where; of an overlong line only its first part."""
+    offset = start
+    if start:   # the line that holds the byte before belongs to the unit before
+        file.seek(start - 1)
+        offset += _skip_line(file) - 1
+    while stop is None or offset < stop:
+        line = file.readline(MAX_RECORD_BYTES + 1)
+        if not line:
+            return
+        yield offset, line
+        offset += len(line)
+        if _is_overlong(line):
+            offset += _skip_line(file)
+
+
+def _is_overlong(line: bytes) -> bool:
+    return len(line) > MAX_RECORD_BYTES and not line.endswith(b"\n")
+
+
+def _skip_line(file: BinaryIO) -> int:
+    """Reads to the end of a line; returns the number of bytes."""
+    num_bytes = 0
+    while part := file.readline(READ_BYTES):
+        num_bytes += len(part)
+        if part.endswith(b"\n"):
+            break
+    return num_bytes
+
+
+def _parse_line(line: bytes, place: str) -> Item:
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError):
+        return Corrupt(place, "jsonl: line is not JSON")
+    if not isinstance(fields, dict):
+        return Corrupt(place, "jsonl: line is not an object")
+    return _from_fields(fields, place, "jsonl")
+
+
+def _from_fields(fields: Mapping[str, Any], place: str, kind: str) -> Item:
+    """A record of the fields text (or messages), source or url, domain and id."""
+    text, domain = fields.get("text"), fields.get("domain")
+    if text is None:
+        messages = next((fields[name] for name in conversations.FIELDS if fields.get(name)), None)
+        if messages is None:
+            return Corrupt(place, f"{kind}: no field `text` or `messages`")
+        text = conversations.render(messages)
+        domain = domain or conversations.DOMAIN
+        if text is None:
+            return Corrupt(place, f"{kind}: messages are not roles and contents")
+    elif not isinstance(text, str):
+        return Corrupt(place, f"{kind}: `text` is not a string")
+    if len(text) > MAX_RECORD_BYTES:
+        return Corrupt(place, f"{kind}: record is too large")
+    source, id_ = fields.get("source") or fields.get("url") or place, fields.get("id")
+    return RawRecord(str(source), text, "text/plain", None if domain is None else str(domain),
+                     None if id_ is None else str(id_))
+
+
+def read_parquet(unit: Unit) -> Iterator[Item]:
+    """The row groups that begin in a unit."""
+    name = posixpath.basename(unit.path)
+    try:
+        with storage.open_binary(unit.path) as raw:
+            file = pq.ParquetFile(raw)
+            columns = [name for name in COLUMNS if name in file.schema_arrow.names]
+            if not {"text", *conversations.FIELDS} & set(columns):
+                if not unit.start:
+                    yield Corrupt(name, "parquet: no field `text` or `messages`")
+                return
+            for group in range(file.metadata.num_row_groups):
+                if unit.start <= _group_start(file.metadata.row_group(group)) < unit.stop:
+                    yield from _read_group(file, group, columns, name)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        if not unit.start:
+            yield Corrupt(name, f"parquet: {why(error)}")
+
+
+def _group_start(group: pq.RowGroupMetaData) -> int:
+    """The first byte of a row group."""
+    column = group.column(0)
+    starts = column.dictionary_page_offset, column.data_page_offset
+    return min(start for start in starts if start is not None)
+
+
+def _read_group(file: pq.ParquetFile, group: int, columns: list[str], name: str) -> Iterator[Item]:
+    row = 0
+    try:
+        for batch in file.iter_batches(1024, row_groups=[group], columns=columns):
+            for fields in batch.to_pylist():
+                yield _from_fields(fields, f"{name}@{group}+{row}", "parquet")
+                row += 1
+    except (pa.ArrowException, OSError, ValueError) as error:
+        yield Corrupt(f"{name}@{group}+{row}", f"parquet: {why(error)}")

@@ -1,0 +1,220 @@
+"""Inputs and their units: what `config.curate.inputs` may say, and how it is cut.
+
+An input is a file, a folder, a glob or a URL (``s3://``, ``gs://``, ``hf://``, ``https://``). Its
+suffix tells the format. Where that is not enough, a word and a colon stand before it:
+
+    book:PATH    the documents are books
+    paper:PATH   the documents are papers
+    repo:PATH    the folder is a source tree (so is, without the word, a folder with a `.git`)
+
+Many small documents are one input as a folder, and one each through a glob: give the folder.
+A unit depends on the input and the unit size alone, never on the number of workers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+import xxhash
+
+from core.errors import UserError
+from core.progress import log
+from data.readers import storage
+
+# suffix: kind. Documents are read whole, one per file; of a folder, many make a unit.
+ARCHIVES = {
+    ".warc": "warc", ".warc.gz": "warc", ".warc.zst": "warc", ".wet": "warc", ".wet.gz": "warc",
+    ".wet.zst": "warc", ".wat": "warc", ".wat.gz": "warc", ".wat.zst": "warc",
+    ".arc": "arc", ".arc.gz": "arc",
+    ".jsonl": "jsonl", ".jsonl.gz": "jsonl", ".jsonl.zst": "jsonl", ".json.gz": "jsonl",
+    ".json.zst": "jsonl", ".parquet": "parquet",
+    ".xml": "wiki", ".xml.gz": "wiki", ".xml.bz2": "wiki", ".xml.zst": "wiki",
+}
+DOCUMENTS = {
+    ".txt": "text", ".txt.gz": "text", ".txt.zst": "text", ".md": "markdown", ".html": "html",
+    ".htm": "html", ".html.gz": "html", ".tex": "latex", ".tex.gz": "latex",
+}
+FORMATS = ARCHIVES | DOCUMENTS
+SPLITTABLE = (".warc", ".warc.gz", ".wet", ".wet.gz", ".wat", ".wat.gz", ".jsonl", ".parquet")
+READERS = {"book": "books", "paper": "papers", "repo": "code"}      # word: domain
+_READER = re.compile(rf"({'|'.join(READERS)}):(?!//)")
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Unit:
+    """A range of one input: bytes of a file, or of a folder its files from one to another."""
+
+    path: str
+    start: int
+    stop: int
+
+
+def split_reader(path: str) -> tuple[str | None, str]:
+    """The word before the colon, if there is one, and the place."""
+    match = _READER.match(path)
+    return (match[1], path[match.end():]) if match else (None, path)
+
+
+def format_of(path: str) -> str | None:
+    """A file's format by the longest suffix that fits; None when it is unknown."""
+    suffix = _suffix(path, FORMATS)
+    return FORMATS[suffix] if suffix else None
+
+
+def find_inputs(patterns: str) -> list[str]:
+    """Inputs behind comma-separated files, folders, globs and URLs, sorted, without repeats.
+
+    A folder stands for the archives below it, and for itself (its path ends in ``/``) when
+    single documents lie there too.
+
+    Raises:
+        UserError: a pattern matches nothing, names a file of an unknown format, or needs a
+            package that is not installed.
+    """
+    found: set[str] = set()
+    for pattern in filter(None, (part.strip() for part in patterns.split(","))):
+        reader, place = split_reader(pattern)
+        matches = _expand(place)
+        inputs = [path for match in matches for path in _inside(match, reader)]
+        if not inputs:
+            raise UserError(f"inputs={pattern!r}", "matches no input file",
+                            f"give files or folders of {', '.join(FORMATS)}")
+        found.update(f"{reader}:{path}" if reader else path for path in inputs)
+    if not found:
+        raise UserError(f"inputs={patterns!r}", "names no input", "give a file, folder or glob")
+    folders = tuple(path for path in found if is_folder(path))
+    return sorted(path for path in found if not _is_held(path, folders))
+
+
+def plan(paths: Sequence[str], unit_bytes: int) -> list[Unit]:
+    """Cuts inputs into units of about `unit_bytes` each, without reading them.
+
+    A record belongs to the unit in which it begins. What cannot be entered in the middle, a
+    compressed JSONL file for one, is one unit.
+
+    Raises:
+        UserError: an input has gone since it was found.
+    """
+    units = []
+    for path in paths:
+        place = split_reader(path)[1]
+        try:
+            if is_folder(path):
+                units += _plan_folder(path, unit_bytes)
+                continue
+            size = storage.size_bytes(place)
+        except OSError as error:
+            raise UserError(f"inputs={path!r}", f"cannot be read ({error.strerror})",
+                            "give inputs that exist") from None
+        step = unit_bytes if _suffix(place, SPLITTABLE) else max(size, 1)
+        units += [Unit(path, start, min(start + step, size)) for start in range(0, size, step)]
+        if not size:
+            units.append(Unit(path, 0, 0))
+    return units
+
+
+def content_fingerprint(path: str) -> str:
+    """What changes whenever an input's content does.
+
+    Of a local file, xxh3-128 of its bytes as 32 hex digits; of a folder, of the names and
+    fingerprints of its files. Of a URL, what its storage tells without reading it, spelt out: a
+    checksum (`ETag=...`) or else the time of the last change, and the size.
+    """
+    place = split_reader(path)[1]
+    if not is_folder(path):
+        return storage.fingerprint(place)
+    state = xxhash.xxh3_128()
+    for name in list_members(path):
+        state.update(f"{name}\n{storage.fingerprint(storage.join(place, name))}\n".encode(
+            "utf-8", "surrogateescape"))
+    return state.hexdigest()
+
+
+def is_folder(path: str) -> bool:
+    """Whether an input is a folder of documents, or a source tree."""
+    return path.endswith("/") or split_reader(path)[0] == "repo"
+
+
+def list_members(path: str) -> dict[str, int]:
+    """Size of each file of a folder that belongs to its input, by path below it, sorted."""
+    reader, place = split_reader(path)
+    files = storage.list_files(place)
+    if reader == "repo":
+        return files
+    return {name: size for name, size in files.items() if _suffix(name, DOCUMENTS)}
+
+
+def _plan_folder(path: str, unit_bytes: int) -> list[Unit]:
+    cuts, held = [0], 0
+    sizes = list(list_members(path).values())
+    for index, size in enumerate(sizes):
+        if held and held + size > unit_bytes:
+            cuts.append(index)
+            held = 0
+        held += size
+    return [Unit(path, start, stop) for start, stop in zip(cuts, [*cuts[1:], len(sizes)])]
+
+
+def _expand(place: str) -> list[str]:
+    """What a pattern matches; `place` itself when it is no glob."""
+    is_remote = storage.is_remote(place)
+    is_page = place.startswith(("http://", "https://"))     # a question mark begins its query
+    if is_page or not glob.has_magic(place) or (not is_remote and os.path.exists(place)):
+        return [place]
+    if not is_remote:
+        return glob.glob(place, recursive=True)
+    files, name = storage.locate(place)
+    return [files.unstrip_protocol(match) for match in files.glob(name)]
+
+
+def _is_held(path: str, folders: tuple[str, ...]) -> bool:
+    """Whether an input comes with one of the folders already."""
+    is_single = is_folder(path) or _suffix(path, DOCUMENTS) is not None
+    return is_single and any(path != folder and path.startswith(folder) for folder in folders)
+
+
+def _inside(place: str, reader: str | None) -> list[str]:
+    """The inputs that a file or folder stands for."""
+    files, name = storage.locate(place)
+    if files.isdir(name):
+        folder = place.rstrip("/") + "/"
+        if reader == "repo":
+            return [folder]
+        if files.exists(f"{name.rstrip('/')}/.git"):
+            return [f"repo:{folder}"]
+        return _inside_folder(folder)
+    if not files.exists(name):
+        return []
+    if reader == "repo":
+        raise UserError(f"inputs='repo:{place}'", "is not a folder", "give a source tree")
+    if format_of(place) is None:
+        raise UserError(f"inputs={place!r}", "has an unknown format",
+                        f"give files of {', '.join(FORMATS)}")
+    if not storage.is_remote(place) and not os.path.isfile(place):
+        raise UserError(f"inputs={place!r}", "is not a regular file", "give a file or folder")
+    return [place]
+
+
+def _inside_folder(folder: str) -> list[str]:
+    files = storage.list_files(folder)
+    kinds = {name: format_of(name) for name in files}
+    unknown = Counter(os.path.splitext(name)[1] or "no suffix"
+                      for name, kind in kinds.items() if kind is None)
+    if unknown:
+        log(f"inputs: {unknown.total()} files of unknown format below {folder} are left out "
+            f"({', '.join(f'{suffix} {count}' for suffix, count in unknown.most_common(5))})")
+    archives = [storage.join(folder, name) for name in files if _suffix(name, ARCHIVES)]
+    has_documents = any(_suffix(name, DOCUMENTS) for name in files)
+    return archives + [folder] * has_documents
+
+
+def _suffix(path: str, suffixes) -> str | None:
+    """The longest of the known suffixes that a path ends in, when it is one of `suffixes`."""
+    name = path.lower().partition("?")[0] if storage.is_remote(path) else path.lower()
+    longest = max((suffix for suffix in FORMATS if name.endswith(suffix)), key=len, default=None)
+    return longest if longest in suffixes else None

@@ -1,0 +1,254 @@
+"""Stage: trains a classifier of documents and measures it on held-out ones.
+
+    python -m data.train_classifier --config=configs/classifier.py --workdir=runs/classifier
+
+Three kinds of training data: reference documents against random ones, documents with the score
+that a language model gave them, documents with labels. The classifier is calibrated on a split of
+its own and measured on another one; `metrics.json` holds the figures.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.scipy.optimize import minimize
+from ml_collections import ConfigDict
+
+from core import entry
+from core.errors import UserError
+from core.progress import Progress
+from data import labelled
+from data.classifier import KINDS, Classifier, Features, featurise
+from data.classifier_metrics import evaluate_classes, evaluate_regression
+from data.labelled import Example
+from data.readers.storage import fingerprint
+
+FEATURISE_DOCUMENTS = 1024      # at once
+
+
+def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict[str, Any]:
+    """Reads, splits, trains, calibrates and measures."""
+    section = config.classifier
+    _check(section)
+    examples, left_out = _read(section)
+    labels = _labels(section, examples)
+    parts = labelled.split(examples, by=section.split_by, seed=section.seed,
+                           calibration_frac=section.calibration_frac,
+                           heldout_frac=section.heldout_frac)
+    _check_parts(parts, labels)
+    targets = {name: labelled.targets_of(part, labels) for name, part in parts.items()}
+    positive = "reference" if section.kind == "reference" else section.positive_label
+    weights, bias = train(_featurise(parts["train"], section), targets["train"], section,
+                          num_outputs=max(len(labels) - 1, 1))
+    raw = Classifier(section.kind, labels, positive, section.max_words, weights, bias)
+    classifier = calibrate(raw, raw.outputs(_texts(parts["calibration"])), targets["calibration"])
+    classifier.save(folder)
+    outputs = classifier.outputs(_texts(parts["heldout"]))
+    measured = (evaluate_classes(outputs, targets["heldout"], labels, positive) if labels
+                else evaluate_regression(outputs[:, 0], targets["heldout"],
+                                         section.min_positive_score))
+    return {"kind": section.kind, "positive_label": positive,
+            "fingerprint": classifier.fingerprint,
+            "documents": {name: len(part) for name, part in parts.items()},
+            "left_out": dict(sorted(left_out.items())), **measured}
+
+
+def fingerprint_inputs(config: ConfigDict) -> dict[str, str]:
+    """What changes when a training file does, by its path."""
+    section = config.classifier
+    _check(section)
+    return {file: fingerprint(file) for files in _files(section).values() for file in files}
+
+
+def train(features: Features, targets: np.ndarray, section: ConfigDict,
+          num_outputs: int) -> tuple[np.ndarray, np.ndarray]:
+    """Minimises cross-entropy, or the squared error of a regression, with Adam.
+
+    Args:
+        features: of the documents; `targets` as `data.labelled.targets_of` gives them.
+        section: num_buckets, num_epochs, batch_size, learning_rate, seed.
+
+    Returns:
+        weights [num_outputs, num_buckets] and bias [num_outputs], float32.
+    """
+    is_regression = section.kind == "regression"
+    batch_size = min(section.batch_size, len(targets))
+    num_steps = section.num_epochs * (len(targets) // batch_size)
+    optimizer = optax.adam(optax.linear_schedule(section.learning_rate, 0.0, num_steps))
+    start = float(targets.mean()) if is_regression else 0.0
+    params = {"weights": jnp.zeros((num_outputs, section.num_buckets)),
+              "bias": jnp.full(num_outputs, start)}
+    state = optimizer.init(params)
+
+    @partial(jax.jit, donate_argnums=(0, 1))
+    def step(params, state, batch):
+        loss, grads = jax.value_and_grad(
+            lambda params: _loss(_apply(params, batch, batch_size), batch["targets"],
+                                 is_regression))(params)
+        updates, state = optimizer.update(grads, state)
+        return optax.apply_updates(params, updates), state, loss
+
+    with Progress("classifier", num_steps) as progress:
+        for number, batch in enumerate(_batches(features, targets, section, batch_size), start=1):
+            params, state, loss = step(params, state, batch)
+            if number % 100 == 0:
+                progress.update(number, loss=float(loss))
+    return np.asarray(params["weights"]), np.asarray(params["bias"])
+
+
+def calibrate(classifier: Classifier, outputs: np.ndarray, targets: np.ndarray) -> Classifier:
+    """Folds a scale, and a shift per output, into the weights, so that scores mean what they say.
+
+    Platt scaling with his smoothed targets, which keep the scale finite when the documents are
+    told apart without an error; for many labels temperature scaling with a bias each
+    (arXiv:1706.04599, section 4.2; arXiv:1901.06852). A regression is scaled by least squares.
+
+    Args:
+        outputs: [num_documents, num_outputs] of documents that were not trained on.
+    """
+    if classifier.kind == "regression":
+        spread = outputs[:, 0].var()
+        scale = np.cov(outputs[:, 0], targets, bias=True)[0, 1] / spread if spread else 1.0
+        shift = np.array([targets.mean() - scale * outputs[:, 0].mean()])
+    else:
+        num_labels = len(classifier.labels)
+        counts = np.bincount(targets, minlength=num_labels)[targets]
+        truth = np.repeat(((1 / (counts + 2)) / (num_labels - 1))[:, None], num_labels, axis=1)
+        truth[np.arange(len(targets)), targets] = (counts + 1) / (counts + 2)
+        found = minimize(
+            lambda free: -(truth * _log_probabilities(free[0] * outputs + free[1:])).sum(1).mean(),
+            jnp.zeros(num_labels).at[0].set(1.0), method="BFGS")
+        scale, shift = np.asarray(found.x[0]), np.asarray(found.x[1:])
+    return Classifier(classifier.kind, classifier.labels, classifier.positive,
+                      classifier.max_words, (classifier.weights * scale).astype(np.float32),
+                      (classifier.bias * scale + shift).astype(np.float32))
+
+
+def _apply(params: Mapping[str, jax.Array], batch: Mapping[str, jax.Array],
+           batch_size: int) -> jax.Array:
+    """Outputs of a batch: [batch_size, num_outputs]. Padding belongs to document `batch_size`."""
+    terms = params["weights"][:, batch["buckets"]] * batch["values"]
+    sums = jax.ops.segment_sum(terms.T, batch["owners"], batch_size + 1, indices_are_sorted=True)
+    return sums[:batch_size] + params["bias"][None]
+
+
+def _loss(outputs: jax.Array, targets: jax.Array, is_regression: bool) -> jax.Array:
+    if is_regression:
+        return jnp.mean((outputs[:, 0] - targets) ** 2)
+    rows = jnp.arange(len(targets))
+    return -_log_probabilities(outputs)[rows, targets].mean()
+
+
+def _log_probabilities(outputs: jax.Array) -> jax.Array:
+    """Log-softmax over the first label's 0 and the outputs."""
+    return jax.nn.log_softmax(jnp.pad(outputs, ((0, 0), (1, 0))))
+
+
+def _batches(features: Features, targets: np.ndarray, section: ConfigDict,
+             batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+    """Minibatches of every epoch in a seeded order, padded to a power of two n-grams: then a
+    handful of compilations serve them all."""
+    order_key = np.random.default_rng(section.seed)
+    sizes = np.diff(features.offsets)
+    for _ in range(section.num_epochs):
+        order = order_key.permutation(len(targets))
+        for start in range(0, len(order) - batch_size + 1, batch_size):
+            chosen = order[start:start + batch_size]
+            places = np.concatenate([np.arange(features.offsets[i], features.offsets[i + 1])
+                                     for i in chosen])
+            missing = (1 << max(len(places) - 1, 1).bit_length()) - len(places)
+            owners = np.repeat(np.arange(batch_size), sizes[chosen])
+            yield {"buckets": np.pad(features.buckets[places], (0, missing)),
+                   "values": np.pad(features.values[places], (0, missing)),
+                   "owners": np.pad(owners, (0, missing), constant_values=batch_size),
+                   "targets": targets[chosen]}
+
+
+def _featurise(examples: list[Example], section: ConfigDict) -> Features:
+    texts = _texts(examples)
+    parts = [featurise(texts[start:start + FEATURISE_DOCUMENTS], section.num_buckets,
+                       section.max_words) for start in range(0, len(texts), FEATURISE_DOCUMENTS)]
+    sizes = np.concatenate([np.diff(part.offsets) for part in parts])
+    return Features(np.concatenate([part.buckets for part in parts]),
+                    np.concatenate([part.values for part in parts]),
+                    np.concatenate([[0], np.cumsum(sizes)]))
+
+
+def _texts(examples: list[Example]) -> list[str]:
+    return [example.text for example in examples]
+
+
+def _files(section: ConfigDict) -> dict[str, list[str]]:
+    """Training files by the config field that names them."""
+    fields = ("positives", "negatives") if section.kind == "reference" else ("labelled",)
+    return {field: labelled.find_files(f"classifier.{field}", section[field]) for field in fields}
+
+
+def _read(section: ConfigDict) -> tuple[list[Example], Counter[str]]:
+    files = _files(section)
+    if section.kind == "reference":
+        return labelled.read_reference(files["positives"], files["negatives"],
+                                       section.max_documents, section.seed)
+    return labelled.read_targets(files["labelled"], section.target_field,
+                                 section.kind == "regression", section.max_documents, section.seed)
+
+
+def _labels(section: ConfigDict, examples: list[Example]) -> tuple[str, ...]:
+    """Names of the classes, sorted; of the two of a reference classifier, the random one first."""
+    if section.kind == "regression":
+        return ()
+    labels = (("random", "reference") if section.kind == "reference"
+              else tuple(sorted({str(example.target) for example in examples})))
+    if len(labels) < 2:
+        raise UserError(f"classifier.labelled={section.labelled!r}",
+                        f"holds the labels {list(labels)} in `{section.target_field}`",
+                        "give documents of two labels or more")
+    if section.kind == "classes" and section.positive_label not in ("", *labels):
+        raise UserError(f"classifier.positive_label={section.positive_label!r}",
+                        f"is none of the labels {', '.join(labels)}",
+                        "set --config.classifier.positive_label to one of them, or to ''")
+    return labels
+
+
+def _check(section: ConfigDict) -> None:
+    """Raises `UserError` for the first field that makes no sense."""
+    if section.kind not in KINDS:
+        raise UserError(f"classifier.kind={section.kind!r}", "there is no such kind",
+                        f"choose one of {', '.join(KINDS)}")
+    if section.split_by not in ("host", "document"):
+        raise UserError(f"classifier.split_by={section.split_by!r}", "there is no such split",
+                        "choose host or document")
+    if section.num_buckets.bit_count() != 1 or not 2 <= section.num_buckets <= 1 << 30:
+        raise UserError(f"classifier.num_buckets={section.num_buckets}",
+                        "must be a power of two up to 2**30", "set e.g. 1048576")
+    for field, low, high in (("max_documents", 0, float("inf")), ("max_words", 1, 5),
+                             ("num_epochs", 1, float("inf")), ("batch_size", 1, float("inf")),
+                             ("heldout_frac", 0.001, 0.5), ("calibration_frac", 0.001, 0.5)):
+        if not low <= section[field] <= high:
+            raise UserError(f"classifier.{field}={section[field]}",
+                            f"must lie between {low} and {high}",
+                            f"set --config.classifier.{field}")
+
+
+def _check_parts(parts: Mapping[str, list[Example]], labels: tuple[str, ...]) -> None:
+    """Raises `UserError` when a split is empty, or one of the labels is missing in it."""
+    for name, part in parts.items():
+        found = {example.target for example in part}
+        missing = [label for label in labels if label not in found]
+        if missing or not part:
+            of_label = f" labelled {missing[0]!r}" if missing else ""
+            raise UserError(f"the {name} split of the documents", f"holds none{of_label}",
+                            "give more documents, or pages of more hosts, or set "
+                            "--config.classifier.split_by=document")
+
+
+if __name__ == "__main__":
+    entry.run_stage("classifier", build, inputs=fingerprint_inputs)

@@ -1,0 +1,179 @@
+"""URLs: ranges over HTTP, a store in memory in the place of s3 and gs, servers that misbehave."""
+
+import gzip
+import http.server
+import io
+import json
+import threading
+import time
+from pathlib import Path
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from warcio.statusandheaders import StatusAndHeaders
+from warcio.warcwriter import WARCWriter
+
+from core.errors import UserError
+from data.readers import storage
+from data.readers.read import read
+from data.readers.records import Corrupt, RawRecord
+from data.readers.units import content_fingerprint, find_inputs, plan
+
+ROWS = [{"text": f"row {i}", "source": f"s{i}"} for i in range(300)]
+
+
+def make_files() -> dict[str, bytes]:
+    """The same documents in every format that can be cut."""
+    archive, table = io.BytesIO(), io.BytesIO()
+    writer = WARCWriter(archive, gzip=True)
+    for row in ROWS:
+        body = row["text"].encode()
+        writer.write_record(writer.create_warc_record(
+            row["source"], "response", payload=io.BytesIO(body), length=len(body),
+            http_headers=StatusAndHeaders("200 OK", [("Content-Type", "text/plain")], "HTTP/1.1")))
+    pq.write_table(pa.Table.from_pylist(ROWS), table, row_group_size=40)
+    lines = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+    return {"rows.jsonl": lines, "rows.jsonl.gz": gzip.compress(lines),
+            "pages.warc.gz": archive.getvalue(), "rows.parquet": table.getvalue()}
+
+
+FILES = make_files()
+
+
+class RangeHandler(http.server.BaseHTTPRequestHandler):
+    """Serves `FILES` with ranges; `/hang/...` stops after the headers, `/flaky/...` fails once."""
+
+    protocol_version = "HTTP/1.1"
+    flaked, ranges, released = set(), [], threading.Event()
+
+    def do_HEAD(self):
+        self.answer(with_body=False)
+
+    def do_GET(self):
+        self.answer(with_body=True)
+
+    def answer(self, with_body: bool) -> None:
+        *_, way, name = self.path.split("/")
+        data, asked = FILES.get(name), self.headers.get("Range")
+        is_flaky = way == "flaky" and with_body and asked not in self.flaked
+        if data is None or is_flaky:
+            self.flaked.add(asked)
+            self.send_error(404 if data is None else 503)
+            return
+        start, stop = 0, len(data)
+        if asked:
+            first, last = asked.removeprefix("bytes=").split("-")
+            start, stop = int(first), min(int(last) + 1, len(data)) if last else len(data)
+            self.ranges.append((start, stop))
+        self.send_response(206 if asked else 200)
+        self.send_header("Content-Length", str(stop - start))
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("ETag", '"v1"')
+        if asked:
+            self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(data)}")
+        self.end_headers()
+        if with_body and way == "hang":
+            self.released.wait(10)
+        elif with_body:
+            self.wfile.write(data[start:stop])
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def address():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), RangeHandler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    RangeHandler.released.set()
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def bucket():
+    store = fsspec.filesystem("memory")
+    for name, content in FILES.items():
+        store.pipe(f"/bucket/crawl/{name}", content)
+    store.pipe("/bucket/crawl/sub/a.txt", b"a text")
+    yield "memory://bucket"
+    store.rm("/bucket", recursive=True)
+
+
+def read_all(paths, unit_bytes=1 << 40):
+    return [item for unit in plan(paths, unit_bytes) for item in read(unit)]
+
+
+@pytest.mark.parametrize("unit_bytes", [2000, 1 << 40])
+@pytest.mark.parametrize("name", FILES)
+def test_http_ranges_give_every_record_once(address, name, unit_bytes):
+    paths = find_inputs(f"{address}/{name}")
+    assert [item.source for item in read_all(paths, unit_bytes)] == [r["source"] for r in ROWS]
+
+
+def test_a_unit_reads_its_range_and_little_more(address, monkeypatch):
+    monkeypatch.setattr(storage, "REMOTE_BLOCK_BYTES", 1024)
+    monkeypatch.setitem(FILES, "large.jsonl", FILES["rows.jsonl"] * 400)
+    middle = plan([f"{address}/large.jsonl"], 100_000)[20]
+    RangeHandler.ranges.clear()
+    assert list(read(middle))
+    assert min(start for start, _ in RangeHandler.ranges if start) >= middle.start - 1
+    assert sum(stop - start for start, stop in RangeHandler.ranges) < (3 << 20)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_bucket_reads_as_a_local_folder_does(bucket, tmp_path, name):
+    path, = find_inputs(f"{bucket}/crawl/{name}")
+    (tmp_path / name).write_bytes(FILES[name])
+    for unit_bytes in (2000, 1 << 40):
+        assert [(unit.start, unit.stop) for unit in plan([path], unit_bytes)] == [
+            (unit.start, unit.stop) for unit in plan([str(tmp_path / name)], unit_bytes)]
+        assert read_all([path], unit_bytes) == read_all([str(tmp_path / name)])
+
+
+def test_folders_and_globs_are_found_in_a_bucket(bucket):
+    assert find_inputs(f"{bucket}/crawl/*.warc.gz, {bucket}/crawl/*.jsonl") == [
+        "memory:///bucket/crawl/pages.warc.gz", "memory:///bucket/crawl/rows.jsonl"]
+    folder, *files = find_inputs(f"{bucket}/crawl")
+    assert folder == f"{bucket}/crawl/"
+    assert [Path(path).name for path in files] == sorted(FILES)
+    assert read_all([folder]) == [RawRecord("sub/a.txt", b"a text", "text/plain")]
+    with pytest.raises(UserError, match="matches no input"):
+        find_inputs(f"{bucket}/none.jsonl")
+
+
+def test_fingerprints_follow_what_the_storage_tells(address, bucket):
+    mark = content_fingerprint(f"{address}/rows.jsonl")
+    assert mark == f'ETag="v1" size={len(FILES["rows.jsonl"])}'
+    before = content_fingerprint(f"{bucket}/crawl/rows.jsonl")
+    assert before == content_fingerprint(f"{bucket}/crawl/rows.jsonl")
+    assert f"size={len(FILES['rows.jsonl'])}" in before
+    time.sleep(0.01)
+    fsspec.filesystem("memory").pipe("/bucket/crawl/rows.jsonl", FILES["rows.jsonl"])
+    assert content_fingerprint(f"{bucket}/crawl/rows.jsonl") != before
+
+
+def test_a_failure_that_passes_is_tried_again(address, monkeypatch):
+    monkeypatch.setattr(storage, "RETRY_SECS", 0)
+    assert len(read_all([f"{address}/flaky/rows.jsonl"])) == len(ROWS)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_server_that_hangs_costs_the_unit_and_is_named(address, monkeypatch, name):
+    monkeypatch.setattr(storage, "REMOTE_TIMEOUT_SECS", 0.1)
+    monkeypatch.setattr(storage, "RETRY_SECS", 0)
+    unit, = plan([f"{address}/hang/{name}"], 1 << 40)
+    item, = read(unit)
+    assert isinstance(item, Corrupt) and item.reason.endswith("timed out")
+
+
+def test_a_missing_page_is_bad_input(address):
+    with pytest.raises(UserError, match="matches no input"):
+        find_inputs(f"{address}/none.jsonl")
+    with pytest.raises(UserError, match="cannot be read"):
+        plan([f"{address}/none.jsonl"], 1000)

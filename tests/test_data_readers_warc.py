@@ -1,0 +1,290 @@
+"""WARC, WET, WAT and ARC: every record out of one unit, and damage that costs itself alone."""
+
+import gzip
+import io
+import itertools
+import os
+import random
+import resource
+import zlib
+from collections import Counter
+from pathlib import Path
+
+import brotli
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from warcio.archiveiterator import ArchiveIterator
+from warcio.statusandheaders import StatusAndHeaders
+from warcio.warcwriter import WARCWriter
+
+from data.readers import records, warc
+from data.readers.read import read
+from data.readers.records import Corrupt, RawRecord, Skipped
+from data.readers.units import Unit, plan
+
+Pages = list[tuple[str, bytes, str, dict[str, str]]]
+
+
+def write_warc(path: Path, pages: Pages, is_gzip: bool = True) -> list[int]:
+    """Writes (url, body, status, headers) records; returns the end of each in the file."""
+    ends = []
+    with open(path, "wb") as file:
+        writer = WARCWriter(file, gzip=is_gzip)
+        for url, body, status, headers in pages:
+            http = StatusAndHeaders(status, list(headers.items()), "HTTP/1.1")
+            writer.write_record(writer.create_warc_record(
+                url, "response", payload=io.BytesIO(body), length=len(body), http_headers=http))
+            ends.append(file.tell())
+    return ends
+
+
+def html(url: str, body: bytes, **headers: str) -> tuple[str, bytes, str, dict[str, str]]:
+    return url, body, "200 OK", {"Content-Type": "text/html"} | headers
+
+
+def read_all(path, unit_bytes=1 << 40):
+    return [item for unit in plan([str(path)], unit_bytes) for item in read(unit)]
+
+
+def reasons(items) -> Counter:
+    return Counter(getattr(item, "reason", "record") for item in items)
+
+
+@pytest.fixture(scope="module")
+def pages() -> Pages:
+    rng = random.Random(0)
+    return [html(f"http://{i}/", b"<p>%d</p>" % i * rng.randrange(1, 300)
+                 + rng.randbytes(300).replace(b"\0", b"-"))
+            for i in range(12)]
+
+
+def test_warc_gives_pages_and_names_what_is_none(tmp_path):
+    path = tmp_path / "crawl.warc.gz"
+    write_warc(path, [
+        ("http://a/", b"<p>a</p>", "200 OK", {"Content-Type": "Text/HTML; charset=latin-1"}),
+        ("http://b/", b"gone", "404 Not Found", {"Content-Type": "text/html"}),
+        ("http://c/", b"\x89PNG", "200 OK", {"Content-Type": "image/png"}),
+        ("http://d/", b" \n", "200 OK", {"Content-Type": "text/html"}),
+        ("http://e/", b"%PDF\0\0\1\0", "200 OK", {"Content-Type": "text/html"}),
+        ("http://f/", "ж".encode("utf-16-le") * 9 + b"a\0" * 9, "200 OK", {})])
+    page, *rest, utf16 = read_all(path)
+    assert (page.source, page.content, page.content_type, page.charset) == (
+        "http://a/", b"<p>a</p>", "text/html", "latin-1")
+    assert rest == [Skipped("http://b/", "warc: http status is not 200"),
+                    Skipped("http://c/", "warc: content is not text"),
+                    Skipped("http://d/", "empty"), Skipped("http://e/", "binary content")]
+    assert isinstance(utf16, RawRecord)
+
+
+@pytest.mark.parametrize("form", ["gzip", "plain", "one_member"])
+@given(unit_bytes=st.integers(60, 9000))
+def test_units_hold_every_record_once(tmp_path_factory, pages, form, unit_bytes):
+    path = tmp_path_factory.getbasetemp() / f"{form}.warc{'' if form == 'plain' else '.gz'}"
+    if not path.exists():
+        write_warc(path, pages, is_gzip=form == "gzip")
+        if form == "one_member":
+            path.write_bytes(gzip.compress(path.read_bytes()))
+    units = plan([str(path)], unit_bytes)
+    assert (units[0].start, units[-1].stop) == (0, path.stat().st_size)
+    assert all(left.stop == right.start for left, right in itertools.pairwise(units))
+    items = [item for unit in units for item in read(unit)]
+    assert [(item.source, item.content) for item in items] == [page[:2] for page in pages]
+
+
+def test_a_cut_between_two_records_gives_each_to_one_unit(tmp_path, pages):
+    for is_gzip in (True, False):
+        path = tmp_path / f"crawl.warc{'.gz' * is_gzip}"
+        cuts = [0, *write_warc(path, pages, is_gzip)]
+        for start, stop, page in zip(cuts, cuts[1:], pages):
+            assert [item.source for item in read(Unit(str(path), start, stop))] == [page[0]]
+
+
+def test_a_cut_file_gives_the_whole_records_before_and_one_corrupt(tmp_path, pages):
+    for is_gzip in (True, False):
+        path = tmp_path / f"crawl.warc{'.gz' * is_gzip}"
+        ends = write_warc(path, pages[:3], is_gzip)
+        data = path.read_bytes()
+        for size in [*range(25, len(data), 61), *(end + 30 for end in ends[:2])]:
+            if size in ends:
+                continue
+            path.write_bytes(data[:size])
+            items = read_all(path)
+            whole = sum(end <= size for end in ends)
+            assert [item.content for item in items[:whole]] == [
+                page[1] for page in pages[:whole]], (is_gzip, size)
+            assert any(isinstance(item, Corrupt) for item in items[whole:]), (is_gzip, size)
+
+
+def test_damage_costs_one_record(tmp_path, pages):
+    path = tmp_path / "crawl.warc.gz"
+    ends = write_warc(path, pages)
+    data, rng = path.read_bytes(), random.Random(1)
+    for _ in range(60):
+        place = rng.randrange(12, len(data))
+        hit = sum(end <= place for end in ends)
+        path.write_bytes(data[:place] + bytes([data[place] ^ 0x55]) + data[place + 1:])
+        found = {item.source for item in read_all(path, 2000) if isinstance(item, RawRecord)}
+        assert found >= {page[0] for index, page in enumerate(pages) if index != hit}, place
+
+
+def test_a_zip_bomb_costs_one_record_and_no_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "MAX_RECORD_BYTES", 1 << 20)
+    monkeypatch.setattr(warc, "MAX_RECORD_BYTES", 1 << 20)
+    bomb = bytes(200 << 20)
+    path = tmp_path / "bomb.warc.gz"
+    write_warc(path, [html("http://a/", b"a"), html("http://bomb/", bomb), html("http://b/", b"b"),
+                      html("http://http-bomb/", gzip.compress(bomb, 1),
+                           **{"Content-Encoding": "gzip"}), html("http://c/", b"c")])
+    del bomb
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert reasons(read_all(path)) == {"record": 3, "warc: record is too large": 2}
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
+
+
+@pytest.mark.parametrize(("encoding", "body"), [
+    ("gzip", gzip.compress(b"text")), ("X-GZIP", gzip.compress(b"text")),
+    ("deflate", zlib.compress(b"text")), ("br", brotli.compress(b"text")),
+    ("zstd", pa.compress(b"text", codec="zstd", asbytes=True)),
+    ("gzip, br", brotli.compress(gzip.compress(b"text"))),
+    ("identity", b"text"), ("none", b"text"), ("utf-8", b"text")])
+def test_content_encodings_are_undone_where_they_are_some(tmp_path, encoding, body):
+    path = tmp_path / "crawl.warc.gz"
+    write_warc(path, [html("http://a/", body, **{"Content-Encoding": encoding}),
+                      html("http://b/", b"b")])
+    assert [item.content for item in read_all(path)] == [b"text", b"b"]
+
+
+def test_broken_encodings_cost_their_record(tmp_path):
+    path = tmp_path / "crawl.warc.gz"
+    write_warc(path, [html("http://a/", b"no gzip", **{"Content-Encoding": "gzip"}),
+                      html("http://b/", b"zz\r\nno chunks", **{"Transfer-Encoding": "chunked"}),
+                      html("http://d/", b"1\r\nd\r\n0\r\n\r\n",
+                           **{"Transfer-Encoding": "chunked"})])
+    *broken, sound = read_all(path)
+    assert [type(item) for item in broken] == [Corrupt] * 2
+    assert sound.content == b"d"
+
+
+def test_a_broken_record_does_not_cost_the_rest_of_its_gzip_member(tmp_path):
+    path = tmp_path / "crawl.warc.gz"
+    write_warc(path, [html("http://a/", b"no gzip", **{"Content-Encoding": "gzip"}),
+                      html("http://b/", b"b")], is_gzip=False)
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    assert [type(item) for item in read_all(path)] == [Corrupt, RawRecord]
+
+
+@pytest.mark.parametrize("unit_bytes", [100, 333, 1 << 40])
+def test_a_page_about_archives_is_no_archive(tmp_path, unit_bytes):
+    path = tmp_path / "crawl.warc"
+    example = b"WARC/1.0\r\nWARC-Type: response\r\nContent-Length: 9\r\n\r\n<p>body</p>"
+    write_warc(path, [html(f"http://{i}/", b"<pre>\r\n\r\n" + example + b"x" * 300 + b"</pre>")
+                      for i in range(3)], is_gzip=False)
+    assert [item.source for item in read_all(path, unit_bytes)] == [
+        "http://0/", "http://1/", "http://2/"]
+
+
+MISLABELLED = {
+    "page.warc.gz": b"<html><p>no archive</p></html>",
+    "packed-page.warc.gz": gzip.compress(b"<html><p>no archive</p></html>"),
+    "table.warc": b"PAR1" + bytes(range(256)) * 9,
+    "empty.warc.gz": b"",
+    "packed-empty.warc.gz": gzip.compress(b""),
+    "half.warc": b"WARC/1.0\r\nWARC-Type: respo",
+    "page.arc.gz": b"<html><p>no archive</p></html>",
+    "noise.arc.gz": gzip.compress(bytes(range(256)) * 99)[:-9],
+    "empty.arc": b"",
+    "noise.warc.zst": b"\x28\xb5\x2f\xfd" + bytes(range(200)),
+}
+
+
+@pytest.mark.parametrize("name", MISLABELLED)
+def test_what_is_no_archive_is_one_corrupt_file(tmp_path, name):
+    (tmp_path / name).write_bytes(MISLABELLED[name])
+    items = read_all(tmp_path / name)
+    assert isinstance(items[-1], Corrupt) and "record" not in reasons(items)
+    assert not any(character.isdigit() for item in items for character in item.reason)
+
+
+def test_plain_and_zst_archives_hold_what_the_gzip_does(tmp_path, pages):
+    plain, packed = tmp_path / "a.warc", tmp_path / "a.warc.zst"
+    write_warc(plain, pages, is_gzip=False)
+    packed.write_bytes(pa.compress(plain.read_bytes(), codec="zstd", asbytes=True))
+    mislabelled = tmp_path / "b.warc.gz"
+    mislabelled.write_bytes(plain.read_bytes())
+    for path in (plain, packed, mislabelled):
+        assert [item.source for item in read_all(path)] == [page[0] for page in pages], path.name
+    packed.write_bytes(packed.read_bytes()[:-40])
+    assert isinstance(read_all(packed)[-1], Corrupt)
+
+
+FIXTURES = {        # as `warcio index` lists them; see each test for what warcio cannot read
+    "whirlwind.warc.gz": {"record": 1, "warc: warcinfo record": 1, "warc: request record": 1,
+                          "warc: metadata record": 1},
+    "whirlwind.warc.wet.gz": {"record": 1, "warc: warcinfo record": 1},
+    "whirlwind.warc.wat.gz": {"wat: metadata only": 1, "warc: warcinfo record": 1},
+    "warcio/example.warc.gz": {"record": 1, "warc: warcinfo record": 2, "warc: request record": 2,
+                               "warc: revisit record": 1},
+    "warcio/example-bad-non-chunked.warc.gz": {     # one gzip member: warcio stops after the first
+        "record": 1, "warc: warcinfo record": 2, "warc: request record": 2,
+        "warc: revisit record": 1},
+    "warcio/example-resource.warc.gz": {"record": 1, "warc: warcinfo record": 2},
+    "warcio/example-wget-bad-target-uri.warc.gz": {
+        "record": 3, "warc: warcinfo record": 1, "warc: request record": 1,
+        "warc: metadata record": 1},
+    "warcio/example-wrong-chunks.warc.gz": {        # members cut anywhere: warcio stops, too
+        "record": 1, "warc: request record": 1},
+    "warcio/post-test.warc.gz": {"record": 3, "warc: request record": 3},
+    "warcio/example.arc.gz": {"record": 1, "arc: warcinfo record": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def fixtures() -> Path:
+    root = os.environ.get("HEARTWOOD_DATASETS")
+    if not root:
+        pytest.skip("HEARTWOOD_DATASETS is not set")
+    return Path(root) / "warc"
+
+
+@pytest.mark.parametrize("name", FIXTURES)
+def test_real_archives_give_the_right_counts(fixtures, name):
+    whole = read_all(fixtures / name)
+    assert reasons(whole) == FIXTURES[name]
+    for unit_bytes in (100, 700, 5000):
+        assert read_all(fixtures / name, unit_bytes) == whole
+
+
+@pytest.mark.parametrize("name", [name for name in FIXTURES
+                                  if "non-chunked" not in name and "wrong-chunks" not in name])
+def test_records_are_those_that_warcio_reads(fixtures, name):
+    with open(fixtures / name, "rb") as file:
+        theirs = [record.content_stream().read() for record in ArchiveIterator(file, arc2warc=True)
+                  if record.rec_type in ("response", "resource", "conversion")]
+    assert [item.content for item in read_all(fixtures / name)
+            if isinstance(item, RawRecord)] == theirs
+
+
+def test_real_pages_keep_address_and_type(fixtures):
+    page, = (item for item in read_all(fixtures / "whirlwind.warc.gz")
+             if isinstance(item, RawRecord))
+    text, = (item for item in read_all(fixtures / "whirlwind.warc.wet.gz")
+             if isinstance(item, RawRecord))
+    assert page.source == text.source == "https://an.wikipedia.org/wiki/Escopete"
+    assert (page.content_type, text.content_type) == ("text/html", "text/plain")
+    assert text.content.startswith(b"Escopete - Biquipedia")
+    wget = read_all(fixtures / "warcio/example-wget-bad-target-uri.warc.gz")
+    assert "http://example.com/" in {item.source for item in wget}
+    arc = read_all(fixtures / "warcio/example.arc.gz")[-1]
+    assert (arc.source, arc.content_type) == ("http://example.com/", "text/html")
+    assert b"Example Domain" in arc.content
+
+
+def test_a_cut_arc_gives_what_is_whole(fixtures, tmp_path):
+    data = (fixtures / "warcio/example.arc.gz").read_bytes()
+    for size in range(10, len(data), 17):
+        (tmp_path / "cut.arc.gz").write_bytes(data[:size])
+        assert isinstance(read_all(tmp_path / "cut.arc.gz")[-1], Corrupt), size
+    (tmp_path / "plain.arc").write_bytes(gzip.decompress(data))
+    assert reasons(read_all(tmp_path / "plain.arc")) == FIXTURES["warcio/example.arc.gz"]
