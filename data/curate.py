@@ -375,7 +375,7 @@ class Curation:
 
 
 def fingerprint_inputs(config: ConfigDict) -> dict[str, str]:
-    """What decides the result beside the config: raw inputs, and the content of every file named."""
+    """What decides the result beside the config: raw inputs and every file that is named."""
     section = config.curate
     if section.inputs == "embedded":
         raw = {"embedded": digest(_embedded_inputs(section))}

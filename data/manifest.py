@@ -23,6 +23,7 @@ from data.tokenizer import SPLIT_PATTERN, Tokenizer
 ESTIMATE_VOCABULARY = 8192
 ESTIMATE_BYTES = 2_000_000      # of each domain's text that tokens are estimated by
 EXAMPLE_CHARS, MAX_EXAMPLES = 600, 8
+MIN_ALARM_DOCUMENTS = 5     # a source of fewer is no source to speak of
 DEDUP_STAGES = {"exact_dedup", "near_dedup"}
 
 
@@ -69,7 +70,8 @@ def find_alarms(funnel: Sequence[Mapping[str, Any]], measured: Sequence[Mapping[
                 lost[path] += sum(count["documents"] for count in removed)
     return [{"source": name, "documents_in": entered[name],
              "removed_frac": round(lost[name] / entered[name], 4), "reason": "deduplication"}
-            for name in sorted(lost) if lost[name] > max_frac * entered[name]]
+            for name in sorted(lost)
+            if entered[name] >= MIN_ALARM_DOCUMENTS and lost[name] > max_frac * entered[name]]
 
 
 def merge_histograms(decided: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

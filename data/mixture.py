@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import grain
@@ -17,7 +18,7 @@ import numpy as np
 from core.errors import UserError
 from data.rows import PACKINGS
 
-PROPORTION_BITS = 40
+MAX_DENOMINATOR = 10**12     # of a weight as a fraction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,40 +64,45 @@ def plan_mixture(sizes_tokens: Mapping[str, int], *, total_tokens: int,
             caps leave less than `total_tokens`.
     """
     names = sorted(sizes_tokens)
-    upweight, used_tokens = dict(upweight or {}), dict(used_tokens or {})
     caps = max_epochs if isinstance(max_epochs, Mapping) else dict.fromkeys(names, max_epochs)
-    for field, given in (("weights", weights or {}), ("upweight", upweight), ("max_epochs", caps),
-                         ("used_tokens", used_tokens), ("sizes_tokens", sizes_tokens)):
+    upweight, used_tokens = upweight or {}, used_tokens or {}
+    for field, given in (("sizes_tokens", sizes_tokens), ("weights", weights or {}),
+                         ("upweight", upweight), ("max_epochs", caps),
+                         ("used_tokens", used_tokens)):
         _check_numbers(field, given, names)
     if total_tokens < 1:
         raise UserError(f"total_tokens={total_tokens}", "must be positive", "set a larger budget")
+    sizes = np.array([float(sizes_tokens[name]) for name in names])
+    used = np.array([float(used_tokens.get(name, 0)) for name in names])
+    shares = _shares_by_size(sizes, temperature) if weights is None else np.array(
+        [float(weights.get(name, 0)) for name in names])
     if weights is not None and temperature is not None:
         raise UserError(f"temperature={temperature}", "stands beside weights by hand",
                         "give one of the two")
-    sizes = np.array([float(sizes_tokens[name]) for name in names])
-    if weights is not None:
-        shares = np.array([float(weights.get(name, 0)) for name in names])
-    else:
-        shares = np.where(sizes > 0, np.maximum(sizes, 1) ** (
-            1.0 if temperature is None else temperature), 0)
-    shares *= [upweight.get(name, 1.0) for name in names]
+    shares = shares * [upweight.get(name, 1.0) for name in names]
     if not shares.sum() > 0:
         raise UserError(f"weights={dict(weights or {})}", "give no domain a positive share",
                         "give one that holds tokens a positive weight")
     shares /= shares.sum()
-    used = np.array([float(used_tokens.get(name, 0)) for name in names])
-    rooms = [caps.get(name, math.inf) * size if size else 0.0 for name, size in zip(names, sizes)]
-    rooms = np.maximum(np.floor(np.array(rooms) * (1 + 1e-12)) - used, 0)
+    rooms = np.array([caps.get(name, math.inf) * size if size else 0.0
+                      for name, size in zip(names, sizes)])
+    rooms = np.maximum(np.floor(rooms) - used, 0)
     tokens = _fill(shares, rooms, total_tokens)
-    warnings = _warnings(names, shares, tokens, rooms, (used + tokens) / np.maximum(sizes, 1))
-    left_out = [f"{name} is left out: its share is 0" for name, share in zip(names, shares)
-                if share == 0]
+    epochs = (used + tokens) / np.maximum(sizes, 1)
     return MixturePlan(
         weights={name: float(count) / total_tokens for name, count in zip(names, tokens)},
         tokens={name: int(count) for name, count in zip(names, tokens)},
-        epochs={name: float((past + count) / size) if size else 0.0
-                for name, past, count, size in zip(names, used, tokens, sizes)},
-        warnings=(*left_out, *warnings))
+        epochs=dict(zip(names, epochs.tolist())),
+        warnings=tuple(_warnings(names, shares, tokens, rooms, epochs)))
+
+
+def _shares_by_size(sizes: np.ndarray, temperature: float | None) -> np.ndarray:
+    if temperature is None:
+        temperature = 1.0
+    if not 0 <= temperature < math.inf:
+        raise UserError(f"temperature={temperature}", "must be a number that is not negative",
+                        "set one from 0 (uniform) to 1 (natural)")
+    return np.where(sizes > 0, (sizes / max(sizes.max(initial=0), 1)) ** temperature, 0.0)
 
 
 def _check_numbers(field: str, given: Mapping[str, float], names: Sequence[str]) -> None:
@@ -135,7 +141,9 @@ def _warnings(names: Sequence[str], shares: np.ndarray, tokens: np.ndarray, room
               epochs: np.ndarray) -> list[str]:
     total, lines = tokens.sum(), []
     for name, share, count, room, times in zip(names, shares, tokens, rooms, epochs):
-        if share and count >= room and share > count / total:
+        if not share:
+            lines.append(f"{name} is left out: its share is 0")
+        elif count >= room and share > count / total:
             lines.append(f"{name} gives {count / total:.2%} instead of {share:.2%}: it is seen "
                          f"{times:.4g} times, which is its cap")
         elif times > 1:
@@ -146,19 +154,20 @@ def _warnings(names: Sequence[str], shares: np.ndarray, tokens: np.ndarray, room
 class Interleave:
     """Which domain gives the row at an index, and which of its rows; a Grain selection map.
 
-    Up to every index, each domain has given its share of the rows, rounded. Grain's own `mix`
-    takes shares to a hundredth of the smallest, which is rows too many in a long run; where that
-    is exact, the two agree.
+    Up to every index each domain has given its share of the rows to within a few, and exactly
+    where the shares are whole rows. Grain's own `mix` cuts shares to a hundredth of the smallest,
+    which in a long run is many rows; where that cuts nothing, the two agree.
 
     Args:
-        weights: of the domains, positive.
+        weights: of the domains, positive; 0.1 is taken for the tenth that it stands for.
         num_rows: length of the mixture; it changes no row.
     """
 
     def __init__(self, weights: Sequence[float], num_rows: int):
-        total = sum(weights)
-        self._proportions = [max(round(weight / total * 2**PROPORTION_BITS), 1)
-                             for weight in weights]
+        exact = [Fraction(weight).limit_denominator(MAX_DENOMINATOR) or Fraction(weight)
+                 for weight in weights]
+        scale = math.lcm(*(weight.denominator for weight in exact))
+        self._proportions = [int(weight * scale) for weight in exact]
         self._num_rows = num_rows
 
     def __len__(self) -> int:

@@ -9,7 +9,7 @@ row is found by its number alone: the whole state of a loader is one integer.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import grain
@@ -50,8 +50,7 @@ class TokenRows:
         num_inputs = len(tokens) - 1
         first, last = self._ends.searchsorted((start, start + num_inputs), side="right")
         begins = (self._ends[first:last] - start).tolist()  # of documents, among these tokens
-        row = lay_out(tokens[:-1], tokens[1:], [0, *(b for b in begins if b < num_inputs)],
-                      self._row_length)
+        row = lay_out(tokens[:-1], tokens[1:], [0, *begins], self._row_length)
         for begin in begins:  # nothing before it tells a document's first token
             row.loss_weights_BL[begin - 1] = 0
         if start:
@@ -163,26 +162,6 @@ def show(row: Batch, tokenizer: Tokenizer) -> str:
         lines.append(f"{place:6}-{end - 1:<6} document {segment:<3} weight {weight:<4g} {text}")
         place = end
     return "\n".join(lines)
-
-
-def mixture(folder: Path, weights: Mapping[str, float], row_length: int, *, num_rows: int,
-            seed: int) -> grain.MapDataset:
-    """An endless, shuffled, deterministic mix of domains, cut to `num_rows` rows.
-
-    Args:
-        weights: share of rows from each domain; domains of weight 0 are left out.
-
-    Raises:
-        UserError: no weight is positive, or a domain is not in the folder.
-    """
-    shares = {name: float(weight) for name, weight in weights.items() if weight > 0}
-    if not shares:
-        raise UserError(f"mixture={dict(weights)}", "gives no domain a positive weight",
-                        "set one, e.g. --config.pretrain.mixture.pages=1.0")
-    parts = [grain.MapDataset.source(TokenRows(folder, name, row_length)).seed(seed + i)
-             .shuffle().repeat() for i, name in enumerate(sorted(shares))]
-    mixed = grain.MapDataset.mix(parts, [shares[name] for name in sorted(shares)])
-    return mixed[:num_rows]
 
 
 def batches(rows: grain.MapDataset, batch_size: int) -> grain.MapDataset:

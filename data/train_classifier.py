@@ -19,13 +19,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.scipy.optimize import minimize
 from ml_collections import ConfigDict
 
 from core import entry
 from core.errors import UserError
 from core.progress import Progress
 from data import labelled
+from data.calibration import calibrate
 from data.classifier import KINDS, Classifier, Features, featurise
 from data.classifier_metrics import evaluate_classes, evaluate_regression
 from data.labelled import Example
@@ -104,38 +104,10 @@ def train(features: Features, targets: np.ndarray, section: ConfigDict,
     return np.asarray(params["weights"]), np.asarray(params["bias"])
 
 
-def calibrate(classifier: Classifier, outputs: np.ndarray, targets: np.ndarray) -> Classifier:
-    """Folds a scale, and a shift per output, into the weights, so that scores mean what they say.
-
-    Platt scaling with his smoothed targets, which keep the scale finite when the documents are
-    told apart without an error; for many labels temperature scaling with a bias each
-    (arXiv:1706.04599, section 4.2; arXiv:1901.06852). A regression is scaled by least squares.
-
-    Args:
-        outputs: [num_documents, num_outputs] of documents that were not trained on.
-    """
-    if classifier.kind == "regression":
-        spread = outputs[:, 0].var()
-        scale = np.cov(outputs[:, 0], targets, bias=True)[0, 1] / spread if spread else 1.0
-        shift = np.array([targets.mean() - scale * outputs[:, 0].mean()])
-    else:
-        num_labels = len(classifier.labels)
-        counts = np.bincount(targets, minlength=num_labels)[targets]
-        truth = np.repeat(((1 / (counts + 2)) / (num_labels - 1))[:, None], num_labels, axis=1)
-        truth[np.arange(len(targets)), targets] = (counts + 1) / (counts + 2)
-        found = minimize(
-            lambda free: -(truth * _log_probabilities(free[0] * outputs + free[1:])).sum(1).mean(),
-            jnp.zeros(num_labels).at[0].set(1.0), method="BFGS")
-        scale, shift = np.asarray(found.x[0]), np.asarray(found.x[1:])
-    return Classifier(classifier.kind, classifier.labels, classifier.positive,
-                      classifier.max_words, (classifier.weights * scale).astype(np.float32),
-                      (classifier.bias * scale + shift).astype(np.float32))
-
-
 def _apply(params: Mapping[str, jax.Array], batch: Mapping[str, jax.Array],
            batch_size: int) -> jax.Array:
     """Outputs of a batch: [batch_size, num_outputs]. Padding belongs to document `batch_size`."""
-    terms = params["weights"][:, batch["buckets"]] * batch["values"]
+    terms = params["weights"][:, batch["buckets"]] * batch["values"][None]
     sums = jax.ops.segment_sum(terms.T, batch["owners"], batch_size + 1, indices_are_sorted=True)
     return sums[:batch_size] + params["bias"][None]
 

@@ -44,6 +44,11 @@ def test_a_run_of_n_words_is_found_and_a_shorter_one_is_not():
     assert index.find("") == index.find("no") == []
 
 
+def test_runs_across_two_items_are_of_neither():
+    index = _index(_text(0, 40), _text(1, 40), near_overlap=1.0)
+    assert not index.find(" ".join(_words(0, 40)[-12:] + _words(1, 40)[:12]))
+
+
 @pytest.mark.parametrize("num_words", (8, 13, 50))
 def test_the_length_of_the_run_is_an_option(num_words):
     index = _index(_text(0, 60), ngram_words=num_words, near_overlap=1.0)
@@ -162,4 +167,4 @@ def test_real_items_are_found_where_planted_and_nowhere_else():
         folder / "contamination" / "rephrase_gsm8k.jsonl.gz")][:300]
     found = sum(any(hit.item == number for hit in index.find(text))
                 for number, text in enumerate(rephrased))
-    assert found > 0.25 * len(rephrased)
+    assert found > 0.2 * len(rephrased)

@@ -66,6 +66,11 @@ def test_shingles_are_the_set_of_word_5grams():
     assert jaccard(one, other) == pytest.approx(1 / 3)
 
 
+def test_the_beginning_of_a_long_text_stands_for_it():
+    assert np.array_equal(shingles.shingle_batch(["a b c d e f g"], 5, max_chars=11)[0],
+                          shingles.shingle("a b c d e f", 5))
+
+
 def test_minhash_estimates_jaccard(sets):
     pairs = [pair for first in range(0, len(sets), 6)
              for pair in itertools.combinations(range(first, first + 6), 2)]

@@ -1,10 +1,9 @@
 """Line rules on cases like those of the reference implementations, and repeated blocks."""
 
-import numpy as np
 import pytest
 
 from data.filters.c4 import count_sentences
-from data.filters.lines import clean_lines, drop_lines, find_repeated_blocks, hash_lines
+from data.filters.lines import clean_lines
 from data.filters.presets import line_rules
 from data.filters.rules import Removal
 
@@ -114,42 +113,3 @@ def test_texts_without_lines(name, text):
 
 def test_without_rules_a_text_stays_as_it_is():
     assert clean_lines(" a \n\n{ b\n", {}).text == " a \n\n{ b\n"
-
-
-def _mark(texts, num_lines=3):
-    marks = find_repeated_blocks([hash_lines(text) for text in texts], num_lines)
-    return [drop_lines(text, mark) for text, mark in zip(texts, marks)]
-
-
-def test_a_block_stays_where_it_is_seen_first():
-    block = "Methods inherited\n\n  one()\ntwo()\n  three()"
-    kept = _mark([f"first page\n{block}\nend", f"second page\n{block}\nits own end"])
-    assert kept == [f"first page\n{block}\nend", "second page\n\nits own end"]
-
-
-def test_a_block_repeated_within_one_document_stays_once():
-    assert _mark(["a\nb\nc\nown\na\nb\nc"]) == ["a\nb\nc\nown"]
-    assert _mark(["a\nb\nc\na\nb\nc"]) == ["a\nb\nc"]
-
-
-def test_short_repeats_stay():
-    texts = ["Parameters\n----------\nx", "Parameters\n----------\ny"]
-    assert _mark(texts) == texts
-
-
-def test_what_is_marked_equals_a_plain_search():
-    key = np.random.default_rng(0)
-    texts = ["\n".join(key.choice(list("abcde "), 40)) for _ in range(12)]
-    marks = find_repeated_blocks([hash_lines(text) for text in texts], 3)
-    seen: dict[tuple, int] = {}
-    position = 0
-    for text, mark in zip(texts, marks):
-        rows = text.split("\n")
-        filled = [at for at, row in enumerate(rows) if row.strip()]
-        expected = np.zeros(len(rows), bool)
-        for start in range(len(filled) - 2):
-            block = tuple(rows[at] for at in filled[start:start + 3])
-            if seen.setdefault(block, position) + 3 <= position:
-                expected[filled[start:start + 3]] = True
-            position += 1
-        np.testing.assert_array_equal(mark, expected)

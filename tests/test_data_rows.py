@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from core.errors import UserError
 from data.batch import make_row
 from data.best_fit import best_fit
-from data.rows import BestFitRows, TokenRows, batches, mixture, show
+from data.mixture import mixture
+from data.rows import BestFitRows, TokenRows, batches, show
 
 L = 16
 

@@ -17,7 +17,8 @@ from ml_collections import ConfigDict
 from core import entry
 from core.artifacts import read_json
 from core.progress import format_count, log
-from data.rows import batches, mixture
+from data.mixture import mixture
+from data.rows import batches
 from eval.bits_per_byte import bits_per_byte
 from model.config import make_model_config
 from model.directory import save_model

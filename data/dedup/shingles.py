@@ -10,7 +10,6 @@ import xxhash
 
 from data.dedup.words import hash_words, mix
 
-NEAR_DEDUP_CHARS = 500_000   # of a longer text, the beginning stands for the whole
 BLOCK_SHINGLES = 1 << 14     # hashed at once: the block stays in the cache
 
 _STEP = np.uint64(0x9E3779B97F4A7C15)
@@ -29,14 +28,18 @@ def shingle(text: str, num_words: int) -> np.ndarray:
     return shingle_batch([text], num_words)[0]
 
 
-def shingle_batch(texts: Sequence[str], num_words: int) -> tuple[np.ndarray, np.ndarray]:
+def shingle_batch(texts: Sequence[str], num_words: int,
+                  max_chars: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Shingles of many texts at once.
+
+    Args:
+        max_chars: of a longer text, the beginning stands for the whole.
 
     Returns:
         shingles: [n] uint64, sorted and distinct within each text, text after text.
         offsets: [num_texts + 1] int64; text i has the shingles ``offsets[i]:offsets[i + 1]``.
     """
-    words, offsets = hash_words(texts)
+    words, offsets = hash_words([text[:max_chars] for text in texts])
     found = []
     for start, stop in zip(offsets[:-1].tolist(), offsets[1:].tolist()):
         found.append(_distinct(hash_grams(words[start:stop], min(num_words, stop - start))))

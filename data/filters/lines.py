@@ -1,13 +1,10 @@
-"""Line rules: lines that no document should keep, and blocks that the whole site repeats."""
+"""Line rules: lines that no document should keep."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
-
-import numpy as np
-import xxhash
 
 from data.filters.c4 import POLICY_STRINGS, apply_c4
 from data.filters.refinedweb import apply_refinedweb
@@ -73,62 +70,3 @@ def _apply_technical(text: str, rules: Mapping[str, Any],
 
 
 _FAMILIES = {"c4_": apply_c4, "refinedweb_": apply_refinedweb, "technical_": _apply_technical}
-
-
-def hash_lines(text: str) -> np.ndarray:
-    """One uint64 per line of `text`, of its stripped form; blank lines are 0."""
-    lines = text.split("\n")
-    return np.fromiter((xxhash.xxh3_64_intdigest(line.strip().encode()) if line.strip() else 0
-                        for line in lines), np.uint64, len(lines))
-
-
-def find_repeated_blocks(documents: Iterable[np.ndarray], num_lines: int) -> list[np.ndarray]:
-    """Marks lines that lie in a block of `num_lines` lines seen before, here or elsewhere.
-
-    A block is a run of non-blank lines, blank ones between them skipped. Its first occurrence
-    stays, whole: a line of it is not marked by a later block that begins inside it.
-
-    Args:
-        documents: line hashes of every document, as from `hash_lines`, in a fixed order.
-        num_lines: lines of the shortest block, at least 1.
-
-    Returns:
-        Per document, a boolean per line: True where the line is to go.
-    """
-    documents = list(documents)
-    filled = [np.flatnonzero(lines) for lines in documents]
-    blocks = [_hash_runs(lines[at], num_lines) for lines, at in zip(documents, filled)]
-    hashes = np.concatenate([np.zeros(0, np.uint64), *blocks])
-    _, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
-    seen_before = first[inverse] + num_lines <= np.arange(len(hashes))
-    marks, start = [], 0
-    for lines, at, block in zip(documents, filled, blocks):
-        mark = np.zeros(len(lines), bool)
-        begins = np.flatnonzero(seen_before[start:start + len(block)])
-        for offset in range(num_lines):
-            mark[at[begins + offset]] = True
-        marks.append(mark)
-        start += len(block)
-    return marks
-
-
-def drop_lines(text: str, mark: Sequence[bool]) -> str:
-    """`text` without its marked lines, and without more than one blank line in a row."""
-    kept, blank = [], True
-    for line, is_marked in zip(text.split("\n"), mark, strict=True):
-        if is_marked or (blank and not line.strip()):
-            continue
-        blank = not line.strip()
-        kept.append(line)
-    return "\n".join(kept).rstrip()
-
-
-def _hash_runs(values: np.ndarray, length: int) -> np.ndarray:
-    """Hash of each run of `length` consecutive values: [n] -> [n - length + 1], both uint64."""
-    if len(values) < length:
-        return np.zeros(0, np.uint64)
-    hashed = np.zeros(len(values) - length + 1, np.uint64)
-    for offset in range(length):
-        hashed = hashed * np.uint64(0x9E3779B97F4A7C15) + values[offset:offset + len(hashed)]
-        hashed ^= hashed >> np.uint64(29)
-    return hashed

@@ -17,9 +17,9 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
+from data.blocks import hash_lines
 from data.dedup.shingles import exact_key
 from data.extraction.guard import Failure, GuardedExtractor
-from data.filters.lines import hash_lines
 from data.filters.signals import measure_batch
 from data.language import identify
 from data.readers.read import read
