@@ -22,7 +22,7 @@ def make_curate() -> ConfigDict:
     """The section `curate` with every field, as it suits documents of any origin."""
     return ConfigDict(dict(
         out="corpus",
-        inputs="embedded",          # or comma-separated files, folders, globs, URLs; see data/readers
+        inputs="embedded",          # or files, folders, globs, URLs by commas; see data/readers
         domain="web",               # domain of documents that do not name their own
         packages="",                # embedded: comma-separated packages to render; "" = all known
         code_max_bytes=24_000_000,  # embedded: size of the source-code domain
@@ -46,10 +46,11 @@ def make_curate() -> ConfigDict:
             toxicity=dict(model="", min_score=0.0, max_score=0.4),
             nsfw=dict(model="", min_score=0.0, max_score=0.4)),
         keep_top_frac=1.0,          # of all documents, by quality
-        contamination=dict(tasks=(), fields=(), ngram_words=13, near_overlap=0.5),
-        dedup=dict(by_url=False, shingle_words=5, num_bands=14, rows_per_band=8, min_jaccard=0.8,
-                   alarm_frac=0.5, seed=0),
-        substrings=dict(num_tokens=0),  # longer passages that occurred before are cut; 0 = off
+        contamination=dict(tasks=(), fields=(), ngram_words=13, near_overlap=0.6),
+        dedup=dict(by_url=False, shingle_words=5, num_bands=20, rows_per_band=8, min_jaccard=0.8,
+                   alarm_frac=0.5, seed=0,
+                   bloom=dict(memory_bytes=0, false_positive_rate=1e-6)),   # 0 = exact search
+        substrings=dict(num_tokens=0),  # passages that long that occurred before go; 0 = off
         heldout=dict(frac=0.0, max_bytes=1_000_000, max_jaccard=0.5, max_containment=0.5,
                      domain="web"),
         seed=0))

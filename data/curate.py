@@ -177,7 +177,7 @@ class Curation:
         repeats = compare.find_repeats(
             self.measured, folder, by_url=self.section["dedup"]["by_url"],
             seen=[Path(corpus) / "exact.npy" for corpus in self.section["against"]],
-            memory_bytes=self.section["memory_bytes"])
+            memory_bytes=self.section["memory_bytes"], bloom=self.section["dedup"]["bloom"])
         rules = {name: self.section[name] for name in ("presets", "overrides", "languages")}
         self.decided = self._run(decide.decide, [
             {"measured": f"{path}.parquet", "repeats": str(repeat), **rules,

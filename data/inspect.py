@@ -4,10 +4,12 @@
     python -m data.inspect rule NAME --corpus=runs/quickstart/corpus [--num=5]
     python -m data.inspect doc ID --corpus=runs/quickstart/corpus
     python -m data.inspect diff A B [--num=2]
+    python -m data.inspect row DOMAIN NUMBER --tokens=runs/quickstart/tokens [--row_length=256]
     python -m data.inspect card --corpus=runs/quickstart/corpus
 
 `rules` lists every reason for which documents went, `rule` shows some of its documents, `doc` takes
-an id or its beginning, `diff` takes two corpora, `card` writes `report.html` anew.
+an id or its beginning, `diff` takes two corpora, `row` shows what a loss sees of a row of tokens,
+`card` writes `report.html` anew.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from data.corpus import Corpus
 from data.inspect_diff import compare
 from data.inspect_doc import beginning, tell
 
-COMMANDS = "`rules`, `rule NAME`, `doc ID`, `diff A B` or `card`"
+COMMANDS = "`rules`, `rule NAME`, `doc ID`, `diff A B`, `row DOMAIN NUMBER` or `card`"
 
 
 def rules(corpus: Corpus) -> dict[str, Any]:
@@ -85,6 +87,23 @@ def _lost_records(corpus: Corpus, reason: str, records: int, num: int) -> dict[s
     return {"rule": reason, "stage": "read", "documents": records, "shown": shown}
 
 
+def row_of(folder: Path, domain: str, number: int, row_length: int) -> dict[str, Any]:
+    """Prints what a loss sees of one row of a token folder.
+
+    Raises:
+        UserError: there is no such domain or row.
+    """
+    from data.rows import TokenRows, show  # Grain, and with it jax, is slow to import
+    from data.tokenizer import load_tokenizer
+
+    source = TokenRows(folder, domain, row_length)
+    if number >= len(source):
+        raise UserError(f"row {number}", f"{domain} has {len(source)} rows of {row_length}",
+                        f"give a number below {len(source)}")
+    print(visible(show(source[number], load_tokenizer(folder / "tokenizer"))))
+    return {"domain": domain, "row": number, "rows": len(source)}
+
+
 def main(words: list[str]) -> dict[str, Any]:
     """Runs the command that `words` name."""
     match words:
@@ -96,12 +115,20 @@ def main(words: list[str]) -> dict[str, Any]:
             return tell(_corpus(), document_id)
         case ["diff", first, second]:
             return compare(Corpus(Path(first)), Corpus(Path(second)), flags.FLAGS.num)
+        case ["row", domain, number] if number.isdigit():
+            return row_of(_tokens(), domain, int(number), flags.FLAGS.row_length)
         case ["card"]:
             folder = _corpus().folder
             write_card(folder)
             return {"card": str(folder / "report.html")}
     raise UserError(" ".join(words) or "no command", "is not a command of data.inspect",
                     f"write {COMMANDS}")
+
+
+def _tokens() -> Path:
+    if flags.FLAGS.tokens is None:
+        raise UserError("--tokens", "is missing", "try --tokens=runs/quickstart/tokens")
+    return Path(flags.FLAGS.tokens)
 
 
 def _corpus() -> Corpus:
@@ -112,6 +139,8 @@ def _corpus() -> Corpus:
 
 if __name__ == "__main__":
     flags.DEFINE_string("corpus", None, "Folder that `python -m data.curate` wrote.")
+    flags.DEFINE_string("tokens", None, "row: folder that `python -m data.pack` wrote.")
+    flags.DEFINE_integer("row_length", 256, "row: inputs in a row.", lower_bound=1)
     flags.DEFINE_integer("num", 5, "rule, diff: documents to print.", lower_bound=1)
     command = list(sys.argv[1:])
     positional = [word for word in command if not word.startswith("-")]

@@ -356,3 +356,13 @@ def test_long_passages_that_occurred_before_are_cut(tmp_path):
     cut_bytes = last["trimmed_bytes"]["repeated_substring"]
     assert last["bytes_in"] - last["bytes_out"] == cut_bytes >= 2 * len(passage)
     assert result["bytes"] == last["bytes_out"]
+
+
+def test_a_bloom_filter_finds_the_same_exact_duplicates(corpus, config, tmp_path):
+    config = config.copy_and_resolve_references()
+    config.curate.dedup.bloom.memory_bytes = 100_000
+    folder, result = _build(config, tmp_path)
+    assert result["corpus_hash"] == corpus[1]["corpus_hash"]
+    config.curate.dedup.bloom.memory_bytes = 10
+    with pytest.raises(UserError, match="raise it to"):
+        _build(config, tmp_path / "small")

@@ -92,7 +92,7 @@ def test_keys_of_another_kind_are_refused(tmp_path):
         list(find_groups(_write(tmp_path, [np.arange(3.0)]), memory_bytes=1 << 20))
 
 
-def test_bloom_filter_keeps_its_rate_its_size_and_its_state(tmp_path):
+def test_bloom_filter_keeps_its_rate_and_its_size():
     seen = BloomSeen(20_000, 0.01, memory_bytes=30_000)
     keys = np.random.default_rng(0).integers(0, 2**64, 40_000, np.uint64).tolist()
     first = seen.add([*keys[:20_000], *keys[:500]])
@@ -100,21 +100,12 @@ def test_bloom_filter_keeps_its_rate_its_size_and_its_state(tmp_path):
     assert seen.num_bytes == pytest.approx(bloom_bytes(20_000, 0.01), rel=0.01)
     report = seen.report()
     assert report["keys"] == pytest.approx(20_000, rel=0.02)
-    seen.save(tmp_path / "seen")
-    other = BloomSeen.load(tmp_path / "seen")
-    assert other.report() == report
-    assert other.add(keys[:20_000]).all()       # the keys of an earlier corpus count as seen
-    strangers = BloomSeen.load(tmp_path / "seen")
-    rate = np.mean([strangers.add([key])[0] for key in keys[20_000:22_000]])
+    rate = np.mean([seen.add([key])[0] for key in keys[20_000:22_000]])
     assert rate == pytest.approx(report["false_positive_rate"], rel=0.5)
 
 
-def test_bloom_filter_that_does_not_fit_is_refused_before_it_runs(tmp_path):
+def test_bloom_filter_that_does_not_fit_is_refused_before_it_runs():
     with pytest.raises(UserError, match=r"take 3594\d* bytes: raise it to 3594"):
         BloomSeen(10_000, 1e-6, memory_bytes=30_000)
     with pytest.raises(UserError, match="between 0 and 1"):
         BloomSeen(10, 0.0, memory_bytes=30_000)
-    (tmp_path / "text").write_text("This is a text and no filter, whatever it is called.")
-    for name in ("text", "missing"):
-        with pytest.raises(UserError, match="not a Bloom filter"):
-            BloomSeen.load(tmp_path / name)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 import xxhash
@@ -70,32 +68,6 @@ class BloomSeen:
         filled = 1 - math.exp(-self._num_hashes * num_keys / num_bits)
         return {"bytes": self.num_bytes, "keys": round(num_keys),
                 "false_positive_rate": float(f"{filled ** self._num_hashes:.3g}")}
-
-    def save(self, path: str | Path) -> None:
-        """Writes the filter under its final name only when complete."""
-        temporary = f"{path}.{os.getpid()}.tmp"
-        self._bloom.save(temporary)
-        os.replace(temporary, path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> BloomSeen:
-        """Reads what `save` wrote: the keys of a finished corpus count as seen.
-
-        Raises:
-            UserError: there is no such file, or it is no filter.
-        """
-        seen = cls.__new__(cls)
-        try:
-            with open(path, "rb") as file:
-                seen._num_hashes = int.from_bytes(file.read(8), "little")
-            seen._bloom = Bloom.load(str(path), _hash)
-        except (OSError, ValueError) as error:
-            raise UserError(str(path), f"is not a Bloom filter ({error})",
-                            "name a file that an earlier curation wrote") from None
-        if not 1 <= seen._num_hashes <= 64:
-            raise UserError(str(path), "is not a Bloom filter",
-                            "name a file that an earlier curation wrote")
-        return seen
 
 
 def _hash(key: int) -> int:

@@ -58,20 +58,6 @@ def _similarities(one: np.ndarray, others: Sequence[np.ndarray]) -> np.ndarray:
     return shared / (len(one) + sizes - shared)
 
 
-def verify_pairs(pairs: np.ndarray, shingles_of: ShinglesOf) -> np.ndarray:
-    """Jaccard similarities of pairs of documents: [num_pairs, 2] int64 -> [num_pairs] float64.
-
-    Pairs are taken by their first document, whose shingles are fetched once.
-    """
-    found = np.zeros(len(pairs))
-    order = np.argsort(pairs[:, 0], kind="stable")
-    firsts, starts = np.unique(pairs[order, 0], return_index=True)
-    for first, members in zip(firsts.tolist(), np.split(order, starts[1:])):
-        others = (shingles_of(second) for second in pairs[members, 1].tolist())
-        found[members] = similarities(shingles_of(first), others)
-    return found
-
-
 class Forest:
     """Union-find over the documents that have a neighbour; the smallest of a tree is its root."""
 

@@ -28,18 +28,14 @@ def shingle(text: str, num_words: int) -> np.ndarray:
     return shingle_batch([text], num_words)[0]
 
 
-def shingle_batch(texts: Sequence[str], num_words: int,
-                  max_chars: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+def shingle_batch(texts: Sequence[str], num_words: int) -> tuple[np.ndarray, np.ndarray]:
     """Shingles of many texts at once.
-
-    Args:
-        max_chars: of a longer text, the beginning stands for the whole.
 
     Returns:
         shingles: [n] uint64, sorted and distinct within each text, text after text.
         offsets: [num_texts + 1] int64; text i has the shingles ``offsets[i]:offsets[i + 1]``.
     """
-    words, offsets = hash_words([text[:max_chars] for text in texts])
+    words, offsets = hash_words(texts)
     found = []
     for start, stop in zip(offsets[:-1].tolist(), offsets[1:].tolist()):
         found.append(_distinct(hash_grams(words[start:stop], min(num_words, stop - start))))

@@ -13,7 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from core.progress import log
 from data import blocks
+from data.dedup.bloom import BloomSeen
 from data.dedup.groups import first_occurrences
 from data.tables import TableWriter, write_array
 
@@ -22,18 +24,22 @@ REPEATS_SCHEMA = pa.schema([("row", pa.int32()), ("reason", pa.string()),
 
 
 def find_repeats(measured: Sequence[Path], folder: Path, *, by_url: bool, seen: Sequence[Path],
-                 memory_bytes: int) -> list[Path]:
+                 memory_bytes: int, bloom: Mapping[str, float]) -> list[Path]:
     """Finds documents that share their normalised text, or their URL, with an earlier one.
 
     Args:
         measured: the units, as `data.passes.measure` left them (without suffix).
         by_url: whether the same URL is a repeat, too.
         seen: `exact.npy` files of finished corpora, whose documents count as earlier ones.
+        bloom: ``memory_bytes`` of a Bloom filter that takes the place of the exact search for
+            texts, and its ``false_positive_rate``; no memory: the search is exact.
 
     Returns:
         Per unit a Parquet file: row, reason, and the id of the document that stays (of one in a
-        finished corpus: the name of its file).
+        finished corpus: the name of its file; nothing where a Bloom filter does not know it).
     """
+    if bloom["memory_bytes"]:
+        return _find_by_bloom(measured, folder, seen, bloom)
     kinds = {"exact_duplicate": "exact", **({"duplicate_url": "url"} if by_url else {})}
     first: dict[str, list[Path]] = {}
     for reason, suffix in kinds.items():
@@ -46,6 +52,25 @@ def find_repeats(measured: Sequence[Path], folder: Path, *, by_url: bool, seen: 
     ids = _Ids(measured, seen)
     return [_write_repeats(folder / f"{unit:05d}.parquet", unit, first, ids)
             for unit in range(len(measured))]
+
+
+def _find_by_bloom(measured: Sequence[Path], folder: Path, seen: Sequence[Path],
+                   bloom: Mapping[str, float]) -> list[Path]:
+    """One look at the keys, in order, in the memory of a Bloom filter."""
+    parts = [*seen, *(Path(f"{path}.exact.npy") for path in measured)]
+    arrays = [np.load(part, mmap_mode="r") for part in parts]
+    known = BloomSeen(sum(map(len, arrays)), bloom["false_positive_rate"],
+                      int(bloom["memory_bytes"]))
+    log(f"curate: Bloom filter of {known.num_bytes:,} bytes for {sum(map(len, arrays)):,} texts")
+    paths = []
+    for number, keys in enumerate(arrays):
+        is_repeat = known.add((int(high) << 64) | int(low) for high, low in keys)
+        if number >= len(seen):
+            paths.append(folder / f"{number - len(seen):05d}.parquet")
+            with TableWriter(paths[-1], REPEATS_SCHEMA) as writer:
+                for row in np.flatnonzero(is_repeat).tolist():
+                    writer.write({"row": row, "reason": "exact_duplicate", "representative": ""})
+    return paths
 
 
 class _Ids:
