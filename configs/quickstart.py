@@ -45,6 +45,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
         out="base", tokens="tokens", row_length=256, batch_size=16, num_microbatches=1,
         num_steps=620, anneal_frac=0.3,
         mixture=dict(pages=1.0, code=0.0), anneal_mixture=dict(best=0.5, pages=0.5),
+        temperature=1.0,            # when all of mixture is 0: shares follow size ** temperature
+        upweight=dict(), max_epochs=0.0,    # by domain; how often a domain may come, 0 = no cap
+        packing="concatenate",      # or best_fit: documents shorter than a row are never cut
         optimizer=dict(name="muon", learning_rate=0.02, adam_learning_rate=0.02,
                        weight_decay=0.1, b1=0.9, b2=0.95, clip_norm=1.0,
                        schedule="wsd", warmup_steps=20, decay_frac=0.8),

@@ -361,7 +361,7 @@ def test_long_passages_that_occurred_before_are_cut(tmp_path):
 def test_a_bloom_filter_finds_the_same_exact_duplicates(corpus, config, tmp_path):
     config = config.copy_and_resolve_references()
     config.curate.dedup.bloom.memory_bytes = 100_000
-    folder, result = _build(config, tmp_path)
+    _, result = _build(config, tmp_path)
     assert result["corpus_hash"] == corpus[1]["corpus_hash"]
     config.curate.dedup.bloom.memory_bytes = 10
     with pytest.raises(UserError, match="raise it to"):

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from ml_collections import ConfigDict
 from core import entry
 from core.artifacts import read_json
 from core.progress import format_count, log
-from data.mixture import mixture
+from data.mixture import mixture, plan_mixture
 from data.rows import batches
 from eval.bits_per_byte import bits_per_byte
 from model.config import make_model_config
@@ -31,14 +32,45 @@ from train.optimizer import make_optimizer
 from train.step import init_state, make_train_step
 
 
-def make_rows(section: ConfigDict, tokens: Path) -> grain.MapDataset:
-    """All batches of the run: the mixture, then for `anneal_frac` of the steps the best data."""
+def plan_phases(section: ConfigDict, tokens: Path) -> list[tuple[int, dict[str, float]]]:
+    """Steps and domain weights of the run's phases: the mixture, then annealing on the best data.
+
+    The first phase's weights are those of `mixture` or, when it gives none, follow from the
+    domains' sizes and `temperature`. `upweight` and `max_epochs` apply to both phases; what a
+    domain gave in the first counts in the second. Departures are logged.
+
+    Raises:
+        UserError: as `data.mixture.plan_mixture`.
+    """
+    described = read_json(tokens / "tokens.json")["domains"]
+    sizes = {name: domain["tokens"] for name, domain in described.items() if name != "heldout"}
+    natural = {name: float(size) ** section.temperature for name, size in sizes.items()
+               if name != "best"}
     anneal_steps = round(section.anneal_frac * section.num_steps)
-    phases = [(section.num_steps - anneal_steps, section.mixture),
-              (anneal_steps, section.anneal_mixture)]
-    parts = [mixture(tokens, weights.to_dict(), section.row_length,
-                     num_rows=steps * section.batch_size, seed=section.seed + 1000 * i)
-             for i, (steps, weights) in enumerate(phases) if steps]
+    by_hand = section.mixture.to_dict()
+    phases = [(section.num_steps - anneal_steps, by_hand if any(by_hand.values()) else natural),
+              (anneal_steps, section.anneal_mixture.to_dict())]
+    planned, used = [], dict.fromkeys(sizes, 0)
+    for steps, weights in phases:
+        if not steps:
+            continue
+        named = {name: size for name, size in sizes.items() if name != "best" or name in weights}
+        plan = plan_mixture(
+            named, total_tokens=steps * section.batch_size * section.row_length, weights=weights,
+            upweight=section.upweight.to_dict(), max_epochs=section.max_epochs or math.inf,
+            used_tokens={name: used[name] for name in named})
+        for warning in plan.warnings:
+            log(f"pretrain: {warning}")
+        used = {name: count + plan.tokens.get(name, 0) for name, count in used.items()}
+        planned.append((steps, plan.weights))
+    return planned
+
+
+def make_rows(section: ConfigDict, tokens: Path) -> grain.MapDataset:
+    """All batches of the run, phase after phase."""
+    parts = [mixture(tokens, weights, section.row_length, num_rows=steps * section.batch_size,
+                     seed=section.seed + 1000 * i, packing=section.packing)
+             for i, (steps, weights) in enumerate(plan_phases(section, tokens))]
     return batches(grain.MapDataset.concatenate(parts), section.batch_size)
 
 
