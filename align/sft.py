@@ -19,8 +19,8 @@ from core.errors import UserError
 from core.progress import log
 from data.batch import pack_examples
 from data.chat import Conversation, render
-from data.rows import batches
 from data.tokenizer import load_tokenizer
+from data.tokens.rows import batches
 from eval.tasks.documentation import load_documentation
 from eval.tasks.verifiable import Verifiable
 from model.directory import context_tokens, load_model, save_model

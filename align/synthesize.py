@@ -30,7 +30,7 @@ from core.errors import UserError
 from core.progress import format_count, log
 from data.dedup.shingles import exact_key
 from data.documents import Document, read_documents, write_documents
-from data.language import identify
+from data.filters.language import identify
 from model.generation import Sampling
 
 DOMAIN = "synthetic"

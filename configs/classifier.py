@@ -29,8 +29,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         target_field="score" if variant == "scores" else "label",
         positive_label="",              # labels: the one whose probability is the score
         min_positive_score=3.0,         # scores: what counts as positive when it is measured
-        max_documents=500_000,          # of each side; 0 takes all
+        max_documents=100_000,          # of each side; 0 takes all
         split_by="host",                # or document: what may not lie on both sides of a split
         calibration_frac=0.1, heldout_frac=0.1,
-        max_words=2, num_buckets=2**20, num_epochs=5, batch_size=256, learning_rate=0.05, seed=0))
+        max_words=2, num_buckets=2**20, num_epochs=10, batch_size=64, learning_rate=0.1, seed=0))
     return c

@@ -28,22 +28,12 @@ from core.artifacts import code_digest, digest, write_json
 from core.entry import run_stage
 from core.errors import UserError
 from core.progress import log
-from data import embedded, engine
-from data.card import write_card
+from data import engine
+from data.card.page import write_card
 from data.corpus import Corpus
 from data.dedup.groups import plan_ranges
+from data.embedded import corpus as embedded
 from data.engine import run_units
-from data.manifest import (
-    describe_classifiers,
-    describe_clusters,
-    estimate_bytes_per_token,
-    find_alarms,
-    find_contamination,
-    make_funnel,
-    merge_histograms,
-    peak_memory_bytes,
-    removed_by_reason,
-)
 from data.passes import (
     clean,
     compare,
@@ -56,8 +46,19 @@ from data.passes import (
     write,
 )
 from data.passes.check import check, check_read
+from data.passes.manifest import (
+    describe_classifiers,
+    describe_clusters,
+    estimate_bytes_per_token,
+    find_alarms,
+    find_contamination,
+    make_funnel,
+    merge_histograms,
+    peak_memory_bytes,
+    removed_by_reason,
+)
+from data.passes.roster import merge_tallies
 from data.readers.units import content_fingerprint, find_inputs, plan
-from data.roster import merge_tallies
 from data.tables import concatenate_arrays
 
 QUALITY_BINS = 1 << 16

@@ -24,10 +24,10 @@ from absl import flags
 from core import entry
 from core.errors import UserError
 from core.page.markup import visible
-from data.card import write_card
+from data.card.page import write_card
 from data.corpus import Corpus
-from data.inspect_diff import compare
-from data.inspect_doc import beginning, tell
+from data.inspection.diff import compare
+from data.inspection.story import beginning, tell
 
 COMMANDS = "`rules`, `rule NAME`, `doc ID`, `diff A B`, `row DOMAIN NUMBER` or `card`"
 
@@ -93,8 +93,8 @@ def row_of(folder: Path, domain: str, number: int, row_length: int) -> dict[str,
     Raises:
         UserError: there is no such domain or row.
     """
-    from data.rows import TokenRows, show  # Grain, and with it jax, is slow to import
     from data.tokenizer import load_tokenizer
+    from data.tokens.rows import TokenRows, show  # Grain, and with it jax, is slow to import
 
     source = TokenRows(folder, domain, row_length)
     if number >= len(source):

@@ -2,10 +2,11 @@
 
     python -m data.pack --config=configs/quickstart.py --workdir=runs/quickstart
 
-Writes the files that `data.rows` reads: one pair per domain of the corpus, `best` (the documents
-of highest quality, for annealing), and `heldout`. Units of the corpus are encoded in worker
-processes; their runs are merged into one global order. Memory holds one unit per worker, then one
-bucket, whatever the size of the corpus; the disk holds every token twice until the merge is done.
+Writes the files that `data.tokens.rows` reads: one pair per domain of the corpus, `best` (the
+documents of highest quality, for annealing), and `heldout`. Units of the corpus are encoded in
+worker processes; their runs are merged into one global order. Memory holds one unit per worker,
+then one bucket, whatever the size of the corpus; the disk holds every token twice until the merge
+is done.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from core import entry
 from core.artifacts import read_json, write_json
 from core.errors import UserError
 from core.progress import Progress, log
-from data.encode import encode_unit, plan_units, token_dtype
 from data.engine import assist, run_units
-from data.shards import WORST_RANK, merge_runs, select_rank
 from data.tokenizer import load_tokenizer
+from data.tokens.encode import encode_unit, plan_units, token_dtype
+from data.tokens.shards import WORST_RANK, merge_runs, select_rank
 
 BUCKET_BYTES = 256_000_000  # of tokens, in memory while they are merged
 

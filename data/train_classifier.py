@@ -24,11 +24,11 @@ from ml_collections import ConfigDict
 from core import entry
 from core.errors import UserError
 from core.progress import Progress
-from data import labelled
-from data.calibration import calibrate
-from data.classifier import KINDS, Classifier, Features, featurise
-from data.classifier_metrics import evaluate_classes, evaluate_regression
-from data.labelled import Example
+from data.classify import labelled
+from data.classify.calibration import calibrate
+from data.classify.classifier import KINDS, Classifier, Features, featurise
+from data.classify.labelled import Example
+from data.classify.metrics import evaluate_classes, evaluate_regression
 from data.readers.storage import fingerprint
 
 FEATURISE_DOCUMENTS = 1024      # at once
@@ -73,7 +73,7 @@ def train(features: Features, targets: np.ndarray, section: ConfigDict,
     """Minimises cross-entropy, or the squared error of a regression, with Adam.
 
     Args:
-        features: of the documents; `targets` as `data.labelled.targets_of` gives them.
+        features: of the documents; `targets` as `data.classify.labelled.targets_of` gives them.
         section: num_buckets, num_epochs, batch_size, learning_rate, seed.
 
     Returns:

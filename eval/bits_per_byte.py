@@ -20,8 +20,8 @@ import numpy as np
 
 from data.batch import Batch, stack
 from data.documents import read_documents
-from data.rows import TokenRows
 from data.tokenizer import load_tokenizer
+from data.tokens.rows import TokenRows
 from model.config import ModelConfig
 from model.head import token_logps
 from model.transformer import Params, forward

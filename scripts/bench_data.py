@@ -32,17 +32,17 @@ from absl import flags
 from core import entry
 from core.errors import UserError
 from core.progress import log
-from data import privacy
 from data.corpus import Corpus
 from data.dedup.clusters import choose_representatives, jaccard, verify_groups
 from data.dedup.groups import find_groups
 from data.dedup.shingles import band_keys, minhash_batch, shingle, shingle_batch
 from data.extraction.extract import extract
+from data.filters.language import identify
 from data.filters.lines import clean_lines
 from data.filters.presets import line_rules, thresholds
 from data.filters.rules import decide
 from data.filters.signals import measure_batch
-from data.language import identify
+from data.privacy import redaction
 
 NUM_RUNS, BATCH = 3, 256
 NUM_BANDS, ROWS_PER_BAND = 14, 8
@@ -104,7 +104,7 @@ def our_steps(keep_all: bool) -> dict[str, Step]:
         return kept
 
     def redact(texts):
-        return [privacy.apply(text, privacy.find(text, tuple(ACTIONS)), ACTIONS)[0]
+        return [redaction.apply(text, redaction.find(text, tuple(ACTIONS)), ACTIONS)[0]
                 for text in texts]
 
     def minhash(texts):

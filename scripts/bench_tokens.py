@@ -27,7 +27,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from core import entry
 from core.artifacts import write_json
 from core.progress import log
-from data.rows import PACKINGS, batches, open_tokens
+from data.tokens.rows import PACKINGS, batches, open_tokens
 
 BATCH_SIZE = 32
 NUM_ROUNDS = 5

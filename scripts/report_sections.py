@@ -13,7 +13,7 @@ from core.page import layout
 from core.page.charts import Line, Panel, draw_bar, draw_panel
 from core.page.markup import Markup, count, decimal, join, percent, size, tag
 from core.progress import format_count, format_secs
-from data import card_funnel
+from data.card import funnel as card_funnel
 from eval.statistics import Z_95
 from scripts.report_charts import draw_lineage, draw_whiskers
 from scripts.report_run import (

@@ -18,7 +18,7 @@ from align.writers import EndpointWriter, LocalWriter
 from core.artifacts import ROOT, write_json
 from core.errors import UserError
 from data.documents import Document, read_documents, write_documents
-from data.language import identify
+from data.filters.language import identify
 from data.readers.read import read
 from data.readers.units import plan
 from data.tokenizer import Tokenizer

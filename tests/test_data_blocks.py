@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data import blocks
+from data.dedup import blocks
 from data.passes.compare import find_boilerplate, find_repeated_blocks
 
 

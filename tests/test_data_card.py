@@ -7,7 +7,7 @@ import pytest
 from planted_corpus import ATTACK, details, removal, write_corpus, write_planted
 
 from core.errors import UserError
-from data.card import write_card
+from data.card.page import write_card
 from data.corpus import Corpus
 
 VOID = {"meta"}

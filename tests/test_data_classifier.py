@@ -18,14 +18,15 @@ import pytest
 from ml_collections import ConfigDict
 
 from core.errors import UserError
-from data import classifier as classifiers
-from data import classifier_metrics as measures
-from data import labelled, train_classifier
-from data.calibration import calibrate
-from data.classifier import Classifier, featurise, load_classifier, to_probabilities
+from data import train_classifier
+from data.classify import classifier as classifiers
+from data.classify import labelled
+from data.classify import metrics as measures
+from data.classify.calibration import calibrate
+from data.classify.classifier import Classifier, featurise, load_classifier, to_probabilities
+from data.classify.labelled import Example
 from data.dedup.words import normalise_words
 from data.documents import Document, write_documents
-from data.labelled import Example
 
 DATASETS = Path(os.environ.get("HEARTWOOD_DATASETS", "/nonexistent"))
 TEXTS = ["The cat sat on the mat; the cat sat.", "", "Ünïcode: ΑΒΓ 猫 12 99!", "one", "?!"]

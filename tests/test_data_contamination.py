@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from core.errors import UserError
-from data.contamination import TaskIndex, load_tasks
-from data.task_files import Item
+from data.contamination.index import TaskIndex, load_tasks
+from data.contamination.task_files import Item
 
 
 def _words(seed, count):

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from core.errors import UserError
-from data import embedded, render_pages
+from data.embedded import corpus as embedded
+from data.embedded import render_pages
 from data.extraction.extract import extract
 from data.readers.read import read
 from data.readers.units import plan

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from core.errors import UserError
-from data.harm import load_url_list, load_word_list, measure
+from data.filters.harm import load_url_list, load_word_list, measure
 
 
 @pytest.fixture

@@ -18,10 +18,11 @@ from planted_corpus import (
 
 from core.artifacts import ROOT
 from core.errors import UserError
-from data import inspect, inspect_diff
+from data import inspect
 from data.corpus import Corpus
-from data.inspect_diff import compare
-from data.inspect_doc import tell
+from data.inspection import diff as inspect_diff
+from data.inspection.diff import compare
+from data.inspection.story import tell
 
 
 @pytest.fixture

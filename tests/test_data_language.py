@@ -2,7 +2,7 @@
 
 import pytest
 
-from data.language import SAMPLE_CHARS, identify
+from data.filters.language import SAMPLE_CHARS, identify
 
 SENTENCES = {
     "en": "The ferry leaves the harbour at nine and comes back before the sun goes down.",

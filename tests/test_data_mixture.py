@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from core.errors import UserError
-from data.learned_mixture import (
+from data.tokens.learned_mixture import (
     RIDGES,
     best_mixture,
     doremi_average,
@@ -18,7 +18,7 @@ from data.learned_mixture import (
     fit_losses,
     sample_mixtures,
 )
-from data.mixture import Interleave, count_epochs, mixture, plan_mixture
+from data.tokens.mixture import Interleave, count_epochs, mixture, plan_mixture
 
 L = 16
 SIZES = {"books": 100, "code": 1_000, "pages": 10_000}

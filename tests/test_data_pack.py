@@ -21,12 +21,12 @@ from ml_collections import ConfigDict
 from core.artifacts import ROOT, make_lineage, write_json
 from core.errors import UserError
 from data import pack as stage
-from data import shards
 from data import tokenizer as tokenizers
 from data.documents import Document, write_documents
-from data.encode import encode_document, encode_unit, plan_units
 from data.engine import run_units
-from data.shards import merge_runs, select_rank, shuffle_key, write_run
+from data.tokens import shards
+from data.tokens.encode import encode_document, encode_unit, plan_units
+from data.tokens.shards import merge_runs, select_rank, shuffle_key, write_run
 
 # Daft leaves the pipes of its worker processes to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")

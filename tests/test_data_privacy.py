@@ -14,15 +14,15 @@ from pathlib import Path
 import pytest
 
 from core.errors import UserError
-from data import privacy
-from data.privacy import KINDS, Span, find
+from data.privacy import redaction
+from data.privacy.redaction import KINDS, Span, find
 
 REDACT = dict.fromkeys(KINDS, "redact")
 MASK = dict.fromkeys(KINDS, "mask")
 
 
 def redact(text):
-    return privacy.apply(text, find(text), REDACT)
+    return redaction.apply(text, find(text), REDACT)
 
 
 @pytest.mark.parametrize("text, expected", [
@@ -107,22 +107,22 @@ def test_only_the_kinds_asked_for_are_found():
 def test_actions():
     text = "mail jane@acme.com from 93.184.216.34, card 4111 1111 1111 1111, tel +49 30 901820"
     spans = find(text)
-    masked, counts = privacy.apply(text, spans, MASK)
+    masked, counts = redaction.apply(text, spans, MASK)
     assert masked == ("mail email@example.com from 192.0.2.1, card 0000 0000 0000 0000, "
                       "tel +00 00 000000")
     assert counts == {"email": 1, "ip": 1, "card": 1, "phone": 1}
-    assert privacy.apply(text, spans, {"email": "keep"}) == (text, counts), "without action: keep"
-    assert privacy.apply(text, spans, {"card": "drop", "ip": "mask"}) is None
-    assert privacy.drop_reason(spans, {"card": "drop", "ip": "mask"}) == "privacy_card"
-    assert privacy.drop_reason(spans, {"iban": "drop"}) is None
+    assert redaction.apply(text, spans, {"email": "keep"}) == (text, counts), "without action: keep"
+    assert redaction.apply(text, spans, {"card": "drop", "ip": "mask"}) is None
+    assert redaction.drop_reason(spans, {"card": "drop", "ip": "mask"}) == "privacy_card"
+    assert redaction.drop_reason(spans, {"iban": "drop"}) is None
 
 
 def test_check_actions():
-    privacy.check_actions("curate.privacy", {"email": "redact", "name": "mask"})
+    redaction.check_actions("curate.privacy", {"email": "redact", "name": "mask"})
     with pytest.raises(UserError, match=r"curate\.privacy\.mail: is no kind"):
-        privacy.check_actions("curate.privacy", {"mail": "redact"})
+        redaction.check_actions("curate.privacy", {"mail": "redact"})
     with pytest.raises(UserError, match=r"curate\.privacy\.email='hide': is no action"):
-        privacy.check_actions("curate.privacy", {"email": "hide"})
+        redaction.check_actions("curate.privacy", {"email": "hide"})
 
 
 def test_names_come_from_a_plugin(tmp_path, monkeypatch):
@@ -130,7 +130,7 @@ def test_names_come_from_a_plugin(tmp_path, monkeypatch):
         "import re\ndef find_names(text):\n"
         "    return [m.span() for m in re.finditer('Jane', text)]\nBAD = lambda text: [(0, 999)]\n")
     monkeypatch.syspath_prepend(tmp_path)
-    finder = privacy.load_name_finder("finder_of_jane.find_names")
+    finder = redaction.load_name_finder("finder_of_jane.find_names")
     text = "Jane <Jane@example.org>"
     assert find(text, name_finder=finder) == [Span(0, 4, "name"), Span(6, 22, "email")]
     assert find(text, kinds=("email",), name_finder=finder) == [Span(6, 22, "email")]
@@ -138,10 +138,10 @@ def test_names_come_from_a_plugin(tmp_path, monkeypatch):
     assert find(text, name_finder=lambda _: inside) == [
         Span(0, 4, "name"), Span(5, 6, "name"), Span(6, 22, "email")]
     with pytest.raises(UserError, match="let it return"):
-        find(text, name_finder=privacy.load_name_finder("finder_of_jane.BAD"))
+        find(text, name_finder=redaction.load_name_finder("finder_of_jane.BAD"))
     for path in ("finder_of_jane.no_such", "no_such_module.f", "f"):
         with pytest.raises(UserError, match="cannot be imported"):
-            privacy.load_name_finder(path)
+            redaction.load_name_finder(path)
     sys.modules.pop("finder_of_jane")
 
 
@@ -296,14 +296,14 @@ def test_no_address_survives_an_independent_pattern(labelled):
     assert sum(len(addresses(text)) for text, _ in labelled) > 300
     for text, _ in labelled:
         for actions in (REDACT, {**MASK, "email": "redact"}):
-            assert addresses(privacy.apply(text, find(text), actions)[0]) == []
+            assert addresses(redaction.apply(text, find(text), actions)[0]) == []
 
 
 @pytest.mark.parametrize("actions", [REDACT, MASK], ids=["redact", "mask"])
 def test_a_second_pass_changes_nothing(labelled, actions):
     for text, _ in labelled[:50]:
-        once, _ = privacy.apply(text, find(text), actions)
-        assert privacy.apply(once, find(once), actions)[0] == once
+        once, _ = redaction.apply(text, find(text), actions)
+        assert redaction.apply(once, find(once), actions)[0] == once
 
 
 def test_real_pages_lose_their_addresses_and_nothing_else():

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from core.errors import UserError
 from data.batch import make_row
-from data.best_fit import best_fit
-from data.mixture import mixture
-from data.rows import BestFitRows, TokenRows, batches, show
+from data.tokens.best_fit import best_fit
+from data.tokens.mixture import mixture
+from data.tokens.rows import BestFitRows, TokenRows, batches, show
 
 L = 16
 
@@ -126,7 +126,7 @@ def test_best_fit_rows_do_not_depend_on_windows_for_what_they_hold(folder, monke
     whole = BestFitRows(folder, "pages", L)
     for path in folder.glob("pages.best_fit-*"):
         path.unlink()
-    monkeypatch.setattr("data.best_fit.WINDOW_DOCUMENTS", 7)
+    monkeypatch.setattr("data.tokens.best_fit.WINDOW_DOCUMENTS", 7)
     windows = BestFitRows(folder, "pages", L)
     assert len(windows) > len(whole)
     scored = [np.concatenate([rows[i].targets_BL[rows[i].loss_weights_BL > 0]

@@ -18,8 +18,8 @@ from ml_collections import ConfigDict
 from core import entry
 from core.artifacts import read_json
 from core.progress import format_count, log
-from data.mixture import mixture, plan_mixture
-from data.rows import batches
+from data.tokens.mixture import mixture, plan_mixture
+from data.tokens.rows import batches
 from eval.bits_per_byte import bits_per_byte
 from model.config import make_model_config
 from model.directory import save_model
@@ -40,7 +40,7 @@ def plan_phases(section: ConfigDict, tokens: Path) -> list[tuple[int, dict[str, 
     domain gave in the first counts in the second. Departures are logged.
 
     Raises:
-        UserError: as `data.mixture.plan_mixture`.
+        UserError: as `data.tokens.mixture.plan_mixture`.
     """
     described = read_json(tokens / "tokens.json")["domains"]
     sizes = {name: domain["tokens"] for name, domain in described.items() if name != "heldout"}

@@ -18,7 +18,7 @@ class Language:
 
     Attributes:
         name: ISO 639-3 code and script, FineWeb-2's name of it.
-        score: least score of the language identifier (GlotLID's; `data.language` has another).
+        score: least score of the language identifier: GlotLID's, ours is another.
         lines: most duplicate lines, fewest lines that end a sentence, most newlines per word.
         words: least and most mean characters of a word, least share of words with a letter.
         top: most characters in the top 2-, 3- and 4-gram.

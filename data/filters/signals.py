@@ -81,8 +81,8 @@ def measure_batch(texts: Sequence[str], kinds: Sequence[str],
 
     Args:
         kinds: "prose" or "code", of each document.
-        languages: of each document, as from `data.language`. It decides the words and the stop
-            words; one without stop words of its own counts the English ones.
+        languages: of each document, as from `data.filters.language`. It decides the words and the
+            stop words; one without stop words of its own counts the English ones.
     """
     measured: list[dict[str, float]] = [{}] * len(texts)
     batches: dict[str, list[int]] = {}

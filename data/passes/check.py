@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
-from data import harm, privacy
-from data.classifier import load_classifier
+from data.classify.classifier import load_classifier
 from data.extraction.extract import MODES
+from data.filters import harm
 from data.filters.presets import PRESETS, line_rules
 from data.filters.rules import check_thresholds
+from data.privacy import redaction
 
 
 def check(section: Mapping[str, Any]) -> None:
@@ -26,9 +27,9 @@ def check(section: Mapping[str, Any]) -> None:
         raise UserError("curate.presets", "has no `default`", "name one, e.g. default=('gopher',)")
     for domain, bounds in section["overrides"].items():
         check_thresholds(f"curate.overrides.{domain}", bounds)
-    privacy.check_actions("curate.privacy.actions", section["privacy"]["actions"])
+    redaction.check_actions("curate.privacy.actions", section["privacy"]["actions"])
     if section["privacy"]["name_finder"]:
-        privacy.load_name_finder(section["privacy"]["name_finder"])
+        redaction.load_name_finder(section["privacy"]["name_finder"])
     for path in section["harm"]["url_lists"]:
         harm.load_url_list(path)
     for path in section["harm"]["word_lists"]:

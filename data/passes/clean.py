@@ -18,14 +18,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data import blocks, harm, privacy
-from data.classifier import Classifier, load_classifier
-from data.contamination import TaskIndex, load_tasks
+from data.classify.classifier import Classifier, load_classifier
+from data.contamination.index import TaskIndex, load_tasks
+from data.dedup import blocks
 from data.dedup.shingles import band_keys, minhash_batch, shingle_batch
+from data.filters import harm
 from data.filters.lines import clean_lines
 from data.filters.presets import line_rules
 from data.filters.signals import prose_frac
-from data.roster import Roster
+from data.passes.roster import Roster
+from data.privacy import redaction
 from data.tables import TableWriter, read_rows, write_array
 
 BATCH_DOCUMENTS = 256
@@ -72,8 +74,8 @@ def clean(*, output: Path, measured: str, before: str, repeated_blocks: str, boi
     Args:
         measured: the Parquet file that `data.passes.measure` wrote.
         before: where `data.passes.decide` left the unit's roster.
-        repeated_blocks: array of positions, see `data.blocks.mark_blocks`.
-        boilerplate: array of keys, see `data.blocks.find_boilerplate`.
+        repeated_blocks: array of positions, see `data.dedup.blocks.mark_blocks`.
+        boilerplate: array of keys, see `data.dedup.blocks.find_boilerplate`.
         rules: the sections lines, presets, code_domains, privacy, harm, classifiers,
             contamination and dedup of the config.
 
@@ -165,7 +167,7 @@ class _Cleaner:
             for name, model in rules["classifiers"].items() if model["model"]}
         self._tasks = load_index(rules["contamination"])
         names = rules["privacy"]["name_finder"]
-        self._find_names = privacy.load_name_finder(names) if names else None
+        self._find_names = redaction.load_name_finder(names) if names else None
 
     def clean(self, drafts: Sequence[Draft]) -> None:
         """Brings a batch of drafts to their final text, or to a verdict."""
@@ -194,10 +196,10 @@ class _Cleaner:
 
     def _redact(self, draft: Draft) -> None:
         actions = self._rules["privacy"]["actions"]
-        spans = privacy.find(draft.text, tuple(actions), self._find_names)
-        outcome = privacy.apply(draft.text, spans, actions)
+        spans = redaction.find(draft.text, tuple(actions), self._find_names)
+        outcome = redaction.apply(draft.text, spans, actions)
         if outcome is None:
-            draft.remove("privacy", privacy.drop_reason(spans, actions), len(spans))
+            draft.remove("privacy", redaction.drop_reason(spans, actions), len(spans))
         else:
             draft.text, draft.redacted = outcome
 

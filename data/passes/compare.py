@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from core.progress import log
-from data import blocks
+from data.dedup import blocks
 from data.dedup.bloom import BloomSeen
 from data.dedup.groups import first_occurrences
 from data.tables import TableWriter, write_array
@@ -130,7 +130,7 @@ def find_repeated_blocks(decided: Sequence[Path], folder: Path, *, min_block_lin
 
 def find_boilerplate(decided: Sequence[Path], folder: Path, *, min_pages: int, min_frac: float,
                      memory_bytes: int) -> Path:
-    """Lines at the ends of many pages of a site; see `data.blocks.find_boilerplate`."""
+    """Lines at the ends of many pages of a site; see `data.dedup.blocks.find_boilerplate`."""
     edges = [Path(f"{path}.edges.npy") for path in decided]
     num_bytes = sum(path.stat().st_size for path in edges)
     found = blocks.find_boilerplate(edges, min_pages, min_frac,

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from data import blocks
+from data.dedup import blocks
+from data.filters.harm import load_url_list
 from data.filters.presets import thresholds
 from data.filters.rules import decide as find_broken_rule
 from data.filters.rules import parse_rule
-from data.harm import load_url_list
-from data.roster import Roster
+from data.passes.roster import Roster
 from data.tables import read_rows, write_array
 
 COLUMNS = ("bytes", "domain", "source", "language", "language_score", "signals")
@@ -41,7 +41,7 @@ def decide(*, output: Path, measured: str, repeats: str, presets: Mapping[str, S
         presets: names of rule presets by domain, with a ``default``.
         overrides: thresholds by domain that replace or join those of the presets.
         languages: ``keep`` (codes; none keeps all) and ``min_score``.
-        url_lists: files for `data.harm.load_url_list`.
+        url_lists: files for `data.filters.harm.load_url_list`.
         min_block_lines: lines of the shortest block that is removed where it repeats.
 
     Returns:

@@ -17,11 +17,11 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from data.blocks import hash_lines
+from data.dedup.blocks import hash_lines
 from data.dedup.shingles import exact_key
 from data.extraction.guard import Failure, GuardedExtractor
+from data.filters.language import identify
 from data.filters.signals import measure_batch
-from data.language import identify
 from data.readers.read import read
 from data.readers.records import Corrupt, RawRecord, Skipped
 from data.readers.units import Unit

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import xxhash
 
-from data.roster import Roster
+from data.passes.roster import Roster
 
 
 def settle(*, output: Path, before: str, cleaned: str, duplicates: str, min_quality: float | None,

@@ -11,7 +11,7 @@ import numpy as np
 from core.artifacts import read_json, write_json
 from data.dedup.heldout import HeldoutIndex
 from data.passes.near import Documents
-from data.roster import Roster
+from data.passes.roster import Roster
 from data.tables import write_array
 
 

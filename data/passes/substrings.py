@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from data.dedup.groups import first_occurrences
 from data.dedup.substrings import anchor_keys, repeated_spans, window_keys
-from data.roster import Roster
+from data.passes.roster import Roster
 from data.tables import TableWriter, read_rows, write_array
 
 CUTS_SCHEMA = pa.schema([("row", pa.int32()), ("start", pa.int64()), ("stop", pa.int64())])

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from data.documents import SCHEMA, Document
-from data.roster import Roster, read_removed
+from data.passes.roster import Roster, read_removed
 from data.tables import TableWriter, read_rows, write_array
 
 REMOVED_FIELDS = {"stage": pa.string(), "reason": pa.string(), "score": pa.float64(),

@@ -2,7 +2,7 @@
 
 Two ways to be found. *Exact*: a run of `ngram_words` words of an item stands in the document (the
 13-grams of GPT-3, arXiv:2005.14165, appendix C), or the whole of a shorter text. *Near*: the item
-in other words; most of its rare words stand close together (see `data.word_overlap`).
+in other words; most of its rare words stand close together (see `data.contamination.word_overlap`).
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from core.errors import UserError
+from data.contamination.task_files import Item, read_items
+from data.contamination.word_overlap import WordOverlap
 from data.dedup.shingles import hash_grams
 from data.dedup.words import hash_words, normalise_words
-from data.task_files import Item, read_items
-from data.word_overlap import WordOverlap
 
 MIN_WORDS = 8           # fewer words are no evidence: GPT-3's shortest n-gram
 SLOTS_PER_KEY = 8       # of the table that tells most absent grams at one look
@@ -45,7 +45,7 @@ class Hit:
 
 def load_tasks(paths: Sequence[str | Path], fields: Sequence[str] = (), *, ngram_words: int = 13,
                near_overlap: float = 0.6, max_items: int = 10) -> TaskIndex:
-    """Indexes task files; see `TaskIndex`, and `data.task_files.read_items` for formats.
+    """Indexes task files; see `TaskIndex`, and `task_files.read_items` for formats.
 
     Raises:
         UserError: a file that cannot be read or holds no item, or a parameter out of range.

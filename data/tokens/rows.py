@@ -18,8 +18,8 @@ import numpy as np
 from core.artifacts import read_json
 from core.errors import UserError
 from data.batch import Batch, stack
-from data.best_fit import open_index
 from data.tokenizer import Tokenizer
+from data.tokens.best_fit import open_index
 
 NUM_SHOWN_CHARS = 120  # of a stretch of text, in `show`
 
@@ -62,7 +62,7 @@ class TokenRows:
 
 
 class BestFitRows:
-    """Random access to the rows of one domain, packed by `data.best_fit`; a Grain source.
+    """Random access to the rows of one domain, packed by `data.tokens.best_fit`; a Grain source.
 
     Documents that fit a row are never cut, and what no piece fills is padding.
 

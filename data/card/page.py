@@ -7,8 +7,8 @@ from pathlib import Path
 from core.page.layout import headline, render_page, section
 from core.page.markup import Markup, count, join, percent, size, tag
 from core.progress import format_count
-from data import card_sections as sections
-from data.card_funnel import NUM_SAMPLES, domain_table, draw_funnel, reasons, trim_note
+from data.card import sections as sections
+from data.card.funnel import NUM_SAMPLES, domain_table, draw_funnel, reasons, trim_note
 from data.corpus import Corpus
 
 STYLE = Path(__file__).with_name("card.css")

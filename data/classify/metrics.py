@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from data.classifier import to_probabilities
+from data.classify.classifier import to_probabilities
 
 KEPT_FRACS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 NUM_BINS = 10
@@ -18,7 +18,7 @@ def evaluate_classes(outputs: np.ndarray, targets: np.ndarray, labels: Sequence[
     """Measures a classifier with labels.
 
     Args:
-        outputs: [num_documents, num_labels - 1], see `data.classifier.Classifier`.
+        outputs: [num_documents, num_labels - 1], see `data.classify.classifier.Classifier`.
         targets: [num_documents] index of the true label.
         positive: the label that scores stand for; "" measures the confidence instead.
 

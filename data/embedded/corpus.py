@@ -41,7 +41,7 @@ from warcio.warcwriter import WARCWriter
 from core.artifacts import ROOT, digest, write_json
 from core.errors import UserError
 from core.progress import Progress, log
-from data import render_pages
+from data.embedded import render_pages
 from data.readers.warc import DOMAIN_FIELD
 
 STDLIB = "stdlib"
@@ -287,7 +287,7 @@ def _run_job(names: list[str], scratch: Path, scrubs: list[tuple[str, str]]) -> 
         job.write_text(json.dumps({"modules": left, "scrub": scrubs, "results": str(output),
                                    "secs_per_module": SECS_PER_MODULE}))
         with contextlib.suppress(subprocess.TimeoutExpired):
-            subprocess.run([sys.executable, "-m", "data.render_pages", job], check=False,
+            subprocess.run([sys.executable, "-m", "data.embedded.render_pages", job], check=False,
                            cwd=scratch, env=_environment(scratch), stdin=subprocess.DEVNULL,
                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                            timeout=SECS_PER_MODULE * (len(left) + 1))

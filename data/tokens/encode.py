@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from core.errors import UserError
-from data.shards import shuffle_key, write_run
 from data.tokenizer import Tokenizer, load_tokenizer
+from data.tokens.shards import shuffle_key, write_run
 
 COLUMNS = ("id", "text", "domain", "meta")
 READ_BATCH = 256  # documents decoded at once

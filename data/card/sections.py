@@ -12,7 +12,7 @@ from core.page.histograms import Histogram, draw_histogram
 from core.page.layout import command, commit, section, table, versions
 from core.page.markup import Markup, count, decimal, join, percent, size, tag
 from core.progress import format_secs
-from data.card_funnel import excerpt
+from data.card.funnel import excerpt
 from data.corpus import Corpus
 
 NUM_SIZES = 8       # of duplicate clusters, drawn apart

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from data.classifier import Classifier, to_probabilities
+from data.classify.classifier import Classifier, to_probabilities
 
 MAX_STEPS = 100
 TOLERANCE_NATS = 1e-10
@@ -20,7 +20,7 @@ def calibrate(classifier: Classifier, outputs: np.ndarray, targets: np.ndarray) 
 
     Args:
         outputs: [num_documents, num_outputs] of documents that were not trained on.
-        targets: [num_documents], see `data.labelled.targets_of`.
+        targets: [num_documents], see `data.classify.labelled.targets_of`.
     """
     if classifier.kind == "regression":
         values = outputs[:, 0]

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import re2
 
 from core.errors import UserError
-from data.privacy_kinds import FINDERS, is_worth_a_look
+from data.privacy.kinds import FINDERS, is_worth_a_look
 
 KINDS = (*FINDERS, "name")     # where two claim the same characters, the earlier one has them
 ACTIONS = ("redact", "mask", "drop", "keep")

@@ -16,7 +16,7 @@ from data.corpus import KINDS, Corpus
 from data.filters.rules import parse_rule
 from data.passes.clean import load_index
 from data.passes.decide import bin_edges
-from data.roster import merge_tallies
+from data.passes.roster import merge_tallies
 from data.tables import read_rows
 from data.tokenizer import SPLIT_PATTERN, Tokenizer
 

@@ -1,6 +1,6 @@
 """Renders Python modules as pydoc pages and asks what their functions do; run as a subprocess.
 
-    python -m data.render_pages JOB.json
+    python -m data.embedded.render_pages JOB.json
 
 Importing a module runs it, so this happens in a process of its own that may hang or crash: every
 module is announced in the results before it is imported, and a watchdog ends the process.

@@ -16,7 +16,7 @@ import grain
 import numpy as np
 
 from core.errors import UserError
-from data.rows import PACKINGS
+from data.tokens.rows import PACKINGS
 
 MAX_DENOMINATOR = 10**12     # of a weight as a fraction
 
@@ -200,7 +200,7 @@ def mixture(folder: Path, weights: Mapping[str, float], row_length: int, *, num_
     Args:
         folder: token folder.
         weights: share of rows from each domain; domains of weight 0 are left out.
-        packing: how documents become rows, one of `data.rows.PACKINGS`.
+        packing: how documents become rows, one of `data.tokens.rows.PACKINGS`.
 
     Raises:
         UserError: no weight is positive, a domain is not in the folder, or there is no such

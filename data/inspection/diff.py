@@ -19,7 +19,7 @@ import xxhash
 
 from core.page.markup import count, visible
 from data.corpus import KINDS, Corpus, Place
-from data.inspect_doc import NUM_CHARS, beginning
+from data.inspection.story import NUM_CHARS, beginning
 
 PARTITION_DOCUMENTS = 1 << 20   # of both corpora together
 RECORD = np.dtype([("id", "<u8", 2), ("text", "<u8"), ("verdict", "<u2"), ("kind", "u1"),

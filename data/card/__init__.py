@@ -1,0 +1,1 @@
+"""The data card: one page about a finished corpus."""

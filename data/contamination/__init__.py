@@ -1,0 +1,1 @@
+"""Decontamination: benchmark items, found in training documents."""

@@ -1,0 +1,1 @@
+"""What `python -m data.inspect` tells: one document's story, two corpora side by side."""

@@ -1,0 +1,1 @@
+"""Personal data and secrets: found, then redacted, masked, or the document dropped."""
