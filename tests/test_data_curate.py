@@ -366,3 +366,23 @@ def test_a_bloom_filter_finds_the_same_exact_duplicates(corpus, config, tmp_path
     config.curate.dedup.bloom.memory_bytes = 10
     with pytest.raises(UserError, match="raise it to"):
         _build(config, tmp_path / "small")
+
+
+def test_strange_documents_are_kept_or_named(tmp_path):
+    key = np.random.default_rng(4)
+    strange = {"surrogate": _page(key) + " \ud800 half a pair", "nul": "\0" * 500,
+               "control": _page(key).replace(" ", "\x07 ", 3), "empty": "", "blank": " \n\t ",
+               "long": "x" * 2_000_000, "bidi": _page(key) + " \u202e", "deep": "(" * 50_000,
+               "same": _page(key)}
+    rows = [{"text": text, "source": source, "id": "one"} for source, text in strange.items()]
+    config = _config(_write_inputs(tmp_path / "in", [*rows, rows[-1]], num_files=1))
+    config.curate.max_corrupt_frac = 0.5
+    config.curate.heldout.frac = 0.0
+    folder, result = _build(config, tmp_path)
+    texts = {document.source: document.text for document in read_documents(folder / "documents")}
+    assert set(texts) == {"surrogate", "control", "bidi", "same"}
+    assert "\x07" not in texts["control"]
+    lost = {row["source"]: row["reason"] for part in (folder / "lost").glob("*.parquet")
+            for row in pq.read_table(part).to_pylist()}
+    assert set(lost) | set(_removed(folder)) >= {"nul", "empty", "blank", "long", "deep"}
+    assert result["removed"]["exact_duplicate"] == 1    # the same id twice is no matter

@@ -58,10 +58,31 @@ def test_what_is_done_is_skipped(road):
     assert json.loads(again.stdout)["skipped"] is True
 
 
-def test_readme_names_modules_configs_and_files_that_exist():
-    text = (ROOT / "README.md").read_text()
+def _inspect(*arguments):
+    done = subprocess.run([str(ROOT / ".venv/bin/python"), "-m", "data.inspect", *arguments],
+                          cwd=ROOT, capture_output=True, text=True, check=True)
+    *shown, last = done.stdout.splitlines()
+    return "\n".join(shown), json.loads(last)
+
+
+def test_the_road_can_be_inspected(road):
+    corpus, tokens = (f"--{name}={road[0] / name}" for name in ("corpus", "tokens"))
+    shown, told = _inspect("row", "pages", "0", tokens, "--row_length=128")
+    assert told["row"] == 0 < told["rows"]
+    assert "document 1" in shown and "weight 1" in shown
+    _, told = _inspect("rules", corpus)
+    assert told["removed"] == road[1][0]["removed"]
+    reason = next(iter(told["removed"]))
+    shown, told = _inspect("rule", reason, corpus, "--num=1")
+    story, _ = _inspect("doc", told["shown"][0]["id"], corpus)
+    assert reason in shown and reason in story
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/curation.md"])
+def test_docs_name_modules_configs_and_files_that_exist(name):
+    text = (ROOT / name).read_text()
     modules = set(re.findall(r"python -m ([\w.]+)", text))
-    assert len(modules) >= 9
+    assert modules
     for module in modules:
         assert (ROOT / module.replace(".", "/")).with_suffix(".py").exists(), module
     for path in re.findall(r"(?:bash |--config=|\]\()((?:scripts|configs|docs)/[\w./]+)", text):
