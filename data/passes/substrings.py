@@ -78,14 +78,14 @@ def find_spans(*, output: Path, unit: int, units: Sequence[Mapping[str, Any]],
                windows: Sequence[str], matches: str) -> dict[str, int]:
     """Writes what is to be cut out of a unit's texts, verified on the texts themselves."""
     own = units[unit]
-    rows, texts = zip(*_texts(own["cleaned"], own["roster"], own["heldout_rows"])) or ((), ())
+    pairs = list(_texts(own["cleaned"], own["roster"], own["heldout_rows"]))
     spans = repeated_spans(
-        texts, unit, np.load(matches), lambda part: np.load(f"{windows[part]}.places.npy"),
+        [text for _, text in pairs], unit, np.load(matches), lambda part: np.load(f"{windows[part]}.places.npy"),
         _TextOf(units), own["num_tokens"])
     with TableWriter(f"{output}.parquet", CUTS_SCHEMA) as writer:
         for place, found in spans.items():
             for span in found:
-                writer.write({"row": rows[place], "start": span.start, "stop": span.stop})
+                writer.write({"row": pairs[place][0], "start": span.start, "stop": span.stop})
     return {"spans": sum(map(len, spans.values()))}
 
 
