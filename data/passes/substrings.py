@@ -80,8 +80,9 @@ def find_spans(*, output: Path, unit: int, units: Sequence[Mapping[str, Any]],
     own = units[unit]
     pairs = list(_texts(own["cleaned"], own["roster"], own["heldout_rows"]))
     spans = repeated_spans(
-        [text for _, text in pairs], unit, np.load(matches), lambda part: np.load(f"{windows[part]}.places.npy"),
-        _TextOf(units), own["num_tokens"])
+        [text for _, text in pairs], unit, np.load(matches),
+        places_of=lambda part: np.load(f"{windows[part]}.places.npy"),
+        text_of=_TextOf(units), min_tokens=own["num_tokens"])
     with TableWriter(f"{output}.parquet", CUTS_SCHEMA) as writer:
         for place, found in spans.items():
             for span in found:
