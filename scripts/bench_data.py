@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
+from configs.common import make_curate
 from core import entry
 from core.errors import UserError
 from core.progress import log
@@ -51,12 +52,12 @@ ACTIONS = {"email": "redact", "ip": "redact"}   # what datatrove redacts, too
 Step = Callable[[Sequence[str]], Sequence[str]]     # texts in, texts that pass out
 
 
-def read_corpus(folder: Path, max_bytes: int) -> list[str]:
-    """Prose of a corpus, kept and removed, in the order of ids, which is a random one."""
+def read_corpus(folder: Path, max_bytes: int, with_code: bool = False) -> list[str]:
+    """Texts of a corpus, kept and removed, in the order of ids, which is a random one."""
     corpus, found = Corpus(folder), []
     for kind in ("documents", "removed"):
         found += [(row["id"], row["text"]) for _, row in corpus.rows(kind, ["id", "text", "domain"])
-                  if row["domain"] != "code"]
+                  if with_code or row["domain"] != "code"]
     return _take([text for _, text in sorted(found)], max_bytes)
 
 
@@ -204,27 +205,31 @@ def compare(name: str, texts: Sequence[str], folder: str, keep_all: bool) -> dic
     return result
 
 
-def check_near_duplicates(texts: Sequence[str], min_jaccard: float = 0.8) -> dict[str, Any]:
+def check_near_duplicates(texts: Sequence[str]) -> dict[str, Any]:
     """Recall and precision of near-duplicate removal against the similarity of all pairs.
 
-    Recall is over pairs of J >= 0.8, of which one has to go (or both go for others); precision
-    over removed documents, whose representative must have J >= 0.7.
+    With the bands that `data.curate` has. Recall is over pairs of J >= 0.8, of which one has to go
+    (or both go for others); precision over removed documents, whose representative must have
+    J >= 0.7.
     """
+    rules = make_curate().dedup
     texts = list(dict.fromkeys(texts))
     grams = [shingle(text, 5) for text in texts]
     pairs = {pair: value for pair, value in _all_pairs(grams) if value >= 0.8}
     offsets = np.cumsum([0, *map(len, grams)])
-    signatures = minhash_batch(np.concatenate(grams), offsets, NUM_BANDS * ROWS_PER_BAND, 0)
+    signatures = minhash_batch(np.concatenate(grams), offsets,
+                               rules.num_bands * rules.rows_per_band, rules.seed)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "bands.npy"
-        np.save(path, band_keys(signatures, NUM_BANDS, ROWS_PER_BAND))
-        groups = [group.positions // NUM_BANDS
+        np.save(path, band_keys(signatures, rules.num_bands, rules.rows_per_band))
+        groups = [group.positions // rules.num_bands
                   for group in find_groups([path], memory_bytes=1 << 30)]
-    edges = verify_groups(groups, grams.__getitem__, min_jaccard)
+    edges = verify_groups(groups, grams.__getitem__, rules.min_jaccard)
     removed = {}
     for tree in edges.forest.trees():
         tree.sort(key=lambda number: (-len(texts[number].encode()), number))
-        for gone, kept, _ in choose_representatives(tree, grams.__getitem__, min_jaccard):
+        for gone, kept, _ in choose_representatives(tree, grams.__getitem__,
+                                                       rules.min_jaccard):
             removed[gone] = kept
     found = sum(first in removed or second in removed for first, second in pairs)
     right = sum(jaccard(grams[gone], grams[kept]) >= 0.7 for gone, kept in removed.items())
@@ -265,7 +270,7 @@ def main() -> dict[str, Any]:
             result[name] = {"chain": compare(name, texts, folder, keep_all=False),
                             "every_step": compare(name, texts, folder, keep_all=True)}
     result["near_dedup"] = check_near_duplicates(
-        read_corpus(Path(flags.FLAGS.corpus), 1_000_000_000))
+        read_corpus(Path(flags.FLAGS.corpus), 1_000_000_000, with_code=True))
     print(f"near duplicates: {result['near_dedup']}")
     first = next(iter(sets))
     return result | {"ratio": result[first]["chain"].get("ratio")}
