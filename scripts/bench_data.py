@@ -29,7 +29,6 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from configs.common import make_curate
 from core import entry
 from core.errors import UserError
 from core.progress import log
@@ -205,31 +204,31 @@ def compare(name: str, texts: Sequence[str], folder: str, keep_all: bool) -> dic
     return result
 
 
-def check_near_duplicates(texts: Sequence[str]) -> dict[str, Any]:
+def check_near_duplicates(folder: Path) -> dict[str, Any]:
     """Recall and precision of near-duplicate removal against the similarity of all pairs.
 
-    With the bands that `data.curate` has. Recall is over pairs of J >= 0.8, of which one has to go
+    Over a corpus, with the bands by which it was curated. Recall is over pairs of J >= 0.8, of which one has to go
     (or both go for others); precision over removed documents, whose representative must have
     J >= 0.7.
     """
-    rules = make_curate().dedup
-    texts = list(dict.fromkeys(texts))
+    rules = Corpus(folder).lineage["config"]["curate"]["dedup"]
+    num_bands, min_jaccard = rules["num_bands"], rules["min_jaccard"]
+    texts = list(dict.fromkeys(read_corpus(folder, 1_000_000_000, with_code=True)))
     grams = [shingle(text, 5) for text in texts]
     pairs = {pair: value for pair, value in _all_pairs(grams) if value >= 0.8}
     offsets = np.cumsum([0, *map(len, grams)])
     signatures = minhash_batch(np.concatenate(grams), offsets,
-                               rules.num_bands * rules.rows_per_band, rules.seed)
+                               num_bands * rules["rows_per_band"], rules["seed"])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "bands.npy"
-        np.save(path, band_keys(signatures, rules.num_bands, rules.rows_per_band))
-        groups = [group.positions // rules.num_bands
+        np.save(path, band_keys(signatures, num_bands, rules["rows_per_band"]))
+        groups = [group.positions // num_bands
                   for group in find_groups([path], memory_bytes=1 << 30)]
-    edges = verify_groups(groups, grams.__getitem__, rules.min_jaccard)
+    edges = verify_groups(groups, grams.__getitem__, min_jaccard)
     removed = {}
     for tree in edges.forest.trees():
         tree.sort(key=lambda number: (-len(texts[number].encode()), number))
-        for gone, kept, _ in choose_representatives(tree, grams.__getitem__,
-                                                       rules.min_jaccard):
+        for gone, kept, _ in choose_representatives(tree, grams.__getitem__, min_jaccard):
             removed[gone] = kept
     found = sum(first in removed or second in removed for first, second in pairs)
     right = sum(jaccard(grams[gone], grams[kept]) >= 0.7 for gone, kept in removed.items())
@@ -269,8 +268,7 @@ def main() -> dict[str, Any]:
         for name, texts in sets.items():
             result[name] = {"chain": compare(name, texts, folder, keep_all=False),
                             "every_step": compare(name, texts, folder, keep_all=True)}
-    result["near_dedup"] = check_near_duplicates(
-        read_corpus(Path(flags.FLAGS.corpus), 1_000_000_000, with_code=True))
+    result["near_dedup"] = check_near_duplicates(Path(flags.FLAGS.corpus))
     print(f"near duplicates: {result['near_dedup']}")
     first = next(iter(sets))
     return result | {"ratio": result[first]["chain"].get("ratio")}
