@@ -207,9 +207,9 @@ def compare(name: str, texts: Sequence[str], folder: str, keep_all: bool) -> dic
 def check_near_duplicates(folder: Path) -> dict[str, Any]:
     """Recall and precision of near-duplicate removal against the similarity of all pairs.
 
-    Over a corpus, with the bands by which it was curated. Recall is over pairs of J >= 0.8, of which one has to go
-    (or both go for others); precision over removed documents, whose representative must have
-    J >= 0.7.
+    Over a corpus, with the bands by which it was curated. Recall is over pairs of J >= 0.8, of
+    which one has to go (or both go for others); precision over removed documents, whose
+    representative must have J >= 0.7.
     """
     rules = Corpus(folder).lineage["config"]["curate"]["dedup"]
     num_bands, min_jaccard = rules["num_bands"], rules["min_jaccard"]
