@@ -3,6 +3,7 @@
     B batch           L query length    M key length      D width
     V vocabulary      F MLP width       H query heads     G key/value heads
     R = H/G           K head size       N layers          J samples per prompt
+    E experts         S pipeline stages
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from ml_collections import ConfigDict
 from core.errors import UserError
 
 REMAT_POLICIES = ("none", "dots", "full")
+ATTENTION_BACKENDS = ("auto", "xla", "cudnn", "pallas", "splash")
+CONTEXT_ATTENTIONS = ("ring", "all_gather")
+MATMULS = ("compute", "int8", "fp8")
 COMPUTE_DTYPES = ("float32", "bfloat16")
 
 
@@ -29,7 +33,9 @@ class ModelConfig:
         H: query heads.
         G: key/value heads (GQA, arXiv 2305.13245); divides H.
         K: head size; even, because RoPE turns pairs.
-        F: hidden width of the SwiGLU MLP (arXiv 2002.05202).
+        F: hidden width of the SwiGLU MLP (arXiv 2002.05202), of each expert where there are some.
+        E: experts of a layer; 0 is a dense MLP.
+        experts_per_token: experts that each token is sent to.
         tied: whether the embedding is also the head.
         embed_previous: whether each input also gets an embedding of the token before it. It hands
             the first layer what an induction head needs two layers to compose (arXiv 2209.11895),
@@ -38,6 +44,13 @@ class ModelConfig:
         norm_eps: added to the mean square in RMSNorm (arXiv 1910.07467).
         qk_norm: RMSNorm of queries and keys per head (arXiv 2010.04245).
         compute_dtype: dtype of matmuls; masters, norms, softmax and loss stay float32.
+        matmul: precision of the blocks' matmuls: compute (that dtype), int8 or fp8.
+        attention: backend; auto takes the fastest exact one of this machine.
+        context_attention: how attention crosses the mesh's context axis: ring or all_gather.
+        pipeline_microbatches: pieces a batch is cut into on its way through the mesh's stages;
+            0 takes as many as there are stages.
+        pipeline_rounds: times that a piece goes round the stages: 1 is GPipe (arXiv 1811.06965),
+            more is the circular schedule with its smaller bubble.
         scan_unroll: layers per iteration of the scan; N unrolls it whole.
         remat: what the backward pass recomputes: none, all but matmuls (dots), or all (full).
         loss_chunks: row chunks of the head, so that [B, L, V] is never held when above 1.
@@ -50,12 +63,19 @@ class ModelConfig:
     G: int
     K: int
     F: int
+    E: int = 0
+    experts_per_token: int = 2
     tied: bool = False
     embed_previous: bool = False
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-6
     qk_norm: bool = True
     compute_dtype: str = "float32"
+    matmul: str = "compute"
+    attention: str = "auto"
+    context_attention: str = "ring"
+    pipeline_microbatches: int = 0
+    pipeline_rounds: int = 1
     scan_unroll: int = 1
     remat: str = "none"
     loss_chunks: int = 1
@@ -70,12 +90,12 @@ class ModelConfig:
                             "set --config.model.G to a divisor of H")
         if self.K % 2:
             raise UserError(f"model.K={self.K}", "must be even for RoPE", "set --config.model.K")
-        if self.remat not in REMAT_POLICIES:
-            raise UserError(f"model.remat={self.remat!r}", f"is none of {REMAT_POLICIES}",
-                            "set --config.model.remat")
-        if self.compute_dtype not in COMPUTE_DTYPES:
-            raise UserError(f"model.compute_dtype={self.compute_dtype!r}",
-                            f"is none of {COMPUTE_DTYPES}", "set --config.model.compute_dtype")
+        choices = {"remat": REMAT_POLICIES, "compute_dtype": COMPUTE_DTYPES, "matmul": MATMULS,
+                   "attention": ATTENTION_BACKENDS, "context_attention": CONTEXT_ATTENTIONS}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise UserError(f"model.{name}={getattr(self, name)!r}", f"is none of {known}",
+                                f"set --config.model.{name}")
 
     @property
     def dtype(self) -> jnp.dtype:

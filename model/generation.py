@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from core.errors import UserError
-from model.attention import Cache, make_cache
+from model.attention.cache import Cache, make_cache
 from model.config import ModelConfig
 from model.head import logits
 from model.transformer import Params, extend

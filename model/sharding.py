@@ -54,6 +54,11 @@ def spec(letters: str, rules: Rules = ACTIVATION_RULES) -> P:
     return P(*(rules[letter] for letter in letters))
 
 
+def num_batch_shards(mesh: Mesh) -> int:
+    """Into how many pieces the mesh cuts a batch."""
+    return math.prod(mesh.shape[axis] for axis in ACTIVATION_RULES["B"])
+
+
 def letters_of(path: tuple[Any, ...], rank: int) -> str:
     """The axis letters of the parameter at `path`; layers stacked in front add an ``N``.
 

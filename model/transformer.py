@@ -12,9 +12,15 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
-from model.attention import Cache, attend, cache_mask, document_mask, rotate
+from model.attention.backends import attend_documents
+from model.attention.cache import Cache
+from model.attention.reference import attend, cache_mask
+from model.attention.rotary import rotate
 from model.config import ModelConfig
+from model.matmul import project
+from model.pipeline import run_layers
 from model.sharding import constrain
 
 # {"embed_VD", "embed_previous_VD" if embed_previous, "blocks": {name: [N, ...]}, "final_norm_D",
@@ -35,47 +41,59 @@ class Block(nn.Module):
     config: ModelConfig
 
     def weight(self, name: str, shape: tuple[int, ...], fan_in: int, scale: float = 1.0):
-        """A float32 master weight of standard deviation scale/sqrt(fan_in), cast at use."""
+        """A float32 master weight of standard deviation scale/sqrt(fan_in)."""
         init = nn.initializers.normal(scale * fan_in**-0.5)
-        return self.param(name, init, shape, jnp.float32).astype(self.config.dtype)
+        return self.param(name, init, shape, jnp.float32)
 
     @nn.compact
-    def __call__(self, x_BLD, positions_BL, mask_BLM, cached=None):
-        """Runs the layer.
+    def __call__(self, x_BLD, positions_BL, segment_ids_BL=None, cached=None):
+        """Runs the layer over packed rows, or, given a cache, over new tokens behind it.
 
         Args:
+            segment_ids_BL: document of each token; a token sees only its own document.
             cached: None, or (k_BMGK, v_BMGK, length_B): the new keys and values are written
                 behind `length_B`, and attention runs over the whole capacity M.
 
         Returns:
-            x_BLD, and the updated (k_BMGK, v_BMGK) or None.
+            x_BLD, the updated (k_BMGK, v_BMGK) or None, and the layer's statistics.
         """
         c = self.config
         residual_scale = (2 * c.N) ** -0.5  # keeps the stream's variance independent of depth
         ones = nn.initializers.ones_init()
 
         h_BLD = rms_norm(x_BLD, self.param("attn_norm_D", ones, (c.D,)), c.norm_eps)
-        q_BLHK = jnp.einsum("BLD,DHK->BLHK", h_BLD, self.weight("wq_DHK", (c.D, c.H, c.K), c.D))
-        k_BLGK = jnp.einsum("BLD,DGK->BLGK", h_BLD, self.weight("wk_DGK", (c.D, c.G, c.K), c.D))
-        v_BLGK = jnp.einsum("BLD,DGK->BLGK", h_BLD, self.weight("wv_DGK", (c.D, c.G, c.K), c.D))
+        wq_DHK = self.weight("wq_DHK", (c.D, c.H, c.K), c.D)
+        wk_DGK = self.weight("wk_DGK", (c.D, c.G, c.K), c.D)
+        wv_DGK = self.weight("wv_DGK", (c.D, c.G, c.K), c.D)
+        q_BLHK = project("BLD,DHK->BLHK", h_BLD, wq_DHK, config=c)
+        k_BLGK = project("BLD,DGK->BLGK", h_BLD, wk_DGK, config=c)
+        v_BLGK = checkpoint_name(project("BLD,DGK->BLGK", h_BLD, wv_DGK, config=c), "qkv")
         if c.qk_norm:
             q_BLHK = rms_norm(q_BLHK, self.param("q_norm_K", ones, (c.K,)), c.norm_eps)
             k_BLGK = rms_norm(k_BLGK, self.param("k_norm_K", ones, (c.K,)), c.norm_eps)
-        q_BLHK = rotate(q_BLHK, positions_BL, c.rope_theta)
-        k_BLGK = rotate(k_BLGK, positions_BL, c.rope_theta)
-        if cached is not None:
-            k_BLGK, v_BLGK = cached = _write(cached, k_BLGK, v_BLGK)
-        out_BLHK = attend(q_BLHK, k_BLGK, v_BLGK, mask_BLM)
+        q_BLHK = checkpoint_name(rotate(q_BLHK, positions_BL, c.rope_theta), "qkv")
+        k_BLGK = checkpoint_name(rotate(k_BLGK, positions_BL, c.rope_theta), "qkv")
+        if cached is None:
+            out_BLHK = attend_documents(q_BLHK, k_BLGK, v_BLGK, segment_ids_BL, positions_BL,
+                                        config=c)
+        else:
+            mask_BLM = cache_mask(cached[2], x_BLD.shape[1], cached[0].shape[1])
+            cached = _write(cached, k_BLGK, v_BLGK)
+            out_BLHK = attend(q_BLHK, *cached, mask_BLM)
+        out_BLHK = checkpoint_name(out_BLHK, "attention")
         wo_HKD = self.weight("wo_HKD", (c.H, c.K, c.D), c.H * c.K, residual_scale)
-        x_BLD = constrain(x_BLD + jnp.einsum("BLHK,HKD->BLD", out_BLHK, wo_HKD), "BLD")
+        x_BLD = x_BLD + project("BLHK,HKD->BLD", out_BLHK, wo_HKD, config=c)
+        x_BLD = checkpoint_name(constrain(x_BLD, "BLD"), "residual")
 
         h_BLD = rms_norm(x_BLD, self.param("mlp_norm_D", ones, (c.D,)), c.norm_eps)
-        gate_BLF = jnp.einsum("BLD,DF->BLF", h_BLD, self.weight("w_gate_DF", (c.D, c.F), c.D))
-        up_BLF = jnp.einsum("BLD,DF->BLF", h_BLD, self.weight("w_up_DF", (c.D, c.F), c.D))
-        hidden_BLF = constrain(jax.nn.silu(gate_BLF) * up_BLF, "BLF")
+        w_gate_DF = self.weight("w_gate_DF", (c.D, c.F), c.D)
+        w_up_DF = self.weight("w_up_DF", (c.D, c.F), c.D)
         w_down_FD = self.weight("w_down_FD", (c.F, c.D), c.F, residual_scale)
-        x_BLD = constrain(x_BLD + jnp.einsum("BLF,FD->BLD", hidden_BLF, w_down_FD), "BLD")
-        return x_BLD, cached
+        gate_BLF = checkpoint_name(project("BLD,DF->BLF", h_BLD, w_gate_DF, config=c), "hidden")
+        up_BLF = checkpoint_name(project("BLD,DF->BLF", h_BLD, w_up_DF, config=c), "hidden")
+        hidden_BLF = constrain(jax.nn.silu(gate_BLF) * up_BLF, "BLF")
+        x_BLD = x_BLD + project("BLF,FD->BLD", hidden_BLF, w_down_FD, config=c)
+        return constrain(x_BLD, "BLD"), cached, {}
 
 
 def _write(cached, k_BLGK, v_BLGK):
@@ -90,10 +108,10 @@ def init(config: ModelConfig, key: jax.Array) -> Params:
     """Makes fresh float32 parameters; blocks are stacked along a leading axis N."""
     embed_key, previous_key, blocks_key, head_key = jax.random.split(key, 4)
     x_BLD = jnp.zeros((1, 1, config.D), config.dtype)
-    positions_BL, mask_BLM = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1, 1), bool)
+    zeros_BL = jnp.zeros((1, 1), jnp.int32)
 
     def init_block(block_key):
-        return Block(config).init(block_key, x_BLD, positions_BL, mask_BLM)["params"]
+        return Block(config).init(block_key, x_BLD, zeros_BL, zeros_BL)["params"]
 
     # A tied embedding is also the head, so it starts at the head's scale.
     embed_scale = config.D**-0.5 if config.tied else 1.0
@@ -108,14 +126,6 @@ def init(config: ModelConfig, key: jax.Array) -> Params:
     if not config.tied:
         params["head_DV"] = 0.1 * config.D**-0.5 * jax.random.normal(head_key, (config.D, config.V))
     return params
-
-
-def _remat(function, policy: str):
-    policies = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-                "full": jax.checkpoint_policies.nothing_saveable}
-    if policy == "none":
-        return function
-    return jax.checkpoint(function, policy=policies[policy], prevent_cse=False)
 
 
 def embed(params: Params, config: ModelConfig, tokens_BL: jax.Array,
@@ -135,8 +145,9 @@ def embed(params: Params, config: ModelConfig, tokens_BL: jax.Array,
     return constrain(x_BLD * (config.D**0.5 if config.tied else 1.0), "BLD")
 
 
-def forward(params: Params, tokens_BL: jax.Array, positions_BL: jax.Array,
-            segment_ids_BL: jax.Array, *, config: ModelConfig) -> jax.Array:
+def forward_with_stats(params: Params, tokens_BL: jax.Array, positions_BL: jax.Array,
+                       segment_ids_BL: jax.Array, *,
+                       config: ModelConfig) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The full forward pass over packed rows, up to the last norm.
 
     Args:
@@ -145,18 +156,25 @@ def forward(params: Params, tokens_BL: jax.Array, positions_BL: jax.Array,
 
     Returns:
         x_BLD: hidden states; `logits` or a loss in `model.head` takes them from there.
+        Statistics of the layers, each [N].
     """
-    mask_BLM = document_mask(segment_ids_BL)
     previous_BL = jnp.where(positions_BL > 0, jnp.roll(tokens_BL, 1, axis=1), -1)
     x_BLD = embed(params, config, tokens_BL, previous_BL)
 
-    @partial(_remat, policy=config.remat)
-    def layer(x_BLD, block):
-        return Block(config).apply({"params": block}, x_BLD, positions_BL, mask_BLM)[0], None
+    def layer(x_BLD, block, positions_BL, segment_ids_BL):
+        x_BLD, _, stats = Block(config).apply({"params": block}, x_BLD, positions_BL,
+                                              segment_ids_BL)
+        return x_BLD, stats
 
-    x_BLD, _ = jax.lax.scan(layer, x_BLD, params["blocks"],
-                            unroll=min(config.scan_unroll, config.N))
-    return rms_norm(x_BLD, params["final_norm_D"], config.norm_eps)
+    x_BLD, stats = run_layers(layer, params["blocks"], x_BLD, positions_BL, segment_ids_BL,
+                              config=config)
+    return rms_norm(x_BLD, params["final_norm_D"], config.norm_eps), stats
+
+
+def forward(params: Params, tokens_BL: jax.Array, positions_BL: jax.Array,
+            segment_ids_BL: jax.Array, *, config: ModelConfig) -> jax.Array:
+    """The hidden states x_BLD of `forward_with_stats` alone."""
+    return forward_with_stats(params, tokens_BL, positions_BL, segment_ids_BL, config=config)[0]
 
 
 def extend(params: Params, tokens_BL: jax.Array, cache: Cache, *,
@@ -169,17 +187,15 @@ def extend(params: Params, tokens_BL: jax.Array, cache: Cache, *,
     Returns:
         x_BLD of the new tokens, and the cache with their keys and values, not yet advanced.
     """
-    num_new, capacity = tokens_BL.shape[1], cache.k_NBMGK.shape[2]
-    positions_BL = cache.length_B[:, None] + jnp.arange(num_new)[None]
-    mask_BLM = cache_mask(cache.length_B, num_new, capacity)
+    positions_BL = cache.length_B[:, None] + jnp.arange(tokens_BL.shape[1])[None]
 
     # The cache is carried, not scanned over, so that its one new entry is written in place.
     def layer(carry, block_and_index):
         x_BLD, k_NBMGK, v_NBMGK = carry
         block, n = block_and_index
-        x_BLD, (k_BMGK, v_BMGK) = Block(config).apply(
-            {"params": block}, x_BLD, positions_BL, mask_BLM,
-            (k_NBMGK[n], v_NBMGK[n], cache.length_B))
+        x_BLD, (k_BMGK, v_BMGK), _ = Block(config).apply(
+            {"params": block}, x_BLD, positions_BL,
+            cached=(k_NBMGK[n], v_NBMGK[n], cache.length_B))
         return (x_BLD, k_NBMGK.at[n].set(k_BMGK), v_NBMGK.at[n].set(v_BMGK)), None
 
     previous_BL = jnp.concatenate([cache.last_B[:, None], tokens_BL[:, :-1]], axis=1)

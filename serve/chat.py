@@ -27,7 +27,7 @@ from core.errors import UserError
 from core.progress import log
 from data.chat import Conversation, Message, ask, render, render_prompt
 from data.tokenizer import Tokenizer, load_tokenizer
-from model.attention import make_cache
+from model.attention.cache import make_cache
 from model.config import ModelConfig
 from model.directory import context_tokens, is_chat_model, load_model
 from model.generation import Sampling, decode, prefill, sample

@@ -13,8 +13,7 @@ from model.sharding import make_mesh
 from model.transformer import init
 from train.loss import next_token_loss
 from train.optimizer import make_optimizer
-from train.state import TrainState
-from train.step import make_train_step
+from train.step import make_state, make_train_step
 
 VARIANTS = ("cpu", "accelerator", "smoke")
 
@@ -27,11 +26,9 @@ def test_one_step_lowers_on_eight_devices(variant):
     mesh = make_mesh({"data": 2, "fsdp": 4, "tensor": 1})
     optimizer = make_optimizer(section.optimizer, section.num_steps)
 
-    def make_state(key):
-        params = init(model_config, key)
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), key)
-
-    state = jax.eval_shape(make_state, jax.random.key(0))
+    make = partial(make_state, partial(init, model_config), optimizer=optimizer,
+                   key=jax.random.key(1))
+    state = jax.eval_shape(make, jax.random.key(0))
     step = make_train_step(next_token_loss, optimizer, config=model_config, mesh=mesh, state=state,
                            batch_size=section.batch_size)
     row = partial(jax.ShapeDtypeStruct, (section.batch_size, section.row_length))

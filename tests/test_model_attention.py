@@ -3,7 +3,8 @@
 import jax.numpy as jnp
 import numpy as np
 
-from model.attention import attend, cache_mask, document_mask, rotate
+from model.attention.reference import attend, cache_mask, document_mask
+from model.attention.rotary import rotate
 from model.transformer import rms_norm
 
 RNG = np.random.default_rng(0)

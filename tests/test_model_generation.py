@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from core.errors import UserError
-from model.attention import make_cache
+from model.attention.cache import make_cache
 from model.generation import Sampling, decode, generate, prefill, sample
 from model.head import logits
 from model.transformer import forward

@@ -71,12 +71,12 @@ class Checkpoints:
 def _savable(state: TrainState) -> dict[str, Any]:
     """The state as plain arrays: a typed PRNG key is stored as its words."""
     return {"step": state.step, "params": state.params, "opt_state": state.opt_state,
-            "key": jax.random.key_data(state.key)}
+            "guard": state.guard, "ema": state.ema, "key": jax.random.key_data(state.key)}
 
 
 def _from_savable(saved: dict[str, Any]) -> TrainState:
     return TrainState(saved["step"], saved["params"], saved["opt_state"],
-                      jax.random.wrap_key_data(saved["key"]))
+                      jax.random.wrap_key_data(saved["key"]), saved["guard"], saved["ema"])
 
 
 def _first_line(error: Exception) -> str:

@@ -13,25 +13,36 @@ from jax.sharding import Mesh, NamedSharding
 
 from core.errors import UserError
 from model.config import ModelConfig
-from model.sharding import param_shardings, spec, state_shardings
+from model.sharding import num_batch_shards, param_shardings, spec, state_shardings
+from train.diagnostics import diagnose
+from train.guard import judge, make_guard
 from train.loss import Metrics
 from train.state import TrainState
 
 LossFn = Callable[..., tuple[jax.Array, Metrics]]
 
 
+def make_state(make_params: Callable[[Any], Any], source: Any,
+               optimizer: optax.GradientTransformation, key: jax.Array, *,
+               guard_window: int = 128, keep_ema: bool = False) -> TrainState:
+    """The state before the first step, wherever it is called; see `init_state`."""
+    params = make_params(source)
+    ema = jax.tree.map(jnp.copy, params) if keep_ema else None
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), key,
+                      make_guard(guard_window), ema)
+
+
 def init_state(make_params: Callable[[Any], Any], source: Any,
-               optimizer: optax.GradientTransformation, key: jax.Array, mesh: Mesh) -> TrainState:
+               optimizer: optax.GradientTransformation, key: jax.Array, mesh: Mesh,
+               **settings: Any) -> TrainState:
     """Makes the first state directly in its place on the mesh.
 
     Args:
         make_params: parameters from `source`: from a key, or parameters as they are.
         key: randomness of the run.
+        settings: `guard_window`, `keep_ema`, as in `make_state`.
     """
-    def make(source):
-        params = make_params(source)
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), key)
-
+    make = partial(make_state, make_params, optimizer=optimizer, key=key, **settings)
     shapes = jax.eval_shape(make, source)
     with jax.set_mesh(mesh):
         return jax.jit(make, out_shardings=state_shardings(shapes, shapes.params, mesh))(source)
@@ -60,22 +71,28 @@ def accumulate(loss_fn: LossFn, params: Any, batch: Any, key: jax.Array,
 
 def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation, *,
                     config: ModelConfig, mesh: Mesh, state: TrainState, batch_size: int,
-                    num_microbatches: int = 1) -> Callable[[TrainState, Any], tuple]:
+                    num_microbatches: int = 1, guard_sigmas: float = 0.0, ema_decay: float = 0.0,
+                    diagnostics: bool = False) -> Callable[[TrainState, Any], tuple]:
     """Compiles `train_step(state, batch) -> (state, metrics)` for one mesh.
+
+    A step that the guard refuses changes neither parameters nor optimizer, but counts as a step.
 
     Args:
         loss_fn: see `train.loss`.
-        state: gives the shapes; it is not used up.
+        state: gives the shapes; it is not used up, and may be abstract.
         batch_size: rows in a batch, over all devices.
+        guard_sigmas: see `train.guard.judge`.
+        ema_decay: share of the running average that each step keeps.
+        diagnostics: whether the metrics of `train.diagnostics` are computed as well.
 
     Returns:
         The step. Metrics are float32 scalars on the device: means of the loss function's metrics,
-        `gradient_norm` before clipping, `param_norm`.
+        `gradient_norm` before clipping, `param_norm`, `refused` (updates refused so far).
 
     Raises:
         UserError: the batch does not divide by devices times microbatches.
     """
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    shards = num_batch_shards(mesh)
     if batch_size % (shards * num_microbatches):
         raise UserError(f"batch_size={batch_size}",
                         f"is not divisible by {shards} data shards x {num_microbatches} "
@@ -85,22 +102,35 @@ def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation, *,
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(state.key, state.step)
         gradient, sums = accumulate(loss_fn, state.params, batch, key, num_microbatches)
-        weight = jnp.maximum(sums["loss"][1], 1e-9)
-        gradient = jax.tree.map(lambda leaf: leaf / weight, gradient)
-        update, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, update)
+        gradient = jax.tree.map(lambda leaf: leaf / jnp.maximum(sums["loss"][1], 1e-9), gradient)
         metrics = {name: total / jnp.maximum(weight, 1e-9)
                    for name, (total, weight) in sums.items()}
-        metrics |= {"gradient_norm": optax.tree.norm(gradient),
-                    "param_norm": optax.tree.norm(params)}
-        return TrainState(state.step + 1, params, opt_state, state.key), metrics
+        metrics["gradient_norm"] = optax.tree.norm(gradient)
+        accepted, guard = judge(state.guard, metrics["loss"], metrics["gradient_norm"],
+                                sigmas=guard_sigmas)
+        update, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = _choose(accepted, optax.apply_updates(state.params, update), state.params)
+        opt_state = _choose(accepted, opt_state, state.opt_state)
+        ema = state.ema
+        if ema is not None:
+            ema = _choose(accepted, optax.incremental_update(params, ema, 1 - ema_decay), ema)
+        metrics |= {"param_norm": optax.tree.norm(params),
+                    "refused": guard.num_refused.astype(jnp.float32)}
+        if diagnostics:
+            metrics |= diagnose(state.params, gradient, update)
+        return TrainState(state.step + 1, params, opt_state, state.key, guard, ema), metrics
 
     shardings = state_shardings(state, state.params, mesh)
     return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
 
 
+def _choose(accepted: jax.Array, new: Any, old: Any) -> Any:
+    """A select rather than a `cond`: it fuses with the update and costs no trip to the host."""
+    return jax.tree.map(lambda a, b: jnp.where(accepted, a, b), new, old)
+
+
 def place_batch(batch: Any, mesh: Mesh) -> Any:
-    """Puts a host's batch on its devices, rows cut over `data` and `fsdp`."""
+    """Puts a host's batch on its devices, rows cut over the mesh's batch axes."""
     sharding = NamedSharding(mesh, spec("B"))
     return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), batch)
 

@@ -1,0 +1,38 @@
+"""The KV cache: keys and values of tokens seen so far."""
+
+from __future__ import annotations
+
+import flax
+import jax
+import jax.numpy as jnp
+
+from model.config import ModelConfig
+
+
+@flax.struct.dataclass
+class Cache:
+    """Keys and values of the tokens seen so far, for all layers.
+
+    Attributes:
+        k_NBMGK: keys, already rotated.
+        v_NBMGK: values.
+        length_B: tokens held per row; the next token is written at this index.
+        last_B: the newest token of each row; -1 in an empty cache.
+    """
+
+    k_NBMGK: jax.Array
+    v_NBMGK: jax.Array
+    length_B: jax.Array
+    last_B: jax.Array
+
+    def advance(self, tokens_BL: jax.Array, count_B: jax.Array) -> Cache:
+        """Takes the first `count_B` (at least 1) of each row's written tokens as real."""
+        last_BL = jnp.take_along_axis(tokens_BL, count_B[:, None] - 1, axis=1)
+        return self.replace(length_B=self.length_B + count_B, last_B=last_BL[:, 0])
+
+
+def make_cache(config: ModelConfig, batch_size: int, capacity: int) -> Cache:
+    """An empty cache for `batch_size` rows of up to `capacity` tokens, in the compute dtype."""
+    shape = (config.N, batch_size, capacity, config.G, config.K)
+    return Cache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype),
+                 jnp.zeros(batch_size, jnp.int32), jnp.full(batch_size, -1, jnp.int32))

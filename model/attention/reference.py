@@ -1,0 +1,35 @@
+"""Attention in plain einsums: the meaning that every other backend is held to."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+MASKED = -1e30  # finite, so that a fully masked row stays a number
+
+
+def document_mask(segment_ids_BL: jax.Array) -> jax.Array:
+    """Who may look at whom in packed rows: mask_BLM is causal and inside one document."""
+    length = segment_ids_BL.shape[1]
+    causal_LM = jnp.tril(jnp.ones((length, length), bool))
+    return causal_LM[None] & (segment_ids_BL[:, :, None] == segment_ids_BL[:, None, :])
+
+
+def cache_mask(length_B: jax.Array, num_new: int, capacity: int) -> jax.Array:
+    """Who may look at whom when `num_new` tokens follow `length_B` cached ones: mask_BLM."""
+    position_BL = length_B[:, None] + jnp.arange(num_new)[None]
+    return jnp.arange(capacity)[None, None] <= position_BL[:, :, None]
+
+
+def attend(q_BLHK: jax.Array, k_BMGK: jax.Array, v_BMGK: jax.Array,
+           mask_BLM: jax.Array) -> jax.Array:
+    """Grouped-query attention, softmax in float32; returns out_BLHK in the dtype of `q_BLHK`."""
+    batch, length, num_heads, head_size = q_BLHK.shape
+    num_groups = k_BMGK.shape[2]
+    q_BLGRK = q_BLHK.reshape(batch, length, num_groups, num_heads // num_groups, head_size)
+    scores_BGRLM = jnp.einsum("BLGRK,BMGK->BGRLM", q_BLGRK, k_BMGK,
+                              preferred_element_type=jnp.float32) * head_size**-0.5
+    scores_BGRLM = jnp.where(mask_BLM[:, None, None], scores_BGRLM, MASKED)
+    weights_BGRLM = jax.nn.softmax(scores_BGRLM, axis=-1).astype(q_BLHK.dtype)
+    out_BLGRK = jnp.einsum("BGRLM,BMGK->BLGRK", weights_BGRLM, v_BMGK)
+    return out_BLGRK.reshape(q_BLHK.shape)

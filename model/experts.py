@@ -1,0 +1,1 @@
+"""Mixture of experts: a router sends each token to a few of E MLPs."""
