@@ -18,6 +18,34 @@ def parse_variant(arg: str | None, variants: tuple[str, ...]) -> str:
     return variant
 
 
+def make_training(**changes) -> dict:
+    """The fields that every trainer's section shares."""
+    return dict(
+        num_microbatches=1,         # pieces of a batch whose gradients are summed
+        guard=dict(sigmas=6.0, window=128),     # updates further out are refused
+        # After that many refusals in a row: back that many steps, past the batches between and
+        # some more, at most that often. after=0 never goes back.
+        rewind=dict(after=8, steps_back=100, skip_batches=50, max_retries=3),
+        ema_decay=0.0,              # above 0, the running average is what is kept in the end
+        diagnostics=False,          # norms and update ratios by parameter and layer
+        writers=(),                 # beside metrics.jsonl: tensorboard, wandb
+        log_every=10, evaluate_every=1000, checkpoint_every=100,
+        keep_checkpoints=2, keep_every=0,       # the newest, and every so many steps for good
+        seed=0) | changes
+
+
+def make_optimizer(**changes) -> dict:
+    """The section `optimizer` of a trainer; train/optimizer.py says what each field does."""
+    return dict(
+        name="adamw",               # or muon, lion, adafactor, sgd, schedule_free
+        learning_rate=1e-3, adam_learning_rate=1e-3,    # the latter: what Muon does not take
+        lr_multipliers=dict(),      # by parameter name: {"embed*": 0.5}
+        weight_decay=0.0, b1=0.9, b2=0.95, eps=1e-8, momentum=0.95, mu_dtype="float32",
+        clip_norm=1.0,
+        schedule="cosine",          # or linear, wsd, constant
+        warmup_steps=10, decay_frac=0.0, final_frac=0.0) | changes
+
+
 def make_curate() -> ConfigDict:
     """The section `curate` with every field, as it suits documents of any origin."""
     return ConfigDict(dict(

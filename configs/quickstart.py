@@ -14,7 +14,7 @@ like "corpus" are folders under --workdir.
 
 from ml_collections import ConfigDict
 
-from configs.common import make_curate, parse_variant
+from configs.common import make_curate, make_optimizer, make_training, parse_variant
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -34,42 +34,42 @@ def get_config(arg: str | None = None) -> ConfigDict:
         best_domains=("pages",), best_frac=0.5,  # what annealing calls the best data
         seed=0))
 
-    c.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
+    c.mesh = ConfigDict(dict(stage=1, data=-1, fsdp=1, expert=1, context=1, tensor=1))
 
     c.model = ConfigDict(dict(
-        D=128, N=4, H=2, G=2, K=64, F=384, tied=False, embed_previous=True,
-        rope_theta=10_000.0, qk_norm=True, compute_dtype="float32", scan_unroll=4,
-        remat="none", loss_chunks=1))
+        D=128, N=4, H=2, G=2, K=64, F=384, E=0, experts_per_token=2, tied=False,
+        embed_previous=True, rope_theta=10_000.0, qk_norm=True, compute_dtype="float32",
+        matmul="compute", attention="auto", context_attention="ring", pipeline_microbatches=0,
+        pipeline_rounds=1, scan_unroll=4, remat="none", loss_chunks=1))
 
-    c.pretrain = ConfigDict(dict(
-        out="base", tokens="tokens", row_length=256, batch_size=16, num_microbatches=1,
+    c.pretrain = ConfigDict(make_training(
+        out="base", tokens="tokens", corpus="corpus", row_length=256, batch_size=16,
         num_steps=620, anneal_frac=0.3,
         mixture=dict(pages=1.0, code=0.0), anneal_mixture=dict(best=0.5, pages=0.5),
         temperature=1.0,            # when all of mixture is 0: shares follow size ** temperature
         upweight=dict(), max_epochs=0.0,    # by domain; how often a domain may come, 0 = no cap
         packing="concatenate",      # or best_fit: documents shorter than a row are never cut
-        optimizer=dict(name="muon", learning_rate=0.02, adam_learning_rate=0.02,
-                       weight_decay=0.1, b1=0.9, b2=0.95, clip_norm=1.0,
-                       schedule="wsd", warmup_steps=20, decay_frac=0.8),
-        log_every=10, evaluate_every=310, checkpoint_every=100, seed=0))
+        z_loss_coef=0.0, balance_coef=0.01, router_z_coef=0.001,    # the latter two: experts only
+        num_choices=0,              # questions of the documentation task asked while training
+        optimizer=make_optimizer(
+            name="muon", learning_rate=0.02, adam_learning_rate=0.02, weight_decay=0.1,
+            schedule="wsd", warmup_steps=20, decay_frac=0.8),
+        log_every=10, evaluate_every=310, checkpoint_every=100))
 
-    tuning = dict(name="adamw", adam_learning_rate=0.0, weight_decay=0.0, b1=0.9, b2=0.95,
-                  clip_norm=1.0, schedule="cosine", warmup_steps=10, decay_frac=0.0)
-
-    c.sft = ConfigDict(dict(
+    c.sft = ConfigDict(make_training(
         out="sft", model="base", corpus="corpus", num_documentation=2000, num_verifiable=16_000,
-        num_epochs=1, row_length=256, batch_size=8, num_microbatches=1,
-        optimizer=dict(tuning, name="muon", learning_rate=5e-3, adam_learning_rate=5e-3),
-        log_every=5, evaluate_every=1000, checkpoint_every=50, seed=0))
+        num_epochs=1, row_length=256, batch_size=8,
+        optimizer=make_optimizer(name="muon", learning_rate=5e-3, adam_learning_rate=5e-3),
+        log_every=5, checkpoint_every=50))
 
     c.pairs = ConfigDict(dict(
         out="pairs", model="sft", corpus="corpus", num_documentation=1200, num_verifiable=3000,
         num_samples=4, min_margin=0.1, temperature=1.0, max_new_tokens=32, batch_size=256, seed=1))
 
-    c.dpo = ConfigDict(dict(
+    c.dpo = ConfigDict(make_training(
         out="dpo", model="sft", pairs="pairs", beta=0.1, nll_coef=1.0, num_epochs=1, row_length=96,
-        batch_size=16, num_microbatches=1, optimizer=dict(tuning, learning_rate=3e-4),
-        log_every=5, evaluate_every=1000, checkpoint_every=50, seed=0))
+        batch_size=16, optimizer=make_optimizer(learning_rate=3e-4),
+        log_every=5, checkpoint_every=50))
 
     c.eval = ConfigDict(dict(
         out="eval_base", model="base", against="", corpus="corpus", tokens="tokens",

@@ -18,7 +18,8 @@ SECTION = ConfigDict(dict(name="muon", learning_rate=0.02, adam_learning_rate=0.
                           weight_decay=0.1, b1=0.9, b2=0.95, clip_norm=1.0, schedule="wsd",
                           warmup_steps=0, decay_frac=0.5))
 
-GOLDEN = {"loss": 4.584188, "gradient_norm": 0.5532271, "param_norm": 63.831398, "refused": 0.0}
+GOLDEN = {"loss": 4.584188, "gradient_norm": 0.5532271, "param_norm": 63.831398, "refused": 0.0,
+          "refused_in_row": 0.0}
 
 
 def _take_one_step(config, batch, mesh):

@@ -87,7 +87,8 @@ def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation, *,
 
     Returns:
         The step. Metrics are float32 scalars on the device: means of the loss function's metrics,
-        `gradient_norm` before clipping, `param_norm`, `refused` (updates refused so far).
+        `gradient_norm` before clipping, `param_norm`, `refused` and `refused_in_row` (updates
+        refused so far, and since the last accepted one).
 
     Raises:
         UserError: the batch does not divide by devices times microbatches.
@@ -115,7 +116,8 @@ def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation, *,
         if ema is not None:
             ema = _choose(accepted, optax.incremental_update(params, ema, 1 - ema_decay), ema)
         metrics |= {"param_norm": optax.tree.norm(params),
-                    "refused": guard.num_refused.astype(jnp.float32)}
+                    "refused": guard.num_refused.astype(jnp.float32),
+                    "refused_in_row": guard.refused_in_row.astype(jnp.float32)}
         if diagnostics:
             metrics |= diagnose(state.params, gradient, update)
         return TrainState(state.step + 1, params, opt_state, state.key, guard, ema), metrics
