@@ -26,6 +26,7 @@ from core.errors import UserError
 from core.progress import Progress, log
 from data.engine import assist, run_units
 from data.tokenizer import load_tokenizer
+from data.tokens.checked import write_sums
 from data.tokens.encode import encode_unit, plan_units, token_dtype
 from data.tokens.shards import WORST_RANK, merge_runs, select_rank
 
@@ -83,6 +84,8 @@ def pack(section: ConfigDict, corpus: Path, tokenizer: Path, folder: Path, *,
         for name, (found, num_tokens, max_rank) in merges.items():
             num_buckets = math.ceil(num_tokens * dtype.itemsize / bucket_bytes)
             merged = merge_runs(found, folder / name, dtype, num_buckets, max_rank)
+            for suffix in ("tokens", "ends"):
+                write_sums(folder / f"{name}.{suffix}")
             num_text_tokens = merged["tokens"] - 2 * merged["documents"]  # less <|bos|>, <|end|>
             domains[name] = merged | {
                 "bytes_per_token": round(merged["bytes"] / max(num_text_tokens, 1), 3)}

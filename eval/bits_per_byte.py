@@ -79,4 +79,4 @@ def xz_bits_per_byte(corpus: Path) -> float:
 
 def _tokens(folder: Path, domain: str) -> np.ndarray:
     rows = TokenRows(folder, domain, row_length=1)
-    return rows.tokens
+    return rows.tokens[:]

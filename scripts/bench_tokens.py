@@ -27,6 +27,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from core import entry
 from core.artifacts import write_json
 from core.progress import log
+from data.tokens.checked import write_sums
 from data.tokens.rows import PACKINGS, batches, open_tokens
 
 BATCH_SIZE = 32
@@ -54,6 +55,8 @@ def write_made_up_tokens(folder: Path, num_tokens: int = 50_000_000) -> None:
     total = int(lengths.sum())
     rng.integers(0, 2**15, total, np.uint16).tofile(folder / "pages.tokens")
     np.cumsum(lengths).astype("<i8").tofile(folder / "pages.ends")
+    for suffix in ("tokens", "ends"):
+        write_sums(folder / f"pages.{suffix}")
     write_json(folder / "tokens.json", {"dtype": "uint16", "vocab_size": 2**15,
                                         "domains": {"pages": {"tokens": total}}})
 
@@ -115,6 +118,7 @@ def bench(folder: Path, domain: str, row_length: int, num_batches: int,
           scratch: Path) -> dict[str, Any]:
     """Prints both tables; returns their figures."""
     tokens, ends = open_tokens(folder, domain)
+    tokens = tokens[:]
     bare = MemmapRows(tokens, row_length)
     began = time.perf_counter()
     packed = {name: make(folder, domain, row_length) for name, make in PACKINGS.items()}

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from core.errors import UserError
+from data.tokens.checked import write_sums
 from data.tokens.learned_mixture import (
     RIDGES,
     best_mixture,
@@ -123,6 +124,8 @@ def folder(tmp_path):
         tokens = np.arange(num_rows * L + 1) + 10_000 * place
         (tmp_path / f"{name}.tokens").write_bytes(tokens.astype("<u2").tobytes())
         (tmp_path / f"{name}.ends").write_bytes(np.array([len(tokens)], "<i8").tobytes())
+        for suffix in ("tokens", "ends"):
+            write_sums(tmp_path / f"{name}.{suffix}")
         domains[name] = {"tokens": len(tokens)}
     (tmp_path / "tokens.json").write_text(json.dumps({"dtype": "uint16", "domains": domains}))
     return tmp_path

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from core.errors import UserError
 from data.batch import make_row
 from data.tokens.best_fit import best_fit
+from data.tokens.checked import BLOCK_BYTES, CheckedArray, write_sums
 from data.tokens.mixture import mixture
 from data.tokens.rows import BestFitRows, TokenRows, batches, show
 
@@ -20,6 +21,8 @@ def _write_domain(folder, name, first_token, sizes):
     tokens = np.arange(first_token, first_token + sum(sizes)).astype("<u2")
     (folder / f"{name}.tokens").write_bytes(tokens.tobytes())
     (folder / f"{name}.ends").write_bytes(np.cumsum(sizes).astype("<i8").tobytes())
+    for suffix in ("tokens", "ends"):
+        write_sums(folder / f"{name}.{suffix}")
     return {"tokens": int(sum(sizes))}
 
 
@@ -39,7 +42,7 @@ def folder(tmp_path):
 def test_rows_score_every_target_exactly_once(folder, domain, stride):
     rows = TokenRows(folder, domain, L, stride)
     starts = np.r_[0, np.fromfile(folder / f"{domain}.ends", "<i8")[:-1]]
-    expected = np.delete(rows.tokens, starts)  # a document's first token is nobody's target
+    expected = np.delete(rows.tokens[:], starts)  # a document's first token is nobody's target
     scored = np.concatenate([rows[i].targets_BL[rows[i].loss_weights_BL > 0]
                              for i in range(len(rows))])
     assert scored.tolist() == expected.tolist()
@@ -94,11 +97,11 @@ def test_best_fit_cuts_no_document_that_fits_and_scores_every_target_once(folder
         for segment in range(1, rows[i].segment_ids_BL.max() + 1):
             here = rows[i].segment_ids_BL == segment
             pieces.append([*rows[i].tokens_BL[here], rows[i].targets_BL[here][-1]])
-    first = rows.tokens[0]
+    first = rows.tokens[:1]
     documents = [rows.tokens[a:b].tolist() for a, b in zip(starts, ends)]
     assert all(document in pieces for document in documents if len(document) <= L + 1)
     targets = sorted(token for piece in pieces for token in piece[1:])
-    assert targets == np.delete(rows.tokens, starts).tolist()
+    assert targets == np.delete(rows.tokens[:], starts).tolist()
     for piece in pieces:  # a long document is cut only where a row is full
         assert len(piece) == L + 1 or piece[-1] - first + 1 in ends
 
@@ -197,10 +200,27 @@ def test_wrong_mixtures_and_damaged_files_are_refused(folder):
     with pytest.raises(UserError, match=r"code\.tokens: does not hold"):
         TokenRows(folder, "code", L)
     (folder / "pages.ends").write_bytes(b"123")
-    with pytest.raises(UserError, match=r"pages\.tokens: .* or pages\.ends does not"):
+    with pytest.raises(UserError, match=r"pages\.ends: or its checksums are missing or cut"):
         BestFitRows(folder, "pages", L)
     described = json.loads((folder / "tokens.json").read_text())
     described["domains"]["short"]["tokens"] = 0
     (folder / "tokens.json").write_text(json.dumps(described))
     with pytest.raises(UserError, match=r"short\.tokens: holds no tokens"):
         TokenRows(folder, "short", L)
+
+
+@pytest.mark.parametrize("offset", [0, BLOCK_BYTES - 1, BLOCK_BYTES, 3 * BLOCK_BYTES + 7])
+def test_a_flipped_bit_is_noticed_when_its_block_is_read_and_only_then(tmp_path, offset):
+    path = tmp_path / "pages.tokens"
+    np.arange(3 * BLOCK_BYTES // 2 + 100, dtype="<u2").tofile(path)
+    write_sums(path)
+    flipped = bytearray(path.read_bytes())
+    flipped[offset] ^= 0x10
+    path.write_bytes(flipped)
+    array, block = CheckedArray(path, "<u2"), offset // BLOCK_BYTES
+    items = BLOCK_BYTES // 2
+    for intact in {0, 1, 2, 3} - {block}:
+        part = array[intact * items:(intact + 1) * items]
+        assert part[0] == intact * items % 2**16
+    with pytest.raises(UserError, match=rf"pages\.tokens: is damaged in block {block} of 65536"):
+        array[max(block * items - 1, 0):block * items + 1]

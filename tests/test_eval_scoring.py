@@ -15,6 +15,7 @@ from data import tokenizer as tokenizers
 from data.chat import ask
 from data.documents import Document, write_documents
 from data.tokenizer import Tokenizer
+from data.tokens.checked import write_sums
 from eval.answers import complete, make_prompts
 from eval.bits_per_byte import bits_per_byte, unigram_bits_per_byte, xz_bits_per_byte
 from eval.choices import ChoiceScore, continuation_logps
@@ -53,6 +54,8 @@ def tokens(tmp_path_factory, tokenizer):
             ends.append(len(ids))
         np.asarray(ids, "<u2").tofile(folder / f"{name}.tokens")
         np.asarray(ends, "<i8").tofile(folder / f"{name}.ends")
+        for suffix in ("tokens", "ends"):
+            write_sums(folder / f"{name}.{suffix}")
         domains[name] = {"tokens": len(ids)}
     tokenizer.save(folder / "tokenizer")
     write_json(folder / "tokens.json", {"dtype": "uint16", "vocab_size": 98, "domains": domains})

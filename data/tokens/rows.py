@@ -2,8 +2,9 @@
 
 A token folder holds, per domain, `NAME.tokens` (flat little-endian uint16 or uint32: <|bos|>
 text <|end|> for each document) and `NAME.ends` (little-endian int64: where each document ends),
-and one `tokens.json`. Rows are cut at load, so that one folder serves every row length, and a
-row is found by its number alone: the whole state of a loader is one integer.
+each with its checksums, and one `tokens.json`. Rows are cut at load, so that one folder serves
+every row length, and a row is found by its number alone: the whole state of a loader is one
+integer.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from core.errors import UserError
 from data.batch import Batch, stack
 from data.tokenizer import Tokenizer
 from data.tokens.best_fit import open_index
+from data.tokens.checked import CheckedArray
 
 NUM_SHOWN_CHARS = 120  # of a stretch of text, in `show`
 
@@ -36,7 +38,7 @@ class TokenRows:
     """
 
     def __init__(self, folder: Path, domain: str, row_length: int, stride: int | None = None):
-        #: All tokens of the domain, memory-mapped.
+        #: All tokens of the domain, memory-mapped and checked as they are read.
         self.tokens, self._ends = open_tokens(folder, domain)
         self._row_length, self._stride = row_length, stride or row_length
         self._name = f"{folder}/{domain}/{row_length}/{self._stride}"
@@ -73,7 +75,7 @@ class BestFitRows:
     """
 
     def __init__(self, folder: Path, domain: str, row_length: int):
-        #: All tokens of the domain, memory-mapped.
+        #: All tokens of the domain, memory-mapped and checked as they are read.
         self.tokens, ends = open_tokens(folder, domain)
         self._pieces, self._row_ends = open_index(Path(folder) / domain, ends, row_length)
         self._row_length = row_length
@@ -98,8 +100,8 @@ class BestFitRows:
 PACKINGS = {"concatenate": TokenRows, "best_fit": BestFitRows}
 
 
-def open_tokens(folder: Path, domain: str) -> tuple[np.ndarray, np.ndarray]:
-    """Memory-maps a domain's tokens and the ends of its documents.
+def open_tokens(folder: Path, domain: str) -> tuple[CheckedArray, np.ndarray]:
+    """Memory-maps a domain's tokens, checked as they are read, and the ends of its documents.
 
     Raises:
         UserError: the folder does not hold the domain, or its files are damaged or empty.
@@ -113,12 +115,7 @@ def open_tokens(folder: Path, domain: str) -> tuple[np.ndarray, np.ndarray]:
     if not expected:
         raise UserError(str(path), "holds no tokens", "leave this domain out of the mixture")
     dtype = np.dtype(described["dtype"]).newbyteorder("<")
-    try:
-        # Plain arrays over the maps: np.memmap itself spends microseconds on every slice.
-        tokens = np.asarray(np.memmap(path, dtype, mode="r"))
-        ends = np.asarray(np.memmap(path.with_suffix(".ends"), "<i8", mode="r"))
-    except (FileNotFoundError, ValueError):  # ValueError: empty, or not whole numbers
-        tokens, ends = np.empty(0, dtype), np.zeros(1, np.int64)
+    tokens, ends = CheckedArray(path, dtype), CheckedArray(path.with_suffix(".ends"), "<i8")[:]
     if len(tokens) != expected or ends[-1] != expected:
         raise UserError(str(path), f"does not hold {expected} tokens, or {domain}.ends does not",
                         "run `python -m data.pack` again")
