@@ -1,0 +1,110 @@
+"""FLOP counts against parameters that were made, a compiler's count, and published runs."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from model.config import ModelConfig
+from model.flops import forward_flops_per_token, matmul_params, mfu, peak_flops
+from model.flops import train_flops_per_token as train_flops
+from model.head import logits
+from model.transformer import forward, init
+
+LLAMA2_7B = ModelConfig(V=32000, D=4096, N=32, H=32, G=32, K=128, F=11008, qk_norm=False,
+                        compute_dtype="bfloat16")
+# Widths of GPT-2 with SwiGLU at 8/3 of the width: the parameters of a GELU MLP of four widths.
+GPT2 = ModelConfig(V=50304, D=768, N=12, H=12, G=12, K=64, F=2048, tied=True,
+                   compute_dtype="bfloat16")
+
+
+@pytest.mark.parametrize("changes", [{}, {"tied": True}, {"G": 4, "embed_previous": True}], ids=str)
+def test_all_matrices_but_the_look_ups_are_counted(config, changes):
+    config = dataclasses.replace(config, **changes)
+    shapes = jax.eval_shape(partial(init, config), jax.random.key(0))
+    multiplied = [leaf.size for name, leaf in shapes["blocks"].items() if "norm" not in name]
+    assert matmul_params(config) == sum(multiplied) + config.D * config.V
+
+
+def test_llama2_7b_has_its_published_parameters():
+    norms, embedding = (2 * 32 + 1) * 4096, 32000 * 4096
+    assert matmul_params(LLAMA2_7B) + norms + embedding == 6_738_415_616
+
+
+def test_of_experts_only_those_that_a_token_meets_count(config):
+    config = dataclasses.replace(config, E=8, experts_per_token=2)
+    shapes = jax.eval_shape(partial(init, config), jax.random.key(0))["blocks"]
+    experts = {name for name in shapes if name.endswith(("_EDF", "_EFD"))}
+    assert len(experts) == 3
+    met = sum(leaf.size // 4 if name in experts else leaf.size
+              for name, leaf in shapes.items() if "norm" not in name)
+    assert matmul_params(config) == met + config.D * config.V
+
+
+def test_the_compiler_counts_the_same_for_an_unrolled_forward_pass(config):
+    """XLA multiplies full rows and counts every elementwise operation too, so it finds more."""
+    config = dataclasses.replace(config, N=1, D=128, H=8, G=8, K=16, F=512, attention="xla")
+    row_length = 64
+
+    def run(params, tokens_BL):
+        positions_BL = jnp.broadcast_to(jnp.arange(row_length), tokens_BL.shape)
+        x_BLD = forward(params, tokens_BL, positions_BL, jnp.ones_like(tokens_BL), config=config)
+        return logits(params, x_BLD, config=config)
+
+    shapes = jax.eval_shape(partial(init, config), jax.random.key(0))
+    tokens = jax.ShapeDtypeStruct((1, row_length), jnp.int32)
+    counted = jax.jit(run).lower(shapes, tokens).cost_analysis()["flops"]
+    ours = row_length * forward_flops_per_token(config, row_length, "full")
+    assert ours <= counted <= 1.05 * ours
+
+
+def test_training_counts_of_named_sizes():
+    # 6 * (12 layers * 12 * 768^2 + 768 * 50304) + 6 * 12 * 768 * 1024, by hand
+    assert train_flops(GPT2, 1024) == 6 * (84_934_656 + 38_633_472) + 56_623_104
+    assert train_flops(GPT2, 1024) == pytest.approx(0.80e9, rel=0.005)
+    assert train_flops(GPT2, 1024, "full") - train_flops(GPT2, 1024) == 56_623_104
+    wide = dataclasses.replace(GPT2, D=2048, N=24, H=16, G=16, K=128, F=5461)
+    assert train_flops(wide, 2048) == pytest.approx(8.47e9, rel=0.001)
+    assert train_flops(GPT2, 1024) == 3 * forward_flops_per_token(GPT2, 1024)
+
+
+def test_the_attention_term_is_that_of_palm():
+    """Appendix B: 45.7 % without and 46.2 % with attention, at 238.3k tokens/s on 6144 TPU v4."""
+    palm = ModelConfig(V=1, D=1, N=118, H=48, G=1, K=256, F=1)
+    attention = train_flops(palm, 2048, "full") - 6 * matmul_params(palm)
+    peak = 6144 * peak_flops("TPU v4")
+    assert 238.3e3 * 6 * 540e9 / peak == pytest.approx(0.457, abs=5e-4)
+    assert 238.3e3 * (6 * 540e9 + attention) / peak == pytest.approx(0.462, abs=5e-4)
+
+
+def test_mfu_of_published_runs():
+    """NVIDIA's MaxText (11,362 tokens/s a device) and llm.c (45 minutes for 10B tokens)."""
+    llama = mfu(8 * 11_362, LLAMA2_7B, 4096, device_kind="NVIDIA H100 80GB HBM3", num_devices=8)
+    assert llama["mfu_causal"] == pytest.approx(0.492, abs=5e-4)
+    assert llama["mfu_full"] > llama["mfu_causal"]
+    gpt2 = mfu(10e9 / 2700, GPT2, 1024, device_kind="NVIDIA H100 80GB HBM3", num_devices=8)
+    assert gpt2["mfu_causal"] == pytest.approx(0.373, abs=1e-3)
+
+
+def test_no_peak_no_mfu():
+    assert mfu(1e5, GPT2, 1024, device_kind="cpu", num_devices=1) == {}
+    in_float32 = dataclasses.replace(GPT2, compute_dtype="float32")
+    assert mfu(1e5, in_float32, 1024, device_kind="NVIDIA H200", num_devices=1) == {}
+
+
+@pytest.mark.parametrize("kind, expected", [
+    ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H200", 989e12), ("NVIDIA H100 PCIe", 756e12),
+    ("NVIDIA A100-SXM4-40GB", 312e12), ("NVIDIA A100 80GB PCIe", 312e12), ("NVIDIA L4", 121e12),
+    ("NVIDIA L40S", 362e12), ("NVIDIA GeForce RTX 4090", 165e12), ("NVIDIA B200", 2250e12),
+    ("TPU v4", 275e12), ("TPU v5 lite", 197e12), ("TPU v5", 459e12), ("TPU v5p", 459e12),
+    ("TPU v6 lite", 918e12), ("cpu", None), ("NVIDIA L40", None), ("TPU v4 lite", None),
+    ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None), ("NVIDIA RTX A100", None)])
+def test_a_peak_is_known_or_not_guessed(kind, expected):
+    assert peak_flops(kind) == expected
+
+
+def test_fp8_peaks():
+    assert peak_flops("NVIDIA H200", "fp8") == 1979e12
+    assert peak_flops("NVIDIA A100-SXM4-80GB", "fp8") is None
