@@ -1,17 +1,24 @@
-"""The next-token loss: sums and weights."""
+"""The next-token loss: sums and weights, and the terms that keep logits and routers in bounds."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+import train.loss
+from model.head import logits
+from model.transformer import forward
 from train.loss import batch_logps, next_token_loss
+
+KEY = jax.random.key(0)
 
 
 def test_uniform_logits_cost_the_logarithm_of_the_vocabulary(params, batch, config):
     uniform = params | {"head_DV": jnp.zeros_like(params["head_DV"])}
-    loss_sum, metrics = next_token_loss(uniform, batch, config=config, key=jax.random.key(0))
+    loss_sum, metrics = next_token_loss(uniform, batch, config=config, key=KEY)
     total, weight = metrics["loss"]
     np.testing.assert_allclose(total / weight, math.log(config.V), rtol=1e-5)
     assert loss_sum == total and weight == batch.loss_weights_BL.sum()
@@ -19,9 +26,80 @@ def test_uniform_logits_cost_the_logarithm_of_the_vocabulary(params, batch, conf
 
 def test_targets_count_by_their_weight(params, batch, config):
     logp_BL = np.asarray(batch_logps(params, batch, config=config), np.float64)
-    loss_sum, _ = next_token_loss(params, batch, config=config, key=jax.random.key(0))
+    loss_sum, _ = next_token_loss(params, batch, config=config, key=KEY)
     np.testing.assert_allclose(loss_sum, -(logp_BL * batch.loss_weights_BL).sum(), rtol=1e-5)
     moved = batch.replace(targets_BL=np.where(batch.loss_weights_BL > 0, batch.targets_BL, 0))
     assert (moved.targets_BL != batch.targets_BL).any()
-    loss_of_moved, _ = next_token_loss(params, moved, config=config, key=jax.random.key(0))
+    loss_of_moved, _ = next_token_loss(params, moved, config=config, key=KEY)
     assert loss_of_moved == loss_sum, "targets of weight 0 are not scored"
+
+
+def _naive_loss(params, batch, config, z_loss_coef):
+    """PaLM's loss (arXiv 2204.02311, section 5) from whole logits."""
+    x_BLD = forward(params, batch.tokens_BL, batch.positions_BL, batch.segment_ids_BL,
+                    config=config)
+    logits_BLV = logits(params, x_BLD, config=config)
+    log_z_BL = jax.nn.logsumexp(logits_BLV, axis=-1)
+    target_BL = jnp.take_along_axis(logits_BLV, batch.targets_BL[:, :, None], axis=-1)[:, :, 0]
+    return jnp.sum((log_z_BL - target_BL + z_loss_coef * log_z_BL**2) * batch.loss_weights_BL)
+
+
+def test_z_loss_and_its_gradient_equal_the_formula(params, batch, config):
+    @jax.jit
+    def both(params):
+        ours = partial(next_token_loss, batch=batch, config=config, key=KEY, z_loss_coef=0.1)
+        return (jax.value_and_grad(ours, has_aux=True)(params),
+                jax.value_and_grad(_naive_loss)(params, batch, config, 0.1))
+
+    ((loss_sum, metrics), gradient), (expected, expected_gradient) = both(params)
+    np.testing.assert_allclose(loss_sum, expected, rtol=1e-5)
+    np.testing.assert_allclose(metrics["loss"][0] + 0.1 * metrics["z_loss"][0], loss_sum, rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-4), gradient,
+                 expected_gradient)
+
+
+def test_top_logit_is_the_mean_of_the_rows_largest(params, batch, config):
+    batch = batch.replace(loss_weights_BL=np.array(batch.loss_weights_BL))
+    batch.loss_weights_BL[3] = 0  # a row that counts nowhere
+    x_BLD = forward(params, batch.tokens_BL, batch.positions_BL, batch.segment_ids_BL,
+                    config=config)
+    top_BL = np.asarray(logits(params, x_BLD, config=config)).max(-1)
+    rows = [top[weights > 0].max() for top, weights in zip(top_BL, batch.loss_weights_BL)
+            if weights.any()]
+    assert len(rows) == 7
+    total, weight = next_token_loss(params, batch, config=config, key=KEY)[1]["top_logit"]
+    np.testing.assert_allclose([total, weight], [sum(rows), 7], rtol=1e-5)
+
+
+def test_router_terms_are_means_over_layers_times_the_weight(params, batch, config, monkeypatch):
+    def forward_with_stats(params, tokens_BL, *_, config):
+        scale = params["final_norm_D"][0]
+        return jnp.ones((*tokens_BL.shape, config.D)), {
+            "balance": scale * jnp.array([1.0, 2.0]), "router_z": scale * jnp.array([5.0, 7.0]),
+            "max_load": jnp.array([0.5, 0.25])}
+
+    monkeypatch.setattr(train.loss, "forward_with_stats", forward_with_stats)
+
+    def ours(**coefs):
+        loss_fn = partial(next_token_loss, batch=batch, config=config, key=KEY, **coefs)
+        return jax.value_and_grad(loss_fn, has_aux=True)(params)
+
+    (plain, _), plain_gradient = ours()
+    (loss_sum, metrics), gradient = ours(balance_coef=0.01, router_z_coef=0.001)
+    weight, extra = batch.loss_weights_BL.sum(), 0.01 * 1.5 + 0.001 * 6
+    np.testing.assert_allclose(loss_sum - plain, weight * extra, rtol=1e-3)
+    np.testing.assert_allclose(gradient["final_norm_D"] - plain_gradient["final_norm_D"],
+                               np.eye(config.D)[0] * weight * extra, rtol=1e-3)
+    means = {name: float(total / weight) for name, (total, _) in metrics.items()}
+    assert means["loss"] == pytest.approx(float(plain / weight))
+    assert (means["balance"], means["router_z"], means["max_load"]) == pytest.approx((1.5, 6, 0.5))
+
+
+def test_all_sums_are_the_same_however_the_batch_is_cut(params, batch, config):
+    loss_fn = jax.jit(partial(next_token_loss, config=config, key=KEY, z_loss_coef=0.1))
+    loss_sum, sums = loss_fn(params, batch)
+    pieces = [loss_fn(params, jax.tree.map(lambda leaf, n=n: leaf[n:n + 2], batch))
+              for n in range(0, 8, 2)]
+    assert set(sums) == {"loss", "top_logit", "z_loss"}
+    added = jax.tree.map(lambda *parts: sum(parts), *pieces)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), (loss_sum, sums), added)

@@ -1,4 +1,12 @@
-"""The guard: an update whose loss or gradient is not finite, or far out of line, is refused."""
+"""The guard: an update whose loss or gradient is not finite, or far out of line, is refused.
+
+A step is out of line when its loss or its gradient norm lies more than `sigmas` standard deviations
+above the mean of the last W steps, as in OLMo-core (`optim/skip_step_optimizer.py`: 6 over 128).
+OLMo-core lets a refused step into the window as it is, and one spike then hides the next; a window
+of accepted steps alone would refuse for ever once the loss has moved. Here a refused step enters as
+the limit that it broke. One spike widens the line by little, and a level that stays is accepted
+after some refusals, because each moves the limit up by about a tenth of its distance.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +14,23 @@ import flax
 import jax
 import jax.numpy as jnp
 
+from core.errors import UserError
+
+# The least standard deviation that is believed, as a share of the mean: a loss that has settled to
+# within a thousandth may still move by some per cent on a batch of another kind.
+MIN_STD_FRAC = 0.01
+MIN_STD = 1e-6  # so that a window of zeros lets something through in the end
+
 
 @flax.struct.dataclass
 class Guard:
-    """What the accepted steps looked like, and how many were refused.
+    """What the last steps looked like, and how many were refused.
 
     Attributes:
-        losses_W: losses of the last W accepted steps, a ring; NaN where there was none yet.
-        norms_W: gradient norms of the same steps.
+        losses_W: losses of the last W steps that were finite, the newest last, each cut to the
+            limit of its time; 0 where there was none yet.
+        norms_W: gradient norms of the same steps, likewise.
+        num_known: int32, how many of the W entries are filled, from the end.
         num_accepted: int32, steps accepted since the start.
         num_refused: int32, steps refused since the start.
         refused_in_row: int32, steps refused since the last accepted one.
@@ -21,22 +38,56 @@ class Guard:
 
     losses_W: jax.Array
     norms_W: jax.Array
+    num_known: jax.Array
     num_accepted: jax.Array
     num_refused: jax.Array
     refused_in_row: jax.Array
 
 
 def make_guard(window: int) -> Guard:
-    """A guard that has seen nothing, looking back on `window` steps."""
-    nothing_W, zero = jnp.full(window, jnp.nan), jnp.zeros((), jnp.int32)
-    return Guard(nothing_W, nothing_W, zero, zero, zero)
+    """A guard that has seen nothing, looking back on `window` steps.
+
+    Raises:
+        UserError: the window is too short to have a standard deviation.
+    """
+    if window < 2:
+        raise UserError(f"guard.window={window}", "must be at least 2", "set guard.window to 128")
+    nothing_W, zero = jnp.zeros(window), jnp.zeros((), jnp.int32)
+    return Guard(nothing_W, nothing_W, zero, zero, zero, zero)
 
 
 def judge(guard: Guard, loss: jax.Array, gradient_norm: jax.Array, *,
           sigmas: float) -> tuple[jax.Array, Guard]:
-    """Whether the update may be applied, and the guard after it."""
-    accepted = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
-    one = accepted.astype(jnp.int32)
-    return accepted, guard.replace(
+    """Whether the update may be applied, and the guard after it.
+
+    Args:
+        loss: of this step, a float32 scalar, like the gradient's norm.
+        sigmas: standard deviations above the mean that are still in line; 0 refuses only what is
+            not finite. While the window is less than half full, nothing finite is refused.
+    """
+    finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
+    loss_limit = _limit(guard.losses_W, guard.num_known, sigmas)
+    norm_limit = _limit(guard.norms_W, guard.num_known, sigmas)
+    accepted = finite & (loss <= loss_limit) & (gradient_norm <= norm_limit)
+    window, one = guard.losses_W.shape[0], accepted.astype(jnp.int32)
+    return accepted, Guard(
+        losses_W=_push(guard.losses_W, jnp.minimum(loss, loss_limit), finite),
+        norms_W=_push(guard.norms_W, jnp.minimum(gradient_norm, norm_limit), finite),
+        num_known=jnp.minimum(guard.num_known + finite, window),
         num_accepted=guard.num_accepted + one, num_refused=guard.num_refused + 1 - one,
         refused_in_row=(guard.refused_in_row + 1) * (1 - one))
+
+
+def _limit(values_W: jax.Array, num_known: jax.Array, sigmas: float) -> jax.Array:
+    """The largest value that is in line: mean + sigmas * std, or infinity where none is refused."""
+    window = values_W.shape[0]
+    if not sigmas:
+        return jnp.inf
+    known_W = jnp.arange(window) >= window - num_known
+    mean = jnp.mean(values_W, where=known_W)
+    std = jnp.maximum(jnp.std(values_W, where=known_W), MIN_STD_FRAC * jnp.abs(mean) + MIN_STD)
+    return jnp.where(2 * num_known >= window, mean + sigmas * std, jnp.inf)
+
+
+def _push(values_W: jax.Array, value: jax.Array, is_known: jax.Array) -> jax.Array:
+    return jnp.where(is_known, jnp.roll(values_W, -1).at[-1].set(value), values_W)

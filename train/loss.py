@@ -7,8 +7,8 @@ import jax.numpy as jnp
 
 from data.batch import Batch
 from model.config import ModelConfig
-from model.head import token_logps
-from model.transformer import Params, forward
+from model.head import score_targets, token_logps
+from model.transformer import Params, forward, forward_with_stats
 
 # `loss_fn(params, batch, *, config, key) -> (loss_sum, {name: (sum, weight)})`. The entry "loss"
 # must be there: its weight divides the gradient.
@@ -22,11 +22,48 @@ def batch_logps(params: Params, batch: Batch, *, config: ModelConfig) -> jax.Arr
     return token_logps(params, x_BLD, batch.targets_BL, config=config)
 
 
-def next_token_loss(params: Params, batch: Batch, *, config: ModelConfig,
-                    key: jax.Array) -> tuple[jax.Array, Metrics]:
-    """Cross-entropy of the next token, in nats; one loss for pretraining and SFT."""
+def next_token_loss(params: Params, batch: Batch, *, config: ModelConfig, key: jax.Array,
+                    z_loss_coef: float = 0.0, balance_coef: float = 0.0,
+                    router_z_coef: float = 0.0) -> tuple[jax.Array, Metrics]:
+    """Cross-entropy of the next token, in nats; one loss for pretraining and SFT.
+
+    Args:
+        z_loss_coef: of the mean square of log Z of the head's softmax, which keeps its logits from
+            drifting (PaLM, arXiv 2204.02311, section 5: 1e-4).
+        balance_coef: of the experts' balance loss, averaged over layers; of no effect in a model
+            without experts, as the next one.
+        router_z_coef: of the router's z-loss, averaged over layers.
+
+    Returns:
+        The sum to differentiate, and the metrics: `loss` is the cross-entropy alone; `top_logit`
+        the mean over rows of the largest logit behind any target that counts; `z_loss`, where it
+        is on, and the routers' statistics come without their coefficients. The terms of the
+        routers are per microbatch, so they do depend a little on how a batch is cut.
+    """
     del key  # no dropout
-    logp_BL = batch_logps(params, batch, config=config)
-    loss_sum = -jnp.sum(logp_BL * batch.loss_weights_BL)
-    weight = jnp.sum(batch.loss_weights_BL)
-    return loss_sum, {"loss": (loss_sum, weight)}
+    weights_BL = batch.loss_weights_BL
+    weight = jnp.sum(weights_BL)
+    x_BLD, stats = forward_with_stats(params, batch.tokens_BL, batch.positions_BL,
+                                      batch.segment_ids_BL, config=config)
+    scores = score_targets(params, x_BLD, batch.targets_BL, config=config)
+    loss_sum = -jnp.sum(scores.logp_BL * weights_BL)
+    metrics = {"loss": (loss_sum, weight), "top_logit": _top_logit(scores.top_logit_BL, weights_BL)}
+    if z_loss_coef:
+        z_sum = jnp.sum(scores.log_z_BL**2 * weights_BL)
+        metrics["z_loss"] = (z_sum, weight)
+        loss_sum += z_loss_coef * z_sum
+    # A statistic is a mean already; times the weight it becomes a sum like the others.
+    if stats:
+        loss_sum += weight * (balance_coef * jnp.mean(stats["balance"])
+                              + router_z_coef * jnp.mean(stats["router_z"]))
+        metrics |= {"balance": (weight * jnp.mean(stats["balance"]), weight),
+                    "router_z": (weight * jnp.mean(stats["router_z"]), weight),
+                    "max_load": (weight * jnp.max(stats["max_load"]), weight)}
+    return loss_sum, metrics
+
+
+def _top_logit(top_logit_BL: jax.Array, weights_BL: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Sum over rows of each row's largest logit, and the rows: a maximum that can be summed."""
+    counts_B = jnp.any(weights_BL > 0, axis=1)
+    top_B = jnp.max(top_logit_BL, axis=1, where=weights_BL > 0, initial=-jnp.inf)
+    return jnp.sum(jnp.where(counts_B, top_B, 0.0)), jnp.sum(counts_B, dtype=jnp.float32)

@@ -1,102 +1,267 @@
-"""Optimizers and schedules, by parameter name.
+"""Optimizers by name, with rules by parameter name.
 
-Muon takes the matrices of the blocks; embedding, head and norms go to AdamW. Muon's own default
-("every 2-D leaf") would do the opposite here, because blocks are stacked to rank 3 and 4: each
-parameter therefore says which of its axes a matrix is made of.
+A parameter's name says what it is: `MATRICES` lists the weights that are matrices, and which of
+their axes a matrix sums over. Muon takes those; weight decay keeps to the blocks; learning rates
+may be multiplied by pattern. Blocks are stacked along N and experts along E, so nothing here goes
+by rank: Muon's usual rule, "every 2-D leaf", would pick the embedding and leave out every block.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
-from optax.contrib import MuonDimensionNumbers
+from optax.contrib import ScheduleFreeState, schedule_free, schedule_free_eval_params
 
 from core.errors import UserError
 from model.sharding import letters_of
+from train.schedules import make_schedule
 
-# Letters that a block's weight sums over; its other letters are the output.
-REDUCED_LETTERS = {"wq_DHK": "D", "wk_DGK": "D", "wv_DGK": "D", "wo_HKD": "HK",
-                   "w_gate_DF": "D", "w_up_DF": "D", "w_down_FD": "F"}
+# Letters that a block's weight sums over. N and E count matrices; the other letters are the output.
+MATRICES = {"wq_DHK": "D", "wk_DGK": "D", "wv_DGK": "D", "wo_HKD": "HK",
+            "w_gate_DF": "D", "w_up_DF": "D", "w_down_FD": "F",
+            "w_gate_EDF": "D", "w_up_EDF": "D", "w_down_EFD": "F"}
+
+# Fields of the section that each optimizer reads, beside those that all of them do.
+SHARED_FIELDS = ("learning_rate", "weight_decay", "clip_norm", "lr_multipliers", "schedule",
+                 "warmup_steps", "final_frac")
+FIELDS = {"adamw": ("b1", "b2", "eps", "mu_dtype"),
+          "muon": ("momentum", "adam_learning_rate", "b1", "b2", "eps", "mu_dtype"),
+          "lion": ("b1", "b2", "mu_dtype"),
+          "adafactor": (),
+          "sgd": ("momentum", "mu_dtype"),
+          "schedule_free": ("b1", "b2", "eps")}
+MU_DTYPES = ("float32", "bfloat16")
+
+# (a, b, c) of Muon's quintic x <- a x + b (x x^T) x + c (x x^T)^2 x
+# (kellerjordan.github.io/posts/muon): steep at 0 rather than convergent, so five steps do.
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+NEWTON_SCHULZ_STEPS = 5
+MUON_RMS = 0.2  # of an update's entries, about AdamW's, so that rates carry over (arXiv 2502.16982)
 
 
-def muon_dimensions(params: Any) -> Any:
-    """For each parameter its `MuonDimensionNumbers`, or None where AdamW is to be used."""
-    def dimensions(path, leaf):
-        reduced = REDUCED_LETTERS.get(str(getattr(path[-1], "key", path[-1])))
-        if reduced is None:
-            return None
-        letters = letters_of(path, leaf.ndim)
-        return MuonDimensionNumbers(
-            reduction_axis=tuple(i for i, c in enumerate(letters) if c in reduced),
-            output_axis=tuple(i for i, c in enumerate(letters) if c not in reduced + "N"))
+def make_optimizer(section: ConfigDict, num_steps: int) -> optax.GradientTransformation:
+    """Clipping by the global norm, then the named optimizer; weight decay is decoupled in all.
 
-    return jax.tree_util.tree_map_with_path(dimensions, params)
+    `adamw`: arXiv 1711.05101. `muon`: Muon for `MATRICES` (arXiv 2502.16982), AdamW with
+    `adam_learning_rate` for the rest. `lion`: arXiv 2302.06675. `adafactor`: factored second
+    moments, no first; the learning rate is relative to each matrix's RMS (arXiv 1804.04235,
+    algorithm 4). `sgd`: with Nesterov's momentum. `schedule_free`: AdamW's form of
+    arXiv 2405.15682, whose parameters are not those to evaluate: see `eval_params`.
+
+    Args:
+        section: `name`, `SHARED_FIELDS` and what `FIELDS` lists for the name. `clip_norm` 0 never
+            clips. `lr_multipliers` maps patterns of parameter names, as in a shell, to factors of
+            the learning rate; the longest pattern that matches counts. `mu_dtype` is the dtype in
+            which the first moment is kept.
+
+    Raises:
+        UserError: a field is missing or breaks a rule; or, from the optimizer's `init`, a pattern
+            of `lr_multipliers` matches no parameter.
+    """
+    _check(section)
+    multiplier = make_schedule(section, num_steps)
+
+    def scheduled(learning_rate: float) -> optax.Schedule:
+        return lambda step: learning_rate * multiplier(step)
+
+    def descend(direction, learning_rate: float) -> optax.GradientTransformation:
+        return optax.chain(direction, optax.add_decayed_weights(section.weight_decay, decayed),
+                           optax.scale_by_learning_rate(scheduled(learning_rate)))
+
+    if section.name == "muon":
+        update = optax.partition(
+            {True: descend(_muon(section), section.learning_rate),
+             False: descend(_adam(section), section.adam_learning_rate)}, is_matrix)
+    else:
+        update = descend(DIRECTIONS[section.name](section), section.learning_rate)
+    update = optax.chain(update, _multiply_by_name(section.lr_multipliers))
+    if section.name == "schedule_free":
+        update = schedule_free(update, scheduled(section.learning_rate), section.b1)
+    if section.clip_norm:
+        update = optax.chain(optax.clip_by_global_norm(section.clip_norm), update)
+    return update
+
+
+def eval_params(opt_state: Any, params: Any) -> Any:
+    """The parameters to evaluate and to keep: schedule-free's average, else `params` themselves."""
+    states = jax.tree.leaves(opt_state, is_leaf=lambda leaf: isinstance(leaf, ScheduleFreeState))
+    for state in states:
+        if isinstance(state, ScheduleFreeState):
+            return schedule_free_eval_params(state, params)
+    return params
+
+
+def is_matrix(params: Any) -> Any:
+    """Which parameters are stacks of matrices; Muon takes these."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: _name(path) in MATRICES, params)
 
 
 def decayed(params: Any) -> Any:
     """Which parameters weight decay applies to: the blocks' matrices, not norms or embeddings."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: str(getattr(path[-1], "key", path[-1])) in REDUCED_LETTERS, params)
+    def is_decayed(path, leaf):
+        letters = letters_of(path, leaf.ndim).lstrip("N")
+        return len(letters) > 1 and "V" not in letters
+
+    return jax.tree_util.tree_map_with_path(is_decayed, params)
 
 
-def make_schedule(section: ConfigDict, num_steps: int) -> optax.Schedule:
-    """A multiplier of the learning rate over steps, from 0 to 1.
-
-    `wsd`: linear warmup, constant, linear decay over the last `decay_frac` (arXiv 2405.18392).
-    `cosine`: linear warmup, then half a cosine down to 0 (arXiv 1608.03983).
-
-    Raises:
-        UserError: the schedule is unknown, or warmup and decay do not fit into the run.
-    """
-    warmup = section.warmup_steps
-    if section.schedule == "cosine":
-        if warmup >= num_steps:
-            raise UserError(f"warmup_steps={warmup}", f"must be below num_steps={num_steps}",
-                            "set fewer warmup steps")
-        return optax.warmup_cosine_decay_schedule(0.0, 1.0, warmup, num_steps)
-    if section.schedule == "wsd":
-        decay = round(section.decay_frac * num_steps)
-        if warmup + decay > num_steps:
-            raise UserError(f"warmup_steps={warmup}",
-                            f"and {decay} steps of decay exceed num_steps={num_steps}",
-                            "set fewer warmup steps or a smaller decay_frac")
-        parts = [optax.linear_schedule(0.0, 1.0, max(warmup, 1)), optax.constant_schedule(1.0),
-                 optax.linear_schedule(1.0, 0.0, max(decay, 1))]
-        return optax.join_schedules(parts, [warmup, num_steps - decay])
-    raise UserError(f"schedule={section.schedule!r}", "is none of wsd, cosine",
-                    "set the optimizer's schedule")
-
-
-def make_optimizer(section: ConfigDict, num_steps: int) -> optax.GradientTransformation:
-    """Global-norm clipping, then Muon (arXiv 2502.16982) or AdamW (arXiv 1711.05101).
-
-    Args:
-        section: `name` (muon | adamw), `learning_rate`, `adam_learning_rate` (embedding, head and
-            norms under Muon), `weight_decay`, `b1`, `b2`, `clip_norm`, `schedule`,
-            `warmup_steps`, `decay_frac`.
-
-    Raises:
-        UserError: the optimizer or schedule is unknown.
-    """
-    multiplier = make_schedule(section, num_steps)
-
-    def scaled(learning_rate):
-        return lambda step: learning_rate * multiplier(step)
-
-    if section.name == "adamw":
-        update = optax.adamw(scaled(section.learning_rate), section.b1, section.b2,
-                             weight_decay=section.weight_decay, mask=decayed)
-    elif section.name == "muon":
-        update = optax.contrib.muon(
-            scaled(section.learning_rate), weight_decay=section.weight_decay,
-            adam_b1=section.b1, adam_b2=section.b2,
-            adam_learning_rate=scaled(section.adam_learning_rate),
-            muon_weight_dimension_numbers=muon_dimensions,
-            consistent_rms=0.2)  # updates as large as AdamW's, so that rates carry over
-    else:
-        raise UserError(f"optimizer.name={section.name!r}", "is none of muon, adamw",
+def _check(section: ConfigDict) -> None:
+    name = section.get("name")
+    if name not in FIELDS:
+        raise UserError(f"optimizer.name={name!r}", f"is none of {', '.join(FIELDS)}",
                         "set the optimizer's name")
-    return optax.chain(optax.clip_by_global_norm(section.clip_norm), update)
+    needed = SHARED_FIELDS + FIELDS[name]
+    if missing := [field for field in needed if field not in section]:
+        raise UserError(f"optimizer.{missing[0]}", f"is missing, and {name} needs it",
+                        "start from make_optimizer in configs/common.py, which has every field")
+    if "mu_dtype" in needed and section.mu_dtype not in MU_DTYPES:
+        raise UserError(f"optimizer.mu_dtype={section.mu_dtype!r}",
+                        f"is none of {', '.join(MU_DTYPES)}", "set the optimizer's mu_dtype")
+    if section.clip_norm < 0:
+        raise UserError(f"optimizer.clip_norm={section.clip_norm}", "must not be negative",
+                        "0 turns clipping off")
+    if name == "schedule_free" and section.schedule != "constant":
+        raise UserError(f"optimizer.schedule={section.schedule!r}",
+                        "schedule_free averages instead of decaying", "set schedule to constant")
+    if name == "schedule_free" and not 0 < section.b1 < 1:
+        raise UserError(f"optimizer.b1={section.b1}", "must lie between 0 and 1 for schedule_free",
+                        "set b1 to 0.9")
+
+
+def _adam(section: ConfigDict) -> optax.GradientTransformation:
+    return optax.scale_by_adam(section.b1, section.b2, section.eps,
+                               mu_dtype=jnp.dtype(section.mu_dtype))
+
+
+def _lion(section: ConfigDict) -> optax.GradientTransformation:
+    return optax.scale_by_lion(section.b1, section.b2, mu_dtype=jnp.dtype(section.mu_dtype))
+
+
+def _sgd(section: ConfigDict) -> optax.GradientTransformation:
+    if not section.momentum:
+        return optax.identity()
+    return optax.trace(section.momentum, nesterov=True,
+                       accumulator_dtype=jnp.dtype(section.mu_dtype))
+
+
+def _muon(section: ConfigDict) -> optax.GradientTransformation:
+    """Nesterov's momentum, made orthogonal matrix by matrix.
+
+    Newton-Schulz runs in bfloat16, as in its reference implementation: it only has to bring
+    singular values near 1, and in float32 it would cost several times as much. A CPU, which has no
+    fast bfloat16, stays in float32.
+    """
+    dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+
+    def orthogonalise(path, leaf):
+        matrices = leaf.reshape(_matrix_shape(path, leaf))
+        scale = MUON_RMS * max(matrices.shape[-2:]) ** 0.5
+        return (scale * newton_schulz(matrices, dtype)).astype(leaf.dtype).reshape(leaf.shape)
+
+    return optax.chain(_sgd(section), optax.stateless(
+        lambda updates, _: jax.tree_util.tree_map_with_path(orthogonalise, updates)))
+
+
+def newton_schulz(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Brings the singular values of matrices [..., rows, columns] near 1, computing in `dtype`."""
+    norm = jnp.linalg.norm(x, axis=(-2, -1), keepdims=True)
+    x = (x / (norm + 1e-7)).astype(dtype)
+    is_tall = x.shape[-2] > x.shape[-1]
+    if is_tall:  # the shorter side makes the smaller products
+        x = x.mT
+    a, b, c = NEWTON_SCHULZ
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if is_tall else x
+
+
+def _adafactor(_: ConfigDict) -> optax.GradientTransformation:
+    return _by_matrix(optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0),
+                                  optax.scale_by_param_block_rms()))
+
+
+def _schedule_free(section: ConfigDict) -> optax.GradientTransformation:
+    """Adam without its first moment, which the averaging replaces."""
+    return optax.scale_by_rms(section.b2, section.eps, eps_in_sqrt=False, bias_correction=True)
+
+
+DIRECTIONS: Mapping[str, Callable[[ConfigDict], optax.GradientTransformation]] = {
+    "adamw": _adam, "lion": _lion, "adafactor": _adafactor, "sgd": _sgd,
+    "schedule_free": _schedule_free}
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return str(getattr(path[-1], "key", path[-1]))
+
+
+def _matrix_shape(path: tuple[Any, ...], leaf: jax.Array) -> tuple[int, ...]:
+    """A weight's shape as matrices [..., inputs, outputs]; the shape as it is of other parameters.
+
+    Axes that count matrices stay apart, so that a mesh may go on cutting each of them.
+    """
+    reduced = MATRICES.get(_name(path))
+    if reduced is None:
+        return leaf.shape
+    letters = letters_of(path, leaf.ndim)
+    sizes = dict(zip(letters, leaf.shape))
+    counts = tuple(sizes.pop(letter) for letter in letters if letter in "NE")
+    inputs = math.prod(sizes.pop(letter) for letter in reduced)
+    return (*counts, inputs, math.prod(sizes.values()))
+
+
+def _by_matrix(transformation: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Applies a transformation to each layer's and each expert's matrix as if it were alone."""
+    def apply(function, path, leaf, *others):
+        shape = _matrix_shape(path, leaf)
+        num_counts = (len(shape) - 2 if _name(path) in MATRICES
+                      else letters_of(path, leaf.ndim).count("N"))
+        for _ in range(num_counts):
+            function = jax.vmap(function)
+        return function(leaf.reshape(shape), *others)
+
+    def init(params):
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: apply(transformation.init, path, leaf), params)
+
+    def update(updates, state, params):
+        def update_leaf(path, leaf, state, param):
+            param = param.reshape(_matrix_shape(path, param))
+            update, state = apply(transformation.update, path, leaf, state, param)
+            return update.reshape(leaf.shape), state
+
+        pairs = jax.tree_util.tree_map_with_path(update_leaf, updates, state, params)
+        tree = jax.tree.structure(updates)
+        new_updates, new_state = zip(*tree.flatten_up_to(pairs))
+        return tree.unflatten(new_updates), tree.unflatten(new_state)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _multiply_by_name(multipliers: Mapping[str, float]) -> optax.GradientTransformation:
+    """Multiplies the update of each parameter by the factor of the longest pattern it matches."""
+    def factor(path) -> float:
+        matching = [pattern for pattern in multipliers if fnmatchcase(_name(path), pattern)]
+        return multipliers[max(matching, key=len)] if matching else 1.0
+
+    def init(params):
+        names = {_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
+        for pattern in multipliers:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise UserError(f"optimizer.lr_multipliers={pattern!r}", "matches no parameter",
+                                f"choose among {', '.join(sorted(names))}")
+        return optax.EmptyState()
+
+    def update(updates, state, params=None):
+        del params
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: factor(path) * leaf, updates), state
+
+    return optax.GradientTransformation(init, update)
