@@ -3,7 +3,8 @@
     B batch           L query length    M key length      D width
     V vocabulary      F MLP width       H query heads     G key/value heads
     R = H/G           K head size       N layers          J samples per prompt
-    E experts         S pipeline stages
+    E experts         C choices of a token among them
+    S pipeline stages U pieces of a batch on their way through them
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from core.errors import UserError
+from model.remat import check_policy
 
 REMAT_POLICIES = ("none", "dots", "full")
 ATTENTION_BACKENDS = ("auto", "xla", "cudnn", "pallas", "splash")
@@ -52,8 +54,9 @@ class ModelConfig:
         pipeline_rounds: times that a piece goes round the stages: 1 is GPipe (arXiv 1811.06965),
             more is the circular schedule with its smaller bubble.
         scan_unroll: layers per iteration of the scan; N unrolls it whole.
-        remat: what the backward pass recomputes: none, all but matmuls (dots), or all (full).
-        loss_chunks: row chunks of the head, so that [B, L, V] is never held when above 1.
+        remat: what the backward pass keeps and what it computes again; see `model.remat`.
+        loss_chunks: row chunks of the head, so that [B, L, V] is never held when above 1; 0 takes
+            as many as `model.head.LOGITS_BYTES` needs.
     """
 
     V: int
@@ -81,16 +84,20 @@ class ModelConfig:
     loss_chunks: int = 1
 
     def __post_init__(self):
-        for name in ("V", "D", "N", "H", "G", "K", "F", "scan_unroll", "loss_chunks"):
+        for name in ("V", "D", "N", "H", "G", "K", "F", "scan_unroll"):
             if getattr(self, name) < 1:
                 raise UserError(f"model.{name}={getattr(self, name)}", "must be at least 1",
                                 f"set --config.model.{name}")
+        if self.loss_chunks < 0:
+            raise UserError(f"model.loss_chunks={self.loss_chunks}", "must not be negative",
+                            "set --config.model.loss_chunks, 0 for as many as memory needs")
         if self.H % self.G:
             raise UserError(f"model.H={self.H}", f"is not divisible by model.G={self.G}",
                             "set --config.model.G to a divisor of H")
         if self.K % 2:
             raise UserError(f"model.K={self.K}", "must be even for RoPE", "set --config.model.K")
-        choices = {"remat": REMAT_POLICIES, "compute_dtype": COMPUTE_DTYPES, "matmul": MATMULS,
+        check_policy(self.remat)
+        choices = {"compute_dtype": COMPUTE_DTYPES, "matmul": MATMULS,
                    "attention": ATTENTION_BACKENDS, "context_attention": CONTEXT_ATTENTIONS}
         for name, known in choices.items():
             if getattr(self, name) not in known:

@@ -38,7 +38,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
 
 def save_model(folder: Path, params: Params, config: ModelConfig, tokenizer: Path, *,
                chat: bool, context_tokens: int) -> None:
-    """Writes a model directory.
+    """Writes a model directory; every process that holds a part of `params` must call it.
 
     Args:
         tokenizer: folder of the tokenizer that the model was trained with.
@@ -49,10 +49,11 @@ def save_model(folder: Path, params: Params, config: ModelConfig, tokenizer: Pat
         UserError: the tokenizer has another vocabulary size than the model.
     """
     described = _check_tokenizer(tokenizer, config)
-    for part in ("params", "tokenizer"):
-        shutil.rmtree(folder / part, ignore_errors=True)
     with disk_errors(folder), ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save((folder / "params").absolute(), params)
+        checkpointer.save((folder / "params").absolute(), params, force=True)
+    if jax.process_index():
+        return
+    shutil.rmtree(folder / "tokenizer", ignore_errors=True)
     shutil.copytree(tokenizer, folder / "tokenizer")
     write_json(folder / "model.json", {"config": dataclasses.asdict(config),
                                        "tokenizer": described["fingerprint"], "chat": chat,

@@ -1,4 +1,11 @@
-"""Rematerialisation: what the backward pass computes again instead of keeping."""
+"""Rematerialisation: what the backward pass computes again instead of keeping.
+
+    none            keeps everything that the backward pass uses
+    dots            keeps what matmuls with a weight gave, computes the rest again
+    full            keeps each layer's input alone, computes the layer again
+    names:TAG,...   keeps the layer's input and what is tagged so
+    offload:TAG,... the same, but what is tagged waits in the host's memory
+"""
 
 from __future__ import annotations
 
@@ -6,14 +13,41 @@ from collections.abc import Callable
 
 import jax
 
-# What a layer tags with `checkpoint_name`, so that a policy may name it.
+from core.errors import UserError
+
+# What a layer tags with `checkpoint_name`, so that a policy may name it: queries, keys and values
+# as attention takes them; what it gives; the MLP's gate and up; the stream between the two.
 TAGS = ("qkv", "attention", "hidden", "residual")
+
+
+def check_policy(policy: str) -> None:
+    """Raises `UserError` when `policy` is no policy of this module."""
+    kind, _, tags = policy.partition(":")
+    if kind not in ("names", "offload"):
+        if policy not in ("none", "dots", "full"):
+            raise UserError(f"model.remat={policy!r}",
+                            "is none of none, dots, full, names:TAG,..., offload:TAG,...",
+                            "set --config.model.remat")
+        return
+    for tag in tags.split(","):
+        if tag not in TAGS:
+            raise UserError(f"model.remat={policy!r}", f"{tag!r} is no tag of a layer",
+                            f"name some of {','.join(TAGS)} after the colon, without spaces")
 
 
 def remat(layer: Callable, policy: str) -> Callable:
     """Wraps a layer of the scan so that its backward pass keeps only what `policy` says."""
-    policies = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-                "full": jax.checkpoint_policies.nothing_saveable}
     if policy == "none":
         return layer
-    return jax.checkpoint(layer, policy=policies[policy], prevent_cse=False)
+    policies = jax.checkpoint_policies
+    kind, _, tags = policy.partition(":")
+    saveable = {
+        "dots": lambda: policies.dots_with_no_batch_dims_saveable,
+        "full": lambda: policies.nothing_saveable,
+        "names": lambda: policies.save_only_these_names(*tags.split(",")),
+        "offload": lambda: policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[], names_which_can_be_offloaded=tags.split(","),
+            offload_src="device", offload_dst="pinned_host"),
+    }[kind]()
+    # Inside a scan XLA cannot merge the second computation with the first, so CSE may stay on.
+    return jax.checkpoint(layer, policy=saveable, prevent_cse=False)

@@ -1,4 +1,4 @@
-"""Sharding by rules: two tables say where on the mesh an axis letter lies.
+"""Sharding by rules: tables say where on the mesh an axis letter lies.
 
 A parameter's name ends in its axis letters (`wq_DHK`), so the name alone says how it is cut.
 """
@@ -14,39 +14,124 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from core.errors import UserError
+from model.config import ModelConfig
 
-MESH_AXES = ("data", "fsdp", "tensor")
+# From the slowest link to the fastest: neighbours along `tensor` talk most.
+MESH_AXES = ("stage", "data", "fsdp", "expert", "context", "tensor")
 
 Rules = Mapping[str, str | tuple[str, ...] | None]
 
-# Parameters and their optimizer moments: width over `fsdp` (ZeRO-3), the rest over `tensor`.
+# Parameters and their optimizer moments: width over `fsdp` (ZeRO-3, arXiv 1910.02054), layers over
+# `stage`, experts over `expert`, the rest over `tensor`.
 PARAM_RULES: Rules = {"V": "tensor", "D": "fsdp", "F": "tensor", "H": "tensor", "G": "tensor",
-                      "K": None, "N": None}
+                      "K": None, "N": "stage", "E": "expert"}
 
-# Activations: rows over `data` and `fsdp` alike, the hidden axes of a layer over `tensor`.
-ACTIVATION_RULES: Rules = {"B": ("data", "fsdp"), "L": None, "D": None, "F": "tensor",
-                           "H": "tensor", "G": "tensor", "K": None, "V": "tensor"}
+# Activations inside a layer: rows over all axes that only cut the batch, positions over `context`,
+# the hidden axes over `tensor`.
+ACTIVATION_RULES: Rules = {"B": ("data", "fsdp", "expert"), "L": "context", "D": None,
+                           "F": "tensor", "H": "tensor", "G": "tensor", "K": None, "V": "tensor",
+                           "E": None, "C": None, "S": "stage", "U": None}
+
+# The residual stream between attention and MLP: positions over `tensor` too, so that norms and
+# what is kept for the backward pass are cut as well (sequence parallelism, arXiv 2205.05198).
+STREAM_RULES: Rules = {**ACTIVATION_RULES, "L": ("context", "tensor")}
 
 
 def make_mesh(section: Mapping[str, int], devices: list[jax.Device] | None = None) -> Mesh:
-    """Makes the mesh of the `mesh` config section; one axis may be -1: all remaining devices.
+    """Makes the mesh of the `mesh` config section.
+
+    Args:
+        section: size of each axis; a missing one is 1, and one may be -1: all remaining devices.
 
     Raises:
-        UserError: the axes do not multiply to the number of devices.
+        UserError: an axis is unknown, or the axes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    shape = [int(section[axis]) for axis in MESH_AXES]
+    if unknown := set(section) - set(MESH_AXES):
+        raise UserError(f"mesh.{min(unknown)}", "is no axis of a mesh",
+                        f"choose among {', '.join(MESH_AXES)}")
+    shape = [int(section.get(axis, 1)) for axis in MESH_AXES]
+    given = {axis: int(size) for axis, size in section.items()}
     known = math.prod(size for size in shape if size != -1)
     if shape.count(-1) > 1 or known < 1 or len(devices) % known:
-        raise UserError(f"mesh={dict(zip(MESH_AXES, shape))}",
-                        f"does not divide {len(devices)} devices",
+        raise UserError(f"mesh={given}", f"does not divide {len(devices)} devices",
                         "set --config.mesh.data=-1 and axes whose product divides them")
     shape = [len(devices) // known if size == -1 else size for size in shape]
     if math.prod(shape) != len(devices):
-        raise UserError(f"mesh={dict(zip(MESH_AXES, shape))}",
-                        f"does not use all {len(devices)} devices", "set --config.mesh.data=-1")
+        raise UserError(f"mesh={given}", f"does not use all {len(devices)} devices",
+                        "set --config.mesh.data=-1")
     return jax.make_mesh(tuple(shape), MESH_AXES, axis_types=(AxisType.Auto,) * len(shape),
                          devices=devices)
+
+
+def check_mesh(config: ModelConfig, mesh: Mesh, *, batch_size: int, row_length: int) -> None:
+    """Refuses a model, batch or row that the mesh does not divide, before anything is compiled.
+
+    Args:
+        batch_size: rows of one forward pass, over all devices.
+        row_length: positions of a row.
+
+    Raises:
+        UserError: names the first size that does not fit.
+    """
+    for letter in "VDFHGEN":
+        _check_divides(letter, getattr(config, letter), mesh)
+    if mesh.shape["expert"] > 1 and not config.E:
+        raise UserError(f"mesh.expert={mesh.shape['expert']}", "needs a model with experts",
+                        "set --config.mesh.expert=1 or --config.model.E")
+    _check_pipeline(config, mesh, batch_size)
+    if batch_size % num_batch_shards(mesh):
+        raise UserError(f"batch_size={batch_size}",
+                        f"is not divisible by {num_batch_shards(mesh)} data shards",
+                        "change the batch size or --config.mesh")
+    parts = math.prod(mesh.shape[axis] for axis in STREAM_RULES["L"])
+    if row_length % parts:
+        raise UserError(f"row_length={row_length}",
+                        f"is not divisible by mesh.context x mesh.tensor = {parts}",
+                        f"take a multiple of {parts} or change --config.mesh")
+
+
+def _check_pipeline(config: ModelConfig, mesh: Mesh, batch_size: int) -> None:
+    """Refuses stages, rounds and microbatches that do not fit each other."""
+    stages, rounds = mesh.shape["stage"], config.pipeline_rounds
+    if stages == 1:
+        return
+    if config.N % (stages * rounds):
+        raise UserError(f"model.N={config.N}",
+                        f"is not divisible by {stages} stages x {rounds} pipeline_rounds",
+                        "change --config.mesh.stage or --config.model.pipeline_rounds")
+    microbatches = config.pipeline_microbatches or stages
+    if rounds > 1 and microbatches < stages:
+        raise UserError(f"model.pipeline_microbatches={microbatches}",
+                        f"must be at least mesh.stage={stages} when there are rounds",
+                        "raise it or set --config.model.pipeline_rounds=1")
+    if config.remat == "dots":
+        raise UserError("model.remat='dots'", "would keep nothing in a pipeline, where a matmul is "
+                        "batched over stages", "take names:qkv,attention,hidden,residual")
+    shards = num_batch_shards(mesh)
+    if batch_size % (shards * microbatches):
+        raise UserError(f"batch_size={batch_size}",
+                        f"is not divisible by {shards} data shards x {microbatches} pieces for "
+                        "the pipeline", "change it or --config.model.pipeline_microbatches")
+
+
+def _check_divides(letter: str, size: int, mesh: Mesh) -> None:
+    """Refuses a parameter axis that its mesh axis does not divide."""
+    axis = PARAM_RULES[letter]
+    parts = mesh.shape[axis] if axis else 1
+    if size % parts:
+        raise UserError(f"mesh.{axis}={parts}", f"does not divide model.{letter}={size}",
+                        f"change --config.mesh.{axis} or --config.model.{letter}")
+
+
+def num_batch_shards(mesh: Mesh) -> int:
+    """Into how many pieces the mesh cuts a batch."""
+    return math.prod(mesh.shape[axis] for axis in ACTIVATION_RULES["B"])
+
+
+def num_stages() -> int:
+    """Pipeline stages of the current mesh; 1 without a mesh."""
+    return jax.sharding.get_abstract_mesh().shape.get("stage", 1)
 
 
 def spec(letters: str, rules: Rules = ACTIVATION_RULES) -> P:
@@ -54,9 +139,27 @@ def spec(letters: str, rules: Rules = ACTIVATION_RULES) -> P:
     return P(*(rules[letter] for letter in letters))
 
 
-def num_batch_shards(mesh: Mesh) -> int:
-    """Into how many pieces the mesh cuts a batch."""
-    return math.prod(mesh.shape[axis] for axis in ACTIVATION_RULES["B"])
+def fitting_spec(letters: str, shape: tuple[int, ...], rules: Rules = ACTIVATION_RULES) -> P:
+    """`spec` on the current mesh without the mesh axes that do not divide the tensor's axis.
+
+    A single row that is decoded token by token has an L and often a B that no mesh divides.
+    """
+    sizes = jax.sharding.get_abstract_mesh().shape
+    parts = []
+    for entry, size in zip(spec(letters, rules), shape):
+        kept = []
+        for axis in (entry,) if isinstance(entry, str) else entry or ():
+            if size % math.prod([sizes[a] for a in kept], start=sizes[axis]) == 0:
+                kept.append(axis)
+        parts.append(tuple(kept) or None)
+    return P(*parts)
+
+
+def constrain(x: jax.Array, letters: str, rules: Rules = ACTIVATION_RULES) -> jax.Array:
+    """Pins an activation to its place on the current mesh; without a mesh it stays as it is."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, fitting_spec(letters, x.shape, rules))
 
 
 def letters_of(path: tuple[Any, ...], rank: int) -> str:
@@ -82,11 +185,7 @@ def param_shardings(params: Any, mesh: Mesh) -> Any:
     def shard(path, leaf):
         letters = letters_of(path, leaf.ndim)
         for letter, size in zip(letters, leaf.shape):
-            axes = PARAM_RULES[letter]
-            parts = mesh.shape[axes] if axes else 1
-            if size % parts:
-                raise UserError(f"mesh.{axes}={parts}", f"does not divide model.{letter}={size}",
-                                f"change --config.mesh.{axes} or --config.model.{letter}")
+            _check_divides(letter, size, mesh)
         return NamedSharding(mesh, spec(letters, PARAM_RULES))
 
     return jax.tree_util.tree_map_with_path(shard, params)
@@ -95,28 +194,24 @@ def param_shardings(params: Any, mesh: Mesh) -> Any:
 def state_shardings(state: Any, params: Any, mesh: Mesh) -> Any:
     """Shardings of a train state: whatever mirrors a parameter is cut like it, the rest is copied.
 
-    Optimizer moments live in trees of their own, so a leaf is matched by the end of its path and
-    its shape.
+    Moments and averages live in trees of their own, so a leaf is matched by the end of its path
+    and its shape. Adafactor's factored moments have another shape and are small: copies.
     """
-    cut = {}
-    for path, sharding in jax.tree_util.tree_leaves_with_path(param_shardings(params, mesh)):
-        cut[tuple(str(getattr(p, "key", p)) for p in path)] = sharding
-    shapes = {tuple(str(getattr(p, "key", p)) for p in path): leaf.shape
-              for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    shardings = jax.tree.leaves(param_shardings(params, mesh))
+    cut = {_names(path): (leaf.shape, sharding) for (path, leaf), sharding in zip(
+        jax.tree_util.tree_leaves_with_path(params), shardings)}
 
     def shard(path, leaf):
-        names = tuple(str(getattr(p, "key", getattr(p, "name", p))) for p in path)
+        names = _names(path)
         for start in range(len(names)):
-            tail = names[start:]
-            if tail in cut and shapes[tail] == leaf.shape:
-                return cut[tail]
+            shape, sharding = cut.get(names[start:], (None, None))
+            if shape == leaf.shape:
+                return sharding
         return NamedSharding(mesh, P())
 
     return jax.tree_util.tree_map_with_path(shard, state)
 
 
-def constrain(x: jax.Array, letters: str) -> jax.Array:
-    """Pins an activation to its place on the current mesh; without a mesh it stays as it is."""
-    if jax.sharding.get_abstract_mesh().empty:
-        return x
-    return jax.lax.with_sharding_constraint(x, spec(letters))
+def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
+    """A path of a tree as the bare names of its keys and fields."""
+    return tuple(str(getattr(key, "key", getattr(key, "name", key))) for key in path)

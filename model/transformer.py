@@ -19,9 +19,10 @@ from model.attention.cache import Cache
 from model.attention.reference import attend, cache_mask
 from model.attention.rotary import rotate
 from model.config import ModelConfig
+from model.experts import mix_experts, summarise
 from model.matmul import project
 from model.pipeline import run_layers
-from model.sharding import constrain
+from model.sharding import STREAM_RULES, constrain
 
 # {"embed_VD", "embed_previous_VD" if embed_previous, "blocks": {name: [N, ...]}, "final_norm_D",
 #  "head_DV" unless tied}
@@ -39,6 +40,11 @@ class Block(nn.Module):
     """One layer: attention, then MLP, each behind a norm and added to the residual stream."""
 
     config: ModelConfig
+
+    @property
+    def residual_scale(self) -> float:
+        """Of what writes into the stream: keeps its variance independent of depth."""
+        return (2 * self.config.N) ** -0.5
 
     def weight(self, name: str, shape: tuple[int, ...], fan_in: int, scale: float = 1.0):
         """A float32 master weight of standard deviation scale/sqrt(fan_in)."""
@@ -58,21 +64,25 @@ class Block(nn.Module):
             x_BLD, the updated (k_BMGK, v_BMGK) or None, and the layer's statistics.
         """
         c = self.config
-        residual_scale = (2 * c.N) ** -0.5  # keeps the stream's variance independent of depth
         ones = nn.initializers.ones_init()
 
         h_BLD = rms_norm(x_BLD, self.param("attn_norm_D", ones, (c.D,)), c.norm_eps)
+        h_BLD = constrain(h_BLD, "BLD")  # gathers the positions that the stream had over `tensor`
         wq_DHK = self.weight("wq_DHK", (c.D, c.H, c.K), c.D)
         wk_DGK = self.weight("wk_DGK", (c.D, c.G, c.K), c.D)
         wv_DGK = self.weight("wv_DGK", (c.D, c.G, c.K), c.D)
         q_BLHK = project("BLD,DHK->BLHK", h_BLD, wq_DHK, config=c)
         k_BLGK = project("BLD,DGK->BLGK", h_BLD, wk_DGK, config=c)
-        v_BLGK = checkpoint_name(project("BLD,DGK->BLGK", h_BLD, wv_DGK, config=c), "qkv")
+        v_BLGK = project("BLD,DGK->BLGK", h_BLD, wv_DGK, config=c)
         if c.qk_norm:
             q_BLHK = rms_norm(q_BLHK, self.param("q_norm_K", ones, (c.K,)), c.norm_eps)
             k_BLGK = rms_norm(k_BLGK, self.param("k_norm_K", ones, (c.K,)), c.norm_eps)
-        q_BLHK = checkpoint_name(rotate(q_BLHK, positions_BL, c.rope_theta), "qkv")
-        k_BLGK = checkpoint_name(rotate(k_BLGK, positions_BL, c.rope_theta), "qkv")
+        q_BLHK = rotate(q_BLHK, positions_BL, c.rope_theta)
+        k_BLGK = rotate(k_BLGK, positions_BL, c.rope_theta)
+        # Gradients take these places too; left alone, XLA cuts attention's backward pass by L.
+        q_BLHK = checkpoint_name(constrain(q_BLHK, "BLHK"), "qkv")
+        k_BLGK = checkpoint_name(constrain(k_BLGK, "BLGK"), "qkv")
+        v_BLGK = checkpoint_name(constrain(v_BLGK, "BLGK"), "qkv")
         if cached is None:
             out_BLHK = attend_documents(q_BLHK, k_BLGK, v_BLGK, segment_ids_BL, positions_BL,
                                         config=c)
@@ -80,20 +90,42 @@ class Block(nn.Module):
             mask_BLM = cache_mask(cached[2], x_BLD.shape[1], cached[0].shape[1])
             cached = _write(cached, k_BLGK, v_BLGK)
             out_BLHK = attend(q_BLHK, *cached, mask_BLM)
-        out_BLHK = checkpoint_name(out_BLHK, "attention")
-        wo_HKD = self.weight("wo_HKD", (c.H, c.K, c.D), c.H * c.K, residual_scale)
+        out_BLHK = checkpoint_name(constrain(out_BLHK, "BLHK"), "attention")
+        wo_HKD = self.weight("wo_HKD", (c.H, c.K, c.D), c.H * c.K, self.residual_scale)
         x_BLD = x_BLD + project("BLHK,HKD->BLD", out_BLHK, wo_HKD, config=c)
-        x_BLD = checkpoint_name(constrain(x_BLD, "BLD"), "residual")
+        x_BLD = checkpoint_name(constrain(x_BLD, "BLD", STREAM_RULES), "residual")
 
         h_BLD = rms_norm(x_BLD, self.param("mlp_norm_D", ones, (c.D,)), c.norm_eps)
+        h_BLD = constrain(h_BLD, "BLD")
+        if c.E:
+            mlp_BLD, stats = self.mix(h_BLD, segment_ids_BL)
+        else:
+            mlp_BLD, stats = self.mlp(h_BLD), {}
+        return constrain(x_BLD + mlp_BLD, "BLD", STREAM_RULES), cached, stats
+
+    def mlp(self, h_BLD):
+        """The dense SwiGLU MLP (arXiv 2002.05202)."""
+        c = self.config
         w_gate_DF = self.weight("w_gate_DF", (c.D, c.F), c.D)
         w_up_DF = self.weight("w_up_DF", (c.D, c.F), c.D)
-        w_down_FD = self.weight("w_down_FD", (c.F, c.D), c.F, residual_scale)
+        w_down_FD = self.weight("w_down_FD", (c.F, c.D), c.F, self.residual_scale)
         gate_BLF = checkpoint_name(project("BLD,DF->BLF", h_BLD, w_gate_DF, config=c), "hidden")
         up_BLF = checkpoint_name(project("BLD,DF->BLF", h_BLD, w_up_DF, config=c), "hidden")
         hidden_BLF = constrain(jax.nn.silu(gate_BLF) * up_BLF, "BLF")
-        x_BLD = x_BLD + project("BLF,FD->BLD", hidden_BLF, w_down_FD, config=c)
-        return constrain(x_BLD, "BLD"), cached, {}
+        return project("BLF,FD->BLD", hidden_BLF, w_down_FD, config=c)
+
+    def mix(self, h_BLD, segment_ids_BL):
+        """The experts, each such an MLP, and their statistics."""
+        c = self.config
+        weights = {
+            "router_DE": self.weight("router_DE", (c.D, c.E), c.D),
+            "w_gate_EDF": self.weight("w_gate_EDF", (c.E, c.D, c.F), c.D),
+            "w_up_EDF": self.weight("w_up_EDF", (c.E, c.D, c.F), c.D),
+            "w_down_EFD": self.weight("w_down_EFD", (c.E, c.F, c.D), c.F, self.residual_scale),
+        }
+        is_token_BL = (jnp.ones(h_BLD.shape[:2], bool) if segment_ids_BL is None
+                       else segment_ids_BL > 0)
+        return mix_experts(h_BLD, is_token_BL, weights, config=c)
 
 
 def _write(cached, k_BLGK, v_BLGK):
@@ -138,11 +170,14 @@ def embed(params: Params, config: ModelConfig, tokens_BL: jax.Array,
     Returns:
         x_BLD in the compute dtype.
     """
-    x_BLD = params["embed_VD"].astype(config.dtype)[tokens_BL]
+    def look_up(table_VD, indices_BL):  # whole rows, as B has the mesh axis that cuts D at rest
+        return constrain(constrain(table_VD.astype(config.dtype), "VD")[indices_BL], "BLD")
+
+    x_BLD = look_up(params["embed_VD"], tokens_BL)
     if config.embed_previous:
-        previous_BLD = params["embed_previous_VD"].astype(config.dtype)[previous_BL]
+        previous_BLD = look_up(params["embed_previous_VD"], previous_BL)
         x_BLD = x_BLD + jnp.where(previous_BL[:, :, None] >= 0, previous_BLD, 0)
-    return constrain(x_BLD * (config.D**0.5 if config.tied else 1.0), "BLD")
+    return constrain(x_BLD * (config.D**0.5 if config.tied else 1.0), "BLD", STREAM_RULES)
 
 
 def forward_with_stats(params: Params, tokens_BL: jax.Array, positions_BL: jax.Array,
@@ -168,7 +203,8 @@ def forward_with_stats(params: Params, tokens_BL: jax.Array, positions_BL: jax.A
 
     x_BLD, stats = run_layers(layer, params["blocks"], x_BLD, positions_BL, segment_ids_BL,
                               config=config)
-    return rms_norm(x_BLD, params["final_norm_D"], config.norm_eps), stats
+    x_BLD = rms_norm(x_BLD, params["final_norm_D"], config.norm_eps)
+    return constrain(x_BLD, "BLD"), summarise(stats) if config.E else {}
 
 
 def forward(params: Params, tokens_BL: jax.Array, positions_BL: jax.Array,

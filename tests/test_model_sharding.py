@@ -13,15 +13,15 @@ def test_specs_follow_the_letters_of_the_names(params):
     mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
     specs = jax.tree.map(lambda s: s.spec, param_shardings(params, mesh))
     assert specs["embed_VD"] == P("tensor", "fsdp")
-    assert specs["blocks"]["wq_DHK"] == P(None, "fsdp", "tensor", None)
-    assert specs["blocks"]["w_down_FD"] == P(None, "tensor", "fsdp")
+    assert specs["blocks"]["wq_DHK"] == P("stage", "fsdp", "tensor", None)
+    assert specs["blocks"]["w_down_FD"] == P("stage", "tensor", "fsdp")
     assert specs["final_norm_D"] == P("fsdp")
-    assert spec("BLD") == P(("data", "fsdp"), None, None)
+    assert spec("BLD") == P(("data", "fsdp", "expert"), "context", None)
 
 
 def test_one_axis_takes_the_remaining_devices():
     assert dict(make_mesh({"data": -1, "fsdp": 2, "tensor": 1}).shape) == {
-        "data": 4, "fsdp": 2, "tensor": 1}
+        "stage": 1, "data": 4, "fsdp": 2, "expert": 1, "context": 1, "tensor": 1}
 
 
 @pytest.mark.parametrize("shape, rule", [

@@ -1,11 +1,49 @@
-"""Which code computes attention: chosen once, at start, and logged."""
+"""Which code computes attention: a choice made once from config and machine, and logged.
+
+    xla      anywhere; holds a layer's scores, [B, H, L, L]
+    cudnn    NVIDIA GPUs from compute capability 9.0 on, bfloat16
+    pallas   NVIDIA GPUs from compute capability 8.0 on, bfloat16
+    splash   TPUs
+
+All are exact for packed rows. Where the mesh cuts rows over `context`, attention crosses the shards
+in plain XLA, block by block: see `model.attention.blockwise`.
+"""
 
 from __future__ import annotations
 
-import jax
+from functools import cache
+from typing import NamedTuple
 
+import jax
+from jax.sharding import Mesh
+
+from core.errors import UserError
+from model.attention import cudnn
+from model.attention.blockwise import attend_gathered, attend_ring
+from model.attention.pallas import attend_splash, attend_triton
+from model.attention.placement import attend_in_place, num_context_shards
 from model.attention.reference import attend, document_mask
 from model.config import ModelConfig
+
+KERNELS = {"cudnn": cudnn.attend, "pallas": attend_triton, "splash": attend_splash}
+ACROSS_SHARDS = {"ring": attend_ring, "all_gather": attend_gathered}
+FASTEST_FIRST = {"gpu": ("cudnn", "pallas", "xla"), "tpu": ("splash", "xla")}
+# Oldest compute capability, and the head sizes from and to.
+CUDA_RULES = {"cudnn": ((9, 0), 8, 256), "pallas": ((8, 0), 16, 128)}
+
+
+class Machine(NamedTuple):
+    """What a backend's rules ask about the devices.
+
+    Attributes:
+        platform: as `jax.default_backend` names it.
+        name: the kind of device.
+        capability: CUDA compute capability; (0, 0) for whatever is no NVIDIA GPU.
+    """
+
+    platform: str
+    name: str
+    capability: tuple[int, int]
 
 
 def attend_documents(q_BLHK: jax.Array, k_BLGK: jax.Array, v_BLGK: jax.Array,
@@ -14,14 +52,93 @@ def attend_documents(q_BLHK: jax.Array, k_BLGK: jax.Array, v_BLGK: jax.Array,
     """Causal attention inside each document of packed rows; returns out_BLHK.
 
     Args:
-        segment_ids_BL: document of each token in its row, from 1; 0 is padding.
+        segment_ids_BL: document of each token in its row, from 1; 0 is padding. What a backend
+            gives for padding is finite, and that is all.
         positions_BL: position of each token in its document.
+
+    Raises:
+        UserError: the backend that the config asks for cannot run here.
     """
-    del positions_BL, config
-    return attend(q_BLHK, k_BLGK, v_BLGK, document_mask(segment_ids_BL))
+    num_shards = num_context_shards(q_BLHK.shape[1])
+    backend = choose_backend(config, num_shards)
+    args = (q_BLHK, k_BLGK, v_BLGK, segment_ids_BL, positions_BL)
+    if num_shards > 1:
+        return attend_in_place(ACROSS_SHARDS[config.context_attention], *args)
+    if backend == "xla":
+        return attend(q_BLHK, k_BLGK, v_BLGK, document_mask(segment_ids_BL))
+    return attend_in_place(KERNELS[backend], *args)
 
 
-def choose_backend(config: ModelConfig) -> str:
-    """The backend that `attend_documents` will use for this model on this machine."""
-    del config
-    return "xla"
+def choose_backend(config: ModelConfig, num_shards: int = 1,
+                   machine: Machine | None = None) -> str:
+    """The backend for this model: the one asked for, or for `auto` the fastest that can run.
+
+    Args:
+        num_shards: size of the mesh's `context` axis.
+        machine: the devices' kind; None for this process's own.
+
+    Raises:
+        UserError: the config asks for a backend that cannot run here.
+    """
+    machine = machine or this_machine()
+    if config.attention == "auto":
+        return next(backend for backend in FASTEST_FIRST.get(machine.platform, ("xla",))
+                    if obstacle(backend, config, num_shards, machine) is None)
+    if rule := obstacle(config.attention, config, num_shards, machine):
+        raise UserError(f"model.attention={config.attention!r}", rule,
+                        "change that, or set --config.model.attention=auto")
+    return config.attention
+
+
+def describe(config: ModelConfig, mesh: Mesh, machine: Machine | None = None) -> str:
+    """Says for the log what computes attention and, where `auto` took another, why."""
+    machine, num_shards = machine or this_machine(), mesh.shape["context"]
+    backend = choose_backend(config, num_shards, machine)
+    text = f"{backend} attention"
+    if num_shards > 1:
+        text += f", {config.context_attention} over {num_shards} context shards"
+    fastest = FASTEST_FIRST.get(machine.platform, ("xla",))[0]
+    if config.attention == "auto" and backend != fastest:
+        text += f" ({fastest} {obstacle(fastest, config, num_shards, machine)})"
+    return text
+
+
+@cache
+def this_machine() -> Machine:
+    """The kind of this process's devices."""
+    device = jax.devices()[0]
+    major, _, minor = str(getattr(device, "compute_capability", "")).partition(".")
+    is_cuda = major.isdecimal() and minor.isdecimal()  # AMD's are names such as gfx942
+    return Machine(jax.default_backend(), device.device_kind,
+                   (int(major), int(minor)) if is_cuda else (0, 0))
+
+
+def obstacle(backend: str, config: ModelConfig, num_shards: int, machine: Machine) -> str | None:
+    """The rule that keeps a backend from running, as the end of a sentence; None if none does."""
+    if backend == "xla":
+        return None
+    if backend == "splash":
+        if machine.platform != "tpu":
+            return f"needs a TPU, not {machine.name}"
+        if config.K % 64:
+            return f"needs model.K divisible by 64, not {config.K}"
+    else:
+        oldest, smallest, largest = CUDA_RULES[backend]
+        if machine.capability < oldest:
+            return (f"needs an NVIDIA GPU of compute capability {oldest[0]}.{oldest[1]}, "
+                    f"not {machine.name}")
+        if config.compute_dtype != "bfloat16":
+            return f"needs model.compute_dtype=bfloat16, not {config.compute_dtype}"
+        if config.K % 8 or not smallest <= config.K <= largest:
+            return f"needs model.K divisible by 8 from {smallest} to {largest}, not {config.K}"
+    if num_shards > 1:
+        return f"does not cross mesh.context={num_shards}"
+    return _missing_cudnn() if backend == "cudnn" else None
+
+
+def _missing_cudnn() -> str | None:
+    try:
+        cudnn.load()
+    except RuntimeError as error:
+        return str(error)
+    return None

@@ -1,0 +1,213 @@
+"""Attention over keys that come block by block, on one device or round a ring of devices.
+
+The softmax grows with every block (arXiv 2205.14135, algorithm 1), and the backward pass computes
+the weights again from its normaliser (algorithm 4), so that one block of scores is held at a time.
+A query sees the keys of its own document whose position is not behind its own. That needs no row
+index: the tokens of a row may lie on any device, in any order.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from model.attention.reference import MASKED
+
+KEYS_PER_BLOCK = 1024
+
+
+class Queries(NamedTuple):
+    """Queries with the document and the position of each."""
+
+    q_BLGRK: jax.Array
+    segment_ids_BL: jax.Array
+    positions_BL: jax.Array
+
+
+class Keys(NamedTuple):
+    """Keys and values with the document and the position of each."""
+
+    k_BMGK: jax.Array
+    v_BMGK: jax.Array
+    segment_ids_BM: jax.Array
+    positions_BM: jax.Array
+
+
+class Softmax(NamedTuple):
+    """What is known of the attention of each query after some of its keys, in float32."""
+
+    out_BGRLK: jax.Array  # values weighted by exp(score - top), not yet divided by `total`
+    top_BGRL: jax.Array  # largest score so far
+    total_BGRL: jax.Array  # sum of exp(score - top)
+
+
+def attend_gathered(q_BLHK: jax.Array, k_BLGK: jax.Array, v_BLGK: jax.Array,
+                    segment_ids_BL: jax.Array, positions_BL: jax.Array) -> jax.Array:
+    """Attention of one shard of positions, to whom all keys and values are brought at once.
+
+    Runs under `shard_map` over `context`; takes and returns its shard of `attend_documents`.
+    """
+    keys = Keys(k_BLGK, v_BLGK, segment_ids_BL, positions_BL)
+    keys = jax.tree.map(partial(jax.lax.all_gather, axis_name="context", axis=1, tiled=True), keys)
+    return attend_blocks(q_BLHK, segment_ids_BL, positions_BL, keys, num_hops=1)
+
+
+def attend_ring(q_BLHK: jax.Array, k_BLGK: jax.Array, v_BLGK: jax.Array,
+                segment_ids_BL: jax.Array, positions_BL: jax.Array) -> jax.Array:
+    """Attention of one shard of positions, to whom all keys come in turn (arXiv 2310.01889).
+
+    Runs under `shard_map` over `context`; takes and returns its shard of `attend_documents`.
+    """
+    keys = Keys(k_BLGK, v_BLGK, segment_ids_BL, positions_BL)
+    return attend_blocks(q_BLHK, segment_ids_BL, positions_BL, keys,
+                         num_hops=jax.lax.axis_size("context"))
+
+
+def attend_blocks(q_BLHK: jax.Array, segment_ids_BL: jax.Array, positions_BL: jax.Array,
+                  keys: Keys, *, num_hops: int) -> jax.Array:
+    """Grouped-query attention to `keys`, and to those of the `num_hops` - 1 next shards."""
+    batch, length, num_heads, head_size = q_BLHK.shape
+    num_groups = keys.k_BMGK.shape[2]
+    q_BLGRK = q_BLHK.reshape(batch, length, num_groups, num_heads // num_groups, head_size)
+    out_BLGRK = _attend(num_hops, Queries(q_BLGRK, segment_ids_BL, positions_BL), keys)
+    return out_BLGRK.reshape(q_BLHK.shape)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(num_hops, queries, keys):
+    return _forward(num_hops, queries, keys)[0]
+
+
+def _forward(num_hops, queries, keys):
+    """The output, and what the backward pass needs: of a size that does not grow with the ring."""
+    state = _no_keys(queries.q_BLGRK)
+    if num_hops > 1:
+        def hop(carry, _):  # the next keys are on their way while these are used
+            state, keys = carry
+            return (_fold(state, queries, keys), _pass_on(keys)), None
+
+        (state, last), _ = jax.lax.scan(hop, (state, keys), length=num_hops - 1)
+    else:
+        last = keys
+    state = _fold(state, queries, last)
+    out_BGRLK = state.out_BGRLK / state.total_BGRL[..., None]
+    out_BLGRK = jnp.moveaxis(out_BGRLK, 3, 1).astype(queries.q_BLGRK.dtype)
+    log_z_BGRL = state.top_BGRL + jnp.log(state.total_BGRL)
+    return out_BLGRK, (queries, keys, out_BLGRK, log_z_BGRL)
+
+
+def _backward(num_hops, kept, dout_BLGRK):
+    """Gradients of queries, keys and values; those of keys and values travel with them."""
+    queries, keys, out_BLGRK, log_z_BGRL = kept
+    delta_BGRL = jnp.einsum("BLGRK,BLGRK->BGRL", out_BLGRK, dout_BLGRK,
+                            preferred_element_type=jnp.float32)
+    fold = partial(_fold_backward, queries, dout_BLGRK, log_z_BGRL, delta_BGRL)
+
+    def hop(carry, _):
+        dq_BLGRK, keys, dk_BMGK, dv_BMGK = carry
+        dq_BLGRK, dk_here_BMGK, dv_here_BMGK = fold(dq_BLGRK, keys)
+        carry = keys, dk_BMGK + dk_here_BMGK, dv_BMGK + dv_here_BMGK
+        return (dq_BLGRK, *(_pass_on(carry) if num_hops > 1 else carry)), None
+
+    zeros = [jnp.zeros(x.shape, jnp.float32)
+             for x in (queries.q_BLGRK, keys.k_BMGK, keys.v_BMGK)]
+    carry = (zeros[0], keys, *zeros[1:])
+    (dq_BLGRK, _, dk_BMGK, dv_BMGK), _ = jax.lax.scan(hop, carry, length=num_hops)
+    return (Queries(dq_BLGRK.astype(queries.q_BLGRK.dtype), None, None),
+            Keys(dk_BMGK.astype(keys.k_BMGK.dtype), dv_BMGK.astype(keys.v_BMGK.dtype), None, None))
+
+
+_attend.defvjp(_forward, _backward)
+
+
+def _no_keys(q_BLGRK):
+    """The state before the first key."""
+    batch, length, num_groups, per_group, head_size = q_BLGRK.shape
+    shape = (batch, num_groups, per_group, length)
+    return Softmax(jnp.zeros((*shape, head_size)), jnp.full(shape, MASKED), jnp.zeros(shape))
+
+
+def _pass_on(shard):
+    """Hands a shard to the next device of the ring and takes that of the one before."""
+    size = jax.lax.axis_size("context")
+    ring = [(i, (i + 1) % size) for i in range(size)]
+    return jax.tree.map(partial(jax.lax.ppermute, axis_name="context", perm=ring), shard)
+
+
+def _split(keys):
+    """Cuts keys [B, M, ...] into blocks [blocks, B, m, ...], m the largest that divides M."""
+    length = keys.k_BMGK.shape[1]
+    size = max(m for m in range(1, min(length, KEYS_PER_BLOCK) + 1) if length % m == 0)
+    return jax.tree.map(lambda x: jnp.moveaxis(
+        x.reshape(x.shape[0], -1, size, *x.shape[2:]), 1, 0), keys)
+
+
+def _join(blocks):
+    """Undoes `_split`."""
+    x = jnp.moveaxis(blocks, 0, 1)
+    return x.reshape(x.shape[0], -1, *x.shape[3:])
+
+
+def _visible(queries, keys):
+    """Who sees whom: mask_BLM. The same as `document_mask` where positions rise in a document."""
+    same_BLM = queries.segment_ids_BL[:, :, None] == keys.segment_ids_BM[:, None, :]
+    return same_BLM & (queries.positions_BL[:, :, None] >= keys.positions_BM[:, None, :])
+
+
+def _scores(queries, keys):
+    """Scaled products of queries and keys in float32: scores_BGRLM."""
+    return jnp.einsum("BLGRK,BMGK->BGRLM", queries.q_BLGRK, keys.k_BMGK,
+                      preferred_element_type=jnp.float32) * queries.q_BLGRK.shape[-1]**-0.5
+
+
+def _fold(state, queries, keys):
+    """Takes a shard of keys into the state; a block that no query sees costs its mask alone."""
+    def take(state, block, mask_BLM):
+        mask_BGRLM = mask_BLM[:, None, None]
+        scores_BGRLM = jnp.where(mask_BGRLM, _scores(queries, block), MASKED)
+        top_BGRL = jnp.maximum(state.top_BGRL, scores_BGRLM.max(-1))
+        shrink_BGRL = jnp.exp(state.top_BGRL - top_BGRL)
+        # Where a query sees nothing of the block, `top` may be MASKED too, and exp(0) is 1.
+        weights_BGRLM = jnp.where(mask_BGRLM, jnp.exp(scores_BGRLM - top_BGRL[..., None]), 0)
+        new_BGRLK = jnp.einsum("BGRLM,BMGK->BGRLK", weights_BGRLM.astype(block.v_BMGK.dtype),
+                               block.v_BMGK, preferred_element_type=jnp.float32)
+        return Softmax(state.out_BGRLK * shrink_BGRL[..., None] + new_BGRLK, top_BGRL,
+                       state.total_BGRL * shrink_BGRL + weights_BGRLM.sum(-1))
+
+    def step(state, block):
+        mask_BLM = _visible(queries, block)
+        return jax.lax.cond(mask_BLM.any(), take, lambda state, *_: state,
+                            state, block, mask_BLM), None
+
+    return jax.lax.scan(step, state, _split(keys))[0]
+
+
+def _fold_backward(queries, dout_BLGRK, log_z_BGRL, delta_BGRL, dq_BLGRK, keys):
+    """Adds to the queries' gradient and returns that of a shard of keys."""
+    dtype, scale = queries.q_BLGRK.dtype, queries.q_BLGRK.shape[-1]**-0.5
+    einsum = partial(jnp.einsum, preferred_element_type=jnp.float32)
+
+    def take(dq_BLGRK, block, mask_BLM):
+        weights_BGRLM = jnp.where(mask_BLM[:, None, None],
+                                  jnp.exp(_scores(queries, block) - log_z_BGRL[..., None]), 0)
+        dv_BMGK = einsum("BGRLM,BLGRK->BMGK", weights_BGRLM.astype(dtype), dout_BLGRK)
+        dweights_BGRLM = einsum("BLGRK,BMGK->BGRLM", dout_BLGRK, block.v_BMGK)
+        dscores_BGRLM = weights_BGRLM * (dweights_BGRLM - delta_BGRL[..., None]) * scale
+        dscores_BGRLM = dscores_BGRLM.astype(dtype)
+        dk_BMGK = einsum("BGRLM,BLGRK->BMGK", dscores_BGRLM, queries.q_BLGRK)
+        return dq_BLGRK + einsum("BGRLM,BMGK->BLGRK", dscores_BGRLM, block.k_BMGK), dk_BMGK, dv_BMGK
+
+    def skip(dq_BLGRK, block, mask_BLM):
+        zeros_BMGK = jnp.zeros(block.k_BMGK.shape, jnp.float32)
+        return dq_BLGRK, zeros_BMGK, zeros_BMGK
+
+    def step(dq_BLGRK, block):
+        mask_BLM = _visible(queries, block)
+        dq_BLGRK, *dkv_BMGK = jax.lax.cond(mask_BLM.any(), take, skip, dq_BLGRK, block, mask_BLM)
+        return dq_BLGRK, dkv_BMGK
+
+    dq_BLGRK, (dk_BMGK, dv_BMGK) = jax.lax.scan(step, dq_BLGRK, _split(keys))
+    return dq_BLGRK, _join(dk_BMGK), _join(dv_BMGK)

@@ -1,0 +1,92 @@
+"""cuDNN's fused attention for packed rows.
+
+`jax.nn.dot_product_attention` does not hand segments to cuDNN, so this calls what lies beneath it.
+`load` is the one place that touches private names of JAX, and looks at them before it uses them.
+"""
+
+from __future__ import annotations
+
+import inspect
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+
+from core.errors import UserError
+from model.attention.packed import Documents, Kernel, attend_packed
+
+FORWARD = ("query", "key", "value", "bias", "q_seqlen", "kv_seqlen", "q_offsets", "kv_offsets",
+           "page_table_k", "page_table_v", "scale", "seed", "dropout_rate", "variadic_args",
+           "mask_type", "layout", "sliding_window_length", "cudnn_version", "return_residual")
+BACKWARD = ("scale", "seed", "dropout_rate", "variadic_args", "mask_type", "layout",
+            "sliding_window_length", "is_training", "return_residual", "res", "grad_output")
+OLDEST_CUDNN = 90600  # the first with packed rows
+
+
+def attend(q_BLHK: jax.Array, k_BLGK: jax.Array, v_BLGK: jax.Array, segment_ids_BL: jax.Array,
+           positions_BL: jax.Array) -> jax.Array:
+    """`attend_documents` by cuDNN, on one device.
+
+    Raises:
+        UserError: the rows of this device are too large for cuDNN.
+    """
+    del positions_BL
+    if q_BLHK.size >= 2**31:
+        raise UserError(f"{q_BLHK.shape[0]} rows of {q_BLHK.shape[1]} tokens on one device",
+                        f"are {q_BLHK.size} numbers a layer; cuDNN counts them in 32 bits",
+                        "take a smaller batch, more microbatches or another mesh")
+    return attend_packed(load(), q_BLHK, k_BLGK, v_BLGK, segment_ids_BL)
+
+
+@cache
+def load() -> Kernel:
+    """cuDNN's attention and its gradient, as JAX's own custom gradient calls them.
+
+    Raises:
+        RuntimeError: the installed JAX or cuDNN has them not; says what is missing.
+    """
+    try:
+        from jax._src.cudnn import fused_attention_stablehlo as fused
+
+        forward = fused._dot_product_attention_fwd_rule
+        backward = fused._dot_product_attention_bwd_rule
+        mask, layout = fused.MaskType.PADDING_CAUSAL, fused.AttentionLayout.BTNH.value
+        version = fused.check_cudnn_version()
+    except (ImportError, AttributeError) as error:
+        raise RuntimeError(f"needs what jax {jax.__version__} has not: {error}") from None
+    except RuntimeError:
+        raise RuntimeError("needs cuDNN, which JAX does not find") from None
+    for rule, expected in ((forward, FORWARD), (backward, BACKWARD)):
+        if tuple(inspect.signature(rule).parameters) != expected:
+            raise RuntimeError(f"does not know the {rule.__name__} of jax {jax.__version__}")
+    if version < OLDEST_CUDNN:
+        raise RuntimeError(f"needs cuDNN {OLDEST_CUDNN}, not {version}")
+    # seed, dropout, (bias, gradient of bias), mask, layout, window, version, statistics wanted
+    settings = (0, 0.0, (False, False), mask, layout, None, version, False)
+    return _make_kernel(forward, backward, settings)
+
+
+def _make_kernel(forward_rule, backward_rule, settings):
+    """Wraps the two rules; what they keep is (operands..., statistics [B * P, H, L], output)."""
+    def operands(q_BLHK, k_BLGK, v_BLGK, documents: Documents):
+        # JAX 0.10 computes the offsets of keys with the number of query heads
+        # (github.com/jax-ml/jax/pull/39521): right only where both are the same.
+        num_repeats = q_BLHK.shape[2] // k_BLGK.shape[2]
+        k_BLHK, v_BLHK = (jnp.repeat(x, num_repeats, axis=2) for x in (k_BLGK, v_BLGK))
+        unused, lengths_BP, offsets_BP = jnp.zeros(0, q_BLHK.dtype), *documents
+        return (q_BLHK, k_BLHK, v_BLHK, unused, lengths_BP, lengths_BP, offsets_BP, offsets_BP,
+                unused, unused)
+
+    def forward(q_BLHK, k_BLGK, v_BLGK, documents):
+        out_BLHK, kept = forward_rule(*operands(q_BLHK, k_BLGK, v_BLGK, documents),
+                                      q_BLHK.shape[-1]**-0.5, *settings)
+        stats = kept[-2]
+        return out_BLHK, stats.reshape(q_BLHK.shape[0], -1, *stats.shape[1:])
+
+    def backward(q_BLHK, k_BLGK, v_BLGK, documents, stats, out_BLHK, dout_BLHK):
+        kept = (*operands(q_BLHK, k_BLGK, v_BLGK, documents),
+                stats.reshape(-1, *stats.shape[2:]), out_BLHK)
+        dq_BLHK, *dkv_BLHK = backward_rule(q_BLHK.shape[-1]**-0.5, *settings, kept, dout_BLHK)[:3]
+        return dq_BLHK, *(x.reshape(*k_BLGK.shape[:3], -1, x.shape[-1]).sum(3) for x in dkv_BLHK)
+
+    return Kernel(forward, backward)

@@ -1,0 +1,125 @@
+"""Attention by a kernel that takes packed documents as lengths and offsets.
+
+Such a kernel fixes how many documents a row may have when it is compiled, and its memory grows
+with that number. So one call takes the first documents of every row, and further calls take the
+next, as many as the fullest row of the batch needs: exact for any row, one call for most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
+
+DOCUMENTS_PER_CALL = 32  # of a row; letter P. The kernel keeps a float32 per token, head and these.
+
+
+class Documents(NamedTuple):
+    """Some documents of each row, one behind the other; -1 stands where a row has no more."""
+
+    lengths_BP: jax.Array
+    offsets_BP: jax.Array  # [B, P+1], the last always -1
+
+
+class Kernel(NamedTuple):
+    """A kernel and its gradient; what they give outside of the documents is not looked at.
+
+    forward(q, k, v, documents) -> out_BLHK, stats [B, ...]
+    backward(q, k, v, documents, stats, out_BLHK, dout_BLHK) -> dq_BLHK, dk_BLGK, dv_BLGK
+    """
+
+    forward: Callable
+    backward: Callable
+
+
+def number_documents(segment_ids_BL: jax.Array) -> jax.Array:
+    """Number of each token's document in its row, from 0; -1 in padding.
+
+    A document is a run of one segment id.
+    """
+    before_BL = jnp.pad(segment_ids_BL[:, :-1], ((0, 0), (1, 0)))
+    is_start_BL = (segment_ids_BL != before_BL) & (segment_ids_BL > 0)
+    return jnp.where(segment_ids_BL > 0, jnp.cumsum(is_start_BL, axis=1) - 1, -1)
+
+
+def list_documents(number_BL: jax.Array, call: int | jax.Array) -> Documents:
+    """The documents that the `call`-th call takes: those numbered from call * P on."""
+    length = number_BL.shape[1]
+    num_p = min(DOCUMENTS_PER_CALL, max(length, 2))  # one alone is no packed row to cuDNN
+    wanted_P = call * num_p + jnp.arange(num_p)
+    is_in_BLP = number_BL[:, :, None] == wanted_P[None, None]
+    lengths_BP = is_in_BLP.sum(1, dtype=jnp.int32)
+    offsets_BP = jnp.argmax(is_in_BLP, axis=1).astype(jnp.int32)
+    lengths_BP, offsets_BP = (jnp.where(lengths_BP > 0, x, -1) for x in (lengths_BP, offsets_BP))
+    return Documents(lengths_BP, jnp.pad(offsets_BP, ((0, 0), (0, 1)), constant_values=-1))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def attend_packed(kernel: Kernel, q_BLHK: jax.Array, k_BLGK: jax.Array, v_BLGK: jax.Array,
+                  segment_ids_BL: jax.Array) -> jax.Array:
+    """Causal attention inside each document; 0 in padding, whose gradient is 0 as well."""
+    return _forward(kernel, q_BLHK, k_BLGK, v_BLGK, segment_ids_BL)[0]
+
+
+def _forward(kernel, q_BLHK, k_BLGK, v_BLGK, segment_ids_BL):
+    number_BL = number_documents(segment_ids_BL)
+    run = partial(_as_rows(kernel.forward), q_BLHK, k_BLGK, v_BLGK)
+    out_BLHK, stats = run(list_documents(number_BL, 0))
+
+    def call(n, out_BLHK):
+        return _where(number_BL, n, run(list_documents(number_BL, n))[0], out_BLHK)
+
+    out_BLHK = _where(number_BL, 0, out_BLHK, jnp.zeros_like(out_BLHK))
+    out_BLHK = jax.lax.fori_loop(1, _num_calls(number_BL), call, out_BLHK)
+    return out_BLHK, (q_BLHK, k_BLGK, v_BLGK, number_BL, stats, out_BLHK)
+
+
+def _backward(kernel, kept, dout_BLHK):
+    *qkv, number_BL, stats, out_BLHK = kept
+    forward, backward = _as_rows(kernel.forward), _as_rows(kernel.backward)
+
+    def add(n, stats, gradients):
+        new = backward(*qkv, list_documents(number_BL, n), stats, out_BLHK, dout_BLHK)
+        return [_where(number_BL, n, *pair) for pair in zip(new, gradients)]
+
+    def call(n, gradients):  # the first call alone has kept its statistics
+        return add(n, forward(*qkv, list_documents(number_BL, n))[1], gradients)
+
+    gradients = add(0, stats, [jnp.zeros_like(x) for x in qkv])
+    gradients = jax.lax.fori_loop(1, _num_calls(number_BL), call, gradients)
+    return *gradients, None
+
+
+attend_packed.defvjp(_forward, _backward)
+
+
+def _num_calls(number_BL):
+    """Calls that the fullest row needs."""
+    num_p = list_documents(number_BL, 0).lengths_BP.shape[1]
+    return (number_BL.max() + num_p) // num_p
+
+
+def _where(number_BL, call, new_BLHK, old_BLHK):
+    """Takes what the `call`-th call gave for the tokens of its documents."""
+    num_p = list_documents(number_BL, 0).lengths_BP.shape[1]
+    is_new_BL = (number_BL >= 0) & (number_BL // num_p == call)
+    return jnp.where(is_new_BL[:, :, None, None], new_BLHK, old_BLHK)
+
+
+def _as_rows(function):
+    """Makes `vmap` of a function over rows mean more rows, as a kernel knows no further axis."""
+    wrapped = custom_vmap(function)
+
+    @wrapped.def_vmap
+    def fold(size, is_mapped, *args):
+        args = jax.tree.map(lambda x, mapped: x if mapped else jnp.broadcast_to(
+            x[None], (size, *x.shape)), args, tuple(is_mapped))
+        out = wrapped(*jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), args))
+        out = jax.tree.map(lambda x: x.reshape(size, -1, *x.shape[1:]), out)
+        return out, jax.tree.map(lambda _: True, out)
+
+    return wrapped

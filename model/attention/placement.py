@@ -1,0 +1,35 @@
+"""Where attention runs on a mesh: every device computes its own rows, positions and heads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+from jax.sharding import PartitionSpec as P
+
+from model.sharding import fitting_spec
+
+# `attend(q_BLHK, k_BLGK, v_BLGK, segment_ids_BL, positions_BL) -> out_BLHK`
+Attend = Callable[..., jax.Array]
+
+
+def num_context_shards(row_length: int) -> int:
+    """Into how many pieces the current mesh cuts rows; 1 without a mesh or where it cannot."""
+    size = jax.sharding.get_abstract_mesh().shape.get("context", 1)
+    return 1 if row_length % size else size
+
+
+def attend_in_place(attend: Attend, q_BLHK: jax.Array, k_BLGK: jax.Array, v_BLGK: jax.Array,
+                    segment_ids_BL: jax.Array, positions_BL: jax.Array) -> jax.Array:
+    """Runs `attend` on each device's shard, for code that XLA cannot cut by itself.
+
+    Queries are cut like the keys of their group, so that every group stays with its queries.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return attend(q_BLHK, k_BLGK, v_BLGK, segment_ids_BL, positions_BL)
+    heads = fitting_spec("BLGK", k_BLGK.shape)
+    tokens = P(*heads[:2])
+    # What a kernel or a custom gradient varies over is not tracked, hence `check_vma`.
+    attend = jax.shard_map(attend, in_specs=(heads, heads, heads, tokens, tokens),
+                           out_specs=heads, check_vma=False)
+    return attend(q_BLHK, k_BLGK, v_BLGK, segment_ids_BL, positions_BL)

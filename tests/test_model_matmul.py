@@ -1,0 +1,156 @@
+"""The matmul hook: what each precision may be wrong by, and that the plain one is not touched."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from core.errors import UserError
+from model.matmul import project
+from model.transformer import init
+from train.loss import next_token_loss
+
+EQUATIONS = {"BLD,DHK->BLHK": ((2, 8, 32), (32, 4, 8)), "BLHK,HKD->BLD": ((2, 8, 4, 8), (4, 8, 32)),
+             "BLD,DF->BLF": ((2, 8, 32), (32, 64))}
+
+
+def _operands(equation, dtype="float32"):
+    """Rows and channels of very different size."""
+    rng = np.random.default_rng(0)
+    x, weight = (rng.normal(size=shape) for shape in EQUATIONS[equation])
+    x = x * np.exp(rng.normal(size=(*x.shape[:2], *[1] * (x.ndim - 2))))
+    return jnp.asarray(x, dtype), jnp.asarray(weight * np.exp(rng.normal(size=weight.shape[-1])),
+                                              jnp.float32)
+
+
+def _product_and_gradients(equation, x, weight, dout, config):
+    out, pull_back = jax.vjp(partial(project, equation, config=config), x, weight)
+    return out, *pull_back(dout.astype(out.dtype))
+
+
+def _dout(equation, x, weight):
+    shape = jax.eval_shape(partial(jnp.einsum, equation), x, weight).shape
+    return jnp.asarray(np.random.default_rng(1).normal(size=shape), jnp.float32)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("equation", EQUATIONS)
+def test_the_compute_dtype_is_a_plain_einsum(config, equation, dtype):
+    config = dataclasses.replace(config, compute_dtype=dtype)
+    x, weight = _operands(equation, dtype)
+
+    def plain(x, weight):
+        return jnp.einsum(equation, x, weight.astype(dtype))
+
+    assert str(jax.make_jaxpr(partial(project, equation, config=config))(x, weight)) == str(
+        jax.make_jaxpr(plain)(x, weight))
+
+
+def _error_bound(equation, x, weight, matmul):
+    """The most that rounding both operands can add up to, element by element."""
+    letters = equation.split("->")[0].split(",")
+    if matmul == "int8":  # half a step of each operand's scale
+        dx, dweight = (np.abs(a).max(axis=tuple(i for i, c in enumerate(own) if c in other),
+                                     keepdims=True) / 254 + 0 * np.abs(a)
+                       for a, own, other in ((x, *letters), (weight, *reversed(letters))))
+    else:  # three bits after the leading one, down to a fixed step
+        dx, dweight = (np.maximum(np.abs(a) / 16, np.abs(a).max() / 448 * 2.0**-10)
+                       for a in (x, weight))
+    return sum(np.einsum(equation, a, b) for a, b in (
+        (dx, np.abs(weight)), (np.abs(x), dweight), (dx, dweight)))
+
+
+@pytest.mark.parametrize("matmul", ["int8", "fp8"])
+@pytest.mark.parametrize("equation", EQUATIONS)
+def test_products_are_as_close_as_rounding_allows(config, equation, matmul):
+    x, weight = _operands(equation)
+    config = dataclasses.replace(config, matmul=matmul)
+    found = project(equation, x, weight, config=config)
+    x, weight = np.asarray(x, np.float64), np.asarray(weight, np.float64)
+    exact = np.einsum(equation, x, weight)
+    assert np.all(np.abs(found - exact) <= 1.001 * _error_bound(equation, x, weight, matmul))
+    error = np.linalg.norm(found - exact) / np.linalg.norm(exact)
+    assert 1e-4 < error < {"int8": 0.01, "fp8": 0.05}[matmul], "rounding does happen"
+
+
+@pytest.mark.parametrize("matmul, largest", [("int8", 127), ("fp8", 448)])
+def test_what_is_representable_is_exact(config, matmul, largest):
+    rng = np.random.default_rng(2)
+    x_BLD, weight_DF = rng.integers(-8, 9, (2, 8, 32)), rng.integers(-8, 9, (32, 64))
+    x_BLD[:, :, 0], weight_DF[0] = largest, largest  # so that scales are 1
+    found = project("BLD,DF->BLF", jnp.float32(x_BLD), jnp.float32(weight_DF),
+                    config=dataclasses.replace(config, matmul=matmul))
+    np.testing.assert_array_equal(found, x_BLD @ weight_DF)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("equation", EQUATIONS)
+def test_gradients_are_those_of_the_matmul(config, equation, dtype):
+    """int8 goes back in the compute dtype; fp8 in e5m2, two bits after the leading one."""
+    x, weight = _operands(equation, dtype)
+    dout, found = _dout(equation, x, weight), {}
+    for matmul in ("compute", "int8", "fp8"):
+        changed = dataclasses.replace(config, matmul=matmul, compute_dtype=dtype)
+        found[matmul] = _product_and_gradients(equation, x, weight, dout, changed)[1:]
+    for plain, int8, fp8 in zip(*(found[name] for name in ("compute", "int8", "fp8"))):
+        assert plain.dtype == int8.dtype == fp8.dtype
+        plain, int8, fp8 = (np.asarray(g, np.float64).ravel() for g in (plain, int8, fp8))
+        np.testing.assert_allclose(int8, plain, atol=(1e-6 if dtype == "float32" else 2**-8)
+                                   * np.abs(plain).max())
+        cosine = fp8 @ plain / np.linalg.norm(fp8) / np.linalg.norm(plain)
+        assert 0.99 < cosine < 0.9999999
+
+
+@pytest.mark.parametrize("matmul", ["int8", "fp8"])
+def test_zeros_stay_zeros_and_what_is_not_finite_is_not_hidden(config, matmul):
+    config = dataclasses.replace(config, matmul=matmul)
+    weight_DF = jnp.ones((32, 64))
+    for value in (0.0, jnp.nan, jnp.inf):
+        x_BLD = jnp.zeros((2, 8, 32)).at[0, 0, 0].set(value)
+        out_BLF = project("BLD,DF->BLF", x_BLD, weight_DF, config=config)
+        assert np.isfinite(out_BLF[0, 0]).all() == (value == 0) == np.isfinite(out_BLF[0, 0]).any()
+    assert not np.any(project("BLD,DF->BLF", jnp.zeros((2, 8, 32)), weight_DF, config=config))
+
+
+def test_fp8_refuses_sizes_that_the_hardware_does_not_take(config):
+    config = dataclasses.replace(config, matmul="fp8")
+    with pytest.raises(UserError, match=r"model.matmul='fp8': H x K = 24 is no multiple of 16: "
+                                        r"change --config.model.H or --config.model.K"):
+        project("BLD,DHK->BLHK", jnp.ones((2, 8, 32)), jnp.ones((32, 3, 8)), config=config)
+    with pytest.raises(UserError, match=r"F = 24 is no multiple of 16: change --config.model.F"):
+        project("BLF,FD->BLD", jnp.ones((2, 8, 24)), jnp.ones((24, 32)), config=config)
+
+
+def _losses(config, batch):
+    """Losses of 20 steps of Adam on one batch."""
+    optimizer = optax.adam(3e-3)
+
+    def loss_fn(params):
+        loss_sum, metrics = next_token_loss(params, batch, config=config, key=None)
+        return loss_sum / metrics["loss"][1]
+
+    @jax.jit
+    def train(params):
+        def step(carry, _):
+            params, opt_state = carry
+            loss, gradient = jax.value_and_grad(loss_fn)(params)
+            update, opt_state = optimizer.update(gradient, opt_state)
+            return (optax.apply_updates(params, update), opt_state), loss
+
+        return jax.lax.scan(step, (params, optimizer.init(params)), length=20)[1]
+
+    return train(jax.jit(partial(init, config))(jax.random.key(0)))
+
+
+def test_a_tiny_model_learns_as_well_in_low_precision(config, batch):
+    losses = {name: _losses(dataclasses.replace(config, N=1, matmul=name), batch)
+              for name in ("compute", "int8", "fp8")}
+    fall = losses["compute"][0] - losses["compute"][-1]
+    assert fall > 1
+    for name in ("int8", "fp8"):
+        np.testing.assert_allclose(losses[name], losses["compute"], atol=0.03 * fall, err_msg=name)
+        assert np.any(losses[name] != losses["compute"]), name
