@@ -22,15 +22,17 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from core.errors import UserError
+from core.processes import ProcessLost
 from core.progress import log
 
 ROOT = Path(__file__).resolve().parent.parent
 OUR_PACKAGES = ("configs", "core", "data", "model", "eval", "train", "align", "serve", "scripts")
+FOLLOW_SECS = 0.25      # between two looks at a shared disk
 RECORDED_VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "daft",
                      "pyarrow", "resiliparse", "tiktoken", "rustbpe")
 
@@ -170,28 +172,82 @@ def _versions() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def locked(final: Path) -> Iterator[None]:
+def locked(final: Path, *, patience_secs: float = 0.0) -> Iterator[None]:
     """Holds an artifact for this process; a second builder, of whatever config, is refused.
 
     The lock lies beside the artifact: setting a folder aside must not carry it away.
+
+    Args:
+        patience_secs: how long to try; `is_locked` elsewhere may hold it for an instant.
 
     Raises:
         UserError: another process holds the artifact, or its workdir cannot be written.
     """
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        file = open(final.with_name(f".{final.name}.lock"), "w")  # noqa: SIM115 -- closed below
+        file = open(_lock(final), "w")  # noqa: SIM115 -- closed below
     except OSError as error:
         raise UserError(f"--workdir={final.parent}",
                         f"cannot be written ({error.strerror.lower()})",
                         "choose one that you may write to") from None
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(str(final), "another process is building this artifact",
-                            "wait for it, or choose another --workdir") from None
+        deadline = time.monotonic() + patience_secs
+        while not _try_lock(file, fcntl.LOCK_EX, final):
+            if time.monotonic() >= deadline:
+                raise UserError(str(final), "another process is building this artifact",
+                                "wait for it, or choose another --workdir")
+            time.sleep(0.05)
         yield
+
+
+def is_locked(final: Path) -> bool:
+    """Whether a process, on whatever host that shares the disk, is building this artifact."""
+    try:
+        with open(_lock(final)) as file:
+            return not _try_lock(file, fcntl.LOCK_SH, final)
+    except FileNotFoundError:
+        return False
+
+
+def _lock(final: Path) -> Path:
+    return final.with_name(f".{final.name}.lock")
+
+
+def _try_lock(file: IO[str], kind: int, final: Path) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise UserError(f"--workdir={final.parent}",
+                        f"is on a disk that cannot lock files ({error.strerror.lower()})",
+                        "choose one on another disk, or mount this one with flock") from None
+    return True
+
+
+def follow(final: Path, until: Callable[[], bool], *, start_secs: float) -> None:
+    """Waits until something is true of what the first process builds, as long as it lives.
+
+    Args:
+        until: looks at the shared disk.
+        start_secs: how long the first process may take to begin.
+
+    Raises:
+        ProcessLost: it did not begin, or it let go of the artifact before.
+    """
+    began, has_begun = time.monotonic(), False
+    while not until():
+        held = is_locked(final)
+        if not held and until():    # it may have ended between the two looks
+            return
+        if has_begun and not held:
+            raise ProcessLost(f"{final}: process 0 stopped before it was finished: see what it "
+                              "says; run the same command again to go on")
+        has_begun |= held
+        if not has_begun and time.monotonic() - began > start_secs:
+            raise ProcessLost(f"{final}: process 0 did not begin within {start_secs:g} s: see "
+                              "what it says, and whether all processes share --workdir")
+        time.sleep(FOLLOW_SECS)
 
 
 def is_finished(final: Path, lineage: Mapping[str, Any]) -> bool:
@@ -215,12 +271,19 @@ def find_finished(final: Path, lineage: Mapping[str, Any]) -> bool:
     return False
 
 
+def is_same_work(partial: Path, lineage: Mapping[str, Any]) -> bool:
+    """Whether `partial` was opened for the same config and inputs."""
+    if not (partial / "lineage.json").exists():
+        return False
+    old = read_json(partial / "lineage.json")
+    return all(old[part] == lineage[part] for part in ("config_digest", "inputs"))
+
+
 def open_partial(partial: Path, lineage: Mapping[str, Any]) -> None:
     """Makes `partial` ready to build in: new, or as an interrupted run of the same work left it."""
     if (partial / "lineage.json").exists():
         old = read_json(partial / "lineage.json")
-        same = all(old[part] == lineage[part] for part in ("config_digest", "inputs"))
-        if same:
+        if is_same_work(partial, lineage):
             changed = "" if old["code_digest"] == lineage["code_digest"] else \
                 ", although the code has changed since it began"
             log(f"{partial.name}: going on where an earlier run stopped{changed}")

@@ -6,6 +6,8 @@ field may be set beside it: ``--config.pretrain.num_steps=100``.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import errno
 import json
 import os
@@ -13,6 +15,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +24,32 @@ from ml_collections import ConfigDict, config_flags
 
 from core import artifacts
 from core.errors import UserError
+from core.processes import ProcessLost, find_processes
 from core.progress import format_secs, log
+from core.xla_flags import check_xla_flags
 
 EXIT_USER_ERROR = 2
+EXIT_PROCESS_LOST = 75    # EX_TEMPFAIL of sysexits(3): the same command may well succeed
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141    # as a shell reports SIGPIPE
 
+START_SECS = 600.0    # that processes of one run may start apart
+
 # `build(config, parents, folder) -> metrics`: reads the parents' folders, writes into `folder`.
 Build = Callable[[ConfigDict, Mapping[str, Path], Path], Mapping[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """What `run_stage` was called with; see there."""
+
+    section: str
+    build: Build
+    parents: Sequence[str]
+    sections: Sequence[str]
+    inputs: Callable[[ConfigDict], Mapping[str, str]] | None
+    assist: Callable[[Path, Callable[[], bool]], bool] | None
+    every_process: bool
 
 
 def run(main: Callable[[], Mapping[str, Any]]) -> None:
@@ -42,9 +63,13 @@ def run(main: Callable[[], Mapping[str, Any]]) -> None:
     logging.set_verbosity(logging.FATAL)  # what Orbax logs as an error, it raises as well
     try:
         _parse_flags()
+        is_first = find_processes().index == 0
+        check_xla_flags()
         result = main()
     except UserError as error:
         _fail(str(error))
+    except ProcessLost as error:
+        _fail(str(error), EXIT_PROCESS_LOST)
     except BrokenPipeError:     # the reader, `head` for example, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_BROKEN_PIPE)
@@ -53,14 +78,19 @@ def run(main: Callable[[], Mapping[str, Any]]) -> None:
     except KeyboardInterrupt:
         log("interrupted; run the same command again to go on")
         sys.exit(EXIT_INTERRUPTED)
-    print(json.dumps(result, default=_plain), flush=True)
+    if is_first:
+        print(json.dumps(result, default=_plain), flush=True)
 
 
 def run_stage(section: str, build: Build, *, parents: Sequence[str] = (),
               sections: Sequence[str] = (),
               inputs: Callable[[ConfigDict], Mapping[str, str]] | None = None,
-              assist: Callable[[Path, Callable[[], bool]], bool] | None = None) -> None:
+              assist: Callable[[Path, Callable[[], bool]], bool] | None = None,
+              every_process: bool = False) -> None:
     """Runs a stage: reads artifacts, writes one, skips itself when it is already there.
+
+    Where a launcher started several processes that share the workdir's disk, the first owns the
+    artifact; the others return when it is finished.
 
     Args:
         section: the stage's own config section; its field `out` names the artifact's folder.
@@ -72,10 +102,13 @@ def run_stage(section: str, build: Build, *, parents: Sequence[str] = (),
         inputs: fingerprints of inputs that are not artifacts, e.g. raw files.
         assist: called with the artifact's folder and a test whether it is finished; returns
             whether this process only helped another one to build it, e.g. `data.engine.assist`.
+        every_process: whether `build` is one computation of all processes, as training is: each
+            calls it, in the same partial folder, where process 0 alone writes plain files.
+            Otherwise the first builds by itself.
     """
     define_config_flags()
-    module_file = sys.modules["__main__"].__file__
-    run(lambda: _run_stage(section, build, parents, sections, inputs, assist, module_file))
+    stage = Stage(section, build, parents, sections, inputs, assist, every_process)
+    run(partial(_run_stage, stage, sys.modules["__main__"].__file__))
 
 
 def define_config_flags() -> None:
@@ -93,37 +126,67 @@ def config_and_workdir() -> tuple[ConfigDict, Path]:
     return flags.FLAGS.config, Path(flags.FLAGS.workdir)
 
 
-def _run_stage(section, build, parents, sections, inputs, assist, module_file) -> dict[str, Any]:
+def _run_stage(stage: Stage, module_file: str) -> dict[str, Any]:
     config, workdir = config_and_workdir()
-    for name in (section, *sections):
+    found, lineage = _resolve(stage, module_file, config, workdir)
+    final = workdir / config[stage.section].out
+    unfinished = final.with_name(f"{final.name}.partial")
+    result = {"stage": stage.section, "path": str(final)}
+    if stage.assist is not None and stage.assist(
+            final, lambda: artifacts.is_finished(final, lineage)):
+        return result | {"assisted": True} | artifacts.read_json(final / "metrics.json")
+    build = partial(stage.build, config, found, unfinished)
+    processes = find_processes()
+    if processes.index:
+        _follow(final, unfinished, lineage, build if stage.every_process else None)
+        return result
+    with artifacts.locked(final, patience_secs=5.0 if processes.count > 1 else 0.0):
+        if artifacts.find_finished(final, lineage):
+            log(f"{stage.section}: {final} is up to date")
+            return result | {"skipped": True} | artifacts.read_json(final / "metrics.json")
+        artifacts.open_partial(unfinished, lineage)
+        metrics = dict(build())
+        secs = _process_secs()
+        metrics |= {"secs": round(secs, 1), "peak_memory_bytes": _peak_memory_bytes()}
+        artifacts.finish(unfinished, final, lineage, metrics)
+    log(f"{stage.section}: wrote {final} in {format_secs(secs)}")
+    return result | {"skipped": False} | metrics
+
+
+def _resolve(stage: Stage, module_file: str, config: ConfigDict,
+             workdir: Path) -> tuple[dict[str, Path], dict[str, Any]]:
+    """The parents' folders, and the lineage of what is to be built."""
+    for name in (stage.section, *stage.sections):
         if name not in config:
             raise UserError(f"config.{name}", "this config has no such section",
                             "use a config that describes this stage")
-    own = config[section]
-    found = {field: artifacts.parent(workdir, f"{section}.{field}", own[field])
-             for field in parents if own[field]}
+    own = config[stage.section]
+    found = {field: artifacts.parent(workdir, f"{stage.section}.{field}", own[field])
+             for field in stage.parents if own[field]}
     lineage = artifacts.make_lineage(
-        stage=section,
-        config={name: config[name].to_dict() for name in (section, *sections)},
+        stage=stage.section,
+        config={name: config[name].to_dict() for name in (stage.section, *stage.sections)},
         inputs={field: mark for field, (_, mark) in found.items()}
-        | dict(inputs(config) if inputs else {}),
+        | dict(stage.inputs(config) if stage.inputs else {}),
         code=artifacts.code_digest(module_file))
-    final = workdir / own.out
-    partial = final.with_name(f"{final.name}.partial")
-    result = {"stage": section, "path": str(final)}
-    if assist is not None and assist(final, lambda: artifacts.is_finished(final, lineage)):
-        return result | {"assisted": True} | artifacts.read_json(final / "metrics.json")
-    with artifacts.locked(final):
-        if artifacts.find_finished(final, lineage):
-            log(f"{section}: {final} is up to date")
-            return result | {"skipped": True} | artifacts.read_json(final / "metrics.json")
-        artifacts.open_partial(partial, lineage)
-        metrics = dict(build(config, {field: path for field, (path, _) in found.items()}, partial))
-        secs = _process_secs()
-        metrics |= {"secs": round(secs, 1), "peak_memory_bytes": _peak_memory_bytes()}
-        artifacts.finish(partial, final, lineage, metrics)
-    log(f"{section}: wrote {final} in {format_secs(secs)}")
-    return result | {"skipped": False} | metrics
+    return {field: path for field, (path, _) in found.items()}, lineage
+
+
+def _follow(final: Path, unfinished: Path, lineage: Mapping[str, Any],
+            build: Callable[[], Any] | None) -> None:
+    """What the other processes do: build with the first where they must, wait for it to finish."""
+    def is_finished() -> bool:
+        return artifacts.is_finished(final, lineage)
+
+    def has_opened() -> bool:
+        return is_finished() or (artifacts.is_same_work(unfinished, lineage)
+                                 and artifacts.is_locked(final))
+
+    if build is not None:
+        artifacts.follow(final, has_opened, start_secs=START_SECS)
+        if not is_finished():
+            build()
+    artifacts.follow(final, is_finished, start_secs=START_SECS)
 
 
 def _parse_flags() -> None:
@@ -143,9 +206,12 @@ def _parse_flags() -> None:
         _fail(f"{rest[0]!r}: unexpected argument: flags look like --config.section.field=value")
 
 
-def _fail(line: str) -> None:
-    log(f"error: {line}")
-    sys.exit(EXIT_USER_ERROR)
+def _fail(line: str, status: int = EXIT_USER_ERROR) -> None:
+    with contextlib.suppress(UserError):    # of the very variables that tell the process
+        if index := find_processes().index:
+            line = f"{line} (process {index})"
+    print(f"error: {line}", file=sys.stderr, flush=True)
+    sys.exit(status)
 
 
 def _fail_os(error: OSError) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import sys
 import time
 
+from core.processes import find_processes
+
 
 def log(message: str) -> None:
-    """Prints one line to stderr; stdout belongs to the JSON result."""
-    print(message, file=sys.stderr, flush=True)
+    """Prints one line to stderr, once for all processes; stdout belongs to the JSON result."""
+    if find_processes().index == 0:
+        print(message, file=sys.stderr, flush=True)
 
 
 def format_secs(secs: float) -> str:
@@ -48,7 +51,7 @@ class Progress:
         self._bar = self._task = None
 
     def __enter__(self) -> Progress:
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and find_processes().index == 0:
             from rich.console import Console
             from rich.progress import BarColumn, TextColumn
             from rich.progress import Progress as Bar

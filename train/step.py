@@ -132,9 +132,14 @@ def _choose(accepted: jax.Array, new: Any, old: Any) -> Any:
 
 
 def place_batch(batch: Any, mesh: Mesh) -> Any:
-    """Puts a host's batch on its devices, rows cut over the mesh's batch axes."""
+    """Puts a batch on the devices, rows cut over the mesh's batch axes.
+
+    Args:
+        batch: all rows, in every process: each takes those of its own devices.
+    """
     sharding = NamedSharding(mesh, spec("B"))
-    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), batch)
+    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(
+        sharding, leaf, leaf.shape), batch)
 
 
 def place_params(params: Any, mesh: Mesh) -> Any:

@@ -1,0 +1,255 @@
+"""Says before a run what fits: compiles the pretraining step without making an array.
+
+    python -m train.fit --config=configs/quickstart.py:accelerator
+    python -m train.fit --config=configs/quickstart.py:accelerator --devices=8 --memory_gb=80
+
+Prints what the step takes on one device, part by part, and looks for the largest micro-batch that
+fits. With `--devices` the CPU stands in for another machine: parameters, optimizer state and batch
+are exact then, temporaries are those of the CPU's compiler and attention.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+from jax.sharding import Mesh, NamedSharding
+from ml_collections import ConfigDict, config_flags
+
+from core import entry
+from core.errors import UserError
+from core.progress import log
+from data.batch import Batch
+from model.config import ModelConfig, make_model_config
+from model.sharding import check_mesh, make_mesh, num_batch_shards, spec, state_shardings
+from model.transformer import init
+from train.loss import next_token_loss
+from train.optimizer import make_optimizer
+from train.state import TrainState
+from train.step import make_state, make_train_step
+
+PRECISION = 16  # the search ends when it knows the micro-batch to one part in so many
+
+
+@dataclasses.dataclass(frozen=True)
+class Footprint:
+    """Bytes of a step on one device.
+
+    Attributes:
+        params: master parameters.
+        opt_state: the optimizer's state.
+        ema: the running average of the parameters.
+        other_state: the guard, the step and the key.
+        batch: rows of one step.
+        temporaries: what the step holds in between: activations, logits, the gradient.
+        gradient: about that much of the temporaries.
+        peak: arguments, temporaries and what comes out beyond the donated state.
+    """
+
+    params: int
+    opt_state: int
+    ema: int
+    other_state: int
+    batch: int
+    temporaries: int
+    gradient: int
+    peak: int
+
+
+def abstract_state(section: ConfigDict, config: ModelConfig, optimizer: Any,
+                   mesh: Mesh) -> TrainState:
+    """The state of a run of pretraining as shapes that know their place on the mesh."""
+    make = partial(make_state, partial(init, config), optimizer=optimizer, key=jax.random.key(0),
+                   guard_window=section.guard.window, keep_ema=section.ema_decay > 0)
+    shapes = jax.eval_shape(make, jax.random.key(0))
+    return _placed(shapes, state_shardings(shapes, shapes.params, mesh))
+
+
+def measure(section: ConfigDict, config: ModelConfig, mesh: Mesh, *, microbatch_rows: int,
+            num_microbatches: int) -> Footprint | None:
+    """Compiles the step of pretraining and reads off its memory.
+
+    Args:
+        microbatch_rows: rows of one forward pass, over all devices.
+
+    Returns:
+        None where the compiler already found that the memory of this device is too small.
+
+    Raises:
+        UserError: model, batch and mesh do not fit each other.
+    """
+    batch_size = microbatch_rows * num_microbatches
+    check_mesh(config, mesh, batch_size=microbatch_rows, row_length=section.row_length)
+    optimizer = make_optimizer(section.optimizer, section.num_steps)
+    state = abstract_state(section, config, optimizer, mesh)
+    row = partial(jax.ShapeDtypeStruct, (batch_size, section.row_length),
+                  sharding=NamedSharding(mesh, spec("BL")))
+    batch = Batch(row(jnp.int32), row(jnp.int32), row(jnp.float32), row(jnp.int32), row(jnp.int32))
+    loss_fn = partial(next_token_loss, z_loss_coef=section.z_loss_coef,
+                      balance_coef=section.balance_coef, router_z_coef=section.router_z_coef)
+    step = make_train_step(
+        loss_fn, optimizer, config=config, mesh=mesh, state=state, batch_size=batch_size,
+        num_microbatches=num_microbatches, guard_sigmas=section.guard.sigmas,
+        ema_decay=section.ema_decay, diagnostics=section.diagnostics)
+    try:
+        with jax.set_mesh(mesh):
+            found = step.lower(state, batch).compile().memory_analysis()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            return None
+        raise
+    return Footprint(
+        params=device_bytes(state.params), opt_state=device_bytes(state.opt_state),
+        ema=device_bytes(state.ema),
+        other_state=device_bytes((state.step, state.key, state.guard)), batch=device_bytes(batch),
+        temporaries=found.temp_size_in_bytes, gradient=device_bytes(state.params),
+        peak=(found.argument_size_in_bytes + found.output_size_in_bytes
+              - found.alias_size_in_bytes + found.temp_size_in_bytes))
+
+
+def device_bytes(tree: Any) -> int:
+    """Bytes that a tree of arrays, or of their shapes, takes on one device."""
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+               for leaf in jax.tree.leaves(tree))
+
+
+def _placed(shapes: Any, shardings: Any) -> Any:
+    return jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype,
+                                                                 sharding=place), shapes, shardings)
+
+
+def search(peak_bytes: Callable[[int], float], limit_bytes: float, start: int) -> int:
+    """The largest count whose peak stays within the limit, by doubling and bisection.
+
+    Args:
+        peak_bytes: peak of a count; never falls as the count grows.
+        start: the count to begin with, at least 1.
+
+    Returns:
+        The count, exact below `PRECISION` and to one part in `PRECISION` above, or 0.
+    """
+    def fits(count: int) -> bool:
+        return peak_bytes(count) <= limit_bytes
+
+    low, high = start, start
+    if fits(start):
+        while fits(high := 2 * high):
+            low = high
+    else:
+        while (low := low // 2) and not fits(low):
+            high = low
+    while high - low > max(1, low // PRECISION):
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def memory_limit(memory_gb: float) -> int:
+    """Bytes that one device may hold: as given, of the device, or its share of a CPU's memory."""
+    if memory_gb:
+        return int(memory_gb * 1e9)
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // jax.local_device_count()
+
+
+def plan(config: ConfigDict, limit_bytes: int) -> dict[str, Any]:
+    """Measures the config's own step, then searches for the largest micro-batch.
+
+    Returns:
+        The command's result; micro-batches are rows of one forward pass, over all devices.
+    """
+    section, mesh = config.pretrain, make_mesh(config.mesh)
+    model_config = make_model_config(config.model, config.tokenizer.vocab_size)
+    if section.batch_size % section.num_microbatches:
+        raise UserError(f"pretrain.batch_size={section.batch_size}",
+                        f"is not divisible by num_microbatches={section.num_microbatches}",
+                        "change --config.pretrain.num_microbatches")
+    pieces = model_config.pipeline_microbatches or mesh.shape["stage"]
+    unit = num_batch_shards(mesh) * (pieces if mesh.shape["stage"] > 1 else 1)
+    found: dict[int, Footprint | None] = {}
+
+    def peak_bytes(count: int) -> float:
+        if count not in found:
+            log(f"fit: compiling a micro-batch of {count * unit} rows")
+            found[count] = measure(section, model_config, mesh, microbatch_rows=count * unit,
+                                   num_microbatches=section.num_microbatches)
+        return found[count].peak if found[count] else math.inf
+
+    rows = section.batch_size // section.num_microbatches
+    check_mesh(model_config, mesh, batch_size=rows, row_length=section.row_length)
+    peak, own = peak_bytes(rows // unit), found[rows // unit]
+    if own:
+        log(_table(own, limit_bytes))
+    largest = search(peak_bytes, limit_bytes, rows // unit)
+    return {"backend": jax.default_backend(), "device": jax.devices()[0].device_kind,
+            "devices": mesh.size, "limit_bytes": limit_bytes, "fits": peak <= limit_bytes,
+            "bytes": dataclasses.asdict(own) if own else None, "batch_size": section.batch_size,
+            "num_microbatches": section.num_microbatches, "microbatch_rows": rows,
+            "largest_microbatch_rows": largest * unit,
+            "largest_peak_bytes": found[largest].peak if largest else None,
+            "compilations": len(found)}
+
+
+def _table(own: Footprint, limit_bytes: int) -> str:
+    """The parts on one device in MB, line by line."""
+    parts = {"parameters": own.params, "optimizer state": own.opt_state,
+             "average of the parameters": own.ema, "guard, step, key": own.other_state,
+             "batch": own.batch, "temporaries": own.temporaries,
+             "  of which the gradient, about": own.gradient, "peak": own.peak,
+             "memory": limit_bytes}
+    lines = [f"  {name:32}{size / 1e6:14,.1f} MB" for name, size in parts.items() if size]
+    return "\n".join(["one device holds", *lines])
+
+
+def sentence(result: dict[str, Any]) -> str:
+    """The answer in words."""
+    rows, largest = result["microbatch_rows"], result["largest_microbatch_rows"]
+    where = f"{result['devices']} x {result['limit_bytes'] / 1e9:.1f} GB"
+    if not largest:
+        return (f"does not fit on {where} even with the smallest micro-batch: cut the model over "
+                "more devices (--config.mesh) or keep less (--config.model.remat)")
+    head = f"a micro-batch of {rows} rows {'fits' if result['fits'] else 'does not fit'} on {where}"
+    tail = f"the largest that fits has {largest} rows"
+    if not result["fits"]:
+        enough = -(-result["batch_size"] // largest)
+        tail += f": set --config.pretrain.num_microbatches to {enough} or more"
+    return f"{head}; {tail}"
+
+
+def main() -> dict[str, Any]:
+    """Parses the flags, plans, tells."""
+    config, devices, memory_gb = (flags.FLAGS.config, flags.FLAGS.devices, flags.FLAGS.memory_gb)
+    if config is None:
+        raise UserError("--config", "is missing", "try --config=configs/quickstart.py")
+    for name in ("pretrain", "model", "mesh", "tokenizer"):
+        if name not in config:
+            raise UserError(f"config.{name}", "this config has no such section",
+                            "use a config that pretrains")
+    if devices:
+        if not memory_gb:
+            raise UserError(f"--devices={devices}", "does not say how much memory they have",
+                            "add for example --memory_gb=80")
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", devices)
+    result = plan(config, memory_limit(memory_gb))
+    log(sentence(result))
+    log(f"compiled for {result['backend']}; another backend has other temporaries")
+    return result
+
+
+if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", None, "Experiment: configs/NAME.py[:variant].")
+    flags.DEFINE_integer("devices", 0, "Plan for so many devices, simulated; 0: those of here.",
+                         lower_bound=0)
+    flags.DEFINE_float("memory_gb", 0.0, "Memory of one device in GB; 0: that of here.",
+                       lower_bound=0.0)
+    entry.run(main)

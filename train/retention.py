@@ -1,0 +1,93 @@
+"""The folder of a run's checkpoints: what is kept, what may go, and what is left over."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from core.progress import log
+
+TMP_SUFFIX = ".orbax-checkpoint-tmp"    # Orbax's own name for a step that is being written
+DELETED_SUFFIX = f".deleted{TMP_SUFFIX}"
+
+
+class StepFolders:
+    """The folders of the saved steps, named by their numbers; for one process alone.
+
+    Args:
+        folder: holds them; made when it is not there.
+        keep: how many of the newest to keep.
+        keep_every: steps that it divides are kept for ever; 0 keeps none for ever.
+    """
+
+    def __init__(self, folder: Path, keep: int, keep_every: int):
+        self._folder, self._keep, self._keep_every = folder, keep, keep_every
+        folder.mkdir(parents=True, exist_ok=True)
+        self.remove_leftovers()
+
+    def steps(self) -> list[int]:
+        """The steps that were saved whole, the oldest first."""
+        return sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdecimal())
+
+    def damaged(self) -> list[Path]:
+        """What `set_aside` has put aside."""
+        return sorted(self._folder.glob("*.damaged*"))
+
+    def set_aside(self, step: int) -> str:
+        """Renames a step so that it is never restored again; returns its new name."""
+        name = f"{step}.damaged"
+        for number in range(1, 1000):
+            if not (self._folder / name).exists():
+                break
+            name = f"{step}.damaged.{number}"
+        os.rename(self._folder / str(step), self._folder / name)
+        return name
+
+    def delete_after(self, step: int) -> None:
+        """Deletes the steps behind `step`, the newest first."""
+        for later in reversed(self.steps()):
+            if later > step:
+                self._delete(self._folder / str(later))
+
+    def delete_old(self) -> None:
+        """Deletes the steps that are neither new nor kept for ever."""
+        for path in self._passing()[:-self._keep]:
+            self._delete(path)
+
+    def make_room(self, need_bytes: int) -> bool:
+        """Whether there is room, after deleting damaged and old steps if that helps.
+
+        The newest step and those that are kept for ever stay.
+        """
+        spare = [*self.damaged(), *self._passing()[:-1]]
+        if self._free_bytes() + sum(map(_size_bytes, spare)) < need_bytes:
+            return False
+        while self._free_bytes() < need_bytes and spare:
+            log(f"no room for one more checkpoint: deleting {spare[0].name}")
+            self._delete(spare.pop(0))
+        return self._free_bytes() >= need_bytes
+
+    def remove_leftovers(self) -> None:
+        """Deletes what failed saves and killed processes left; it would hold its space for ever."""
+        for path in self._folder.glob(f"*{TMP_SUFFIX}*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _passing(self) -> list[Path]:
+        """The steps' folders, the oldest first, without older ones that are kept for ever."""
+        *older, newest = self.steps() or [None]
+        passing = [step for step in older if not self._keep_every or step % self._keep_every]
+        return [self._folder / str(step) for step in [*passing, newest] if step is not None]
+
+    def _delete(self, path: Path) -> None:
+        """Renames before it deletes, so that a half-deleted step is never taken for a whole one."""
+        doomed = path.with_name(path.name + DELETED_SUFFIX)
+        os.rename(path, doomed)
+        shutil.rmtree(doomed)
+
+    def _free_bytes(self) -> int:
+        return shutil.disk_usage(self._folder).free
+
+
+def _size_bytes(folder: Path) -> int:
+    return sum(512 * path.lstat().st_blocks for path in folder.rglob("*"))
