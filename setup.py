@@ -38,8 +38,10 @@ EXTRAS = {
     "cuda": ["jax[cuda13]>=0.10.2,<0.12"],
     "cloud": ["s3fs>=2025", "gcsfs>=2025", "huggingface_hub>=0.34"],
     "ray": ["ray>=2.50"],
+    "tb": ["tensorboardX>=2.6"],
+    "wandb": ["wandb>=0.20"],
     "peers": ["datatrove>=0.10", "spacy>=3.8", "tokenizers>=0.20", "nltk>=3.9",
-              "regex"],
+              "regex", "torch>=2.9", "transformers>=5"],
     "dev": ["pytest>=9", "ruff>=0.14", "hypothesis>=6"],
 }
 

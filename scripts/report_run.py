@@ -80,7 +80,7 @@ class Run:
         """A training's metric over its steps; values that are no finite number are left out."""
         rows = _read_lines(self.artifacts[name].folder / "metrics.jsonl")
         return [(row["step"], row[metric]) for row in rows
-                if math.isfinite(row.get(metric, math.nan))]
+                if row.get(metric) is not None and math.isfinite(row[metric])]
 
     def tokens_per_sec(self, name: str) -> float:
         """Speed of a training at its last logged step; nan where none was logged."""

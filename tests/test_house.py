@@ -95,9 +95,11 @@ def test_every_entry_point_can_be_imported():
     assert {"data.curate", "train.pretrain", "serve.chat"} <= set(entry_points)
     code = (f"import importlib, sys\nfor name in {entry_points}: importlib.import_module(name)\n"
             "from absl import flags\n"
-            "ours = [f for f in flags.FLAGS if f in ('config', 'workdir', 'model', 'seed')]\n"
+            "ours = [f for f in flags.FLAGS\n"
+            "        if f in ('config', 'workdir', 'model', 'seed', 'profile')]\n"
             "assert not ours, f'importing defines the flags {ours}'\n"
-            "optional = {'matplotlib', 'torch', 'transformers', 'pytest', 'starlette'}\n"
+            "optional = {'matplotlib', 'torch', 'transformers', 'pytest', 'starlette',\n"
+            "            'tensorboardX', 'wandb'}\n"
             "assert not optional & set(sys.modules), optional & set(sys.modules)\n")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
