@@ -28,9 +28,10 @@ from data.tokenizer import Tokenizer, load_tokenizer
 from eval.run import read_rows
 from model.directory import context_tokens, load_model, save_model
 from model.sharding import make_mesh
-from train.loop import fit
-from train.optimizer import make_optimizer
-from train.step import init_state, make_train_step, place_batch
+from train import profile
+from train.distributed import initialize
+from train.step import place_batch
+from train.trainer import train
 
 
 def make_pair_rows(pairs: Sequence[Mapping[str, Any]], tokenizer: Tokenizer,
@@ -69,6 +70,7 @@ def with_reference(rows: Sequence[tuple[Batch, Batch]], params, *, config, mesh,
 
 def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict[str, Any]:
     """Trains the SFT model on its own labelled answers."""
+    initialize()
     section = config.dpo
     tokenizer_folder = parents["model"] / "tokenizer"
     mesh = make_mesh(config.mesh)
@@ -84,18 +86,14 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
                         "sample more questions in `pairs` or set a smaller batch_size")
     rows = epochs(with_reference(rows, params, config=model_config, mesh=mesh,
                                  batch_size=section.batch_size), section)
-    optimizer = make_optimizer(section.optimizer, len(rows))
-    state = init_state(lambda p: p, params, optimizer, jax.random.key(section.seed), mesh)
     loss_fn = partial(dpo_loss, beta=section.beta, nll_coef=section.nll_coef)
-    train_step = make_train_step(
-        loss_fn, optimizer, config=model_config, mesh=mesh, state=state,
-        batch_size=section.batch_size, num_microbatches=section.num_microbatches)
-    state = fit(state, train_step, rows, folder=folder, mesh=mesh, section=section,
-                tokens_per_step=2 * section.batch_size * section.row_length)
-    save_model(folder, state.params, model_config, tokenizer_folder, chat=True,
+    params = train(loss_fn, rows, make_params=lambda p: p, source=params, config=model_config,
+                   mesh=mesh, section=section, folder=folder, rows_per_example=2)
+    save_model(folder, params, model_config, tokenizer_folder, chat=True,
                context_tokens=context_tokens(parents["model"]))
     return {"pairs": len(pairs) - num_too_long, "too_long": num_too_long, "steps": len(rows)}
 
 
 if __name__ == "__main__":
-    entry.run_stage("dpo", build, parents=("model", "pairs"))
+    profile.define_flag()
+    entry.run_stage("dpo", build, parents=("model", "pairs"), every_process=True)

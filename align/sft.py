@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import grain
-import jax
 from ml_collections import ConfigDict
 
 from core import entry
@@ -25,10 +24,10 @@ from eval.tasks.documentation import load_documentation
 from eval.tasks.verifiable import Verifiable
 from model.directory import context_tokens, load_model, save_model
 from model.sharding import make_mesh
-from train.loop import fit
+from train import profile
+from train.distributed import initialize
 from train.loss import next_token_loss
-from train.optimizer import make_optimizer
-from train.step import init_state, make_train_step
+from train.trainer import train
 
 
 def make_conversations(section: ConfigDict, corpus: Path) -> list[Conversation]:
@@ -65,23 +64,20 @@ def epochs(rows: Sequence[Any], section: ConfigDict) -> grain.MapDataset:
 
 def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict[str, Any]:
     """Fine-tunes the base model on solved questions."""
+    initialize()
     section = config.sft
     tokenizer_folder = parents["model"] / "tokenizer"
     mesh = make_mesh(config.mesh)
     params, model_config = load_model(parents["model"], mesh)
     conversations = make_conversations(section, parents["corpus"])
     rows = epochs(make_rows(conversations, load_tokenizer(tokenizer_folder), section), section)
-    optimizer = make_optimizer(section.optimizer, len(rows))
-    state = init_state(lambda p: p, params, optimizer, jax.random.key(section.seed), mesh)
-    train_step = make_train_step(
-        next_token_loss, optimizer, config=model_config, mesh=mesh, state=state,
-        batch_size=section.batch_size, num_microbatches=section.num_microbatches)
-    state = fit(state, train_step, rows, folder=folder, mesh=mesh, section=section,
-                tokens_per_step=section.batch_size * section.row_length)
-    save_model(folder, state.params, model_config, tokenizer_folder, chat=True,
+    params = train(next_token_loss, rows, make_params=lambda p: p, source=params,
+                   config=model_config, mesh=mesh, section=section, folder=folder)
+    save_model(folder, params, model_config, tokenizer_folder, chat=True,
                context_tokens=context_tokens(parents["model"]))
     return {"conversations": len(conversations), "steps": len(rows)}
 
 
 if __name__ == "__main__":
-    entry.run_stage("sft", build, parents=("model", "corpus"))
+    profile.define_flag()
+    entry.run_stage("sft", build, parents=("model", "corpus"), every_process=True)

@@ -32,6 +32,7 @@ from core.progress import log
 
 ROOT = Path(__file__).resolve().parent.parent
 OUR_PACKAGES = ("configs", "core", "data", "model", "eval", "train", "align", "serve", "scripts")
+LOCK_SECS = 1.0         # of trying: whoever asks `is_locked` holds the lock for an instant
 FOLLOW_SECS = 0.25      # between two looks at a shared disk
 RECORDED_VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "daft",
                      "pyarrow", "resiliparse", "tiktoken", "rustbpe")
@@ -172,13 +173,10 @@ def _versions() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def locked(final: Path, *, patience_secs: float = 0.0) -> Iterator[None]:
+def locked(final: Path) -> Iterator[None]:
     """Holds an artifact for this process; a second builder, of whatever config, is refused.
 
     The lock lies beside the artifact: setting a folder aside must not carry it away.
-
-    Args:
-        patience_secs: how long to try; `is_locked` elsewhere may hold it for an instant.
 
     Raises:
         UserError: another process holds the artifact, or its workdir cannot be written.
@@ -191,7 +189,7 @@ def locked(final: Path, *, patience_secs: float = 0.0) -> Iterator[None]:
                         f"cannot be written ({error.strerror.lower()})",
                         "choose one that you may write to") from None
     with file:
-        deadline = time.monotonic() + patience_secs
+        deadline = time.monotonic() + LOCK_SECS
         while not _try_lock(file, fcntl.LOCK_EX, final):
             if time.monotonic() >= deadline:
                 raise UserError(str(final), "another process is building this artifact",
@@ -207,6 +205,31 @@ def is_locked(final: Path) -> bool:
             return not _try_lock(file, fcntl.LOCK_SH, final)
     except FileNotFoundError:
         return False
+
+
+def mark_done(partial: Path, index: int) -> None:
+    """Tells the first process that this one has done its part and reads nothing more."""
+    (partial / f".done-{index}").touch()
+
+
+def clear_marks(partial: Path, count: int) -> None:
+    """Removes the marks of all processes but the first."""
+    for index in range(1, count):
+        (partial / f".done-{index}").unlink(missing_ok=True)
+
+
+def await_marks(partial: Path, count: int, wait_secs: float) -> None:
+    """Waits, as the first process, until the others have done their parts.
+
+    Raises:
+        ProcessLost: they did not within `wait_secs`.
+    """
+    deadline = time.monotonic() + wait_secs
+    while late := [i for i in range(1, count) if not (partial / f".done-{i}").exists()]:
+        if time.monotonic() > deadline:
+            raise ProcessLost(f"{partial}: process {late[0]} did not end within {wait_secs:g} s of "
+                              "process 0: see what it says; run the same command again to go on")
+        time.sleep(FOLLOW_SECS / 10)
 
 
 def _lock(final: Path) -> Path:
@@ -225,17 +248,19 @@ def _try_lock(file: IO[str], kind: int, final: Path) -> bool:
     return True
 
 
-def follow(final: Path, until: Callable[[], bool], *, start_secs: float) -> None:
+def follow(final: Path, until: Callable[[], bool], *, start_secs: float,
+           has_begun: bool = False) -> None:
     """Waits until something is true of what the first process builds, as long as it lives.
 
     Args:
         until: looks at the shared disk.
         start_secs: how long the first process may take to begin.
+        has_begun: whether it was seen at work already.
 
     Raises:
         ProcessLost: it did not begin, or it let go of the artifact before.
     """
-    began, has_begun = time.monotonic(), False
+    began = time.monotonic()
     while not until():
         held = is_locked(final)
         if not held and until():    # it may have ended between the two looks

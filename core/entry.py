@@ -52,17 +52,20 @@ class Stage:
     every_process: bool
 
 
-def run(main: Callable[[], Mapping[str, Any]]) -> None:
+def run(main: Callable[[], Mapping[str, Any]],
+        status: Callable[[Mapping[str, Any]], int] = lambda result: 0) -> None:
     """Runs a command: parses flags, prints its result as one JSON line, exits with its status.
 
     Args:
         main: called without arguments after the flags are parsed; returns plain data.
+        status: the exit status that a result means, where it may mean something else than 0.
     """
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(artifacts.ROOT / ".cache" / "jax"))
     os.environ.setdefault("DO_NOT_TRACK", "1")
     logging.set_verbosity(logging.FATAL)  # what Orbax logs as an error, it raises as well
+    if fault := flag_fault(flags.FLAGS, sys.argv):
+        _fail(fault)
     try:
-        _parse_flags()
         is_first = find_processes().index == 0
         check_xla_flags()
         result = main()
@@ -80,6 +83,8 @@ def run(main: Callable[[], Mapping[str, Any]]) -> None:
         sys.exit(EXIT_INTERRUPTED)
     if is_first:
         print(json.dumps(result, default=_plain), flush=True)
+    if code := status(result):
+        sys.exit(code)
 
 
 def run_stage(section: str, build: Build, *, parents: Sequence[str] = (),
@@ -111,10 +116,17 @@ def run_stage(section: str, build: Build, *, parents: Sequence[str] = (),
     run(partial(_run_stage, stage, sys.modules["__main__"].__file__))
 
 
-def define_config_flags() -> None:
-    """Declares ``--config`` and ``--workdir``, the flags that every stage shares."""
-    config_flags.DEFINE_config_file("config", None, "Experiment: configs/NAME.py[:variant].")
-    flags.DEFINE_string("workdir", None, "Folder that holds the experiment's artifacts.")
+def define_config_flags(values: flags.FlagValues = flags.FLAGS,
+                        argv: list[str] | None = None) -> None:
+    """Declares ``--config`` and ``--workdir``, the flags that every stage shares.
+
+    Args:
+        values: where; and for which command line, where it is not this process's own.
+    """
+    config_flags.DEFINE_config_file("config", None, "Experiment: configs/NAME.py[:variant].",
+                                    flag_values=values, sys_argv=argv)
+    flags.DEFINE_string("workdir", None, "Folder that holds the experiment's artifacts.",
+                        flag_values=values)
 
 
 def config_and_workdir() -> tuple[ConfigDict, Path]:
@@ -136,16 +148,19 @@ def _run_stage(stage: Stage, module_file: str) -> dict[str, Any]:
             final, lambda: artifacts.is_finished(final, lineage)):
         return result | {"assisted": True} | artifacts.read_json(final / "metrics.json")
     build = partial(stage.build, config, found, unfinished)
-    processes = find_processes()
-    if processes.index:
+    if find_processes().index:
         _follow(final, unfinished, lineage, build if stage.every_process else None)
         return result
-    with artifacts.locked(final, patience_secs=5.0 if processes.count > 1 else 0.0):
+    with artifacts.locked(final):
         if artifacts.find_finished(final, lineage):
             log(f"{stage.section}: {final} is up to date")
             return result | {"skipped": True} | artifacts.read_json(final / "metrics.json")
+        num_builders = find_processes().count if stage.every_process else 1
+        artifacts.clear_marks(unfinished, num_builders)
         artifacts.open_partial(unfinished, lineage)
         metrics = dict(build())
+        artifacts.await_marks(unfinished, num_builders, START_SECS)
+        artifacts.clear_marks(unfinished, num_builders)
         secs = _process_secs()
         metrics |= {"secs": round(secs, 1), "peak_memory_bytes": _peak_memory_bytes()}
         artifacts.finish(unfinished, final, lineage, metrics)
@@ -186,24 +201,27 @@ def _follow(final: Path, unfinished: Path, lineage: Mapping[str, Any],
         artifacts.follow(final, has_opened, start_secs=START_SECS)
         if not is_finished():
             build()
-    artifacts.follow(final, is_finished, start_secs=START_SECS)
+            artifacts.mark_done(unfinished, find_processes().index)
+    artifacts.follow(final, is_finished, start_secs=START_SECS, has_begun=build is not None)
 
 
-def _parse_flags() -> None:
+def flag_fault(values: flags.FlagValues, argv: Sequence[str]) -> str:
+    """Parses a command line into `values`; what is wrong with it in one line, or nothing."""
     try:
-        rest = flags.FLAGS(sys.argv)[1:]
-        if "config" in flags.FLAGS and flags.FLAGS.config is not None:
-            flags.FLAGS.config.keys()  # a config that failed to load says so at its first use
-    except KeyError as error:  # its text is quoted; ml_collections adds "Did you mean ...?"
-        _fail("--config: no such field: " + " ".join(str(error.args[0]).split()))
-    except (flags.Error, AttributeError, TypeError, ValueError) as error:
+        rest = values(argv)[1:]
+        if "config" in values and values.config is not None:
+            values.config.keys()  # a config that failed to load says so at its first use
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        inner = error.args[0] if error.args and isinstance(error.args[0], KeyError) else error
+        if isinstance(inner, KeyError):     # ml_collections adds "Did you mean ...?"
+            return "--config: no such field: " + " ".join(str(inner.args[0]).split())
         # Of a ValueError in get_config the flag quotes the whole traceback; its last line is ours.
-        line = str(error).rpartition("\nValueError: ")[2]
-        _fail(" ".join(line.split()))
+        return " ".join(str(error).rpartition("\nValueError: ")[2].split())
     except OSError as error:
-        _fail(f"--config: {str(error).splitlines()[-1].strip()}: choose one of configs/*.py")
+        return f"--config: {str(error).splitlines()[-1].strip()}: choose one of configs/*.py"
     if rest:
-        _fail(f"{rest[0]!r}: unexpected argument: flags look like --config.section.field=value")
+        return f"{rest[0]!r}: unexpected argument: flags look like --config.section.field=value"
+    return ""
 
 
 def _fail(line: str, status: int = EXIT_USER_ERROR) -> None:
@@ -211,6 +229,10 @@ def _fail(line: str, status: int = EXIT_USER_ERROR) -> None:
         if index := find_processes().index:
             line = f"{line} (process {index})"
     print(f"error: {line}", file=sys.stderr, flush=True)
+    mark = os.environ.get("HEARTWOOD_REFUSED")
+    if mark and status == EXIT_USER_ERROR:  # schedulers merge the statuses of many processes
+        with contextlib.suppress(OSError):
+            Path(mark).touch()
     sys.exit(status)
 
 

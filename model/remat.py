@@ -15,6 +15,8 @@ import jax
 
 from core.errors import UserError
 
+POLICIES = ("none", "dots", "full")  # those that name no tags
+
 # What a layer tags with `checkpoint_name`, so that a policy may name it: queries, keys and values
 # as attention takes them; what it gives; the MLP's gate and up; the stream between the two.
 TAGS = ("qkv", "attention", "hidden", "residual")
@@ -23,12 +25,12 @@ TAGS = ("qkv", "attention", "hidden", "residual")
 def check_policy(policy: str) -> None:
     """Raises `UserError` when `policy` is no policy of this module."""
     kind, _, tags = policy.partition(":")
-    if kind not in ("names", "offload"):
-        if policy not in ("none", "dots", "full"):
-            raise UserError(f"model.remat={policy!r}",
-                            "is none of none, dots, full, names:TAG,..., offload:TAG,...",
-                            "set --config.model.remat")
+    if policy in POLICIES:
         return
+    if kind not in ("names", "offload"):
+        raise UserError(f"model.remat={policy!r}",
+                        f"is none of {', '.join(POLICIES)}, names:TAG,..., offload:TAG,...",
+                        "set --config.model.remat")
     for tag in tags.split(","):
         if tag not in TAGS:
             raise UserError(f"model.remat={policy!r}", f"{tag!r} is no tag of a layer",

@@ -36,6 +36,9 @@ ACTIVATION_RULES: Rules = {"B": ("data", "fsdp", "expert"), "L": "context", "D":
 # what is kept for the backward pass are cut as well (sequence parallelism, arXiv 2205.05198).
 STREAM_RULES: Rules = {**ACTIVATION_RULES, "L": ("context", "tensor")}
 
+# Behind the layers a pipeline's stages share the rows, so that each does its part of the head.
+HEAD_RULES: Rules = {**ACTIVATION_RULES, "B": ("data", "fsdp", "expert", "stage")}
+
 
 def make_mesh(section: Mapping[str, int], devices: list[jax.Device] | None = None) -> Mesh:
     """Makes the mesh of the `mesh` config section.

@@ -22,7 +22,7 @@ from model.config import ModelConfig
 from model.experts import mix_experts, summarise
 from model.matmul import project
 from model.pipeline import run_layers
-from model.sharding import STREAM_RULES, constrain
+from model.sharding import HEAD_RULES, STREAM_RULES, constrain
 
 # {"embed_VD", "embed_previous_VD" if embed_previous, "blocks": {name: [N, ...]}, "final_norm_D",
 #  "head_DV" unless tied}
@@ -204,7 +204,7 @@ def forward_with_stats(params: Params, tokens_BL: jax.Array, positions_BL: jax.A
     x_BLD, stats = run_layers(layer, params["blocks"], x_BLD, positions_BL, segment_ids_BL,
                               config=config)
     x_BLD = rms_norm(x_BLD, params["final_norm_D"], config.norm_eps)
-    return constrain(x_BLD, "BLD"), summarise(stats) if config.E else {}
+    return constrain(x_BLD, "BLD", HEAD_RULES), summarise(stats) if config.E else {}
 
 
 def forward(params: Params, tokens_BL: jax.Array, positions_BL: jax.Array,

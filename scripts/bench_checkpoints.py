@@ -5,7 +5,8 @@
 A state of the given size is trained on synthetic rows, in windows of a few steps; every other
 window begins with a save, which goes on in the background while the window's steps run. Blocked is
 the time until `save` returns; the cost is a window with a save less one without, so it counts what
-the background takes from the steps. Memory is the process's, sampled, at its highest during
+the background takes from the steps; left is what remained to be written at the window's end, and
+should be near 0 for the cost to be whole. Memory is the process's, sampled, at its highest during
 windows with a save less that of windows without, against the bytes of the state.
 """
 
@@ -103,24 +104,25 @@ def bench(work: Workload, folder: Path, num_saves: int) -> dict[str, Any]:
     state, train_step, mesh = make_training(work)
     state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     rows = iter(grain.MapDataset.range(NUM_ROWS).to_iter_dataset())
-    checkpoints = Checkpoints(folder, keep=2)
     plain, saving = [], []
     with jax.set_mesh(mesh):
         batch = place_batch(make_batches(work)[0], mesh)
         for turn in range(num_saves + 1):
             state, without = run_window(state, train_step, batch, work.num_steps, None)
-            state, with_save = run_window(state, train_step, batch, work.num_steps,
-                                          lambda saved: checkpoints.save(saved, rows))
+            checkpoints = Checkpoints(folder, keep=2)
+            state, with_save = run_window(
+                state, train_step, batch, work.num_steps,
+                lambda saved, to=checkpoints: to.save(saved, rows))
+            began = time.perf_counter()
+            checkpoints.close()     # so that the next window is without, to the end
+            with_save["left_secs"] = time.perf_counter() - began
             if turn:    # the first compiles, and its save makes folders and threads
                 plain.append(without)
                 saving.append(with_save)
                 log(f"save {turn}: blocked {with_save['blocked_secs']:.3f} s, window "
                     f"{with_save['secs']:.2f} s, without {without['secs']:.2f} s")
-        began = time.perf_counter()
-        checkpoints.close()
-        close_secs = time.perf_counter() - began
         restore_secs = _restore_secs(state, folder, rows)
-    return {"state_bytes": state_bytes, "close_secs": close_secs, "restore_secs": restore_secs,
+    return {"state_bytes": state_bytes, "restore_secs": restore_secs,
             **_summary(plain, saving, work.num_steps, state_bytes)}
 
 
@@ -142,7 +144,9 @@ def _summary(plain: list[dict[str, float]], saving: list[dict[str, float]], num_
              - max(window["peak_bytes"] for window in plain))
     return {"step_secs": step_secs, "blocked_secs": blocked_secs,
             "blocked_steps": blocked_secs / step_secs, "cost_secs": cost_secs,
-            "cost_steps": cost_secs / step_secs, "added_memory_bytes": added,
+            "cost_steps": cost_secs / step_secs,
+            "left_secs": statistics.median(window["left_secs"] for window in saving),
+            "added_memory_bytes": added,
             "added_memory_over_state": added / state_bytes}
 
 

@@ -49,7 +49,7 @@ DEFAULTS = {
     "cpu": dict(sizes=["124M"], row_length=256, dtype="float32", steps=5,
                 batch={}, other_batch=2, fields={"scan_unroll": 4}),
     "gpu": dict(sizes=["124M", "350M", "1.3B"], row_length=2048, dtype="bfloat16", steps=20,
-                batch={"124M": 64, "350M": 32}, other_batch=16,
+                batch={"124M": 32}, other_batch=16,
                 fields={"scan_unroll": 24, "loss_chunks": 8}),
 }
 NAMED_SIZES = DEFAULTS["gpu"]["sizes"]
@@ -183,14 +183,10 @@ def bench_size(start: Workload, machine: Mapping[str, Any], caches: Path) -> dic
              for side, turns in found.items()}
     check_equal_work(sides, start.shape["V"])
     for side, row in sides.items():
-        print(f"{start.size:5} {side:5} " + _line(row))
-        if "profile" in row:
-            print(f"{start.size:5} {side:5} {row['profile']['products_frac']:.1%} of the time in "
-                  f"matrix products; idle {row['profile']['idle_frac']:.1%}; " + ", ".join(
-                      f"{name} {frac:.1%}" for name, frac in row["profile"]["kinds"].items()))
+        print(f"{start.size:5} {side:5} {_line(row)}", flush=True)
     speeds = [sides[side].get("tokens_per_sec") for side in SIDES]
     result |= sides | {"ratio": round(speeds[0] / speeds[1], 3) if all(speeds) else None}
-    print(f"{start.size:5} ours / peer: {result['ratio']}")
+    print(f"{start.size:5} ours / peer: {result['ratio']}", flush=True)
     return result
 
 
@@ -201,9 +197,15 @@ def _line(row: Mapping[str, Any]) -> str:
         f"MFU {row['mfu_causal']:.1%} causal, {row['mfu_full']:.1%} full, ")
     compiled = " / ".join(f"{row[key]:.0f}" for key in ("compile_cold_secs", "compile_warm_secs")
                           if key in row)
-    return (f"{row['tokens_per_sec']:>10,.0f} tokens/s, {mfu}{row['matmul_frac']:.1%} of the "
+    line = (f"{row['tokens_per_sec']:>10,.0f} tokens/s, {mfu}{row['matmul_frac']:.1%} of the "
             f"matrix product, {row['batch_size']} rows, {row['peak_memory_bytes'] / 1e9:.1f} GB, "
             f"compiled in {compiled} s (cold / warm), {row['attention']} attention")
+    if "profile" in row:
+        found = row["profile"]
+        kinds = ", ".join(f"{name} {frac:.1%}" for name, frac in found["kinds"].items())
+        line += (f"\n  {found['products_frac']:.1%} of the time in operations with a matrix "
+                 f"product, idle {found['idle_frac']:.1%}: {kinds}")
+    return line
 
 
 def measure_machine(caches: Path) -> dict[str, Any]:
@@ -219,7 +221,7 @@ def measure_machine(caches: Path) -> dict[str, Any]:
             continue
         print(f"{side:5} matrix product {row['float32_matmul_flops_per_sec'] / 1e9:,.0f} GFLOP/s "
               f"float32, {row['bfloat16_matmul_flops_per_sec'] / 1e9:,.0f} bfloat16; copy "
-              f"{row['copy_bytes_per_sec'] / 1e9:,.0f} GB/s read and written")
+              f"{row['copy_bytes_per_sec'] / 1e9:,.0f} GB/s read and written", flush=True)
     ours = rooflines["ours"]
     return {"device": ours.pop("device"), "platform": ours.pop("platform"),
             "num_cpus": len(os.sched_getaffinity(0)), "rooflines": rooflines}
@@ -256,21 +258,21 @@ def make_workload(size: str, given: Any, defaults: Mapping[str, Any]) -> Workloa
 def main() -> dict[str, Any]:
     """Runs the benchmark; returns its figures, the ratios last."""
     with tempfile.TemporaryDirectory() as scratch:
-        caches = Path(scratch)
-        machine = measure_machine(caches)
+        machine = measure_machine(Path(scratch))
         defaults = DEFAULTS["cpu" if machine["platform"] == "cpu" else "gpu"]
         sizes = flags.FLAGS.sizes or defaults["sizes"]
         works = [make_workload(size, flags.FLAGS, defaults) for size in sizes]
-        results = {work.size: bench_size(work, machine, caches) for work in works}
-    for size in NAMED_SIZES:
-        if size not in results:
-            reason = "not asked for" if flags.FLAGS.sizes else f"too slow on {machine['device']}"
-            results[size] = {"not_run": reason}
-            print(f"{size:5} not run: {reason}")
-    result = machine | {"sizes": results,
-                        "ratio": {size: row.get("ratio") for size, row in results.items()}}
-    if flags.FLAGS.json:
-        write_json(Path(flags.FLAGS.json), result)
+        reason = "not asked for" if flags.FLAGS.sizes else f"too slow on {machine['device']}"
+        results = {size: {"not_run": reason} for size in NAMED_SIZES if size not in sizes}
+        for work in works:
+            results[work.size] = bench_size(work, machine, Path(scratch))
+            result = machine | {"sizes": results, "ratio": {
+                size: row.get("ratio") for size, row in results.items()}}
+            if flags.FLAGS.json:    # after each size: a run of hours may be cut short
+                write_json(Path(flags.FLAGS.json), result)
+    for size, row in results.items():
+        if "not_run" in row:
+            print(f"{size:5} not run: {row['not_run']}")
     return result
 
 

@@ -58,7 +58,8 @@ def _axes(start: Workload, side: str) -> Iterator[list[dict[str, Any]]]:
     """For each axis the changes that it tries."""
     if side == "peer":
         yield [{"batch_factor": factor} for factor in BATCH_FACTORS]
-        yield [{"attention": name} for name in ("causal", "sdpa")]
+        if start.documents_per_row == 1:    # packed documents need a mask
+            yield [{"attention": name} for name in ("causal", "sdpa")]
         return
     num_layers = start.shape["N"]
     yield [{"attention": name} for name in ATTENTION_BACKENDS]

@@ -85,15 +85,15 @@ def make_rows(work: Workload) -> list[tuple[np.ndarray, np.ndarray]]:
             for _ in range(NUM_BATCHES)]
 
 
-def median_secs(run: Callable[[], Any], num_runs: int = 7) -> float:
-    """Median seconds of `run`, which must wait for its result; the first run does not count."""
+def fastest_secs(run: Callable[[], Any], num_runs: int = 7) -> float:
+    """Seconds of the fastest `run`, which must wait for its result: a roofline is a best case."""
     run()
     secs = []
     for _ in range(num_runs):
         began = time.perf_counter()
         run()
         secs.append(time.perf_counter() - began)
-    return statistics.median(secs)
+    return min(secs)
 
 
 def roofline_sizes(on_cpu: bool) -> tuple[int, int]:

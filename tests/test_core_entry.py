@@ -45,6 +45,24 @@ if __name__ == "__main__":
     entry.run_stage("count", build)
 '''
 
+TOGETHER = '''
+import os, time
+from core import entry
+
+def build(config, parents, folder):
+    """Each process writes a file of its own, and waits for the other's."""
+    mine, count = int(os.environ["HEARTWOOD_PROCESS_ID"]), config.count.upto
+    (folder / f"part{mine}").touch()
+    while len(list(folder.glob("part*"))) < count:
+        time.sleep(0.02)
+    if config.count.behave == "die" and mine == 0:
+        os.kill(os.getpid(), 9)
+    return {"parts": count}
+
+if __name__ == "__main__":
+    entry.run_stage("count", build, every_process=True)
+'''
+
 DOUBLE = '''
 from core import entry
 from core.artifacts import read_json
@@ -61,16 +79,17 @@ if __name__ == "__main__":
 @pytest.fixture
 def toy(tmp_path):
     """A folder with a config and two stages, and how to run them there."""
-    for name, text in (("config", CONFIG), ("count", COUNT), ("double", DOUBLE)):
+    for name, text in (("config", CONFIG), ("count", COUNT), ("double", DOUBLE),
+                       ("together", TOGETHER)):
         (tmp_path / f"{name}.py").write_text(text)
     return tmp_path
 
 
-def _start(toy, stage, *flags, workdir="work"):
+def _start(toy, stage, *flags, workdir="work", **variables):
     command = [sys.executable, str(toy / f"{stage}.py"), f"--config={toy / 'config.py'}",
                f"--workdir={toy / workdir}", *flags]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
+                            cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)} | variables)
 
 
 def _run(toy, stage, *flags, workdir="work"):
@@ -199,3 +218,52 @@ def test_a_workdir_that_cannot_be_written_is_one_line(toy):
     if os.geteuid() > 0:  # permissions do not bind root
         (toy / "locked").mkdir(mode=0o500)
         assert os.strerror(errno.EACCES).lower() in _refuse(toy, "count", workdir="locked")
+
+
+def _start_process(toy, stage, index, *flags, **variables):
+    """Starts one of two processes of the stage."""
+    return _start(toy, stage, *flags, HEARTWOOD_PROCESS_ID=str(index), HEARTWOOD_NUM_PROCESSES="2",
+                  HEARTWOOD_COORDINATOR="127.0.0.1:1", **variables)
+
+
+@pytest.mark.parametrize("stage, order", [("count", (1, 0)), ("together", (1, 0)),
+                                          ("together", (0, 1))])
+def test_two_processes_build_one_artifact_and_tell_one_result(toy, stage, order):
+    for skipped in (False, True):
+        started = {index: _start_process(toy, stage, index, "--config.count.upto=2")
+                   for index in order}
+        told = {index: process.communicate(timeout=60) for index, process in started.items()}
+        assert all(process.returncode == 0 for process in started.values()), told
+        assert told[1] == ("", "")
+        assert json.loads(told[0][0])["skipped"] is skipped
+    folder = toy / "work" / "counts"
+    if stage == "count":
+        assert (folder / "done").read_text() == "..", "the first built it alone"
+    else:
+        assert (folder / "part0").exists() and (folder / "part1").exists()
+
+
+def test_a_process_does_not_outlive_the_first(toy):
+    flags = ("--config.count.upto=2", "--config.count.behave=die")
+    second, first = (_start_process(toy, "together", index, *flags) for index in (1, 0))
+    assert first.wait(timeout=60) == -signal.SIGKILL
+    stdout, stderr = second.communicate(timeout=60)
+    assert second.returncode == 75 and not stdout, "a status that is worth another try"
+    assert "process 0 stopped before it was finished" in stderr and "(process 1)" in stderr
+    first.communicate()
+
+
+def test_a_refusal_leaves_the_mark_that_a_launcher_asked_for(toy):
+    mark = toy / "refused"
+    process = _start_process(toy, "double", 1, HEARTWOOD_REFUSED=str(mark))
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 2 and mark.exists()
+    assert stderr.endswith("to its folder (process 1)\n")
+
+
+def test_flags_that_would_abort_xla_are_one_line(toy):
+    process = _start(toy, "count", XLA_FLAGS="--xla_no_such_flag=1")
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 2 and not (toy / "work").exists()
+    assert stderr == ("error: XLA_FLAGS='--xla_no_such_flag=1': unknown flag: --xla_no_such_flag=1"
+                      ": correct or remove it\n")

@@ -70,7 +70,7 @@ def test_scores_and_gradients_equal_those_of_all_logits(params, rows, config, is
 
 
 def test_the_top_logit_carries_no_gradient(params, rows, config):
-    x_BLD, targets_BL, cotangents = rows
+    x_BLD, targets_BL, _ = rows
     nothing_BL = jnp.zeros((BATCH, LENGTH))
     only_top = Scores(nothing_BL, nothing_BL, jnp.ones((BATCH, LENGTH)))
     _, gradients = _scores_and_gradients(score_targets, params, x_BLD, targets_BL, only_top,
@@ -105,7 +105,7 @@ def test_chunks_save_memory_and_zero_takes_what_the_budget_needs(config, monkeyp
         assert head.chunks_of_budget((1, 512), config.V) == 4, "one row is not cut over four"
 
 
-@pytest.mark.parametrize("mesh_section", [{"fsdp": 8}, {"fsdp": 2, "context": 2, "tensor": 2}],
+@pytest.mark.parametrize("mesh_section", [{"fsdp": 8}, {"stage": 2, "context": 2, "tensor": 2}],
                          ids=str)
 def test_every_device_works_on_rows_of_its_own(config, mesh_section):
     """Equal results on eight devices, and in no chunk does a matrix of the head travel."""

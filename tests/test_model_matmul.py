@@ -101,6 +101,7 @@ def test_gradients_are_those_of_the_matmul(config, equation, dtype):
         plain, int8, fp8 = (np.asarray(g, np.float64).ravel() for g in (plain, int8, fp8))
         np.testing.assert_allclose(int8, plain, atol=(1e-6 if dtype == "float32" else 2**-8)
                                    * np.abs(plain).max())
+        assert np.linalg.norm(fp8) == pytest.approx(np.linalg.norm(plain), rel=0.05)
         cosine = fp8 @ plain / np.linalg.norm(fp8) / np.linalg.norm(plain)
         assert 0.99 < cosine < 0.9999999
 

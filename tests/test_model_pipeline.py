@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -26,22 +27,22 @@ def stack(config):
     return config, blocks, x_BLD, positions_BL, segment_ids_BL
 
 
-def _layer(x_BLD, block, positions_BL, segment_ids_BL):
+def _layer(x_BLD, block, positions_BL, segment_ids_BL, dtype="float32"):
     """Feels positions and documents, is infinite at zero, and counts into a scalar and a vector."""
     h_BLD = x_BLD / jnp.sqrt(jnp.mean(x_BLD**2, axis=-1, keepdims=True))
     h_BLD = h_BLD * (1 + 0.1 * jnp.sin(positions_BL + 2.0 * segment_ids_BL))[:, :, None]
-    hidden_BLF = jnp.tanh(h_BLD.astype(jnp.bfloat16) @ block["w_DF"].astype(jnp.bfloat16))
+    hidden_BLF = jnp.tanh(h_BLD.astype(dtype) @ block["w_DF"].astype(dtype))
     x_BLD = x_BLD + hidden_BLF.astype(jnp.float32) @ block["w_FD"]
     return x_BLD, {"square": jnp.sum(x_BLD**2), "sum_D": jnp.sum(x_BLD, axis=(0, 1))}
 
 
-def _loss(config, batch):
+def _loss(config, batch, layer=_layer):
     """A loss of the outputs and of the statistics, as a function of the blocks and x_BLD."""
     def loss(blocks, x_BLD):
-        x_BLD, stats = run_layers(_layer, blocks, x_BLD, *batch, config=config)
+        x_BLD, stats = run_layers(layer, blocks, x_BLD, *batch, config=config)
         direction_N = jnp.arange(1, N + 1)
-        return (jnp.sum(jnp.sin(x_BLD)) + stats["square"] @ direction_N / 100
-                + jnp.sum(jnp.cos(stats["sum_D"]) * direction_N[:, None])), (x_BLD, stats)
+        return (jnp.mean(jnp.sin(x_BLD)) + stats["square"] @ direction_N / x_BLD.size
+                + jnp.mean(jnp.cos(stats["sum_D"]) * direction_N[:, None])), (x_BLD, stats)
 
     return loss
 
@@ -58,8 +59,8 @@ def scanned(stack):
 
 
 @pytest.mark.parametrize("stages, changes, ticks", [
-    (2, {}, 3), (4, {"pipeline_microbatches": 2}, 5), (2, {"pipeline_microbatches": 8}, 9),
-    (2, {"pipeline_rounds": 2}, 5), (2, {"pipeline_rounds": 4, "pipeline_microbatches": 4}, 17),
+    (4, {"pipeline_microbatches": 2}, 5), (2, {"pipeline_microbatches": 8}, 9),
+    (2, {"pipeline_rounds": 2}, 5),
     (4, {"pipeline_rounds": 2, "pipeline_microbatches": 8, "remat": "full"}, 19)], ids=str)
 def test_a_pipeline_equals_the_scan(scanned, stack, stages, changes, ticks):
     mesh = make_mesh({"stage": stages}, jax.devices()[:stages])
@@ -67,8 +68,9 @@ def test_a_pipeline_equals_the_scan(scanned, stack, stages, changes, ticks):
         traced = _value_and_gradient(stack, **changes)
         found = traced.lower().compile()(*stack[1:3])
     assert f"length={ticks}\n" in str(traced.jaxpr), "one scan over the ticks of the schedule"
-    # The same sums in another order, over a loss of about a thousand.
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3), found, scanned)
+    # The same sums in another order.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found,
+                 scanned)
 
 
 def test_the_bubble_is_what_the_schedule_leaves_idle():
@@ -95,7 +97,8 @@ def test_stages_hand_on_by_a_permute_and_no_weights_move(stack):
 @pytest.mark.parametrize("changes", [{}, {"remat": "full"}, {"pipeline_rounds": 2}], ids=str)
 def test_weights_are_not_kept_for_every_tick(stack, changes):
     config, blocks, x_BLD, *batch = stack
-    loss = _loss(dataclasses.replace(config, pipeline_microbatches=8, **changes), batch)
+    loss = _loss(dataclasses.replace(config, pipeline_microbatches=8, **changes), batch,
+                 partial(_layer, dtype="bfloat16"))
     with jax.set_mesh(make_mesh({"stage": 2}, jax.devices()[:2])):
         kept = jax.eval_shape(lambda *args: jax.vjp(loss, *args, has_aux=True)[1], blocks, x_BLD)
     of_weights = [leaf.size for leaf in jax.tree.leaves(kept)

@@ -1,12 +1,29 @@
 """Sharding by rules: names say how a parameter is cut, and a mesh that does not fit is refused."""
 
+import dataclasses
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
 
+from configs.common import make_optimizer as optimizer_section
 from core.errors import UserError
-from model.sharding import letters_of, make_mesh, param_shardings, spec
+from model.sharding import (
+    ACTIVATION_RULES,
+    STREAM_RULES,
+    check_mesh,
+    constrain,
+    letters_of,
+    make_mesh,
+    param_shardings,
+    spec,
+    state_shardings,
+)
+from model.transformer import init
+from train.optimizer import make_optimizer
 
 
 def test_specs_follow_the_letters_of_the_names(params):
@@ -45,3 +62,80 @@ def test_a_name_without_its_letters_is_a_bug():
     with pytest.raises(ValueError, match="of rank 3"):
         param_shardings({"norm_D": jnp.zeros((2, 3, 4))}, make_mesh({"data": -1, "fsdp": 1,
                                                                      "tensor": 1}))
+
+
+def test_an_unknown_axis_is_refused():
+    with pytest.raises(UserError, match=r"mesh.sequence: is no axis of a mesh: choose among stage"):
+        make_mesh({"data": -1, "sequence": 2})
+
+
+def test_experts_and_layers_have_their_own_axes(config):
+    config = dataclasses.replace(config, E=4)
+    shapes = jax.eval_shape(partial(init, config), jax.random.key(0))
+    specs = jax.tree.map(lambda s: s.spec, param_shardings(
+        shapes, make_mesh({"stage": 2, "expert": 2, "tensor": 2})))["blocks"]
+    assert specs["w_gate_EDF"] == P("stage", "expert", "fsdp", "tensor")
+    assert specs["router_DE"] == P("stage", "fsdp", "expert")
+
+
+@pytest.mark.parametrize("axes, model, rows, rule", [
+    ({"tensor": 8}, {}, (8, 24), "mesh.tensor=8: does not divide model.V=98"),
+    ({"tensor": 4, "data": 2}, {"V": 96}, (8, 24), "mesh.tensor=4: does not divide model.G=2"),
+    ({"fsdp": 8}, {"D": 36}, (8, 24), "mesh.fsdp=8: does not divide model.D=36"),
+    ({"expert": 8}, {"E": 4}, (8, 24), "mesh.expert=8: does not divide model.E=4"),
+    ({"expert": 8}, {}, (8, 24), "mesh.expert=8: needs a model with experts"),
+    ({"stage": 4, "data": 2}, {}, (8, 24), "mesh.stage=4: does not divide model.N=2"),
+    ({"stage": 4, "data": 2}, {"N": 4, "pipeline_rounds": 2}, (8, 24),
+     "model.N=4: is not divisible by 4 stages x 2 pipeline_rounds"),
+    ({"stage": 4, "data": 2}, {"N": 8, "pipeline_rounds": 2, "pipeline_microbatches": 2}, (8, 24),
+     "model.pipeline_microbatches=2: must be at least mesh.stage=4"),
+    ({"stage": 2, "data": 4}, {}, (12, 24),
+     "batch_size=12: is not divisible by 4 data shards x 2 pieces for the pipeline"),
+    ({"stage": 2, "data": 4}, {"remat": "dots"}, (8, 24), "model.remat='dots': would keep nothing"),
+    ({"data": 2, "fsdp": 4}, {}, (12, 24), "batch_size=12: is not divisible by 8 data shards"),
+    ({"context": 8}, {}, (8, 20), "row_length=20: is not divisible by mesh.context x mesh.tensor"),
+    ({"context": 4, "tensor": 2}, {}, (8, 20), "row_length=20: is not divisible by .* = 8: take a"),
+], ids=str)
+def test_what_a_mesh_does_not_divide_is_refused(config, axes, model, rows, rule):
+    with pytest.raises(UserError, match=f"^{rule}"):
+        check_mesh(dataclasses.replace(config, **model), make_mesh(axes), batch_size=rows[0],
+                   row_length=rows[1])
+
+
+def test_what_a_mesh_divides_is_not_refused(config):
+    check_mesh(config, make_mesh({"stage": 2, "fsdp": 2, "tensor": 2}), batch_size=8, row_length=24)
+    check_mesh(dataclasses.replace(config, E=4), make_mesh({"expert": 4, "context": 2}),
+               batch_size=8, row_length=24)
+
+
+@pytest.mark.parametrize("shape, letters, rules, expected", [
+    ((8, 24, 32), "BLD", STREAM_RULES, (4, 6, 32)), ((8, 2, 32), "BLD", STREAM_RULES, (4, 1, 32)),
+    ((8, 24, 32), "BLD", ACTIVATION_RULES, (4, 12, 32)),
+    ((8, 1, 4, 8), "BLHK", ACTIVATION_RULES, (4, 1, 2, 8)),
+    ((1, 1, 98), "BLV", ACTIVATION_RULES, (1, 1, 49)),
+    ((3, 5, 7), "BLF", ACTIVATION_RULES, (3, 5, 7))], ids=str)
+def test_an_activation_is_cut_as_far_as_the_mesh_divides_it(shape, letters, rules, expected):
+    """A mesh of fsdp=2, context=2, tensor=2: what does not divide, as in decoding, stays whole."""
+    with jax.set_mesh(make_mesh({"fsdp": 2, "context": 2, "tensor": 2})):
+        x = jax.jit(lambda x: constrain(x, letters, rules))(jnp.zeros(shape))
+    assert x.sharding.shard_shape(shape) == expected
+
+
+@pytest.mark.parametrize("name", ["adafactor", "schedule_free", "muon"])
+def test_optimizer_state_is_cut_like_its_parameter(config, name):
+    config = dataclasses.replace(config, D=256, F=256, V=256)  # adafactor factors from 128 on
+    optimizer = make_optimizer(ConfigDict(optimizer_section(
+        name=name, schedule="constant", warmup_steps=1)), num_steps=10)
+    params = jax.eval_shape(partial(init, config), jax.random.key(0))
+    state = {"opt_state": jax.eval_shape(optimizer.init, params), "ema": params}
+    mesh = make_mesh({"fsdp": 4, "stage": 2})
+    cut, expected = state_shardings(state, params, mesh), param_shardings(params, mesh)
+    assert cut["ema"] == expected
+    w_gate = params["blocks"]["w_gate_DF"]
+    found = [(leaf.shape, sharding.spec) for (path, leaf), sharding in zip(
+        jax.tree_util.tree_leaves_with_path(state["opt_state"]), jax.tree.leaves(cut["opt_state"]))
+        if "w_gate_DF" in jax.tree_util.keystr(path)]
+    assert found
+    for shape, place in found:
+        assert place == (P("stage", "fsdp", "tensor") if shape == w_gate.shape else P()), shape
+    assert any(shape != w_gate.shape for shape, _ in found) == (name == "adafactor")

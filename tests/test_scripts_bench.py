@@ -204,7 +204,7 @@ def test_flags_beat_the_platforms_defaults_and_mistakes_are_one_line():
     defaults = bench_train.DEFAULTS["gpu"]
     work = bench_train.make_workload("350M", given, defaults)
     assert (work.row_length, work.dtype, work.num_steps) == (2048, "bfloat16", 7)
-    assert work.batch_size == defaults["batch"]["350M"]
+    assert work.batch_size == defaults["other_batch"]
     assert work.fields == defaults["fields"] | {"remat": "full", "scan_unroll": 2}
     with pytest.raises(UserError, match=r"--sizes=7T: is no known size: choose among tiny"):
         bench_train.make_workload("7T", given, defaults)

@@ -101,6 +101,16 @@ def test_a_window_that_never_comes_is_said(tmp_path, capsys, steps):
     assert not (tmp_path / "profile").exists()
 
 
+def test_the_device_is_idle_when_the_trace_begins(tmp_path, monkeypatch):
+    notes = []
+    monkeypatch.setattr(jax, "block_until_ready", lambda arrays: notes.append(arrays))
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda *_, **__: notes.append("start"))
+    profiler = Profiler(Window(2, 3), tmp_path)
+    for number in (1, 2, 3):
+        profiler.before(number, f"arrays before {number}")
+    assert notes == ["arrays before 2", "start"]
+
+
 def test_only_process_0_traces(tmp_path, steps, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     steps(Profiler(Window(3, 5), tmp_path), 1, NUM_STEPS)

@@ -2,13 +2,15 @@
 
     <folder>/<step>/state/          the arrays, by Orbax
     <folder>/<step>/record/         JSON: the loader's state; shape, dtype and digest of every array
+    <folder>/<step>/files.json      checksums of all these files
     <folder>/<step>.damaged/        a step that did not restore to what was saved, set aside
     <folder>/<step>.orbax-checkpoint-tmp/   a save under way, or what a killed one left
 
-A step appears under its name when all of it is written. What is restored is compared with the
-digests that were taken on the devices before anything was written, and the record with its own: a
-flipped bit in any file is either noticed, or it lies where it changes nothing that is restored.
-Noticed damage is announced, and the next older step is taken.
+A step appears under its name when all of it is written. Before it is read, its files are compared
+with their checksums; what was restored from them is compared with digests that were taken on the
+devices before anything was written, so that a fault on the way counts as well. Damage is announced,
+and the next older step is taken. (Two small files of Orbax's own, `_CHECKPOINT_METADATA` and
+`commit_success.txt`, get their last bytes when all sums are made; nothing restored hangs on them.)
 """
 
 from __future__ import annotations
@@ -28,15 +30,17 @@ from jax.experimental import multihost_utils
 from core.errors import UserError
 from core.progress import log
 from train.digests import named_leaves, read_digests, start_digests
-from train.record import DamagedError, Record, check_architecture, check_record, make_record
-from train.retention import StepFolders
+from train.distributed import any_process
+from train.file_sums import DamagedError, check_sums, write_sums
+from train.record import Record, check_architecture, check_digests, make_record
+from train.retention import TMP_SUFFIX, StepFolders
 from train.state import TrainState
 
 # A save needs its arrays' bytes, which do not compress, and some more for names and metadata.
 SPACE_FACTOR, SPACE_BYTES = 1.05, 1 << 20
 # What Orbax, TensorStore and JSON raise when files are not what they were.
 DAMAGE_ERRORS = (ValueError, KeyError, TypeError, IndexError, AttributeError, OSError)
-ACCESS_ERRNOS = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE)
+REFUSAL_ERRNOS = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE)
 
 
 class Checkpoints:
@@ -60,7 +64,8 @@ class Checkpoints:
                          else None)
         self._saving: int | None = None     # the step that is being written in the background
         # A folder that cannot be made is to be known at once, not after Orbax's ten minutes.
-        options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+        options = ocp.options.AsyncOptions(create_directories_asynchronously=False,
+                                           post_finalization_callback=self._write_sums)
         self._checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(),
                                                    async_options=options)
 
@@ -117,7 +122,7 @@ class Checkpoints:
                 return self._restore(step, state, rows)
             except DamagedError as damage:
                 self._set_aside(step, damage)
-        if steps or _any(self._folders is not None and bool(self._folders.damaged())):
+        if steps or any_process(self._folders is not None and bool(self._folders.damaged())):
             raise UserError(str(self._folder), "holds no checkpoint that is intact",
                             "put one back from a copy, or delete this folder to begin again")
         return state
@@ -157,13 +162,20 @@ class Checkpoints:
 
     def _write(self, step: int, saved: Any, record: Any, wait: bool) -> OSError | None:
         """Copies the state off the devices and writes it in the background."""
+        self._saving = step
         try:
             self._checkpointer.save(self._folder / str(step), args=ocp.args.Composite(
                 state=ocp.args.StandardSave(saved), record=ocp.args.JsonSave(record)))
         except (OSError, ValueError) as error:
+            self._saving = None
             return _as_os_error(error, self._folder)
-        self._saving = step
         return self._wait() if wait else None
+
+    def _write_sums(self) -> None:
+        """Called by Orbax's thread when all files of the step are written, before it is renamed."""
+        if self._folders is not None:
+            (folder,) = self._folder.glob(f"{self._saving}{TMP_SUFFIX}*")
+            write_sums(folder)
 
     def _wait(self) -> OSError | None:
         """Waits for the save under way; the error of the disk that it met."""
@@ -196,7 +208,7 @@ class Checkpoints:
 
     def _make_room(self, state_bytes: int) -> OSError | None:
         need_bytes = round(SPACE_FACTOR * state_bytes) + SPACE_BYTES
-        if _any(self._folders is not None and not self._folders.make_room(need_bytes)):
+        if any_process(self._folders is not None and not self._folders.make_room(need_bytes)):
             return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._folder))
         return None
 
@@ -207,12 +219,11 @@ class Checkpoints:
         record = self._read_record(step)
         shapes = _as_shapes(state)
         check_architecture(record, shapes, where)
+        self._check_files(step)
         saved = self._read(step, state=ocp.args.StandardRestore(shapes))
         leaves = named_leaves(saved)
         digests, _ = read_digests(leaves, start_digests(leaves))
-        for name, digest in digests.items():
-            if digest != record["leaves"][name]["digest"]:
-                raise DamagedError(f"{name} is not what was saved")
+        check_digests(record, digests)
         try:
             rows.set_state(record["rows"])
         except (ValueError, KeyError, TypeError) as error:
@@ -222,9 +233,22 @@ class Checkpoints:
         return TrainState(**saved | {"key": jax.random.wrap_key_data(saved["key"])})
 
     def _read_record(self, step: int) -> Record:
+        self._check_files(step, part="record")
         record = self._read(step, record=ocp.args.JsonRestore())
-        check_record(record, step)
+        if record["step"] != step:
+            raise DamagedError(f"it is that of step {record['step']}")
         return record
+
+    def _check_files(self, step: int, part: str = "") -> None:
+        """Every process looks at its share of the files; all of them come to the same verdict."""
+        damage = ""
+        try:
+            check_sums(self._folder / str(step), part=part, index=jax.process_index(),
+                       count=jax.process_count())
+        except DamagedError as error:
+            damage = str(error)
+        if any_process(bool(damage)):
+            raise DamagedError(damage or "says another process")
 
     def _read(self, step: int, **items: Any) -> Any:
         """One item of a step; damage that shows itself becomes `DamagedError`, on all processes."""
@@ -233,12 +257,13 @@ class Checkpoints:
             restored = self._checkpointer.restore(self._folder / str(step),
                                                   args=ocp.args.Composite(**items))
             (found,) = (restored[name] for name in items)
-        except DAMAGE_ERRORS as error:
-            if isinstance(error, OSError) and error.errno in ACCESS_ERRNOS:
+        except Exception as error:
+            cause = _root_cause(error)
+            if not isinstance(cause, DAMAGE_ERRORS) or _is_refusal(cause):
                 raise
-            damage = f"{min(items)}: {_first_line(error)}"
-        if _any(bool(damage)):
-            raise DamagedError(damage or "another process cannot read it")
+            damage = f"{min(items)}: {_first_line(cause)}"
+        if any_process(bool(damage)):
+            raise DamagedError(damage or "says another process")
         return found
 
     def _set_aside(self, step: int, damage: DamagedError) -> None:
@@ -274,7 +299,20 @@ def _as_os_error(error: OSError | ValueError, folder: Path) -> OSError:
     return OSError(code, os.strerror(code), str(folder))
 
 
-def _first_line(error: Exception) -> str:
+def _root_cause(error: BaseException) -> BaseException:
+    """What Orbax wraps into exceptions of no particular kind."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Whether a file may be sound, but could not be opened or held."""
+    return (getattr(error, "errno", None) in REFUSAL_ERRNOS
+            or any(status in str(error) for status in ("PERMISSION_DENIED", "RESOURCE_EXHAUSTED")))
+
+
+def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
@@ -285,13 +323,6 @@ def _from_first(numbers: list[int]) -> list[int]:
     (count,) = multihost_utils.broadcast_one_to_all(np.asarray([len(numbers)], np.int32)).tolist()
     padded = np.asarray((numbers + [0] * count)[:count], np.int32)
     return multihost_utils.broadcast_one_to_all(padded).tolist() if count else []
-
-
-def _any(flag: bool) -> bool:
-    """Whether the flag is set on any process."""
-    if jax.process_count() == 1:
-        return flag
-    return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
 
 
 def _barrier(name: str) -> None:

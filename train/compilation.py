@@ -60,15 +60,15 @@ class Compilations:
         """Programs compiled, those of them from the cache, and seconds: for a metrics file."""
         with self._lock:
             found = list(self.programs.values())
-        return {"programs_compiled": sum(program.num_compiled for program in found),
-                "programs_cached": sum(program.num_cached for program in found),
+        return {"num_programs_compiled": sum(program.num_compiled for program in found),
+                "num_programs_cached": sum(program.num_cached for program in found),
                 "compile_secs": sum(program.secs for program in found)}
 
     def line(self) -> str:
         """The summary for people."""
         found = self.summary()
-        return (f"compiled {found['programs_compiled']} programs in {found['compile_secs']:.1f} s "
-                f"({found['programs_cached']} from the cache)")
+        return (f"compiled {found['num_programs_compiled']} programs in "
+                f"{found['compile_secs']:.1f} s ({found['num_programs_cached']} from the cache)")
 
     def close(self) -> None:
         """Stops counting. The listeners stay, deaf: JAX 0.11 need not let them be taken off."""

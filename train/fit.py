@@ -35,7 +35,9 @@ from train.optimizer import make_optimizer
 from train.state import TrainState
 from train.step import make_state, make_train_step
 
-PRECISION = 16  # the search ends when it knows the micro-batch to one part in so many
+PRECISION = 16      # the search ends when it knows the micro-batch to one part in so many
+MAX_LINES = 8       # counts that the search measures before it trusts no line any more
+MAX_GROWTH = 64     # how far beyond the largest measured count it trusts one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,29 +128,36 @@ def _placed(shapes: Any, shardings: Any) -> Any:
 
 
 def search(peak_bytes: Callable[[int], float], limit_bytes: float, start: int) -> int:
-    """The largest count whose peak stays within the limit, by doubling and bisection.
+    """The largest count whose peak stays within the limit, in few measurements.
+
+    Memory is close to a line in the count, so the next count is where the line through the two
+    largest measured ones meets the limit. A search that this has not ended soon goes on by doubling
+    and bisection.
 
     Args:
-        peak_bytes: peak of a count; never falls as the count grows.
+        peak_bytes: peak of a count, infinite where it could not be measured; never falls.
         start: the count to begin with, at least 1.
 
     Returns:
         The count, exact below `PRECISION` and to one part in `PRECISION` above, or 0.
     """
-    def fits(count: int) -> bool:
-        return peak_bytes(count) <= limit_bytes
-
-    low, high = start, start
-    if fits(start):
-        while fits(high := 2 * high):
-            low = high
-    else:
-        while (low := low // 2) and not fits(low):
-            high = low
-    while high - low > max(1, low // PRECISION):
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+    low, high, count, peaks = 0, math.inf, start, {}
+    while True:
+        peaks[count] = peak_bytes(count)
+        low, high = (count, high) if peaks[count] <= limit_bytes else (low, count)
+        step = max(1, low // PRECISION)
+        if high - low <= step:
+            return low
+        middle = 2 * count if high == math.inf else (low + high) // 2
+        measured = sorted(n for n, peak in peaks.items() if peak < math.inf)[-2:]
+        if len(measured) < 2 or len(peaks) > MAX_LINES:
+            count = middle
+            continue
+        (a, b), per_count = measured, (peaks[measured[1]] - peaks[measured[0]])
+        guess = b + (limit_bytes - peaks[b]) * (b - a) // max(per_count, 1)
+        # Just above a count that fits, so that it is shown to be the largest.
+        count = int(max(guess, low + step))
+        count = middle if count >= high else min(count, MAX_GROWTH * b)
 
 
 def memory_limit(memory_gb: float) -> int:
@@ -190,12 +199,15 @@ def plan(config: ConfigDict, limit_bytes: int) -> dict[str, Any]:
     if own:
         log(_table(own, limit_bytes))
     largest = search(peak_bytes, limit_bytes, rows // unit)
+    enough = [n for n in range(1, section.batch_size // unit + 1)
+              if section.batch_size % (n * unit) == 0 and section.batch_size // n <= largest * unit]
     return {"backend": jax.default_backend(), "device": jax.devices()[0].device_kind,
             "devices": mesh.size, "limit_bytes": limit_bytes, "fits": peak <= limit_bytes,
             "bytes": dataclasses.asdict(own) if own else None, "batch_size": section.batch_size,
             "num_microbatches": section.num_microbatches, "microbatch_rows": rows,
             "largest_microbatch_rows": largest * unit,
             "largest_peak_bytes": found[largest].peak if largest else None,
+            "num_microbatches_to_fit": min(enough, default=None),
             "compilations": len(found)}
 
 
@@ -213,15 +225,14 @@ def _table(own: Footprint, limit_bytes: int) -> str:
 def sentence(result: dict[str, Any]) -> str:
     """The answer in words."""
     rows, largest = result["microbatch_rows"], result["largest_microbatch_rows"]
-    where = f"{result['devices']} x {result['limit_bytes'] / 1e9:.1f} GB"
+    where = f"{result['devices']} x {result['limit_bytes'] / 1e9:.3g} GB"
     if not largest:
         return (f"does not fit on {where} even with the smallest micro-batch: cut the model over "
                 "more devices (--config.mesh) or keep less (--config.model.remat)")
     head = f"a micro-batch of {rows} rows {'fits' if result['fits'] else 'does not fit'} on {where}"
     tail = f"the largest that fits has {largest} rows"
     if not result["fits"]:
-        enough = -(-result["batch_size"] // largest)
-        tail += f": set --config.pretrain.num_microbatches to {enough} or more"
+        tail += f": set --config.pretrain.num_microbatches={result['num_microbatches_to_fit']}"
     return f"{head}; {tail}"
 
 

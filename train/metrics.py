@@ -39,7 +39,8 @@ class MetricsFile:
 
     Args:
         path: the file.
-        step: lines of later steps, and a torn last line, are cut off.
+        step: lines of later steps, and a torn last line, are cut off. A loop that goes back to an
+            earlier step closes the file and opens it anew at that step.
     """
 
     def __init__(self, path: Path, step: int):

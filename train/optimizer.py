@@ -1,14 +1,11 @@
 """Optimizers by name, with rules by parameter name.
 
-A parameter's name says what it is: `MATRICES` lists the weights that are matrices, and which of
-their axes a matrix sums over. Muon takes those; weight decay keeps to the blocks; learning rates
-may be multiplied by pattern. Blocks are stacked along N and experts along E, so nothing here goes
-by rank: Muon's usual rule, "every 2-D leaf", would pick the embedding and leave out every block.
+Weight decay keeps to the blocks, Muon to the matrices that `train.muon` lists, and learning rates
+may be multiplied by pattern.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
@@ -21,12 +18,8 @@ from optax.contrib import ScheduleFreeState, schedule_free, schedule_free_eval_p
 
 from core.errors import UserError
 from model.sharding import letters_of
+from train.muon import MATRICES, is_matrix, matrix_shape, name_of, orthogonalise
 from train.schedules import make_schedule
-
-# Letters that a block's weight sums over. N and E count matrices; the other letters are the output.
-MATRICES = {"wq_DHK": "D", "wk_DGK": "D", "wv_DGK": "D", "wo_HKD": "HK",
-            "w_gate_DF": "D", "w_up_DF": "D", "w_down_FD": "F",
-            "w_gate_EDF": "D", "w_up_EDF": "D", "w_down_EFD": "F"}
 
 # Fields of the section that each optimizer reads, beside those that all of them do.
 SHARED_FIELDS = ("learning_rate", "weight_decay", "clip_norm", "lr_multipliers", "schedule",
@@ -39,17 +32,11 @@ FIELDS = {"adamw": ("b1", "b2", "eps", "mu_dtype"),
           "schedule_free": ("b1", "b2", "eps")}
 MU_DTYPES = ("float32", "bfloat16")
 
-# (a, b, c) of Muon's quintic x <- a x + b (x x^T) x + c (x x^T)^2 x
-# (kellerjordan.github.io/posts/muon): steep at 0 rather than convergent, so five steps do.
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-NEWTON_SCHULZ_STEPS = 5
-MUON_RMS = 0.2  # of an update's entries, about AdamW's, so that rates carry over (arXiv 2502.16982)
-
 
 def make_optimizer(section: ConfigDict, num_steps: int) -> optax.GradientTransformation:
     """Clipping by the global norm, then the named optimizer; weight decay is decoupled in all.
 
-    `adamw`: arXiv 1711.05101. `muon`: Muon for `MATRICES` (arXiv 2502.16982), AdamW with
+    `adamw`: arXiv 1711.05101. `muon`: Muon for matrices (arXiv 2502.16982), AdamW with
     `adam_learning_rate` for the rest. `lion`: arXiv 2302.06675. `adafactor`: factored second
     moments, no first; the learning rate is relative to each matrix's RMS (arXiv 1804.04235,
     algorithm 4). `sgd`: with Nesterov's momentum. `schedule_free`: AdamW's form of
@@ -77,8 +64,8 @@ def make_optimizer(section: ConfigDict, num_steps: int) -> optax.GradientTransfo
 
     if section.name == "muon":
         update = optax.partition(
-            {True: descend(_muon(section), section.learning_rate),
-             False: descend(_adam(section), section.adam_learning_rate)}, is_matrix)
+            {"muon": descend(_muon(section), section.learning_rate),
+             "adamw": descend(_adam(section), section.adam_learning_rate)}, _muon_or_adamw)
     else:
         update = descend(DIRECTIONS[section.name](section), section.learning_rate)
     update = optax.chain(update, _multiply_by_name(section.lr_multipliers))
@@ -96,11 +83,6 @@ def eval_params(opt_state: Any, params: Any) -> Any:
         if isinstance(state, ScheduleFreeState):
             return schedule_free_eval_params(state, params)
     return params
-
-
-def is_matrix(params: Any) -> Any:
-    """Which parameters are stacks of matrices; Muon takes these."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: _name(path) in MATRICES, params)
 
 
 def decayed(params: Any) -> Any:
@@ -152,35 +134,11 @@ def _sgd(section: ConfigDict) -> optax.GradientTransformation:
 
 
 def _muon(section: ConfigDict) -> optax.GradientTransformation:
-    """Nesterov's momentum, made orthogonal matrix by matrix.
-
-    Newton-Schulz runs in bfloat16, as in its reference implementation: it only has to bring
-    singular values near 1, and in float32 it would cost several times as much. A CPU, which has no
-    fast bfloat16, stays in float32.
-    """
-    dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-
-    def orthogonalise(path, leaf):
-        matrices = leaf.reshape(_matrix_shape(path, leaf))
-        scale = MUON_RMS * max(matrices.shape[-2:]) ** 0.5
-        return (scale * newton_schulz(matrices, dtype)).astype(leaf.dtype).reshape(leaf.shape)
-
-    return optax.chain(_sgd(section), optax.stateless(
-        lambda updates, _: jax.tree_util.tree_map_with_path(orthogonalise, updates)))
+    return optax.chain(_sgd(section), orthogonalise())
 
 
-def newton_schulz(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """Brings the singular values of matrices [..., rows, columns] near 1, computing in `dtype`."""
-    norm = jnp.linalg.norm(x, axis=(-2, -1), keepdims=True)
-    x = (x / (norm + 1e-7)).astype(dtype)
-    is_tall = x.shape[-2] > x.shape[-1]
-    if is_tall:  # the shorter side makes the smaller products
-        x = x.mT
-    a, b, c = NEWTON_SCHULZ
-    for _ in range(NEWTON_SCHULZ_STEPS):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if is_tall else x
+def _muon_or_adamw(params: Any) -> Any:
+    return jax.tree.map(lambda muon: "muon" if muon else "adamw", is_matrix(params))
 
 
 def _adafactor(_: ConfigDict) -> optax.GradientTransformation:
@@ -198,30 +156,11 @@ DIRECTIONS: Mapping[str, Callable[[ConfigDict], optax.GradientTransformation]] =
     "schedule_free": _schedule_free}
 
 
-def _name(path: tuple[Any, ...]) -> str:
-    return str(getattr(path[-1], "key", path[-1]))
-
-
-def _matrix_shape(path: tuple[Any, ...], leaf: jax.Array) -> tuple[int, ...]:
-    """A weight's shape as matrices [..., inputs, outputs]; the shape as it is of other parameters.
-
-    Axes that count matrices stay apart, so that a mesh may go on cutting each of them.
-    """
-    reduced = MATRICES.get(_name(path))
-    if reduced is None:
-        return leaf.shape
-    letters = letters_of(path, leaf.ndim)
-    sizes = dict(zip(letters, leaf.shape))
-    counts = tuple(sizes.pop(letter) for letter in letters if letter in "NE")
-    inputs = math.prod(sizes.pop(letter) for letter in reduced)
-    return (*counts, inputs, math.prod(sizes.values()))
-
-
 def _by_matrix(transformation: optax.GradientTransformation) -> optax.GradientTransformation:
     """Applies a transformation to each layer's and each expert's matrix as if it were alone."""
     def apply(function, path, leaf, *others):
-        shape = _matrix_shape(path, leaf)
-        num_counts = (len(shape) - 2 if _name(path) in MATRICES
+        shape = matrix_shape(path, leaf)
+        num_counts = (len(shape) - 2 if name_of(path) in MATRICES
                       else letters_of(path, leaf.ndim).count("N"))
         for _ in range(num_counts):
             function = jax.vmap(function)
@@ -233,7 +172,7 @@ def _by_matrix(transformation: optax.GradientTransformation) -> optax.GradientTr
 
     def update(updates, state, params):
         def update_leaf(path, leaf, state, param):
-            param = param.reshape(_matrix_shape(path, param))
+            param = param.reshape(matrix_shape(path, param))
             update, state = apply(transformation.update, path, leaf, state, param)
             return update.reshape(leaf.shape), state
 
@@ -248,11 +187,11 @@ def _by_matrix(transformation: optax.GradientTransformation) -> optax.GradientTr
 def _multiply_by_name(multipliers: Mapping[str, float]) -> optax.GradientTransformation:
     """Multiplies the update of each parameter by the factor of the longest pattern it matches."""
     def factor(path) -> float:
-        matching = [pattern for pattern in multipliers if fnmatchcase(_name(path), pattern)]
+        matching = [pattern for pattern in multipliers if fnmatchcase(name_of(path), pattern)]
         return multipliers[max(matching, key=len)] if matching else 1.0
 
     def init(params):
-        names = {_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
+        names = {name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
         for pattern in multipliers:
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise UserError(f"optimizer.lr_multipliers={pattern!r}", "matches no parameter",

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,19 +17,23 @@ from ml_collections import ConfigDict
 
 from core import entry
 from core.artifacts import read_json
-from core.progress import format_count, log
+from core.progress import log
+from data.tokenizer import load_tokenizer
 from data.tokens.mixture import mixture, plan_mixture
 from data.tokens.rows import batches
 from eval.bits_per_byte import bits_per_byte
-from model.config import make_model_config
+from eval.choices import score_choices
+from eval.statistics import mean_and_stderr
+from eval.tasks.documentation import load_documentation
+from model.config import ModelConfig, make_model_config
 from model.directory import save_model
 from model.sharding import make_mesh
 from model.transformer import init, num_params
-from train.loop import fit
+from train import profile
+from train.distributed import initialize
 from train.loss import next_token_loss
 from train.metrics import read_metrics
-from train.optimizer import make_optimizer
-from train.step import init_state, make_train_step
+from train.trainer import train
 
 
 def plan_phases(section: ConfigDict, tokens: Path) -> list[tuple[int, dict[str, float]]]:
@@ -74,37 +78,52 @@ def make_rows(section: ConfigDict, tokens: Path) -> grain.MapDataset:
     return batches(grain.MapDataset.concatenate(parts), section.batch_size)
 
 
+def make_evaluate(section: ConfigDict, model_config: ModelConfig,
+                  parents: Mapping[str, Path]) -> Callable[[Any], dict[str, float]]:
+    """What is measured while training: held-out bits per byte and, if asked, a small task.
+
+    The task's questions are of the training split: the test split is for finished models.
+    """
+    tokens, batching = parents["tokens"], {"row_length": section.row_length,
+                                           "batch_size": section.batch_size}
+    questions = []
+    if section.num_choices:
+        questions = load_documentation(parents["corpus"]).choices("train", section.num_choices,
+                                                                  section.seed)
+        tokenizer = load_tokenizer(tokens / "tokenizer")
+
+    def evaluate(params):
+        metrics = {"heldout_bpb": bits_per_byte(params, model_config, tokens, **batching)}
+        if questions:
+            scores = score_choices(params, model_config, tokenizer, questions, chat=False,
+                                   **batching)
+            metrics["choices_acc"] = mean_and_stderr([s.is_right_per_byte for s in scores])[0]
+        return metrics
+
+    return evaluate
+
+
 def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict[str, Any]:
     """Trains from scratch, or goes on from the newest checkpoint in `folder`."""
+    initialize()
     section, tokens = config.pretrain, parents["tokens"]
     model_config = make_model_config(config.model, read_json(tokens / "tokens.json")["vocab_size"])
     mesh = make_mesh(config.mesh)
-    tokens_per_step = section.batch_size * section.row_length
-    log(f"pretrain: {format_count(num_params(model_config))} parameters, {section.num_steps} steps "
-        f"of {format_count(tokens_per_step)} tokens, XLA attention, "
-        f"{mesh.size} x {jax.devices()[0].device_kind}")
-
-    init_key, run_key = jax.random.split(jax.random.key(section.seed))
-    optimizer = make_optimizer(section.optimizer, section.num_steps)
-    state = init_state(partial(init, model_config), init_key, optimizer, run_key, mesh)
-    train_step = make_train_step(
-        next_token_loss, optimizer, config=model_config, mesh=mesh, state=state,
-        batch_size=section.batch_size, num_microbatches=section.num_microbatches)
-
-    def evaluate(params):
-        return {"heldout_bpb": bits_per_byte(params, model_config, tokens,
-                                             row_length=section.row_length,
-                                             batch_size=section.batch_size)}
-
-    state = fit(state, train_step, make_rows(section, tokens), folder=folder, mesh=mesh,
-                section=section, tokens_per_step=tokens_per_step, evaluate=evaluate)
-    save_model(folder, state.params, model_config, tokens / "tokenizer", chat=False,
+    loss_fn = partial(next_token_loss, z_loss_coef=section.z_loss_coef,
+                      balance_coef=section.balance_coef, router_z_coef=section.router_z_coef)
+    params = train(loss_fn, make_rows(section, tokens), make_params=partial(init, model_config),
+                   source=jax.random.key(section.seed), config=model_config, mesh=mesh,
+                   section=section, folder=folder,
+                   evaluate=make_evaluate(section, model_config, parents))
+    save_model(folder, params, model_config, tokens / "tokenizer", chat=False,
                context_tokens=section.row_length)
     measured = [row for row in read_metrics(folder / "metrics.jsonl") if "heldout_bpb" in row]
     return {"params": num_params(model_config), "steps": section.num_steps,
-            "tokens": section.num_steps * tokens_per_step,
-            "heldout_bpb": measured[-1]["heldout_bpb"]}
+            "tokens": section.num_steps * section.batch_size * section.row_length,
+            **{name: measured[-1][name] for name in measured[-1].keys() - {"step", "evaluated"}}}
 
 
 if __name__ == "__main__":
-    entry.run_stage("pretrain", build, parents=("tokens",), sections=("model",))
+    profile.define_flag()
+    entry.run_stage("pretrain", build, parents=("tokens", "corpus"), sections=("model",),
+                    every_process=True)

@@ -52,7 +52,7 @@ class StepFolders:
 
     def delete_old(self) -> None:
         """Deletes the steps that are neither new nor kept for ever."""
-        for path in self._passing()[:-self._keep]:
+        for path in self._passing(self._keep):
             self._delete(path)
 
     def make_room(self, need_bytes: int) -> bool:
@@ -60,7 +60,7 @@ class StepFolders:
 
         The newest step and those that are kept for ever stay.
         """
-        spare = [*self.damaged(), *self._passing()[:-1]]
+        spare = [*self.damaged(), *self._passing(1)]
         if self._free_bytes() + sum(map(_size_bytes, spare)) < need_bytes:
             return False
         while self._free_bytes() < need_bytes and spare:
@@ -73,11 +73,10 @@ class StepFolders:
         for path in self._folder.glob(f"*{TMP_SUFFIX}*"):
             shutil.rmtree(path, ignore_errors=True)
 
-    def _passing(self) -> list[Path]:
-        """The steps' folders, the oldest first, without older ones that are kept for ever."""
-        *older, newest = self.steps() or [None]
-        passing = [step for step in older if not self._keep_every or step % self._keep_every]
-        return [self._folder / str(step) for step in [*passing, newest] if step is not None]
+    def _passing(self, num_newest: int) -> list[Path]:
+        """The steps behind the newest ones that are not kept for ever, the oldest first."""
+        return [self._folder / str(step) for step in self.steps()[:-num_newest]
+                if not self._keep_every or step % self._keep_every]
 
     def _delete(self, path: Path) -> None:
         """Renames before it deletes, so that a half-deleted step is never taken for a whole one."""

@@ -82,7 +82,7 @@ def choose_backend(config: ModelConfig, num_shards: int = 1,
     """
     machine = machine or this_machine()
     if config.attention == "auto":
-        return next(backend for backend in FASTEST_FIRST.get(machine.platform, ("xla",))
+        return next(backend for backend in _fastest_first(machine)
                     if obstacle(backend, config, num_shards, machine) is None)
     if rule := obstacle(config.attention, config, num_shards, machine):
         raise UserError(f"model.attention={config.attention!r}", rule,
@@ -97,7 +97,7 @@ def describe(config: ModelConfig, mesh: Mesh, machine: Machine | None = None) ->
     text = f"{backend} attention"
     if num_shards > 1:
         text += f", {config.context_attention} over {num_shards} context shards"
-    fastest = FASTEST_FIRST.get(machine.platform, ("xla",))[0]
+    fastest = _fastest_first(machine)[0]
     if config.attention == "auto" and backend != fastest:
         text += f" ({fastest} {obstacle(fastest, config, num_shards, machine)})"
     return text
@@ -111,6 +111,10 @@ def this_machine() -> Machine:
     is_cuda = major.isdecimal() and minor.isdecimal()  # AMD's are names such as gfx942
     return Machine(jax.default_backend(), device.device_kind,
                    (int(major), int(minor)) if is_cuda else (0, 0))
+
+
+def _fastest_first(machine: Machine) -> tuple[str, ...]:
+    return FASTEST_FIRST.get(machine.platform, ("xla",))
 
 
 def obstacle(backend: str, config: ModelConfig, num_shards: int, machine: Machine) -> str | None:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from model.attention.reference import MASKED
 
@@ -96,6 +97,8 @@ def _forward(num_hops, queries, keys):
     out_BGRLK = state.out_BGRLK / state.total_BGRL[..., None]
     out_BLGRK = jnp.moveaxis(out_BGRLK, 3, 1).astype(queries.q_BLGRK.dtype)
     log_z_BGRL = state.top_BGRL + jnp.log(state.total_BGRL)
+    # Rematerialisation that keeps both does not go round the ring again.
+    out_BLGRK, log_z_BGRL = checkpoint_name((out_BLGRK, log_z_BGRL), "attention")
     return out_BLGRK, (queries, keys, out_BLGRK, log_z_BGRL)
 
 
@@ -166,12 +169,12 @@ def _scores(queries, keys):
 def _fold(state, queries, keys):
     """Takes a shard of keys into the state; a block that no query sees costs its mask alone."""
     def take(state, block, mask_BLM):
-        mask_BGRLM = mask_BLM[:, None, None]
-        scores_BGRLM = jnp.where(mask_BGRLM, _scores(queries, block), MASKED)
+        scores_BGRLM = jnp.where(mask_BLM[:, None, None], _scores(queries, block), MASKED)
         top_BGRL = jnp.maximum(state.top_BGRL, scores_BGRLM.max(-1))
         shrink_BGRL = jnp.exp(state.top_BGRL - top_BGRL)
-        # Where a query sees nothing of the block, `top` may be MASKED too, and exp(0) is 1.
-        weights_BGRLM = jnp.where(mask_BGRLM, jnp.exp(scores_BGRLM - top_BGRL[..., None]), 0)
+        # Before its first visible key, a query takes masked ones for exp(0). That key wipes them
+        # out, as it shrinks by exp(MASKED); and there is one, for every query sees itself.
+        weights_BGRLM = jnp.exp(scores_BGRLM - top_BGRL[..., None])
         new_BGRLK = jnp.einsum("BGRLM,BMGK->BGRLK", weights_BGRLM.astype(block.v_BMGK.dtype),
                                block.v_BMGK, preferred_element_type=jnp.float32)
         return Softmax(state.out_BGRLK * shrink_BGRL[..., None] + new_BGRLK, top_BGRL,

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from core.errors import UserError
 from model.attention.packed import Documents, Kernel, attend_packed
+from model.attention.placement import fill_blocks
 
 FORWARD = ("query", "key", "value", "bias", "q_seqlen", "kv_seqlen", "q_offsets", "kv_offsets",
            "page_table_k", "page_table_v", "scale", "seed", "dropout_rate", "variadic_args",
@@ -35,7 +36,9 @@ def attend(q_BLHK: jax.Array, k_BLGK: jax.Array, v_BLGK: jax.Array, segment_ids_
         raise UserError(f"{q_BLHK.shape[0]} rows of {q_BLHK.shape[1]} tokens on one device",
                         f"are {q_BLHK.size} numbers a layer; cuDNN counts them in 32 bits",
                         "take a smaller batch, more microbatches or another mesh")
-    return attend_packed(load(), q_BLHK, k_BLGK, v_BLGK, segment_ids_BL)
+    length = q_BLHK.shape[1]
+    args = (fill_blocks(x, 2) for x in (q_BLHK, k_BLGK, v_BLGK, segment_ids_BL))  # it takes even L
+    return attend_packed(load(), *args)[:, :length]
 
 
 @cache

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.custom_batching import custom_vmap
 
 DOCUMENTS_PER_CALL = 32  # of a row; letter P. The kernel keeps a float32 per token, head and these.
@@ -48,8 +49,7 @@ def number_documents(segment_ids_BL: jax.Array) -> jax.Array:
 
 def list_documents(number_BL: jax.Array, call: int | jax.Array) -> Documents:
     """The documents that the `call`-th call takes: those numbered from call * P on."""
-    length = number_BL.shape[1]
-    num_p = min(DOCUMENTS_PER_CALL, max(length, 2))  # one alone is no packed row to cuDNN
+    num_p = min(DOCUMENTS_PER_CALL, number_BL.shape[1])
     wanted_P = call * num_p + jnp.arange(num_p)
     is_in_BLP = number_BL[:, :, None] == wanted_P[None, None]
     lengths_BP = is_in_BLP.sum(1, dtype=jnp.int32)
@@ -75,6 +75,8 @@ def _forward(kernel, q_BLHK, k_BLGK, v_BLGK, segment_ids_BL):
 
     out_BLHK = _where(number_BL, 0, out_BLHK, jnp.zeros_like(out_BLHK))
     out_BLHK = jax.lax.fori_loop(1, _num_calls(number_BL), call, out_BLHK)
+    # Rematerialisation that keeps both does not call the kernel again.
+    out_BLHK, stats = checkpoint_name((out_BLHK, stats), "attention")
     return out_BLHK, (q_BLHK, k_BLGK, v_BLGK, number_BL, stats, out_BLHK)
 
 

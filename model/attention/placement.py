@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from model.sharding import fitting_spec
@@ -33,3 +34,10 @@ def attend_in_place(attend: Attend, q_BLHK: jax.Array, k_BLGK: jax.Array, v_BLGK
     attend = jax.shard_map(attend, in_specs=(heads, heads, heads, tokens, tokens),
                            out_specs=heads, check_vma=False)
     return attend(q_BLHK, k_BLGK, v_BLGK, segment_ids_BL, positions_BL)
+
+
+def fill_blocks(x: jax.Array, block: int, filling: int = 0) -> jax.Array:
+    """Pads rows behind, [B, L, ...], up to whole blocks of positions."""
+    ends = [(0, 0)] * x.ndim
+    ends[1] = (0, -x.shape[1] % block)
+    return jnp.pad(x, ends, constant_values=filling)

@@ -1,0 +1,153 @@
+"""A tiny run as a real process: started, watched, killed, gone on with, and compared to the bit."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from core.artifacts import ROOT, make_lineage, read_json, write_json
+from data.documents import Document, write_documents
+
+NUM_STEPS = 24
+CHECKPOINT_EVERY = 4
+TINY = {"num_steps": NUM_STEPS, "checkpoint_every": CHECKPOINT_EVERY, "evaluate_every": 6,
+        "log_every": 1, "row_length": 32, "num_microbatches": 2}
+WAIT_SECS = 300
+
+
+class Run:
+    """One stage in a folder of its own.
+
+    Args:
+        workdir: gets the artifact, its partial folder, and what the processes said.
+        module: the stage, or a script that is like it.
+        settings: fields of the stage's section.
+        section: the stage's section, `out` its artifact's name.
+    """
+
+    def __init__(self, workdir: Path, settings: dict[str, object], *,
+                 module: str = "train.pretrain", section: str = "pretrain", out: str = "base"):
+        self.workdir, self.final = workdir, workdir / out
+        self.partial = workdir / f"{out}.partial"
+        self.checkpoints = self.partial / "checkpoints"
+        workdir.mkdir(parents=True, exist_ok=True)
+        self._command = [
+            sys.executable, "-m", module, "--config=configs/quickstart.py:smoke",
+            f"--workdir={workdir}",
+            *(f"--config.{section}.{name}={value}" for name, value in settings.items())]
+        self._log = workdir / "stderr.txt"
+
+    def start(self, **popen: object) -> subprocess.Popen:
+        """Starts a process; what it says goes to a file, which `said` reads."""
+        # One device: the smallest and quickest program.
+        environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+        with open(self._log, "wb") as log_file:
+            return subprocess.Popen(self._command, cwd=ROOT, env=environment, stderr=log_file,
+                                    stdout=subprocess.DEVNULL, **popen)
+
+    def said(self) -> str:
+        """What the last process wrote to stderr."""
+        return self._log.read_text(errors="replace")
+
+    def wait(self, process: subprocess.Popen) -> int:
+        """Waits for the end; the exit code."""
+        try:
+            return process.wait(timeout=WAIT_SECS)
+        finally:
+            process.kill()
+
+    def finish(self) -> None:
+        """Runs to the end, which must be a good one."""
+        code = self.wait(self.start())
+        if code:
+            raise RuntimeError(f"{' '.join(self._command)} ended with {code}:\n{self.said()[-3000:]}")
+
+    def send_when(self, condition: Callable[[], bool], *signals: signal.Signals) -> int:
+        """Starts a process and sends it signals once the condition holds; the exit code.
+
+        It is 0 when the process was quicker.
+        """
+        process = self.start()
+        try:
+            deadline = time.monotonic() + WAIT_SECS
+            while not condition() and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.001)
+            for signum in signals:
+                process.send_signal(signum)
+                time.sleep(0.02)    # two of a kind at once would be one
+        finally:
+            code = self.wait(process)
+        return code
+
+    def reported(self) -> int:
+        """The last step whose loss is in the metrics."""
+        path = self.partial / "metrics.jsonl"
+        steps = re.findall(r'"step": (\d+), "loss"', path.read_text()) if path.exists() else []
+        return int(steps[-1]) if steps else 0
+
+    def committed(self) -> list[int]:
+        """The steps that are on the disk whole, the oldest first."""
+        names = os.listdir(self.checkpoints) if self.checkpoints.exists() else []
+        return sorted(int(name) for name in names if name.isdecimal())
+
+    def is_saving(self) -> bool:
+        """Whether a save is under way."""
+        return any(self.checkpoints.glob("*.orbax-checkpoint-tmp*"))
+
+    def restored(self) -> int:
+        """The step that the last process began with."""
+        found = re.search(r"restored step (\d+)", self.said())
+        return int(found[1]) if found else 0
+
+
+def final_bits(run: Run) -> dict[str, bytes]:
+    """All that a finished run leaves: arrays and loader of the last checkpoint, and the metrics."""
+    step = max((run.final / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
+    with warnings.catch_warnings(), ocp.StandardCheckpointer() as checkpointer:
+        warnings.filterwarnings("ignore", message="Sharding info not provided")
+        tree = checkpointer.restore((step / "state").absolute())
+    found = {jax.tree_util.keystr(path): np.asarray(leaf).tobytes()
+             for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    record = read_json(step / "record" / "metadata")
+    return found | {"loader": repr(record["rows"]).encode(),
+                    "metrics": (run.final / "metrics.jsonl").read_bytes()}
+
+
+def differences(expected: dict[str, bytes], found: dict[str, bytes]) -> list[str]:
+    """Names of what is not the same to the bit."""
+    return sorted(name for name in expected.keys() | found.keys()
+                  if expected.get(name) != found.get(name))
+
+
+def run_stage(module: str, workdir: Path, *flags: str) -> None:
+    """Runs another stage to its end."""
+    subprocess.run([sys.executable, "-m", module, "--config=configs/quickstart.py:smoke",
+                    f"--workdir={workdir}", *flags], check=True, cwd=ROOT, capture_output=True,
+                   env=os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"})
+
+
+def make_tokens(workdir: Path, domains: Sequence[str] = ("pages", "code")) -> Path:
+    """A token folder made by the real stages from documents of made-up words."""
+    rng = np.random.default_rng(0)
+    words = [f"{a}{b}{c}" for a in "bcdfgl" for b in "aeiou" for c in ("n", "rt", "lking", "s")]
+    for split, count in (("documents", 120), ("heldout", 12)):
+        made = [Document(id=f"{split}{i:04d}", text=" ".join(rng.choice(words, 120)),
+                         source=f"test://{i}", domain=domains[i % len(domains)])
+                for i in range(count)]
+        write_documents(workdir / "corpus" / split / "part-00000.parquet", made)
+    write_json(workdir / "corpus" / "lineage.json",
+               make_lineage(stage="curate", config={}, inputs={}, code=""))
+    run_stage("data.train_tokenizer", workdir, "--config.tokenizer.vocab_size=300")
+    run_stage("data.pack", workdir)
+    return workdir / "tokens"

@@ -1,0 +1,1 @@
+"""Launchers: each prints the script or manifest that starts stages on many machines."""

@@ -1,0 +1,131 @@
+"""What all launchers share: the flags of a job, checked, and the commands that it runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from core import entry
+from core.artifacts import ROOT
+from core.errors import UserError
+from core.xla_flags import PRESETS, check_xla_flags
+from scripts.stages import StageModule, config_arguments, read_stages
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """Stages to run one after another on the same machines.
+
+    Attributes:
+        name: of the job; letters, digits and dashes.
+        stages: in order.
+        arguments: the config, as every stage gets it.
+        workdir: a folder on a disk that all machines share.
+        root: the checkout on these machines.
+        python: the interpreter there.
+        xla_flags: for XLA_FLAGS; may be empty.
+    """
+
+    name: str
+    stages: tuple[StageModule, ...]
+    arguments: tuple[str, ...]
+    workdir: str
+    root: str
+    python: str
+    xla_flags: str
+
+    @property
+    def refused(self) -> str:
+        """File that a process leaves when it refuses its input, which no other try would mend."""
+        return f"{self.workdir}/.{self.name}-refused"
+
+    def command(self, stage: StageModule) -> str:
+        """The stage's command, quoted for a shell."""
+        return shlex.join([self.python, "-m", stage.module, *self.arguments,
+                           f"--workdir={self.workdir}"])
+
+    def exports(self) -> list[str]:
+        """Shell lines that set the environment of every stage."""
+        lines = [f"export JAX_COMPILATION_CACHE_DIR={shlex.quote(f'{self.workdir}/.cache/jax')}"]
+        if self.xla_flags:
+            lines.append(f"export XLA_FLAGS={shlex.quote(self.xla_flags)}")
+        return lines
+
+
+def define_job_flags() -> None:
+    """Declares the flags that `read_job` reads."""
+    entry.define_config_flags()
+    flags.DEFINE_list("stages", [], "Modules to run in order, e.g. train.pretrain,align.sft.")
+    flags.DEFINE_string("name", "heartwood", "Name of the job.")
+    flags.DEFINE_string("root", str(ROOT), "The checkout, where the job runs.")
+    flags.DEFINE_string("python", None, "The interpreter there; ROOT/.venv/bin/python by default.")
+    flags.DEFINE_string("xla_flags", "none", f"A preset of flags: {', '.join(PRESETS)}.")
+    flags.DEFINE_string("out", None, "File to write to, instead of printing.")
+
+
+def read_job() -> Job:
+    """The job that the flags describe.
+
+    Raises:
+        UserError: one of them is missing or not possible.
+    """
+    given = flags.FLAGS
+    config, workdir = entry.config_and_workdir()
+    if not workdir.is_absolute() or "://" in given.workdir:
+        raise UserError(f"--workdir={given.workdir}", "must be an absolute path on a disk that all "
+                        "machines share", "mount the storage, or write the path from /")
+    if given.xla_flags not in PRESETS:
+        raise UserError(f"--xla_flags={given.xla_flags}", "is no known preset",
+                        f"choose among {', '.join(PRESETS)}")
+    check_xla_flags({"XLA_FLAGS": PRESETS[given.xla_flags]})
+    if not re.fullmatch(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?", given.name):
+        raise UserError(f"--name={given.name!r}", "must be lower-case letters, digits and dashes, "
+                        "at most 40, a letter first", "choose another --name")
+    return Job(given.name, tuple(read_stages(given.stages, config)), tuple(config_arguments()),
+               str(workdir), given.root, given.python or f"{given.root}/.venv/bin/python",
+               PRESETS[given.xla_flags])
+
+
+def out_path() -> Path | None:
+    """Where `--out` wants the result."""
+    return Path(flags.FLAGS.out) if flags.FLAGS.out else None
+
+
+# Runs stages one after another and hands SIGTERM on: bash alone would die of it, or, as the first
+# process of a container, ignore it. `wait` returns early when a trap has run, hence the loop.
+RUN_STAGE = """\
+run_stage() {
+  "$@" &
+  child=$!
+  while :; do
+    wait "$child"
+    status=$?
+    kill -0 "$child" 2>/dev/null || break
+  done
+  [ $status = 0 ] || exit $status
+}
+trap 'kill -TERM "$child" 2>/dev/null' TERM"""
+
+
+def check_options(options: Sequence[str], start: str, flag: str) -> None:
+    """Refuses options of a scheduler that would not survive a line of their own."""
+    for option in options:
+        if not option.startswith(start) or "\n" in option:
+            raise UserError(f"{flag}={option!r}", f"must be one line that begins with {start}",
+                            "write one option a flag")
+
+
+def deliver(text: str, path: Path | None) -> dict[str, str]:
+    """Prints what was rendered, or writes it to a file that its owner may run."""
+    if path is None:
+        print(text)
+        return {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+    return {"file": str(path)}
