@@ -5,6 +5,7 @@
     R = H/G           K head size       N layers          J samples per prompt
     E experts         C choices of a token among them
     S pipeline stages U pieces of a batch on their way through them
+    P documents of a row that one call of an attention kernel takes
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from ml_collections import ConfigDict
 from core.errors import UserError
 from model.remat import check_policy
 
-REMAT_POLICIES = ("none", "dots", "full")
 ATTENTION_BACKENDS = ("auto", "xla", "cudnn", "pallas", "splash")
 CONTEXT_ATTENTIONS = ("ring", "all_gather")
 MATMULS = ("compute", "int8", "fp8")

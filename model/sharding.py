@@ -5,6 +5,7 @@ A parameter's name ends in its axis letters (`wq_DHK`), so the name alone says h
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -197,8 +198,9 @@ def param_shardings(params: Any, mesh: Mesh) -> Any:
 def state_shardings(state: Any, params: Any, mesh: Mesh) -> Any:
     """Shardings of a train state: whatever mirrors a parameter is cut like it, the rest is copied.
 
-    Moments and averages live in trees of their own, so a leaf is matched by the end of its path
-    and its shape. Adafactor's factored moments have another shape and are small: copies.
+    Moments and averages live in trees of their own, or in a small state for each parameter, so a
+    leaf is matched by its shape and the part of its path that is a parameter's. Adafactor's
+    factored moments have another shape and are small: copies.
     """
     shardings = jax.tree.leaves(param_shardings(params, mesh))
     cut = {_names(path): (leaf.shape, sharding) for (path, leaf), sharding in zip(
@@ -206,8 +208,8 @@ def state_shardings(state: Any, params: Any, mesh: Mesh) -> Any:
 
     def shard(path, leaf):
         names = _names(path)
-        for start in range(len(names)):
-            shape, sharding = cut.get(names[start:], (None, None))
+        for start, end in itertools.combinations(range(len(names) + 1), 2):
+            shape, sharding = cut.get(names[start:end], (None, None))
             if shape == leaf.shape:
                 return sharding
         return NamedSharding(mesh, P())

@@ -257,6 +257,8 @@ def make_workload(size: str, given: Any, defaults: Mapping[str, Any]) -> Workloa
 
 def main() -> dict[str, Any]:
     """Runs the benchmark; returns its figures, the ratios last."""
+    for size in flags.FLAGS.sizes or NAMED_SIZES:
+        make_workload(size, flags.FLAGS, DEFAULTS["gpu"])   # a mistake shows before all measuring
     with tempfile.TemporaryDirectory() as scratch:
         machine = measure_machine(Path(scratch))
         defaults = DEFAULTS["cpu" if machine["platform"] == "cpu" else "gpu"]

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from core.progress import log
-from model.config import ATTENTION_BACKENDS, REMAT_POLICIES
+from model.config import ATTENTION_BACKENDS
+from model.remat import POLICIES
 from scripts.train_workload import Workload
 
 NUM_STEPS = 8       # of a trial
@@ -66,7 +67,7 @@ def _axes(start: Workload, side: str) -> Iterator[list[dict[str, Any]]]:
     yield [{"loss_chunks": count} for count in (1, 8, 32)]
     yield [{"scan_unroll": count} for count in sorted({1, 4, num_layers})]
     yield [{"remat": policy, "batch_factor": factor}
-           for policy, factor in itertools.product(REMAT_POLICIES, BATCH_FACTORS)]
+           for policy, factor in itertools.product(POLICIES, BATCH_FACTORS)]
 
 
 def _changed(best: Workload, start: Workload, change: dict[str, Any]) -> Workload:

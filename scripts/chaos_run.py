@@ -26,6 +26,14 @@ TINY = {"num_steps": NUM_STEPS, "checkpoint_every": CHECKPOINT_EVERY, "evaluate_
 WAIT_SECS = 300
 
 
+def environment() -> dict[str, str]:
+    """One device and a compiler that does little: the quickest program, for its start is all."""
+    return {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+            "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"} | os.environ | {
+                "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+
+
 class Run:
     """One stage in a folder of its own.
 
@@ -34,31 +42,31 @@ class Run:
         module: the stage, or a script that is like it.
         settings: fields of the stage's section.
         section: the stage's section, `out` its artifact's name.
+        flags: further flags of the module.
     """
 
     def __init__(self, workdir: Path, settings: dict[str, object], *,
-                 module: str = "train.pretrain", section: str = "pretrain", out: str = "base"):
+                 module: str = "train.pretrain", section: str = "pretrain", out: str = "base",
+                 **flags: object):
         self.workdir, self.final = workdir, workdir / out
         self.partial = workdir / f"{out}.partial"
         self.checkpoints = self.partial / "checkpoints"
         workdir.mkdir(parents=True, exist_ok=True)
         self._command = [
             sys.executable, "-m", module, "--config=configs/quickstart.py:smoke",
-            f"--workdir={workdir}",
+            f"--workdir={workdir}", *(f"--{name}={value}" for name, value in flags.items()),
             *(f"--config.{section}.{name}={value}" for name, value in settings.items())]
-        self._log = workdir / "stderr.txt"
+        self.log = workdir / "stderr.txt"
 
     def start(self, **popen: object) -> subprocess.Popen:
         """Starts a process; what it says goes to a file, which `said` reads."""
-        # One device: the smallest and quickest program.
-        environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-        with open(self._log, "wb") as log_file:
-            return subprocess.Popen(self._command, cwd=ROOT, env=environment, stderr=log_file,
+        with open(self.log, "wb") as log_file:
+            return subprocess.Popen(self._command, cwd=ROOT, env=environment(), stderr=log_file,
                                     stdout=subprocess.DEVNULL, **popen)
 
     def said(self) -> str:
         """What the last process wrote to stderr."""
-        return self._log.read_text(errors="replace")
+        return self.log.read_text(errors="replace")
 
     def wait(self, process: subprocess.Popen) -> int:
         """Waits for the end; the exit code."""
@@ -71,7 +79,7 @@ class Run:
         """Runs to the end, which must be a good one."""
         code = self.wait(self.start())
         if code:
-            raise RuntimeError(f"{' '.join(self._command)} ended with {code}:\n{self.said()[-3000:]}")
+            raise RuntimeError(f"{self.workdir} ended with {code}:\n{self.said()[-3000:]}")
 
     def send_when(self, condition: Callable[[], bool], *signals: signal.Signals) -> int:
         """Starts a process and sends it signals once the condition holds; the exit code.
@@ -93,7 +101,8 @@ class Run:
     def reported(self) -> int:
         """The last step whose loss is in the metrics."""
         path = self.partial / "metrics.jsonl"
-        steps = re.findall(r'"step": (\d+), "loss"', path.read_text()) if path.exists() else []
+        lines = path.read_text() if path.exists() else ""
+        steps = re.findall(r'^{"step": (\d+), .*"loss": .*}$', lines, re.MULTILINE)
         return int(steps[-1]) if steps else 0
 
     def committed(self) -> list[int]:
@@ -134,7 +143,7 @@ def run_stage(module: str, workdir: Path, *flags: str) -> None:
     """Runs another stage to its end."""
     subprocess.run([sys.executable, "-m", module, "--config=configs/quickstart.py:smoke",
                     f"--workdir={workdir}", *flags], check=True, cwd=ROOT, capture_output=True,
-                   env=os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"})
+                   env=environment())
 
 
 def make_tokens(workdir: Path, domains: Sequence[str] = ("pages", "code")) -> Path:

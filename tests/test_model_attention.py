@@ -1,9 +1,11 @@
 """Norm, rotary positions, masks and grouped queries against their formulas, written in numpy."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import print_saved_residuals
 
-from model.attention.reference import attend, cache_mask, document_mask
+from model.attention.reference import attend, cache_mask, document_mask, softmax
 from model.attention.rotary import rotate
 from model.transformer import rms_norm
 
@@ -66,6 +68,19 @@ def test_grouped_queries_equal_attention_with_repeated_heads():
             expected_BLHK[b, :, h] = weights_LM @ v_BMGK[b, :, g]
     out_BLHK = attend(*map(jnp.asarray, (q_BLHK, k_BMGK, v_BMGK, mask_BLM)))
     np.testing.assert_allclose(out_BLHK, expected_BLHK, atol=1e-5)
+
+
+def test_softmax_has_the_gradient_of_softmax():
+    scores, weight = (jnp.asarray(x, jnp.float32) for x in RNG.normal(size=(2, 3, 7)) * 3)
+    (found,), (expected,) = (jax.vjp(f, scores)[1](weight) for f in (softmax, jax.nn.softmax))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_the_backward_pass_is_kept_one_matrix_of_weights(capsys):
+    q_BLHK, k_BLGK = jnp.ones((1, 16, 4, 8)), jnp.ones((1, 16, 2, 8))
+    mask_BLM = jnp.ones((1, 16, 16), bool)
+    print_saved_residuals(lambda *qkv: attend(*qkv, mask_BLM), q_BLHK, k_BLGK, k_BLGK)
+    assert capsys.readouterr().out.count("[1,2,2,16,16]") == 1
 
 
 def test_a_row_that_may_look_nowhere_stays_finite():

@@ -6,6 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
@@ -16,6 +17,7 @@ from model.sharding import (
     STREAM_RULES,
     check_mesh,
     constrain,
+    fitting_spec,
     letters_of,
     make_mesh,
     param_shardings,
@@ -116,9 +118,11 @@ def test_what_a_mesh_divides_is_not_refused(config):
     ((3, 5, 7), "BLF", ACTIVATION_RULES, (3, 5, 7))], ids=str)
 def test_an_activation_is_cut_as_far_as_the_mesh_divides_it(shape, letters, rules, expected):
     """A mesh of fsdp=2, context=2, tensor=2: what does not divide, as in decoding, stays whole."""
-    with jax.set_mesh(make_mesh({"fsdp": 2, "context": 2, "tensor": 2})):
+    mesh = make_mesh({"fsdp": 2, "context": 2, "tensor": 2})
+    with jax.set_mesh(mesh):
+        place = NamedSharding(mesh, fitting_spec(letters, shape, rules))
         x = jax.jit(lambda x: constrain(x, letters, rules))(jnp.zeros(shape))
-    assert x.sharding.shard_shape(shape) == expected
+    assert place.shard_shape(shape) == x.sharding.shard_shape(shape) == expected
 
 
 @pytest.mark.parametrize("name", ["adafactor", "schedule_free", "muon"])

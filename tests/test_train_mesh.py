@@ -31,7 +31,7 @@ FULL_CASES = [("adamw", DENSE, {"data": 1}, {}, 4),
               ("adamw", DENSE, {"context": 2}, {"context_attention": "all_gather"}, 1),
               ("adamw", DENSE, {"stage": 4}, {}, 1),
               ("adamw", DENSE, {"stage": 2, "context": 2, "tensor": 2}, {}, 1),
-              ("adamw", DENSE, {"stage": 2, "data": 2, "fsdp": 2}, {}, 2),
+              ("adamw", DENSE, {"stage": 2, "data": 2}, {}, 2),
               ("adamw", EXPERTS, {"expert": 2}, {}, 1),
               ("adamw", EXPERTS, {"expert": 2, "fsdp": 2, "context": 2}, {}, 1),
               ("muon", DENSE, {"stage": 2, "fsdp": 2, "tensor": 2}, {}, 1)]

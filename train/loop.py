@@ -102,18 +102,18 @@ class Loop:
             while step < self._num_steps:
                 step += 1
                 state = self._take_step(state, step)
-                if self._is_astray:
-                    state = self._rewind(state, step)
+                self._do_what_is_due(state, step, stop)
+                if self._gave_up_at is not None:
+                    state = self._rewind(state, self._gave_up_at)
                     step = int(state.step)
                     self._start_at(step)
-                else:
-                    self._do_what_is_due(state, step, stop)
             self._checkpoints.close()
             log(f"{self._name}: {compilations.line()}; {self._goodput.line()}")
         return state
 
     def _take_step(self, state: TrainState, step: int) -> TrainState:
         with self._goodput.spend("data_wait"):
+            self._skip_batches(step - 1)
             batch = place_batch(next(self._rows), self._mesh)
         self._profiler.before(step, state.step)
         state, metrics = self._train_step(state, batch)
@@ -132,6 +132,8 @@ class Loop:
         saves = stops or self._is_due(step, self._section.checkpoint_every)
         if saves or self._is_due(step, self._section.evaluate_every):
             self._report_pending()
+        if self._gave_up_at is not None:    # nothing of this is to be kept
+            return
         self._evaluate_if_due(state, step)
         if saves:
             with self._goodput.spend("save"), self._off_the_clock():
@@ -169,7 +171,8 @@ class Loop:
         (step, metrics), self._pending = self._pending, None
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         refused_in_row = int(values.pop("refused_in_row"))
-        self._is_astray = self._rewinds.is_due(refused_in_row)
+        if self._rewinds.is_due(refused_in_row):
+            self._gave_up_at = step
         if refused_in_row:
             log(f"{self._name}: the update of step {step} was refused: loss {values['loss']:.4g}, "
                 f"gradient norm {values['gradient_norm']:.4g}")
@@ -221,15 +224,18 @@ class Loop:
             self._close_files()
             return self._checkpoints.restore(rewind.restore_step, state, self._rows)
 
-    def _start_at(self, step: int) -> None:
-        """Sets the loader and the files to a restored step."""
+    def _skip_batches(self, step: int) -> None:
+        """Past what a rewind to this step passes over, whether restored or reached again."""
         index = self._rewinds.resume_index(step)
-        if index is not None:
+        if index is not None and get_next_index(self._rows) < index:
             set_next_index(self._rows, index)
+
+    def _start_at(self, step: int) -> None:
+        """Opens the files of a run that stands at `step`."""
         self._metrics_file = MetricsFile(self._folder / "metrics.jsonl", step)
         self._speed_file = MetricsFile(self._folder / "speed.jsonl", step)
         self._goodput.resume(step)
-        self._pending, self._is_astray = None, False
+        self._pending, self._gave_up_at = None, None
         self._clocked_step, self._clock = step, time.monotonic()
 
     def _close_files(self) -> None:

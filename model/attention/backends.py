@@ -52,8 +52,8 @@ def attend_documents(q_BLHK: jax.Array, k_BLGK: jax.Array, v_BLGK: jax.Array,
     """Causal attention inside each document of packed rows; returns out_BLHK.
 
     Args:
-        segment_ids_BL: document of each token in its row, from 1; 0 is padding. What a backend
-            gives for padding is finite, and that is all.
+        segment_ids_BL: document of each token in its row, from 1; 0 is padding, which attends
+            to padding and so stays finite. The tokens of a document are neighbours.
         positions_BL: position of each token in its document.
 
     Raises:

@@ -38,18 +38,18 @@ class Kernel(NamedTuple):
 
 
 def number_documents(segment_ids_BL: jax.Array) -> jax.Array:
-    """Number of each token's document in its row, from 0; -1 in padding.
+    """Number of each token's document in its row, from 0: a document is a run of one segment id.
 
-    A document is a run of one segment id.
+    So padding is one too. Then every token lies in some document, and what the kernel leaves
+    unwritten is never seen.
     """
-    before_BL = jnp.pad(segment_ids_BL[:, :-1], ((0, 0), (1, 0)))
-    is_start_BL = (segment_ids_BL != before_BL) & (segment_ids_BL > 0)
-    return jnp.where(segment_ids_BL > 0, jnp.cumsum(is_start_BL, axis=1) - 1, -1)
+    before_BL = jnp.pad(segment_ids_BL[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+    return jnp.cumsum(segment_ids_BL != before_BL, axis=1) - 1
 
 
 def list_documents(number_BL: jax.Array, call: int | jax.Array) -> Documents:
     """The documents that the `call`-th call takes: those numbered from call * P on."""
-    num_p = min(DOCUMENTS_PER_CALL, number_BL.shape[1])
+    num_p = _num_per_call(number_BL)
     wanted_P = call * num_p + jnp.arange(num_p)
     is_in_BLP = number_BL[:, :, None] == wanted_P[None, None]
     lengths_BP = is_in_BLP.sum(1, dtype=jnp.int32)
@@ -61,19 +61,18 @@ def list_documents(number_BL: jax.Array, call: int | jax.Array) -> Documents:
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def attend_packed(kernel: Kernel, q_BLHK: jax.Array, k_BLGK: jax.Array, v_BLGK: jax.Array,
                   segment_ids_BL: jax.Array) -> jax.Array:
-    """Causal attention inside each document; 0 in padding, whose gradient is 0 as well."""
+    """Causal attention inside each document; returns out_BLHK."""
     return _forward(kernel, q_BLHK, k_BLGK, v_BLGK, segment_ids_BL)[0]
 
 
 def _forward(kernel, q_BLHK, k_BLGK, v_BLGK, segment_ids_BL):
     number_BL = number_documents(segment_ids_BL)
     run = partial(_as_rows(kernel.forward), q_BLHK, k_BLGK, v_BLGK)
-    out_BLHK, stats = run(list_documents(number_BL, 0))
 
     def call(n, out_BLHK):
-        return _where(number_BL, n, run(list_documents(number_BL, n))[0], out_BLHK)
+        return _take(number_BL, n, run(list_documents(number_BL, n))[0], out_BLHK)
 
-    out_BLHK = _where(number_BL, 0, out_BLHK, jnp.zeros_like(out_BLHK))
+    out_BLHK, stats = run(list_documents(number_BL, 0))
     out_BLHK = jax.lax.fori_loop(1, _num_calls(number_BL), call, out_BLHK)
     # Rematerialisation that keeps both does not call the kernel again.
     out_BLHK, stats = checkpoint_name((out_BLHK, stats), "attention")
@@ -82,33 +81,33 @@ def _forward(kernel, q_BLHK, k_BLGK, v_BLGK, segment_ids_BL):
 
 def _backward(kernel, kept, dout_BLHK):
     *qkv, number_BL, stats, out_BLHK = kept
-    forward, backward = _as_rows(kernel.forward), _as_rows(kernel.backward)
+    forward = partial(_as_rows(kernel.forward), *qkv)
+    backward = partial(_as_rows(kernel.backward), *qkv)
 
-    def add(n, stats, gradients):
-        new = backward(*qkv, list_documents(number_BL, n), stats, out_BLHK, dout_BLHK)
-        return [_where(number_BL, n, *pair) for pair in zip(new, gradients)]
+    def call(n, gradients):  # only the first call has kept its statistics
+        documents = list_documents(number_BL, n)
+        new = backward(documents, forward(documents)[1], out_BLHK, dout_BLHK)
+        return tuple(_take(number_BL, n, *pair) for pair in zip(new, gradients))
 
-    def call(n, gradients):  # the first call alone has kept its statistics
-        return add(n, forward(*qkv, list_documents(number_BL, n))[1], gradients)
-
-    gradients = add(0, stats, [jnp.zeros_like(x) for x in qkv])
-    gradients = jax.lax.fori_loop(1, _num_calls(number_BL), call, gradients)
-    return *gradients, None
+    gradients = backward(list_documents(number_BL, 0), stats, out_BLHK, dout_BLHK)
+    return *jax.lax.fori_loop(1, _num_calls(number_BL), call, gradients), None
 
 
 attend_packed.defvjp(_forward, _backward)
 
 
+def _num_per_call(number_BL):
+    return min(DOCUMENTS_PER_CALL, number_BL.shape[1])
+
+
 def _num_calls(number_BL):
     """Calls that the fullest row needs."""
-    num_p = list_documents(number_BL, 0).lengths_BP.shape[1]
-    return (number_BL.max() + num_p) // num_p
+    return number_BL.max() // _num_per_call(number_BL) + 1
 
 
-def _where(number_BL, call, new_BLHK, old_BLHK):
+def _take(number_BL, call, new_BLHK, old_BLHK):
     """Takes what the `call`-th call gave for the tokens of its documents."""
-    num_p = list_documents(number_BL, 0).lengths_BP.shape[1]
-    is_new_BL = (number_BL >= 0) & (number_BL // num_p == call)
+    is_new_BL = number_BL // _num_per_call(number_BL) == call
     return jnp.where(is_new_BL[:, :, None, None], new_BLHK, old_BLHK)
 
 

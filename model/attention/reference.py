@@ -21,6 +21,21 @@ def cache_mask(length_B: jax.Array, num_new: int, capacity: int) -> jax.Array:
     return jnp.arange(capacity)[None, None] <= position_BL[:, :, None]
 
 
+@jax.custom_jvp
+def softmax(scores: jax.Array) -> jax.Array:
+    """Softmax over the last axis, whose gradient keeps the weights alone.
+
+    That of `jax.nn.softmax` keeps the exponentials as well, a second tensor of that size.
+    """
+    return jax.nn.softmax(scores, axis=-1)
+
+
+@softmax.defjvp
+def _softmax_jvp(primals, tangents):
+    weights, (tangent,) = softmax(*primals), tangents
+    return weights, weights * (tangent - (weights * tangent).sum(-1, keepdims=True))
+
+
 def attend(q_BLHK: jax.Array, k_BMGK: jax.Array, v_BMGK: jax.Array,
            mask_BLM: jax.Array) -> jax.Array:
     """Grouped-query attention, softmax in float32; returns out_BLHK in the dtype of `q_BLHK`."""
@@ -29,7 +44,8 @@ def attend(q_BLHK: jax.Array, k_BMGK: jax.Array, v_BMGK: jax.Array,
     q_BLGRK = q_BLHK.reshape(batch, length, num_groups, num_heads // num_groups, head_size)
     scores_BGRLM = jnp.einsum("BLGRK,BMGK->BGRLM", q_BLGRK, k_BMGK,
                               preferred_element_type=jnp.float32) * head_size**-0.5
-    scores_BGRLM = jnp.where(mask_BLM[:, None, None], scores_BGRLM, MASKED)
-    weights_BGRLM = jax.nn.softmax(scores_BGRLM, axis=-1).astype(q_BLHK.dtype)
+    # Added, not chosen: a choice would keep its mask, once for each head.
+    masked_BLM = jnp.where(mask_BLM, 0, MASKED)
+    weights_BGRLM = softmax(scores_BGRLM + masked_BLM[:, None, None]).astype(q_BLHK.dtype)
     out_BLGRK = jnp.einsum("BGRLM,BMGK->BLGRK", weights_BGRLM, v_BMGK)
     return out_BLGRK.reshape(q_BLHK.shape)

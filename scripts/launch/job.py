@@ -76,9 +76,9 @@ def read_job() -> Job:
     """
     given = flags.FLAGS
     config, workdir = entry.config_and_workdir()
-    if not workdir.is_absolute() or "://" in given.workdir:
-        raise UserError(f"--workdir={given.workdir}", "must be an absolute path on a disk that all "
-                        "machines share", "mount the storage, or write the path from /")
+    if not re.fullmatch(r"/[\w./@+=,-]+", given.workdir):   # what every scheduler's syntax can hold
+        raise UserError(f"--workdir={given.workdir}", "must be an absolute path, without blanks, "
+                        "on a disk that all machines share", "write it from /, or mount it there")
     if given.xla_flags not in PRESETS:
         raise UserError(f"--xla_flags={given.xla_flags}", "is no known preset",
                         f"choose among {', '.join(PRESETS)}")

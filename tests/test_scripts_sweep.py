@@ -1,0 +1,169 @@
+"""Sweeps: axes and their points, one table, what is done is not done again, what failed is told."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from small_tokens import write_corpus
+
+from core.artifacts import ROOT
+from core.errors import UserError
+from scripts.sweep_axes import grid_axis, make_points, random_axis, zip_axis
+from scripts.sweep_points import point_name
+from scripts.sweep_table import average_seeds, show_table
+
+
+def test_points_are_the_product_of_grids_and_zips():
+    axes = [grid_axis("a.lr=0.1,0.2"), zip_axis("a.D=64,128;a.H=2,4")]
+    assert make_points(axes) == [
+        {"a.lr": lr, "a.D": width, "a.H": heads} for lr in ("0.1", "0.2")
+        for width, heads in (("64", "2"), ("128", "4"))]
+    assert make_points([grid_axis("a.lr=1,1,2")]) == [{"a.lr": "1"}, {"a.lr": "2"}]
+    assert grid_axis("a.writers=(),('x','y')") == [{"a.writers": "()"}, {"a.writers": "('x','y')"}]
+
+
+def test_random_draws_lie_in_their_ranges_and_stay_when_there_are_more():
+    texts = ["a.lr=loguniform(1e-4,1e-1)", "a.N=randint(2,4)", "a.name=choice(muon, adamw)",
+             "a.frac=uniform(0.5,1)"]
+    few, many = (random_axis(texts, trials=trials, seed=0) for trials in (5, 200))
+    assert many[:5] == few and random_axis(texts, trials=5, seed=1) != few
+    rates = sorted(float(point["a.lr"]) for point in many)
+    assert 1e-4 <= rates[0] < 2e-4 and 5e-2 < rates[-1] <= 1e-1
+    assert 1e-3 < rates[100] < 1e-2, "half of a log-uniform draw lies below the geometric mean"
+    assert {point["a.N"] for point in many} == {"2", "3", "4"}
+    assert {point["a.name"] for point in many} == {"muon", "adamw"}
+    assert all(0.5 <= float(point["a.frac"]) <= 1 for point in many)
+
+
+@pytest.mark.parametrize("make, line", [
+    (lambda: grid_axis("a.lr"), "--grid=a.lr: is not section.field=value,value"),
+    (lambda: grid_axis("lr=1"), "--grid=lr=1: is not section.field"),
+    (lambda: grid_axis("a.lr=1,,2"), "--grid=a.lr=1,,2: is not"),
+    (lambda: zip_axis("a.b=1,2;a.c=1"), "has fields with unequal numbers of values"),
+    (lambda: random_axis(["a.b=normal(0,1)"], trials=1, seed=0), "is no distribution"),
+    (lambda: random_axis(["a.b=loguniform(0,1)"], trials=1, seed=0), "and above 0"),
+    (lambda: random_axis(["a.b=uniform(2,1)"], trials=1, seed=0), "needs two numbers"),
+    (lambda: random_axis(["a.b=randint(0.5,1)"], trials=1, seed=0), "needs two numbers"),
+    (lambda: make_points([grid_axis("a.b=1"), grid_axis("a.b=2")]), "a.b: is set by two axes"),
+])
+def test_axes_that_make_no_sense_are_one_line(make, line):
+    with pytest.raises(UserError) as error:
+        make()
+    assert line in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_points_name_tells_its_settings_and_is_a_folders_name():
+    assert point_name({"a.lr": "0.1", "a.seed": "0"}) == "lr=0.1,seed=0"
+    assert point_name({"a.lr": "0.1", "b.lr": "0.2"}) == "a.lr=0.1,b.lr=0.2"
+    odd = {point_name({"a.file": value}) for value in ("x/y", "x y", "x" * 300)}
+    assert len(odd) == 3 and all("/" not in name and len(name) < 200 for name in odd)
+
+
+def _row(metric, **settings):
+    return {"point": "p", "settings": {f"a.{name}": value for name, value in settings.items()},
+            "status": "finished", "metrics": {"bpb": metric, "acc": {"sft": -metric}}}
+
+
+def test_seeds_are_averaged_and_the_best_setting_comes_first():
+    rows = [_row(2.0, lr="1", seed="0"), _row(4.0, lr="1", seed="1"), _row(1.0, lr="2", seed="0"),
+            {"point": "q", "settings": {"a.lr": "2", "a.seed": "1"}, "status": "failed",
+             "error": "error: no"}]
+    averaged = average_seeds(rows, "bpb", lowest=True)
+    assert [(group["mean"], group["num"]) for group in averaged] == [(1.0, 1), (3.0, 2)]
+    assert averaged[1]["std"] == pytest.approx(2 ** 0.5) and averaged[0]["std"] == 0
+    assert average_seeds(rows, "acc.sft", lowest=False)[0]["mean"] == -1.0
+    assert show_table(rows, averaged, "bpb").splitlines() == [
+        "lr  bpb              points", "2   1.0000           1", "1   3.0000 ± 1.4142  2",
+        "failed: q: error: no"]
+    with pytest.raises(UserError, match=r"--metric=loss: is no result .*acc, bpb"):
+        average_seeds(rows, "loss", lowest=True)
+
+
+@pytest.fixture(scope="module")
+def parents(tmp_path_factory):
+    """A workdir with a corpus, which all points share."""
+    folder = tmp_path_factory.mktemp("parents")
+    write_corpus(folder)
+    return folder
+
+
+def _command(parents, workdir, *arguments):
+    return [sys.executable, "-m", "scripts.sweep", "--config=configs/quickstart.py:smoke",
+            f"--workdir={workdir}", f"--parents={parents}", "--stages=data.train_tokenizer",
+            "--metric=bytes_per_token", "--best=highest", *arguments]
+
+
+def _sweep(parents, workdir, *arguments):
+    return subprocess.run(_command(parents, workdir, *arguments), cwd=ROOT, text=True,
+                          capture_output=True, env=os.environ | {"XLA_FLAGS": ""})
+
+
+def test_a_sweep_tells_its_best_and_tries_again_only_what_failed(parents, tmp_path):
+    grid = "--grid=tokenizer.vocab_size=280,100,320"    # 100 is less than the bytes there are
+    first = _sweep(parents, tmp_path, grid, "--parallel=2")
+    *table, last = first.stdout.splitlines()
+    told = json.loads(last)
+    assert first.returncode == 1 and told["finished"] == 2 and told["failed"] == 1
+    assert told["best"]["settings"] == {"tokenizer.vocab_size": "320"}
+    assert [line.split()[0] for line in table] == ["vocab_size", "320", "280", "failed:"]
+    assert "vocab_size=100: error: " in table[-1], "with the line that says why"
+    rows = [json.loads(line) for line in Path(told["results"]).read_text().splitlines()]
+    assert [row["status"] for row in rows] == ["finished", "failed", "finished"]
+    assert rows[0]["metrics"]["skipped"] is False
+    assert (tmp_path / "vocab_size=280" / "tokenizer" / "tokenizer.json").exists()
+
+    second = _sweep(parents, tmp_path, grid)
+    rows = [json.loads(line) for line in Path(told["results"]).read_text().splitlines()]
+    assert second.returncode == 1 and rows[0]["metrics"]["skipped"] is True
+    again = _sweep(parents, tmp_path, "--grid=tokenizer.vocab_size=280", "--launcher=none")
+    assert again.returncode == 0 and json.loads(again.stdout.splitlines()[-1])["finished"] == 1
+
+
+@pytest.mark.parametrize("arguments, line", [
+    ([], "--grid, --zip, --random: are all missing"),
+    (["--grid=tokenizer.vocabsize=1"], "point vocabsize=1: --config: no such field: 'vocabsize'"),
+    (["--grid=tokenizer.vocab_size=300,x"], "point vocab_size=x: flag --config.tokenizer.vocab_s"),
+    (["--grid=tokenizer.vocab_size=300", "--parents="], "--parents: is missing, and none of"),
+    (["--grid=tokenizer.vocab_size=300", "--parents=/nowhere"], "no finished artifact at /nowhere"),
+    (["--grid=tokenizer.vocab_size=300", "--point=1"], "--point=1: is not among 0 to 0"),
+])
+def test_a_sweep_that_cannot_run_is_one_line_and_runs_nothing(parents, tmp_path, arguments, line):
+    done = _sweep(parents, tmp_path / "none", *arguments)
+    assert done.returncode == 2 and not done.stdout, done.stderr
+    errors = [text for text in done.stderr.splitlines() if text.startswith("error: ")]
+    assert len(errors) == 1 and line in errors[0], done.stderr
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_job_array_runs_one_point_in_each_task(parents, tmp_path):
+    grid = "--grid=tokenizer.vocab_size=280,100"
+    done = _sweep(parents, tmp_path, grid, "--launcher=slurm", "--parallel=2",
+                  f"--out={tmp_path / 'sweep.sbatch'}", "--sbatch=--partition=cpu")
+    assert done.returncode == 0, done.stderr
+    script = (tmp_path / "sweep.sbatch").read_text()
+    assert "#SBATCH --array=0-1%2\n" in script and "#SBATCH --partition=cpu\n" in script
+    codes = [subprocess.run(["bash", str(tmp_path / "sweep.sbatch")], capture_output=True,
+                            env=os.environ | {"SLURM_ARRAY_TASK_ID": str(task), "XLA_FLAGS": ""}
+                            ).returncode for task in range(2)]
+    assert codes == [0, 1]
+    table = _sweep(parents, tmp_path, grid, "--launcher=none")
+    assert table.returncode == 1 and json.loads(table.stdout.splitlines()[-1])["failed"] == 1
+
+
+def test_an_interrupted_sweep_starts_no_more_and_leaves_nobody_behind(parents, tmp_path):
+    process = subprocess.Popen(
+        _command(parents, tmp_path, "--grid=tokenizer.vocab_size=" + ",".join(
+            str(size) for size in range(280, 300))), cwd=ROOT, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, env=os.environ | {"XLA_FLAGS": ""})
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("*/result.json")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130 and not stdout, stderr
+    assert 1 <= len(list(tmp_path.glob("*/tokenizer"))) < 20

@@ -1,0 +1,176 @@
+"""The loop: what is skipped, saved, evaluated and read, told by a model of four numbers."""
+
+import json
+import os
+import shutil
+import signal
+from functools import partial
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from ml_collections import ConfigDict
+
+from configs.common import make_training
+from core.errors import UserError
+from model.config import ModelConfig
+from model.sharding import make_mesh
+from train.loop import Loop
+from train.metrics import read_metrics
+from train.step import init_state, make_train_step
+
+NUM_STEPS = 24
+SIZES = ModelConfig(V=8, D=4, N=1, H=1, G=1, K=4, F=4)
+
+
+def distance_loss(params, batch, *, config, key):
+    """Mean squared distance to the batch's rows, and the number of the batch."""
+    rows = jnp.float32(batch["x_BD"].shape[0])
+    loss_sum = jnp.sum((params["w_D"][None] - batch["x_BD"]) ** 2)
+    return loss_sum, {"loss": (loss_sum, rows), "batch": (jnp.sum(batch["number_B"]), rows)}
+
+
+class Batches:
+    """Batch i is near 1 and carries its number; those in `bad` are not numbers."""
+
+    def __init__(self, bad):
+        self.bad = bad
+
+    def __len__(self):
+        return NUM_STEPS
+
+    def __getitem__(self, index):
+        x_BD = np.random.default_rng(index).normal(1.0, 0.1, (2, 4)).astype(np.float32)
+        return {"x_BD": x_BD * (np.nan if index in self.bad else 1),
+                "number_B": np.full(2, index, np.float32)}
+
+
+def make_section(**rewind):
+    rewind = dict(after=3, steps_back=2, skip_batches=1, max_retries=2) | rewind
+    return ConfigDict(make_training(
+        out="toy", row_length=4, batch_size=2, log_every=1, evaluate_every=4, checkpoint_every=3,
+        rewind=rewind))
+
+
+def run(folder, bad=(), evaluate=None, section=None):
+    section = section or make_section()
+    folder.mkdir(exist_ok=True)
+    mesh, optimizer = make_mesh({"data": 1}, jax.devices()[:1]), optax.sgd(0.05)
+    state = init_state(lambda zero: {"w_D": jnp.full(4, zero)}, jnp.float32(0), optimizer,
+                       jax.random.key(0), mesh)
+    step = make_train_step(distance_loss, optimizer, config=SIZES, mesh=mesh, state=state,
+                           batch_size=2)
+    rows = grain.MapDataset.source(Batches(frozenset(bad)))
+    loop = Loop(step, rows, folder=folder, mesh=mesh, section=section, config=SIZES,
+                tokens_per_step=8,
+                evaluate=evaluate or (lambda state: {"w": float(state.params["w_D"][0])}))
+    return loop.run(state)
+
+
+def told(folder, name):
+    """(step, value) of a metric in the order of the file."""
+    rows = read_metrics(folder / "metrics.jsonl")
+    return [(int(row["step"]), row[name]) for row in rows if name in row]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return folder, run(folder)
+
+
+def test_every_step_reads_its_batch_and_each_evaluation_is_told_once(undisturbed):
+    folder, state = undisturbed
+    assert told(folder, "batch") == [(i + 1, i) for i in range(NUM_STEPS)]
+    assert [step for step, _ in told(folder, "w")] == [4, 8, 12, 16, 20, 24]
+    assert int(state.step) == NUM_STEPS and not (folder / "rewinds.json").exists()
+    spent = json.loads((folder / "goodput.jsonl").read_text())
+    assert (spent["resumed"], spent["last"]) == (0, NUM_STEPS)
+    assert min(spent["secs"][cause] for cause in ("step", "data_wait", "save", "evaluate")) > 0
+
+
+def test_a_few_bad_batches_are_refused_and_counted(tmp_path):
+    state = run(tmp_path, bad={5, 6, 15})
+    assert [value for _, value in told(tmp_path, "refused")][-1] == 3
+    assert np.isfinite(state.params["w_D"]).all() and not (tmp_path / "rewinds.json").exists()
+    assert [step for step, loss in told(tmp_path, "loss") if np.isnan(loss)] == [6, 7, 16]
+
+
+def test_a_stretch_of_bad_batches_is_gone_back_from_and_skipped(tmp_path):
+    # Steps 11, 12, 13 are refused; of the checkpoints 6, 9, 12 the newest at least two steps
+    # before is 9. Step 13 had read batch 12, and step 14 batch 13 before the news arrived.
+    state = run(tmp_path, bad=range(10, 15))
+    assert np.isfinite(state.params["w_D"]).all()
+    batches = told(tmp_path, "batch")
+    assert [step for step, _ in batches] == [*range(1, NUM_STEPS + 1)]
+    resumed = int(batches[9][1])
+    assert resumed in (14, 15), "one batch more is skipped than was read"
+    assert [int(number) for _, number in batches] == (
+        [*range(9), *range(resumed, NUM_STEPS), *range(resumed - 9)]), "and on from the first"
+
+
+def test_a_step_that_gave_up_is_neither_evaluated_nor_saved(tmp_path):
+    evaluated = []
+
+    def evaluate(state):
+        evaluated.append(int(state.step))
+        return {"w": float(state.params["w_D"][0])}
+
+    run(tmp_path, bad=range(9, 12), evaluate=evaluate)      # steps 10, 11, 12: both are due at 12
+    assert evaluated == [4, 8, 8, 12, 16, 20, 24], "8 comes again after going back to 6"
+    run(tmp_path / "end", bad=range(21, 24), evaluate=evaluate)     # the last three
+    assert evaluated[7:] == [4, 8, 12, 16, 20, 20, 24]
+
+
+def test_who_goes_back_too_often_is_stopped(tmp_path):
+    with pytest.raises(UserError, match=r"rewind\.max_retries=2.*used up, after rewinds at steps"):
+        run(tmp_path, bad=range(10, NUM_STEPS))
+    with pytest.raises(UserError, match="is used up"):     # and another process knows
+        run(tmp_path, bad=range(10, NUM_STEPS))
+
+
+def test_trouble_before_the_first_checkpoint_is_told(tmp_path):
+    with pytest.raises(UserError, match="older than every checkpoint"):
+        run(tmp_path, bad=range(10), section=make_section(after=2))
+
+
+@pytest.mark.parametrize("bad", [(), range(10, 15)], ids=["plain", "after a rewind"])
+@pytest.mark.parametrize("stop_at", [8, 20])
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path, stop_at, bad):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    expected = run(whole, bad)
+
+    def evaluate(state):
+        if int(state.step) == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {"w": float(state.params["w_D"][0])}
+
+    with pytest.raises(SystemExit) as exit_info:
+        run(stopped, bad, evaluate)
+    assert exit_info.value.code == 128 + signal.SIGTERM
+    state = run(stopped, bad)
+    assert np.array_equal(state.params["w_D"], expected.params["w_D"])
+    assert (stopped / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("is_lost", [True, False])
+def test_an_evaluation_is_done_again_only_where_the_file_lost_it(undisturbed, tmp_path, is_lost):
+    def stop(state):
+        if int(state.step) == 12:   # a checkpoint is due here as well
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {"w": float(state.params["w_D"][0])}
+
+    with pytest.raises(SystemExit):
+        run(tmp_path, evaluate=stop)
+    shutil.rmtree(tmp_path / "checkpoints" / "13")  # of its own stop: 12 is the newest now
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    lost = partial(filter, lambda line: not ('"evaluated"' in line and '"step": 12' in line))
+    assert len([*lost(lines)]) == len(lines) - 1
+    if is_lost:
+        path.write_text("".join(lost(lines)))
+    run(tmp_path)
+    assert path.read_bytes() == (undisturbed[0] / "metrics.jsonl").read_bytes()
