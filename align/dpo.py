@@ -87,11 +87,12 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
     rows = epochs(with_reference(rows, params, config=model_config, mesh=mesh,
                                  batch_size=section.batch_size), section)
     loss_fn = partial(dpo_loss, beta=section.beta, nll_coef=section.nll_coef)
-    params = train(loss_fn, rows, make_params=lambda p: p, source=params, config=model_config,
+    params, told = train(loss_fn, rows, make_params=lambda p: p, source=params, config=model_config,
                    mesh=mesh, section=section, folder=folder, rows_per_example=2)
     save_model(folder, params, model_config, tokenizer_folder, chat=True,
                context_tokens=context_tokens(parents["model"]))
-    return {"pairs": len(pairs) - num_too_long, "too_long": num_too_long, "steps": len(rows)}
+    return {"pairs": len(pairs) - num_too_long, "too_long": num_too_long, "steps": len(rows),
+            **told}
 
 
 if __name__ == "__main__":

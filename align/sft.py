@@ -71,11 +71,11 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
     params, model_config = load_model(parents["model"], mesh)
     conversations = make_conversations(section, parents["corpus"])
     rows = epochs(make_rows(conversations, load_tokenizer(tokenizer_folder), section), section)
-    params = train(next_token_loss, rows, make_params=lambda p: p, source=params,
+    params, told = train(next_token_loss, rows, make_params=lambda p: p, source=params,
                    config=model_config, mesh=mesh, section=section, folder=folder)
     save_model(folder, params, model_config, tokenizer_folder, chat=True,
                context_tokens=context_tokens(parents["model"]))
-    return {"conversations": len(conversations), "steps": len(rows)}
+    return {"conversations": len(conversations), "steps": len(rows), **told}
 
 
 if __name__ == "__main__":

@@ -44,7 +44,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     c.pretrain = ConfigDict(make_training(
         out="base", tokens="tokens", corpus="corpus", row_length=256, batch_size=16,
-        num_steps=620, anneal_frac=0.3,
+        num_steps=620,
+        anneal_frac=0.0,            # at this size it costs 0.008 bits per byte, docs/benchmarks.md
         mixture=dict(pages=1.0, code=0.0), anneal_mixture=dict(best=0.5, pages=0.5),
         temperature=1.0,            # when all of mixture is 0: shares follow size ** temperature
         upweight=dict(), max_epochs=0.0,    # by domain; how often a domain may come, 0 = no cap
@@ -92,7 +93,8 @@ def _accelerator(c: ConfigDict) -> None:
     c.curate.code_max_bytes = 200_000_000
     c.model.update(D=768, N=12, H=12, G=12, K=64, F=2048, embed_previous=False,
                    compute_dtype="bfloat16", scan_unroll=12, loss_chunks=8)
-    c.pretrain.update(row_length=1024, batch_size=64, num_steps=2000, evaluate_every=250,
+    c.pretrain.update(row_length=1024, batch_size=64, num_steps=2000, anneal_frac=0.3,
+                      num_choices=500, evaluate_every=250,
                       checkpoint_every=250)
     c.pretrain.optimizer.update(learning_rate=3e-3, adam_learning_rate=3e-3, warmup_steps=100)
     c.sft.update(row_length=512, batch_size=32, num_documentation=10_000, num_verifiable=40_000)
@@ -107,7 +109,8 @@ def _smoke(c: ConfigDict) -> None:
     c.curate.heldout.frac = 0.1
     c.tokenizer.vocab_size = 512
     c.model.update(D=32, N=2, H=2, G=1, K=16, F=64, scan_unroll=1)
-    c.pretrain.update(row_length=128, batch_size=8, num_steps=20, evaluate_every=10,
+    c.pretrain.update(row_length=128, batch_size=8, num_steps=20, anneal_frac=0.3,
+                      num_choices=20, evaluate_every=10,
                       checkpoint_every=10)
     c.pretrain.optimizer.warmup_steps = 2
     c.sft.update(row_length=128, batch_size=8, num_documentation=50, num_verifiable=300)

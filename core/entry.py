@@ -60,7 +60,9 @@ def run(main: Callable[[], Mapping[str, Any]],
         main: called without arguments after the flags are parsed; returns plain data.
         status: the exit status that a result means, where it may mean something else than 0.
     """
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(artifacts.ROOT / ".cache" / "jax"))
+    cache = artifacts.ROOT / ".cache" / "jax"
+    cache.mkdir(mode=0o700, parents=True, exist_ok=True)    # what lies in it is executed
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     os.environ.setdefault("DO_NOT_TRACK", "1")
     logging.set_verbosity(logging.FATAL)  # what Orbax logs as an error, it raises as well
     if fault := flag_fault(flags.FLAGS, sys.argv):
@@ -161,7 +163,7 @@ def _run_stage(stage: Stage, module_file: str) -> dict[str, Any]:
         metrics = dict(build())
         artifacts.await_marks(unfinished, num_builders, START_SECS)
         artifacts.clear_marks(unfinished, num_builders)
-        secs = _process_secs()
+        secs = process_secs()
         metrics |= {"secs": round(secs, 1), "peak_memory_bytes": _peak_memory_bytes()}
         artifacts.finish(unfinished, final, lineage, metrics)
     log(f"{stage.section}: wrote {final} in {format_secs(secs)}")
@@ -249,7 +251,7 @@ def _fail_os(error: OSError) -> None:
     _fail(f"{error.filename or 'disk'}: {error.strerror.lower()}: {remedies[error.errno]}")
 
 
-def _process_secs() -> float:
+def process_secs() -> float:
     """Seconds since this process started, imports included (Linux: field 22 of proc(5) stat)."""
     ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
     return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")

@@ -75,15 +75,14 @@ def find_processes(environment: Mapping[str, str] | None = None) -> Processes:
 
 def _names(found: Mapping[str, str]) -> tuple[str, str, str]:
     """Names of the variables that hold the index and the count, and the scheduler's coordinator."""
-    for name in ("HEARTWOOD_PROCESS_ID", "HEARTWOOD_COORDINATOR"):
-        if name in found and not _scheduler(found)[1] and "HEARTWOOD_NUM_PROCESSES" not in found:
-            raise UserError(f"{name}={found[name]}", "is set, but not how many processes there are",
-                            "set HEARTWOOD_NUM_PROCESSES too")
     index, count, coordinator = _scheduler(found)
     if "HEARTWOOD_PROCESS_ID" in found:
         index = "HEARTWOOD_PROCESS_ID"
     if "HEARTWOOD_NUM_PROCESSES" in found:
         count = "HEARTWOOD_NUM_PROCESSES"
+    if index == "HEARTWOOD_PROCESS_ID" and not count:
+        raise UserError(f"{index}={found[index]}", "is set, but not how many processes there are",
+                        "set HEARTWOOD_NUM_PROCESSES too")
     return index, count, coordinator
 
 

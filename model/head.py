@@ -20,16 +20,13 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from model.config import ModelConfig
-from model.sharding import ACTIVATION_RULES, PARAM_RULES, Rules, constrain, fitting_spec
+from model.sharding import HEAD_RULES, PARAM_RULES, constrain, fitting_spec
 from model.transformer import Params
 
 # Float32 logits that one device holds at a time when `loss_chunks` is 0. At V=50k it is 5,000
 # rows: enough that adding to the weight's gradient, D x V numbers a chunk, costs little beside
 # the matmuls, and under 1 % of the memory of an 80 GB device.
 LOGITS_BYTES = 2**30
-
-# Behind the pipeline its stages share the rows; each would do all of them otherwise.
-ROW_RULES: Rules = {**ACTIVATION_RULES, "B": (*ACTIVATION_RULES["B"], "stage")}
 
 
 def head_weight(params: Params, config: ModelConfig) -> jax.Array:
@@ -183,7 +180,7 @@ def _row_axes(shape: tuple[int, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]
     if jax.sharding.get_abstract_mesh().empty:
         return (), ()
     axes = [(entry,) if isinstance(entry, str) else entry or ()
-            for entry in fitting_spec("BL", shape, ROW_RULES)]
+            for entry in fitting_spec("BL", shape, HEAD_RULES)]
     return axes[0], axes[1]
 
 

@@ -245,10 +245,9 @@ def limit_files(stage: Stage) -> Outcome:
     """
     outcome, run = Outcome(trials=1), stage.new("limited")
 
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
-
-    run.wait(run.start(preexec_fn=limit))
+    process = run.start()
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (60_000, 60_000))
+    run.wait(process)
     outcome.expect("could not be saved (file too large)" in run.said(), "no save failed")
     outcome.expect(not run.committed() and not run.is_saving(), "something was left behind")
     stage.conclude(run, outcome)
@@ -265,7 +264,7 @@ def forbid_writing(stage: Stage) -> Outcome:
     with _mounted(run.workdir, "--bind", str(run.workdir)):
         subprocess.run(["mount", "-o", "remount,ro,bind", run.workdir], check=True)
         code = run.wait(run.start())
-        outcome.expect(_is_refused(run, code, "choose a --workdir"), f"ended with {code}")
+        outcome.expect(_is_refused(run, code, "may write to"), f"ended with {code}")
     run.log = log
     stage.conclude(run, outcome)
     outcome.lost += run.restored() < newest

@@ -58,11 +58,11 @@ class Run:
             *(f"--config.{section}.{name}={value}" for name, value in settings.items())]
         self.log = workdir / "stderr.txt"
 
-    def start(self, **popen: object) -> subprocess.Popen:
+    def start(self) -> subprocess.Popen:
         """Starts a process; what it says goes to a file, which `said` reads."""
         with open(self.log, "wb") as log_file:
             return subprocess.Popen(self._command, cwd=ROOT, env=environment(), stderr=log_file,
-                                    stdout=subprocess.DEVNULL, **popen)
+                                    stdout=subprocess.DEVNULL)
 
     def said(self) -> str:
         """What the last process wrote to stderr."""
@@ -122,7 +122,8 @@ class Run:
 
 def final_bits(run: Run) -> dict[str, bytes]:
     """All that a finished run leaves: arrays and loader of the last checkpoint, and the metrics."""
-    step = max((run.final / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
+    steps = (path for path in (run.final / "checkpoints").iterdir() if path.name.isdecimal())
+    step = max(steps, key=lambda path: int(path.name))
     with warnings.catch_warnings(), ocp.StandardCheckpointer() as checkpointer:
         warnings.filterwarnings("ignore", message="Sharding info not provided")
         tree = checkpointer.restore((step / "state").absolute())

@@ -90,8 +90,9 @@ def training(run: Run) -> Markup:
     """Loss curves of the three trainings."""
     base, evaluation = run.artifacts["base"], run.evals["base"]
     section = base.lineage["config"]["pretrain"]
-    first = section["num_steps"] - round(section["anneal_frac"] * section["num_steps"])
-    phase = (first, section["num_steps"], "annealing")
+    annealed = round(section["anneal_frac"] * section["num_steps"])
+    phase = ((section["num_steps"] - annealed, section["num_steps"], "annealing")
+             if annealed else None)
     panels = [
         Panel("Pretraining loss", "nats per token",
               [Line("training", run.curve("base", "loss"), "base")], phase=phase),
@@ -109,9 +110,11 @@ def training(run: Run) -> Markup:
         Panel("DPO accuracy", "share of pairs ranked right",
               [Line("training", run.curve("dpo", "accuracy"), "dpo")], [("coin", 0.5)])]
     return layout.section(
-        "Learning", f"Pretraining ends with {percent(section['anneal_frac'], 0)} of its steps on "
-        "the best data (shaded). Long curves: every logged value faint, their running mean bold "
-        "and its last value printed.",
+        "Learning", (f"Pretraining ends with {percent(section['anneal_frac'], 0)} of its steps on "
+                     "the best data (shaded). " if annealed else "")
+        + f"{percent(base.metrics['goodput_frac'], 0)} of pretraining's time went into its steps. "
+        "Long curves: every logged value faint, their running mean bold and its last value "
+        "printed.",
         tag("div", [draw_panel(panel) for panel in panels], class_="panels"))
 
 

@@ -22,13 +22,15 @@ def get_config(arg=None):
 '''
 
 COUNT = '''
-import errno, time
+import errno, os, time
 from core import entry
 from core.artifacts import write_json
 
 def build(config, parents, folder):
     """Counts."""
     section, done = config.count, folder / "done"
+    with open(folder / "builders", "a") as file:
+        file.write(os.environ.get("HEARTWOOD_PROCESS_ID", "0"))
     start = len(done.read_text()) if done.exists() else 0
     for number in range(start, section.upto):
         with open(done, "a") as file:
@@ -39,6 +41,8 @@ def build(config, parents, folder):
             raise OSError(errno.ENOSPC, "No space left on device", str(done))
         if section.behave == "wait":
             time.sleep(60)
+        if section.behave == "slow":
+            time.sleep(0.5)
     return {"start": start, "numbers": section.upto}
 
 if __name__ == "__main__":
@@ -57,6 +61,9 @@ def build(config, parents, folder):
         time.sleep(0.02)
     if config.count.behave == "die" and mine == 0:
         os.kill(os.getpid(), 9)
+    if mine:    # the first is done, and must not carry the folder away
+        time.sleep(0.5)
+        assert (folder / "part0").exists()
     return {"parts": count}
 
 if __name__ == "__main__":
@@ -230,15 +237,15 @@ def _start_process(toy, stage, index, *flags, **variables):
                                           ("together", (0, 1))])
 def test_two_processes_build_one_artifact_and_tell_one_result(toy, stage, order):
     for skipped in (False, True):
-        started = {index: _start_process(toy, stage, index, "--config.count.upto=2")
-                   for index in order}
+        started = {index: _start_process(toy, stage, index, "--config.count.upto=2",
+                                         "--config.count.behave=slow") for index in order}
         told = {index: process.communicate(timeout=60) for index, process in started.items()}
         assert all(process.returncode == 0 for process in started.values()), told
         assert told[1] == ("", "")
         assert json.loads(told[0][0])["skipped"] is skipped
     folder = toy / "work" / "counts"
     if stage == "count":
-        assert (folder / "done").read_text() == "..", "the first built it alone"
+        assert (folder / "done").read_text() == ".." and (folder / "builders").read_text() == "0"
     else:
         assert (folder / "part0").exists() and (folder / "part1").exists()
 

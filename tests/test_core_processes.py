@@ -28,7 +28,8 @@ BY_HAND = {"HEARTWOOD_PROCESS_ID": "0", "HEARTWOOD_NUM_PROCESSES": "2",
     ({"JOB_COMPLETION_INDEX": "1"}, Processes()),
     ({"TPU_WORKER_ID": "0", "TPU_WORKER_HOSTNAMES": "localhost"}, Processes()),
     (SLURM | {"HEARTWOOD_NUM_PROCESSES": "1"}, Processes()),
-], ids=range(11))
+    ({"HEARTWOOD_COORDINATOR": "here:99"}, Processes()),    # meant for a job that is submitted
+], ids=range(12))
 def test_each_launcher_is_understood(environment, expected):
     assert find_processes(environment) == expected
 

@@ -77,7 +77,7 @@ def _write_run(folder):
     _write_corpus(folder / "corpus")
     for model, score in zip(MODELS, (0.1, 0.6, 0.8)):
         _write_eval(folder / f"eval_{model}", model, score)
-    base = {"params": 1000, "steps": 20, "tokens": 4000}
+    base = {"params": 1000, "steps": 20, "tokens": 4000, "goodput_frac": 0.9}
     for name, metrics in {"corpus": {}, "tokenizer": {}, "tokens": {"tokens": 5000}, "base": base,
                           "sft": {"conversations": 30}, "pairs": {"pairs": 5}, "dpo": {}}.items():
         _write(folder / name / "metrics.json", metrics | {"secs": 30.0, "peak_memory_bytes": 2e9})

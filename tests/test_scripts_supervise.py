@@ -13,7 +13,7 @@ from core.artifacts import ROOT
 
 # Takes one behaviour after another from its arguments, one a start; `number` counts the starts.
 CHILD = '''
-import os, pathlib, signal, sys, time
+import os, pathlib, shutil, signal, sys, time
 workdir = pathlib.Path(sys.argv[1].partition("=")[2])
 starts = workdir / "starts"
 number = len(starts.read_text()) if starts.exists() else 0
@@ -21,7 +21,9 @@ with open(starts, "a") as file:
     file.write(".")
 behaviour = sys.argv[2:][min(number, len(sys.argv) - 3)]
 name, _, value = behaviour.partition("=")
-if name == "step":
+if name in ("step", "back"):
+    if name == "back":
+        shutil.rmtree(workdir / "base.partial" / "checkpoints")
     (workdir / "base.partial" / "checkpoints" / value).mkdir(parents=True)
     sys.exit(1)
 if name == "exit":
@@ -75,7 +77,7 @@ def test_a_mistake_of_the_user_is_not_repeated(child):
     (["exit=1"], 1, 2),
     (["kill=9"], 137, 2),
     (["exit=1", "step=4", "exit=1", "step=8", "exit=1", "exit=1", "exit=0"], 1, 5),
-    (["step=4", "exit=1", "step=3", "exit=0"], 1, 2),      # an older step is no progress
+    (["step=4", "exit=1", "back=3", "exit=0"], 1, 2),      # an older step is no progress
 ], ids=str)
 def test_it_gives_up_when_restarts_bring_no_progress(child, behaviours, status, restarts):
     code, told, stderr = _finish(child(*behaviours, flags=["--max_restarts=2"]))

@@ -166,4 +166,4 @@ def test_an_interrupted_sweep_starts_no_more_and_leaves_nobody_behind(parents, t
     process.send_signal(signal.SIGTERM)
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130 and not stdout, stderr
-    assert 1 <= len(list(tmp_path.glob("*/tokenizer"))) < 20
+    assert 1 <= len(list(tmp_path.iterdir())) < 20

@@ -21,6 +21,7 @@ from train import checkpoints as checkpoints_module
 from train import retention
 from train.checkpoints import Checkpoints
 from train.digests import named_leaves, read_digests, start_digests
+from train.file_sums import write_sums
 from train.guard import make_guard
 from train.state import TrainState
 
@@ -265,6 +266,17 @@ def test_a_file_that_is_not_whole_is_noticed(copy, one_device, damage, capfd):
     assert {path.name for path in copy.iterdir()} == {"4", "8.damaged"}
 
 
+def test_a_fault_on_the_way_to_the_disk_is_noticed(copy, one_device, capsys):
+    """Files as they were written, and sums that fit; but what was written was something else."""
+    shutil.rmtree(copy / "8" / "state")
+    shutil.copytree(copy / "4" / "state", copy / "8" / "state")
+    write_sums(copy / "8")
+    state, _ = restore(copy, one_device)
+    assert bits(state) == bits(make_state(4, one_device))
+    assert "checkpoint 8 is damaged (" in (said := capsys.readouterr().err)
+    assert "is not what was saved): kept as 8.damaged" in said
+
+
 def test_when_nothing_is_intact_the_run_does_not_begin_again(copy, one_device):
     for step in ("4", "8"):
         (copy / step / "record" / "metadata").unlink()
@@ -343,8 +355,8 @@ def test_no_room_at_all_costs_a_checkpoint_and_not_the_run(copy, one_device, mon
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"),
-                                   ValueError("RESOURCE_EXHAUSTED: Error writing local file: "
-                                              "[OS error 28: ENOSPC No space left on device]")])
+                                   ValueError("OUT_OF_RANGE: Error writing: File too large "
+                                              "[os_error_code='27']")])
 def test_a_disk_that_fills_up_while_saving_leaves_nothing_behind(copy, one_device, monkeypatch,
                                                                  capsys, error):
     checkpoints = Checkpoints(copy)

@@ -292,7 +292,7 @@ def _as_os_error(error: OSError | ValueError, folder: Path) -> OSError:
     """An error of the disk, told by TensorStore as a `ValueError`; any other is raised again."""
     if isinstance(error, OSError):
         return error
-    found = re.search(r"OS error (\d+)", str(error))
+    found = re.search(r"os_error_code='(\d+)'", str(error))
     if not found and "RESOURCE_EXHAUSTED" not in str(error):
         raise error
     code = int(found[1]) if found else errno.ENOSPC

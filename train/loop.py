@@ -20,6 +20,7 @@ import jax
 from grain.experimental import get_next_index, set_next_index
 from jax.sharding import Mesh
 
+from core.entry import process_secs
 from core.progress import Progress, log
 from model.config import ModelConfig
 from model.flops import mfu
@@ -67,7 +68,7 @@ class Loop:
         self._checkpoints = Checkpoints(folder / "checkpoints", keep=section.keep_checkpoints,
                                         keep_every=section.keep_every)
         self._rewinds = Rewinds(folder / "rewinds.json", section.rewind)
-        self._goodput = Goodput(folder / "goodput.jsonl")
+        self._goodput = Goodput(folder / "goodput.jsonl", age_secs=process_secs())
         self._is_frozen = False
 
     def run(self, state: TrainState) -> TrainState:
@@ -110,6 +111,10 @@ class Loop:
             self._checkpoints.close()
             log(f"{self._name}: {compilations.line()}; {self._goodput.line()}")
         return state
+
+    def goodput_frac(self) -> float:
+        """Share of the run's time, restarts included, that went into steps that count."""
+        return self._goodput.summary()["goodput_frac"]
 
     def _take_step(self, state: TrainState, step: int) -> TrainState:
         with self._goodput.spend("data_wait"):

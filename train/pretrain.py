@@ -111,16 +111,17 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
     mesh = make_mesh(config.mesh)
     loss_fn = partial(next_token_loss, z_loss_coef=section.z_loss_coef,
                       balance_coef=section.balance_coef, router_z_coef=section.router_z_coef)
-    params = train(loss_fn, make_rows(section, tokens), make_params=partial(init, model_config),
-                   source=jax.random.key(section.seed), config=model_config, mesh=mesh,
-                   section=section, folder=folder,
-                   evaluate=make_evaluate(section, model_config, parents))
+    params, told = train(
+        loss_fn, make_rows(section, tokens), make_params=partial(init, model_config),
+        source=jax.random.key(section.seed), config=model_config, mesh=mesh, section=section,
+        folder=folder, evaluate=make_evaluate(section, model_config, parents))
     save_model(folder, params, model_config, tokens / "tokenizer", chat=False,
                context_tokens=section.row_length)
-    measured = [row for row in read_metrics(folder / "metrics.jsonl") if "heldout_bpb" in row]
+    last = [row for row in read_metrics(folder / "metrics.jsonl") if "heldout_bpb" in row][-1]
     return {"params": num_params(model_config), "steps": section.num_steps,
             "tokens": section.num_steps * section.batch_size * section.row_length,
-            **{name: measured[-1][name] for name in measured[-1].keys() - {"step", "evaluated"}}}
+            **told, **{name: value for name, value in last.items()
+                       if name not in ("step", "evaluated")}}
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from model.attention.backends import describe
 from model.config import ModelConfig
 from model.sharding import check_mesh
 from model.transformer import num_params
-from train.loop import Evaluate, Loop
+from train.loop import Loop
 from train.optimizer import eval_params, make_optimizer
 from train.state import TrainState
 from train.step import LossFn, init_state, make_train_step
@@ -23,7 +23,8 @@ from train.step import LossFn, init_state, make_train_step
 
 def train(loss_fn: LossFn, rows: grain.MapDataset, *, make_params: Callable[[Any], Any],
           source: Any, config: ModelConfig, mesh: Mesh, section: Any, folder: Path,
-          evaluate: Evaluate | None = None, rows_per_example: int = 1) -> Any:
+          evaluate: Callable[[Any], Mapping[str, float]] | None = None,
+          rows_per_example: int = 1) -> tuple[Any, dict[str, float]]:
     """Trains over all batches of `rows`, or goes on from the newest intact checkpoint in `folder`.
 
     Args:
@@ -36,7 +37,8 @@ def train(loss_fn: LossFn, rows: grain.MapDataset, *, make_params: Callable[[Any
         rows_per_example: rows of tokens in an element of the batch: 2 for pairs.
 
     Returns:
-        The trained parameters: their running average where one is kept.
+        The trained parameters, their running average where one is kept; and, for the stage's
+        metrics, `goodput_frac` of the run.
 
     Raises:
         UserError: sizes that do not fit each other, before anything is compiled; or training
@@ -59,7 +61,8 @@ def train(loss_fn: LossFn, rows: grain.MapDataset, *, make_params: Callable[[Any
     loop = Loop(train_step, rows, folder=folder, mesh=mesh, section=section, config=config,
                 tokens_per_step=tokens_per_step,
                 evaluate=evaluate and (lambda state: evaluate(trained_params(state))))
-    return trained_params(loop.run(state))
+    state = loop.run(state)
+    return trained_params(state), {"goodput_frac": round(loop.goodput_frac(), 4)}
 
 
 def trained_params(state: TrainState) -> Any:
