@@ -42,7 +42,7 @@ EXTRAS = {
     "wandb": ["wandb>=0.20"],
     "peers": ["datatrove>=0.10", "spacy>=3.8", "tokenizers>=0.20", "nltk>=3.9",
               "regex", "torch>=2.9", "transformers>=5"],
-    "dev": ["pytest>=9", "ruff>=0.14", "hypothesis>=6"],
+    "dev": ["pytest>=9", "ruff>=0.14", "hypothesis>=6", "pyyaml>=6"],
 }
 
 setup(

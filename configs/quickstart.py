@@ -40,7 +40,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         D=128, N=4, H=2, G=2, K=64, F=384, E=0, experts_per_token=2, tied=False,
         embed_previous=True, rope_theta=10_000.0, qk_norm=True, compute_dtype="float32",
         matmul="compute", attention="auto", context_attention="ring", pipeline_microbatches=0,
-        pipeline_rounds=1, scan_unroll=4, remat="none", loss_chunks=1))
+        pipeline_rounds=1, scan_unroll=4, remat="none", loss_chunks=4))
 
     c.pretrain = ConfigDict(make_training(
         out="base", tokens="tokens", corpus="corpus", row_length=256, batch_size=16,

@@ -98,7 +98,7 @@ def load_model(folder: Path, mesh: jax.sharding.Mesh | None = None) -> tuple[Par
     config = load_config(folder)
     shapes = jax.eval_shape(partial(init, config), jax.random.key(0))
     if mesh is None:
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         shardings = jax.tree.map(lambda _: device, shapes)
     else:
         shardings = param_shardings(shapes, mesh)

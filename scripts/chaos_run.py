@@ -22,7 +22,7 @@ from data.documents import Document, write_documents
 NUM_STEPS = 24
 CHECKPOINT_EVERY = 4
 TINY = {"num_steps": NUM_STEPS, "checkpoint_every": CHECKPOINT_EVERY, "evaluate_every": 6,
-        "log_every": 1, "row_length": 32, "num_microbatches": 2}
+        "log_every": 1, "row_length": 32, "num_microbatches": 2, "num_choices": 0}
 WAIT_SECS = 300
 
 

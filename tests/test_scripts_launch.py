@@ -103,8 +103,9 @@ while True:
     mark = folder + "/requeued"
     if os.path.exists(mark):
         os.remove(mark)
-    status = subprocess.call(["bash", sys.argv[-1]], env=os.environ | {
-        "SLURM_JOB_ID": "4711", "SLURM_RESTART_COUNT": str(restarts)})
+    with open(folder + "/log", "a") as log:
+        status = subprocess.call(["bash", sys.argv[-1]], stdout=log, stderr=log, env=os.environ | {
+            "SLURM_JOB_ID": "4711", "SLURM_RESTART_COUNT": str(restarts)})
     if not os.path.exists(mark):
         break
     restarts += 1
@@ -178,8 +179,8 @@ def _submit(cluster, tmp_path, behaviours, **allocation):
 ])
 def test_slurm_runs_the_tasks_again_when_that_may_help(cluster, tmp_path, behaviours, ended):
     submitted = _submit(cluster, tmp_path, behaviours)
-    _, stderr = submitted.communicate(timeout=60)
-    assert (tmp_path / "ended").read_text() == ended, stderr
+    submitted.communicate(timeout=60)
+    assert (tmp_path / "ended").read_text() == ended, (tmp_path / "log").read_text()
     first, second = ((tmp_path / f"starts{i}").read_text().splitlines() for i in range(2))
     assert len(first) == len(second) == int(ended.split()[1]) + 1
     assert set(first + second) == {"2 127.0.0.1:17111 None"}
@@ -198,8 +199,9 @@ def test_a_preempted_slurm_job_goes_on(cluster, tmp_path):
         time.sleep(0.02)
     for number in (tmp_path / "tasks").read_text().split():     # --signal=TERM@120: to the tasks
         os.kill(int(number), signal.SIGTERM)
-    _, stderr = submitted.communicate(timeout=60)
-    assert (tmp_path / "ended").read_text() == "0 1" and "status 143: requeued" in stderr
+    submitted.communicate(timeout=60)
+    assert (tmp_path / "ended").read_text() == "0 1"
+    assert "status 143: requeued" in (tmp_path / "log").read_text()
 
 
 def test_bash_hands_a_signal_on_and_says_the_status(tmp_path):
@@ -273,8 +275,9 @@ def test_two_processes_train_under_the_scheduler(tmp_path, cluster):
         f"--python={sys.executable}", "--config.mesh.fsdp=2", "--config.pretrain.num_steps=4",
         "--config.pretrain.row_length=32", "--config.pretrain.num_choices=0",
         "--config.pretrain.optimizer.warmup_steps=0", env=cluster)
-    assert (tmp_path / "ended").read_text() == "0 0", done.stderr
-    assert "2 x cpu" in done.stderr
+    assert json.loads(done.stdout)["job"] == "4711"
+    said = (tmp_path / "log").read_text()
+    assert (tmp_path / "ended").read_text() == "0 0" and "2 x cpu" in said, said
     assert json.loads((tmp_path / "base/metrics.json").read_text())["steps"] == 4
 
 
