@@ -55,7 +55,8 @@ def save_model(folder: Path, params: Params, config: ModelConfig, tokenizer: Pat
         return
     shutil.rmtree(folder / "tokenizer", ignore_errors=True)
     shutil.copytree(tokenizer, folder / "tokenizer")
-    write_json(folder / "model.json", {"config": dataclasses.asdict(config),
+    portable = dataclasses.replace(config, attention="auto")    # it is opened on other machines
+    write_json(folder / "model.json", {"config": dataclasses.asdict(portable),
                                        "tokenizer": described["fingerprint"], "chat": chat,
                                        "context_tokens": context_tokens})
 
