@@ -2,10 +2,11 @@
 
     python -m scripts.chaos [--trials=10] [--only=kill,damage_shards] [--workdir=DIR]
 
-The last line sums up: committed steps lost and the most steps redone, runs that ended bit for bit
-as the undisturbed one, corruptions planted and noticed. A corruption counts as unnoticed also where
-it lies in the bytes of a file that nothing reads; that the run is the same to the bit is demanded
-of all. Status 1 when anything is not as it should be.
+The last line sums up: committed steps lost, runs that ended bit for bit as the undisturbed one,
+corruptions planted and noticed, and the most steps that were redone: at most the interval between
+two saves and, where a save was under way in the background, the steps since its begin as well. A
+corruption counts as unnoticed also where it lies in a file that decides nothing; that the run is
+the same to the bit is demanded of all. Status 1 when anything is not as it should be.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from core.errors import UserError
 from core.progress import format_secs, log
 from scripts import chaos_faults
 from scripts.chaos_faults import Outcome, Stage
+from scripts.chaos_run import CHECKPOINT_EVERY
 
 NEED_ROOT = ("fill_disk", "forbid_writing")     # they mount
 
@@ -51,7 +53,8 @@ def play(stage: Stage, faults: dict[str, Callable[[Stage], Outcome]]) -> dict[st
         outcomes[name] = found = fault(stage)
         log(f"{name:16} {found.trials:3} times, {found.identical}/{found.runs} runs identical, "
             f"{found.detected}/{found.planted} corruptions noticed, {found.lost} steps lost, at "
-            f"most {found.redone} redone, {format_secs(time.monotonic() - began)}"
+            f"most {found.redone} redone ({found.redone_amid_save} amid a save), "
+            f"{format_secs(time.monotonic() - began)}"
             + "".join(f"\n  FAULT {fault}" for fault in found.faults))
     return outcomes
 
@@ -67,7 +70,10 @@ def main() -> dict[str, Any]:
         outcomes = play(Stage(Path(scratch)), {name: faults[name] for name in names})
     total = {field: sum(getattr(outcome, field) for outcome in outcomes.values())
              for field in ("trials", "lost", "runs", "identical", "planted", "detected")}
-    return total | {"redone_max": max(outcome.redone for outcome in outcomes.values()),
+    return total | {"checkpoint_every": CHECKPOINT_EVERY,
+                    "redone": max(outcome.redone for outcome in outcomes.values()),
+                    "redone_amid_save": max(outcome.redone_amid_save
+                                            for outcome in outcomes.values()),
                     "faults": [fault for outcome in outcomes.values() for fault in outcome.faults],
                     "by_fault": {name: dataclasses.asdict(outcome)
                                  for name, outcome in outcomes.items()}}

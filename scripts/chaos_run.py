@@ -112,7 +112,8 @@ class Run:
 
     def is_saving(self) -> bool:
         """Whether a save is under way."""
-        return any(self.checkpoints.glob("*.orbax-checkpoint-tmp*"))
+        return any(".deleted" not in path.name
+                   for path in self.checkpoints.glob("*.orbax-checkpoint-tmp*"))
 
     def restored(self) -> int:
         """The step that the last process began with."""

@@ -232,7 +232,10 @@ def test_another_architecture_is_refused_and_is_no_damage(two_steps, one_device,
 
 # --- damage
 
-def test_a_flipped_bit_in_any_file_is_noticed_or_changes_nothing(two_steps, tmp_path, one_device):
+@pytest.mark.parametrize("is_deleted", [False, True])
+def test_damage_to_any_file_is_noticed_or_changes_nothing(two_steps, tmp_path, one_device,
+                                                          is_deleted):
+    """One flipped bit, or no file at all."""
     expected = {step: bits(make_state(step, one_device)) for step in (4, 8)}
     files = [path.relative_to(two_steps / "8") for path in sorted((two_steps / "8").rglob("*"))
              if path.is_file()]
@@ -242,6 +245,8 @@ def test_a_flipped_bit_in_any_file_is_noticed_or_changes_nothing(two_steps, tmp_
         data = bytearray((folder / "8" / name).read_bytes())
         data[rng.integers(len(data))] ^= 1 << rng.integers(8)
         (folder / "8" / name).write_bytes(data)
+        if is_deleted:
+            (folder / "8" / name).unlink()
         state, rows = restore(folder, one_device)
         step = int(state.step)
         assert bits(state) == expected[step] and next(rows) == step, name
