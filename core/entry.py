@@ -60,9 +60,7 @@ def run(main: Callable[[], Mapping[str, Any]],
         main: called without arguments after the flags are parsed; returns plain data.
         status: the exit status that a result means, where it may mean something else than 0.
     """
-    cache = artifacts.ROOT / ".cache" / "jax"
-    cache.mkdir(mode=0o700, parents=True, exist_ok=True)    # what lies in it is executed
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    _set_compile_cache()
     os.environ.setdefault("DO_NOT_TRACK", "1")
     logging.set_verbosity(logging.FATAL)  # what Orbax logs as an error, it raises as well
     if fault := flag_fault(flags.FLAGS, sys.argv):
@@ -207,12 +205,23 @@ def _follow(final: Path, unfinished: Path, lineage: Mapping[str, Any],
     artifacts.follow(final, is_finished, start_secs=START_SECS, has_begun=build is not None)
 
 
+def _set_compile_cache() -> None:
+    """Turns JAX's persistent compile cache on, in a folder of ours unless the user names one."""
+    cache = artifacts.ROOT / ".cache" / "jax"
+    cache.mkdir(mode=0o700, parents=True, exist_ok=True)    # what lies in it is executed
+    folder = os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    if "jax" in sys.modules:    # imported already, by the stage, and past reading the variable
+        sys.modules["jax"].config.update("jax_compilation_cache_dir", folder)
+
+
 def flag_fault(values: flags.FlagValues, argv: Sequence[str]) -> str:
     """Parses a command line into `values`; what is wrong with it in one line, or nothing."""
     try:
         rest = values(argv)[1:]
         if "config" in values and values.config is not None:
             values.config.keys()  # a config that failed to load says so at its first use
+    except UserError as error:      # from a flag's own parser
+        return str(error)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         inner = error.args[0] if error.args and isinstance(error.args[0], KeyError) else error
         if isinstance(inner, KeyError):     # ml_collections adds "Did you mean ...?"
@@ -244,6 +253,8 @@ def _fail_os(error: OSError) -> None:
         errno.EDQUOT: "free space or choose another --workdir; run again to go on",
         errno.EACCES: "choose a --workdir that you may write to",
         errno.EPERM: "choose a --workdir that you may write to",
+        errno.EFBIG: "raise the limit on the size of files (ulimit -f); run again to go on",
+        errno.EIO: "the disk fails: choose a --workdir on another one; run again to go on",
         errno.EROFS: "choose a --workdir on a writable disk",
     }
     if error.errno not in remedies:

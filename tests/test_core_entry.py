@@ -274,3 +274,15 @@ def test_flags_that_would_abort_xla_are_one_line(toy):
     assert process.returncode == 2 and not (toy / "work").exists()
     assert stderr == ("error: XLA_FLAGS='--xla_no_such_flag=1': unknown flag: --xla_no_such_flag=1"
                       ": correct or remove it\n")
+
+
+def test_the_compile_cache_is_on_although_a_stage_imports_jax_first(tmp_path):
+    code = ("import jax\nfrom core import entry\n"
+            "entry.run(lambda: {'cache': jax.config.jax_compilation_cache_dir})")
+    clean = {name: value for name, value in os.environ.items()
+             if name != "JAX_COMPILATION_CACHE_DIR"}
+    for given, expected in ({}, str(ROOT / ".cache" / "jax")), (
+            {"JAX_COMPILATION_CACHE_DIR": str(tmp_path)}, str(tmp_path)):
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=clean | given, check=True,
+                              capture_output=True, text=True)
+        assert json.loads(done.stdout) == {"cache": expected}

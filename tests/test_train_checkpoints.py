@@ -32,9 +32,10 @@ def make_state(step, mesh, width=8):
     params = {"embed_VD": rng.normal(size=(2048, width)).astype(np.float32),
               "blocks": {"w_DF": rng.normal(size=(2, width, 16)).astype(np.float32)}}
     moments = jax.tree.map(lambda leaf: (leaf * 0.1).astype(jnp.bfloat16), params)
+    guard = jax.tree.map(lambda leaf: leaf + step, make_guard(8))
     state = TrainState(jnp.int32(step), params, ({"count": jnp.int32(step), "mu": moments},),
-                       jax.random.key(step), make_guard(8))
-    return jax.device_put(jax.tree.map(jnp.copy, state), state_shardings(state, params, mesh))
+                       jax.random.key(step), guard)
+    return jax.device_put(state, state_shardings(state, params, mesh))
 
 
 def make_rows(num_read=0):
@@ -326,6 +327,20 @@ def test_leftovers_of_a_killed_save_are_removed(copy, one_device):
         (copy / name / "state").mkdir(parents=True)
     assert int(restore(copy, one_device)[0].step) == 8
     assert {path.name for path in copy.iterdir()} == {"4", "8"}
+
+
+def test_a_step_that_was_killed_amid_its_deletion_is_no_step(copy, monkeypatch):
+    def stop(path):
+        next(path.rglob("manifest.ocdbt")).unlink()
+        raise KeyboardInterrupt
+    folders = retention.StepFolders(copy, keep=1, keep_every=0)
+    monkeypatch.setattr(retention.shutil, "rmtree", stop)
+    with pytest.raises(KeyboardInterrupt):
+        folders.delete_old()
+    assert folders.steps() == [8]
+    monkeypatch.undo()
+    retention.StepFolders(copy, keep=1, keep_every=0)
+    assert {path.name for path in copy.iterdir()} == {"8"}
 
 
 def test_room_is_made_from_what_is_old(copy, one_device, monkeypatch, capsys):

@@ -28,12 +28,12 @@ from core.errors import UserError
 from core.progress import log
 from data.batch import Batch
 from model.config import ModelConfig, make_model_config
-from model.sharding import check_mesh, make_mesh, num_batch_shards, spec, state_shardings
+from model.sharding import check_mesh, make_mesh, num_batch_shards, spec
 from model.transformer import init
 from train.loss import next_token_loss
 from train.optimizer import make_optimizer
 from train.state import TrainState
-from train.step import make_state, make_train_step
+from train.step import make_abstract_state, make_train_step
 
 PRECISION = 16      # the search ends when it knows the micro-batch to one part in so many
 MAX_LINES = 8       # counts that the search measures before it trusts no line any more
@@ -68,10 +68,9 @@ class Footprint:
 def abstract_state(section: ConfigDict, config: ModelConfig, optimizer: Any,
                    mesh: Mesh) -> TrainState:
     """The state of a run of pretraining as shapes that know their place on the mesh."""
-    make = partial(make_state, partial(init, config), optimizer=optimizer, key=jax.random.key(0),
-                   guard_window=section.guard.window, keep_ema=section.ema_decay > 0)
-    shapes = jax.eval_shape(make, jax.random.key(0))
-    return _placed(shapes, state_shardings(shapes, shapes.params, mesh))
+    return make_abstract_state(partial(init, config), jax.random.key(0), optimizer,
+                               jax.random.key(0), mesh, guard_window=section.guard.window,
+                               keep_ema=section.ema_decay > 0)
 
 
 def measure(section: ConfigDict, config: ModelConfig, mesh: Mesh, *, microbatch_rows: int,
@@ -120,11 +119,6 @@ def device_bytes(tree: Any) -> int:
     """Bytes that a tree of arrays, or of their shapes, takes on one device."""
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
                for leaf in jax.tree.leaves(tree))
-
-
-def _placed(shapes: Any, shardings: Any) -> Any:
-    return jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype,
-                                                                 sharding=place), shapes, shardings)
 
 
 def search(peak_bytes: Callable[[int], float], limit_bytes: float, start: int) -> int:

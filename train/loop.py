@@ -71,6 +71,14 @@ class Loop:
         self._goodput = Goodput(folder / "goodput.jsonl", age_secs=process_secs())
         self._is_frozen = False
 
+    def check(self, state: TrainState) -> None:
+        """Raises `UserError` when the newest checkpoint is of another model than `state`.
+
+        Args:
+            state: may be abstract; nothing is compiled.
+        """
+        self._checkpoints.check(state)
+
     def run(self, state: TrainState) -> TrainState:
         """Trains to the last step.
 

@@ -32,6 +32,17 @@ def make_state(make_params: Callable[[Any], Any], source: Any,
                       make_guard(guard_window), ema)
 
 
+def make_abstract_state(make_params: Callable[[Any], Any], source: Any,
+                        optimizer: optax.GradientTransformation, key: jax.Array, mesh: Mesh,
+                        **settings: Any) -> TrainState:
+    """Shapes, dtypes and shardings of what `init_state` makes, without making or compiling it."""
+    make = partial(make_state, make_params, optimizer=optimizer, key=key, **settings)
+    shapes = jax.eval_shape(make, source)
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        shapes, state_shardings(shapes, shapes.params, mesh))
+
+
 def init_state(make_params: Callable[[Any], Any], source: Any,
                optimizer: optax.GradientTransformation, key: jax.Array, mesh: Mesh,
                **settings: Any) -> TrainState:
@@ -42,10 +53,11 @@ def init_state(make_params: Callable[[Any], Any], source: Any,
         key: randomness of the run.
         settings: `guard_window`, `keep_ema`, as in `make_state`.
     """
+    state = make_abstract_state(make_params, source, optimizer, key, mesh, **settings)
     make = partial(make_state, make_params, optimizer=optimizer, key=key, **settings)
-    shapes = jax.eval_shape(make, source)
     with jax.set_mesh(mesh):
-        return jax.jit(make, out_shardings=state_shardings(shapes, shapes.params, mesh))(source)
+        places = jax.tree.map(lambda leaf: leaf.sharding, state)
+        return jax.jit(make, out_shardings=places)(source)
 
 
 def accumulate(loss_fn: LossFn, params: Any, batch: Any, key: jax.Array,

@@ -18,7 +18,7 @@ from model.transformer import num_params
 from train.loop import Loop
 from train.optimizer import eval_params, make_optimizer
 from train.state import TrainState
-from train.step import LossFn, init_state, make_train_step
+from train.step import LossFn, init_state, make_abstract_state, make_train_step
 
 
 def train(loss_fn: LossFn, rows: grain.MapDataset, *, make_params: Callable[[Any], Any],
@@ -52,8 +52,9 @@ def train(loss_fn: LossFn, rows: grain.MapDataset, *, make_params: Callable[[Any
         f"{format_count(tokens_per_step)} tokens, {section.optimizer.name}, "
         f"{config.compute_dtype}, {describe(config, mesh)}, "
         f"{mesh.size} x {jax.devices()[0].device_kind}")
-    state = init_state(make_params, source, optimizer, jax.random.key(section.seed), mesh,
-                       guard_window=section.guard.window, keep_ema=section.ema_decay > 0)
+    recipe = (make_params, source, optimizer, jax.random.key(section.seed), mesh)
+    settings = {"guard_window": section.guard.window, "keep_ema": section.ema_decay > 0}
+    state = make_abstract_state(*recipe, **settings)
     train_step = make_train_step(
         loss_fn, optimizer, config=config, mesh=mesh, state=state, batch_size=section.batch_size,
         num_microbatches=section.num_microbatches, guard_sigmas=section.guard.sigmas,
@@ -61,7 +62,8 @@ def train(loss_fn: LossFn, rows: grain.MapDataset, *, make_params: Callable[[Any
     loop = Loop(train_step, rows, folder=folder, mesh=mesh, section=section, config=config,
                 tokens_per_step=tokens_per_step,
                 evaluate=evaluate and (lambda state: evaluate(trained_params(state))))
-    state = loop.run(state)
+    loop.check(state)
+    state = loop.run(init_state(*recipe, **settings))
     return trained_params(state), {"goodput_frac": round(loop.goodput_frac(), 4)}
 
 
