@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from align.preference import PreferenceBatch, dpo_loss, reference_logps
+from align.losses.preference import PreferenceBatch, dpo_loss, reference_logps
 from align.sft import epochs
 from core import entry
 from core.errors import UserError
@@ -27,11 +27,11 @@ from data.chat import ask, render
 from data.tokenizer import Tokenizer, load_tokenizer
 from eval.run import read_rows
 from model.directory import context_tokens, load_model, save_model
-from model.sharding import make_mesh
-from train import profile
+from model.parallel.sharding import make_mesh
 from train.distributed import initialize
 from train.step import place_batch
 from train.trainer import train
+from train.watch import profile
 
 
 def make_pair_rows(pairs: Sequence[Mapping[str, Any]], tokenizer: Tokenizer,

@@ -21,7 +21,7 @@ from core.progress import log
 from eval.run import answer_and_score, load_evaluated, write_rows
 from eval.tasks.documentation import load_documentation
 from eval.tasks.verifiable import Verifiable
-from model.generation import Sampling
+from model.generation.generate import Sampling
 
 
 def make_pairs(rows: list[dict[str, Any]], num_samples: int,

@@ -23,11 +23,11 @@ from data.tokens.rows import batches
 from eval.tasks.documentation import load_documentation
 from eval.tasks.verifiable import Verifiable
 from model.directory import context_tokens, load_model, save_model
-from model.sharding import make_mesh
-from train import profile
+from model.parallel.sharding import make_mesh
 from train.distributed import initialize
 from train.loss import next_token_loss
 from train.trainer import train
+from train.watch import profile
 
 
 def make_conversations(section: ConfigDict, corpus: Path) -> list[Conversation]:

@@ -21,9 +21,8 @@ import pyarrow as pa
 import xxhash
 from ml_collections import ConfigDict
 
-from align.synthesis_filters import Verdict, judge
-from align.synthesis_prompts import STYLES, Style, split_passages
-from align.writers import EndpointWriter, LocalWriter, Reply, Writer
+from align.synthetic.filters import Verdict, judge
+from align.synthetic.prompts import STYLES, Style, split_passages
 from core import entry
 from core.artifacts import digest, read_json, write_json
 from core.errors import UserError
@@ -31,7 +30,8 @@ from core.progress import format_count, log
 from data.dedup.shingles import exact_key
 from data.documents import Document, read_documents, write_documents
 from data.filters.language import identify
-from model.generation import Sampling
+from eval.respond.endpoint import EndpointWriter, LocalWriter, Reply, Writer
+from model.generation.generate import Sampling
 
 DOMAIN = "synthetic"
 REMOVED_COLUMNS = {"reason": pa.string(), "score": pa.float64()}

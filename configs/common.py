@@ -35,7 +35,7 @@ def make_training(**changes) -> dict:
 
 
 def make_optimizer(**changes) -> dict:
-    """The section `optimizer` of a trainer; train/optimizer.py says what each field does."""
+    """The section `optimizer` of a trainer; `train.optimizer.optimizers` explains its fields."""
     return dict(
         name="adamw",               # or muon, lion, adafactor, sgd, schedule_free
         learning_rate=1e-3, adam_learning_rate=1e-3,    # the latter: what Muon does not take

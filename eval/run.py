@@ -24,17 +24,17 @@ from core.errors import UserError
 from core.progress import log
 from data.chat import Conversation
 from data.tokenizer import Tokenizer, load_tokenizer
-from eval.answers import answer, make_prompts
-from eval.bits_per_byte import bits_per_byte, unigram_bits_per_byte, xz_bits_per_byte
-from eval.choices import score_choices
+from eval.measures.choices import score_choices
+from eval.measures.likelihood import bits_per_byte, unigram_bits_per_byte, xz_bits_per_byte
+from eval.respond.local import answer, make_prompts
 from eval.statistics import mean_and_stderr, win_rate
 from eval.tasks.documentation import NUM_CHOICES, load_documentation
 from eval.tasks.task import Task, question_of
 from eval.tasks.verifiable import Verifiable
 from model.config import ModelConfig
 from model.directory import is_chat_model, load_model
-from model.generation import Sampling
-from model.transformer import Params
+from model.families.decoder import Params
+from model.generation.generate import Sampling
 
 NUM_EXAMPLES = 4  # solved examples in the prompt of a base model
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from core.errors import UserError
-from model.remat import check_policy
+from model.parallel.remat import check_policy
 
 ATTENTION_BACKENDS = ("auto", "xla", "cudnn", "pallas", "splash")
 CONTEXT_ATTENTIONS = ("ring", "all_gather")
@@ -54,9 +54,9 @@ class ModelConfig:
         pipeline_rounds: times that a piece goes round the stages: 1 is GPipe (arXiv 1811.06965),
             more is the circular schedule with its smaller bubble.
         scan_unroll: layers per iteration of the scan; N unrolls it whole.
-        remat: what the backward pass keeps and what it computes again; see `model.remat`.
+        remat: what the backward pass keeps and what it computes again; see `model.parallel.remat`.
         loss_chunks: row chunks of the head, so that [B, L, V] is never held when above 1; 0 takes
-            as many as `model.head.LOGITS_BYTES` needs.
+            as many as `model.heads.language.LOGITS_BYTES` needs.
     """
 
     V: int

@@ -21,8 +21,8 @@ import orbax.checkpoint as ocp
 from core.artifacts import read_json, write_json
 from core.errors import UserError
 from model.config import ModelConfig
-from model.sharding import param_shardings
-from model.transformer import Params, init
+from model.families.decoder import Params, init
+from model.parallel.sharding import param_shardings
 
 
 @contextlib.contextmanager

@@ -31,4 +31,4 @@ stage align.pairs
 stage align.dpo
 stage eval.run --config.eval.model=dpo --config.eval.out=eval_dpo --config.eval.against=eval_sft
 echo "chat with it:  .venv/bin/python -m serve.chat --model=$workdir/dpo" >&2
-stage scripts.report
+stage serve.report.write

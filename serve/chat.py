@@ -27,11 +27,11 @@ from core.errors import UserError
 from core.progress import log
 from data.chat import Conversation, Message, ask, render, render_prompt
 from data.tokenizer import Tokenizer, load_tokenizer
-from model.attention.cache import make_cache
 from model.config import ModelConfig
 from model.directory import context_tokens, is_chat_model, load_model
-from model.generation import Sampling, decode, prefill, sample
-from model.transformer import Params
+from model.families.decoder import Params
+from model.generation.cache import make_cache
+from model.generation.generate import Sampling, decode, prefill, sample
 
 # New tokens are padded to one of these lengths, so that three programs serve every message.
 READ_LENGTHS = (32, 128, 512)

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from align.dpo import make_pair_rows, with_reference
+from align.losses.preference import PreferenceBatch, answer_logps, dpo_loss
 from align.pairs import make_pairs
-from align.preference import PreferenceBatch, answer_logps, dpo_loss
 from align.sft import make_rows
 from core.errors import UserError
 from data.batch import Batch, pack_examples, stack
 from data.chat import ask, render
 from data.tokenizer import Tokenizer
-from model.sharding import make_mesh
+from model.parallel.sharding import make_mesh
 
 row_logps = jax.jit(answer_logps, static_argnames="config")
 loss = jax.jit(partial(dpo_loss, key=jax.random.key(0)),

@@ -11,10 +11,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from ml_collections import ConfigDict
 
-from align.synthesis_filters import judge
-from align.synthesis_prompts import STYLES, format_pairs, parse_pairs, split_passages
 from align.synthesize import build, choose_documents
-from align.writers import EndpointWriter, LocalWriter
+from align.synthetic.filters import judge
+from align.synthetic.prompts import STYLES, format_pairs, parse_pairs, split_passages
 from core.artifacts import ROOT, write_json
 from core.errors import UserError
 from data.documents import Document, read_documents, write_documents
@@ -22,8 +21,9 @@ from data.filters.language import identify
 from data.readers.read import read
 from data.readers.units import plan
 from data.tokenizer import Tokenizer
+from eval.respond.endpoint import EndpointWriter, LocalWriter
 from model.directory import save_model
-from model.generation import Sampling
+from model.generation.generate import Sampling
 
 TEXT = ("the river carried old wooden boats past quiet villages where people waited for letters "
         "and news from towns that nobody there had ever seen because roads were long and winter "
@@ -275,7 +275,7 @@ def test_silence_and_absence_are_told_in_one_line(server):
 
 def test_pauses_double_and_respect_retry_after(server, monkeypatch):
     pauses = []
-    monkeypatch.setattr("align.writers.time.sleep", pauses.append)
+    monkeypatch.setattr("eval.respond.endpoint.time.sleep", pauses.append)
     headers = {3: {"Retry-After": "7"}, 4: {"Retry-After": "9999"}}
     server.reply = lambda prompt, number: (429, b"", headers.get(number, {}))
     with pytest.raises(UserError, match="answers 429"):

@@ -9,10 +9,10 @@ import pytest
 from configs.quickstart import get_config
 from data.batch import Batch
 from model.config import make_model_config
-from model.sharding import make_mesh
-from model.transformer import init
+from model.families.decoder import init
+from model.parallel.sharding import make_mesh
 from train.loss import next_token_loss
-from train.optimizer import make_optimizer
+from train.optimizer.optimizers import make_optimizer
 from train.step import make_state, make_train_step
 
 VARIANTS = ("cpu", "accelerator", "smoke")

@@ -40,7 +40,7 @@ def texts() -> list[str]:
     "fineweb", "fineweb chain"])
 def test_filters_agree_with_datatrove(name, texts):
     pytest.importorskip("datatrove")
-    from scripts.peer_datatrove import make_pairs
+    from scripts.bench.peer_datatrove import make_pairs
 
     theirs, ours = make_pairs()[name]
     verdicts = list(zip(theirs(texts), ours(texts)))
@@ -71,7 +71,7 @@ def test_lines_that_c4_keeps_are_datatroves(texts):
     ("de", "deu"), ("fr", "fra"), ("ru", "rus"), ("es", "spa"), ("it", "ita"), ("pl", "pol")])
 def test_fineweb2_agrees_with_datatrove(language, name):
     pytest.importorskip("datatrove")
-    from scripts.peer_datatrove import make_fineweb2_pair
+    from scripts.bench.peer_datatrove import make_fineweb2_pair
 
     with zipfile.ZipFile(Path(DATASETS) / "udhr" / "udhr2.zip") as archive:
         lines = archive.read(f"udhr2/{name}.txt").decode().split("\n")

@@ -16,13 +16,13 @@ from data.chat import ask
 from data.documents import Document, write_documents
 from data.tokenizer import Tokenizer
 from data.tokens.checked import write_sums
-from eval.answers import complete, make_prompts
-from eval.bits_per_byte import bits_per_byte, unigram_bits_per_byte, xz_bits_per_byte
-from eval.choices import ChoiceScore, continuation_logps
+from eval.measures.choices import ChoiceScore, continuation_logps
+from eval.measures.likelihood import bits_per_byte, unigram_bits_per_byte, xz_bits_per_byte
+from eval.respond.local import complete, make_prompts
 from eval.statistics import mean_and_stderr, win_rate
-from model.generation import Sampling
-from model.head import token_logps
-from model.transformer import forward
+from model.families.decoder import forward
+from model.generation.generate import Sampling
+from model.heads.language import token_logps
 
 # 93 ordinary tokens, so that with 5 special ones the tiny model's 98 are used up.
 RANKS = {bytes([b]): i for i, b in enumerate(range(32, 125))}

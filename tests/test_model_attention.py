@@ -6,8 +6,8 @@ import numpy as np
 from jax.ad_checkpoint import print_saved_residuals
 
 from model.attention.reference import attend, cache_mask, document_mask, softmax
-from model.attention.rotary import rotate
-from model.transformer import rms_norm
+from model.families.decoder import rms_norm
+from model.layers.positions import rotate
 
 RNG = np.random.default_rng(0)
 

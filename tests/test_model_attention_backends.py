@@ -19,8 +19,8 @@ from model.attention.pallas import attend_splash, attend_triton
 from model.attention.placement import attend_in_place
 from model.attention.reference import attend, document_mask
 from model.config import ModelConfig
-from model.remat import remat
-from model.sharding import make_mesh
+from model.parallel.remat import remat
+from model.parallel.sharding import make_mesh
 
 CPU = Machine("cpu", "cpu", (0, 0))
 TPU = Machine("tpu", "TPU v5p", (0, 0))

@@ -13,9 +13,9 @@ from model.attention.blockwise import Keys, attend_blocks, attend_ring
 from model.attention.placement import attend_in_place
 from model.attention.reference import attend, document_mask
 from model.config import ModelConfig
-from model.remat import remat
-from model.sharding import make_mesh
-from model.transformer import forward
+from model.families.decoder import forward
+from model.parallel.remat import remat
+from model.parallel.sharding import make_mesh
 
 B, L, H, G, K = 4, 32, 4, 2, 8
 KINDS = ["ring", "all_gather"]
@@ -88,7 +88,7 @@ def test_stages_of_a_pipeline_each_cut_their_rows(kind, inputs, expected):
     def attention(*qkv_and_tokens):
         return attend_documents(*qkv_and_tokens, config=_config(kind))
 
-    def run(*stacked):  # [stages, B, ...], as `model.pipeline` has them
+    def run(*stacked):  # [stages, B, ...], as `model.parallel.pipeline` has them
         stages = jax.vmap(attention, spmd_axis_name="stage")
         out, pull = jax.vjp(lambda *qkv: stages(*qkv, *stacked[4:]), *stacked[:3])
         return out, *pull(stacked[3])

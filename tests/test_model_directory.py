@@ -13,8 +13,8 @@ from core.errors import UserError
 from data.tokenizer import Tokenizer
 from model.config import make_model_config
 from model.directory import disk_errors, is_chat_model, load_config, load_model, save_model
-from model.sharding import make_mesh
-from model.transformer import init
+from model.families.decoder import init
+from model.parallel.sharding import make_mesh
 
 BYTES = {bytes([i]): i for i in range(256)}
 

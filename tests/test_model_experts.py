@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from model.experts import mix_experts, summarise
-from model.sharding import make_mesh
+from model.layers.experts import mix_experts, summarise
+from model.parallel.sharding import make_mesh
 
 B, L, E = 4, 6, 4
 

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import pytest
 
 from model.config import ModelConfig
+from model.families.decoder import forward, init
 from model.flops import forward_flops_per_token, matmul_params, mfu, peak_flops
 from model.flops import train_flops_per_token as train_flops
-from model.head import logits
-from model.transformer import forward, init
+from model.heads.language import logits
 
 LLAMA2_7B = ModelConfig(V=32000, D=4096, N=32, H=32, G=32, K=128, F=11008, qk_norm=False,
                         compute_dtype="bfloat16")

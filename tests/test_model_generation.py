@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from core.errors import UserError
-from model.attention.cache import make_cache
-from model.generation import Sampling, decode, generate, prefill, sample
-from model.head import logits
-from model.transformer import forward
+from model.families.decoder import forward
+from model.generation.cache import make_cache
+from model.generation.generate import Sampling, decode, generate, prefill, sample
+from model.heads.language import logits
 
 LENGTHS_B = np.array([3, 8, 5])
 # Probabilities 0.5, 0.25, 0.15, 0.1 at tokens 2, 0, 3, 1.

@@ -11,9 +11,9 @@ import pytest
 from jax.sharding import NamedSharding
 
 from core.errors import UserError
-from model import head
-from model.head import Scores, score_targets
-from model.sharding import PARAM_RULES, make_mesh, spec
+from model.heads import language as head
+from model.heads.language import Scores, score_targets
+from model.parallel.sharding import PARAM_RULES, make_mesh, spec
 
 BATCH, LENGTH = 2, 15  # 30 rows: 1, 2 and 3 divide them, 8 does not
 

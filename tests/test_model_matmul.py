@@ -10,8 +10,8 @@ import optax
 import pytest
 
 from core.errors import UserError
-from model.matmul import project
-from model.transformer import init
+from model.families.decoder import init
+from model.layers.matmul import project
 from train.loss import next_token_loss
 
 EQUATIONS = {"BLD,DHK->BLHK": ((2, 8, 32), (32, 4, 8)), "BLHK,HKD->BLD": ((2, 8, 4, 8), (4, 8, 32)),

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from model.pipeline import bubble_frac, run_layers
-from model.sharding import make_mesh, param_shardings
+from model.parallel.pipeline import bubble_frac, run_layers
+from model.parallel.sharding import make_mesh, param_shardings
 
 N, B, L = 8, 8, 4
 

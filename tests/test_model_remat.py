@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from core.errors import UserError
-from model.remat import TAGS
-from model.sharding import make_mesh
+from model.parallel.remat import TAGS
+from model.parallel.sharding import make_mesh
 from train.loss import next_token_loss
 from train.step import place_batch, place_params
 

@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 
 from configs.common import make_optimizer as optimizer_section
 from core.errors import UserError
-from model.sharding import (
+from model.families.decoder import init
+from model.parallel.sharding import (
     ACTIVATION_RULES,
     STREAM_RULES,
     check_mesh,
@@ -24,8 +25,7 @@ from model.sharding import (
     spec,
     state_shardings,
 )
-from model.transformer import init
-from train.optimizer import make_optimizer
+from train.optimizer.optimizers import make_optimizer
 
 
 def test_specs_follow_the_letters_of_the_names(params):

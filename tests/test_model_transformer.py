@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from model.head import logits, token_logps
-from model.transformer import embed, forward, init, num_params
+from model.families.decoder import embed, forward, init, num_params
+from model.heads.language import logits, token_logps
 from train.loss import next_token_loss
 
 SEGMENTS_BL = np.array([[1, 1, 1, 1, 1, 2, 2, 2, 3, 3, 3, 3]])

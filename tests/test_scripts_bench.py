@@ -15,11 +15,14 @@ import pytest
 
 from core.artifacts import ROOT
 from core.errors import UserError
-from model.transformer import init
-from scripts import bench_checkpoints, bench_recipe, bench_train, bench_train_step
-from scripts.bench_train_profile import find_products
-from scripts.bench_train_search import search
-from scripts.train_workload import OUT_OF_MEMORY, Workload
+from model.families.decoder import init
+from scripts.bench import checkpoints as bench_checkpoints
+from scripts.bench import recipe as bench_recipe
+from scripts.bench import train as bench_train
+from scripts.bench import train_step as bench_train_step
+from scripts.bench.train_profile import find_products
+from scripts.bench.train_search import search
+from scripts.bench.train_workload import OUT_OF_MEMORY, Workload
 from train.loss import next_token_loss
 
 WORK = Workload(size="tiny", batch_size=2, row_length=24, dtype="float32", num_steps=2)
@@ -135,7 +138,7 @@ def _run_peer(argument):
     if subprocess.run([python, "-c", "import torch, transformers"],
                       capture_output=True).returncode:
         pytest.skip("torch or transformers is missing; HEARTWOOD_PEER_PYTHON may name their Python")
-    done = subprocess.run([python, "-m", "scripts.peer_llama", str(argument)], cwd=ROOT,
+    done = subprocess.run([python, "-m", "scripts.bench.peer_llama", str(argument)], cwd=ROOT,
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -185,7 +188,7 @@ def test_loss_and_gradient_are_those_of_llama(documents_per_row, tmp_path):
 def test_the_whole_benchmark_runs_and_its_last_line_ends_with_the_ratios(tmp_path):
     python = os.environ.get("HEARTWOOD_PEER_PYTHON", sys.executable)
     done = subprocess.run(
-        [sys.executable, "-m", "scripts.bench_train", "--sizes=tiny", "--row_length=24",
+        [sys.executable, "-m", "scripts.bench.train", "--sizes=tiny", "--row_length=24",
          "--batch=2", "--steps=2", f"--peer_python={python}", f"--json={tmp_path}/figures.json"],
         cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -10,8 +10,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from core.errors import UserError
-from scripts import report
-from scripts.report_run import MODELS, STAGES, Run, proportion
+from serve.report import write as report
+from serve.report.run import MODELS, STAGES, Run, proportion
 
 ATTACK = "</pre><script>alert('x')</script><img src=http://evil.example onerror=alert(1)>"
 PARENTS = {"tokenizer": ["corpus"], "tokens": ["corpus", "tokenizer"], "base": ["tokens"],

@@ -47,7 +47,7 @@ def child(tmp_path):
 
     def start(*behaviours, flags=()):
         return subprocess.Popen(
-            [sys.executable, "-m", "scripts.supervise", "--backoff_secs=0.01", *flags, "--",
+            [sys.executable, "-m", "scripts.launch.supervise", "--backoff_secs=0.01", *flags, "--",
              sys.executable, str(tmp_path / "child.py"), f"--workdir={tmp_path}", *behaviours],
             cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             env=os.environ | {"XLA_FLAGS": ""})
@@ -119,6 +119,6 @@ def test_a_signal_between_two_tries_ends_it(child, tmp_path):
     (["--", "/nowhere/python"], "error: /nowhere/python: cannot be started (no such file"),
 ], ids=["nothing", "no program"])
 def test_what_cannot_run_is_one_line(command, line):
-    done = subprocess.run([sys.executable, "-m", "scripts.supervise", *command], cwd=ROOT,
+    done = subprocess.run([sys.executable, "-m", "scripts.launch.supervise", *command], cwd=ROOT,
                           capture_output=True, text=True, env=os.environ | {"XLA_FLAGS": ""})
     assert done.returncode == 2 and done.stderr.startswith(line), done.stderr

@@ -13,9 +13,9 @@ from small_tokens import write_corpus
 
 from core.artifacts import ROOT
 from core.errors import UserError
-from scripts.sweep_axes import grid_axis, make_points, random_axis, zip_axis
-from scripts.sweep_points import point_name
-from scripts.sweep_table import average_seeds, show_table
+from scripts.sweep.axes import grid_axis, make_points, random_axis, zip_axis
+from scripts.sweep.points import point_name
+from scripts.sweep.table import average_seeds, show_table
 
 
 def test_points_are_the_product_of_grids_and_zips():
@@ -93,7 +93,7 @@ def parents(tmp_path_factory):
 
 
 def _command(parents, workdir, *arguments):
-    return [sys.executable, "-m", "scripts.sweep", "--config=configs/quickstart.py:smoke",
+    return [sys.executable, "-m", "scripts.sweep.run", "--config=configs/quickstart.py:smoke",
             f"--workdir={workdir}", f"--parents={parents}", "--stages=data.train_tokenizer",
             "--metric=bytes_per_token", "--best=highest", *arguments]
 

@@ -19,9 +19,9 @@ from core.errors import UserError
 from data.chat import ask, render_prompt
 from data.tokenizer import Tokenizer
 from model.directory import save_model
-from model.generation import Sampling
-from model.head import logits
-from model.transformer import forward, init
+from model.families.decoder import forward, init
+from model.generation.generate import Sampling
+from model.heads.language import logits
 from serve import chat
 from serve.chat import Session, stream_text
 

@@ -16,12 +16,12 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from core.errors import UserError
-from model.sharding import make_mesh, state_shardings
-from train import checkpoints as checkpoints_module
-from train import retention
-from train.checkpoints import Checkpoints
-from train.digests import named_leaves, read_digests, start_digests
-from train.file_sums import write_sums
+from model.parallel.sharding import make_mesh, state_shardings
+from train.checkpoints import checkpoints as checkpoints_module
+from train.checkpoints import retention
+from train.checkpoints.checkpoints import Checkpoints
+from train.checkpoints.digests import named_leaves, read_digests, start_digests
+from train.checkpoints.file_sums import write_sums
 from train.guard import make_guard
 from train.state import TrainState
 

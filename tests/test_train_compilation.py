@@ -12,12 +12,12 @@ import pytest
 
 from core.artifacts import ROOT
 from data.batch import Batch
-from model.sharding import make_mesh
-from model.transformer import init
-from train.compilation import Compilations
+from model.families.decoder import init
+from model.parallel.sharding import make_mesh
 from train.loss import next_token_loss
-from train.memory import peak_memory_bytes
 from train.step import init_state, make_train_step, place_batch
+from train.watch.compilation import Compilations
+from train.watch.memory import peak_memory_bytes
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_nothing_is_counted_after_the_end():
 CODE = """
 import jax, sys
 jax.config.update("jax_compilation_cache_dir", sys.argv[1])
-from train.compilation import Compilations
+from train.watch.compilation import Compilations
 with Compilations() as compilations:
     for name in ("double", "square"):
         def run(x): return x * 2 if name == "double" else x * x

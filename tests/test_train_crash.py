@@ -1,4 +1,4 @@
-"""The crash matrix of `scripts.chaos`, a short version of each fault, with real processes.
+"""The crash matrix of `scripts.chaos.matrix`, a short version of each fault, with real processes.
 
 What needs several runs to their end is marked `full`; `tests/test_train_resume.py` goes through
 SIGTERM, SIGKILL amid a save and a flipped byte in one run, always.
@@ -11,9 +11,9 @@ import sys
 import pytest
 
 from core.artifacts import ROOT
-from scripts import chaos
-from scripts.chaos_faults import Stage
-from scripts.chaos_run import environment
+from scripts.chaos import matrix as chaos
+from scripts.chaos.faults import Stage
+from scripts.chaos.process import environment
 
 FAULTS = chaos.make_faults(trials=2)
 
@@ -38,7 +38,7 @@ def test_a_fault_costs_no_committed_step_and_not_a_bit(stage, name):
 
 
 def test_an_unknown_fault_is_refused():
-    done = subprocess.run([sys.executable, "-m", "scripts.chaos", "--only=flood"], cwd=ROOT,
+    done = subprocess.run([sys.executable, "-m", "scripts.chaos.matrix", "--only=flood"], cwd=ROOT,
                           env=environment(), capture_output=True, text=True)
     assert done.returncode == 2
     assert "--only=flood: is no fault: choose among kill, " in done.stderr
@@ -46,7 +46,7 @@ def test_an_unknown_fault_is_refused():
 
 @pytest.mark.full
 def test_the_matrix_sums_up_in_its_last_line():
-    done = subprocess.run([sys.executable, "-m", "scripts.chaos", "--trials=1",
+    done = subprocess.run([sys.executable, "-m", "scripts.chaos.matrix", "--trials=1",
                            "--only=terminate_twice,kill_reader"], cwd=ROOT, env=environment(),
                           capture_output=True, text=True, check=True)
     found = json.loads(done.stdout.splitlines()[-1])

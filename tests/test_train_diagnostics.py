@@ -6,9 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from model.attention.rotary import rotate
-from model.transformer import rms_norm
-from train.diagnostics import diagnose
+from model.families.decoder import rms_norm
+from model.layers.positions import rotate
+from train.watch.diagnostics import diagnose
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from small_tokens import write_artifacts
 
 from core.artifacts import ROOT
 from model.directory import load_model
-from train.metrics import read_metrics
+from train.watch.metrics import read_metrics
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")     # Daft's
 
@@ -68,7 +68,7 @@ initialize()
 initialize()    # a second stage in the same process
 import jax, numpy as np
 from core.processes import find_processes
-from model.sharding import make_mesh
+from model.parallel.sharding import make_mesh
 from train.step import place_batch
 mesh = make_mesh({"data": 2, "fsdp": 2})
 rows = place_batch(np.arange(16, dtype=np.int32).reshape(8, 2), mesh)

@@ -14,8 +14,8 @@ from configs.quickstart import get_config
 from core.artifacts import ROOT
 from core.errors import UserError
 from model.config import make_model_config
-from model.sharding import letters_of, make_mesh
-from model.transformer import init
+from model.families.decoder import init
+from model.parallel.sharding import letters_of, make_mesh
 from train.fit import PRECISION, measure, plan, search, sentence
 
 

@@ -12,7 +12,7 @@ import jax
 import pytest
 
 from core.artifacts import ROOT
-from train.goodput import CAUSES, Goodput
+from train.watch.goodput import CAUSES, Goodput
 
 
 class Clocks:
@@ -239,7 +239,7 @@ def test_an_unknown_cause_is_a_mistake(clocks, path):
 CODE = """
 import sys, time
 from pathlib import Path
-from train.goodput import Goodput
+from train.watch.goodput import Goodput
 goodput = Goodput(Path(sys.argv[1]), flush_secs=0.0)
 goodput.resume(0)
 for step in range(1, 10**6):

@@ -10,11 +10,11 @@ from ml_collections import ConfigDict
 
 from configs.common import make_optimizer as make_section
 from core.errors import UserError
-from model.sharding import make_mesh
-from model.transformer import init
+from model.families.decoder import init
+from model.parallel.sharding import make_mesh
 from train.guard import judge, make_guard
 from train.loss import next_token_loss
-from train.optimizer import make_optimizer
+from train.optimizer.optimizers import make_optimizer
 from train.step import init_state, make_train_step, place_batch
 
 

@@ -17,10 +17,10 @@ from ml_collections import ConfigDict
 from configs.common import make_training
 from core.errors import UserError
 from model.config import ModelConfig
-from model.sharding import make_mesh
+from model.parallel.sharding import make_mesh
 from train.loop import Loop
-from train.metrics import read_metrics
 from train.step import init_state, make_train_step
+from train.watch.metrics import read_metrics
 
 NUM_STEPS = 24
 SIZES = ModelConfig(V=8, D=4, N=1, H=1, G=1, K=4, F=4)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import train.loss
-from model.head import logits
-from model.transformer import forward
+from model.families.decoder import forward
+from model.heads.language import logits
 from train.loss import batch_logps, next_token_loss
 
 KEY = jax.random.key(0)

@@ -10,10 +10,10 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs.common import make_optimizer as optimizer_section
-from model.sharding import check_mesh, make_mesh
-from model.transformer import init
+from model.families.decoder import init
+from model.parallel.sharding import check_mesh, make_mesh
 from train.loss import next_token_loss
-from train.optimizer import make_optimizer
+from train.optimizer.optimizers import make_optimizer
 from train.step import init_state, make_train_step, place_batch
 
 DENSE = {"N": 4, "embed_previous": False}

@@ -7,7 +7,7 @@ import os
 import jax
 import pytest
 
-from train.metrics import MetricsFile, read_metrics
+from train.watch.metrics import MetricsFile, read_metrics
 
 NUM_STEPS, SAVE_EVERY, EVALUATE_EVERY = 8, 4, 2
 

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from model.sharding import make_mesh, param_shardings
-from model.transformer import init
-from train.muon import is_matrix, newton_schulz, orthogonalise
+from model.families.decoder import init
+from model.parallel.sharding import make_mesh, param_shardings
+from train.optimizer.muon import is_matrix, newton_schulz, orthogonalise
 
 N, E, D, H, K, F = 4, 2, 8, 4, 2, 12
 SHAPES = {"wq_DHK": (N, D, H, K), "wo_HKD": (N, H, K, D), "w_up_EDF": (N, E, D, F),

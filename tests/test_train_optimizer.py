@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from configs.common import make_optimizer as make_section
 from core.errors import UserError
 from train.loss import next_token_loss
-from train.optimizer import FIELDS, eval_params, make_optimizer
+from train.optimizer.optimizers import FIELDS, eval_params, make_optimizer
 
 N, D, H, G, K, F, V, E = 2, 8, 4, 2, 2, 12, 10, 3
 SHAPES = {"embed_VD": (V, D), "head_DV": (D, V), "final_norm_D": (D,), "blocks": {

@@ -9,7 +9,7 @@ import pytest
 from absl import flags
 
 from core.errors import UserError
-from train.profile import Profiler, Window, define_flag, format_table, read_profile
+from train.watch.profile import Profiler, Window, define_flag, format_table, read_profile
 
 NUM_STEPS = 8
 

@@ -9,8 +9,15 @@ import subprocess
 import pytest
 
 from core.artifacts import ROOT
-from scripts.chaos_faults import Stage
-from scripts.chaos_run import CHECKPOINT_EVERY, NUM_STEPS, Run, differences, environment, final_bits
+from scripts.chaos.faults import Stage
+from scripts.chaos.process import (
+    CHECKPOINT_EVERY,
+    NUM_STEPS,
+    Run,
+    differences,
+    environment,
+    final_bits,
+)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 
 from configs.common import make_optimizer as make_section
 from core.errors import UserError
-from train.schedules import make_schedule
+from train.optimizer.schedules import make_schedule
 
 
 @pytest.mark.parametrize("schedule, warmup_steps, decay_frac, final_frac, expected", [

@@ -9,10 +9,10 @@ from ml_collections import ConfigDict
 
 from configs.common import make_optimizer as make_optimizer_section
 from core.errors import UserError
-from model.sharding import make_mesh
-from model.transformer import init
+from model.families.decoder import init
+from model.parallel.sharding import make_mesh
 from train.loss import next_token_loss
-from train.optimizer import make_optimizer
+from train.optimizer.optimizers import make_optimizer
 from train.step import accumulate, init_state, make_train_step, place_batch, place_params
 
 SECTION = ConfigDict(make_optimizer_section(

@@ -9,7 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from core.errors import UserError
-from train.writers import make_writers
+from train.watch.writers import make_writers
 
 CONFIG = ConfigDict(dict(pretrain=dict(num_steps=8, writers=("tensorboard",))))
 

@@ -28,10 +28,10 @@ from core.errors import UserError
 from core.progress import log
 from data.batch import Batch
 from model.config import ModelConfig, make_model_config
-from model.sharding import check_mesh, make_mesh, num_batch_shards, spec
-from model.transformer import init
+from model.families.decoder import init
+from model.parallel.sharding import check_mesh, make_mesh, num_batch_shards, spec
 from train.loss import next_token_loss
-from train.optimizer import make_optimizer
+from train.optimizer.optimizers import make_optimizer
 from train.state import TrainState
 from train.step import make_abstract_state, make_train_step
 

@@ -24,18 +24,18 @@ from core.entry import process_secs
 from core.progress import Progress, log
 from model.config import ModelConfig
 from model.flops import mfu
-from train.checkpoints import Checkpoints
-from train.compilation import Compilations
+from train.checkpoints.checkpoints import Checkpoints
 from train.distributed import any_process
-from train.goodput import Goodput
-from train.memory import peak_memory_bytes
-from train.metrics import MetricsFile
-from train.profile import Profiler, requested_window
 from train.rewind import Rewinds
 from train.signals import StopRequest
 from train.state import TrainState
 from train.step import place_batch
-from train.writers import make_writers
+from train.watch.compilation import Compilations
+from train.watch.goodput import Goodput
+from train.watch.memory import peak_memory_bytes
+from train.watch.metrics import MetricsFile
+from train.watch.profile import Profiler, requested_window
+from train.watch.writers import make_writers
 
 TrainStep = Callable[[TrainState, Any], tuple[TrainState, Mapping[str, jax.Array]]]
 STEPS_BETWEEN_STOPS = 10     # at which several processes ask each other whether one got a signal

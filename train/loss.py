@@ -7,8 +7,8 @@ import jax.numpy as jnp
 
 from data.batch import Batch
 from model.config import ModelConfig
-from model.head import score_targets, token_logps
-from model.transformer import Params, forward, forward_with_stats
+from model.families.decoder import Params, forward, forward_with_stats
+from model.heads.language import score_targets, token_logps
 
 # `loss_fn(params, batch, *, config, key) -> (loss_sum, {name: (sum, weight)})`. The entry "loss"
 # must be there: its weight divides the gradient.

@@ -21,19 +21,19 @@ from core.progress import log
 from data.tokenizer import load_tokenizer
 from data.tokens.mixture import mixture, plan_mixture
 from data.tokens.rows import batches
-from eval.bits_per_byte import bits_per_byte
-from eval.choices import score_choices
+from eval.measures.choices import score_choices
+from eval.measures.likelihood import bits_per_byte
 from eval.statistics import mean_and_stderr
 from eval.tasks.documentation import load_documentation
 from model.config import ModelConfig, make_model_config
 from model.directory import save_model
-from model.sharding import make_mesh
-from model.transformer import init, num_params
-from train import profile
+from model.families.decoder import init, num_params
+from model.parallel.sharding import make_mesh
 from train.distributed import initialize
 from train.loss import next_token_loss
-from train.metrics import read_metrics
 from train.trainer import train
+from train.watch import profile
+from train.watch.metrics import read_metrics
 
 
 def plan_phases(section: ConfigDict, tokens: Path) -> list[tuple[int, dict[str, float]]]:

@@ -13,11 +13,11 @@ from jax.sharding import Mesh, NamedSharding
 
 from core.errors import UserError
 from model.config import ModelConfig
-from model.sharding import num_batch_shards, param_shardings, spec, state_shardings
-from train.diagnostics import diagnose
+from model.parallel.sharding import num_batch_shards, param_shardings, spec, state_shardings
 from train.guard import judge, make_guard
 from train.loss import Metrics
 from train.state import TrainState
+from train.watch.diagnostics import diagnose
 
 LossFn = Callable[..., tuple[jax.Array, Metrics]]
 
@@ -95,7 +95,7 @@ def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation, *,
         batch_size: rows in a batch, over all devices.
         guard_sigmas: see `train.guard.judge`.
         ema_decay: share of the running average that each step keeps.
-        diagnostics: whether the metrics of `train.diagnostics` are computed as well.
+        diagnostics: whether the metrics of `train.watch.diagnostics` are computed as well.
 
     Returns:
         The step. Metrics are float32 scalars on the device: means of the loss function's metrics,

@@ -13,10 +13,10 @@ from jax.sharding import Mesh
 from core.progress import format_count, log
 from model.attention.backends import describe
 from model.config import ModelConfig
-from model.sharding import check_mesh
-from model.transformer import num_params
+from model.families.decoder import num_params
+from model.parallel.sharding import check_mesh
 from train.loop import Loop
-from train.optimizer import eval_params, make_optimizer
+from train.optimizer.optimizers import eval_params, make_optimizer
 from train.state import TrainState
 from train.step import LossFn, init_state, make_abstract_state, make_train_step
 

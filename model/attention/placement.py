@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from model.sharding import fitting_spec
+from model.parallel.sharding import fitting_spec
 
 # `attend(q_BLHK, k_BLGK, v_BLGK, segment_ids_BL, positions_BL) -> out_BLHK`
 Attend = Callable[..., jax.Array]

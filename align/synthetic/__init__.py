@@ -1,0 +1,1 @@
+"""Synthetic documents: prompts, and filters of the answers."""

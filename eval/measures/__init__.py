@@ -1,0 +1,1 @@
+"""Measures: likelihood, multiple choice, generated answers."""

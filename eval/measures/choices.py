@@ -1,0 +1,113 @@
+"""Multiple choice by log-likelihood: which continuation does the model find likeliest?"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from core.errors import UserError
+from data.batch import Batch, pack_examples, stack
+from data.tokenizer import Tokenizer
+from eval.respond.local import make_prompts
+from eval.tasks.documentation import Choice
+from model.config import ModelConfig
+from model.families.decoder import Params, forward
+from model.heads.language import token_logps
+
+
+@dataclasses.dataclass(frozen=True)
+class ChoiceScore:
+    """What a model makes of one question; all normalisations follow from it.
+
+    Attributes:
+        logps_nats: sum of the log-probabilities of each choice's tokens.
+        num_bytes: UTF-8 bytes of each choice.
+        answer: index of the right choice.
+    """
+
+    logps_nats: tuple[float, ...]
+    num_bytes: tuple[int, ...]
+    answer: int
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the right choice has the highest log-probability (`acc` of lm-eval)."""
+        return int(np.argmax(self.logps_nats)) == self.answer
+
+    @property
+    def is_right_per_byte(self) -> bool:
+        """The same per byte, so that length does not decide (`acc_bytes` of lm-eval)."""
+        per_byte = np.asarray(self.logps_nats) / np.asarray(self.num_bytes)
+        return int(np.argmax(per_byte)) == self.answer
+
+
+@partial(jax.jit, static_argnames=("config", "max_segments"))
+def _segment_logps(params: Params, batch: Batch, *, config: ModelConfig, max_segments: int):
+    """Sum of weighted log-probabilities of each packed example: logp_BS, S = segment."""
+    x_BLD = forward(params, batch.tokens_BL, batch.positions_BL, batch.segment_ids_BL,
+                    config=config)
+    logp_BL = token_logps(params, x_BLD, batch.targets_BL, config=config) * batch.loss_weights_BL
+    one_hot_BLS = jax.nn.one_hot(batch.segment_ids_BL - 1, max_segments)
+    return jnp.einsum("BL,BLS->BS", logp_BL, one_hot_BLS)
+
+
+def continuation_logps(params: Params, config: ModelConfig,
+                       examples: Sequence[tuple[Sequence[int], Sequence[float]]], *,
+                       row_length: int, batch_size: int) -> np.ndarray:
+    """Sum of log-probabilities, in nats, of the weighted tokens of each example.
+
+    Examples share rows, separated by their segments; the order of rows and of segments within
+    them tells which example is which.
+
+    Raises:
+        UserError: an example is longer than a row.
+    """
+    rows, places = _pack_in_order(examples, row_length)
+    max_segments = max(segment for _, segment in places) + 1
+    empty = jax.tree.map(np.zeros_like, rows[0])
+    rows = rows + [empty] * (-len(rows) % batch_size)
+    sums = [jax.device_get(_segment_logps(params, stack(rows[i:i + batch_size]), config=config,
+                                          max_segments=max_segments))
+            for i in range(0, len(rows), batch_size)]
+    logp_BS = np.concatenate(sums)
+    return np.array([logp_BS[row, segment] for row, segment in places])
+
+
+def _pack_in_order(examples: Sequence[tuple[Sequence[int], Sequence[float]]],
+                   row_length: int) -> tuple[list[Batch], list[tuple[int, int]]]:
+    """Packs examples in their order, and says in which row and segment each one is."""
+    rows, places, waiting, size = [], [], [], 0
+    for example in examples:
+        if len(example[0]) > row_length + 1:
+            raise UserError(f"eval.row_length={row_length}",
+                            f"does not hold a question and choice of {len(example[0])} tokens",
+                            "set a larger --config.eval.row_length")
+        if size + len(example[0]) > row_length + 1:
+            rows += pack_examples(waiting, row_length)[0]
+            waiting, size = [], 0
+        places.append((len(rows), len(waiting)))
+        waiting.append(example)
+        size += len(example[0])
+    return rows + pack_examples(waiting, row_length)[0], places
+
+
+def score_choices(params: Params, config: ModelConfig, tokenizer: Tokenizer,
+                  questions: Sequence[Choice], *, chat: bool, row_length: int,
+                  batch_size: int) -> list[ChoiceScore]:
+    """Scores every choice of every question as the continuation of its prompt."""
+    prompts = make_prompts([q.question for q in questions], tokenizer, chat=chat)
+    examples = []
+    for question, prompt in zip(questions, prompts):
+        for choice in question.choices:
+            ids = tokenizer.encode(choice if chat else f" {choice}")
+            examples.append(([*prompt, *ids], [0.0] * len(prompt) + [1.0] * len(ids)))
+    logps = iter(continuation_logps(params, config, examples, row_length=row_length,
+                                    batch_size=batch_size))
+    return [ChoiceScore(tuple(float(next(logps)) for _ in question.choices),
+                        tuple(len(choice.encode()) for choice in question.choices),
+                        question.answer) for question in questions]

@@ -1,0 +1,82 @@
+"""Bits per byte on held-out pages, and what a model must beat to have learned anything.
+
+Bits per byte do not depend on the tokenizer: the nats of all text tokens, over ln 2 and the UTF-8
+bytes of these tokens; sums over the corpus before the one division. Special tokens are not
+scored. Rows overlap by half, so that every token but the first of a document has at least half a
+row of context where its document has that much.
+"""
+
+from __future__ import annotations
+
+import lzma
+import math
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data.batch import Batch, stack
+from data.documents import read_documents
+from data.tokenizer import load_tokenizer
+from data.tokens.rows import TokenRows
+from model.config import ModelConfig
+from model.families.decoder import Params, forward
+from model.heads.language import token_logps
+
+
+@partial(jax.jit, static_argnames="config")
+def _nats_and_bytes(params: Params, batch: Batch, bytes_V: jax.Array, *, config: ModelConfig):
+    x_BLD = forward(params, batch.tokens_BL, batch.positions_BL, batch.segment_ids_BL,
+                    config=config)
+    logp_BL = token_logps(params, x_BLD, batch.targets_BL, config=config)
+    bytes_BL = bytes_V[batch.targets_BL] * batch.loss_weights_BL
+    return -jnp.sum(logp_BL * (bytes_BL > 0)), jnp.sum(bytes_BL)
+
+
+def heldout_batches(tokens: Path, row_length: int, batch_size: int) -> Iterator[Batch]:
+    """The held-out rows of a token folder, half overlapping, in batches of one shape.
+
+    The last batch is filled with copies of a row that weigh nothing.
+    """
+    rows = TokenRows(tokens, "heldout", row_length, stride=row_length // 2)
+    for first in range(0, len(rows), batch_size):
+        picked = [rows[i] for i in range(first, min(first + batch_size, len(rows)))]
+        empty = picked[0].replace(loss_weights_BL=np.zeros_like(picked[0].loss_weights_BL))
+        yield stack(picked + [empty] * (batch_size - len(picked)))
+
+
+def bits_per_byte(params: Params, config: ModelConfig, tokens: Path, *, row_length: int,
+                  batch_size: int) -> float:
+    """Bits per byte of a model on the held-out pages of a token folder."""
+    bytes_V = jnp.asarray(load_tokenizer(tokens / "tokenizer").token_bytes(), jnp.float32)
+    sums = [_nats_and_bytes(params, batch, bytes_V, config=config)
+            for batch in heldout_batches(tokens, row_length, batch_size)]
+    nats, num_bytes = np.sum(jax.device_get(sums), axis=0, dtype=np.float64)
+    return float(nats / math.log(2) / num_bytes)
+
+
+def unigram_bits_per_byte(tokens: Path) -> float:
+    """Bits per byte of the training tokens' frequencies (add one) on the held-out pages."""
+    sizes = load_tokenizer(tokens / "tokenizer").token_bytes()
+    counts = np.ones(len(sizes))
+    for path in sorted(tokens.glob("*.tokens")):
+        if path.stem not in ("heldout", "best"):  # `best` repeats other domains' documents
+            counts += np.bincount(_tokens(tokens, path.stem), minlength=len(sizes))
+    counts[sizes == 0] = 0
+    heldout = np.bincount(_tokens(tokens, "heldout"), minlength=len(sizes)) * (sizes > 0)
+    nats = -np.sum(heldout[sizes > 0] * np.log(counts[sizes > 0] / counts.sum()))
+    return float(nats / math.log(2) / np.sum(heldout * sizes))
+
+
+def xz_bits_per_byte(corpus: Path) -> float:
+    """Bits per byte of ``xz -9e`` on all held-out pages in one stream: it sees all before."""
+    text = "".join(document.text for document in read_documents(corpus / "heldout")).encode()
+    return 8 * len(lzma.compress(text, preset=9 | lzma.PRESET_EXTREME)) / len(text)
+
+
+def _tokens(folder: Path, domain: str) -> np.ndarray:
+    rows = TokenRows(folder, domain, row_length=1)
+    return rows.tokens[:]

@@ -1,0 +1,1 @@
+"""What answers prompts: a loaded model, or a server behind an endpoint."""

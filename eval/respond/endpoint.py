@@ -1,0 +1,210 @@
+"""Who answers prompts in bulk: a model directory, or an OpenAI-compatible endpoint."""
+
+from __future__ import annotations
+
+import http.client
+import itertools
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple, Protocol
+from urllib.parse import urlsplit
+
+from core.artifacts import digest, read_json
+from core.errors import UserError
+from data.chat import ask
+from eval.respond.local import complete, make_prompts
+from eval.run import load_evaluated
+from model.directory import context_tokens
+from model.generation.generate import Sampling
+
+MAX_REPLY_BYTES = 16 << 20
+MAX_PAUSE_SECS = 60.0
+REJECTED = (400, 413, 422)      # this prompt is too long or unwelcome; the next one may not be
+PASSING = (408, 425, 429)       # these, and all from 500 on, may be gone at the next attempt
+
+
+class Reply(NamedTuple):
+    """A model's answer; `fault` says why it is none, and is empty otherwise."""
+
+    text: str
+    fault: str = ""
+
+
+class Writer(Protocol):
+    """Answers prompts.
+
+    Attributes:
+        name: what `meta` calls the model.
+    """
+
+    name: str
+
+    def write(self, prompts: Sequence[str], seed: int) -> list[Reply]:
+        """One reply per prompt, in their order. Faults: ``truncated``, ``prompt_too_long``,
+        ``rejected_<status>``."""
+
+
+class LocalWriter:
+    """A model directory that was taught to answer in turns.
+
+    Raises:
+        UserError: it was not, or is no model directory.
+    """
+
+    def __init__(self, folder: Path, sampling: Sampling, batch_size: int):
+        self._model = load_evaluated(folder)
+        if not self._model.chat:
+            raise UserError(str(folder), "is a base model, which follows no instruction",
+                            "name a model that sft or dpo wrote")
+        self._sampling, self._batch_size = sampling, batch_size
+        self._context_tokens = context_tokens(folder)
+        self.name = f"{folder.name}@{read_json(folder / 'lineage.json')['fingerprint']}"
+
+    def write(self, prompts: Sequence[str], seed: int) -> list[Reply]:
+        """Answers in batches; see `Writer`."""
+        model, room = self._model, self._context_tokens - self._sampling.max_new_tokens
+        rendered = make_prompts([ask(prompt) for prompt in prompts], model.tokenizer, chat=True)
+        fitting = [at for at, prompt in enumerate(rendered) if len(prompt) <= room]
+        texts = complete(model.params, model.config, model.tokenizer,
+                         [rendered[at] for at in fitting], self._sampling, seed=seed,
+                         batch_size=self._batch_size)
+        replies = [Reply("", "prompt_too_long")] * len(prompts)
+        for at, text in zip(fitting, texts):
+            is_cut = len(model.tokenizer.encode(text)) >= self._sampling.max_new_tokens
+            replies[at] = Reply(text, "truncated" if is_cut else "")
+        return replies
+
+
+class EndpointWriter:
+    """A server that speaks OpenAI's chat completions, asked over several connections at once.
+
+    Args:
+        url: up to the version, e.g. ``http://127.0.0.1:8000/v1``.
+        model: what the server calls the model.
+        key_variable: environment variable that holds the key; "" when the server needs none.
+        timeout_secs: silence after which a request has failed.
+        max_retries: further attempts at a request that failed in passing (429, 5xx, time-out,
+            broken connection or reply), after pauses of `backoff_secs`, twice that, and so on.
+
+    Raises:
+        UserError: the URL is none, or the variable holds no key.
+    """
+
+    def __init__(self, url: str, model: str, sampling: Sampling, *, key_variable: str,
+                 num_connections: int, timeout_secs: float, max_retries: int, backoff_secs: float):
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or not model:
+            raise UserError(f"synthesize.endpoint={url!r}, endpoint_model={model!r}",
+                            "is no URL of a server with the name of a model",
+                            "write http://host:port/v1, and what the server calls the model")
+        self._url, self._model, self._sampling = url.rstrip("/"), model, sampling
+        self._key = _read_key(key_variable)
+        self._num_connections, self._timeout_secs = num_connections, timeout_secs
+        self._max_retries, self._backoff_secs = max_retries, backoff_secs
+        self._open = urllib.request.build_opener(_NoRedirect).open
+        self.name = model
+
+    def write(self, prompts: Sequence[str], seed: int) -> list[Reply]:
+        """Asks for all prompts; see `Writer`.
+
+        Raises:
+            UserError: a request failed for good.
+        """
+        with ThreadPoolExecutor(self._num_connections) as pool:
+            asked = [pool.submit(self._ask, prompt, seed) for prompt in prompts]
+            try:
+                return [reply.result() for reply in asked]
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def _ask(self, prompt: str, seed: int) -> Reply:
+        body = json.dumps({
+            "model": self._model, "messages": [{"role": "user", "content": prompt}],
+            "max_tokens": self._sampling.max_new_tokens, "top_p": self._sampling.top_p,
+            "temperature": self._sampling.temperature,
+            "seed": int(digest([seed, prompt]), 16) >> 33}).encode()
+        for attempt in itertools.count():
+            try:
+                return self._request(body)
+            except _PassingError as error:
+                if attempt == self._max_retries:
+                    raise self._failure(f"{error}, attempt {attempt + 1} of {attempt + 1}",
+                                        "see to the server and run again to go on") from None
+                pause_secs = max(self._backoff_secs * 2 ** attempt, error.retry_after_secs)
+                time.sleep(min(pause_secs, MAX_PAUSE_SECS))
+
+    def _request(self, body: bytes) -> Reply:
+        headers = {"Content-Type": "application/json"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        request = urllib.request.Request(f"{self._url}/chat/completions", body, headers)
+        try:
+            with self._open(request, timeout=self._timeout_secs) as response:
+                return _parse(response.read(MAX_REPLY_BYTES))
+        except urllib.error.HTTPError as error:
+            with error:
+                return self._judge_status(error)
+        except TimeoutError:
+            raise _PassingError(f"is silent for {self._timeout_secs} s") from None
+        except urllib.error.URLError as error:
+            raise _PassingError(f"cannot be reached ({error.reason})") from None
+        except (OSError, http.client.HTTPException) as error:
+            raise _PassingError(f"broke off ({error!r})") from None
+
+    def _judge_status(self, error: urllib.error.HTTPError) -> Reply:
+        if error.code in REJECTED:
+            return Reply("", f"rejected_{error.code}")
+        said = " ".join(error.read(2000).decode(errors="replace").split())[:200]
+        message = f"answers {error.code}: {said}" if said else f"answers {error.code}"
+        if error.code in PASSING or error.code >= 500:
+            retry_after = error.headers.get("Retry-After", "")
+            raise _PassingError(message, float(retry_after) if retry_after.isdigit() else 0.0)
+        raise self._failure(message, "check endpoint, endpoint_model and the key")
+
+    def _failure(self, message: str, remedy: str) -> UserError:
+        if self._key:   # some servers quote it
+            message = message.replace(self._key, "<key>")
+        return UserError(f"synthesize.endpoint={self._url!r}", message, remedy)
+
+
+class _PassingError(Exception):
+    """A failure that another attempt may not meet."""
+
+    def __init__(self, message: str, retry_after_secs: float = 0.0):
+        super().__init__(message)
+        self.retry_after_secs = retry_after_secs
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Lets redirects fail: they would carry the key to wherever the server says."""
+
+    def redirect_request(self, *arguments):
+        return None
+
+
+def _read_key(variable: str) -> str:
+    if not variable:
+        return ""
+    key = os.environ.get(variable, "").strip()
+    if not key or not (key.isascii() and key.isprintable()):
+        raise UserError(f"synthesize.key_variable={variable!r}", "this environment variable holds "
+                        "no key", f"export {variable}=..., or leave key_variable empty")
+    return key
+
+
+def _parse(body: bytes) -> Reply:
+    try:
+        choice = json.loads(body)["choices"][0]
+        text = choice["message"]["content"] or ""
+        if not isinstance(text, str):
+            raise TypeError
+    except (ValueError, LookupError, TypeError):
+        raise _PassingError(f"sends no chat completion ({body[:80]!r})") from None
+    return Reply(text, "truncated" if choice.get("finish_reason") == "length" else "")

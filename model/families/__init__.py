@@ -1,0 +1,1 @@
+"""Topologies: each file has `init`, `forward` and `extend` of one."""

@@ -1,0 +1,196 @@
+"""From hidden states to log-probabilities: head and cross-entropy in one, without [B, L, V].
+
+Rows go through the head chunk by chunk, and the backward pass makes each chunk's logits again.
+Inside, the letters of a row of hidden states are
+
+    Q chunks          X devices that share the rows          T rows of a chunk on one device
+
+so that every device works on rows of its own in every chunk, and nothing but the head's weight
+and its gradient travels between them.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import flax
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from model.config import ModelConfig
+from model.families.decoder import Params
+from model.parallel.sharding import HEAD_RULES, PARAM_RULES, constrain, fitting_spec
+
+# Float32 logits that one device holds at a time when `loss_chunks` is 0. At V=50k it is 5,000
+# rows: enough that adding to the weight's gradient, D x V numbers a chunk, costs little beside
+# the matmuls, and under 1 % of the memory of an 80 GB device.
+LOGITS_BYTES = 2**30
+
+
+def head_weight(params: Params, config: ModelConfig) -> jax.Array:
+    """The head's master weight_DV in float32; the embedding's transpose when tied."""
+    return params["embed_VD"].T if config.tied else params["head_DV"]
+
+
+def logits(params: Params, x_BLD: jax.Array, *, config: ModelConfig) -> jax.Array:
+    """logits_BLV in float32."""
+    weight_DV = head_weight(params, config).astype(config.dtype)
+    return jnp.einsum("BLD,DV->BLV", x_BLD, weight_DV, preferred_element_type=jnp.float32)
+
+
+@flax.struct.dataclass
+class Scores:
+    """What the head says of each target, in nats, float32.
+
+    Attributes:
+        logp_BL: log-probability of the target.
+        log_z_BL: log of the softmax's normaliser, for z-loss.
+        top_logit_BL: the largest logit; carries no gradient.
+    """
+
+    logp_BL: jax.Array
+    log_z_BL: jax.Array
+    top_logit_BL: jax.Array
+
+
+def score_targets(params: Params, x_BLD: jax.Array, targets_BL: jax.Array, *,
+                  config: ModelConfig) -> Scores:
+    """Scores each target: the one function behind pretraining, SFT, DPO and evaluation.
+
+    Matmuls run in the compute dtype and add up in float32, as does the weight's gradient over
+    chunks; softmax and loss are float32. With a single chunk its logits are kept for the backward
+    pass, which saves a quarter of the head's work.
+
+    Args:
+        x_BLD: hidden states; position l scores `targets_BL[:, l]` (already shifted).
+    """
+    num_chunks = config.loss_chunks or chunks_of_budget(x_BLD.shape, config.V)
+    weight_DV = head_weight(params, config)
+    return _score(num_chunks, config.dtype, x_BLD, weight_DV, targets_BL)
+
+
+def token_logps(params: Params, x_BLD: jax.Array, targets_BL: jax.Array, *,
+                config: ModelConfig) -> jax.Array:
+    """Log-probability of each target, in nats, float32: logp_BL of `score_targets`."""
+    return score_targets(params, x_BLD, targets_BL, config=config).logp_BL
+
+
+def chunks_of_budget(shape: tuple[int, ...], num_logits: int) -> int:
+    """The fewest chunks whose logits fit into `LOGITS_BYTES` on each device of the mesh.
+
+    Args:
+        shape: B, L, ... over all devices.
+        num_logits: logits of a row, V.
+    """
+    axes_B, axes_L = _row_axes(shape)
+    num_devices = _num_devices((*axes_B, *axes_L, "tensor"))
+    return max(1, -(-4 * shape[0] * shape[1] * num_logits // (num_devices * LOGITS_BYTES)))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _score(num_chunks, dtype, x_BLD, weight_DV, targets_BL) -> Scores:
+    return _forward(num_chunks, dtype, x_BLD, weight_DV, targets_BL)[0]
+
+
+def _forward(num_chunks, dtype, x_BLD, weight_DV, targets_BL):
+    """The scores and, for the backward pass, the inputs, log_z and the logits of a lone chunk."""
+    cast_DV = constrain(weight_DV.astype(dtype), "DV")
+
+    def score(_, rows):
+        x_XTD, targets_XT = rows
+        logits_XTV = _logits(x_XTD, cast_DV)
+        top_XT = jnp.max(logits_XTV, axis=-1)
+        log_z_XT = top_XT + jnp.log(jnp.sum(jnp.exp(logits_XTV - top_XT[..., None]), axis=-1))
+        target_XT = jnp.take_along_axis(logits_XTV, targets_XT[..., None], axis=-1)[..., 0]
+        scores = Scores(target_XT - log_z_XT, log_z_XT, top_XT)
+        return None, (scores, logits_XTV if num_chunks == 1 else None)
+
+    rows = [_split(rows, num_chunks) for rows in (x_BLD.astype(dtype), targets_BL)]
+    _, (scores, kept_QXTV) = jax.lax.scan(score, None, rows)
+    scores = jax.tree.map(lambda leaf_QXT: _join(leaf_QXT, x_BLD.shape[:2]), scores)
+    return scores, (x_BLD, weight_DV, targets_BL, scores.log_z_BL, kept_QXTV)
+
+
+def _backward(num_chunks, dtype, residuals, cotangents):
+    """With p = softmax: dlogits = onehot dlogp + p (dlog_z - dlogp), as logp = logit - log_z."""
+    x_BLD, weight_DV, targets_BL, log_z_BL, kept_QXTV = residuals
+    cast_DV = constrain(weight_DV.astype(dtype), "DV")
+
+    def differentiate(dweight_XDV, rows):
+        x_XTD, targets_XT, log_z_XT, dlogp_XT, dlog_z_XT, logits_XTV = rows
+        if logits_XTV is None:
+            logits_XTV = _logits(x_XTD, cast_DV)
+        p_XTV = jnp.exp(logits_XTV - log_z_XT[..., None])
+        # A comparison fuses with the sum around it: no one-hot array is made.
+        tokens_XTV = jax.lax.broadcasted_iota(targets_XT.dtype, logits_XTV.shape, 2)
+        onehot_XTV = jnp.where(tokens_XTV == targets_XT[..., None], dlogp_XT[..., None], 0)
+        dlogits_XTV = (onehot_XTV + p_XTV * (dlog_z_XT - dlogp_XT)[..., None]).astype(dtype)
+        dx_XTD = jnp.einsum("XTV,DV->XTD", dlogits_XTV, cast_DV, preferred_element_type=jnp.float32)
+        dweight_XDV += jnp.einsum("XTD,XTV->XDV", x_XTD, dlogits_XTV,
+                                  preferred_element_type=jnp.float32)
+        return dweight_XDV, dx_XTD.astype(x_BLD.dtype)
+
+    rows = [_split(rows, num_chunks) for rows in
+            (x_BLD.astype(dtype), targets_BL, log_z_BL, cotangents.logp_BL, cotangents.log_z_BL)]
+    # One sum per device, added up over devices once: not a collective in every chunk.
+    axes_B, axes_L = _row_axes(x_BLD.shape)
+    zeros_XDV = _cut(jnp.zeros((rows[0].shape[1], *weight_DV.shape), jnp.float32),
+                           P(axes_B + axes_L, None, "tensor"))
+    dweight_XDV, dx_QXTD = jax.lax.scan(differentiate, zeros_XDV, (*rows, kept_QXTV))
+    dweight_DV = constrain(jnp.sum(dweight_XDV, axis=0), "DV", PARAM_RULES)
+    return _join(dx_QXTD, x_BLD.shape[:2]), dweight_DV.astype(weight_DV.dtype), None
+
+
+_score.defvjp(_forward, _backward)
+
+
+def _logits(x_XTD: jax.Array, cast_DV: jax.Array) -> jax.Array:
+    return jnp.einsum("XTD,DV->XTV", x_XTD, cast_DV, preferred_element_type=jnp.float32)
+
+
+def _split(rows: jax.Array, num_chunks: int) -> jax.Array:
+    """[B, L, ...] to [Q, X, T, ...], the last chunk filled up with zeros, which weigh nothing."""
+    (batch, length, *rest), (axes_B, axes_L) = rows.shape, _row_axes(rows.shape)
+    over_B, over_L = _num_devices(axes_B), _num_devices(axes_L)
+    rows = rows.reshape(over_B, batch // over_B, over_L, length // over_L, *rest)
+    rows = _cut(jnp.moveaxis(rows, 2, 1), P(axes_B, axes_L))
+    rows = rows.reshape(over_B * over_L, -1, *rest)
+    rows_per_chunk = -(-rows.shape[1] // num_chunks)
+    missing = -rows.shape[1] % rows_per_chunk
+    rows = jnp.pad(rows, [(0, 0), (0, missing), *[(0, 0)] * len(rest)])
+    rows = rows.reshape(over_B * over_L, -1, rows_per_chunk, *rest)
+    return _cut(jnp.moveaxis(rows, 1, 0), P(None, axes_B + axes_L))
+
+
+def _join(rows: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Undoes `_split`: [Q, X, T, ...] to [B, L, ...], whose sizes `shape` begins with."""
+    (batch, length, *_), rest, (axes_B, axes_L) = shape, rows.shape[3:], _row_axes(shape)
+    over_B, over_L = _num_devices(axes_B), _num_devices(axes_L)
+    rows = jnp.moveaxis(rows, 0, 1).reshape(over_B * over_L, -1, *rest)
+    rows = rows[:, :batch * length // (over_B * over_L)]
+    rows = rows.reshape(over_B, over_L, batch // over_B, length // over_L, *rest)
+    rows = _cut(jnp.moveaxis(rows, 1, 2), P(axes_B, None, axes_L))
+    return rows.reshape(batch, length, *rest)
+
+
+def _row_axes(shape: tuple[int, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The axes of the current mesh that cut B and L, where they divide them."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return (), ()
+    axes = [(entry,) if isinstance(entry, str) else entry or ()
+            for entry in fitting_spec("BL", shape, HEAD_RULES)]
+    return axes[0], axes[1]
+
+
+def _num_devices(axes: tuple[str, ...]) -> int:
+    """Devices along axes of the current mesh; 1 without a mesh."""
+    return math.prod(jax.sharding.get_abstract_mesh().shape.get(axis, 1) for axis in axes)
+
+
+def _cut(x: jax.Array, spec: P) -> jax.Array:
+    """Cuts `x` over the current mesh; without a mesh it stays whole."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, spec)

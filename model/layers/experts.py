@@ -1,0 +1,116 @@
+"""Mixture of experts: a router sends each token to a few of E MLPs (arXiv 1701.06538).
+
+No token is dropped and no expert has a capacity, so neither the mesh nor the other tokens of the
+batch change what a token gets. The experts' matmuls run in the compute dtype.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from model.config import ModelConfig
+from model.parallel.sharding import ACTIVATION_RULES, Rules, constrain, fitting_spec, spec
+
+Stats = dict[str, jax.Array]
+
+# How the experts' weights lie while they work.
+WEIGHT_RULES: Rules = {**ACTIVATION_RULES, "E": "expert"}
+
+
+def mix_experts(h_BLD: jax.Array, is_token_BL: jax.Array, weights: dict[str, jax.Array], *,
+                config: ModelConfig) -> tuple[jax.Array, Stats]:
+    """Sends every token through its `config.experts_per_token` experts.
+
+    Args:
+        h_BLD: normed hidden states.
+        is_token_BL: False where there is padding, which gets zeros and does not count.
+        weights: float32 router_DE, w_gate_EDF, w_up_EDF, w_down_EFD.
+
+    Returns:
+        The experts' outputs, weighted and summed, as [B, L, D], and sums for `summarise`.
+    """
+    logits_BLE = jnp.einsum("BLD,DE->BLE", h_BLD.astype(jnp.float32), weights["router_DE"])
+    logits_BLE = constrain(logits_BLE, "BLE")
+    probs_BLE = jax.nn.softmax(logits_BLE)
+    gates_BLC, experts_BLC = jax.lax.top_k(probs_BLE, config.experts_per_token)
+    gates_BLC = gates_BLC / jnp.sum(gates_BLC, axis=-1, keepdims=True)
+    experts_BLC = jnp.where(is_token_BL[:, :, None], experts_BLC, config.E)  # no such expert
+
+    counted_BL = is_token_BL.astype(jnp.float32)
+    stats = {
+        "load_E": jnp.sum(jax.nn.one_hot(experts_BLC, config.E), axis=(0, 1, 2)),
+        "prob_E": jnp.sum(probs_BLE * counted_BL[:, :, None], axis=(0, 1)),
+        "router_z": jnp.sum(jax.nn.logsumexp(logits_BLE, axis=-1) ** 2 * counted_BL),
+        "num_tokens": jnp.sum(counted_BL),
+    }
+    own = [weights[name].astype(config.dtype) for name in ("w_gate_EDF", "w_up_EDF", "w_down_EFD")]
+    return _run_experts(h_BLD, gates_BLC.astype(config.dtype), experts_BLC, own), stats
+
+
+def summarise(sums: Stats) -> Stats:
+    """The layers' statistics, [N] each, from sums over all tokens of the batch, [N, ...].
+
+    Returns:
+        balance: E times the sum over experts of the share of choices that went there times the
+            mean probability; 1 when balanced (arXiv 2101.03961, equation 4, over all C choices).
+        router_z: mean square of the log of the router's normaliser (arXiv 2202.08906, equation 5).
+        max_load: the largest share of choices that one expert got; 1/E when balanced.
+    """
+    tokens_N = jnp.maximum(sums["num_tokens"], 1.0)
+    load_NE, prob_NE = sums["load_E"], sums["prob_E"]
+    share_NE = load_NE / jnp.maximum(jnp.sum(load_NE, axis=-1, keepdims=True), 1.0)
+    balance_N = load_NE.shape[-1] * jnp.sum(share_NE * prob_NE / tokens_N[:, None], axis=-1)
+    return {"balance": balance_N, "router_z": sums["router_z"] / tokens_N,
+            "max_load": jnp.max(share_NE, axis=-1)}
+
+
+def _run_experts(h_BLD, gates_BLC, experts_BLC, weights):
+    """Each device runs its own experts over the tokens of all devices along `expert`."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return _run_own_experts(h_BLD, gates_BLC, experts_BLC, *weights)
+    tokens = [fitting_spec(letters, leaf.shape) for letters, leaf in
+              (("BLD", h_BLD), ("BLC", gates_BLC), ("BLC", experts_BLC))]
+    rows_are_cut = "expert" in (tokens[0][0] or ())
+
+    def run(h_BLD, gates_BLC, experts_BLC, *own_weights):
+        if rows_are_cut:
+            h_BLD, gates_BLC, experts_BLC = (
+                jax.lax.all_gather(leaf, "expert", tiled=True)
+                for leaf in (h_BLD, gates_BLC, experts_BLC))
+        first = jax.lax.axis_index("expert") * own_weights[0].shape[0]
+        out_BLD = _run_own_experts(h_BLD, gates_BLC, experts_BLC - first, *own_weights)
+        out_BLD = jax.lax.psum(out_BLD, "tensor")
+        if rows_are_cut:
+            return jax.lax.psum_scatter(out_BLD, "expert", tiled=True)
+        return jax.lax.psum(out_BLD, "expert")
+
+    # D arrives whole: it is gathered over `fsdp` as that of every weight. E and F stay cut.
+    cut = [spec(letters, WEIGHT_RULES) for letters in ("EDF", "EDF", "EFD")]
+    return jax.shard_map(run, in_specs=(*tokens, *cut), out_specs=tokens[0])(
+        h_BLD, gates_BLC, experts_BLC, *weights)
+
+
+def _run_own_experts(h_BLD, gates_BLC, experts_BLC, w_gate_EDF, w_up_EDF, w_down_EFD):
+    """The weighted sum of those choices that lie among these E experts; zero for the others.
+
+    Choices are sorted by expert, so that each expert's rows are one block of a ragged matmul. Both
+    sorting and undoing it are permutations: nothing is added in an order that could vary.
+    """
+    num_experts, num_choices = w_gate_EDF.shape[0], experts_BLC.shape[-1]
+    expert_T = experts_BLC.reshape(-1)
+    expert_T = jnp.where((expert_T >= 0) & (expert_T < num_experts), expert_T, num_experts)
+    order_T = jnp.argsort(expert_T)
+    sizes_E = jnp.sum(jax.nn.one_hot(expert_T, num_experts, dtype=jnp.int32), axis=0)
+    # A kernel may leave anything in the rows behind the last group, on the way back as well.
+    is_own_T1 = (jnp.arange(expert_T.size) < jnp.sum(sizes_E))[:, None]
+
+    rows_TD = jnp.repeat(h_BLD.reshape(-1, h_BLD.shape[-1]), num_choices, axis=0)[order_T]
+    rows_TD = jnp.where(is_own_T1, rows_TD, 0)
+    gate_TF = checkpoint_name(jax.lax.ragged_dot(rows_TD, w_gate_EDF, sizes_E), "hidden")
+    up_TF = checkpoint_name(jax.lax.ragged_dot(rows_TD, w_up_EDF, sizes_E), "hidden")
+    out_TD = jax.lax.ragged_dot(jax.nn.silu(gate_TF) * up_TF, w_down_EFD, sizes_E)
+    out_TD = jnp.where(is_own_T1, out_TD, 0)[jnp.argsort(order_T)]
+    out_BLCD = out_TD.reshape(*experts_BLC.shape, -1)
+    return jnp.sum(out_BLCD * gates_BLC[:, :, :, None], axis=2)

@@ -1,0 +1,161 @@
+"""The stack of layers: a scan, or a pipeline over the mesh's `stage` axis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from model.config import ModelConfig
+from model.parallel.remat import remat
+from model.parallel.sharding import (
+    PARAM_RULES,
+    STREAM_RULES,
+    constrain,
+    letters_of,
+    num_stages,
+    spec,
+)
+
+# `layer(x_BLD, block, positions_BL, segment_ids_BL) -> (x_BLD, stats)`. Statistics are sums over
+# tokens, so that those of the pieces of a batch add up to those of the batch.
+Layer = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
+
+
+def run_layers(layer: Layer, blocks: Any, x_BLD: jax.Array, positions_BL: jax.Array,
+               segment_ids_BL: jax.Array, *,
+               config: ModelConfig) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Runs all layers over packed rows: one scan, or a pipeline where the mesh has stages.
+
+    Args:
+        blocks: parameters stacked along a leading axis N.
+
+    Returns:
+        x_BLD, and each layer's statistics stacked to [N, ...].
+    """
+    if num_stages() > 1:
+        return _run_pipeline(layer, blocks, x_BLD, positions_BL, segment_ids_BL, config=config)
+
+    def step(x_BLD, block):
+        return layer(x_BLD, block, positions_BL, segment_ids_BL)
+
+    return jax.lax.scan(remat(step, config.remat), x_BLD, blocks,
+                        unroll=min(config.scan_unroll, config.N))
+
+
+def bubble_frac(num_stages: int, num_microbatches: int, num_rounds: int) -> float:
+    """Share of a pipeline's ticks in which a stage has nothing to do (arXiv 2104.04473, 2.2)."""
+    return (num_stages - 1) / (num_rounds * num_microbatches + num_stages - 1)
+
+
+def _run_pipeline(layer: Layer, blocks: Any, x_BLD: jax.Array, positions_BL: jax.Array,
+                  segment_ids_BL: jax.Array, *,
+                  config: ModelConfig) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Runs the layers as a pipeline of S stages; see `run_layers`.
+
+    In each tick every stage works on one of the U pieces of the batch and hands it on: one
+    program over an axis S that lies on the mesh (arXiv 2105.04663, section 3.3). At tick t stage s
+    has item t - s: items count the pieces of the first round, then those of the second, and so on.
+    In round r stage s runs the r-th of its runs of layers. One round is GPipe (arXiv 1811.06965),
+    more are the interleaved schedule (arXiv 2104.04473, section 2.2). Before its first item and
+    after its last a stage computes something that nothing reads.
+    """
+    num_s, num_rounds = num_stages(), config.pipeline_rounds
+    num_u = config.pipeline_microbatches or num_s
+    num_items = num_rounds * num_u
+    num_layers = config.N // (num_rounds * num_s)  # of a stage in a round
+    blocks = _cut_into_stages(blocks, num_rounds, num_s)
+    positions_UBL, segment_ids_UBL = _split(positions_BL, num_u), _split(segment_ids_BL, num_u)
+    own_s = jnp.arange(num_s)
+
+    def run_stage(own_blocks, item, x_BLD):
+        piece = item % num_u
+        block_round = jnp.clip(item // num_u, 0, num_rounds - 1)
+        positions_BL = constrain(positions_UBL[piece], "BL")
+        segment_ids_BL = constrain(segment_ids_UBL[piece], "BL")
+
+        def step(x_BLD, block):
+            return layer(x_BLD, block, positions_BL, segment_ids_BL)
+
+        own_round = jax.tree.map(lambda leaf: leaf[block_round], own_blocks)
+        return jax.lax.scan(step, x_BLD, own_round, unroll=min(config.scan_unroll, num_layers))
+
+    run_stages = jax.vmap(_remat_stage(run_stage, config.remat), in_axes=(1, 0, 0),
+                          spmd_axis_name="stage")
+
+    def tick(carry, t):
+        # Only stage 0 reads its queue: a piece waits there for its first round, then for the next.
+        # That all stages have one lets the last stage deliver by the shift that moves all others.
+        x_SBLD, queue_SUBLD = carry
+        is_first_S111 = (own_s == 0).reshape(-1, 1, 1, 1)
+        x_SBLD = jnp.where(is_first_S111, queue_SUBLD[:, t % num_u], x_SBLD)
+        x_SBLD, stats = run_stages(blocks, t - own_s, x_SBLD)
+        x_SBLD = constrain(jnp.roll(x_SBLD, 1, axis=0), "SBLD", STREAM_RULES)
+        done = t - (num_s - 1)
+        slot = done % num_u
+        queue_SUBLD = queue_SUBLD.at[:, slot].set(
+            jnp.where(done >= 0, x_SBLD, queue_SUBLD[:, slot]))
+        return (x_SBLD, constrain(queue_SUBLD, "SUBLD", STREAM_RULES)), stats
+
+    x_UBLD = _split(x_BLD, num_u)
+    queue_SUBLD = constrain(jnp.broadcast_to(x_UBLD[None], (num_s, *x_UBLD.shape)), "SUBLD",
+                            STREAM_RULES)
+    # An idle stage works on something real too: of zeros a layer might make infinities.
+    x_SBLD = constrain(queue_SUBLD[:, 0], "SBLD", STREAM_RULES)
+    (_, queue_SUBLD), stats = jax.lax.scan(tick, (x_SBLD, queue_SUBLD),
+                                           jnp.arange(num_items + num_s - 1))
+
+    def sum_pieces(leaf):  # [ticks, S, layers of a run, ...] -> [N, ...]
+        leaf = leaf[jnp.arange(num_items)[:, None] + own_s[None], own_s[None]]
+        leaf = leaf.reshape(num_rounds, num_u, *leaf.shape[1:]).sum(1)
+        return leaf.reshape(config.N, *leaf.shape[3:])
+
+    return _join(queue_SUBLD[0]), jax.tree.map(sum_pieces, stats)
+
+
+# Primitives that only move or cast: cheap to do again, and all that happens to weights alone.
+_MOVES = ("broadcast_in_dim", "convert_element_type", "dynamic_slice", "gather", "reshape",
+          "squeeze", "transpose")
+
+
+def _remat_stage(run_stage: Callable, policy: str) -> Callable:
+    """`remat` of a stage as a whole: in each tick it keeps its input and what `policy` says.
+
+    With `none` that is every result but moves and casts. Without this the backward pass would keep
+    the stage's weights, cut out and cast, once for each tick.
+    """
+    if policy != "none":
+        return remat(run_stage, policy)
+
+    def is_saveable(primitive, *_, **__):
+        return primitive.name not in _MOVES
+
+    return jax.checkpoint(run_stage, policy=is_saveable, prevent_cse=False)
+
+
+def _cut_into_stages(blocks: Any, num_rounds: int, num_stages: int) -> Any:
+    """Blocks [N, ...] as [rounds, S, layers of a run, ...], each run on its stage.
+
+    With more than one round a stage's layers are no neighbours along N, so this moves parameters
+    between stages, once a step and not once a tick.
+    """
+    def cut(path, leaf):
+        letters = letters_of(path, leaf.ndim)
+        leaf = leaf.reshape(num_rounds, num_stages, -1, *leaf.shape[1:])
+        place = P(None, "stage", None, *spec(letters[1:], PARAM_RULES))
+        return jax.lax.with_sharding_constraint(leaf, place)
+
+    return jax.tree_util.tree_map_with_path(cut, blocks)
+
+
+def _split(x: jax.Array, num_u: int) -> jax.Array:
+    """Rows [B, ...] as pieces [U, B/U, ...]; every U-th row, so that each device splits its own."""
+    return jnp.swapaxes(x.reshape(-1, num_u, *x.shape[1:]), 0, 1)
+
+
+def _join(x: jax.Array) -> jax.Array:
+    """Undoes `_split`."""
+    return jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])

@@ -1,0 +1,179 @@
+"""What a checkpoint costs: seconds on the critical path against a step, and memory of the host.
+
+    python -m scripts.bench.checkpoints [--size=30M] [--folder=DIR]
+
+A state of the given size is trained on synthetic rows, in windows of a few steps; every other
+window begins with a save, which goes on in the background while the window's steps run. Blocked is
+the time until `save` returns; the cost is a window with a save less one without, so it counts what
+the background takes from the steps; left is what remained to be written at the window's end, and
+should be near 0 for the cost to be whole. Memory is the process's, sampled, at its highest during
+windows with a save less that of windows without, against the bytes of the state.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+from absl import flags
+from ml_collections import ConfigDict
+
+from core import entry
+from core.errors import UserError
+from core.progress import log
+from data.batch import Batch
+from model.families.decoder import init
+from model.parallel.sharding import make_mesh
+from scripts.bench.train_step import OPTIMIZER, make_batches, make_config
+from scripts.bench.train_workload import SIZES, Workload
+from train.checkpoints.checkpoints import Checkpoints
+from train.loss import next_token_loss
+from train.optimizer.optimizers import make_optimizer
+from train.step import init_state, make_train_step, place_batch
+
+SAMPLE_SECS = 0.002
+NUM_ROWS = 1 << 20      # of the made-up loader: it never ends
+
+
+class PeakMemory:
+    """Samples this process's resident memory; `peak_bytes` is the highest since it was entered."""
+
+    def __enter__(self) -> PeakMemory:
+        self.peak_bytes = resident_bytes()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        while not self._stop.wait(SAMPLE_SECS):
+            self.peak_bytes = max(self.peak_bytes, resident_bytes())
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process now (Linux: proc(5) status)."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines()
+                if line.startswith("VmRSS:"))
+    return int(line.split()[1]) * 1024
+
+
+def make_training(work: Workload) -> tuple[Any, Callable, Any]:
+    """The first state, its step and the mesh."""
+    config, mesh = make_config(work), make_mesh({"data": 1}, jax.devices()[:1])
+    optimizer = make_optimizer(ConfigDict(OPTIMIZER), num_steps=1_000_000)
+    state = init_state(partial(init, config), jax.random.key(0), optimizer, jax.random.key(1),
+                       mesh)
+    return state, make_train_step(next_token_loss, optimizer, config=config, mesh=mesh,
+                                  state=state, batch_size=work.batch_size), mesh
+
+
+def run_window(state: Any, train_step: Callable, batch: Batch, num_steps: int,
+               save: Callable[[Any], None] | None) -> tuple[Any, dict[str, float]]:
+    """Runs a window, after a save where there is one to do; the state and what it took."""
+    jax.block_until_ready(state)
+    with PeakMemory() as memory:
+        began = time.perf_counter()
+        if save is not None:
+            save(state)
+        blocked_secs = time.perf_counter() - began
+        for _ in range(num_steps):
+            state, metrics = train_step(state, batch)
+            jax.block_until_ready(metrics)
+        secs = time.perf_counter() - began
+    return state, {"blocked_secs": blocked_secs, "secs": secs, "peak_bytes": memory.peak_bytes}
+
+
+def bench(work: Workload, folder: Path, num_saves: int) -> dict[str, Any]:
+    """Runs windows with and without a save in turns; the figures.
+
+    Args:
+        work: `num_steps` is that of a window.
+    """
+    state, train_step, mesh = make_training(work)
+    state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    rows = iter(grain.MapDataset.range(NUM_ROWS).to_iter_dataset())
+    plain, saving = [], []
+    with jax.set_mesh(mesh):
+        batch = place_batch(make_batches(work)[0], mesh)
+        for turn in range(num_saves + 1):
+            state, without = run_window(state, train_step, batch, work.num_steps, None)
+            checkpoints = Checkpoints(folder, keep=2)
+            state, with_save = run_window(
+                state, train_step, batch, work.num_steps,
+                lambda saved, to=checkpoints: to.save(saved, rows))
+            began = time.perf_counter()
+            checkpoints.close()     # so that the next window is without, to the end
+            with_save["left_secs"] = time.perf_counter() - began
+            if turn:    # the first compiles, and its save makes folders and threads
+                plain.append(without)
+                saving.append(with_save)
+                log(f"save {turn}: blocked {with_save['blocked_secs']:.3f} s, window "
+                    f"{with_save['secs']:.2f} s, without {without['secs']:.2f} s")
+        restore_secs = _restore_secs(state, folder, rows)
+    return {"state_bytes": state_bytes, "restore_secs": restore_secs,
+            **_summary(plain, saving, work.num_steps, state_bytes)}
+
+
+def _restore_secs(state: Any, folder: Path, rows: Any) -> float:
+    checkpoints = Checkpoints(folder, keep=2)
+    began = time.perf_counter()
+    jax.block_until_ready(checkpoints.restore_latest(state, rows))
+    secs = time.perf_counter() - began
+    checkpoints.close()
+    return secs
+
+
+def _summary(plain: list[dict[str, float]], saving: list[dict[str, float]], num_steps: int,
+             state_bytes: int) -> dict[str, float]:
+    step_secs = statistics.median(window["secs"] for window in plain) / num_steps
+    cost_secs = statistics.median(b["secs"] - a["secs"] for a, b in zip(plain, saving))
+    blocked_secs = statistics.median(window["blocked_secs"] for window in saving)
+    added = (max(window["peak_bytes"] for window in saving)
+             - max(window["peak_bytes"] for window in plain))
+    return {"step_secs": step_secs, "blocked_secs": blocked_secs,
+            "blocked_steps": blocked_secs / step_secs, "cost_secs": cost_secs,
+            "cost_steps": cost_secs / step_secs,
+            "left_secs": statistics.median(window["left_secs"] for window in saving),
+            "added_memory_bytes": added,
+            "added_memory_over_state": added / state_bytes}
+
+
+def main() -> dict[str, Any]:
+    """Reads the flags and measures, in a scratch folder where none is given."""
+    given = flags.FLAGS
+    if given.size not in SIZES:
+        raise UserError(f"--size={given.size}", "is no known size",
+                        f"choose among {', '.join(SIZES)}")
+    work = Workload(size=given.size, batch_size=given.batch, row_length=given.row_length,
+                    dtype="float32", num_steps=given.steps)
+    with tempfile.TemporaryDirectory(dir=given.folder) as scratch:
+        result = bench(work, Path(scratch) / "checkpoints", given.saves)
+    print(f"{given.size}: a step {result['step_secs']:.3f} s; a save blocks "
+          f"{result['blocked_secs']:.3f} s ({result['blocked_steps']:.2f} steps) and costs "
+          f"{result['cost_secs']:.3f} s ({result['cost_steps']:.2f} steps); state "
+          f"{result['state_bytes'] / 1e6:.0f} MB, memory "
+          f"{result['added_memory_over_state']:+.2f} x the state while saving")
+    return {"size": given.size, "device": jax.devices()[0].device_kind, **result,
+            "ratio": round(result["blocked_steps"], 3)}
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("size", "30M", f"Among {', '.join(SIZES)}.")
+    flags.DEFINE_string("folder", None, "Folder on the disk to measure; the system's scratch one.")
+    flags.DEFINE_integer("batch", 8, "Rows of a step.", lower_bound=1)
+    flags.DEFINE_integer("row_length", 128, "Inputs of a row.", lower_bound=2)
+    flags.DEFINE_integer("steps", 6, "Steps of a window.", lower_bound=1)
+    flags.DEFINE_integer("saves", 5, "Windows with a save.", lower_bound=1)
+    entry.run(main)

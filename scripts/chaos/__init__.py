@@ -1,0 +1,1 @@
+"""The crash matrix: real runs, killed and damaged, against an undisturbed one."""

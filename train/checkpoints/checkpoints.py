@@ -1,0 +1,330 @@
+"""Checkpoints: the train state and the loader's position, saved and restored as one step.
+
+    <folder>/<step>/state/          the arrays, by Orbax
+    <folder>/<step>/record/         JSON: the loader's state; shape, dtype and digest of every array
+    <folder>/<step>/files.json      checksums of all these files
+    <folder>/<step>.damaged/        a step that did not restore to what was saved, set aside
+    <folder>/<step>.orbax-checkpoint-tmp/   a save under way, or what a killed one left
+
+A step appears under its name when all of it is written. Before it is read, its files are compared
+with their checksums; what was restored from them is compared with digests that were taken on the
+devices before anything was written, so that a fault on the way counts as well. Damage is announced,
+and the next older step is taken. (Two small files of Orbax's own, `_CHECKPOINT_METADATA` and
+`commit_success.txt`, get their last bytes when all sums are made; nothing restored hangs on them.)
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from core.errors import UserError
+from core.progress import log
+from train.checkpoints.digests import named_leaves, read_digests, start_digests
+from train.checkpoints.file_sums import DamagedError, check_sums, write_sums
+from train.checkpoints.record import Record, check_architecture, check_digests, make_record
+from train.checkpoints.retention import TMP_SUFFIX, StepFolders
+from train.distributed import any_process
+from train.state import TrainState
+
+# A save needs its arrays' bytes, which do not compress, and some more for names and metadata.
+SPACE_FACTOR, SPACE_BYTES = 1.05, 1 << 20
+# What Orbax, TensorStore and JSON raise when files are not what they were.
+DAMAGE_ERRORS = (ValueError, KeyError, TypeError, IndexError, AttributeError, OSError)
+REFUSAL_ERRNOS = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE)
+
+
+class Checkpoints:
+    """Orbax checkpoints of one run; saving does not block the next step.
+
+    With several processes all of them call every method alike, on one shared folder; process 0
+    decides and deletes. Their loaders must be in equal states, as those of `data.tokens` are.
+
+    Args:
+        folder: where steps are kept, each in a folder of its own.
+        keep: how many of the newest steps to keep.
+        keep_every: steps that it divides are kept for ever; 0 keeps none for ever.
+    """
+
+    def __init__(self, folder: Path, *, keep: int = 2, keep_every: int = 0):
+        if keep < 1:
+            raise UserError(f"keep_checkpoints={keep}", "must be at least 1", "set it to 2")
+        self._folder = folder.absolute()
+        # Process 0 alone lists and deletes; the others ask it.
+        self._folders = (StepFolders(self._folder, keep, keep_every) if jax.process_index() == 0
+                         else None)
+        self._saving: int | None = None     # the step that is being written in the background
+        # A folder that cannot be made is to be known at once, not after Orbax's ten minutes.
+        options = ocp.options.AsyncOptions(create_directories_asynchronously=False,
+                                           post_finalization_callback=self._write_sums)
+        self._checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(),
+                                                   async_options=options)
+
+    def steps(self) -> list[int]:
+        """The steps that were saved whole, the oldest first."""
+        return _from_first(self._folders.steps() if self._folders is not None else [])
+
+    def save(self, state: TrainState, rows: grain.DatasetIterator, *,
+             required: bool = False) -> bool:
+        """Starts saving the state and the position of its loader.
+
+        A disk without room costs a checkpoint, not the run: it is said loudly, and the next save
+        tries again.
+
+        Args:
+            required: waits for the end, and raises where nothing could be saved.
+
+        Returns:
+            Whether the step is saved or on its way.
+
+        Raises:
+            UserError: a number in the state is not finite; nothing is written.
+            OSError: the disk is full or broken, if `required`.
+        """
+        saved = _as_tree(state, jax.random.key_data)
+        leaves = named_leaves(saved)
+        words = start_digests(leaves)
+        step, position = int(state.step), rows.get_state()
+        self._settle()
+        if step in self.steps():
+            return True
+        digests, not_finite = read_digests(leaves, words)
+        if not_finite:
+            raise UserError(f"step {step}: {not_finite[0]}", "is not finite, and is not saved",
+                            "lower the learning rate; the checkpoints of older steps are intact")
+        record = make_record(step, position, leaves, digests)
+        error = self._make_room(sum(leaf.nbytes for leaf in leaves.values()))
+        return self._report(step, error or self._write(step, saved, record, required), required)
+
+    def restore_latest(self, state: TrainState, rows: grain.DatasetIterator) -> TrainState:
+        """The newest intact state, its loader set to the same step; `state` if none was saved.
+
+        A damaged step is announced and set aside, and the next older one is tried.
+
+        Args:
+            state: gives shapes, dtypes and shardings, and may be abstract.
+
+        Raises:
+            UserError: there are checkpoints, but none is intact; or they are of another model.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                return self._restore(step, state, rows)
+            except DamagedError as damage:
+                self._set_aside(step, damage)
+        if steps or any_process(self._folders is not None and bool(self._folders.damaged())):
+            raise UserError(str(self._folder), "holds no checkpoint that is intact",
+                            "put one back from a copy, or delete this folder to begin again")
+        return state
+
+    def restore(self, step: int, state: TrainState, rows: grain.DatasetIterator) -> TrainState:
+        """The state of one step, as `restore_latest`; if it is damaged, raises `UserError`."""
+        try:
+            return self._restore(step, state, rows)
+        except DamagedError as damage:
+            self._set_aside(step, damage)
+            raise UserError(f"{self._folder}/{step}", "is damaged",
+                            "run again to go on from another one") from None
+
+    def check(self, state: TrainState) -> None:
+        """Raises `UserError` when the newest checkpoint is of another model; compiles nothing."""
+        for step in reversed(self.steps()):
+            try:
+                record = self._read_record(step)
+            except DamagedError:
+                continue
+            check_architecture(record, _as_shapes(state), f"{self._folder}/{step}")
+            return
+
+    def delete_after(self, step: int) -> None:
+        """Deletes the steps behind `step`."""
+        self._settle()
+        if self._folders is not None:
+            self._folders.delete_after(step)
+        _barrier("delete_after")
+
+    def close(self) -> None:
+        """Waits for a save under way; that it failed is said, not raised."""
+        self._settle()
+        self._checkpointer.close()
+
+    # --- saving
+
+    def _write(self, step: int, saved: Any, record: Any, wait: bool) -> OSError | None:
+        """Copies the state off the devices and writes it in the background."""
+        self._saving = step
+        try:
+            self._checkpointer.save(self._folder / str(step), args=ocp.args.Composite(
+                state=ocp.args.StandardSave(saved), record=ocp.args.JsonSave(record)))
+        except (OSError, ValueError) as error:
+            self._saving = None
+            return _as_os_error(error, self._folder)
+        return self._wait() if wait else None
+
+    def _write_sums(self) -> None:
+        """Called by Orbax's thread when all files of the step are written, before it is renamed."""
+        if self._folders is not None:
+            (folder,) = self._folder.glob(f"{self._saving}{TMP_SUFFIX}*")
+            write_sums(folder)
+
+    def _wait(self) -> OSError | None:
+        """Waits for the save under way; the error of the disk that it met."""
+        try:
+            self._checkpointer.wait_until_finished()
+        except (OSError, ValueError) as error:
+            return _as_os_error(error, self._folder)
+        finally:
+            self._saving = None
+        return None
+
+    def _settle(self) -> None:
+        """Waits for the save under way, says how it ended, and deletes what is no longer kept."""
+        if self._saving is not None:
+            step = self._saving
+            self._report(step, self._wait(), required=False)
+
+    def _report(self, step: int, error: OSError | None, required: bool) -> bool:
+        if error is None:
+            if self._saving is None and self._folders is not None:
+                self._folders.delete_old()
+            return True
+        if self._folders is not None:
+            self._folders.remove_leftovers()
+        if required:
+            raise error
+        log(f"WARNING: step {step} could not be saved ({error.strerror.lower()}): training goes "
+            "on, and the next save tries again")
+        return False
+
+    def _make_room(self, state_bytes: int) -> OSError | None:
+        need_bytes = round(SPACE_FACTOR * state_bytes) + SPACE_BYTES
+        if any_process(self._folders is not None and not self._folders.make_room(need_bytes)):
+            return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._folder))
+        return None
+
+    # --- restoring
+
+    def _restore(self, step: int, state: TrainState, rows: grain.DatasetIterator) -> TrainState:
+        where = f"{self._folder}/{step}"
+        record = self._read_record(step)
+        shapes = _as_shapes(state)
+        check_architecture(record, shapes, where)
+        self._check_files(step)
+        saved = self._read(step, state=ocp.args.StandardRestore(shapes))
+        leaves = named_leaves(saved)
+        digests, _ = read_digests(leaves, start_digests(leaves))
+        check_digests(record, digests)
+        try:
+            rows.set_state(record["rows"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(where, f"is of a run over other data ({_first_line(error)})",
+                            "restore the data, or choose another --workdir") from None
+        log(f"restored step {step}")
+        return TrainState(**saved | {"key": jax.random.wrap_key_data(saved["key"])})
+
+    def _read_record(self, step: int) -> Record:
+        self._check_files(step, part="record")
+        record = self._read(step, record=ocp.args.JsonRestore())
+        if record["step"] != step:
+            raise DamagedError(f"it is that of step {record['step']}")
+        return record
+
+    def _check_files(self, step: int, part: str = "") -> None:
+        """Every process looks at its share of the files; all of them come to the same verdict."""
+        damage = ""
+        try:
+            check_sums(self._folder / str(step), part=part, index=jax.process_index(),
+                       count=jax.process_count())
+        except DamagedError as error:
+            damage = str(error)
+        if any_process(bool(damage)):
+            raise DamagedError(damage or "says another process")
+
+    def _read(self, step: int, **items: Any) -> Any:
+        """One item of a step; damage that shows itself becomes `DamagedError`, on all processes."""
+        found, damage = None, ""
+        try:
+            restored = self._checkpointer.restore(self._folder / str(step),
+                                                  args=ocp.args.Composite(**items))
+            (found,) = (restored[name] for name in items)
+        except Exception as error:
+            cause = _root_cause(error)
+            if not isinstance(cause, DAMAGE_ERRORS) or _is_refusal(cause):
+                raise
+            damage = f"{min(items)}: {_first_line(cause)}"
+        if any_process(bool(damage)):
+            raise DamagedError(damage or "says another process")
+        return found
+
+    def _set_aside(self, step: int, damage: DamagedError) -> None:
+        if self._folders is not None:
+            name = self._folders.set_aside(step)
+            log(f"WARNING: checkpoint {step} is damaged ({damage}): kept as {name}, going back to "
+                "an older one")
+        _barrier("set_aside")
+
+
+def _as_tree(state: TrainState, words_of_key: Any) -> dict[str, Any]:
+    """The state as plain arrays: a typed PRNG key is stored as its words."""
+    return {"step": state.step, "params": state.params, "opt_state": state.opt_state,
+            "guard": state.guard, "ema": state.ema, "key": words_of_key(state.key)}
+
+
+def _as_shapes(state: TrainState) -> dict[str, Any]:
+    """What `_as_tree` gives, without the numbers."""
+    shapes = jax.eval_shape(lambda state: _as_tree(state, jax.random.key_data), state)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, _as_tree(state, lambda key: key))
+    return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings)
+
+
+def _as_os_error(error: OSError | ValueError, folder: Path) -> OSError:
+    """An error of the disk, told by TensorStore as a `ValueError`; any other is raised again."""
+    if isinstance(error, OSError):
+        return error
+    found = re.search(r"os_error_code='(\d+)'", str(error))
+    if not found and "RESOURCE_EXHAUSTED" not in str(error):
+        raise error
+    code = int(found[1]) if found else errno.ENOSPC
+    return OSError(code, os.strerror(code), str(folder))
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    """What Orbax wraps into exceptions of no particular kind."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Whether a file may be sound, but could not be opened or held."""
+    return (getattr(error, "errno", None) in REFUSAL_ERRNOS
+            or any(status in str(error) for status in ("PERMISSION_DENIED", "RESOURCE_EXHAUSTED")))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _from_first(numbers: list[int]) -> list[int]:
+    """Process 0's list of numbers, on every process."""
+    if jax.process_count() == 1:
+        return numbers
+    (count,) = multihost_utils.broadcast_one_to_all(np.asarray([len(numbers)], np.int32)).tolist()
+    padded = np.asarray((numbers + [0] * count)[:count], np.int32)
+    return multihost_utils.broadcast_one_to_all(padded).tolist() if count else []
+
+
+def _barrier(name: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"checkpoints {name}")

@@ -1,0 +1,59 @@
+"""The record of a checkpoint: what was saved, so that a restore can tell whether it got it back.
+
+    {"step": 12, "rows": {...},
+     "leaves": {"params/embed_VD": {"shape": [98, 32], "dtype": "float32", "digest": "16 hex"}}}
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from core.errors import UserError
+from train.checkpoints.digests import named_leaves
+from train.checkpoints.file_sums import DamagedError
+
+Record = dict[str, Any]
+
+
+def make_record(step: int, rows: Any, leaves: dict[str, jax.Array],
+                digests: dict[str, str]) -> Record:
+    """Describes a state.
+
+    Args:
+        rows: the loader's state, plain data.
+        leaves: arrays by name; only their shapes and dtypes are looked at.
+        digests: 16 hex digits by the same names.
+    """
+    return {"step": step, "rows": rows, "leaves": {
+        name: {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "digest": digests[name]}
+        for name, leaf in leaves.items()}}
+
+
+def check_digests(record: Record, digests: dict[str, str]) -> None:
+    """Raises `DamagedError`, naming the first leaf that is not what was saved."""
+    for name, digest in digests.items():
+        if digest != record["leaves"][name]["digest"]:
+            raise DamagedError(f"{name} is not what was saved")
+
+
+def check_architecture(record: Record, shapes: Any, where: str) -> None:
+    """Raises `UserError`, naming the first leaf that differs, if the state is of another model.
+
+    Args:
+        shapes: tree of what the model at hand would save.
+        where: the checkpoint, for the message.
+    """
+    remedy = "go back to the config of that run, or choose another --workdir"
+    expected = {name: (list(leaf.shape), str(leaf.dtype))
+                for name, leaf in named_leaves(shapes).items()}
+    found = {name: (leaf["shape"], leaf["dtype"]) for name, leaf in record["leaves"].items()}
+    for name in [*expected, *found]:
+        if name not in found:
+            raise UserError(where, f"has no {name}, which this config's model has", remedy)
+        if name not in expected:
+            raise UserError(where, f"has {name}, which this config's model has not", remedy)
+        if expected[name] != found[name]:
+            sides = [f"{dtype} {tuple(shape)}" for shape, dtype in (found[name], expected[name])]
+            raise UserError(where, f"{name} is {sides[0]}, this config's is {sides[1]}", remedy)

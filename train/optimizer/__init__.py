@@ -1,0 +1,1 @@
+"""Optimizers by name, Muon, and learning-rate schedules."""

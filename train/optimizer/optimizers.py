@@ -1,0 +1,208 @@
+"""Optimizers by name, with rules by parameter name.
+
+Weight decay applies to the blocks, Muon to the matrices that `train.optimizer.muon` lists, and
+learning rates may be multiplied by pattern.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+from optax.contrib import ScheduleFreeState, schedule_free, schedule_free_eval_params
+
+from core.errors import UserError
+from model.parallel.sharding import letters_of
+from train.optimizer.muon import MATRICES, is_matrix, matrix_shape, name_of, orthogonalise
+from train.optimizer.schedules import make_schedule
+
+# Fields of the section that each optimizer reads, beside those that all of them do.
+SHARED_FIELDS = ("learning_rate", "weight_decay", "clip_norm", "lr_multipliers", "schedule",
+                 "warmup_steps", "final_frac")
+FIELDS = {"adamw": ("b1", "b2", "eps", "mu_dtype"),
+          "muon": ("momentum", "adam_learning_rate", "b1", "b2", "eps", "mu_dtype"),
+          "lion": ("b1", "b2", "mu_dtype"),
+          "adafactor": (),
+          "sgd": ("momentum", "mu_dtype"),
+          "schedule_free": ("b1", "b2", "eps")}
+MU_DTYPES = ("float32", "bfloat16")
+
+
+def make_optimizer(section: ConfigDict, num_steps: int) -> optax.GradientTransformation:
+    """Clipping by the global norm, then the named optimizer; weight decay is decoupled in all.
+
+    `adamw`: arXiv 1711.05101. `muon`: Muon for matrices (arXiv 2502.16982), NAdamW with
+    `adam_learning_rate` for the rest. `lion`: arXiv 2302.06675. `adafactor`: factored second
+    moments, no first; the learning rate is relative to each matrix's RMS (arXiv 1804.04235,
+    algorithm 4). `sgd`: with Nesterov's momentum. `schedule_free`: AdamW's form of
+    arXiv 2405.15682, whose parameters are not those to evaluate: see `eval_params`.
+
+    Args:
+        section: `name`, `SHARED_FIELDS` and what `FIELDS` lists for the name. `clip_norm` 0 never
+            clips. `lr_multipliers` maps patterns of parameter names, as in a shell, to factors of
+            the learning rate; the longest pattern that matches counts. `mu_dtype` is the dtype in
+            which the first moment is kept.
+
+    Raises:
+        UserError: a field is missing or breaks a rule; or, from the optimizer's `init`, a pattern
+            of `lr_multipliers` matches no parameter.
+    """
+    _check(section)
+    multiplier = make_schedule(section, num_steps)
+
+    def scheduled(learning_rate: float) -> optax.Schedule:
+        return lambda step: learning_rate * multiplier(step)
+
+    def descend(direction, learning_rate: float) -> optax.GradientTransformation:
+        return optax.chain(direction, optax.add_decayed_weights(section.weight_decay, decayed),
+                           optax.scale_by_learning_rate(scheduled(learning_rate)))
+
+    if section.name == "muon":
+        update = optax.partition(
+            {"muon": descend(_muon(section), section.learning_rate),
+             # Nesterov's momentum for both: 0.004 fewer bits per byte in the quickstart.
+             "adamw": descend(_adam(section, nesterov=True), section.adam_learning_rate)},
+            _muon_or_adamw)
+    else:
+        update = descend(DIRECTIONS[section.name](section), section.learning_rate)
+    update = optax.chain(update, _multiply_by_name(section.lr_multipliers))
+    if section.name == "schedule_free":
+        update = schedule_free(update, scheduled(section.learning_rate), section.b1)
+    if section.clip_norm:
+        update = optax.chain(optax.clip_by_global_norm(section.clip_norm), update)
+    return update
+
+
+def eval_params(opt_state: Any, params: Any) -> Any:
+    """The parameters to evaluate and to keep: schedule-free's average, else `params` themselves."""
+    states = jax.tree.leaves(opt_state, is_leaf=lambda leaf: isinstance(leaf, ScheduleFreeState))
+    for state in states:
+        if isinstance(state, ScheduleFreeState):
+            return schedule_free_eval_params(state, params)
+    return params
+
+
+def decayed(params: Any) -> Any:
+    """Which parameters weight decay applies to: the blocks' matrices, not norms or embeddings."""
+    def is_decayed(path, leaf):
+        letters = letters_of(path, leaf.ndim).lstrip("N")
+        return len(letters) > 1 and "V" not in letters
+
+    return jax.tree_util.tree_map_with_path(is_decayed, params)
+
+
+def _check(section: ConfigDict) -> None:
+    name = section.get("name")
+    if name not in FIELDS:
+        raise UserError(f"optimizer.name={name!r}", f"is none of {', '.join(FIELDS)}",
+                        "set the optimizer's name")
+    needed = SHARED_FIELDS + FIELDS[name]
+    if missing := [field for field in needed if field not in section]:
+        raise UserError(f"optimizer.{missing[0]}", f"is missing, and {name} needs it",
+                        "start from make_optimizer in configs/common.py, which has every field")
+    if "mu_dtype" in needed and section.mu_dtype not in MU_DTYPES:
+        raise UserError(f"optimizer.mu_dtype={section.mu_dtype!r}",
+                        f"is none of {', '.join(MU_DTYPES)}", "set the optimizer's mu_dtype")
+    if section.clip_norm < 0:
+        raise UserError(f"optimizer.clip_norm={section.clip_norm}", "must not be negative",
+                        "0 turns clipping off")
+    if name == "schedule_free" and section.schedule != "constant":
+        raise UserError(f"optimizer.schedule={section.schedule!r}",
+                        "schedule_free averages instead of decaying", "set schedule to constant")
+    if name == "schedule_free" and not 0 < section.b1 < 1:
+        raise UserError(f"optimizer.b1={section.b1}", "must lie between 0 and 1 for schedule_free",
+                        "set b1 to 0.9")
+
+
+def _adam(section: ConfigDict, nesterov: bool = False) -> optax.GradientTransformation:
+    return optax.scale_by_adam(section.b1, section.b2, section.eps,
+                               mu_dtype=jnp.dtype(section.mu_dtype), nesterov=nesterov)
+
+
+def _lion(section: ConfigDict) -> optax.GradientTransformation:
+    return optax.scale_by_lion(section.b1, section.b2, mu_dtype=jnp.dtype(section.mu_dtype))
+
+
+def _sgd(section: ConfigDict) -> optax.GradientTransformation:
+    if not section.momentum:
+        return optax.identity()
+    return optax.trace(section.momentum, nesterov=True,
+                       accumulator_dtype=jnp.dtype(section.mu_dtype))
+
+
+def _muon(section: ConfigDict) -> optax.GradientTransformation:
+    return optax.chain(_sgd(section), orthogonalise())
+
+
+def _muon_or_adamw(params: Any) -> Any:
+    return jax.tree.map(lambda muon: "muon" if muon else "adamw", is_matrix(params))
+
+
+def _adafactor(_: ConfigDict) -> optax.GradientTransformation:
+    return _by_matrix(optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0),
+                                  optax.scale_by_param_block_rms()))
+
+
+def _schedule_free(section: ConfigDict) -> optax.GradientTransformation:
+    """Adam without its first moment, which the averaging replaces."""
+    return optax.scale_by_rms(section.b2, section.eps, eps_in_sqrt=False, bias_correction=True)
+
+
+DIRECTIONS: Mapping[str, Callable[[ConfigDict], optax.GradientTransformation]] = {
+    "adamw": _adam, "lion": _lion, "adafactor": _adafactor, "sgd": _sgd,
+    "schedule_free": _schedule_free}
+
+
+def _by_matrix(transformation: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Applies a transformation to each layer's and each expert's matrix as if it were alone."""
+    def apply(function, path, leaf, *others):
+        shape = matrix_shape(path, leaf)
+        num_counts = (len(shape) - 2 if name_of(path) in MATRICES
+                      else letters_of(path, leaf.ndim).count("N"))
+        for _ in range(num_counts):
+            function = jax.vmap(function)
+        return function(leaf.reshape(shape), *others)
+
+    def init(params):
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: apply(transformation.init, path, leaf), params)
+
+    def update(updates, state, params):
+        def update_leaf(path, leaf, state, param):
+            param = param.reshape(matrix_shape(path, param))
+            update, state = apply(transformation.update, path, leaf, state, param)
+            return update.reshape(leaf.shape), state
+
+        pairs = jax.tree_util.tree_map_with_path(update_leaf, updates, state, params)
+        tree = jax.tree.structure(updates)
+        new_updates, new_state = zip(*tree.flatten_up_to(pairs))
+        return tree.unflatten(new_updates), tree.unflatten(new_state)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _multiply_by_name(multipliers: Mapping[str, float]) -> optax.GradientTransformation:
+    """Multiplies the update of each parameter by the factor of the longest pattern it matches."""
+    def factor(path) -> float:
+        matching = [pattern for pattern in multipliers if fnmatchcase(name_of(path), pattern)]
+        return multipliers[max(matching, key=len)] if matching else 1.0
+
+    def init(params):
+        names = {name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
+        for pattern in multipliers:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise UserError(f"optimizer.lr_multipliers={pattern!r}", "matches no parameter",
+                                f"choose among {', '.join(sorted(names))}")
+        return optax.EmptyState()
+
+    def update(updates, state, params=None):
+        del params
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: factor(path) * leaf, updates), state
+
+    return optax.GradientTransformation(init, update)

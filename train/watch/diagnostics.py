@@ -1,0 +1,65 @@
+"""Optional metrics of a step: where in the model gradients, weights and updates are large."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from model.parallel.sharding import letters_of
+
+
+def diagnose(params: Any, gradient: Any, update: Any) -> dict[str, jax.Array]:
+    """Metrics by parameter and layer, as float32 scalars.
+
+    `gradient_norm/NAME`, `weight_norm/NAME`: Euclidean norms, of each layer where blocks are
+    stacked, e.g. `gradient_norm/blocks.wq_DHK/3`. `update_ratio/NAME`: RMS of the update over RMS
+    of the weights; about 1e-3 is usual, and 1e-2 late in a run is a warning.
+    `attention_logit_bound/3`: no attention logit of that layer can be larger. It is known without
+    running the layer only where queries and keys are normed, and is left out elsewhere.
+
+    Args:
+        params: before the update.
+        gradient: before clipping.
+        update: what is added to the parameters.
+    """
+    norms = {"gradient_norm": _norms(gradient), "weight_norm": _norms(params)}
+    updates, weights = _norms(update), norms["weight_norm"]
+    # Both are norms over as many entries, so their ratio is that of the RMS.
+    norms["update_ratio"] = {name: updates[name] / jnp.maximum(weights[name], 1e-12)
+                             for name in weights}
+    metrics = {f"{kind}/{name}": values
+               for kind, by_name in norms.items() for name, values in by_name.items()}
+    blocks = params.get("blocks", {})
+    if "q_norm_K" in blocks:
+        metrics["attention_logit_bound"] = _logit_bound(blocks["q_norm_K"], blocks["k_norm_K"])
+    return {name: value for stacked, values in metrics.items()
+            for name, value in _by_layer(stacked, values)}
+
+
+def _norms(tree: Any) -> dict[str, jax.Array]:
+    """The norm of each parameter by dotted name: a scalar, or [N] where layers are stacked."""
+    norms = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        is_stacked = letters_of(path, leaf.ndim).startswith("N")
+        name = ".".join(str(getattr(part, "key", part)) for part in path)
+        squares = jnp.square(leaf.astype(jnp.float32))
+        norms[name] = jnp.sqrt(jnp.sum(squares, axis=tuple(range(is_stacked, leaf.ndim))))
+    return norms
+
+
+def _logit_bound(q_norm_NK: jax.Array, k_norm_NK: jax.Array) -> jax.Array:
+    """Largest possible |q k| / sqrt(K) of each layer: RMSNorm makes vectors of length sqrt(K).
+
+    Its scales stretch them by no more than their largest entry, RoPE turns them and keeps their
+    length, and by Cauchy-Schwarz the product is at most that of the lengths.
+    """
+    largest_N = jnp.max(jnp.abs(q_norm_NK), axis=1) * jnp.max(jnp.abs(k_norm_NK), axis=1)
+    return q_norm_NK.shape[1] ** 0.5 * largest_N
+
+
+def _by_layer(name: str, values: jax.Array) -> list[tuple[str, jax.Array]]:
+    if values.ndim == 0:
+        return [(name, values)]
+    return [(f"{name}/{n}", values[n]) for n in range(values.shape[0])]
