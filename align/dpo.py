@@ -17,84 +17,86 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from align.finetune import fine_tune, make_batches, open_setup
 from align.losses.preference import PreferenceBatch, dpo_loss, reference_logps
-from align.sft import epochs
-from core import entry
-from core.errors import UserError
+from core.entry import Stage, run_stage
 from core.progress import Progress, log
 from data.batch import Batch, pack_examples, stack
-from data.chat import ask, render
+from data.chat import Conversation, Message, render
+from data.preferences import Preference, read_preferences
 from data.tokenizer import Tokenizer, load_tokenizer
-from eval.run import read_rows
-from model.directory import context_tokens, load_model, save_model
-from model.parallel.sharding import make_mesh
+from model.directory import load_params
 from train.distributed import initialize
+from train.setup import Setup
 from train.step import place_batch
-from train.trainer import train
 from train.watch import profile
 
+# A pair's rows: the chosen answer's, and the rejected one's.
+PairRows = tuple[Batch, Batch]
 
-def make_pair_rows(pairs: Sequence[Mapping[str, Any]], tokenizer: Tokenizer,
-                   row_length: int) -> tuple[list[tuple[Batch, Batch]], int]:
+
+def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict[str, Any]:
+    """Trains a model on preferences between answers."""
+    initialize()
+    section, source = config.dpo, parents["model"]
+    setup = open_setup(source, section, config.mesh)
+    preferences = read_preferences(parents["pairs"] / "pairs.jsonl")
+    rows, num_too_long = make_pair_rows(preferences, load_tokenizer(source / "tokenizer"),
+                                        section.row_length)
+    if num_too_long:
+        log(f"{section.out}: left out {num_too_long} of {len(rows) + num_too_long} pairs that are "
+            f"longer than {section.row_length} tokens")
+    # The reference's parameters are released before those to train are made.
+    scored = with_reference(rows, load_params(source, setup.config, setup.mesh), setup=setup,
+                            batch_size=section.batch_size)
+    loss_fn = partial(dpo_loss, beta=section.beta, nll_coef=section.nll_coef)
+    metrics = fine_tune(loss_fn, make_batches(scored, section), source, setup=setup,
+                        section=section, folder=folder, rows_per_example=2)
+    return {"pairs": len(rows), "too_long": num_too_long, **metrics}
+
+
+def make_pair_rows(preferences: Sequence[Preference], tokenizer: Tokenizer,
+                   row_length: int) -> tuple[list[PairRows], int]:
     """Renders pairs, one row per answer; a pair with an answer longer than a row is left out.
 
     Returns:
         (chosen, rejected) rows, and the number of pairs left out.
     """
-    rows = []
-    for pair in pairs:
-        sides = [pack_examples([render(ask(pair["question"], pair[side]), tokenizer)], row_length)
-                 for side in ("chosen", "rejected")]
-        if not any(num_too_long for _, num_too_long in sides):
-            rows.append((sides[0][0][0], sides[1][0][0]))
-    return rows, len(pairs) - len(rows)
+    def render_row(prompt: Conversation, response: str) -> tuple[list[Batch], int]:
+        whole = Conversation((*prompt.messages, Message("assistant", response)))
+        return pack_examples([render(whole, tokenizer)], row_length)
+
+    rows, num_pairs = [], 0
+    for preference in preferences:
+        for pair in preference.pairs():
+            num_pairs += 1
+            sides = [render_row(preference.prompt, response) for response in pair]
+            if not any(num_too_long for _, num_too_long in sides):
+                rows.append((sides[0][0][0], sides[1][0][0]))
+    return rows, num_pairs - len(rows)
 
 
-def with_reference(rows: Sequence[tuple[Batch, Batch]], params, *, config, mesh,
+def with_reference(rows: Sequence[PairRows], params: Any, *, setup: Setup,
                    batch_size: int) -> list[PreferenceBatch]:
     """Adds the reference's log-probabilities to every pair, in batches of the training's shape."""
     zero = np.float32(0.0)
     bare = [PreferenceBatch(chosen, rejected, zero, zero) for chosen, rejected in rows]
     done: list[PreferenceBatch] = []
-    with jax.set_mesh(mesh), Progress("reference", len(bare), "pairs") as progress:
+    with jax.set_mesh(setup.mesh), Progress("reference", len(bare), "pairs") as progress:
         for first in range(0, len(bare), batch_size):
             picked = bare[first:first + batch_size]
             filled = picked + [picked[-1]] * (batch_size - len(picked))
             chosen_B, rejected_B = jax.device_get(reference_logps(
-                params, place_batch(stack(filled), mesh), config=config))
+                params, place_batch(stack(filled), setup.mesh), config=setup.config,
+                execution=setup.execution))
             done += [row.replace(reference_chosen_B=chosen_B[i], reference_rejected_B=rejected_B[i])
                      for i, row in enumerate(picked)]
             progress.update(len(done))
     return done
 
 
-def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict[str, Any]:
-    """Trains the SFT model on its own labelled answers."""
-    initialize()
-    section = config.dpo
-    tokenizer_folder = parents["model"] / "tokenizer"
-    mesh = make_mesh(config.mesh)
-    params, model_config = load_model(parents["model"], mesh)
-    pairs = read_rows(parents["pairs"] / "pairs.jsonl")
-    rows, num_too_long = make_pair_rows(pairs, load_tokenizer(tokenizer_folder),
-                                        section.row_length)
-    if num_too_long:
-        log(f"dpo: left out {num_too_long} of {len(pairs)} pairs that are longer than "
-            f"{section.row_length} tokens")
-    if len(rows) < section.batch_size:
-        raise UserError(f"dpo.batch_size={section.batch_size}", f"there are only {len(rows)} pairs",
-                        "sample more questions in `pairs` or set a smaller batch_size")
-    rows = epochs(with_reference(rows, params, config=model_config, mesh=mesh,
-                                 batch_size=section.batch_size), section)
-    loss_fn = partial(dpo_loss, beta=section.beta, nll_coef=section.nll_coef)
-    params, told = train(loss_fn, rows, make_params=lambda p: p, source=params, config=model_config,
-                   mesh=mesh, section=section, folder=folder, rows_per_example=2)
-    save_model(folder, params, model_config, tokenizer_folder, chat=True,
-               context_tokens=context_tokens(parents["model"]))
-    return {"pairs": len(pairs) - num_too_long, "too_long": num_too_long, "steps": len(rows),
-            **told}
-
+STAGE = Stage("dpo", build, parents=("model", "pairs"), every_process=True)
 
 if __name__ == "__main__":
     profile.define_flag()
-    entry.run_stage("dpo", build, parents=("model", "pairs"), every_process=True)
+    run_stage(STAGE)

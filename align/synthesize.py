@@ -23,17 +23,22 @@ from ml_collections import ConfigDict
 
 from align.synthetic.filters import Verdict, judge
 from align.synthetic.prompts import STYLES, Style, split_passages
-from core import entry
 from core.artifacts import digest, read_json, write_json
+from core.entry import Stage, run_stage
 from core.errors import UserError
 from core.progress import format_count, log
 from data.dedup.shingles import exact_key
 from data.documents import Document, read_documents, write_documents
 from data.filters.language import identify
-from eval.respond.endpoint import EndpointWriter, LocalWriter, Reply, Writer
-from model.generation.generate import Sampling
+from eval.respond.endpoint import EndpointResponder
+from eval.respond.loaded import load_model
+from eval.respond.local import LocalResponder
+from eval.respond.responder import Reply, Responder
+from model.execution import make_execution
+from model.generation.sampling import Sampling
 
 DOMAIN = "synthetic"
+RUN_FIELDS = ("batch_size", "num_connections", "timeout_secs", "max_retries", "backoff_secs")
 REMOVED_COLUMNS = {"reason": pa.string(), "score": pa.float64()}
 
 
@@ -68,7 +73,7 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
     max_bytes = int(section.max_frac * corpus_bytes)
     work = folder / "work"
     work.mkdir(exist_ok=True)
-    num_asked = _write_chunks(tasks, _make_writer(section, parents), section, work, max_bytes)
+    num_asked = _write_chunks(tasks, _make_responder(section, parents), section, work, max_bytes)
     metrics = _join(folder, work, max_bytes)
     if not metrics["documents"]:
         raise UserError("synthesize", f"no answer is good enough: {metrics['removed']}",
@@ -118,7 +123,7 @@ def make_tasks(documents: Sequence[Document], section: ConfigDict) -> tuple[list
     return tasks, num_short
 
 
-def _write_chunks(tasks: Sequence[Task], writer: Writer, section: ConfigDict, work: Path,
+def _write_chunks(tasks: Sequence[Task], responder: Responder, section: ConfigDict, work: Path,
                   max_bytes: int) -> int:
     """Has chunk after chunk written until there are `max_bytes`; returns the number of prompts."""
     num_asked = num_bytes = 0
@@ -128,9 +133,9 @@ def _write_chunks(tasks: Sequence[Task], writer: Writer, section: ConfigDict, wo
         if not record.exists():
             picked = tasks[chunk * section.chunk_prompts:(chunk + 1) * section.chunk_prompts]
             seed = int(digest([section.seed, chunk]), 16) >> 33
-            replies = writer.write([task.style.prompt(task.passage) for task in picked], seed)
+            replies = responder.respond([task.style.prompt(task.passage) for task in picked], seed)
             _check_replies(replies, section)
-            write_json(record, _write_chunk(work, record.stem, picked, replies, writer.name,
+            write_json(record, _write_chunk(work, record.stem, picked, replies, responder.name,
                                             section))
         done = read_json(record)
         num_asked, num_bytes = num_asked + done["asked"], num_bytes + done["bytes"]
@@ -196,15 +201,17 @@ def _join(folder: Path, work: Path, max_bytes: int) -> dict[str, Any]:
             "by_style": dict(sorted(by_style.items())), "removed": dict(reasons.most_common())}
 
 
-def _make_writer(section: ConfigDict, parents: Mapping[str, Path]) -> Writer:
+def _make_responder(section: ConfigDict, parents: Mapping[str, Path]) -> Responder:
     sampling = Sampling(section.max_new_tokens, temperature=section.temperature,
                         top_p=section.top_p)
+    run = section.run
     if "model" in parents:
-        return LocalWriter(parents["model"], sampling, section.batch_size)
-    return EndpointWriter(
+        model = load_model(parents["model"], make_execution(section, also=RUN_FIELDS))
+        return LocalResponder(model, sampling, run.batch_size)
+    return EndpointResponder(
         section.endpoint, section.endpoint_model, sampling, key_variable=section.key_variable,
-        num_connections=section.num_connections, timeout_secs=section.timeout_secs,
-        max_retries=section.max_retries, backoff_secs=section.backoff_secs)
+        num_connections=run.num_connections, timeout_secs=run.timeout_secs,
+        max_retries=run.max_retries, backoff_secs=run.backoff_secs)
 
 
 def _check(section: ConfigDict) -> None:
@@ -215,11 +222,13 @@ def _check(section: ConfigDict) -> None:
         if style not in STYLES:
             raise UserError(f"synthesize.styles: {style!r}", "no such style",
                             f"choose among {', '.join(STYLES)}")
-    bounds = {"max_frac": 0, "passage_words": 1, "chunk_prompts": 1, "num_connections": 1,
-              "timeout_secs": 0.001, "max_retries": 0, "backoff_secs": 0, "num_documents": 0}
+    bounds = {"max_frac": 0, "passage_words": 1, "chunk_prompts": 1, "run.num_connections": 1,
+              "run.timeout_secs": 0.001, "run.max_retries": 0, "run.backoff_secs": 0,
+              "num_documents": 0}
     for field, least in bounds.items():
-        if section[field] < least:
-            raise UserError(f"synthesize.{field}={section[field]}", f"is below {least}",
+        value = section.run[field[4:]] if field.startswith("run.") else section[field]
+        if value < least:
+            raise UserError(f"synthesize.{field}={value}", f"is below {least}",
                             "choose a larger one")
 
 
@@ -233,5 +242,7 @@ def _check_replies(replies: Sequence[Reply], section: ConfigDict) -> None:
                         "the model can hold")
 
 
+STAGE = Stage("synthesize", build, parents=("corpus", "model"))
+
 if __name__ == "__main__":
-    entry.run_stage("synthesize", build, parents=("corpus", "model"))
+    run_stage(STAGE)

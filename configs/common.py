@@ -18,19 +18,47 @@ def parse_variant(arg: str | None, variants: tuple[str, ...]) -> str:
     return variant
 
 
-def make_training(**changes) -> dict:
-    """The fields that every trainer's section shares."""
+def make_precision(**changes) -> dict:
+    """The fields of numerical precision that every stage with a model has in its section."""
+    return dict(
+        compute_dtype="float32",    # or bfloat16: of matmuls
+        matmul="compute") | changes     # or int8, fp8: of the blocks' matmuls
+
+
+def make_inference_run(**changes) -> dict:
+    """The subsection `run` of a stage that asks a model: it decides nothing in the result."""
+    return dict(
+        batch_size=64,
+        attention="auto",           # or xla, cudnn, pallas, splash
+        scan_unroll=1,              # layers per iteration of the scan
+        loss_chunks=1) | changes    # of the head, so that [B, L, V] is never held; 0 = as needed
+
+
+def make_training_run(**changes) -> dict:
+    """The subsection `run` of a trainer: how it is computed and watched.
+
+    It decides nothing in the result beyond rounding, and may change at any restart;
+    `model.execution` explains the fields from `attention` to `loss_chunks`.
+    """
     return dict(
         num_microbatches=1,         # pieces of a batch whose gradients are summed
+        attention="auto", context_attention="ring", pipeline_microbatches=0, pipeline_rounds=1,
+        scan_unroll=1, remat="none", loss_chunks=1,
+        diagnostics=False,          # norms and update ratios by parameter and layer
+        tasks=dict(),               # questions asked at every evaluation, by name of the task
+        writers=(),                 # beside metrics.jsonl: tensorboard, wandb
+        log_every=10, evaluate_every=1000, checkpoint_every=100,
+        keep_checkpoints=2, keep_every=0) | changes     # the newest; every so many steps for good
+
+
+def make_training(**changes) -> dict:
+    """The fields that every trainer's section shares; `run` is `make_training_run`'s."""
+    return make_precision() | dict(
         guard=dict(sigmas=6.0, window=128),     # updates further out are refused
         # After that many refusals in a row: back that many steps, past the batches between and
         # some more, at most that often. after=0 never goes back.
         rewind=dict(after=8, steps_back=100, skip_batches=50, max_retries=3),
         ema_decay=0.0,              # above 0, the running average is what is kept in the end
-        diagnostics=False,          # norms and update ratios by parameter and layer
-        writers=(),                 # beside metrics.jsonl: tensorboard, wandb
-        log_every=10, evaluate_every=1000, checkpoint_every=100,
-        keep_checkpoints=2, keep_every=0,       # the newest, and every so many steps for good
         seed=0) | changes
 
 
@@ -55,7 +83,6 @@ def make_curate() -> ConfigDict:
         packages="",                # embedded: comma-separated packages to render; "" = all known
         code_max_bytes=24_000_000,  # embedded: size of the source-code domain
         unit_bytes=64_000_000,      # inputs are split into units of about this size
-        memory_bytes=2_000_000_000,  # for comparing documents, whatever their number
         max_corrupt_frac=0.05,      # more unreadable records than this share fail the run
         against=(),                 # finished corpora: what they hold is an exact duplicate here
         extraction=dict(mode="fast", timeout_secs=10.0, max_page_bytes=20_000_000,
@@ -81,4 +108,5 @@ def make_curate() -> ConfigDict:
         substrings=dict(num_tokens=0),  # passages that long that occurred before go; 0 = off
         heldout=dict(frac=0.0, max_bytes=1_000_000, max_jaccard=0.5, max_containment=0.5,
                      domain="web"),
-        seed=0))
+        seed=0,
+        run=dict(memory_bytes=2_000_000_000)))  # for comparing documents, whatever their number

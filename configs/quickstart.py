@@ -9,12 +9,21 @@ per byte (xz -9e 1.70, unigram 3.56), verifiable accuracy 0.00 / 0.64 / 0.65 for
 DPO winning 54 % against SFT. accelerator has not been timed yet. smoke takes a minute.
 
 One section per stage. A stage reads its own section (and `model`, `mesh` where it trains); names
-like "corpus" are folders under --workdir.
+like "corpus" are folders under --workdir. What a subsection `run` holds, and `mesh`, decides
+nothing in the result and may change at any restart.
 """
 
 from ml_collections import ConfigDict
 
-from configs.common import make_curate, make_optimizer, make_training, parse_variant
+from configs.common import (
+    make_curate,
+    make_inference_run,
+    make_optimizer,
+    make_precision,
+    make_training,
+    make_training_run,
+    parse_variant,
+)
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -38,9 +47,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     c.model = ConfigDict(dict(
         D=128, N=4, H=2, G=2, K=64, F=384, E=0, experts_per_token=2, tied=False,
-        embed_previous=True, rope_theta=10_000.0, qk_norm=True, compute_dtype="float32",
-        matmul="compute", attention="auto", context_attention="ring", pipeline_microbatches=0,
-        pipeline_rounds=1, scan_unroll=4, remat="none", loss_chunks=4))
+        embed_previous=True, rope_theta=10_000.0, qk_norm=True))
 
     c.pretrain = ConfigDict(make_training(
         out="base", tokens="tokens", corpus="corpus", row_length=256, batch_size=16,
@@ -51,31 +58,39 @@ def get_config(arg: str | None = None) -> ConfigDict:
         upweight=dict(), max_epochs=0.0,    # by domain; how often a domain may come, 0 = no cap
         packing="concatenate",      # or best_fit: documents shorter than a row are never cut
         z_loss_coef=0.0, balance_coef=0.01, router_z_coef=0.001,    # the latter two: experts only
-        num_choices=0,              # questions of the documentation task asked while training
         optimizer=make_optimizer(
             name="muon", learning_rate=0.02, adam_learning_rate=0.02, weight_decay=0.1,
             schedule="wsd", warmup_steps=20, decay_frac=0.8),
-        log_every=10, evaluate_every=310, checkpoint_every=100))
+        run=make_training_run(scan_unroll=4, loss_chunks=4, tasks=dict(documentation=0),
+                              evaluate_every=310)))
 
     c.sft = ConfigDict(make_training(
-        out="sft", model="base", corpus="corpus", num_documentation=2000, num_verifiable=16_000,
+        out="sft", model="base", corpus="corpus",
+        tasks=dict(documentation=2000, verifiable=16_000),
+        inputs="",                  # files of conversations, by commas; see eval/tasks/file.py
         num_epochs=1, row_length=256, batch_size=8,
         optimizer=make_optimizer(name="muon", learning_rate=5e-3, adam_learning_rate=5e-3),
-        log_every=5, checkpoint_every=50))
+        run=make_training_run(scan_unroll=4, loss_chunks=4, log_every=5, checkpoint_every=50)))
 
     c.pairs = ConfigDict(dict(
-        out="pairs", model="sft", corpus="corpus", num_documentation=1200, num_verifiable=3000,
-        num_samples=4, min_margin=0.1, temperature=1.0, max_new_tokens=32, batch_size=256, seed=1))
+        out="pairs", model="sft", corpus="corpus",
+        tasks=dict(documentation=1200, verifiable=3000), inputs="",
+        num_samples=4, min_margin=0.1, temperature=1.0, max_new_tokens=32, seed=1,
+        **make_precision(), run=make_inference_run(batch_size=256)))
 
     c.dpo = ConfigDict(make_training(
         out="dpo", model="sft", pairs="pairs", beta=0.1, nll_coef=1.0, num_epochs=1, row_length=96,
         batch_size=16, optimizer=make_optimizer(learning_rate=3e-4),
-        log_every=5, checkpoint_every=50))
+        run=make_training_run(scan_unroll=4, loss_chunks=4, log_every=5, checkpoint_every=50)))
 
     c.eval = ConfigDict(dict(
         out="eval_base", model="base", against="", corpus="corpus", tokens="tokens",
-        row_length=256, batch_size=64, num_choices=400, num_verifiable=400, num_open=500,
-        max_new_tokens=32, temperature=1.0, seed=0))
+        row_length=256,
+        tasks=dict(documentation=400, verifiable=400),  # scored by choices or by exact answers
+        open_tasks=dict(documentation=500, verifiable=500),     # sampled, and compared by wins
+        inputs="",                  # files of solved questions, asked as `tasks` are
+        max_new_tokens=32, temperature=1.0, seed=0, **make_precision(),
+        run=make_inference_run(scan_unroll=4, loss_chunks=4)))
 
     c.report = ConfigDict(dict(
         out="report", corpus="corpus", tokenizer="tokenizer", tokens="tokens", base="base",
@@ -91,16 +106,19 @@ def _accelerator(c: ConfigDict) -> None:
     c.tokenizer.vocab_size = 32_768
     c.tokenizer.max_bytes = 200_000_000
     c.curate.code_max_bytes = 200_000_000
-    c.model.update(D=768, N=12, H=12, G=12, K=64, F=2048, embed_previous=False,
-                   compute_dtype="bfloat16", scan_unroll=12, loss_chunks=8)
-    c.pretrain.update(row_length=1024, batch_size=64, num_steps=2000, anneal_frac=0.3,
-                      num_choices=500, evaluate_every=250,
-                      checkpoint_every=250)
+    c.model.update(D=768, N=12, H=12, G=12, K=64, F=2048, embed_previous=False)
+    for section in (c.pretrain, c.sft, c.pairs, c.dpo, c.eval):
+        section.compute_dtype = "bfloat16"
+        section.run.update(scan_unroll=12, loss_chunks=8)
+    c.pretrain.update(row_length=1024, batch_size=64, num_steps=2000, anneal_frac=0.3)
     c.pretrain.optimizer.update(learning_rate=3e-3, adam_learning_rate=3e-3, warmup_steps=100)
-    c.sft.update(row_length=512, batch_size=32, num_documentation=10_000, num_verifiable=40_000)
+    c.pretrain.run.update(tasks=dict(documentation=500), evaluate_every=250, checkpoint_every=250)
+    c.sft.update(row_length=512, batch_size=32,
+                 tasks=dict(documentation=10_000, verifiable=40_000))
     c.sft.optimizer.update(learning_rate=5e-4, adam_learning_rate=5e-4)
     c.dpo.optimizer.learning_rate = 2e-5
-    c.eval.update(row_length=1024, num_choices=2000, num_verifiable=2000, num_open=1000)
+    c.eval.update(row_length=1024, tasks=dict(documentation=2000, verifiable=2000),
+                  open_tasks=dict(documentation=1000, verifiable=1000))
 
 
 def _smoke(c: ConfigDict) -> None:
@@ -108,14 +126,18 @@ def _smoke(c: ConfigDict) -> None:
     c.curate.update(packages="json,logging,email,http,click,absl", code_max_bytes=500_000)
     c.curate.heldout.frac = 0.1
     c.tokenizer.vocab_size = 512
-    c.model.update(D=32, N=2, H=2, G=1, K=16, F=64, scan_unroll=1)
-    c.pretrain.update(row_length=128, batch_size=8, num_steps=20, anneal_frac=0.3,
-                      num_choices=20, evaluate_every=10,
-                      checkpoint_every=10)
+    c.model.update(D=32, N=2, H=2, G=1, K=16, F=64)
+    for section in (c.pretrain, c.sft, c.dpo, c.eval):
+        section.run.update(scan_unroll=1)
+    c.pretrain.update(row_length=128, batch_size=8, num_steps=20, anneal_frac=0.3)
     c.pretrain.optimizer.warmup_steps = 2
-    c.sft.update(row_length=128, batch_size=8, num_documentation=50, num_verifiable=300)
-    c.pairs.update(num_documentation=40, num_verifiable=40, min_margin=0.01, batch_size=32)
+    c.pretrain.run.update(tasks=dict(documentation=20), evaluate_every=10, checkpoint_every=10)
+    c.sft.update(row_length=128, batch_size=8, tasks=dict(documentation=50, verifiable=300))
+    c.pairs.update(tasks=dict(documentation=40, verifiable=40), min_margin=0.01)
+    c.pairs.run.batch_size = 32
     c.dpo.update(row_length=128, batch_size=8, num_epochs=1)
     for section in (c.sft, c.dpo):
         section.optimizer.warmup_steps = 1
-    c.eval.update(row_length=128, batch_size=16, num_choices=40, num_verifiable=40, num_open=20)
+    c.eval.update(row_length=128, tasks=dict(documentation=40, verifiable=40),
+                  open_tasks=dict(documentation=20, verifiable=20))
+    c.eval.run.batch_size = 16

@@ -1,4 +1,4 @@
-"""Synthetic data: documents of a corpus, told again by a model.
+"""Synthetic data: documents of a corpus, rephrased by a model.
 
     python -m align.synthesize --config=configs/synthesize.py --workdir=runs/mine \\
         --config.synthesize.corpus=runs/quickstart-cpu/corpus \\
@@ -13,7 +13,7 @@ the time; 1,000 documents are about 2,000 requests.
 
 from ml_collections import ConfigDict
 
-from configs.common import parse_variant
+from configs.common import make_inference_run, make_precision, parse_variant
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -27,7 +27,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
         styles=("encyclopedic", "pairs"),           # also simple, question_answer, dialogue
         passage_words=300, min_passage_words=30,
         max_frac=0.2,               # of the corpus' bytes
-        max_new_tokens=512, temperature=0.7, top_p=0.95, batch_size=16, chunk_prompts=64,
-        num_connections=8, timeout_secs=120.0, max_retries=5, backoff_secs=1.0,
-        filters=dict(min_words=20, max_repeated_frac=0.3, max_copied_frac=0.5), seed=0))
+        max_new_tokens=512, temperature=0.7, top_p=0.95, chunk_prompts=64,
+        filters=dict(min_words=20, max_repeated_frac=0.3, max_copied_frac=0.5), seed=0,
+        **make_precision(),
+        run=make_inference_run(batch_size=16, num_connections=8, timeout_secs=120.0,
+                               max_retries=5, backoff_secs=1.0)))
     return c

@@ -1,12 +1,15 @@
 """Artifacts: folders that name their parents, appear whole or not at all, and are built once.
 
 A stage builds into ``<name>.partial`` and renames it to ``<name>`` when every byte is on disk.
-Its fingerprint has three parts: the config that decides it, its inputs, and the code it runs.
+Its fingerprint covers what decides the result: the stage's config without its subsections `run`,
+and its inputs. How the result is computed and watched (`run`, `mesh`, the code's version) is
+recorded with the step from which it held, and may change at any restart.
 
-- ``<name>`` with the same fingerprint: the stage skips itself.
+- ``<name>`` with the same fingerprint: the stage skips itself. When its code has changed since,
+  one line says so; ``--rebuild`` builds it anew.
 - ``<name>`` with another one: it is set aside as ``<name>.<fingerprint>`` and built anew.
-- ``<name>.partial`` with the same config and inputs: the stage goes on in it, and says so when
-  the code has changed meanwhile, so that a mended bug does not cost a week of training.
+- ``<name>.partial`` with the same fingerprint: the stage goes on in it.
+- A folder written by an earlier layout of artifacts is refused.
 """
 
 from __future__ import annotations
@@ -16,13 +19,14 @@ import contextlib
 import fcntl
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,7 +36,8 @@ from core.progress import log
 
 ROOT = Path(__file__).resolve().parent.parent
 OUR_PACKAGES = ("configs", "core", "data", "model", "eval", "train", "align", "serve", "scripts")
-LOCK_SECS = 1.0         # of trying: whoever asks `is_locked` holds the lock for an instant
+LAYOUT = 2              # of lineage.json and model.json; others are refused
+LOCK_SECS = 1.0         # of trying to lock: `is_locked` holds the lock for an instant
 FOLLOW_SECS = 0.25      # between two looks at a shared disk
 RECORDED_VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "daft",
                      "pyarrow", "resiliparse", "tiktoken", "rustbpe")
@@ -67,11 +72,35 @@ def read_json(path: Path) -> Any:
                         "build its artifact anew") from None
 
 
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes rows as JSON lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Reads JSON lines; raises `UserError` when the file is missing or a line is damaged."""
+    try:
+        lines = Path(path).read_text("utf-8").splitlines()
+    except FileNotFoundError:
+        raise UserError(str(path), "no such file", "correct the name, or build the artifact that "
+                        "should hold it") from None
+    except UnicodeDecodeError as error:
+        raise UserError(str(path), f"is not UTF-8 text ({error.reason})", "convert it") from None
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}", f"is not valid JSON ({error})",
+                            "correct this line") from None
+    return rows
+
+
 def code_digest(module_file: str | Path) -> str:
     """Digest of a stage's code: its module and every module of ours that it imports, transitively.
 
-    Comments, docstrings and layout do not count. `core` does not count either: it moves artifacts
-    about and never decides what is in them.
+    Comments, docstrings and layout do not count, and neither does `core`, which does not decide
+    what is in an artifact.
     """
     seen: dict[str, str] = {}
     todo = [Path(module_file).resolve()]
@@ -111,41 +140,91 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
     return tree
 
 
+def read_lineage(folder: Path) -> dict[str, Any]:
+    """The lineage of an artifact, finished or not.
+
+    Raises:
+        UserError: there is none, it is damaged, or of an earlier layout.
+    """
+    lineage = read_json(folder / "lineage.json")
+    check_layout(folder, lineage)
+    return lineage
+
+
+def check_layout(folder: Path, described: Mapping[str, Any]) -> None:
+    """Raises `UserError` when a description read from `folder` has another layout than ours."""
+    if described.get("layout") != LAYOUT:
+        raise UserError(str(folder), f"was written with layout {described.get('layout', 1)} of "
+                        f"artifacts, and this version reads layout {LAYOUT}",
+                        "move it away and build it anew, or use the commit that wrote it")
+
+
 def parent(workdir: Path, field: str, name: str) -> tuple[Path, str]:
     """Finds the artifact that `field` names: a folder under `workdir`, or a path of its own.
 
     Returns:
-        The folder and its fingerprint.
+        The folder, and the mark of its build for the fingerprints of what is made from it.
     """
     folder = Path(name) if os.sep in name else workdir / name
     if not (folder / "lineage.json").exists():
         raise UserError(f"{field}={name!r}", f"no finished artifact at {folder}",
                         f"run the stage that builds it, or set --config.{field} to its folder")
-    return folder, read_json(folder / "lineage.json")["fingerprint"]
+    return folder, read_lineage(folder)["build"]
 
 
-def make_lineage(*, stage: str, config: Any, inputs: Mapping[str, Any], code: str) -> dict:
-    """What an artifact tells about its origin; `fingerprint` covers config, inputs and code."""
+def make_lineage(*, stage: str, config: Mapping[str, Any], inputs: Mapping[str, Any], code: str,
+                 mesh: Mapping[str, int] | None = None) -> dict[str, Any]:
+    """Describes an artifact's origin.
+
+    `fingerprint` covers config and inputs. `build` covers the code as well: the fingerprint of
+    what is made from this artifact contains it, so that an artifact rebuilt with other code makes
+    its children obsolete. `runs` lists the processes that computed it, see `hold_from`.
+
+    Args:
+        config: sections by name; their subsections `run` decide nothing and are only recorded.
+        mesh: sizes of the mesh's axes, recorded likewise.
+    """
+    deciding = {name: {field: value for field, value in section.items() if field != "run"}
+                for name, section in config.items()}
+    run = {name: section["run"] for name, section in config.items() if "run" in section}
     try:
-        config_digest = digest(json.loads(json.dumps(config, default=str)))
+        config_digest = digest(json.loads(json.dumps(deciding, default=str)))
     except TypeError as error:
         raise UserError(f"config of {stage}", f"is not plain data ({error})", "use plain values") \
             from None
+    fingerprint = digest([stage, config_digest, inputs])
+    process = {"step": None, "run": run, "mesh": mesh, "code_digest": code,
+               "command": " ".join(["python", *_as_module(sys.argv)]),
+               "commit": _git("rev-parse", "HEAD"),
+               "uncommitted_changes": bool(_git("status", "--porcelain")),
+               "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
     return {
+        "layout": LAYOUT,
         "stage": stage,
-        "fingerprint": digest([config_digest, inputs, code]),
+        "fingerprint": fingerprint,
+        "build": digest([fingerprint, code]),
         "config_digest": config_digest,
-        "code_digest": code,
         "inputs": dict(inputs),
-        "config": config,
-        "command": " ".join(["python", *_as_module(sys.argv)]),
-        "commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain")),
+        "config": deciding,
+        **{name: process[name] for name in ("code_digest", "command", "commit",
+                                            "uncommitted_changes", "started")},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": _versions(),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "runs": [process],
     }
+
+
+def hold_from(partial: Path, step: int) -> None:
+    """Records that the settings of this process hold from the step after `step` on.
+
+    Entries of `runs` that no longer hold for any step are removed: those of processes that began
+    at this step or a later one, or that ended before they began.
+    """
+    lineage = read_lineage(partial)
+    *earlier, own = lineage["runs"]
+    kept = [run for run in earlier if run["step"] is not None and run["step"] < step]
+    write_json(partial / "lineage.json", lineage | {"runs": [*kept, own | {"step": step}]})
 
 
 def _as_module(argv: list[str]) -> list[str]:
@@ -176,7 +255,7 @@ def _versions() -> dict[str, str]:
 def locked(final: Path) -> Iterator[None]:
     """Holds an artifact for this process; a second builder, of whatever config, is refused.
 
-    The lock lies beside the artifact: setting a folder aside must not carry it away.
+    The lock lies beside the artifact, so that it stays when a folder is set aside.
 
     Raises:
         UserError: another process holds the artifact, or its workdir cannot be written.
@@ -208,7 +287,7 @@ def is_locked(final: Path) -> bool:
 
 
 def mark_done(partial: Path, index: int) -> None:
-    """Tells the first process that this one has done its part and reads nothing more."""
+    """Marks that this process has done its part and reads nothing more."""
     (partial / f".done-{index}").touch()
 
 
@@ -228,7 +307,7 @@ def await_marks(partial: Path, count: int, wait_secs: float) -> None:
     while late := [i for i in range(1, count) if not (partial / f".done-{i}").exists()]:
         if time.monotonic() > deadline:
             raise ProcessLost(f"{partial}: process {late[0]} did not end within {wait_secs:g} s of "
-                              "process 0: see what it says; run the same command again to go on")
+                              "process 0: see its log; run the same command again to go on")
         time.sleep(FOLLOW_SECS / 10)
 
 
@@ -250,7 +329,7 @@ def _try_lock(file: IO[str], kind: int, final: Path) -> bool:
 
 def follow(final: Path, until: Callable[[], bool], *, start_secs: float,
            has_begun: bool = False) -> None:
-    """Waits until something is true of what the first process builds, as long as it lives.
+    """Waits for a condition on what the first process builds, as long as that process runs.
 
     Args:
         until: looks at the shared disk.
@@ -266,64 +345,69 @@ def follow(final: Path, until: Callable[[], bool], *, start_secs: float,
         if not held and until():    # it may have ended between the two looks
             return
         if has_begun and not held:
-            raise ProcessLost(f"{final}: process 0 stopped before it was finished: see what it "
-                              "says; run the same command again to go on")
+            raise ProcessLost(f"{final}: process 0 stopped before it was finished: see its log; "
+                              "run the same command again to go on")
         has_begun |= held
         if not has_begun and time.monotonic() - began > start_secs:
-            raise ProcessLost(f"{final}: process 0 did not begin within {start_secs:g} s: see "
-                              "what it says, and whether all processes share --workdir")
+            raise ProcessLost(f"{final}: process 0 did not begin within {start_secs:g} s: see its "
+                              "log, and whether all processes share --workdir")
         time.sleep(FOLLOW_SECS)
 
 
 def is_finished(final: Path, lineage: Mapping[str, Any]) -> bool:
-    """Whether `final` holds this very artifact."""
-    path = final / "lineage.json"
-    return path.exists() and read_json(path)["fingerprint"] == lineage["fingerprint"]
+    """Whether `final` holds the artifact of this fingerprint."""
+    return ((final / "lineage.json").exists()
+            and read_lineage(final)["fingerprint"] == lineage["fingerprint"])
 
 
-def find_finished(final: Path, lineage: Mapping[str, Any]) -> bool:
-    """Whether `final` already holds this very artifact; an outdated one is set aside, and said."""
+def find_finished(final: Path, lineage: Mapping[str, Any], *, rebuild: bool = False) -> bool:
+    """Whether `final` holds the artifact of this fingerprint; any other is set aside.
+
+    Args:
+        rebuild: sets it aside in any case.
+    """
     if not final.exists():
         return False
     if not (final / "lineage.json").exists():
-        raise UserError(str(final), "exists and is not an artifact of ours",
+        raise UserError(str(final), "exists and is not an artifact",
                         "move it away or choose another --workdir")
-    old = read_json(final / "lineage.json")
-    if old["fingerprint"] == lineage["fingerprint"]:
+    old = read_lineage(final)
+    changes = _changes(old, lineage)
+    if not changes and not rebuild:
+        if old["code_digest"] != lineage["code_digest"]:
+            log(f"{final.name}: its code has changed since it was built, and it is kept: "
+                "--rebuild builds it anew")
         return True
-    log(f"{final.name}: {_changes(old, lineage)} changed since it was built; "
-        f"the old one is kept as {_set_aside(final, old)}")
+    reason = f"{changes} changed since it was built" if changes else "--rebuild"
+    log(f"{final.name}: {reason}; the old one is kept as {_set_aside(final, old)}")
     return False
 
 
 def is_same_work(partial: Path, lineage: Mapping[str, Any]) -> bool:
-    """Whether `partial` was opened for the same config and inputs."""
-    if not (partial / "lineage.json").exists():
-        return False
-    old = read_json(partial / "lineage.json")
-    return all(old[part] == lineage[part] for part in ("config_digest", "inputs"))
+    """Whether `partial` was opened for the artifact of this fingerprint."""
+    return is_finished(partial, lineage)
 
 
 def open_partial(partial: Path, lineage: Mapping[str, Any]) -> None:
     """Makes `partial` ready to build in: new, or as an interrupted run of the same work left it."""
+    earlier: Sequence[Mapping[str, Any]] = ()
     if (partial / "lineage.json").exists():
-        old = read_json(partial / "lineage.json")
-        if is_same_work(partial, lineage):
+        old = read_lineage(partial)
+        if old["fingerprint"] == lineage["fingerprint"]:
             changed = "" if old["code_digest"] == lineage["code_digest"] else \
                 ", although the code has changed since it began"
             log(f"{partial.name}: going on where an earlier run stopped{changed}")
+            earlier = old["runs"]
         elif {path.name for path in partial.iterdir()} - {"lineage.json", ".lock"}:
             log(f"{partial.name}: {_changes(old, lineage)} changed; the unfinished one is kept as "
                 f"{_set_aside(partial, old)}")
     partial.mkdir(exist_ok=True)
-    write_json(partial / "lineage.json", lineage)
+    write_json(partial / "lineage.json", {**lineage, "runs": [*earlier, *lineage["runs"]]})
 
 
-def finish(partial: Path, final: Path, lineage: Mapping[str, Any],
-           metrics: Mapping[str, Any]) -> None:
-    """Completes `partial` with lineage and metrics, flushes it and renames it to `final`."""
+def finish(partial: Path, final: Path, metrics: Mapping[str, Any]) -> None:
+    """Completes `partial` with its metrics, flushes it and renames it to `final`."""
     write_json(partial / "metrics.json", metrics)
-    write_json(partial / "lineage.json", lineage)
     for path in sorted(partial.rglob("*")):
         if path.is_file():
             with open(path, "rb") as file:
@@ -331,16 +415,22 @@ def finish(partial: Path, final: Path, lineage: Mapping[str, Any],
     os.rename(partial, final)
 
 
+def free_name(path: Path) -> Path:
+    """`path`, or the first of ``path.1``, ``path.2``, ... that does not exist."""
+    numbered = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
+    return next(name for name in itertools.chain([path], numbered) if not name.exists())
+
+
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    parts = {"config_digest": "its config", "inputs": "its inputs", "code_digest": "its code"}
-    return " and ".join(text for part, text in parts.items() if old.get(part) != new[part])
+    """The parts of a fingerprint that differ, as the subject of a sentence; empty if none does."""
+    parts = {"config_digest": "its config", "inputs": "its inputs"}
+    changed = [text for part, text in parts.items() if old[part] != new[part]]
+    if not changed and old["fingerprint"] != new["fingerprint"]:
+        changed = ["its stage"]
+    return " and ".join(changed)
 
 
 def _set_aside(folder: Path, lineage: Mapping[str, Any]) -> str:
-    target = folder.with_name(f"{folder.name}.{lineage['fingerprint'][:8]}")
-    for number in range(1, 1000):
-        if not target.exists():
-            break
-        target = folder.with_name(f"{folder.name}.{lineage['fingerprint'][:8]}.{number}")
+    target = free_name(folder.with_name(f"{folder.name}.{lineage['fingerprint'][:8]}"))
     os.rename(folder, target)
     return target.name

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import inspect
 import json
 import os
 import resource
@@ -29,7 +30,8 @@ from core.progress import format_secs, log
 from core.xla_flags import check_xla_flags
 
 EXIT_USER_ERROR = 2
-EXIT_PROCESS_LOST = 75    # EX_TEMPFAIL of sysexits(3): the same command may well succeed
+EXIT_IO_ERROR = 74        # EX_IOERR of sysexits(3): the same command may succeed
+EXIT_PROCESS_LOST = 75    # EX_TEMPFAIL of sysexits(3): the same command may succeed
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141    # as a shell reports SIGPIPE
 
@@ -41,15 +43,30 @@ Build = Callable[[ConfigDict, Mapping[str, Path], Path], Mapping[str, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """What `run_stage` was called with; see there."""
+    """A step of the pipeline: reads artifacts, writes one, skips itself when it is there.
+
+    Attributes:
+        section: the stage's own config section; its field `out` names the artifact's folder.
+        build: does the work inside a partial folder and returns its metrics. It must go on where
+            an earlier, killed run left that folder.
+        parents: fields of the section that name parent artifacts (folders under the workdir, or
+            paths). An empty value means that there is no such parent.
+        sections: further config sections that decide the result.
+        inputs: fingerprints of inputs that are not artifacts, e.g. raw files.
+        assist: called with the artifact's folder and a test whether it is finished; returns
+            whether this process only helped another one to build it, e.g. `data.engine.assist`.
+        every_process: whether `build` is one computation of all processes, as training is: each
+            calls it, in the same partial folder, where process 0 alone writes plain files.
+            Otherwise the first builds by itself.
+    """
 
     section: str
     build: Build
-    parents: Sequence[str]
-    sections: Sequence[str]
-    inputs: Callable[[ConfigDict], Mapping[str, str]] | None
-    assist: Callable[[Path, Callable[[], bool]], bool] | None
-    every_process: bool
+    parents: tuple[str, ...] = ()
+    sections: tuple[str, ...] = ()
+    inputs: Callable[[ConfigDict], Mapping[str, str]] | None = None
+    assist: Callable[[Path, Callable[[], bool]], bool] | None = None
+    every_process: bool = False
 
 
 def run(main: Callable[[], Mapping[str, Any]],
@@ -87,46 +104,30 @@ def run(main: Callable[[], Mapping[str, Any]],
         sys.exit(code)
 
 
-def run_stage(section: str, build: Build, *, parents: Sequence[str] = (),
-              sections: Sequence[str] = (),
-              inputs: Callable[[ConfigDict], Mapping[str, str]] | None = None,
-              assist: Callable[[Path, Callable[[], bool]], bool] | None = None,
-              every_process: bool = False) -> None:
-    """Runs a stage: reads artifacts, writes one, skips itself when it is already there.
+def run_stage(stage: Stage) -> None:
+    """Runs a stage as a command.
 
     Where a launcher started several processes that share the workdir's disk, the first owns the
     artifact; the others return when it is finished.
-
-    Args:
-        section: the stage's own config section; its field `out` names the artifact's folder.
-        build: does the work inside a partial folder and returns its metrics. It must go on where
-            an earlier, killed run left that folder.
-        parents: fields of the section that name parent artifacts (folders under the workdir, or
-            paths). An empty value means that there is no such parent.
-        sections: further config sections that decide the result.
-        inputs: fingerprints of inputs that are not artifacts, e.g. raw files.
-        assist: called with the artifact's folder and a test whether it is finished; returns
-            whether this process only helped another one to build it, e.g. `data.engine.assist`.
-        every_process: whether `build` is one computation of all processes, as training is: each
-            calls it, in the same partial folder, where process 0 alone writes plain files.
-            Otherwise the first builds by itself.
     """
     define_config_flags()
-    stage = Stage(section, build, parents, sections, inputs, assist, every_process)
-    run(partial(_run_stage, stage, sys.modules["__main__"].__file__))
+    run(partial(_run_stage, stage))
 
 
 def define_config_flags(values: flags.FlagValues = flags.FLAGS,
                         argv: list[str] | None = None) -> None:
-    """Declares ``--config`` and ``--workdir``, the flags that every stage shares.
+    """Declares ``--config``, ``--workdir`` and ``--rebuild``, the flags that every stage shares.
 
     Args:
-        values: where; and for which command line, where it is not this process's own.
+        values: where they are declared.
+        argv: the command line they are for; None for this process's own.
     """
     config_flags.DEFINE_config_file("config", None, "Experiment: configs/NAME.py[:variant].",
                                     flag_values=values, sys_argv=argv)
     flags.DEFINE_string("workdir", None, "Folder that holds the experiment's artifacts.",
                         flag_values=values)
+    flags.DEFINE_bool("rebuild", False, "Builds a finished artifact anew; the old one is kept "
+                      "beside it.", flag_values=values)
 
 
 def config_and_workdir() -> tuple[ConfigDict, Path]:
@@ -138,21 +139,21 @@ def config_and_workdir() -> tuple[ConfigDict, Path]:
     return flags.FLAGS.config, Path(flags.FLAGS.workdir)
 
 
-def _run_stage(stage: Stage, module_file: str) -> dict[str, Any]:
+def _run_stage(stage: Stage) -> dict[str, Any]:
     config, workdir = config_and_workdir()
-    found, lineage = _resolve(stage, module_file, config, workdir)
+    parents, lineage = _resolve(stage, config, workdir)
     final = workdir / config[stage.section].out
     unfinished = final.with_name(f"{final.name}.partial")
     result = {"stage": stage.section, "path": str(final)}
     if stage.assist is not None and stage.assist(
             final, lambda: artifacts.is_finished(final, lineage)):
         return result | {"assisted": True} | artifacts.read_json(final / "metrics.json")
-    build = partial(stage.build, config, found, unfinished)
+    build = partial(stage.build, config, parents, unfinished)
     if find_processes().index:
         _follow(final, unfinished, lineage, build if stage.every_process else None)
         return result
     with artifacts.locked(final):
-        if artifacts.find_finished(final, lineage):
+        if artifacts.find_finished(final, lineage, rebuild=flags.FLAGS.rebuild):
             log(f"{stage.section}: {final} is up to date")
             return result | {"skipped": True} | artifacts.read_json(final / "metrics.json")
         num_builders = find_processes().count if stage.every_process else 1
@@ -163,33 +164,37 @@ def _run_stage(stage: Stage, module_file: str) -> dict[str, Any]:
         artifacts.clear_marks(unfinished, num_builders)
         secs = process_secs()
         metrics |= {"secs": round(secs, 1), "peak_memory_bytes": _peak_memory_bytes()}
-        artifacts.finish(unfinished, final, lineage, metrics)
+        artifacts.finish(unfinished, final, metrics)
     log(f"{stage.section}: wrote {final} in {format_secs(secs)}")
     return result | {"skipped": False} | metrics
 
 
-def _resolve(stage: Stage, module_file: str, config: ConfigDict,
+def _resolve(stage: Stage, config: ConfigDict,
              workdir: Path) -> tuple[dict[str, Path], dict[str, Any]]:
     """The parents' folders, and the lineage of what is to be built."""
+    if flags.FLAGS.rebuild and find_processes().count > 1:
+        raise UserError("--rebuild", "does not work with several processes",
+                        "move the finished artifact away instead")
     for name in (stage.section, *stage.sections):
         if name not in config:
             raise UserError(f"config.{name}", "this config has no such section",
                             "use a config that describes this stage")
     own = config[stage.section]
-    found = {field: artifacts.parent(workdir, f"{stage.section}.{field}", own[field])
-             for field in stage.parents if own[field]}
+    parents = {field: artifacts.parent(workdir, f"{stage.section}.{field}", own[field])
+               for field in stage.parents if own[field]}
     lineage = artifacts.make_lineage(
         stage=stage.section,
         config={name: config[name].to_dict() for name in (stage.section, *stage.sections)},
-        inputs={field: mark for field, (_, mark) in found.items()}
+        inputs={field: mark for field, (_, mark) in parents.items()}
         | dict(stage.inputs(config) if stage.inputs else {}),
-        code=artifacts.code_digest(module_file))
-    return {field: path for field, (path, _) in found.items()}, lineage
+        code=artifacts.code_digest(inspect.getfile(stage.build)),
+        mesh=config.mesh.to_dict() if stage.every_process and "mesh" in config else None)
+    return {field: path for field, (path, _) in parents.items()}, lineage
 
 
 def _follow(final: Path, unfinished: Path, lineage: Mapping[str, Any],
             build: Callable[[], Any] | None) -> None:
-    """What the other processes do: build with the first where they must, wait for it to finish."""
+    """Runs a process other than the first: builds with it where it must, and waits for its end."""
     def is_finished() -> bool:
         return artifacts.is_finished(final, lineage)
 
@@ -254,12 +259,16 @@ def _fail_os(error: OSError) -> None:
         errno.EACCES: "choose a --workdir that you may write to",
         errno.EPERM: "choose a --workdir that you may write to",
         errno.EFBIG: "raise the limit on the size of files (ulimit -f); run again to go on",
-        errno.EIO: "the disk fails: choose a --workdir on another one; run again to go on",
         errno.EROFS: "choose a --workdir on a writable disk",
     }
-    if error.errno not in remedies:
+    status = EXIT_USER_ERROR
+    if error.errno == errno.EIO:
+        remedy, status = "run again to go on; check the disk if it happens again", EXIT_IO_ERROR
+    elif error.errno in remedies:
+        remedy = remedies[error.errno]
+    else:
         raise error
-    _fail(f"{error.filename or 'disk'}: {error.strerror.lower()}: {remedies[error.errno]}")
+    _fail(f"{error.filename or 'disk'}: {error.strerror.lower()}: {remedy}", status)
 
 
 def process_secs() -> float:

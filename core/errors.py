@@ -1,12 +1,15 @@
-"""The one exception that a user is meant to see."""
+"""The exception that a user is meant to see, and errors of the disk under their own name."""
 
 from __future__ import annotations
 
+import errno
+import os
+import re
 from pathlib import Path
 
 
 class UserError(Exception):
-    """Bad input, told in one line: what was given, which rule it breaks, what to do about it.
+    """Bad input, reported in one line: what was given, the rule it breaks, what to do about it.
 
     Args:
         what: field and value, or path, e.g. ``pretrain.batch_size=7``.
@@ -24,3 +27,17 @@ def require_file(field: str, path: str | Path, remedy: str) -> Path:
     if not path.exists():
         raise UserError(f"{field}={str(path)!r}", "no such file or folder", remedy)
     return path
+
+
+def as_disk_error(error: BaseException, path: Path) -> OSError:
+    """The `OSError` behind an error of reading or writing `path`; any other is raised again.
+
+    TensorStore, and Orbax with it, reports a full disk as a ``ValueError: RESOURCE_EXHAUSTED``.
+    """
+    if isinstance(error, OSError):
+        return error
+    match = re.search(r"os_error_code='(\d+)'", str(error))
+    if not match and "RESOURCE_EXHAUSTED" not in str(error):
+        raise error
+    code = int(match[1]) if match else errno.ENOSPC
+    return OSError(code, os.strerror(code), str(path))

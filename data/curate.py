@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from ml_collections import ConfigDict
 
 from core.artifacts import code_digest, digest, write_json
-from core.entry import run_stage
+from core.entry import Stage, run_stage
 from core.errors import UserError
 from core.progress import log
 from data import engine
@@ -178,7 +178,7 @@ class Curation:
         repeats = compare.find_repeats(
             self.measured, folder, by_url=self.section["dedup"]["by_url"],
             seen=[Path(corpus) / "exact.npy" for corpus in self.section["against"]],
-            memory_bytes=self.section["memory_bytes"], bloom=self.section["dedup"]["bloom"])
+            memory_bytes=self.section["run"]["memory_bytes"], bloom=self.section["dedup"]["bloom"])
         rules = {name: self.section[name] for name in ("presets", "overrides", "languages")}
         self.decided = self._run(decide.decide, [
             {"measured": f"{path}.parquet", "repeats": str(repeat), **rules,
@@ -190,7 +190,7 @@ class Curation:
         """Lines that repeat, then pass 3."""
         folder, lines = self.work / "lines", self.section["lines"]
         folder.mkdir(exist_ok=True)
-        memory_bytes = self.section["memory_bytes"]
+        memory_bytes = self.section["run"]["memory_bytes"]
         repeated = compare.find_repeated_blocks(
             self.decided, folder, min_block_lines=lines["min_block_lines"],
             memory_bytes=memory_bytes)
@@ -209,7 +209,7 @@ class Curation:
         """Pass 4, then clusters and representatives."""
         rules = self.section["dedup"]
         parts = [Path(f"{path}.bands.npy") for path in self.cleaned]
-        ranges = plan_ranges(parts, memory_bytes=self.section["memory_bytes"])
+        ranges = plan_ranges(parts, memory_bytes=self.section["run"]["memory_bytes"])
         edges = self._run(near.find_edges, [
             {"cleaned": list(map(str, self.cleaned)), "bounds": bounds,
              "num_bands": rules["num_bands"], "min_jaccard": rules["min_jaccard"]}
@@ -258,7 +258,7 @@ class Curation:
         if num_tokens := self.section["substrings"]["num_tokens"]:
             self.cuts = substrings.find_cuts(
                 self._run, self.cleaned, self.apart, self.heldout_rows, num_tokens=num_tokens,
-                memory_bytes=self.section["memory_bytes"])
+                memory_bytes=self.section["run"]["memory_bytes"])
 
     def write(self) -> None:
         """Pass 7: the corpus, in its folders."""
@@ -403,5 +403,7 @@ def _embedded_inputs(section: Mapping[str, Any]) -> list[Any]:
             section["seed"]]
 
 
+STAGE = Stage("curate", build, inputs=fingerprint_inputs, assist=engine.assist)
+
 if __name__ == "__main__":
-    run_stage("curate", build, inputs=fingerprint_inputs, assist=engine.assist)
+    run_stage(STAGE)

@@ -20,8 +20,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from core import entry
 from core.artifacts import read_json, write_json
+from core.entry import Stage, run_stage
 from core.errors import UserError
 from core.progress import Progress, log
 from data.engine import assist, run_units
@@ -111,5 +111,7 @@ def _best(section: ConfigDict, runs: Mapping[str, Sequence[Path]],
     return pool, total["tokens"], select_rank(pool, num_wanted)
 
 
+STAGE = Stage("pack", build, parents=("corpus", "tokenizer"), assist=assist)
+
 if __name__ == "__main__":
-    entry.run_stage("pack", build, parents=("corpus", "tokenizer"), assist=assist)
+    run_stage(STAGE)

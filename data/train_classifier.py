@@ -21,7 +21,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from core import entry
+from core.entry import Stage, run_stage
 from core.errors import UserError
 from core.progress import Progress
 from data.classify import labelled
@@ -222,5 +222,7 @@ def _check_parts(parts: Mapping[str, list[Example]], labels: tuple[str, ...]) ->
                             "--config.classifier.split_by=document")
 
 
+STAGE = Stage("classifier", build, inputs=fingerprint_inputs)
+
 if __name__ == "__main__":
-    entry.run_stage("classifier", build, inputs=fingerprint_inputs)
+    run_stage(STAGE)

@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from core import entry
+from core.entry import Stage, run_stage
 from data import tokenizer as tokenizers
 from data.documents import read_documents
 
@@ -37,5 +37,7 @@ def _texts(folder: Path, max_bytes: int) -> Iterator[str]:
         yield document.text
 
 
+STAGE = Stage("tokenizer", build, parents=("corpus",))
+
 if __name__ == "__main__":
-    entry.run_stage("tokenizer", build, parents=("corpus",))
+    run_stage(STAGE)

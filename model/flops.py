@@ -88,8 +88,8 @@ def peak_flops(device_kind: str, dtype: str = "bfloat16") -> float | None:
     return None
 
 
-def mfu(tokens_per_sec: float, config: ModelConfig, row_length: float, *, device_kind: str,
-        num_devices: int) -> dict[str, float]:
+def mfu(tokens_per_sec: float, config: ModelConfig, row_length: float, *, compute_dtype: str,
+        device_kind: str, num_devices: int) -> dict[str, float]:
     """Model FLOPs utilisation under both conventions, named, or nothing where no peak is known.
 
     Held against the peak of the compute dtype, also where blocks multiply in fp8 or int8, as
@@ -101,7 +101,7 @@ def mfu(tokens_per_sec: float, config: ModelConfig, row_length: float, *, device
     Returns:
         ``{"mfu_causal": ..., "mfu_full": ...}`` as fractions, or ``{}``.
     """
-    peak = peak_flops(device_kind, config.compute_dtype)
+    peak = peak_flops(device_kind, compute_dtype)
     if peak is None:
         return {}
     per_flop = tokens_per_sec / (peak * num_devices)

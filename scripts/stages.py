@@ -1,39 +1,30 @@
-"""What a stage's module says of itself, read without importing it, and how it is called."""
+"""Stages by the names of their modules, and the arguments that they are called with."""
 
 from __future__ import annotations
 
-import ast
-import dataclasses
+import importlib
 import sys
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from absl import flags
 from ml_collections import ConfigDict
 
 from core import entry
 from core.artifacts import ROOT
+from core.entry import Stage
 from core.errors import UserError
 
 
-@dataclasses.dataclass(frozen=True)
-class StageModule:
-    """A module that calls `core.entry.run_stage`.
-
-    Attributes:
-        module: e.g. ``train.pretrain``.
-        section: its config section; the section's `out` names what it writes.
-        parents: fields of the section that name artifacts it reads.
-        every_process: whether all processes of a launch compute together.
-    """
+class StageModule(NamedTuple):
+    """A module that defines a stage, e.g. ``train.pretrain``, and its `STAGE`."""
 
     module: str
-    section: str
-    parents: tuple[str, ...]
-    every_process: bool
+    stage: Stage
 
 
 def read_stage(module: str) -> StageModule:
-    """Finds the module's call of `run_stage`.
+    """Imports the module's `STAGE`.
 
     Raises:
         UserError: there is no such module, or it is no stage.
@@ -42,22 +33,11 @@ def read_stage(module: str) -> StageModule:
     if not path.exists():
         raise UserError(f"--stages={module}", f"there is no {path.relative_to(ROOT)}",
                         "name a module such as train.pretrain")
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("entry.run_stage",
-                                                                     "run_stage"):
-            given = {word.arg: word.value for word in node.keywords}
-            return StageModule(module, ast.literal_eval(node.args[0]),
-                               _literal(given.get("parents"), ()),
-                               _literal(given.get("every_process"), False))
-    raise UserError(f"--stages={module}", "is no stage: it does not call core.entry.run_stage",
-                    "name a module such as train.pretrain")
-
-
-def _literal(node: ast.expr | None, default):
-    try:
-        return default if node is None else ast.literal_eval(node)
-    except ValueError:      # a name: a constant of the module
-        return default
+    stage = getattr(importlib.import_module(module), "STAGE", None)
+    if not isinstance(stage, Stage):
+        raise UserError(f"--stages={module}", "is no stage: it defines no STAGE",
+                        "name a module such as train.pretrain")
+    return StageModule(module, stage)
 
 
 def read_stages(modules: Sequence[str], config: ConfigDict) -> list[StageModule]:
@@ -65,10 +45,10 @@ def read_stages(modules: Sequence[str], config: ConfigDict) -> list[StageModule]
     if not modules:
         raise UserError("--stages", "is missing", "try --stages=train.pretrain")
     stages = [read_stage(module) for module in modules]
-    for stage in stages:
+    for module, stage in stages:
         if stage.section not in config:
-            raise UserError(f"--stages={stage.module}", f"the config has no section "
-                            f"{stage.section!r}", "use a config that describes this stage")
+            raise UserError(f"--stages={module}", f"the config has no section {stage.section!r}",
+                            "use a config that describes this stage")
     return stages
 
 
@@ -91,7 +71,7 @@ def load_config(arguments: Sequence[str], what: str) -> ConfigDict:
     """The config that a stage would see if it were called with these arguments.
 
     Args:
-        what: they are, for the one line that says that they are not possible.
+        what: what they are, for the message of an error.
 
     Raises:
         UserError: a field or a value is not possible.

@@ -26,12 +26,11 @@ from core import entry
 from core.errors import UserError
 from core.progress import log
 from data.chat import Conversation, Message, ask, render, render_prompt
-from data.tokenizer import Tokenizer, load_tokenizer
-from model.config import ModelConfig
-from model.directory import context_tokens, is_chat_model, load_model
-from model.families.decoder import Params
+from eval.respond.loaded import LoadedModel, load_model
+from model.execution import COMPUTE_DTYPES, Execution
 from model.generation.cache import make_cache
-from model.generation.generate import Sampling, decode, prefill, sample
+from model.generation.generate import decode, prefill
+from model.generation.sampling import Sampling, sample
 
 # New tokens are padded to one of these lengths, so that three programs serve every message.
 READ_LENGTHS = (32, 128, 512)
@@ -51,8 +50,8 @@ class Session:
     """A conversation with a model; a turn extends the KV cache of the turns before it.
 
     Args:
-        chat: whether the model answers in turns; otherwise each message begins a new text, and
-            the answer is its continuation.
+        model: if it is a base model, each message begins a new text, and the answer is its
+            continuation.
         system: an instruction in front of the conversation; "" for none.
         capacity: tokens that the cache holds, answer included.
         seed: of the random draws.
@@ -66,13 +65,12 @@ class Session:
         UserError: the system message and one answer exceed `capacity`.
     """
 
-    def __init__(self, params: Params, config: ModelConfig, tokenizer: Tokenizer,
-                 sampling: Sampling, *, chat: bool = True, system: str = "", capacity: int = 1024,
-                 seed: int = 0):
-        self._params, self._config, self._tokenizer = params, config, tokenizer
-        self._sampling, self._chat, self._capacity = sampling, chat, capacity
+    def __init__(self, model: LoadedModel, sampling: Sampling, *, system: str = "",
+                 capacity: int = 1024, seed: int = 0):
+        self._model, self._tokenizer = model, model.tokenizer
+        self._sampling, self._capacity = sampling, capacity
         messages = (Message("system", system),) if system else ()
-        self._head, _ = render(Conversation(messages), tokenizer)
+        self._head, _ = render(Conversation(messages), self._tokenizer)
         self._key = jax.random.key(seed)
         self.num_turns, self.num_tokens, self.decode_secs = 0, 0, 0.0
         self._check_fits([])
@@ -91,12 +89,12 @@ class Session:
     def answer(self, text: str) -> Iterator[str]:
         """Takes a turn: yields the pieces of the answer to `text` as they are drawn.
 
-        Whoever stops early leaves a conversation that can go on: the answer ends where it was.
+        A caller that stops early leaves a usable conversation: the answer ends where it was cut.
 
         Raises:
             UserError: the message is too long for the context.
         """
-        if self._chat:
+        if self._model.chat:
             turn = render_prompt(ask(text), self._tokenizer)[1:]
         else:
             self.reset()
@@ -116,10 +114,11 @@ class Session:
         logits_BV = self._read()
         for index in range(self._sampling.max_new_tokens):
             began = time.monotonic()
-            token_B = _draw(logits_BV, sampling=self._sampling,
-                            key=jax.random.fold_in(self._key, self.num_tokens))
-            logits_BV, self._cache = decode(self._params, token_B, self._cache,
-                                            config=self._config)
+            key = jax.random.fold_in(self._key, self.num_tokens)
+            token_B = _draw(logits_BV, sampling=self._sampling, keys_B=key[None])
+            logits_BV, self._cache = decode(
+                self._model.params, token_B, self._cache, config=self._model.config,
+                execution=self._model.execution)
             token = int(token_B[0])
             turn.append(token)
             self._num_cached += 1
@@ -139,8 +138,8 @@ class Session:
             prompt_BL = np.zeros((1, length), np.int32)
             prompt_BL[0, :len(piece)] = piece
             logits_BV, self._cache = prefill(
-                self._params, prompt_BL, np.full(1, len(piece), np.int32), self._cache,
-                config=self._config)
+                self._model.params, prompt_BL, np.full(1, len(piece), np.int32), self._cache,
+                config=self._model.config, execution=self._model.execution)
         self._num_cached += len(unread)
         return logits_BV
 
@@ -168,7 +167,7 @@ class Session:
                             "raise it, lower --max_new_tokens or write less")
 
     def _empty_cache(self) -> None:
-        self._cache = make_cache(self._config, 1, self._capacity)
+        self._cache = make_cache(self._model.config, self._model.execution, 1, self._capacity)
         self._num_cached = 0
 
 
@@ -219,20 +218,19 @@ def _open_session() -> Session:
     if values.model is None:
         raise UserError("--model", "is missing", "try --model=runs/quickstart/dpo")
     sampling = Sampling(values.max_new_tokens, values.temperature, values.top_k, values.top_p)
-    folder = Path(values.model)
-    params, config = load_model(folder)
-    chat = is_chat_model(folder)
-    if not chat:
-        log(f"{folder} is a base model: it continues each text instead of answering")
+    dtype = values.compute_dtype or (
+        "float32" if jax.default_backend() == "cpu" else "bfloat16")
+    model = load_model(Path(values.model), Execution(compute_dtype=dtype))
+    if not model.chat:
+        log(f"{values.model} is a base model: it continues each text instead of answering")
         if values.system:
             raise UserError("--system", "a base model takes no system message", "leave it out")
-    return Session(params, config, load_tokenizer(folder / "tokenizer"), sampling, chat=chat,
-                   system=values.system, seed=values.seed,
-                   capacity=values.context_tokens or context_tokens(folder))
+    return Session(model, sampling, system=values.system, seed=values.seed,
+                   capacity=values.context_tokens or model.context_tokens)
 
 
 def chat() -> dict[str, Any]:
-    """Talks until the input ends; returns what the last line of stdout tells."""
+    """Chats until the input ends; returns the last line of stdout."""
     session = _open_session()
     on_terminal = sys.stdin.isatty()
     if on_terminal:
@@ -262,6 +260,8 @@ def _define_flags() -> None:
     flags.DEFINE_integer("max_new_tokens", 128, "Tokens after which an answer ends at the latest.")
     flags.DEFINE_integer("context_tokens", None, "Tokens of conversation that the model sees; by "
                          "default as many as in the rows that it was trained on.")
+    flags.DEFINE_enum("compute_dtype", None, COMPUTE_DTYPES, "Dtype of matmuls; by default float32 "
+                      "on a CPU and bfloat16 elsewhere.")
     flags.DEFINE_integer("seed", 0, "Seed of the random draws.")
     flags.DEFINE_string("system", "", "Instruction in front of the conversation.")
 

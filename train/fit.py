@@ -1,4 +1,4 @@
-"""Says before a run what fits: compiles the pretraining step without making an array.
+"""Reports before a run what fits: compiles the pretraining step without making an array.
 
     python -m train.fit --config=configs/quickstart.py:accelerator
     python -m train.fit --config=configs/quickstart.py:accelerator --devices=8 --memory_gb=80
@@ -20,24 +20,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from absl import flags
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from ml_collections import ConfigDict, config_flags
 
 from core import entry
 from core.errors import UserError
 from core.progress import log
 from data.batch import Batch
-from model.config import ModelConfig, make_model_config
-from model.families.decoder import init
-from model.parallel.sharding import check_mesh, make_mesh, num_batch_shards, spec
-from train.loss import next_token_loss
-from train.optimizer.optimizers import make_optimizer
-from train.state import TrainState
-from train.step import make_abstract_state, make_train_step
+from model.config import make_model_config
+from model.parallel.sharding import check_mesh, num_batch_shards, spec
+from train.pretrain import make_loss
+from train.setup import Setup, make_setup
+from train.trainer import abstract_params, make_step
 
 PRECISION = 16      # the search ends when it knows the micro-batch to one part in so many
-MAX_LINES = 8       # counts that the search measures before it trusts no line any more
-MAX_GROWTH = 64     # how far beyond the largest measured count it trusts one
+MAX_LINES = 8       # counts that the search measures before it stops extrapolating
+MAX_GROWTH = 64     # how far beyond the largest measured count it extrapolates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,16 +63,7 @@ class Footprint:
     peak: int
 
 
-def abstract_state(section: ConfigDict, config: ModelConfig, optimizer: Any,
-                   mesh: Mesh) -> TrainState:
-    """The state of a run of pretraining as shapes that know their place on the mesh."""
-    return make_abstract_state(partial(init, config), jax.random.key(0), optimizer,
-                               jax.random.key(0), mesh, guard_window=section.guard.window,
-                               keep_ema=section.ema_decay > 0)
-
-
-def measure(section: ConfigDict, config: ModelConfig, mesh: Mesh, *, microbatch_rows: int,
-            num_microbatches: int) -> Footprint | None:
+def measure(section: ConfigDict, setup: Setup, *, microbatch_rows: int) -> Footprint | None:
     """Compiles the step of pretraining and reads off its memory.
 
     Args:
@@ -86,22 +75,16 @@ def measure(section: ConfigDict, config: ModelConfig, mesh: Mesh, *, microbatch_
     Raises:
         UserError: model, batch and mesh do not fit each other.
     """
-    batch_size = microbatch_rows * num_microbatches
-    check_mesh(config, mesh, batch_size=microbatch_rows, row_length=section.row_length)
-    optimizer = make_optimizer(section.optimizer, section.num_steps)
-    state = abstract_state(section, config, optimizer, mesh)
-    row = partial(jax.ShapeDtypeStruct, (batch_size, section.row_length),
-                  sharding=NamedSharding(mesh, spec("BL")))
+    section = section.copy_and_resolve_references()
+    section.batch_size = microbatch_rows * section.run.num_microbatches
+    make_first, step = make_step(make_loss(section), setup, section, num_steps=section.num_steps)
+    state = make_first(abstract_params(setup))
+    row = partial(jax.ShapeDtypeStruct, (section.batch_size, section.row_length),
+                  sharding=NamedSharding(setup.mesh, spec("BL")))
     batch = Batch(row(jnp.int32), row(jnp.int32), row(jnp.float32), row(jnp.int32), row(jnp.int32))
-    loss_fn = partial(next_token_loss, z_loss_coef=section.z_loss_coef,
-                      balance_coef=section.balance_coef, router_z_coef=section.router_z_coef)
-    step = make_train_step(
-        loss_fn, optimizer, config=config, mesh=mesh, state=state, batch_size=batch_size,
-        num_microbatches=num_microbatches, guard_sigmas=section.guard.sigmas,
-        ema_decay=section.ema_decay, diagnostics=section.diagnostics)
     try:
-        with jax.set_mesh(mesh):
-            found = step.lower(state, batch).compile().memory_analysis()
+        with jax.set_mesh(setup.mesh):
+            memory = step.lower(state, batch).compile().memory_analysis()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             return None
@@ -110,9 +93,9 @@ def measure(section: ConfigDict, config: ModelConfig, mesh: Mesh, *, microbatch_
         params=device_bytes(state.params), opt_state=device_bytes(state.opt_state),
         ema=device_bytes(state.ema),
         other_state=device_bytes((state.step, state.key, state.guard)), batch=device_bytes(batch),
-        temporaries=found.temp_size_in_bytes, gradient=device_bytes(state.params),
-        peak=(found.argument_size_in_bytes + found.output_size_in_bytes
-              - found.alias_size_in_bytes + found.temp_size_in_bytes))
+        temporaries=memory.temp_size_in_bytes, gradient=device_bytes(state.params),
+        peak=(memory.argument_size_in_bytes + memory.output_size_in_bytes
+              - memory.alias_size_in_bytes + memory.temp_size_in_bytes))
 
 
 def device_bytes(tree: Any) -> int:
@@ -170,39 +153,40 @@ def plan(config: ConfigDict, limit_bytes: int) -> dict[str, Any]:
     Returns:
         The command's result; micro-batches are rows of one forward pass, over all devices.
     """
-    section, mesh = config.pretrain, make_mesh(config.mesh)
+    section = config.pretrain
     model_config = make_model_config(config.model, config.tokenizer.vocab_size)
-    if section.batch_size % section.num_microbatches:
+    setup = make_setup(model_config, section, config.mesh)
+    num_microbatches, num_stages = section.run.num_microbatches, setup.mesh.shape["stage"]
+    if section.batch_size % num_microbatches:
         raise UserError(f"pretrain.batch_size={section.batch_size}",
-                        f"is not divisible by num_microbatches={section.num_microbatches}",
-                        "change --config.pretrain.num_microbatches")
-    pieces = model_config.pipeline_microbatches or mesh.shape["stage"]
-    unit = num_batch_shards(mesh) * (pieces if mesh.shape["stage"] > 1 else 1)
-    found: dict[int, Footprint | None] = {}
+                        f"is not divisible by run.num_microbatches={num_microbatches}",
+                        "change --config.pretrain.run.num_microbatches")
+    pieces = setup.execution.pipeline_microbatches or num_stages
+    unit = num_batch_shards(setup.mesh) * (pieces if num_stages > 1 else 1)
+    footprints: dict[int, Footprint | None] = {}
 
     def peak_bytes(count: int) -> float:
-        if count not in found:
+        if count not in footprints:
             log(f"fit: compiling a micro-batch of {count * unit} rows")
-            found[count] = measure(section, model_config, mesh, microbatch_rows=count * unit,
-                                   num_microbatches=section.num_microbatches)
-        return found[count].peak if found[count] else math.inf
+            footprints[count] = measure(section, setup, microbatch_rows=count * unit)
+        return footprints[count].peak if footprints[count] else math.inf
 
-    rows = section.batch_size // section.num_microbatches
-    check_mesh(model_config, mesh, batch_size=rows, row_length=section.row_length)
-    peak, own = peak_bytes(rows // unit), found[rows // unit]
+    rows = section.batch_size // num_microbatches
+    check_mesh(*setup, batch_size=rows, row_length=section.row_length)
+    peak, own = peak_bytes(rows // unit), footprints[rows // unit]
     if own:
         log(_table(own, limit_bytes))
     largest = search(peak_bytes, limit_bytes, rows // unit)
     enough = [n for n in range(1, section.batch_size // unit + 1)
               if section.batch_size % (n * unit) == 0 and section.batch_size // n <= largest * unit]
     return {"backend": jax.default_backend(), "device": jax.devices()[0].device_kind,
-            "devices": mesh.size, "limit_bytes": limit_bytes, "fits": peak <= limit_bytes,
+            "devices": setup.mesh.size, "limit_bytes": limit_bytes, "fits": peak <= limit_bytes,
             "bytes": dataclasses.asdict(own) if own else None, "batch_size": section.batch_size,
-            "num_microbatches": section.num_microbatches, "microbatch_rows": rows,
+            "num_microbatches": num_microbatches, "microbatch_rows": rows,
             "largest_microbatch_rows": largest * unit,
-            "largest_peak_bytes": found[largest].peak if largest else None,
+            "largest_peak_bytes": footprints[largest].peak if largest else None,
             "num_microbatches_to_fit": min(enough, default=None),
-            "compilations": len(found)}
+            "compilations": len(footprints)}
 
 
 def _table(own: Footprint, limit_bytes: int) -> str:
@@ -222,16 +206,16 @@ def sentence(result: dict[str, Any]) -> str:
     where = f"{result['devices']} x {result['limit_bytes'] / 1e9:.3g} GB"
     if not largest:
         return (f"does not fit on {where} even with the smallest micro-batch: cut the model over "
-                "more devices (--config.mesh) or keep less (--config.model.remat)")
+                "more devices (--config.mesh) or keep less (--config.pretrain.run.remat)")
     head = f"a micro-batch of {rows} rows {'fits' if result['fits'] else 'does not fit'} on {where}"
     tail = f"the largest that fits has {largest} rows"
     if not result["fits"]:
-        tail += f": set --config.pretrain.num_microbatches={result['num_microbatches_to_fit']}"
+        tail += f": set --config.pretrain.run.num_microbatches={result['num_microbatches_to_fit']}"
     return f"{head}; {tail}"
 
 
 def main() -> dict[str, Any]:
-    """Parses the flags, plans, tells."""
+    """Parses the flags and plans."""
     config, devices, memory_gb = (flags.FLAGS.config, flags.FLAGS.devices, flags.FLAGS.memory_gb)
     if config is None:
         raise UserError("--config", "is missing", "try --config=configs/quickstart.py")

@@ -7,23 +7,17 @@ import jax.numpy as jnp
 
 from data.batch import Batch
 from model.config import ModelConfig
-from model.families.decoder import Params, forward, forward_with_stats
-from model.heads.language import score_targets, token_logps
+from model.execution import Execution
+from model.families.decoder import Params, forward_with_stats
+from model.heads.language import score_targets
 
-# `loss_fn(params, batch, *, config, key) -> (loss_sum, {name: (sum, weight)})`. The entry "loss"
-# must be there: its weight divides the gradient.
+# `loss_fn(params, batch, *, config, execution, key) -> (loss_sum, {name: (sum, weight)})`.
+# The entry "loss" must be there: its weight divides the gradient.
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 
 
-def batch_logps(params: Params, batch: Batch, *, config: ModelConfig) -> jax.Array:
-    """Log-probability of every target of a batch, in nats: logp_BL."""
-    x_BLD = forward(params, batch.tokens_BL, batch.positions_BL, batch.segment_ids_BL,
-                    config=config)
-    return token_logps(params, x_BLD, batch.targets_BL, config=config)
-
-
-def next_token_loss(params: Params, batch: Batch, *, config: ModelConfig, key: jax.Array,
-                    z_loss_coef: float = 0.0, balance_coef: float = 0.0,
+def next_token_loss(params: Params, batch: Batch, *, config: ModelConfig, execution: Execution,
+                    key: jax.Array, z_loss_coef: float = 0.0, balance_coef: float = 0.0,
                     router_z_coef: float = 0.0) -> tuple[jax.Array, Metrics]:
     """Cross-entropy of the next token, in nats; one loss for pretraining and SFT.
 
@@ -44,8 +38,8 @@ def next_token_loss(params: Params, batch: Batch, *, config: ModelConfig, key: j
     weights_BL = batch.loss_weights_BL
     weight = jnp.sum(weights_BL)
     x_BLD, stats = forward_with_stats(params, batch.tokens_BL, batch.positions_BL,
-                                      batch.segment_ids_BL, config=config)
-    scores = score_targets(params, x_BLD, batch.targets_BL, config=config)
+                                      batch.segment_ids_BL, config=config, execution=execution)
+    scores = score_targets(params, x_BLD, batch.targets_BL, config=config, execution=execution)
     loss_sum = -jnp.sum(scores.logp_BL * weights_BL)
     metrics = {"loss": (loss_sum, weight), "top_logit": _top_logit(scores.top_logit_BL, weights_BL)}
     if z_loss_coef:

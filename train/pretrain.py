@@ -15,25 +15,66 @@ import grain
 import jax
 from ml_collections import ConfigDict
 
-from core import entry
 from core.artifacts import read_json
+from core.entry import Stage, run_stage
 from core.progress import log
 from data.tokenizer import load_tokenizer
 from data.tokens.mixture import mixture, plan_mixture
-from data.tokens.rows import batches
-from eval.measures.choices import score_choices
+from data.tokens.rows import batches as group_rows
 from eval.measures.likelihood import bits_per_byte
-from eval.statistics import mean_and_stderr
-from eval.tasks.documentation import load_documentation
-from model.config import ModelConfig, make_model_config
+from eval.measures.questions import score_questions
+from eval.respond.loaded import LoadedModel
+from eval.tasks.registry import open_tasks
+from model.config import make_model_config
 from model.directory import save_model
-from model.families.decoder import init, num_params
-from model.parallel.sharding import make_mesh
+from model.families.decoder import Params, init, num_params
+from model.parallel.sharding import param_shardings
 from train.distributed import initialize
 from train.loss import next_token_loss
-from train.trainer import train
+from train.setup import Setup, make_setup
+from train.trainer import abstract_params, train
 from train.watch import profile
 from train.watch.metrics import read_metrics
+
+
+def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict[str, Any]:
+    """Trains from scratch, or goes on from the newest checkpoint in `folder`."""
+    initialize()
+    section, tokens = config.pretrain, parents["tokens"]
+    model_config = make_model_config(config.model, read_json(tokens / "tokens.json")["vocab_size"])
+    setup = make_setup(model_config, section, config.mesh)
+    params, metrics = train(
+        make_loss(section), make_batches(section, tokens),
+        partial(init_params, setup, section.seed), setup=setup, section=section, folder=folder,
+        evaluate=make_evaluate(section, setup, parents))
+    save_model(folder, params, model_config, tokens / "tokenizer", chat=False,
+               context_tokens=section.row_length)
+    last = [row for row in read_metrics(folder / "metrics.jsonl") if "heldout_bpb" in row][-1]
+    return {"params": num_params(model_config), "steps": section.num_steps,
+            "tokens": section.num_steps * section.batch_size * section.row_length,
+            **metrics, **{name: value for name, value in last.items()
+                          if name not in ("step", "evaluated")}}
+
+
+def make_loss(section: ConfigDict) -> Callable:
+    """The loss of pretraining, with the coefficients of its section."""
+    return partial(next_token_loss, z_loss_coef=section.z_loss_coef,
+                   balance_coef=section.balance_coef, router_z_coef=section.router_z_coef)
+
+
+def init_params(setup: Setup, seed: int) -> Params:
+    """Fresh parameters, made in their place on the mesh."""
+    shardings = param_shardings(abstract_params(setup), setup.mesh)
+    with jax.set_mesh(setup.mesh):
+        return jax.jit(partial(init, setup.config), out_shardings=shardings)(jax.random.key(seed))
+
+
+def make_batches(section: ConfigDict, tokens: Path) -> grain.MapDataset:
+    """All batches of the run, phase after phase."""
+    parts = [mixture(tokens, weights, section.row_length, num_rows=steps * section.batch_size,
+                     seed=section.seed + 1000 * i, packing=section.packing)
+             for i, (steps, weights) in enumerate(plan_phases(section, tokens))]
+    return group_rows(grain.MapDataset.concatenate(parts), section.batch_size)
 
 
 def plan_phases(section: ConfigDict, tokens: Path) -> list[tuple[int, dict[str, float]]]:
@@ -70,61 +111,32 @@ def plan_phases(section: ConfigDict, tokens: Path) -> list[tuple[int, dict[str, 
     return planned
 
 
-def make_rows(section: ConfigDict, tokens: Path) -> grain.MapDataset:
-    """All batches of the run, phase after phase."""
-    parts = [mixture(tokens, weights, section.row_length, num_rows=steps * section.batch_size,
-                     seed=section.seed + 1000 * i, packing=section.packing)
-             for i, (steps, weights) in enumerate(plan_phases(section, tokens))]
-    return batches(grain.MapDataset.concatenate(parts), section.batch_size)
+def make_evaluate(section: ConfigDict, setup: Setup,
+                  parents: Mapping[str, Path]) -> Callable[[Params], dict[str, float]]:
+    """What is measured while training: held-out bits per byte, and the tasks of `run.tasks`.
 
-
-def make_evaluate(section: ConfigDict, model_config: ModelConfig,
-                  parents: Mapping[str, Path]) -> Callable[[Any], dict[str, float]]:
-    """What is measured while training: held-out bits per byte and, if asked, a small task.
-
-    The task's questions are of the training split: the test split is for finished models.
+    Their questions are of the training split: the test split is for finished models.
     """
-    tokens, batching = parents["tokens"], {"row_length": section.row_length,
-                                           "batch_size": section.batch_size}
-    questions = []
-    if section.num_choices:
-        questions = load_documentation(parents["corpus"]).choices("train", section.num_choices,
-                                                                  section.seed)
-        tokenizer = load_tokenizer(tokens / "tokenizer")
+    tokens, row_length = parents["tokens"], section.row_length
+    tokenizer = load_tokenizer(tokens / "tokenizer")
+    tasks = open_tasks(section.run.tasks, parents.get("corpus"))
 
-    def evaluate(params):
-        metrics = {"heldout_bpb": bits_per_byte(params, model_config, tokens, **batching)}
-        if questions:
-            scores = score_choices(params, model_config, tokenizer, questions, chat=False,
-                                   **batching)
-            metrics["choices_acc"] = mean_and_stderr([s.is_right_per_byte for s in scores])[0]
+    def evaluate(params: Params) -> dict[str, float]:
+        model = LoadedModel(params, setup.config, setup.execution, tokenizer, chat=False,
+                            context_tokens=row_length)
+        sizes = {"row_length": row_length, "batch_size": section.batch_size}
+        metrics = {"heldout_bpb": bits_per_byte(model, tokens, **sizes)}
+        for task, count in tasks:
+            metrics[f"{task.name}_acc"] = score_questions(
+                model, task, split="train", count=count, seed=section.seed, **sizes)
         return metrics
 
     return evaluate
 
 
-def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict[str, Any]:
-    """Trains from scratch, or goes on from the newest checkpoint in `folder`."""
-    initialize()
-    section, tokens = config.pretrain, parents["tokens"]
-    model_config = make_model_config(config.model, read_json(tokens / "tokens.json")["vocab_size"])
-    mesh = make_mesh(config.mesh)
-    loss_fn = partial(next_token_loss, z_loss_coef=section.z_loss_coef,
-                      balance_coef=section.balance_coef, router_z_coef=section.router_z_coef)
-    params, told = train(
-        loss_fn, make_rows(section, tokens), make_params=partial(init, model_config),
-        source=jax.random.key(section.seed), config=model_config, mesh=mesh, section=section,
-        folder=folder, evaluate=make_evaluate(section, model_config, parents))
-    save_model(folder, params, model_config, tokens / "tokenizer", chat=False,
-               context_tokens=section.row_length)
-    last = [row for row in read_metrics(folder / "metrics.jsonl") if "heldout_bpb" in row][-1]
-    return {"params": num_params(model_config), "steps": section.num_steps,
-            "tokens": section.num_steps * section.batch_size * section.row_length,
-            **told, **{name: value for name, value in last.items()
-                       if name not in ("step", "evaluated")}}
-
+STAGE = Stage("pretrain", build, parents=("tokens", "corpus"), sections=("model",),
+              every_process=True)
 
 if __name__ == "__main__":
     profile.define_flag()
-    entry.run_stage("pretrain", build, parents=("tokens", "corpus"), sections=("model",),
-                    every_process=True)
+    run_stage(STAGE)

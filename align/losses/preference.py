@@ -1,4 +1,4 @@
-"""Preference losses and the batch they see."""
+"""Preference losses, and the batch they take."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ import jax
 import jax.numpy as jnp
 
 from data.batch import Batch
+from eval.measures.likelihood import batch_logps
 from model.config import ModelConfig
+from model.execution import Execution
 from model.families.decoder import Params
-from train.loss import Metrics, batch_logps
+from train.loss import Metrics
 
 
 @flax.struct.dataclass
 class PreferenceBatch:
-    """Pairs of answers to the same questions, one row each, and what the reference makes of them.
+    """Pairs of answers to the same questions, one row each, and the reference's scores of them.
 
     Attributes:
         chosen: rows of preferred answers; weights are 1 on answer tokens, <|end|> included.
@@ -32,25 +34,28 @@ class PreferenceBatch:
     reference_rejected_B: Any
 
 
-def answer_logps(params: Params, batch: Batch, *, config: ModelConfig) -> jax.Array:
+def answer_logps(params: Params, batch: Batch, *, config: ModelConfig,
+                 execution: Execution) -> jax.Array:
     """Summed log-probability of each row's weighted tokens, in nats: logp_B."""
-    return jnp.sum(batch_logps(params, batch, config=config) * batch.loss_weights_BL, axis=1)
+    logp_BL = batch_logps(params, batch, config=config, execution=execution)
+    return jnp.sum(logp_BL * batch.loss_weights_BL, axis=1)
 
 
-def pair_logps(params: Params, pairs: PreferenceBatch, *,
-               config: ModelConfig) -> tuple[jax.Array, jax.Array]:
+def pair_logps(params: Params, pairs: PreferenceBatch, *, config: ModelConfig,
+               execution: Execution) -> tuple[jax.Array, jax.Array]:
     """Log-probabilities of chosen and rejected answers, from one forward pass over both."""
     both = jax.tree.map(lambda chosen, rejected: jnp.concatenate([chosen, rejected]),
                         pairs.chosen, pairs.rejected)
-    chosen_B, rejected_B = jnp.split(answer_logps(params, both, config=config), 2)
+    logp_B = answer_logps(params, both, config=config, execution=execution)
+    chosen_B, rejected_B = jnp.split(logp_B, 2)
     return chosen_B, rejected_B
 
 
-reference_logps = jax.jit(pair_logps, static_argnames="config")
+reference_logps = jax.jit(pair_logps, static_argnames=("config", "execution"))
 
 
-def dpo_loss(params: Params, pairs: PreferenceBatch, *, config: ModelConfig, key: jax.Array,
-             beta: float, nll_coef: float) -> tuple[jax.Array, Metrics]:
+def dpo_loss(params: Params, pairs: PreferenceBatch, *, config: ModelConfig, execution: Execution,
+             key: jax.Array, beta: float, nll_coef: float) -> tuple[jax.Array, Metrics]:
     """Direct preference optimization (arXiv 2305.18290, equation 7), summed over pairs.
 
     The margin can also grow while both answers become unlikely; `nll_coef` times the chosen
@@ -66,7 +71,7 @@ def dpo_loss(params: Params, pairs: PreferenceBatch, *, config: ModelConfig, key
     likelier than under the reference.
     """
     del key  # no dropout: the ratio to the reference must be exact
-    chosen_B, rejected_B = pair_logps(params, pairs, config=config)
+    chosen_B, rejected_B = pair_logps(params, pairs, config=config, execution=execution)
     chosen_reward_B = beta * (chosen_B - pairs.reference_chosen_B)
     rejected_reward_B = beta * (rejected_B - pairs.reference_rejected_B)
     margin_B = chosen_reward_B - rejected_reward_B

@@ -52,7 +52,7 @@ def _check_numbers(section: Mapping[str, Any]) -> None:
     """Bounds of the numbers: (field, low, high), both inclusive."""
     infinity = float("inf")
     for field, low, high in (
-            ("unit_bytes", 1, infinity), ("memory_bytes", 1 << 20, infinity),
+            ("unit_bytes", 1, infinity), ("run.memory_bytes", 1 << 20, infinity),
             ("max_corrupt_frac", 0, 1), ("keep_top_frac", 0, 1),
             ("lines.min_block_lines", 1, infinity), ("lines.min_site_pages", 2, infinity),
             ("lines.min_site_frac", 0, 1), ("languages.min_score", 0, 1),

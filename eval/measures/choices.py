@@ -1,4 +1,4 @@
-"""Multiple choice by log-likelihood: which continuation does the model find likeliest?"""
+"""Multiple choice by log-likelihood: the likeliest continuation is the model's answer."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ import numpy as np
 
 from core.errors import UserError
 from data.batch import Batch, pack_examples, stack
-from data.tokenizer import Tokenizer
+from eval.measures.likelihood import batch_logps
+from eval.respond.loaded import LoadedModel
 from eval.respond.local import make_prompts
-from eval.tasks.documentation import Choice
+from eval.tasks.task import Choice
 from model.config import ModelConfig
-from model.families.decoder import Params, forward
-from model.heads.language import token_logps
+from model.execution import Execution
+from model.families.decoder import Params
 
 
 @dataclasses.dataclass(frozen=True)
 class ChoiceScore:
-    """What a model makes of one question; all normalisations follow from it.
+    """A model's score of one question; all normalisations follow from it.
 
     Attributes:
         logps_nats: sum of the log-probabilities of each choice's tokens.
@@ -46,23 +47,22 @@ class ChoiceScore:
         return int(np.argmax(per_byte)) == self.answer
 
 
-@partial(jax.jit, static_argnames=("config", "max_segments"))
-def _segment_logps(params: Params, batch: Batch, *, config: ModelConfig, max_segments: int):
+@partial(jax.jit, static_argnames=("config", "execution", "max_segments"))
+def _segment_logps(params: Params, batch: Batch, *, config: ModelConfig, execution: Execution,
+                   max_segments: int) -> jax.Array:
     """Sum of weighted log-probabilities of each packed example: logp_BS, S = segment."""
-    x_BLD = forward(params, batch.tokens_BL, batch.positions_BL, batch.segment_ids_BL,
-                    config=config)
-    logp_BL = token_logps(params, x_BLD, batch.targets_BL, config=config) * batch.loss_weights_BL
+    logp_BL = batch_logps(params, batch, config=config, execution=execution)
+    logp_BL = logp_BL * batch.loss_weights_BL
     one_hot_BLS = jax.nn.one_hot(batch.segment_ids_BL - 1, max_segments)
     return jnp.einsum("BL,BLS->BS", logp_BL, one_hot_BLS)
 
 
-def continuation_logps(params: Params, config: ModelConfig,
+def continuation_logps(model: LoadedModel,
                        examples: Sequence[tuple[Sequence[int], Sequence[float]]], *,
                        row_length: int, batch_size: int) -> np.ndarray:
     """Sum of log-probabilities, in nats, of the weighted tokens of each example.
 
-    Examples share rows, separated by their segments; the order of rows and of segments within
-    them tells which example is which.
+    Examples share rows, separated by their segments.
 
     Raises:
         UserError: an example is longer than a row.
@@ -71,7 +71,8 @@ def continuation_logps(params: Params, config: ModelConfig,
     max_segments = max(segment for _, segment in places) + 1
     empty = jax.tree.map(np.zeros_like, rows[0])
     rows = rows + [empty] * (-len(rows) % batch_size)
-    sums = [jax.device_get(_segment_logps(params, stack(rows[i:i + batch_size]), config=config,
+    sums = [jax.device_get(_segment_logps(model.params, stack(rows[i:i + batch_size]),
+                                          config=model.config, execution=model.execution,
                                           max_segments=max_segments))
             for i in range(0, len(rows), batch_size)]
     logp_BS = np.concatenate(sums)
@@ -80,7 +81,7 @@ def continuation_logps(params: Params, config: ModelConfig,
 
 def _pack_in_order(examples: Sequence[tuple[Sequence[int], Sequence[float]]],
                    row_length: int) -> tuple[list[Batch], list[tuple[int, int]]]:
-    """Packs examples in their order, and says in which row and segment each one is."""
+    """Packs examples in their order; returns the rows, and each one's row and segment."""
     rows, places, waiting, size = [], [], [], 0
     for example in examples:
         if len(example[0]) > row_length + 1:
@@ -96,17 +97,16 @@ def _pack_in_order(examples: Sequence[tuple[Sequence[int], Sequence[float]]],
     return rows + pack_examples(waiting, row_length)[0], places
 
 
-def score_choices(params: Params, config: ModelConfig, tokenizer: Tokenizer,
-                  questions: Sequence[Choice], *, chat: bool, row_length: int,
+def score_choices(model: LoadedModel, questions: Sequence[Choice], *, row_length: int,
                   batch_size: int) -> list[ChoiceScore]:
     """Scores every choice of every question as the continuation of its prompt."""
-    prompts = make_prompts([q.question for q in questions], tokenizer, chat=chat)
+    prompts = make_prompts(model, [q.question for q in questions])
     examples = []
     for question, prompt in zip(questions, prompts):
         for choice in question.choices:
-            ids = tokenizer.encode(choice if chat else f" {choice}")
+            ids = model.tokenizer.encode(choice if model.chat else f" {choice}")
             examples.append(([*prompt, *ids], [0.0] * len(prompt) + [1.0] * len(ids)))
-    logps = iter(continuation_logps(params, config, examples, row_length=row_length,
+    logps = iter(continuation_logps(model, examples, row_length=row_length,
                                     batch_size=batch_size))
     return [ChoiceScore(tuple(float(next(logps)) for _ in question.choices),
                         tuple(len(choice.encode()) for choice in question.choices),

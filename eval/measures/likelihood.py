@@ -22,16 +22,25 @@ from data.batch import Batch, stack
 from data.documents import read_documents
 from data.tokenizer import load_tokenizer
 from data.tokens.rows import TokenRows
+from eval.respond.loaded import LoadedModel
 from model.config import ModelConfig
+from model.execution import Execution
 from model.families.decoder import Params, forward
 from model.heads.language import token_logps
 
 
-@partial(jax.jit, static_argnames="config")
-def _nats_and_bytes(params: Params, batch: Batch, bytes_V: jax.Array, *, config: ModelConfig):
+def batch_logps(params: Params, batch: Batch, *, config: ModelConfig,
+                execution: Execution) -> jax.Array:
+    """Log-probability of every target of a batch, in nats: logp_BL."""
     x_BLD = forward(params, batch.tokens_BL, batch.positions_BL, batch.segment_ids_BL,
-                    config=config)
-    logp_BL = token_logps(params, x_BLD, batch.targets_BL, config=config)
+                    config=config, execution=execution)
+    return token_logps(params, x_BLD, batch.targets_BL, config=config, execution=execution)
+
+
+@partial(jax.jit, static_argnames=("config", "execution"))
+def _nats_and_bytes(params: Params, batch: Batch, bytes_V: jax.Array, *, config: ModelConfig,
+                    execution: Execution) -> tuple[jax.Array, jax.Array]:
+    logp_BL = batch_logps(params, batch, config=config, execution=execution)
     bytes_BL = bytes_V[batch.targets_BL] * batch.loss_weights_BL
     return -jnp.sum(logp_BL * (bytes_BL > 0)), jnp.sum(bytes_BL)
 
@@ -48,11 +57,12 @@ def heldout_batches(tokens: Path, row_length: int, batch_size: int) -> Iterator[
         yield stack(picked + [empty] * (batch_size - len(picked)))
 
 
-def bits_per_byte(params: Params, config: ModelConfig, tokens: Path, *, row_length: int,
+def bits_per_byte(model: LoadedModel, tokens: Path, *, row_length: int,
                   batch_size: int) -> float:
     """Bits per byte of a model on the held-out pages of a token folder."""
-    bytes_V = jnp.asarray(load_tokenizer(tokens / "tokenizer").token_bytes(), jnp.float32)
-    sums = [_nats_and_bytes(params, batch, bytes_V, config=config)
+    bytes_V = jnp.asarray(model.tokenizer.token_bytes(), jnp.float32)
+    sums = [_nats_and_bytes(model.params, batch, bytes_V, config=model.config,
+                            execution=model.execution)
             for batch in heldout_batches(tokens, row_length, batch_size)]
     nats, num_bytes = np.sum(jax.device_get(sums), axis=0, dtype=np.float64)
     return float(nats / math.log(2) / num_bytes)
@@ -72,7 +82,7 @@ def unigram_bits_per_byte(tokens: Path) -> float:
 
 
 def xz_bits_per_byte(corpus: Path) -> float:
-    """Bits per byte of ``xz -9e`` on all held-out pages in one stream: it sees all before."""
+    """Bits per byte of ``xz -9e`` on all held-out pages, compressed as one stream."""
     text = "".join(document.text for document in read_documents(corpus / "heldout")).encode()
     return 8 * len(lzma.compress(text, preset=9 | lzma.PRESET_EXTREME)) / len(text)
 

@@ -1,4 +1,4 @@
-"""Who answers prompts in bulk: a model directory, or an OpenAI-compatible endpoint."""
+"""A server that speaks OpenAI's chat completions, as a `Responder`."""
 
 from __future__ import annotations
 
@@ -11,77 +11,20 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import NamedTuple, Protocol
 from urllib.parse import urlsplit
 
-from core.artifacts import digest, read_json
+from core.artifacts import digest
 from core.errors import UserError
-from data.chat import ask
-from eval.respond.local import complete, make_prompts
-from eval.run import load_evaluated
-from model.directory import context_tokens
-from model.generation.generate import Sampling
+from eval.respond.responder import Reply
+from model.generation.sampling import Sampling
 
 MAX_REPLY_BYTES = 16 << 20
 MAX_PAUSE_SECS = 60.0
-REJECTED = (400, 413, 422)      # this prompt is too long or unwelcome; the next one may not be
-PASSING = (408, 425, 429)       # these, and all from 500 on, may be gone at the next attempt
+REJECTED = (400, 413, 422)      # this prompt is too long or not accepted; the next one may be
+TRANSIENT = (408, 425, 429)     # these, and all from 500 on, may not occur at the next attempt
 
 
-class Reply(NamedTuple):
-    """A model's answer; `fault` says why it is none, and is empty otherwise."""
-
-    text: str
-    fault: str = ""
-
-
-class Writer(Protocol):
-    """Answers prompts.
-
-    Attributes:
-        name: what `meta` calls the model.
-    """
-
-    name: str
-
-    def write(self, prompts: Sequence[str], seed: int) -> list[Reply]:
-        """One reply per prompt, in their order. Faults: ``truncated``, ``prompt_too_long``,
-        ``rejected_<status>``."""
-
-
-class LocalWriter:
-    """A model directory that was taught to answer in turns.
-
-    Raises:
-        UserError: it was not, or is no model directory.
-    """
-
-    def __init__(self, folder: Path, sampling: Sampling, batch_size: int):
-        self._model = load_evaluated(folder)
-        if not self._model.chat:
-            raise UserError(str(folder), "is a base model, which follows no instruction",
-                            "name a model that sft or dpo wrote")
-        self._sampling, self._batch_size = sampling, batch_size
-        self._context_tokens = context_tokens(folder)
-        self.name = f"{folder.name}@{read_json(folder / 'lineage.json')['fingerprint']}"
-
-    def write(self, prompts: Sequence[str], seed: int) -> list[Reply]:
-        """Answers in batches; see `Writer`."""
-        model, room = self._model, self._context_tokens - self._sampling.max_new_tokens
-        rendered = make_prompts([ask(prompt) for prompt in prompts], model.tokenizer, chat=True)
-        fitting = [at for at, prompt in enumerate(rendered) if len(prompt) <= room]
-        texts = complete(model.params, model.config, model.tokenizer,
-                         [rendered[at] for at in fitting], self._sampling, seed=seed,
-                         batch_size=self._batch_size)
-        replies = [Reply("", "prompt_too_long")] * len(prompts)
-        for at, text in zip(fitting, texts):
-            is_cut = len(model.tokenizer.encode(text)) >= self._sampling.max_new_tokens
-            replies[at] = Reply(text, "truncated" if is_cut else "")
-        return replies
-
-
-class EndpointWriter:
+class EndpointResponder:
     """A server that speaks OpenAI's chat completions, asked over several connections at once.
 
     Args:
@@ -89,7 +32,7 @@ class EndpointWriter:
         model: what the server calls the model.
         key_variable: environment variable that holds the key; "" when the server needs none.
         timeout_secs: silence after which a request has failed.
-        max_retries: further attempts at a request that failed in passing (429, 5xx, time-out,
+        max_retries: further attempts at a request whose failure is transient (429, 5xx, time-out,
             broken connection or reply), after pauses of `backoff_secs`, twice that, and so on.
 
     Raises:
@@ -110,8 +53,8 @@ class EndpointWriter:
         self._open = urllib.request.build_opener(_NoRedirect).open
         self.name = model
 
-    def write(self, prompts: Sequence[str], seed: int) -> list[Reply]:
-        """Asks for all prompts; see `Writer`.
+    def respond(self, prompts: Sequence[str], seed: int) -> list[Reply]:
+        """Asks for all prompts; see `Responder`.
 
         Raises:
             UserError: a request failed for good.
@@ -133,7 +76,7 @@ class EndpointWriter:
         for attempt in itertools.count():
             try:
                 return self._request(body)
-            except _PassingError as error:
+            except _TransientError as error:
                 if attempt == self._max_retries:
                     raise self._failure(f"{error}, attempt {attempt + 1} of {attempt + 1}",
                                         "see to the server and run again to go on") from None
@@ -152,30 +95,30 @@ class EndpointWriter:
             with error:
                 return self._judge_status(error)
         except TimeoutError:
-            raise _PassingError(f"is silent for {self._timeout_secs} s") from None
+            raise _TransientError(f"is silent for {self._timeout_secs} s") from None
         except urllib.error.URLError as error:
-            raise _PassingError(f"cannot be reached ({error.reason})") from None
+            raise _TransientError(f"cannot be reached ({error.reason})") from None
         except (OSError, http.client.HTTPException) as error:
-            raise _PassingError(f"broke off ({error!r})") from None
+            raise _TransientError(f"broke off ({error!r})") from None
 
     def _judge_status(self, error: urllib.error.HTTPError) -> Reply:
         if error.code in REJECTED:
             return Reply("", f"rejected_{error.code}")
-        said = " ".join(error.read(2000).decode(errors="replace").split())[:200]
-        message = f"answers {error.code}: {said}" if said else f"answers {error.code}"
-        if error.code in PASSING or error.code >= 500:
+        body = " ".join(error.read(2000).decode(errors="replace").split())[:200]
+        message = f"answers {error.code}: {body}" if body else f"answers {error.code}"
+        if error.code in TRANSIENT or error.code >= 500:
             retry_after = error.headers.get("Retry-After", "")
-            raise _PassingError(message, float(retry_after) if retry_after.isdigit() else 0.0)
+            raise _TransientError(message, float(retry_after) if retry_after.isdigit() else 0.0)
         raise self._failure(message, "check endpoint, endpoint_model and the key")
 
     def _failure(self, message: str, remedy: str) -> UserError:
-        if self._key:   # some servers quote it
+        if self._key:   # some servers repeat it
             message = message.replace(self._key, "<key>")
         return UserError(f"synthesize.endpoint={self._url!r}", message, remedy)
 
 
-class _PassingError(Exception):
-    """A failure that another attempt may not meet."""
+class _TransientError(Exception):
+    """A failure after which another attempt may succeed."""
 
     def __init__(self, message: str, retry_after_secs: float = 0.0):
         super().__init__(message)
@@ -183,7 +126,7 @@ class _PassingError(Exception):
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Lets redirects fail: they would carry the key to wherever the server says."""
+    """Refuses redirects, which would send the key to a host of the server's choice."""
 
     def redirect_request(self, *arguments):
         return None
@@ -206,5 +149,5 @@ def _parse(body: bytes) -> Reply:
         if not isinstance(text, str):
             raise TypeError
     except (ValueError, LookupError, TypeError):
-        raise _PassingError(f"sends no chat completion ({body[:80]!r})") from None
+        raise _TransientError(f"sends no chat completion ({body[:80]!r})") from None
     return Reply(text, "truncated" if choice.get("finish_reason") == "length" else "")

@@ -1,4 +1,4 @@
-"""Answers of a model to conversations, in words; batched, in few compiled shapes."""
+"""Answers of a loaded model, in words; batched, in few compiled shapes."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+from core.errors import UserError
 from core.progress import Progress
-from data.chat import Conversation, render_prompt
+from data.chat import Conversation, ask, render_prompt
 from data.tokenizer import Tokenizer
-from model.config import ModelConfig
-from model.families.decoder import Params
-from model.generation.generate import Sampling, generate
+from eval.respond.loaded import LoadedModel
+from eval.respond.responder import Reply
+from model.generation.generate import generate
+from model.generation.sampling import Sampling
 
 PROMPT_BUCKET = 32  # prompts are padded to a multiple of this, so that few shapes are compiled
 
@@ -26,31 +28,32 @@ def render_plain(examples: Sequence[Conversation], question: Conversation,
     return [tokenizer.bos, *tokenizer.encode("".join(solved) + asked)]
 
 
-def make_prompts(questions: Sequence[Conversation], tokenizer: Tokenizer, *, chat: bool,
+def make_prompts(model: LoadedModel, questions: Sequence[Conversation],
                  examples: Sequence[Conversation] = ()) -> list[list[int]]:
     """Prompts of conversations whose last message is the user's.
 
-    Args:
-        chat: whether the model answers in turns; otherwise `render_plain` with `examples`.
+    A model that answers in turns gets the conversation; a base model `render_plain` with
+    `examples`.
     """
-    if chat:
-        return [render_prompt(question, tokenizer) for question in questions]
-    return [render_plain(examples, question, tokenizer) for question in questions]
+    if model.chat:
+        return [render_prompt(question, model.tokenizer) for question in questions]
+    return [render_plain(examples, question, model.tokenizer) for question in questions]
 
 
-def complete(params: Params, config: ModelConfig, tokenizer: Tokenizer,
-             prompts: Sequence[Sequence[int]], sampling: Sampling, *, seed: int,
-             batch_size: int) -> list[str]:
+def complete(model: LoadedModel, prompts: Sequence[Sequence[int]], sampling: Sampling, *,
+             seed: int, batch_size: int) -> list[str]:
     """Completes prompts; the stop token is cut off.
 
     Prompts of similar length share a batch. The last batch is filled with repeats, so every
-    batch of one length bucket has one shape.
+    batch of one length bucket has one shape. Each prompt has randomness of its own, by its place
+    in `prompts`, so that `batch_size` does not change what is drawn.
 
     Returns:
         One completion per prompt, in the order of `prompts`.
     """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     completions = [""] * len(prompts)
+    make_keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
     with Progress("answers", len(prompts), "answers") as progress:
         for first in range(0, len(order), batch_size):
             picked = order[first:first + batch_size]
@@ -61,24 +64,50 @@ def complete(params: Params, config: ModelConfig, tokenizer: Tokenizer,
             for row, i in enumerate(filled):
                 prompts_BL[row, :len(prompts[i])] = prompts[i]
             lengths_B = np.array([len(prompts[i]) for i in filled], np.int32)
-            key = jax.random.fold_in(jax.random.key(seed), first)
+            keys_B = make_keys(jax.random.key(seed), np.array(filled))
             new_BL, count_B = jax.device_get(generate(
-                params, prompts_BL, lengths_B, key, config=config, sampling=sampling,
-                stop=tokenizer.end))
+                model.params, prompts_BL, lengths_B, keys_B, config=model.config,
+                execution=model.execution, sampling=sampling, stop=model.tokenizer.end))
             for row, i in enumerate(picked):
                 ids = new_BL[row, :count_B[row]]
-                completions[i] = tokenizer.decode(ids[ids != tokenizer.end])
+                completions[i] = model.tokenizer.decode(ids[ids != model.tokenizer.end])
             progress.update(min(first + batch_size, len(order)))
     return completions
 
 
-def answer(params: Params, config: ModelConfig, tokenizer: Tokenizer,
-           questions: Sequence[Conversation], sampling: Sampling, *, chat: bool, seed: int,
-           batch_size: int, examples: Sequence[Conversation] = ()) -> list[str]:
-    """Answers conversations. A base model's answer is its first line."""
-    prompts = make_prompts(questions, tokenizer, chat=chat, examples=examples)
-    completions = complete(params, config, tokenizer, prompts, sampling, seed=seed,
-                           batch_size=batch_size)
-    if chat:
+def answer(model: LoadedModel, prompts: Sequence[Sequence[int]], sampling: Sampling, *, seed: int,
+           batch_size: int) -> list[str]:
+    """Answers prompts of `make_prompts`. A base model's answer is its first line."""
+    completions = complete(model, prompts, sampling, seed=seed, batch_size=batch_size)
+    if model.chat:
         return completions
     return [completion.strip().partition("\n")[0] for completion in completions]
+
+
+class LocalResponder:
+    """A `Responder` that asks a loaded model, which must have been taught to answer in turns.
+
+    Raises:
+        UserError: it was not.
+    """
+
+    def __init__(self, model: LoadedModel, sampling: Sampling, batch_size: int):
+        if not model.chat:
+            raise UserError(model.name, "is a base model, which follows no instruction",
+                            "name a model that sft or dpo wrote")
+        self._model, self._sampling, self._batch_size = model, sampling, batch_size
+        self.name = model.name
+
+    def respond(self, prompts: Sequence[str], seed: int) -> list[Reply]:
+        """Answers in batches; see `Responder`."""
+        room = self._model.context_tokens - self._sampling.max_new_tokens
+        rendered = make_prompts(self._model, [ask(prompt) for prompt in prompts])
+        fitting = [at for at, prompt in enumerate(rendered) if len(prompt) <= room]
+        texts = complete(self._model, [rendered[at] for at in fitting], self._sampling, seed=seed,
+                         batch_size=self._batch_size)
+        replies = [Reply("", "prompt_too_long")] * len(prompts)
+        for at, text in zip(fitting, texts):
+            num_tokens = len(self._model.tokenizer.encode(text))
+            is_cut = num_tokens >= self._sampling.max_new_tokens
+            replies[at] = Reply(text, "truncated" if is_cut else "")
+        return replies

@@ -1,4 +1,4 @@
-"""Documentation questions: what does this function do? Split by package, so nothing leaks."""
+"""Documentation questions: "What does this function do?", split by package so nothing leaks."""
 
 from __future__ import annotations
 
@@ -13,19 +13,10 @@ import pyarrow.parquet as pq
 
 from core.errors import UserError
 from data.chat import Conversation, ask
-from eval.tasks.task import answer_of, split_of
+from eval.tasks.task import Choice, answer_of, split_of
 
 NUM_CHOICES = 4
 TEST_PARTS = 4  # one package in four is asked about in the test alone
-
-
-@dataclasses.dataclass(frozen=True)
-class Choice:
-    """A multiple-choice question: which of `choices` documents what is asked for?"""
-
-    question: Conversation
-    choices: tuple[str, ...]
-    answer: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,16 +66,20 @@ class Documentation:
         return [row for row in self.rows if split_of(row[2], TEST_PARTS) == split]
 
 
-def load_documentation(corpus: Path) -> Documentation:
+def load_documentation(corpus: Path | None) -> Documentation:
     """Reads the questions that came with the embedded corpus.
 
     Raises:
-        UserError: the corpus has none.
+        UserError: there is no corpus, or it has none.
     """
+    if corpus is None:
+        raise UserError("tasks.documentation", "is drawn from a corpus, and none is given",
+                        "set the stage's field `corpus`, or tasks.documentation to 0")
     path = Path(corpus) / "questions.parquet"
     if not path.exists():
         raise UserError(str(path), "no such file: this corpus came without questions",
-                        "curate with --config.curate.inputs=embedded")
+                        "set tasks.documentation to 0, or curate with "
+                        "--config.curate.inputs=embedded")
     table = pq.read_table(path, columns=["name", "module", "package", "summary"]).to_pylist()
     return Documentation(tuple(tuple(row.values()) for row in table))
 

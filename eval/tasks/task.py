@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from data.chat import Conversation
 
 SPLITS = ("train", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """A multiple-choice question: `choices`, and the index of the right one."""
+
+    question: Conversation
+    choices: tuple[str, ...]
+    answer: int
 
 
 class Task(Protocol):
@@ -24,6 +34,14 @@ class Task(Protocol):
 
     def score(self, conversation: Conversation, completion: str) -> float:
         """How good `completion` is as the last answer of `conversation`, from 0 to 1."""
+
+
+@runtime_checkable
+class ChoiceTask(Protocol):
+    """A task that is also asked as multiple choice."""
+
+    def choices(self, split: str, num: int, seed: int) -> list[Choice]:
+        """Up to `num` multiple-choice questions of a split."""
 
 
 def split_of(text: str, num_parts: int = 10) -> str:

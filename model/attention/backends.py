@@ -24,6 +24,7 @@ from model.attention.pallas import attend_splash, attend_triton
 from model.attention.placement import attend_in_place, num_context_shards
 from model.attention.reference import attend, document_mask
 from model.config import ModelConfig
+from model.execution import Execution
 
 KERNELS = {"cudnn": cudnn.attend, "pallas": attend_triton, "splash": attend_splash}
 ACROSS_SHARDS = {"ring": attend_ring, "all_gather": attend_gathered}
@@ -48,7 +49,7 @@ class Machine(NamedTuple):
 
 def attend_documents(q_BLHK: jax.Array, k_BLGK: jax.Array, v_BLGK: jax.Array,
                      segment_ids_BL: jax.Array, positions_BL: jax.Array, *,
-                     config: ModelConfig) -> jax.Array:
+                     config: ModelConfig, execution: Execution) -> jax.Array:
     """Causal attention inside each document of packed rows; returns out_BLHK.
 
     Args:
@@ -57,19 +58,19 @@ def attend_documents(q_BLHK: jax.Array, k_BLGK: jax.Array, v_BLGK: jax.Array,
         positions_BL: position of each token in its document.
 
     Raises:
-        UserError: the backend that the config asks for cannot run here.
+        UserError: the backend that `execution` asks for cannot run here.
     """
     num_shards = num_context_shards(q_BLHK.shape[1])
-    backend = choose_backend(config, num_shards)
+    backend = choose_backend(config, execution, num_shards)
     args = (q_BLHK, k_BLGK, v_BLGK, segment_ids_BL, positions_BL)
     if num_shards > 1:
-        return attend_in_place(ACROSS_SHARDS[config.context_attention], *args)
+        return attend_in_place(ACROSS_SHARDS[execution.context_attention], *args)
     if backend == "xla":
         return attend(q_BLHK, k_BLGK, v_BLGK, document_mask(segment_ids_BL))
     return attend_in_place(KERNELS[backend], *args)
 
 
-def choose_backend(config: ModelConfig, num_shards: int = 1,
+def choose_backend(config: ModelConfig, execution: Execution, num_shards: int = 1,
                    machine: Machine | None = None) -> str:
     """The backend for this model: the one asked for, or for `auto` the fastest that can run.
 
@@ -78,28 +79,29 @@ def choose_backend(config: ModelConfig, num_shards: int = 1,
         machine: the devices' kind; None for this process's own.
 
     Raises:
-        UserError: the config asks for a backend that cannot run here.
+        UserError: `execution` asks for a backend that cannot run here.
     """
     machine = machine or this_machine()
-    if config.attention == "auto":
+    wanted = execution.attention
+    if wanted == "auto":
         return next(backend for backend in _fastest_first(machine)
-                    if obstacle(backend, config, num_shards, machine) is None)
-    if rule := obstacle(config.attention, config, num_shards, machine):
-        raise UserError(f"model.attention={config.attention!r}", rule,
-                        "change that, or set --config.model.attention=auto")
-    return config.attention
+                    if obstacle(backend, config, execution, num_shards, machine) is None)
+    if rule := obstacle(wanted, config, execution, num_shards, machine):
+        raise UserError(f"attention={wanted!r}", rule, "change that, or set run.attention to auto")
+    return wanted
 
 
-def describe(config: ModelConfig, mesh: Mesh, machine: Machine | None = None) -> str:
-    """Says for the log what computes attention and, where `auto` took another, why."""
+def describe(config: ModelConfig, execution: Execution, mesh: Mesh,
+             machine: Machine | None = None) -> str:
+    """For the log: the backend and, where `auto` did not take the fastest, the reason."""
     machine, num_shards = machine or this_machine(), mesh.shape["context"]
-    backend = choose_backend(config, num_shards, machine)
+    backend = choose_backend(config, execution, num_shards, machine)
     text = f"{backend} attention"
     if num_shards > 1:
-        text += f", {config.context_attention} over {num_shards} context shards"
+        text += f", {execution.context_attention} over {num_shards} context shards"
     fastest = _fastest_first(machine)[0]
-    if config.attention == "auto" and backend != fastest:
-        text += f" ({fastest} {obstacle(fastest, config, num_shards, machine)})"
+    if execution.attention == "auto" and backend != fastest:
+        text += f" ({fastest} {obstacle(fastest, config, execution, num_shards, machine)})"
     return text
 
 
@@ -117,7 +119,8 @@ def _fastest_first(machine: Machine) -> tuple[str, ...]:
     return FASTEST_FIRST.get(machine.platform, ("xla",))
 
 
-def obstacle(backend: str, config: ModelConfig, num_shards: int, machine: Machine) -> str | None:
+def obstacle(backend: str, config: ModelConfig, execution: Execution, num_shards: int,
+             machine: Machine) -> str | None:
     """The rule that keeps a backend from running, as the end of a sentence; None if none does."""
     if backend == "xla":
         return None
@@ -131,8 +134,8 @@ def obstacle(backend: str, config: ModelConfig, num_shards: int, machine: Machin
         if machine.capability < oldest:
             return (f"needs an NVIDIA GPU of compute capability {oldest[0]}.{oldest[1]}, "
                     f"not {machine.name}")
-        if config.compute_dtype != "bfloat16":
-            return f"needs model.compute_dtype=bfloat16, not {config.compute_dtype}"
+        if execution.compute_dtype != "bfloat16":
+            return f"needs compute_dtype=bfloat16, not {execution.compute_dtype}"
         if config.K % 8 or not smallest <= config.K <= largest:
             return f"needs model.K divisible by 8 from {smallest} to {largest}, not {config.K}"
     if num_shards > 1:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from model.config import ModelConfig
+from model.execution import Execution
 
 
 @flax.struct.dataclass
@@ -31,8 +32,9 @@ class Cache:
         return self.replace(length_B=self.length_B + count_B, last_B=last_BL[:, 0])
 
 
-def make_cache(config: ModelConfig, batch_size: int, capacity: int) -> Cache:
+def make_cache(config: ModelConfig, execution: Execution, batch_size: int,
+               capacity: int) -> Cache:
     """An empty cache for `batch_size` rows of up to `capacity` tokens, in the compute dtype."""
     shape = (config.N, batch_size, capacity, config.G, config.K)
-    return Cache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype),
+    return Cache(jnp.zeros(shape, execution.dtype), jnp.zeros(shape, execution.dtype),
                  jnp.zeros(batch_size, jnp.int32), jnp.full(batch_size, -1, jnp.int32))

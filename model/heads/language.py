@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from model.config import ModelConfig
+from model.execution import Execution
 from model.families.decoder import Params
 from model.parallel.sharding import HEAD_RULES, PARAM_RULES, constrain, fitting_spec
 
@@ -34,15 +35,16 @@ def head_weight(params: Params, config: ModelConfig) -> jax.Array:
     return params["embed_VD"].T if config.tied else params["head_DV"]
 
 
-def logits(params: Params, x_BLD: jax.Array, *, config: ModelConfig) -> jax.Array:
+def logits(params: Params, x_BLD: jax.Array, *, config: ModelConfig,
+           execution: Execution) -> jax.Array:
     """logits_BLV in float32."""
-    weight_DV = head_weight(params, config).astype(config.dtype)
+    weight_DV = head_weight(params, config).astype(execution.dtype)
     return jnp.einsum("BLD,DV->BLV", x_BLD, weight_DV, preferred_element_type=jnp.float32)
 
 
 @flax.struct.dataclass
 class Scores:
-    """What the head says of each target, in nats, float32.
+    """Scores of each target, in nats, float32.
 
     Attributes:
         logp_BL: log-probability of the target.
@@ -56,7 +58,7 @@ class Scores:
 
 
 def score_targets(params: Params, x_BLD: jax.Array, targets_BL: jax.Array, *,
-                  config: ModelConfig) -> Scores:
+                  config: ModelConfig, execution: Execution) -> Scores:
     """Scores each target: the one function behind pretraining, SFT, DPO and evaluation.
 
     Matmuls run in the compute dtype and add up in float32, as does the weight's gradient over
@@ -66,15 +68,15 @@ def score_targets(params: Params, x_BLD: jax.Array, targets_BL: jax.Array, *,
     Args:
         x_BLD: hidden states; position l scores `targets_BL[:, l]` (already shifted).
     """
-    num_chunks = config.loss_chunks or chunks_of_budget(x_BLD.shape, config.V)
+    num_chunks = execution.loss_chunks or chunks_of_budget(x_BLD.shape, config.V)
     weight_DV = head_weight(params, config)
-    return _score(num_chunks, config.dtype, x_BLD, weight_DV, targets_BL)
+    return _score(num_chunks, execution.dtype, x_BLD, weight_DV, targets_BL)
 
 
 def token_logps(params: Params, x_BLD: jax.Array, targets_BL: jax.Array, *,
-                config: ModelConfig) -> jax.Array:
+                config: ModelConfig, execution: Execution) -> jax.Array:
     """Log-probability of each target, in nats, float32: logp_BL of `score_targets`."""
-    return score_targets(params, x_BLD, targets_BL, config=config).logp_BL
+    return score_targets(params, x_BLD, targets_BL, config=config, execution=execution).logp_BL
 
 
 def chunks_of_budget(shape: tuple[int, ...], num_logits: int) -> int:

@@ -6,11 +6,11 @@ batch change what a token gets. The experts' matmuls run in the compute dtype.
 
 from __future__ import annotations
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from model.config import ModelConfig
 from model.parallel.sharding import ACTIVATION_RULES, Rules, constrain, fitting_spec, spec
 
 Stats = dict[str, jax.Array]
@@ -19,34 +19,58 @@ Stats = dict[str, jax.Array]
 WEIGHT_RULES: Rules = {**ACTIVATION_RULES, "E": "expert"}
 
 
-def mix_experts(h_BLD: jax.Array, is_token_BL: jax.Array, weights: dict[str, jax.Array], *,
-                config: ModelConfig) -> tuple[jax.Array, Stats]:
-    """Sends every token through its `config.experts_per_token` experts.
+def experts(block: nn.Module, h_BLD: jax.Array,
+            segment_ids_BL: jax.Array | None) -> tuple[jax.Array, Stats]:
+    """Sends every token through its `experts_per_token` experts, each a SwiGLU MLP.
 
     Args:
+        block: the layer that declares the weights; see `model.families.decoder.Block`.
         h_BLD: normed hidden states.
-        is_token_BL: False where there is padding, which gets zeros and does not count.
-        weights: float32 router_DE, w_gate_EDF, w_up_EDF, w_down_EFD.
+        segment_ids_BL: 0 where there is padding, which gets zeros and does not count; None where
+            there is none.
 
     Returns:
         The experts' outputs, weighted and summed, as [B, L, D], and sums for `summarise`.
     """
+    c = block.config
+    weights = {
+        "router_DE": block.weight("router_DE", (c.D, c.E), c.D),
+        "w_gate_EDF": block.weight("w_gate_EDF", (c.E, c.D, c.F), c.D),
+        "w_up_EDF": block.weight("w_up_EDF", (c.E, c.D, c.F), c.D),
+        "w_down_EFD": block.weight("w_down_EFD", (c.E, c.F, c.D), c.F, block.residual_scale),
+    }
+    is_token_BL = (jnp.ones(h_BLD.shape[:2], bool) if segment_ids_BL is None
+                   else segment_ids_BL > 0)
+    return mix_experts(h_BLD, is_token_BL, weights, experts_per_token=c.experts_per_token,
+                       dtype=block.execution.dtype)
+
+
+def mix_experts(h_BLD: jax.Array, is_token_BL: jax.Array, weights: dict[str, jax.Array], *,
+                experts_per_token: int, dtype: jnp.dtype) -> tuple[jax.Array, Stats]:
+    """`experts` with given weights.
+
+    Args:
+        is_token_BL: False where there is padding.
+        weights: float32 router_DE, w_gate_EDF, w_up_EDF, w_down_EFD.
+        dtype: of the experts' matmuls.
+    """
+    num_experts = weights["router_DE"].shape[1]
     logits_BLE = jnp.einsum("BLD,DE->BLE", h_BLD.astype(jnp.float32), weights["router_DE"])
     logits_BLE = constrain(logits_BLE, "BLE")
     probs_BLE = jax.nn.softmax(logits_BLE)
-    gates_BLC, experts_BLC = jax.lax.top_k(probs_BLE, config.experts_per_token)
+    gates_BLC, experts_BLC = jax.lax.top_k(probs_BLE, experts_per_token)
     gates_BLC = gates_BLC / jnp.sum(gates_BLC, axis=-1, keepdims=True)
-    experts_BLC = jnp.where(is_token_BL[:, :, None], experts_BLC, config.E)  # no such expert
+    experts_BLC = jnp.where(is_token_BL[:, :, None], experts_BLC, num_experts)  # no such expert
 
     counted_BL = is_token_BL.astype(jnp.float32)
     stats = {
-        "load_E": jnp.sum(jax.nn.one_hot(experts_BLC, config.E), axis=(0, 1, 2)),
+        "load_E": jnp.sum(jax.nn.one_hot(experts_BLC, num_experts), axis=(0, 1, 2)),
         "prob_E": jnp.sum(probs_BLE * counted_BL[:, :, None], axis=(0, 1)),
         "router_z": jnp.sum(jax.nn.logsumexp(logits_BLE, axis=-1) ** 2 * counted_BL),
         "num_tokens": jnp.sum(counted_BL),
     }
-    own = [weights[name].astype(config.dtype) for name in ("w_gate_EDF", "w_up_EDF", "w_down_EFD")]
-    return _run_experts(h_BLD, gates_BLC.astype(config.dtype), experts_BLC, own), stats
+    own = [weights[name].astype(dtype) for name in ("w_gate_EDF", "w_up_EDF", "w_down_EFD")]
+    return _run_experts(h_BLD, gates_BLC.astype(dtype), experts_BLC, own), stats
 
 
 def summarise(sums: Stats) -> Stats:

@@ -19,14 +19,14 @@ import jax
 import jax.numpy as jnp
 
 from core.errors import UserError
-from model.config import ModelConfig
+from model.execution import Execution
 
 SMALLEST_AMAX = 1e-30  # instead of 0, so that zeros stay zeros; NaN stays NaN
 FP8_MULTIPLE = 16      # of the sizes that the tensor cores' fp8 matmul takes
 
 
-def project(equation: str, x: jax.Array, weight: jax.Array, *, config: ModelConfig) -> jax.Array:
-    """`einsum(equation, x, weight)`, in the precision that `config.matmul` names.
+def project(equation: str, x: jax.Array, weight: jax.Array, execution: Execution) -> jax.Array:
+    """`einsum(equation, x, weight)`, in the precision that `execution.matmul` names.
 
     Args:
         equation: letters that `x` and `weight` share are summed over.
@@ -39,9 +39,9 @@ def project(equation: str, x: jax.Array, weight: jax.Array, *, config: ModelConf
     Raises:
         UserError: fp8 does not take a weight of this shape.
     """
-    if config.matmul == "compute":
-        return jnp.einsum(equation, x, weight.astype(config.dtype))
-    if config.matmul == "int8":
+    if execution.matmul == "compute":
+        return jnp.einsum(equation, x, weight.astype(execution.dtype))
+    if execution.matmul == "int8":
         return _project_int8(equation, x, weight)
     _check_fp8(equation, weight)
     return _project_fp8(equation, x, weight)
@@ -92,7 +92,7 @@ def _check_fp8(equation: str, weight: jax.Array) -> None:
         letters = [c for c in in_weight if (c in in_x) == summed]
         size = math.prod(weight.shape[in_weight.index(c)] for c in letters)
         if size % FP8_MULTIPLE:
-            raise UserError("model.matmul='fp8'",
+            raise UserError("matmul='fp8'",
                             f"{' x '.join(letters)} = {size} is no multiple of {FP8_MULTIPLE}",
                             "change --config.model." + " or --config.model.".join(letters))
 

@@ -1,15 +1,16 @@
-"""The stack of layers: a scan, or a pipeline over the mesh's `stage` axis."""
+"""The stack of layers as a pipeline over the mesh's `stage` axis."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from model.config import ModelConfig
+from model.execution import Execution
 from model.parallel.remat import remat
 from model.parallel.sharding import (
     PARAM_RULES,
@@ -20,41 +21,16 @@ from model.parallel.sharding import (
     spec,
 )
 
-# `layer(x_BLD, block, positions_BL, segment_ids_BL) -> (x_BLD, stats)`. Statistics are sums over
-# tokens, so that those of the pieces of a batch add up to those of the batch.
-Layer = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
-
-
-def run_layers(layer: Layer, blocks: Any, x_BLD: jax.Array, positions_BL: jax.Array,
-               segment_ids_BL: jax.Array, *,
-               config: ModelConfig) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Runs all layers over packed rows: one scan, or a pipeline where the mesh has stages.
-
-    Args:
-        blocks: parameters stacked along a leading axis N.
-
-    Returns:
-        x_BLD, and each layer's statistics stacked to [N, ...].
-    """
-    if num_stages() > 1:
-        return _run_pipeline(layer, blocks, x_BLD, positions_BL, segment_ids_BL, config=config)
-
-    def step(x_BLD, block):
-        return layer(x_BLD, block, positions_BL, segment_ids_BL)
-
-    return jax.lax.scan(remat(step, config.remat), x_BLD, blocks,
-                        unroll=min(config.scan_unroll, config.N))
-
 
 def bubble_frac(num_stages: int, num_microbatches: int, num_rounds: int) -> float:
     """Share of a pipeline's ticks in which a stage has nothing to do (arXiv 2104.04473, 2.2)."""
     return (num_stages - 1) / (num_rounds * num_microbatches + num_stages - 1)
 
 
-def _run_pipeline(layer: Layer, blocks: Any, x_BLD: jax.Array, positions_BL: jax.Array,
-                  segment_ids_BL: jax.Array, *,
-                  config: ModelConfig) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Runs the layers as a pipeline of S stages; see `run_layers`.
+def run_pipeline(layer: Callable, blocks: Any, x_BLD: jax.Array, positions_BL: jax.Array,
+                 segment_ids_BL: jax.Array, *,
+                 execution: Execution) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Runs the layers as a pipeline of S stages; see `model.parallel.stack.run_layers`.
 
     In each tick every stage works on one of the U pieces of the batch and hands it on: one
     program over an axis S that lies on the mesh (arXiv 2105.04663, section 3.3). At tick t stage s
@@ -63,10 +39,11 @@ def _run_pipeline(layer: Layer, blocks: Any, x_BLD: jax.Array, positions_BL: jax
     more are the interleaved schedule (arXiv 2104.04473, section 2.2). Before its first item and
     after its last a stage computes something that nothing reads.
     """
-    num_s, num_rounds = num_stages(), config.pipeline_rounds
-    num_u = config.pipeline_microbatches or num_s
+    num_s, num_rounds = num_stages(), execution.pipeline_rounds
+    num_u = execution.pipeline_microbatches or num_s
     num_items = num_rounds * num_u
-    num_layers = config.N // (num_rounds * num_s)  # of a stage in a round
+    total_layers = jax.tree.leaves(blocks)[0].shape[0]
+    num_layers = total_layers // (num_rounds * num_s)  # of a stage in a round
     blocks = _cut_into_stages(blocks, num_rounds, num_s)
     positions_UBL, segment_ids_UBL = _split(positions_BL, num_u), _split(segment_ids_BL, num_u)
     own_s = jnp.arange(num_s)
@@ -77,13 +54,12 @@ def _run_pipeline(layer: Layer, blocks: Any, x_BLD: jax.Array, positions_BL: jax
         positions_BL = constrain(positions_UBL[piece], "BL")
         segment_ids_BL = constrain(segment_ids_UBL[piece], "BL")
 
-        def step(x_BLD, block):
-            return layer(x_BLD, block, positions_BL, segment_ids_BL)
-
         own_round = jax.tree.map(lambda leaf: leaf[block_round], own_blocks)
-        return jax.lax.scan(step, x_BLD, own_round, unroll=min(config.scan_unroll, num_layers))
+        own_layer = partial(layer, positions_BL=positions_BL, segment_ids_BL=segment_ids_BL)
+        return jax.lax.scan(own_layer, x_BLD, own_round,
+                            unroll=min(execution.scan_unroll, num_layers))
 
-    run_stages = jax.vmap(_remat_stage(run_stage, config.remat), in_axes=(1, 0, 0),
+    run_stages = jax.vmap(_remat_stage(run_stage, execution.remat), in_axes=(1, 0, 0),
                           spmd_axis_name="stage")
 
     def tick(carry, t):
@@ -111,7 +87,7 @@ def _run_pipeline(layer: Layer, blocks: Any, x_BLD: jax.Array, positions_BL: jax
     def sum_pieces(leaf):  # [ticks, S, layers of a run, ...] -> [N, ...]
         leaf = leaf[jnp.arange(num_items)[:, None] + own_s[None], own_s[None]]
         leaf = leaf.reshape(num_rounds, num_u, *leaf.shape[1:]).sum(1)
-        return leaf.reshape(config.N, *leaf.shape[3:])
+        return leaf.reshape(total_layers, *leaf.shape[3:])
 
     return _join(queue_SUBLD[0]), jax.tree.map(sum_pieces, stats)
 

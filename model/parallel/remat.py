@@ -28,12 +28,12 @@ def check_policy(policy: str) -> None:
     if policy in POLICIES:
         return
     if kind not in ("names", "offload"):
-        raise UserError(f"model.remat={policy!r}",
+        raise UserError(f"remat={policy!r}",
                         f"is none of {', '.join(POLICIES)}, names:TAG,..., offload:TAG,...",
-                        "set --config.model.remat")
+                        "set run.remat")
     for tag in tags.split(","):
         if tag not in TAGS:
-            raise UserError(f"model.remat={policy!r}", f"{tag!r} is no tag of a layer",
+            raise UserError(f"remat={policy!r}", f"{tag!r} is no tag of a layer",
                             f"name some of {','.join(TAGS)} after the colon, without spaces")
 
 

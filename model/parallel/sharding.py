@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from core.errors import UserError
 from model.config import ModelConfig
+from model.execution import Execution
 
 # From the slowest link to the fastest: neighbours along `tensor` talk most.
 MESH_AXES = ("stage", "data", "fsdp", "expert", "context", "tensor")
@@ -68,7 +69,8 @@ def make_mesh(section: Mapping[str, int], devices: list[jax.Device] | None = Non
                          devices=devices)
 
 
-def check_mesh(config: ModelConfig, mesh: Mesh, *, batch_size: int, row_length: int) -> None:
+def check_mesh(config: ModelConfig, execution: Execution, mesh: Mesh, *, batch_size: int,
+               row_length: int) -> None:
     """Refuses a model, batch or row that the mesh does not divide, before anything is compiled.
 
     Args:
@@ -83,7 +85,7 @@ def check_mesh(config: ModelConfig, mesh: Mesh, *, batch_size: int, row_length: 
     if mesh.shape["expert"] > 1 and not config.E:
         raise UserError(f"mesh.expert={mesh.shape['expert']}", "needs a model with experts",
                         "set --config.mesh.expert=1 or --config.model.E")
-    _check_pipeline(config, mesh, batch_size)
+    _check_pipeline(config, execution, mesh, batch_size)
     if batch_size % num_batch_shards(mesh):
         raise UserError(f"batch_size={batch_size}",
                         f"is not divisible by {num_batch_shards(mesh)} data shards",
@@ -95,28 +97,29 @@ def check_mesh(config: ModelConfig, mesh: Mesh, *, batch_size: int, row_length: 
                         f"take a multiple of {parts} or change --config.mesh")
 
 
-def _check_pipeline(config: ModelConfig, mesh: Mesh, batch_size: int) -> None:
+def _check_pipeline(config: ModelConfig, execution: Execution, mesh: Mesh,
+                    batch_size: int) -> None:
     """Refuses stages, rounds and microbatches that do not fit each other."""
-    stages, rounds = mesh.shape["stage"], config.pipeline_rounds
+    stages, rounds = mesh.shape["stage"], execution.pipeline_rounds
     if stages == 1:
         return
     if config.N % (stages * rounds):
         raise UserError(f"model.N={config.N}",
                         f"is not divisible by {stages} stages x {rounds} pipeline_rounds",
-                        "change --config.mesh.stage or --config.model.pipeline_rounds")
-    microbatches = config.pipeline_microbatches or stages
+                        "change --config.mesh.stage or run.pipeline_rounds")
+    microbatches = execution.pipeline_microbatches or stages
     if rounds > 1 and microbatches < stages:
-        raise UserError(f"model.pipeline_microbatches={microbatches}",
+        raise UserError(f"pipeline_microbatches={microbatches}",
                         f"must be at least mesh.stage={stages} when there are rounds",
-                        "raise it or set --config.model.pipeline_rounds=1")
-    if config.remat == "dots":
-        raise UserError("model.remat='dots'", "would keep nothing in a pipeline, where a matmul is "
+                        "raise it or set run.pipeline_rounds to 1")
+    if execution.remat == "dots":
+        raise UserError("remat='dots'", "would keep nothing in a pipeline, where a matmul is "
                         "batched over stages", "take names:qkv,attention,hidden,residual")
     shards = num_batch_shards(mesh)
     if batch_size % (shards * microbatches):
         raise UserError(f"batch_size={batch_size}",
                         f"is not divisible by {shards} data shards x {microbatches} pieces for "
-                        "the pipeline", "change it or --config.model.pipeline_microbatches")
+                        "the pipeline", "change it or run.pipeline_microbatches")
 
 
 def _check_divides(letter: str, size: int, mesh: Mesh) -> None:
@@ -166,13 +169,23 @@ def constrain(x: jax.Array, letters: str, rules: Rules = ACTIVATION_RULES) -> ja
     return jax.lax.with_sharding_constraint(x, fitting_spec(letters, x.shape, rules))
 
 
+def leaf_name(path: tuple[Any, ...]) -> str:
+    """The path of a leaf in a tree as one name, e.g. ``params/blocks/wq_DHK``."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def param_name(path: tuple[Any, ...]) -> str:
+    """A parameter's own name, the last part of its path, e.g. ``wq_DHK``."""
+    return leaf_name(path[-1:])
+
+
 def letters_of(path: tuple[Any, ...], rank: int) -> str:
     """The axis letters of the parameter at `path`; layers stacked in front add an ``N``.
 
     Raises:
         ValueError: the name has no letters, or not as many as the parameter has axes.
     """
-    name = str(getattr(path[-1], "key", path[-1]))
+    name = param_name(path)
     letters = name.rpartition("_")[2]
     stacked = "N" * (rank - len(letters))
     if not letters.isupper() or len(stacked) > 1:
@@ -202,21 +215,16 @@ def state_shardings(state: Any, params: Any, mesh: Mesh) -> Any:
     leaf is matched by its shape and the part of its path that is a parameter's. Adafactor's
     factored moments have another shape and are small: copies.
     """
-    shardings = jax.tree.leaves(param_shardings(params, mesh))
-    cut = {_names(path): (leaf.shape, sharding) for (path, leaf), sharding in zip(
-        jax.tree_util.tree_leaves_with_path(params), shardings)}
+    places = {leaf_name(path): sharding for path, sharding in
+              jax.tree_util.tree_leaves_with_path(param_shardings(params, mesh))}
+    shapes = {leaf_name(path): leaf.shape for path, leaf in
+              jax.tree_util.tree_leaves_with_path(params)}
 
     def shard(path, leaf):
-        names = _names(path)
-        for start, end in itertools.combinations(range(len(names) + 1), 2):
-            shape, sharding = cut.get(names[start:end], (None, None))
-            if shape == leaf.shape:
-                return sharding
+        for start, end in itertools.combinations(range(len(path) + 1), 2):
+            name = leaf_name(path[start:end])
+            if shapes.get(name) == leaf.shape:
+                return places[name]
         return NamedSharding(mesh, P())
 
     return jax.tree_util.tree_map_with_path(shard, state)
-
-
-def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
-    """A path of a tree as the bare names of its keys and fields."""
-    return tuple(str(getattr(key, "key", getattr(key, "name", key))) for key in path)

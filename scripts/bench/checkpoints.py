@@ -17,30 +17,24 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import grain
 import jax
 from absl import flags
-from ml_collections import ConfigDict
 
 from core import entry
 from core.errors import UserError
 from core.progress import log
 from data.batch import Batch
-from model.families.decoder import init
-from model.parallel.sharding import make_mesh
-from scripts.bench.train_step import OPTIMIZER, make_batches, make_config
+from scripts.bench.train_step import make_batches, make_setup, make_training
 from scripts.bench.train_workload import SIZES, Workload
 from train.checkpoints.checkpoints import Checkpoints
-from train.loss import next_token_loss
-from train.optimizer.optimizers import make_optimizer
-from train.step import init_state, make_train_step, place_batch
+from train.step import place_batch
 
 SAMPLE_SECS = 0.002
-NUM_ROWS = 1 << 20      # of the made-up loader: it never ends
+NUM_BATCHES = 1 << 20      # of the made-up loader: it never ends
 
 
 class PeakMemory:
@@ -69,16 +63,6 @@ def resident_bytes() -> int:
     return int(line.split()[1]) * 1024
 
 
-def make_training(work: Workload) -> tuple[Any, Callable, Any]:
-    """The first state, its step and the mesh."""
-    config, mesh = make_config(work), make_mesh({"data": 1}, jax.devices()[:1])
-    optimizer = make_optimizer(ConfigDict(OPTIMIZER), num_steps=1_000_000)
-    state = init_state(partial(init, config), jax.random.key(0), optimizer, jax.random.key(1),
-                       mesh)
-    return state, make_train_step(next_token_loss, optimizer, config=config, mesh=mesh,
-                                  state=state, batch_size=work.batch_size), mesh
-
-
 def run_window(state: Any, train_step: Callable, batch: Batch, num_steps: int,
                save: Callable[[Any], None] | None) -> tuple[Any, dict[str, float]]:
     """Runs a window, after a save where there is one to do; the state and what it took."""
@@ -101,18 +85,19 @@ def bench(work: Workload, folder: Path, num_saves: int) -> dict[str, Any]:
     Args:
         work: `num_steps` is that of a window.
     """
-    state, train_step, mesh = make_training(work)
+    setup = make_setup(work)
+    state, train_step = make_training(setup, num_steps=1_000_000)
     state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-    rows = iter(grain.MapDataset.range(NUM_ROWS).to_iter_dataset())
+    batches = iter(grain.MapDataset.range(NUM_BATCHES).to_iter_dataset())
     plain, saving = [], []
-    with jax.set_mesh(mesh):
-        batch = place_batch(make_batches(work)[0], mesh)
+    with jax.set_mesh(setup.mesh):
+        batch = place_batch(make_batches(work)[0], setup.mesh)
         for turn in range(num_saves + 1):
             state, without = run_window(state, train_step, batch, work.num_steps, None)
             checkpoints = Checkpoints(folder, keep=2)
             state, with_save = run_window(
                 state, train_step, batch, work.num_steps,
-                lambda saved, to=checkpoints: to.save(saved, rows))
+                lambda saved, to=checkpoints: to.save(saved, batches))
             began = time.perf_counter()
             checkpoints.close()     # so that the next window is without, to the end
             with_save["left_secs"] = time.perf_counter() - began
@@ -121,15 +106,15 @@ def bench(work: Workload, folder: Path, num_saves: int) -> dict[str, Any]:
                 saving.append(with_save)
                 log(f"save {turn}: blocked {with_save['blocked_secs']:.3f} s, window "
                     f"{with_save['secs']:.2f} s, without {without['secs']:.2f} s")
-        restore_secs = _restore_secs(state, folder, rows)
+        restore_secs = _restore_secs(state, folder, batches)
     return {"state_bytes": state_bytes, "restore_secs": restore_secs,
             **_summary(plain, saving, work.num_steps, state_bytes)}
 
 
-def _restore_secs(state: Any, folder: Path, rows: Any) -> float:
+def _restore_secs(state: Any, folder: Path, batches: Any) -> float:
     checkpoints = Checkpoints(folder, keep=2)
     began = time.perf_counter()
-    jax.block_until_ready(checkpoints.restore_latest(state, rows))
+    jax.block_until_ready(checkpoints.restore_latest(state, batches))
     secs = time.perf_counter() - began
     checkpoints.close()
     return secs

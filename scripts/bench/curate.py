@@ -49,7 +49,7 @@ def curate(path: Path, workdir: Path) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, "-m", "data.curate", "--config=configs/curate.py:local",
          f"--workdir={workdir}", f"--config.curate.inputs={path}",
-         "--config.curate.unit_bytes=8000000", "--config.curate.memory_bytes=64000000"],
+         "--config.curate.unit_bytes=8000000", "--config.curate.run.memory_bytes=64000000"],
         cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 

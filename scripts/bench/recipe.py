@@ -22,13 +22,12 @@ from absl import flags
 from scipy.special import stdtrit
 
 from core import entry
-from core.artifacts import read_json
+from core.artifacts import read_json, read_lineage
 from core.errors import UserError
 from eval.statistics import mean_and_stderr
 
 # Fields that say nothing about the recipe.
-INCIDENTAL = {"pretrain.out", "pretrain.seed", "pretrain.log_every", "pretrain.evaluate_every",
-              "pretrain.checkpoint_every"}
+INCIDENTAL = {"pretrain.out", "pretrain.seed"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +57,7 @@ def read_runs(folder: Path, recipe: str) -> dict[int, Run]:
         seed = re.fullmatch(rf"{re.escape(recipe)}_(\d+)", path.name)
         if seed is None or not (path / "metrics.json").exists():
             continue
-        metrics, lineage = read_json(path / "metrics.json"), read_json(path / "lineage.json")
+        metrics, lineage = read_json(path / "metrics.json"), read_lineage(path)
         runs[int(seed[1])] = Run(metrics["heldout_bpb"], metrics["secs"], metrics["tokens"],
                                  _flat(lineage["config"]), lineage["inputs"])
     if not runs:

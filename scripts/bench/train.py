@@ -35,10 +35,10 @@ from core import entry
 from core.artifacts import ROOT, write_json
 from core.errors import UserError
 from core.progress import log
-from model.config import COMPUTE_DTYPES
+from model.execution import COMPUTE_DTYPES
 from model.flops import peak_flops, train_flops_per_token
 from scripts.bench.train_search import search
-from scripts.bench.train_step import make_config
+from scripts.bench.train_step import make_setup
 from scripts.bench.train_workload import OUT_OF_MEMORY, SIZES, Workload
 
 SIDES, NUM_TURNS, PROCESS_SECS = ("ours", "peer"), 2, 1800
@@ -125,7 +125,7 @@ def figures(work: Workload, turns: list[dict[str, Any]], device: str,
         return turns[-1] | {"batch_size": work.batch_size}
     step_secs = [secs for turn in turns for secs in turn["step_secs"]]
     speed = work.num_tokens / statistics.median(step_secs)
-    config = make_config(dataclasses.replace(work, fields={}))
+    config = make_setup(dataclasses.replace(work, fields={})).config
     flops = {"causal": train_flops_per_token(
                  config, work.row_length / work.documents_per_row, "causal"),
              "full": train_flops_per_token(config, work.row_length, "full")}
@@ -285,7 +285,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("documents_per_row", 1, "Documents packed into a row.", lower_bound=1)
     flags.DEFINE_string("dtype", None, f"Of matrix products: {', '.join(COMPUTE_DTYPES)}.")
     flags.DEFINE_integer("steps", None, "Steps timed in each turn.", lower_bound=2)
-    flags.DEFINE_list("fields", [], "Of our ModelConfig, e.g. remat=full,scan_unroll=4.")
+    flags.DEFINE_list("fields", [], "Of our Execution, e.g. remat=full,scan_unroll=4.")
     flags.DEFINE_string("peer_python", sys.executable, "Python with torch and transformers.")
     flags.DEFINE_bool("profile", False, "Trace our side's last steps: products against the rest.")
     flags.DEFINE_bool("search", False, "Search both sides' fastest settings first.")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from core.progress import log
-from model.config import ATTENTION_BACKENDS
+from model.execution import ATTENTION_BACKENDS
 from model.parallel.remat import POLICIES
 from scripts.bench.train_workload import Workload
 

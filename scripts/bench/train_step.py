@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 from data.batch import Batch, make_row, stack
 from model.attention.backends import choose_backend
 from model.config import ModelConfig
+from model.execution import Execution
 from model.families.decoder import init, num_params
 from model.parallel.sharding import make_mesh
 from scripts.bench.train_profile import profile_step
@@ -38,7 +39,9 @@ from scripts.bench.train_workload import (
 )
 from train.loss import next_token_loss
 from train.optimizer.optimizers import make_optimizer
-from train.step import init_state, make_train_step, place_batch
+from train.setup import Setup
+from train.state import TrainState
+from train.step import TrainStep, make_state, make_train_step, place_batch
 from train.watch.memory import peak_memory_bytes
 
 NUM_BARE_STEPS = 8
@@ -46,9 +49,20 @@ OPTIMIZER = dict(ADAMW, name="adamw", mu_dtype="float32", lr_multipliers={}, sch
                  warmup_steps=0, final_frac=0.0)
 
 
-def make_config(work: Workload) -> ModelConfig:
-    """Our model of the workload's shape, without what Llama has not: norms of queries and keys."""
-    return ModelConfig(**work.shape, qk_norm=False, compute_dtype=work.dtype, **work.fields)
+def make_setup(work: Workload) -> Setup:
+    """Our model of the workload's shape, without norms of queries and keys, as Llama has none."""
+    return Setup(ModelConfig(**work.shape, qk_norm=False),
+                 Execution(compute_dtype=work.dtype, **work.fields),
+                 make_mesh({"data": 1}, jax.devices()[:1]))
+
+
+def make_training(setup: Setup, num_steps: int = 1000) -> tuple[TrainState, TrainStep]:
+    """The first state and the step that training uses, with AdamW."""
+    optimizer = make_optimizer(ConfigDict(OPTIMIZER), num_steps)
+    params = jax.jit(partial(init, setup.config))(jax.random.key(0))
+    state = make_state(params, optimizer, jax.random.key(1), setup.mesh)
+    loss_fn = partial(next_token_loss, config=setup.config, execution=setup.execution)
+    return state, make_train_step(loss_fn, optimizer, state, setup.mesh)
 
 
 def make_batches(work: Workload) -> list[Batch]:
@@ -103,13 +117,9 @@ def bare_step_secs(train_step: Callable, state: Any, batch: Batch) -> tuple[Any,
 
 def measure(work: Workload) -> dict[str, Any]:
     """Trains on synthetic batches with the step that training uses; `summarise`'s figures."""
-    config = make_config(work)
-    mesh = make_mesh({"data": 1}, jax.devices()[:1])
-    optimizer = make_optimizer(ConfigDict(OPTIMIZER), num_steps=1000)
-    state = init_state(partial(init, config), jax.random.key(0), optimizer, jax.random.key(1),
-                       mesh)
-    train_step = make_train_step(next_token_loss, optimizer, config=config, mesh=mesh,
-                                 state=state, batch_size=work.batch_size)
+    setup = make_setup(work)
+    state, train_step = make_training(setup)
+    mesh = setup.mesh
     hosted = make_batches(work)
     with jax.set_mesh(mesh):
         jax.block_until_ready(state)
@@ -126,9 +136,9 @@ def measure(work: Workload) -> dict[str, Any]:
     ends = [row["end"] for row in done[NUM_WARMUP_STEPS - 1:]]
     step_secs = statistics.median(np.diff(ends))
     return summarise(work, ends, first_step_secs, {
-        "start_secs": start_secs, "num_params": num_params(config),
+        "start_secs": start_secs, "num_params": num_params(setup.config),
         "first_loss": first[0]["loss"], "last_loss": done[-1]["loss"],
-        "attention": choose_backend(config),
+        "attention": choose_backend(setup.config, setup.execution),
         "peak_memory_bytes": peak_bytes, **profile,
         "data_wait_frac": statistics.median(r["data_secs"] for r in timed) / step_secs,
         "fetch_frac": statistics.median(r["fetch_secs"] for r in timed) / step_secs,

@@ -46,7 +46,7 @@ class Workload:
             same positions with the fastest kernel they have.
         dtype: dtype of matmuls; masters and optimizer state are float32.
         num_steps: steps that are timed.
-        fields: of our `ModelConfig`, e.g. remat; for the peer, `attention`.
+        fields: of our `Execution`, e.g. remat; for the peer, `attention`.
         profile: whether our side traces some steps at the end.
         started: `time.time()` when the process was asked for, in seconds.
     """

@@ -11,7 +11,7 @@ import os
 import numpy as np
 from absl import flags
 
-from core import entry
+from core.entry import run_stage
 from data.batch import Batch
 from train import pretrain
 from train.watch import profile
@@ -21,7 +21,7 @@ AT = flags.DEFINE_integer("at", 9, "In which batch, counted from 0.")
 
 
 def spoil(index: int, batch: Batch) -> Batch:
-    """A batch whose loss is no number, or a reading thread that dies."""
+    """A batch whose loss is no number, or a reading thread that fails."""
     if index != AT.value:
         return batch
     if FAULT.value == "reader":
@@ -29,15 +29,15 @@ def spoil(index: int, batch: Batch) -> Batch:
     return batch.replace(loss_weights_BL=np.full_like(batch.loss_weights_BL, np.nan))
 
 
-def make_rows(section, tokens):
-    """The rows of pretraining, one batch spoilt."""
-    return sound_rows(section, tokens).map_with_index(spoil)
+def make_batches(section, tokens):
+    """The batches of pretraining, one of them spoilt."""
+    return sound_batches(section, tokens).map_with_index(spoil)
 
 
-sound_rows = pretrain.make_rows
+sound_batches = pretrain.make_batches
 
 
 if __name__ == "__main__":
-    pretrain.make_rows = make_rows
+    pretrain.make_batches = make_batches
     profile.define_flag()
-    entry.run_stage("pretrain", pretrain.build, parents=("tokens", "corpus"), sections=("model",))
+    run_stage(pretrain.STAGE)

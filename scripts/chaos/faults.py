@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from core.entry import EXIT_IO_ERROR
 from scripts.chaos.process import CHECKPOINT_EVERY, TINY, Run, differences, final_bits, make_tokens
 
 MIDDLE = 2 * CHECKPOINT_EVERY + 1   # a step at which two checkpoints should be on the disk
@@ -309,12 +310,13 @@ def spoil_batch(stage: Stage) -> Outcome:
 
 
 def kill_reader(stage: Stage) -> Outcome:
-    """The thread that reads batches dies: the run ends, does not hang, and is gone on with."""
+    """The thread that reads batches fails: the run ends, with a status worth another try."""
     outcome = Outcome(trials=1)
-    dying = stage.new("reader", module="scripts.chaos.child", fault="reader")
-    code = dying.wait(dying.start())
-    outcome.expect(code != 0 and "Input/output error" in dying.said(), f"ended with {code}")
-    newest = outcome.count_redone(dying)
+    failing = stage.new("reader", module="scripts.chaos.child", fault="reader")
+    code = failing.wait(failing.start())
+    outcome.expect(code == EXIT_IO_ERROR and "shard: input/output error" in failing.said(),
+                   f"ended with {code}")
+    newest = outcome.count_redone(failing)
     run = stage.new("reader")
     stage.conclude(run, outcome)
     outcome.lost += run.restored() < newest

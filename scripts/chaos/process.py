@@ -21,8 +21,9 @@ from data.documents import Document, write_documents
 
 NUM_STEPS = 24
 CHECKPOINT_EVERY = 4
-TINY = {"num_steps": NUM_STEPS, "checkpoint_every": CHECKPOINT_EVERY, "evaluate_every": 6,
-        "log_every": 1, "row_length": 32, "num_microbatches": 2, "num_choices": 0}
+TINY = {"num_steps": NUM_STEPS, "row_length": 32, "run.checkpoint_every": CHECKPOINT_EVERY,
+        "run.evaluate_every": 6, "run.log_every": 1, "run.num_microbatches": 2,
+        "run.tasks.documentation": 0}
 WAIT_SECS = 300
 
 
@@ -40,7 +41,7 @@ class Run:
     Args:
         workdir: gets the artifact, its partial folder, and what the processes said.
         module: the stage, or a script that is like it.
-        settings: fields of the stage's section.
+        settings: fields of the stage's section, dotted.
         section: the stage's section, `out` its artifact's name.
         flags: further flags of the module.
     """
@@ -131,7 +132,7 @@ def final_bits(run: Run) -> dict[str, bytes]:
     found = {jax.tree_util.keystr(path): np.asarray(leaf).tobytes()
              for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
     record = read_json(step / "record" / "metadata")
-    return found | {"loader": repr(record["rows"]).encode(),
+    return found | {"loader": repr(record["batches"]).encode(),
                     "metrics": (run.final / "metrics.jsonl").read_bytes()}
 
 
@@ -141,7 +142,7 @@ def differences(expected: dict[str, bytes], found: dict[str, bytes]) -> list[str
                   if expected.get(name) != found.get(name))
 
 
-def run_stage(module: str, workdir: Path, *flags: str) -> None:
+def run_module(module: str, workdir: Path, *flags: str) -> None:
     """Runs another stage to its end."""
     subprocess.run([sys.executable, "-m", module, "--config=configs/quickstart.py:smoke",
                     f"--workdir={workdir}", *flags], check=True, cwd=ROOT, capture_output=True,
@@ -159,6 +160,6 @@ def make_tokens(workdir: Path, domains: Sequence[str] = ("pages", "code")) -> Pa
         write_documents(workdir / "corpus" / split / "part-00000.parquet", made)
     write_json(workdir / "corpus" / "lineage.json",
                make_lineage(stage="curate", config={}, inputs={}, code=""))
-    run_stage("data.train_tokenizer", workdir, "--config.tokenizer.vocab_size=300")
-    run_stage("data.pack", workdir)
+    run_module("data.train_tokenizer", workdir, "--config.tokenizer.vocab_size=300")
+    run_module("data.pack", workdir)
     return workdir / "tokens"

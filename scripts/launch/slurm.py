@@ -107,7 +107,7 @@ run_stage() {{  # NODES TASKS COMMAND...
 
 def _stage_line(job: Job, stage: StageModule, allocation: Allocation) -> str:
     command = job.command(stage)
-    if not stage.every_process:
+    if not stage.stage.every_process:
         return f"run_stage 1 1 {command}"
     if allocation.tasks == "gpu":
         one_gpu = 'JAX_LOCAL_DEVICE_IDS="$SLURM_LOCALID" exec "$@"'

@@ -68,7 +68,7 @@ def shared_parents(stages: Sequence[StageModule], config: ConfigDict, swept: Seq
                    parents: Path | None) -> list[str]:
     """Arguments that point stages at the artifacts that all points share."""
     arguments, built = [], set()
-    for stage in stages:
+    for _, stage in stages:
         for field in stage.parents:
             name, path = config[stage.section][field], f"{stage.section}.{field}"
             if not name or os.sep in name or name in built or path in swept:

@@ -1,4 +1,4 @@
-"""What a report shows: a finished run's artifacts, read once, and the numbers drawn from them."""
+"""A finished run's artifacts, read once, and the numbers that its report shows."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from core.artifacts import read_json
-from core.errors import UserError
+from core.artifacts import read_json, read_jsonl, read_lineage
 from data.corpus import Corpus
-from eval.run import read_rows
 from eval.statistics import Z_95, mean_and_stderr
 
-STAGES = ("corpus", "tokenizer", "tokens", "base", "eval_base", "sft", "eval_sft", "pairs", "dpo",
-          "eval_dpo")
+ARTIFACTS = ("corpus", "tokenizer", "tokens", "base", "eval_base", "sft", "eval_sft", "pairs",
+             "dpo", "eval_dpo")
 MODELS = ("base", "sft", "dpo")
 NUM_QUESTIONS = {"verifiable": 3, "open": 2}  # that are shown with every model's answer
 
@@ -55,7 +53,7 @@ class Run:
     """All artifacts of one run.
 
     Args:
-        folders: for each of `STAGES` its folder.
+        folders: for each of `ARTIFACTS` its folder.
 
     Raises:
         UserError: a file of an artifact is missing or damaged.
@@ -63,13 +61,13 @@ class Run:
 
     def __init__(self, folders: Mapping[str, Path]):
         self.artifacts = {name: Artifact(name, folders[name],
-                                         read_json(folders[name] / "lineage.json"),
+                                         read_lineage(folders[name]),
                                          read_json(folders[name] / "metrics.json"))
-                          for name in STAGES}
+                          for name in ARTIFACTS}
         self.corpus = Corpus(folders["corpus"])
         self.shape = read_json(folders["base"] / "model.json")["config"]
         self.evals = {model: self.artifacts[f"eval_{model}"].metrics for model in MODELS}
-        self._rows = {(model, source): _read_lines(folders[f"eval_{model}"] / f"{source}.jsonl")
+        self._rows = {(model, source): read_jsonl(folders[f"eval_{model}"] / f"{source}.jsonl")
                       for model in MODELS for source in NUM_QUESTIONS}
 
     def secs(self) -> float:
@@ -78,13 +76,13 @@ class Run:
 
     def curve(self, name: str, metric: str) -> list[tuple[float, float]]:
         """A training's metric over its steps; values that are no finite number are left out."""
-        rows = _read_lines(self.artifacts[name].folder / "metrics.jsonl")
+        rows = read_jsonl(self.artifacts[name].folder / "metrics.jsonl")
         return [(row["step"], row[metric]) for row in rows
                 if row.get(metric) is not None and math.isfinite(row[metric])]
 
     def tokens_per_sec(self, name: str) -> float:
         """Speed of a training at its last logged step; nan where none was logged."""
-        rows = _read_lines(self.artifacts[name].folder / "speed.jsonl")
+        rows = read_jsonl(self.artifacts[name].folder / "speed.jsonl")
         return rows[-1]["tokens_per_sec"] if rows else math.nan
 
     def families(self) -> dict[str, dict[str, Estimate]]:
@@ -113,14 +111,14 @@ class Run:
 
     def edges(self) -> list[tuple[str, str]]:
         """(parent, child) for every input that is one of the artifacts shown."""
-        owner = {artifact.lineage["fingerprint"]: artifact.name
+        owner = {artifact.lineage["build"]: artifact.name
                  for artifact in self.artifacts.values()}
         return [(owner[mark], artifact.name) for artifact in self.artifacts.values()
                 for mark in artifact.lineage["inputs"].values() if mark in owner]
 
     def strangers(self) -> list[tuple[str, str]]:
         """(artifact, field) for every parent artifact that is not the one shown here."""
-        marks = {artifact.lineage["fingerprint"] for artifact in self.artifacts.values()}
+        marks = {artifact.lineage["build"] for artifact in self.artifacts.values()}
         return [(artifact.name, field) for artifact in self.artifacts.values()
                 if artifact.name != "corpus"  # its inputs are files, not artifacts
                 for field, mark in artifact.lineage["inputs"].items() if mark not in marks]
@@ -134,15 +132,6 @@ def proportion(mean: float, num_items: int) -> Estimate:
     centre = (mean + Z_95**2 / (2 * num_items)) / scale
     half = Z_95 / scale * math.sqrt(mean * (1 - mean) / num_items + (Z_95 / (2 * num_items))**2)
     return Estimate(mean, max(centre - half, 0.0), min(centre + half, 1.0))
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    try:
-        return read_rows(path)
-    except (FileNotFoundError, ValueError) as error:
-        reason = str(error).splitlines()[0][:200]
-        raise UserError(str(path), f"cannot be read ({reason})",
-                        "build its artifact anew") from None
 
 
 def _sha256(text: str) -> str:

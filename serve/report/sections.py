@@ -17,9 +17,9 @@ from data.card import funnel as card_funnel
 from eval.statistics import Z_95
 from serve.report.charts import draw_lineage, draw_whiskers
 from serve.report.run import (
+    ARTIFACTS,
     MODELS,
     NUM_QUESTIONS,
-    STAGES,
     Answers,
     Estimate,
     Run,
@@ -47,11 +47,11 @@ def headline(run: Run) -> Markup:
          f"{shape['N']} layers of width {shape['D']}, vocabulary {count(shape['V'])}"),
         ("Pretraining", f"{format_count(base['tokens'])} tokens",
          f"{count(base['steps'])} steps, {format_count(run.tokens_per_sec('base'))} tokens/s"),
-        ("Time", f"{run.secs() / 60:.1f} min", f"{len(STAGES)} stages together"),
+        ("Time", f"{run.secs() / 60:.1f} min", f"{len(ARTIFACTS)} stages together"),
         ("Bits per byte, base", decimal(bpb["bpb"]),
          f"xz -9e {decimal(bpb['xz_bpb'])} · unigram {decimal(bpb['unigram_bpb'])}"),
-        ("Multiple choice, %", _climb(run, "mc_acc"),
-         f"chance {percent(bpb['mc_chance'], 0)}"),
+        ("Multiple choice, %", _climb(run, "documentation_acc"),
+         f"chance {percent(bpb['documentation_chance'], 0)}"),
         ("Verifiable tasks, %", _climb(run, "verifiable_acc"), "right by exact match"),
         (f"DPO against {_opponent(dpo)}", f"{percent(dpo.get('win_rate', math.nan))} won",
          f"95 % interval {percent(low)} to {percent(high)}")]
@@ -149,12 +149,13 @@ def evaluation(run: Run) -> Markup:
 
     base = evals["base"]
     duels = [model for model in MODELS if "win_rate" in evals[model]]
-    rows = [
-        _estimate_row("Multiple choice", f"{count(base['mc_items'])} documentation questions; "
-                      f"line: chance, {percent(base['mc_chance'], 0)}",
-                      shares("mc_acc", "mc_items"), base["mc_chance"]),
-        _estimate_row("Verifiable", f"{count(base['verifiable_items'])} tasks, exact match",
-                      shares("verifiable_acc", "verifiable_items"))]
+    rows = []
+    for task in base["tasks"]:
+        chance, items = base.get(f"{task}_chance"), count(base[f"{task}_items"])
+        note = (f"{items} answers, exact match" if chance is None else
+                f"{items} multiple-choice questions; line: chance, {percent(chance, 0)}")
+        rows.append(_estimate_row(task.capitalize(), note,
+                                  shares(f"{task}_acc", f"{task}_items"), chance))
     rows += [_estimate_row(family, "", estimates, style="family")
              for family, estimates in run.families().items()]
     rows += [
@@ -235,7 +236,7 @@ def _verdict(one: Answers, score: float) -> Markup:
 
 def lineage(run: Run) -> Markup:
     """The graph of artifacts, and command, time, memory and code of every stage."""
-    artifacts = [run.artifacts[name] for name in STAGES]
+    artifacts = [run.artifacts[name] for name in ARTIFACTS]
     rows = [[tag("b", artifact.name), tag("code", artifact.lineage["fingerprint"][:8]),
              format_secs(artifact.metrics["secs"]), size(artifact.metrics["peak_memory_bytes"]),
              layout.commit(artifact.lineage), layout.command(artifact.lineage["command"])]

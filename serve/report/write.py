@@ -14,13 +14,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from core import entry
 from core.artifacts import digest
+from core.entry import Stage, run_stage
 from core.page import layout
 from core.page.markup import tag
 from core.progress import log
 from serve.report import sections as sections
-from serve.report.run import MODELS, STAGES, Run
+from serve.report.run import ARTIFACTS, MODELS, Run
 
 STYLE = Path(__file__).with_name("report.css")
 
@@ -29,7 +29,7 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
     """Writes the page; returns its path and the run's key numbers.
 
     Args:
-        parents: one folder for each of `STAGES`.
+        parents: one folder for each of `ARTIFACTS`.
 
     Raises:
         UserError: a file of an artifact is missing or damaged.
@@ -57,12 +57,14 @@ def key_numbers(run: Run) -> dict[str, Any]:
     return {"minutes": round(run.secs() / 60, 2), "corpus_documents": manifest["documents"],
             "corpus_bytes": manifest["bytes"], "base_bpb": base["bpb"],
             "unigram_bpb": base["unigram_bpb"], "xz_bpb": base["xz_bpb"],
-            "mc_acc": {model: run.evals[model]["mc_acc"] for model in MODELS},
+            "mc_acc": {model: run.evals[model]["documentation_acc"] for model in MODELS},
             "verifiable_acc": {model: run.evals[model]["verifiable_acc"] for model in MODELS},
             "dpo_win_rate": dpo.get("win_rate"), "dpo_win_rate_ci": dpo.get("win_rate_ci")}
 
 
+STAGE = Stage("report", build, parents=ARTIFACTS,
+              inputs=lambda config: {"page": layout.fingerprint(),
+                                     "style": digest(STYLE.read_text())})
+
 if __name__ == "__main__":
-    entry.run_stage("report", build, parents=STAGES,
-                    inputs=lambda config: {"page": layout.fingerprint(),
-                                           "style": digest(STYLE.read_text())})
+    run_stage(STAGE)

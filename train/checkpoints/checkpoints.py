@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from core.errors import UserError
+from core.errors import UserError, as_disk_error
 from core.progress import log
 from train.checkpoints.digests import named_leaves, read_digests, start_digests
 from train.checkpoints.file_sums import DamagedError, check_sums, write_sums
@@ -73,7 +72,7 @@ class Checkpoints:
         """The steps that were saved whole, the oldest first."""
         return _from_first(self._folders.steps() if self._folders is not None else [])
 
-    def save(self, state: TrainState, rows: grain.DatasetIterator, *,
+    def save(self, state: TrainState, batches: grain.DatasetIterator, *,
              required: bool = False) -> bool:
         """Starts saving the state and the position of its loader.
 
@@ -93,7 +92,7 @@ class Checkpoints:
         saved = _as_tree(state, jax.random.key_data)
         leaves = named_leaves(saved)
         words = start_digests(leaves)
-        step, position = int(state.step), rows.get_state()
+        step, position = int(state.step), batches.get_state()
         self._settle()
         if step in self.steps():
             return True
@@ -105,8 +104,9 @@ class Checkpoints:
         error = self._make_room(sum(leaf.nbytes for leaf in leaves.values()))
         return self._report(step, error or self._write(step, saved, record, required), required)
 
-    def restore_latest(self, state: TrainState, rows: grain.DatasetIterator) -> TrainState:
-        """The newest intact state, its loader set to the same step; `state` if none was saved.
+    def restore_latest(self, state: TrainState,
+                       batches: grain.DatasetIterator) -> TrainState | None:
+        """The newest intact state, its loader set to the same step; None if none was saved.
 
         A damaged step is announced and set aside, and the next older one is tried.
 
@@ -119,32 +119,22 @@ class Checkpoints:
         steps = self.steps()
         for step in reversed(steps):
             try:
-                return self._restore(step, state, rows)
+                return self._restore(step, state, batches)
             except DamagedError as damage:
                 self._set_aside(step, damage)
         if steps or any_process(self._folders is not None and bool(self._folders.damaged())):
             raise UserError(str(self._folder), "holds no checkpoint that is intact",
                             "put one back from a copy, or delete this folder to begin again")
-        return state
+        return None
 
-    def restore(self, step: int, state: TrainState, rows: grain.DatasetIterator) -> TrainState:
+    def restore(self, step: int, state: TrainState, batches: grain.DatasetIterator) -> TrainState:
         """The state of one step, as `restore_latest`; if it is damaged, raises `UserError`."""
         try:
-            return self._restore(step, state, rows)
+            return self._restore(step, state, batches)
         except DamagedError as damage:
             self._set_aside(step, damage)
             raise UserError(f"{self._folder}/{step}", "is damaged",
                             "run again to go on from another one") from None
-
-    def check(self, state: TrainState) -> None:
-        """Raises `UserError` when the newest checkpoint is of another model; compiles nothing."""
-        for step in reversed(self.steps()):
-            try:
-                record = self._read_record(step)
-            except DamagedError:
-                continue
-            check_architecture(record, _as_shapes(state), f"{self._folder}/{step}")
-            return
 
     def delete_after(self, step: int) -> None:
         """Deletes the steps behind `step`."""
@@ -168,7 +158,7 @@ class Checkpoints:
                 state=ocp.args.StandardSave(saved), record=ocp.args.JsonSave(record)))
         except (OSError, ValueError) as error:
             self._saving = None
-            return _as_os_error(error, self._folder)
+            return as_disk_error(error, self._folder)
         return self._wait() if wait else None
 
     def _write_sums(self) -> None:
@@ -182,7 +172,7 @@ class Checkpoints:
         try:
             self._checkpointer.wait_until_finished()
         except (OSError, ValueError) as error:
-            return _as_os_error(error, self._folder)
+            return as_disk_error(error, self._folder)
         finally:
             self._saving = None
         return None
@@ -214,7 +204,7 @@ class Checkpoints:
 
     # --- restoring
 
-    def _restore(self, step: int, state: TrainState, rows: grain.DatasetIterator) -> TrainState:
+    def _restore(self, step: int, state: TrainState, batches: grain.DatasetIterator) -> TrainState:
         where = f"{self._folder}/{step}"
         record = self._read_record(step)
         shapes = _as_shapes(state)
@@ -225,7 +215,7 @@ class Checkpoints:
         digests, _ = read_digests(leaves, start_digests(leaves))
         check_digests(record, digests)
         try:
-            rows.set_state(record["rows"])
+            batches.set_state(record["batches"])
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(where, f"is of a run over other data ({_first_line(error)})",
                             "restore the data, or choose another --workdir") from None
@@ -286,17 +276,6 @@ def _as_shapes(state: TrainState) -> dict[str, Any]:
     shardings = jax.tree.map(lambda leaf: leaf.sharding, _as_tree(state, lambda key: key))
     return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(
         leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings)
-
-
-def _as_os_error(error: OSError | ValueError, folder: Path) -> OSError:
-    """An error of the disk, told by TensorStore as a `ValueError`; any other is raised again."""
-    if isinstance(error, OSError):
-        return error
-    found = re.search(r"os_error_code='(\d+)'", str(error))
-    if not found and "RESOURCE_EXHAUSTED" not in str(error):
-        raise error
-    code = int(found[1]) if found else errno.ENOSPC
-    return OSError(code, os.strerror(code), str(folder))
 
 
 def _root_cause(error: BaseException) -> BaseException:

@@ -18,6 +18,8 @@ import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from model.parallel.sharding import leaf_name
+
 # Per lane: what an element's place is multiplied by, and what is added. Odd, so that no two of the
 # first 2^32 places share a product; from the fractional parts of the golden ratio, pi and sqrt(3).
 LANES = ((0x9E3779B1, 0x243F6A88), (0xBB67AE85, 0x13198A2F))
@@ -27,8 +29,7 @@ Leaves = dict[str, jax.Array]
 
 def named_leaves(tree: Any) -> Leaves:
     """The leaves of a tree by their paths, as in ``params/blocks/wq_DHK``."""
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def start_digests(leaves: Leaves) -> jax.Array:

@@ -1,6 +1,6 @@
 """The record of a checkpoint: what was saved, so that a restore can tell whether it got it back.
 
-    {"step": 12, "rows": {...},
+    {"step": 12, "batches": {...},
      "leaves": {"params/embed_VD": {"shape": [98, 32], "dtype": "float32", "digest": "16 hex"}}}
 """
 
@@ -17,16 +17,16 @@ from train.checkpoints.file_sums import DamagedError
 Record = dict[str, Any]
 
 
-def make_record(step: int, rows: Any, leaves: dict[str, jax.Array],
+def make_record(step: int, batches: Any, leaves: dict[str, jax.Array],
                 digests: dict[str, str]) -> Record:
     """Describes a state.
 
     Args:
-        rows: the loader's state, plain data.
+        batches: the loader's state, plain data.
         leaves: arrays by name; only their shapes and dtypes are looked at.
         digests: 16 hex digits by the same names.
     """
-    return {"step": step, "rows": rows, "leaves": {
+    return {"step": step, "batches": batches, "leaves": {
         name: {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "digest": digests[name]}
         for name, leaf in leaves.items()}}
 

@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
+from core.artifacts import free_name
 from core.progress import log
 
 TMP_SUFFIX = ".orbax-checkpoint-tmp"    # Orbax's own name for a step that is being written
@@ -36,13 +37,9 @@ class StepFolders:
 
     def set_aside(self, step: int) -> str:
         """Renames a step so that it is never restored again; returns its new name."""
-        name = f"{step}.damaged"
-        for number in range(1, 1000):
-            if not (self._folder / name).exists():
-                break
-            name = f"{step}.damaged.{number}"
-        os.rename(self._folder / str(step), self._folder / name)
-        return name
+        target = free_name(self._folder / f"{step}.damaged")
+        os.rename(self._folder / str(step), target)
+        return target.name
 
     def delete_after(self, step: int) -> None:
         """Deletes the steps behind `step`, the newest first."""

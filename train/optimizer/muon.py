@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from model.parallel.sharding import PARAM_RULES, Rules, constrain, letters_of
+from model.parallel.sharding import PARAM_RULES, Rules, constrain, letters_of, param_name
 
 # The weights that are matrices, with the letters they sum over. N and E count matrices; the other
 # letters are the output.
@@ -40,12 +40,7 @@ HOPS: tuple[Rules, ...] = (
 
 def is_matrix(params: Any) -> Any:
     """Which parameters are matrices, or stacks of them."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: name_of(path) in MATRICES, params)
-
-
-def name_of(path: tuple[Any, ...]) -> str:
-    """A parameter's own name, the last part of its path."""
-    return str(getattr(path[-1], "key", path[-1]))
+    return jax.tree_util.tree_map_with_path(lambda path, _: param_name(path) in MATRICES, params)
 
 
 def matrix_shape(path: tuple[Any, ...], leaf: jax.Array) -> tuple[int, ...]:
@@ -53,7 +48,7 @@ def matrix_shape(path: tuple[Any, ...], leaf: jax.Array) -> tuple[int, ...]:
 
     Axes that count matrices stay apart, so that a mesh may go on cutting each of them.
     """
-    reduced = MATRICES.get(name_of(path))
+    reduced = MATRICES.get(param_name(path))
     if reduced is None:
         return leaf.shape
     letters = letters_of(path, leaf.ndim)

@@ -17,8 +17,8 @@ from ml_collections import ConfigDict
 from optax.contrib import ScheduleFreeState, schedule_free, schedule_free_eval_params
 
 from core.errors import UserError
-from model.parallel.sharding import letters_of
-from train.optimizer.muon import MATRICES, is_matrix, matrix_shape, name_of, orthogonalise
+from model.parallel.sharding import letters_of, param_name
+from train.optimizer.muon import MATRICES, is_matrix, matrix_shape, orthogonalise
 from train.optimizer.schedules import make_schedule
 
 # Fields of the section that each optimizer reads, beside those that all of them do.
@@ -162,7 +162,7 @@ def _by_matrix(transformation: optax.GradientTransformation) -> optax.GradientTr
     """Applies a transformation to each layer's and each expert's matrix as if it were alone."""
     def apply(function, path, leaf, *others):
         shape = matrix_shape(path, leaf)
-        num_counts = (len(shape) - 2 if name_of(path) in MATRICES
+        num_counts = (len(shape) - 2 if param_name(path) in MATRICES
                       else letters_of(path, leaf.ndim).count("N"))
         for _ in range(num_counts):
             function = jax.vmap(function)
@@ -189,11 +189,11 @@ def _by_matrix(transformation: optax.GradientTransformation) -> optax.GradientTr
 def _multiply_by_name(multipliers: Mapping[str, float]) -> optax.GradientTransformation:
     """Multiplies the update of each parameter by the factor of the longest pattern it matches."""
     def factor(path) -> float:
-        matching = [pattern for pattern in multipliers if fnmatchcase(name_of(path), pattern)]
+        matching = [pattern for pattern in multipliers if fnmatchcase(param_name(path), pattern)]
         return multipliers[max(matching, key=len)] if matching else 1.0
 
     def init(params):
-        names = {name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
+        names = {param_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
         for pattern in multipliers:
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise UserError(f"optimizer.lr_multipliers={pattern!r}", "matches no parameter",

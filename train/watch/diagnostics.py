@@ -7,14 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from model.parallel.sharding import letters_of
+from model.parallel.sharding import leaf_name, letters_of
 
 
 def diagnose(params: Any, gradient: Any, update: Any) -> dict[str, jax.Array]:
     """Metrics by parameter and layer, as float32 scalars.
 
     `gradient_norm/NAME`, `weight_norm/NAME`: Euclidean norms, of each layer where blocks are
-    stacked, e.g. `gradient_norm/blocks.wq_DHK/3`. `update_ratio/NAME`: RMS of the update over RMS
+    stacked, e.g. `gradient_norm/blocks/wq_DHK/3`. `update_ratio/NAME`: RMS of the update over RMS
     of the weights; about 1e-3 is usual, and 1e-2 late in a run is a warning.
     `attention_logit_bound/3`: no attention logit of that layer can be larger. It is known without
     running the layer only where queries and keys are normed, and is left out elsewhere.
@@ -39,13 +39,13 @@ def diagnose(params: Any, gradient: Any, update: Any) -> dict[str, jax.Array]:
 
 
 def _norms(tree: Any) -> dict[str, jax.Array]:
-    """The norm of each parameter by dotted name: a scalar, or [N] where layers are stacked."""
+    """The norm of each parameter by name: a scalar, or [N] where layers are stacked."""
     norms = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         is_stacked = letters_of(path, leaf.ndim).startswith("N")
-        name = ".".join(str(getattr(part, "key", part)) for part in path)
         squares = jnp.square(leaf.astype(jnp.float32))
-        norms[name] = jnp.sqrt(jnp.sum(squares, axis=tuple(range(is_stacked, leaf.ndim))))
+        axes = tuple(range(is_stacked, leaf.ndim))
+        norms[leaf_name(path)] = jnp.sqrt(jnp.sum(squares, axis=axes))
     return norms
 
 

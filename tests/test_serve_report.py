@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from core.errors import UserError
 from serve.report import write as report
-from serve.report.run import MODELS, STAGES, Run, proportion
+from serve.report.run import ARTIFACTS, MODELS, Run, proportion
 
 ATTACK = "</pre><script>alert('x')</script><img src=http://evil.example onerror=alert(1)>"
 PARENTS = {"tokenizer": ["corpus"], "tokens": ["corpus", "tokenizer"], "base": ["tokens"],
@@ -62,8 +62,8 @@ def _write_corpus(folder):
 
 
 def _write_eval(folder, model, score):
-    metrics = {"bpb": 1.5, "unigram_bpb": 3.0, "xz_bpb": 2.0, "mc_acc": score, "mc_chance": 0.25,
-               "mc_items": 40, "verifiable_acc": score, "verifiable_items": 8, "open_score": score,
+    metrics = {"bpb": 1.5, "unigram_bpb": 3.0, "xz_bpb": 2.0, "documentation_acc": score, "documentation_chance": 0.25,
+               "documentation_items": 40, "verifiable_acc": score, "verifiable_items": 8, "open_score": score,
                "open_stderr": 0.02, "open_items": 6, "secs": 1.0, "peak_memory_bytes": 1e8}
     if model != "base":
         metrics |= {"win_rate": 0.7, "win_rate_ci": [0.6, 0.8], "against": "eval_base"}
@@ -87,7 +87,7 @@ def _write_run(folder):
                "chosen_reward": 0.1, "rejected_reward": -0.1} for step in range(1, 21)]
     for name in ("base", "sft", "dpo"):
         _write_rows(folder / name / "metrics.jsonl", [*losses, {"step": 20, "heldout_bpb": 1.5}])
-    for name in STAGES:
+    for name in ARTIFACTS:
         _write(folder / name / "lineage.json", {
             "stage": name, "fingerprint": f"mark-of-{name}", "command": f"python -m {name}",
             "inputs": {parent: f"mark-of-{parent}" for parent in PARENTS.get(name, ())},
@@ -99,7 +99,7 @@ def _write_run(folder):
 @pytest.fixture
 def folders(tmp_path):
     _write_run(tmp_path)
-    return {name: tmp_path / name for name in STAGES}
+    return {name: tmp_path / name for name in ARTIFACTS}
 
 
 def _build(folders, out):
@@ -160,7 +160,7 @@ def test_same_artifacts_give_the_same_bytes_in_any_order_of_answers(folders, tmp
 def test_missing_numbers_are_named_and_never_crash(folders, tmp_path):
     for name, changes in {
             "eval_dpo": {"win_rate": math.nan, "win_rate_ci": [math.nan, math.nan],
-                         "open_stderr": math.nan, "mc_items": 0, "bpb": math.nan},
+                         "open_stderr": math.nan, "documentation_items": 0, "bpb": math.nan},
             "eval_base": {"xz_bpb": 0.0, "unigram_bpb": math.nan}, "pairs": {"pairs": 0}}.items():
         metrics = json.loads((folders[name] / "metrics.json").read_text())
         _write(folders[name] / "metrics.json", metrics | changes)

@@ -1,0 +1,56 @@
+"""What every stage shares that trains a model further: open it, train, write it again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import grain
+from ml_collections import ConfigDict
+
+from core.errors import UserError
+from data.tokens.rows import batches as group_rows
+from model.directory import load_params, read_description, save_model
+from train.setup import Setup, make_setup
+from train.step import LossFn
+from train.trainer import train
+
+
+def open_setup(source: Path, section: ConfigDict, mesh: Mapping[str, int]) -> Setup:
+    """The setup for training a model directory further."""
+    return make_setup(read_description(source).config, section, mesh)
+
+
+def make_batches(rows: list[Any], section: ConfigDict) -> grain.MapDataset:
+    """Batches of `num_epochs` passes over rows, each pass in an order of its own.
+
+    Raises:
+        UserError: fewer rows than one batch.
+    """
+    if len(rows) < section.batch_size:
+        raise UserError(f"{section.out}: {len(rows)} rows", "do not fill one batch of "
+                        f"{section.batch_size}", "give more data or a smaller batch_size")
+    source = grain.MapDataset.source(rows).seed(section.seed).shuffle()
+    return group_rows(source.repeat(section.num_epochs), section.batch_size)
+
+
+def fine_tune(loss_fn: LossFn, batches: grain.MapDataset, source: Path, *, setup: Setup,
+              section: ConfigDict, folder: Path, rows_per_example: int = 1) -> dict[str, Any]:
+    """Trains a model directory further and writes the result, a model that answers in turns.
+
+    Args:
+        source: the model directory to start from; its parameters are read where no checkpoint
+            holds later ones.
+        folder: the model directory to write.
+
+    Returns:
+        `steps`, and the trainer's metrics.
+    """
+    params, metrics = train(
+        loss_fn, batches, partial(load_params, source, setup.config, setup.mesh), setup=setup,
+        section=section, folder=folder, rows_per_example=rows_per_example)
+    save_model(folder, params, setup.config, source / "tokenizer", chat=True,
+               context_tokens=read_description(source).context_tokens)
+    return {"steps": len(batches), **metrics}

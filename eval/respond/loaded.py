@@ -1,0 +1,55 @@
+"""A loaded model: all that it takes to ask it something."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from jax.sharding import Mesh
+
+from core.artifacts import read_lineage
+from data.tokenizer import Tokenizer, load_tokenizer
+from model.config import ModelConfig
+from model.directory import load_params, read_description
+from model.execution import Execution
+from model.families.decoder import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedModel:
+    """A model in memory.
+
+    Attributes:
+        params: parameters.
+        config: the architecture.
+        execution: how it runs here.
+        tokenizer: the tokenizer that it was trained with.
+        chat: whether it answers in turns; a base model continues text.
+        context_tokens: length of the rows it was trained on.
+        name: what to call it in records: its folder's name and fingerprint.
+    """
+
+    params: Params
+    config: ModelConfig
+    execution: Execution
+    tokenizer: Tokenizer
+    chat: bool
+    context_tokens: int
+    name: str = ""
+
+
+def load_model(folder: Path, execution: Execution, mesh: Mesh | None = None) -> LoadedModel:
+    """Opens a model directory.
+
+    Args:
+        mesh: cuts the parameters; without one they lie on one device.
+
+    Raises:
+        UserError: it is no model directory, is damaged, or its tokenizer is another.
+    """
+    folder = Path(folder)
+    described = read_description(folder)
+    return LoadedModel(
+        load_params(folder, described.config, mesh), described.config, execution,
+        load_tokenizer(folder / "tokenizer"), described.chat, described.context_tokens,
+        f"{folder.name}@{read_lineage(folder)['fingerprint']}")

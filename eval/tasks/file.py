@@ -1,0 +1,70 @@
+"""Solved questions in a user's own file, as a task.
+
+A line of the file is a conversation that ends with the assistant's answer, or a question with its
+answer:
+
+    {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
+    {"question": "...", "answer": "..."}
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from pathlib import Path
+
+from core.artifacts import read_jsonl
+from core.errors import UserError
+from data.chat import Conversation, ask, make_conversation
+from eval.tasks.task import answer_of
+
+
+@dataclasses.dataclass(frozen=True)
+class FileTask:
+    """Conversations of a file; a `Task`. The user decides what is trained on and what is tested.
+
+    Attributes:
+        name: the file's name without its ending.
+        solved: the conversations, each with its answer.
+    """
+
+    name: str
+    solved: tuple[Conversation, ...]
+
+    def conversations(self, split: str, num: int, seed: int) -> list[Conversation]:
+        """Up to `num` of them, in an order that `seed` decides; both splits are the whole file."""
+        del split
+        picked = list(self.solved)
+        random.Random(seed).shuffle(picked)
+        return picked[:num]
+
+    def score(self, conversation: Conversation, completion: str) -> float:
+        """1 when the completion is the answer, outer white space aside."""
+        return float(completion.strip() == answer_of(conversation).strip())
+
+
+def load_file_task(path: str | Path) -> FileTask:
+    """Reads a file of solved questions.
+
+    Raises:
+        UserError: there is no such file, or a line is no solved question.
+    """
+    path, solved = Path(path), []
+    for number, row in enumerate(read_jsonl(path), start=1):
+        where = f"{path}, line {number}"
+        if isinstance(row, dict) and isinstance(row.get("messages"), list):
+            conversation = make_conversation(row["messages"])
+        elif isinstance(row, dict) and all(isinstance(row.get(field), str)
+                                           for field in ("question", "answer")):
+            conversation = ask(row["question"], row["answer"])
+        else:
+            raise UserError(where, "is neither a conversation nor a question with its answer",
+                            'write {"messages": [...]} or {"question": "...", "answer": "..."}')
+        if len(conversation.messages) < 2 or conversation.messages[-1].role != "assistant":
+            raise UserError(where, "does not end with an answer of the assistant",
+                            "add the answer, or remove this line")
+        meta = {"task": path.stem, "family": path.stem}
+        solved.append(Conversation(conversation.messages, meta))
+    if not solved:
+        raise UserError(str(path), "holds no question", "give a file with at least one line")
+    return FileTask(path.stem, tuple(solved))

@@ -1,0 +1,131 @@
+"""The record of a run: each step's metrics, the speed, and the progress line.
+
+A step is reported when the next one is under way, so that nothing waits for the device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from core.progress import Progress, log
+from model.flops import mfu
+from train.setup import Setup
+from train.watch.memory import peak_memory_bytes
+from train.watch.metrics import MetricsFile
+from train.watch.writers import Writer, make_writers
+
+
+class Recorder:
+    """Writes `metrics.jsonl`, `speed.jsonl` and what the config's writers need.
+
+    To be entered, then started at a step.
+
+    Args:
+        folder: gets the files.
+        section: see `configs.common.make_training`.
+        num_steps: of the whole run.
+        tokens_per_step: for the rates.
+
+    Attributes:
+        reported: the last step whose metrics were reported.
+        refused_in_row: updates refused in a row, up to that step.
+        pending: the step that is not reported yet, with its metrics on the device; or None.
+    """
+
+    def __init__(self, folder: Path, *, setup: Setup, section: ConfigDict, num_steps: int,
+                 tokens_per_step: int):
+        self._folder, self._setup, self._section = folder, setup, section
+        self._name, self._num_steps, self._tokens_per_step = section.out, num_steps, tokens_per_step
+        self._files: list[MetricsFile] = []     # of metrics, and of speed
+        self._writers: list[Writer] = []
+        self._progress: Progress | None = None
+        self._open = contextlib.ExitStack()     # of progress and writers
+        self._clock, self._clocked_step = 0.0, 0
+        self.reported, self.refused_in_row, self.pending = 0, 0, None
+
+    def start(self, step: int) -> None:
+        """Opens the files of a run that stands at `step`; closes those of a run that went back."""
+        self.close_files()
+        self._files = [MetricsFile(self._folder / f"{name}.jsonl", step)
+                       for name in ("metrics", "speed")]
+        if self._progress is None:
+            self._writers = make_writers(self._section.run.writers, self._folder,
+                                         run_name=self._name, config=self._section, step=step)
+            for writer in self._writers:
+                self._open.enter_context(contextlib.closing(writer))
+            self._progress = self._open.enter_context(Progress(
+                self._name, self._num_steps, "tokens", units_per_step=self._tokens_per_step,
+                start=step))
+        self.reported, self.refused_in_row, self.pending = step, 0, None
+        self._clocked_step, self._clock = step, time.monotonic()
+
+    def report(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
+        """Reports the step before, and holds the metrics of `step` until the next call."""
+        self.flush()
+        self.pending = (step, metrics)
+
+    def flush(self) -> None:
+        """Reports the step that is held, if there is one; waits for the device."""
+        if self.pending is None:
+            return
+        (step, metrics), self.pending = self.pending, None
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        self.reported, self.refused_in_row = step, int(values.pop("refused_in_row"))
+        if self.refused_in_row:
+            log(f"{self._name}: the update of step {step} was refused: loss {values['loss']:.4g}, "
+                f"gradient norm {values['gradient_norm']:.4g}")
+        self._progress.update(step, loss=values["loss"])
+        if step % self._section.run.log_every == 0 or step == self._num_steps:
+            self.write(step, values)
+            self._write_speed(step)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes a line of metrics."""
+        for file in (self._files[0], *self._writers):
+            file.write(step, values)
+
+    def has(self, step: int, name: str) -> bool:
+        """Whether a metric of that name is recorded at `step`; every process must ask."""
+        return self._files[0].has(step, name)
+
+    def sync(self) -> None:
+        """Brings all metrics to the disk."""
+        self._files[0].sync()
+
+    @contextlib.contextmanager
+    def off_the_clock(self) -> Iterator[None]:
+        """Excludes what is not training from the rate of tokens."""
+        began = time.monotonic()
+        yield
+        self._clock += time.monotonic() - began
+
+    def close_files(self) -> None:
+        """Brings the files to the disk and closes them."""
+        for file in self._files:
+            file.close()
+        self._files = []
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, exc_type, exc, traceback) -> None:
+        self._open.close()
+        self.close_files()
+
+    def _write_speed(self, step: int) -> None:
+        """Tokens per second since the last time, and what follows from it."""
+        now = time.monotonic()
+        rate = (step - self._clocked_step) * self._tokens_per_step / max(now - self._clock, 1e-9)
+        self._clocked_step, self._clock = step, now
+        speed = {"tokens_per_sec": rate, "peak_memory_bytes": peak_memory_bytes()} | mfu(
+            rate, self._setup.config, self._section.row_length,
+            compute_dtype=self._setup.execution.compute_dtype, num_devices=self._setup.mesh.size,
+            device_kind=jax.devices()[0].device_kind)
+        for file in (self._files[1], *self._writers):
+            file.write(step, speed)
