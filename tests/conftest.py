@@ -23,6 +23,7 @@ from hypothesis import settings
 
 from data.batch import Batch, pack_examples, stack
 from model.config import ModelConfig
+from model.execution import Execution
 from model.families.decoder import Params, init
 
 flags.FLAGS(sys.argv[:1])
@@ -36,6 +37,12 @@ TINY = ModelConfig(V=98, D=32, N=2, H=4, G=2, K=8, F=64, embed_previous=True)
 def config() -> ModelConfig:
     """The tiny model's sizes."""
     return TINY
+
+
+@pytest.fixture(scope="session")
+def execution() -> Execution:
+    """How the tiny model runs by default: in float32."""
+    return Execution()
 
 
 @pytest.fixture(scope="session")
