@@ -219,8 +219,11 @@ def hold_from(partial: Path, step: int) -> None:
     """Records that the settings of this process hold from the step after `step` on.
 
     Entries of `runs` that no longer hold for any step are removed: those of processes that began
-    at this step or a later one, or that ended before they began.
+    at this step or a later one, or that ended before they began. A folder that no stage opened,
+    as in a notebook, has no such record.
     """
+    if not (partial / "lineage.json").exists():
+        return
     lineage = read_lineage(partial)
     *earlier, own = lineage["runs"]
     kept = [run for run in earlier if run["step"] is not None and run["step"] < step]

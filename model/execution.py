@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from core.errors import UserError
@@ -63,11 +62,6 @@ class Execution:
                 raise UserError(f"{name}={getattr(self, name)}", f"must be at least {smallest}",
                                 f"raise {name}")
         check_policy(self.remat)
-
-    @property
-    def dtype(self) -> jnp.dtype:
-        """The compute dtype as JAX knows it."""
-        return jnp.dtype(self.compute_dtype)
 
 
 def make_execution(section: ConfigDict, also: Sequence[str] = ()) -> Execution:

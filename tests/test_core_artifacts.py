@@ -5,7 +5,7 @@ import json
 import pytest
 
 from core import artifacts
-from core.artifacts import code_digest, digest, read_json, write_json
+from core.artifacts import code_digest, digest, read_json, read_jsonl, write_json, write_jsonl
 from core.errors import UserError
 
 STAGE = '''"""A stage."""
@@ -81,12 +81,62 @@ def test_damaged_and_missing_json_is_refused(tmp_path):
         read_json(tmp_path / "torn.json")
 
 
-def test_lineage_tells_where_an_artifact_is_from(tmp_path):
-    lineage = artifacts.make_lineage(stage="count", config={"upto": 3}, inputs={"tokens": "abc"},
-                                     code="123")
-    other = artifacts.make_lineage(stage="count", config={"upto": 3}, inputs={"tokens": "abd"},
-                                   code="123")
-    assert lineage["fingerprint"] != other["fingerprint"]
+def test_jsonl_names_the_damaged_line(tmp_path):
+    rows = [{"text": "ä\n"}, {"text": ""}]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    assert read_jsonl(tmp_path / "rows.jsonl") == rows
+    (tmp_path / "torn.jsonl").write_text('{"a": 1}\n{"a": ')
+    with pytest.raises(UserError, match=r"torn.jsonl, line 2: is not valid JSON"):
+        read_jsonl(tmp_path / "torn.jsonl")
+    with pytest.raises(UserError, match="no such file"):
+        read_jsonl(tmp_path / "none.jsonl")
+    (tmp_path / "latin.jsonl").write_bytes(b'{"a": "\xe4"}')
+    with pytest.raises(UserError, match="is not UTF-8 text"):
+        read_jsonl(tmp_path / "latin.jsonl")
+
+
+def _lineage(**changes):
+    given = {"stage": "count", "config": {"count": {"upto": 3, "run": {"pace": 1}}},
+             "inputs": {"tokens": "abc"}, "code": "123"}
+    return artifacts.make_lineage(**given | changes)
+
+
+def test_config_and_inputs_decide_an_artifact_and_nothing_else_does():
+    mark = _lineage()["fingerprint"]
+    for change in ({"inputs": {"tokens": "abd"}}, {"config": {"count": {"upto": 4}}},
+                   {"stage": "recount"}):
+        assert _lineage(**change)["fingerprint"] != mark
+    for change in ({"code": "124"}, {"mesh": {"data": 8}},
+                   {"config": {"count": {"upto": 3, "run": {"pace": 2}}}}):
+        assert _lineage(**change)["fingerprint"] == mark
+    assert _lineage(code="124")["build"] != _lineage()["build"]
+
+
+def test_a_lineage_names_origin_versions_and_command():
+    lineage = _lineage()
     assert {"command", "commit", "versions", "config", "inputs"} <= set(lineage)
     assert lineage["versions"]["jax"]
     json.dumps(lineage)
+
+
+def test_settings_hold_from_the_step_at_which_a_process_began(tmp_path):
+    def begin(pace, step=None):
+        config = {"count": {"upto": 3, "run": {"pace": pace}}}
+        artifacts.open_partial(tmp_path / "x", _lineage(config=config))
+        if step is not None:
+            artifacts.hold_from(tmp_path / "x", step)
+        runs = artifacts.read_lineage(tmp_path / "x")["runs"]
+        return [(run["step"], run["run"]["count"]["pace"]) for run in runs]
+
+    assert begin(1, step=0) == [(0, 1)]
+    assert begin(2, step=40) == [(0, 1), (40, 2)]
+    assert begin(3) == [(0, 1), (40, 2), (None, 3)], "it was killed before it began"
+    assert begin(4, step=40) == [(0, 1), (40, 4)], "nothing of 2 and 3 is kept"
+    assert begin(5, step=20) == [(0, 1), (20, 5)]
+
+
+def test_a_free_name_is_the_first_that_does_not_exist(tmp_path):
+    assert artifacts.free_name(tmp_path / "a") == tmp_path / "a"
+    for name in ("a", "a.1"):
+        (tmp_path / name).touch()
+    assert artifacts.free_name(tmp_path / "a") == tmp_path / "a.2"

@@ -17,14 +17,14 @@ from ml_collections import ConfigDict
 
 def get_config(arg=None):
     return ConfigDict(dict(
-        count=dict(out="counts", upto=3, label="a", rate=0.5, behave=""),
+        count=dict(out="counts", upto=3, label="a", rate=0.5, behave="", run=dict(pace=1)),
         double=dict(out="doubled", counts="counts", times=2)))
 '''
 
 COUNT = '''
 import errno, os, time
-from core import entry
 from core.artifacts import write_json
+from core.entry import Stage, run_stage
 
 def build(config, parents, folder):
     """Counts."""
@@ -39,6 +39,8 @@ def build(config, parents, folder):
             raise KeyboardInterrupt
         if section.behave == "full":
             raise OSError(errno.ENOSPC, "No space left on device", str(done))
+        if section.behave == "unreadable":
+            raise OSError(errno.EIO, "Input/output error", "shard")
         if section.behave == "wait":
             time.sleep(60)
         if section.behave == "slow":
@@ -46,12 +48,12 @@ def build(config, parents, folder):
     return {"start": start, "numbers": section.upto}
 
 if __name__ == "__main__":
-    entry.run_stage("count", build)
+    run_stage(Stage("count", build))
 '''
 
 TOGETHER = '''
 import os, time
-from core import entry
+from core.entry import Stage, run_stage
 
 def build(config, parents, folder):
     """Each process writes a file of its own, and waits for the other's."""
@@ -67,19 +69,19 @@ def build(config, parents, folder):
     return {"parts": count}
 
 if __name__ == "__main__":
-    entry.run_stage("count", build, every_process=True)
+    run_stage(Stage("count", build, every_process=True))
 '''
 
 DOUBLE = '''
-from core import entry
 from core.artifacts import read_json
+from core.entry import Stage, run_stage
 
 def build(config, parents, folder):
     numbers = read_json(parents["counts"] / "metrics.json")["numbers"]
     return {"numbers": config.double.times * numbers}
 
 if __name__ == "__main__":
-    entry.run_stage("double", build, parents=("counts",))
+    run_stage(Stage("double", build, parents=("counts",)))
 '''
 
 
@@ -99,12 +101,12 @@ def _start(toy, stage, *flags, workdir="work", **variables):
                             cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)} | variables)
 
 
-def _run(toy, stage, *flags, workdir="work"):
-    """The JSON of the last line on stdout, and stderr."""
+def _run(toy, stage, *flags, workdir="work", expect=0):
+    """The JSON of the last line on stdout, if there is one, and stderr."""
     process = _start(toy, stage, *flags, workdir=workdir)
     stdout, stderr = process.communicate(timeout=60)
-    assert process.returncode == 0, stderr
-    return json.loads(stdout.splitlines()[-1]), stderr
+    assert process.returncode == expect, stderr
+    return json.loads(stdout.splitlines()[-1]) if stdout else None, stderr
 
 
 def _refuse(toy, stage, *flags, workdir="work"):
@@ -130,17 +132,84 @@ def test_a_stage_is_built_once_and_anew_when_its_config_changes(toy):
     assert json.loads((toy / "work" / kept[1] / "metrics.json").read_text())["numbers"] == 3
 
 
-def test_new_code_and_new_parents_build_anew(toy):
+def test_how_it_is_run_makes_nothing_anew_and_is_recorded(toy):
+    _run(toy, "count")
+    again, _ = _run(toy, "count", "--config.count.run.pace=7")
+    assert again["skipped"] is True
+    lineage = json.loads((toy / "work" / "counts" / "lineage.json").read_text())
+    assert "run" not in lineage["config"]["count"]
+    assert [run["run"] for run in lineage["runs"]] == [{"count": {"pace": 1}}]
+
+
+def test_an_unfinished_stage_goes_on_however_it_is_run(toy):
+    _start(toy, "count", "--config.count.behave=die").communicate(timeout=60)
+    (toy / "count.py").write_text(COUNT.replace("raise KeyboardInterrupt", "pass"))
+    result, _ = _run(toy, "count", "--config.count.behave=die", "--config.count.run.pace=7")
+    assert result["start"] == 2
+    runs = json.loads((toy / "work" / "counts" / "lineage.json").read_text())["runs"]
+    assert [run["run"]["count"]["pace"] for run in runs] == [1, 7]
+    assert all(run["commit"] and run["command"].startswith("python ") for run in runs)
+
+
+def test_new_code_keeps_what_is_finished_and_says_how_to_redo_it(toy):
     _run(toy, "count")
     assert _run(toy, "double")[0]["numbers"] == 6
     (toy / "double.py").write_text(DOUBLE.replace("config.double.times *", "3 *"))
     result, stderr = _run(toy, "double")
-    assert result["numbers"] == 9 and "its code changed" in stderr
+    assert result["numbers"] == 6 and result["skipped"] is True
+    assert stderr.splitlines()[0] == ("doubled: its code has changed since it was built, and it is "
+                                      "kept: --rebuild builds it anew")
+    result, stderr = _run(toy, "double", "--rebuild")
+    assert result["numbers"] == 9 and "doubled: --rebuild; the old one is kept as" in stderr
+    assert len(list((toy / "work").glob("doubled*"))) == 2
     (toy / "double.py").write_text("# a remark\n" + (toy / "double.py").read_text())
-    assert _run(toy, "double")[0]["skipped"] is True
-    _run(toy, "count", "--config.count.upto=4")
     result, stderr = _run(toy, "double")
-    assert result["numbers"] == 12 and "its inputs changed" in stderr
+    assert result["skipped"] is True and "its code has changed" not in stderr
+
+
+def test_new_parents_build_anew_and_so_do_parents_rebuilt_with_new_code(toy):
+    _run(toy, "count")
+    _run(toy, "double")
+    _run(toy, "count", "--rebuild")     # the same code gives the same artifact
+    assert _run(toy, "double")[0]["skipped"] is True
+    (toy / "count.py").write_text(COUNT.replace('"numbers": section.upto', '"numbers": 5'))
+    assert _run(toy, "count")[0]["numbers"] == 3
+    assert _run(toy, "double")[0]["skipped"] is True, "its parent is the one that it was made from"
+    _run(toy, "count", "--rebuild")
+    result, stderr = _run(toy, "double")
+    assert result["numbers"] == 10 and "its inputs changed" in stderr
+    _run(toy, "count", "--config.count.upto=4", "--config.count.label=b")
+    assert "its inputs changed" in _run(toy, "double")[1]
+
+
+def test_an_interrupted_rebuild_goes_on(toy):
+    _run(toy, "count", "--config.count.behave=die", expect=130)
+    (toy / "count.py").write_text(COUNT.replace("raise KeyboardInterrupt", "pass"))
+    _run(toy, "count", "--config.count.behave=die")
+    (toy / "count.py").write_text(COUNT)
+    _run(toy, "count", "--config.count.behave=die", "--rebuild", expect=130)
+    assert not (toy / "work" / "counts").exists()
+    (toy / "count.py").write_text(COUNT.replace("raise KeyboardInterrupt", "pass"))
+    assert _run(toy, "count", "--config.count.behave=die", "--rebuild")[0]["start"] == 2
+
+
+@pytest.mark.parametrize("folder", ["counts", "counts.partial"])
+def test_an_artifact_of_the_earlier_layout_is_refused_in_one_line(toy, folder):
+    (toy / "work" / folder).mkdir(parents=True)
+    (toy / "work" / folder / "lineage.json").write_text('{"fingerprint": "0123456789abcdef"}')
+    line = _refuse(toy, "count")
+    assert f"{folder}: was written with layout 1 of artifacts" in line and "layout 2" in line
+    assert (toy / "work" / folder / "lineage.json").exists()
+    if folder == "counts":
+        assert "layout 1 of artifacts" in _refuse(toy, "double")
+
+
+def test_a_read_error_is_one_line_with_a_status_worth_another_try(toy):
+    process = _start(toy, "count", "--config.count.behave=unreadable")
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 74
+    assert stderr.splitlines()[-1] == ("error: shard: input/output error: run again to go on; "
+                                       "check the disk if it happens again")
 
 
 def test_an_interrupted_stage_goes_on_where_it_stopped(toy):
@@ -207,7 +276,7 @@ def test_a_missing_parent_is_one_line(toy):
 def test_a_folder_that_is_no_artifact_is_left_alone(toy):
     (toy / "work" / "counts").mkdir(parents=True)
     (toy / "work" / "counts" / "thesis.txt").write_text("precious")
-    assert "exists and is not an artifact of ours" in _refuse(toy, "count")
+    assert "exists and is not an artifact" in _refuse(toy, "count")
     assert (toy / "work" / "counts" / "thesis.txt").read_text() == "precious"
 
 

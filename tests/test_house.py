@@ -103,3 +103,31 @@ def test_every_entry_point_can_be_imported():
             "assert not optional & set(sys.modules), optional & set(sys.modules)\n")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
+
+
+MAX_FUNCTION_LINES, MAX_FILE_LINES, MAX_PARAMETERS = 80, 500, 8
+SIZED = [*FILES, *sorted((ROOT / "tests").glob("*.py")), ROOT / "setup.py"]
+
+
+@pytest.mark.parametrize("path", SIZED, ids=_name)
+def test_functions_and_files_stay_small(path):
+    text = path.read_text()
+    assert text.count("\n") <= MAX_FILE_LINES, f"{_name(path)} has {text.count(chr(10))} lines"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            where = f"{_name(path)}:{node.lineno} {node.name}"
+            num_lines = node.end_lineno - node.lineno + 1
+            assert num_lines <= MAX_FUNCTION_LINES, f"{where} has {num_lines} lines"
+            given = node.args.posonlyargs + node.args.args + node.args.kwonlyargs
+            names = [argument.arg for argument in given if argument.arg not in ("self", "cls")]
+            assert len(names) <= MAX_PARAMETERS, f"{where} has {len(names)} parameters"
+
+
+def test_the_limits_of_size_can_be_broken(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    for name, text in {"long": "x = 1\n" * 501, "wide": "def f(a, b, c, d, e, f, g, h, i): ...\n",
+                       "deep": "def f():\n" + "    x = 1\n" * 80}.items():
+        path = tmp_path / f"{name}.py"
+        path.write_text(text)
+        with pytest.raises(AssertionError, match=f"{name}.py"):
+            test_functions_and_files_stay_small(path)

@@ -6,7 +6,7 @@ import numpy as np
 from jax.ad_checkpoint import print_saved_residuals
 
 from model.attention.reference import attend, cache_mask, document_mask, softmax
-from model.families.decoder import rms_norm
+from model.layers.norms import rms_norm
 from model.layers.positions import rotate
 
 RNG = np.random.default_rng(0)
@@ -76,14 +76,14 @@ def test_softmax_has_the_gradient_of_softmax():
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-def test_the_backward_pass_is_kept_one_matrix_of_weights(capsys):
+def test_attention_keeps_one_matrix_of_weights_for_the_backward_pass(capsys):
     q_BLHK, k_BLGK = jnp.ones((1, 16, 4, 8)), jnp.ones((1, 16, 2, 8))
     mask_BLM = jnp.ones((1, 16, 16), bool)
     print_saved_residuals(lambda *qkv: attend(*qkv, mask_BLM), q_BLHK, k_BLGK, k_BLGK)
     assert capsys.readouterr().out.count("[1,2,2,16,16]") == 1
 
 
-def test_a_row_that_may_look_nowhere_stays_finite():
+def test_a_row_whose_mask_hides_all_keys_stays_finite():
     ones_BLHK = jnp.ones((1, 2, 2, 4))
     out_BLHK = attend(ones_BLHK, ones_BLHK, ones_BLHK, jnp.zeros((1, 2, 2), bool))
     assert np.isfinite(out_BLHK).all()

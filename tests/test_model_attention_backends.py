@@ -19,6 +19,7 @@ from model.attention.pallas import attend_splash, attend_triton
 from model.attention.placement import attend_in_place
 from model.attention.reference import attend, document_mask
 from model.config import ModelConfig
+from model.execution import Execution
 from model.parallel.remat import remat
 from model.parallel.sharding import make_mesh
 
@@ -30,9 +31,10 @@ MI300 = Machine("gpu", "AMD Instinct MI300X", (0, 0))
 B, L, H, G, K = 4, 32, 4, 2, 8
 
 
-def _config(**changes):
-    sizes = dict(V=98, D=32, N=2, H=H, G=G, K=64, F=64, compute_dtype="bfloat16")
-    return ModelConfig(**sizes | changes)
+def _model(head_size=64, compute_dtype="bfloat16", **changes):
+    """A config, and how it runs."""
+    config = ModelConfig(V=98, D=32, N=2, H=H, G=G, K=head_size, F=64)
+    return config, Execution(compute_dtype=compute_dtype, **changes)
 
 
 def _row(sizes):
@@ -92,16 +94,16 @@ def with_cudnn(monkeypatch):
     (H200, {}, 1, "cudnn"),
     (H200, {"compute_dtype": "float32"}, 1, "xla"),
     (H200, {}, 2, "xla"),
-    (H200, {"K": 20}, 1, "xla"),
+    (H200, {"head_size": 20}, 1, "xla"),
     (H200, {"attention": "pallas"}, 1, "pallas"),
     (A100, {}, 1, "pallas"),
     (MI300, {}, 1, "xla"),
     (TPU, {}, 1, "splash"),
-    (TPU, {"K": 80}, 1, "xla"),
+    (TPU, {"head_size": 80}, 1, "xla"),
     (TPU, {"attention": "xla"}, 1, "xla"),
 ])
 def test_auto_takes_the_fastest_that_can_run(with_cudnn, machine, changes, num_shards, backend):
-    assert choose_backend(_config(**changes), num_shards, machine) == backend
+    assert choose_backend(*_model(**changes), num_shards, machine) == backend
 
 
 @pytest.mark.parametrize("machine, changes, num_shards, rule", [
@@ -110,43 +112,46 @@ def test_auto_takes_the_fastest_that_can_run(with_cudnn, machine, changes, num_s
     (H200, {"attention": "splash"}, 1, "needs a TPU, not NVIDIA H200"),
     (TPU, {"attention": "pallas"}, 1, "compute capability 8.0, not TPU v5p"),
     (H200, {"attention": "cudnn", "compute_dtype": "float32"}, 1,
-     "needs model.compute_dtype=bfloat16, not float32"),
-    (H200, {"attention": "cudnn", "K": 20}, 1, "needs model.K divisible by 8 from 8 to 256"),
-    (H200, {"attention": "pallas", "K": 8}, 1, "needs model.K divisible by 8 from 16 to 128"),
+     "needs compute_dtype=bfloat16, not float32"),
+    (H200, {"attention": "cudnn", "head_size": 20}, 1,
+     "needs model.K divisible by 8 from 8 to 256"),
+    (H200, {"attention": "pallas", "head_size": 8}, 1,
+     "needs model.K divisible by 8 from 16 to 128"),
     (H200, {"attention": "cudnn"}, 4, "does not cross mesh.context=4"),
 ])
 def test_an_explicit_request_never_falls_back(with_cudnn, machine, changes, num_shards, rule):
     with pytest.raises(UserError) as raised:
-        choose_backend(_config(**changes), num_shards, machine)
-    assert str(raised.value).startswith(f"model.attention={changes['attention']!r}: ")
-    assert rule in str(raised.value) and "--config.model.attention=auto" in str(raised.value)
+        choose_backend(*_model(**changes), num_shards, machine)
+    assert str(raised.value).startswith(f"attention={changes['attention']!r}: ")
+    assert rule in str(raised.value) and "set run.attention to auto" in str(raised.value)
 
 
 def test_attention_itself_refuses_what_cannot_run_here(inputs):
-    with pytest.raises(UserError, match=r"model\.attention='splash': needs a TPU, not cpu"):
-        attend_documents(*inputs[:3], SEGMENT_IDS_BL, POSITIONS_BL,
-                         config=_config(attention="splash"))
+    config, execution = _model(attention="splash")
+    with pytest.raises(UserError, match=r"^attention='splash': needs a TPU, not cpu"):
+        attend_documents(*inputs[:3], SEGMENT_IDS_BL, POSITIONS_BL, config=config,
+                         execution=execution)
 
 
 def test_the_log_names_the_backend_and_why_it_is_not_the_fastest(with_cudnn):
     whole, cut = make_mesh({"data": 8}), make_mesh({"data": 2, "context": 4})
-    assert describe(_config(), whole) == "xla attention"
-    assert describe(_config(), whole, H200) == "cudnn attention"
-    assert describe(_config(compute_dtype="float32"), whole, H200) == (
-        "xla attention (cudnn needs model.compute_dtype=bfloat16, not float32)")
-    assert describe(_config(), cut, H200) == (
+    assert describe(*_model(), whole) == "xla attention"
+    assert describe(*_model(), whole, H200) == "cudnn attention"
+    assert describe(*_model(compute_dtype="float32"), whole, H200) == (
+        "xla attention (cudnn needs compute_dtype=bfloat16, not float32)")
+    assert describe(*_model(), cut, H200) == (
         "xla attention, ring over 4 context shards (cudnn does not cross mesh.context=4)")
-    assert describe(_config(context_attention="all_gather"), cut) == (
+    assert describe(*_model(context_attention="all_gather"), cut) == (
         "xla attention, all_gather over 4 context shards")
 
 
 def test_cudnn_is_refused_where_jax_changed_beneath_it(with_cudnn, monkeypatch):
-    assert choose_backend(_config(attention="cudnn"), 1, H200) == "cudnn"
+    assert choose_backend(*_model(attention="cudnn"), 1, H200) == "cudnn"
     monkeypatch.setattr(cudnn, "FORWARD", cudnn.FORWARD[1:])
     cudnn.load.cache_clear()
     with pytest.raises(UserError, match="does not know the _dot_product_attention_fwd_rule of jax"):
-        choose_backend(_config(attention="cudnn"), 1, H200)
-    assert choose_backend(_config(), 1, H200) == "pallas"
+        choose_backend(*_model(attention="cudnn"), 1, H200)
+    assert choose_backend(*_model(), 1, H200) == "pallas"
 
 
 def test_cudnn_is_refused_where_it_is_not_installed(with_cudnn, monkeypatch):
@@ -155,7 +160,7 @@ def test_cudnn_is_refused_where_it_is_not_installed(with_cudnn, monkeypatch):
 
     monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", find_none)
     with pytest.raises(UserError, match="needs cuDNN, which JAX does not find"):
-        choose_backend(_config(attention="cudnn"), 1, H200)
+        choose_backend(*_model(attention="cudnn"), 1, H200)
 
 
 def _masks(documents):
@@ -257,7 +262,7 @@ def _stack(x):
     return jnp.stack([x, x])
 
 
-def test_stages_of_a_pipeline_are_more_rows_to_a_packed_kernel(inputs, expected):
+def test_a_packed_kernel_takes_the_stages_of_a_pipeline_as_more_rows(inputs, expected):
     with jax.set_mesh(make_mesh({"stage": 2, "data": 2, "tensor": 2})):
         found = _with_stages(_attend_simulated)(
             *map(_stack, (*inputs, SEGMENT_IDS_BL, POSITIONS_BL)))
@@ -289,7 +294,7 @@ def test_rematerialisation_that_keeps_attention_does_not_call_cudnn_again(with_c
     assert count_calls("names:attention") == count_calls("none") < count_calls("full")
 
 
-def test_rows_of_odd_length_are_cudnns_too(with_cudnn, inputs):
+def test_cudnn_takes_rows_of_odd_length(with_cudnn, inputs):
     odd = [x[:, :L - 1] for x in (*inputs[:3], SEGMENT_IDS_BL)]
     odd[:3] = [x.astype(jnp.bfloat16) for x in odd[:3]]
     assert jax.eval_shape(cudnn.attend, *odd, None).shape == (B, L - 1, H, K)

@@ -13,6 +13,7 @@ from model.attention.blockwise import Keys, attend_blocks, attend_ring
 from model.attention.placement import attend_in_place
 from model.attention.reference import attend, document_mask
 from model.config import ModelConfig
+from model.execution import Execution
 from model.families.decoder import forward
 from model.parallel.remat import remat
 from model.parallel.sharding import make_mesh
@@ -67,15 +68,18 @@ def _assert_close(found, expected, atol=5e-6):
         np.testing.assert_allclose(a, b, atol=atol, err_msg=name)
 
 
-def _config(kind, **changes):
-    return ModelConfig(V=98, D=32, N=2, H=H, G=G, K=K, F=64, context_attention=kind, **changes)
+def _attend_documents(kind, **changes):
+    """Attention that crosses the shards in this way."""
+    config = ModelConfig(V=98, D=32, N=2, H=H, G=G, K=K, F=64)
+    execution = Execution(context_attention=kind, **changes)
+    return partial(attend_documents, config=config, execution=execution)
 
 
 @pytest.mark.parametrize("section", MESHES, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_cut_rows_equal_whole_ones_forward_and_backward(kind, section, inputs, expected):
     def attention(*qkv):
-        return attend_documents(*qkv, SEGMENT_IDS_BL, POSITIONS_BL, config=_config(kind))
+        return _attend_documents(kind)(*qkv, SEGMENT_IDS_BL, POSITIONS_BL)
 
     with jax.set_mesh(make_mesh(section)):
         compiled = jax.jit(partial(_with_gradients, attention)).lower(*inputs).compile()
@@ -85,11 +89,8 @@ def test_cut_rows_equal_whole_ones_forward_and_backward(kind, section, inputs, e
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_stages_of_a_pipeline_each_cut_their_rows(kind, inputs, expected):
-    def attention(*qkv_and_tokens):
-        return attend_documents(*qkv_and_tokens, config=_config(kind))
-
     def run(*stacked):  # [stages, B, ...], as `model.parallel.pipeline` has them
-        stages = jax.vmap(attention, spmd_axis_name="stage")
+        stages = jax.vmap(_attend_documents(kind), spmd_axis_name="stage")
         out, pull = jax.vjp(lambda *qkv: stages(*qkv, *stacked[4:]), *stacked[:3])
         return out, *pull(stacked[3])
 
@@ -101,7 +102,7 @@ def test_stages_of_a_pipeline_each_cut_their_rows(kind, inputs, expected):
     _assert_close(found, map(stack, expected))
 
 
-def test_positions_alone_say_what_comes_before_what(inputs, expected):
+def test_the_order_of_keys_is_told_by_positions_and_not_by_places_in_the_row(inputs, expected):
     order_L = np.random.default_rng(1).permutation(L)
     q_BLHK, k_BLGK, v_BLGK, _ = (x[:, order_L] for x in inputs)
     segment_ids_BL, positions_BL = SEGMENT_IDS_BL[:, order_L], POSITIONS_BL[:, order_L]
@@ -129,7 +130,7 @@ def test_keys_that_no_query_of_a_shard_sees_are_not_computed_with(inputs):
 
 def test_softmax_stays_float32_when_the_model_is_bfloat16(inputs, expected):
     qkv = [x.astype(jnp.bfloat16) for x in inputs[:3]]
-    run = jax.jit(partial(attend_documents, config=_config("ring", compute_dtype="bfloat16")))
+    run = jax.jit(_attend_documents("ring", compute_dtype="bfloat16"))
     with jax.set_mesh(make_mesh({"context": 2, "data": 4})):
         out_BLHK = run(*qkv, SEGMENT_IDS_BL, POSITIONS_BL)
     assert out_BLHK.dtype == jnp.bfloat16
@@ -139,8 +140,8 @@ def test_softmax_stays_float32_when_the_model_is_bfloat16(inputs, expected):
     assert error < 1.5 * reference_error
 
 
-def test_the_model_is_the_same_on_cut_rows(config, params, batch):
-    run = jax.jit(partial(forward, config=config))
+def test_the_model_is_the_same_on_cut_rows(config, execution, params, batch):
+    run = jax.jit(partial(forward, config=config, execution=execution))
     args = (params, batch.tokens_BL, batch.positions_BL, batch.segment_ids_BL)
     expected_BLD = run(*args)
     with jax.set_mesh(make_mesh({"data": 2, "context": 4})):
@@ -149,7 +150,7 @@ def test_the_model_is_the_same_on_cut_rows(config, params, batch):
 
 def test_rematerialisation_that_keeps_attention_does_not_go_round_again(inputs):
     def count_hops(policy):
-        attention = remat(lambda *args: attend_documents(*args, config=_config("ring")), policy)
+        attention = remat(_attend_documents("ring"), policy)
 
         def loss(*qkv):
             return attention(*qkv, SEGMENT_IDS_BL, POSITIONS_BL).sum()
@@ -165,7 +166,7 @@ def test_a_row_that_no_context_divides_is_computed_whole(inputs):
     args = [x[:1, :L - 1] for x in (*inputs[:3], SEGMENT_IDS_BL, POSITIONS_BL)]
     expected_BLHK = attend(*args[:3], document_mask(args[3]))
     with jax.set_mesh(make_mesh({"context": 4, "tensor": 2})):
-        run = jax.jit(partial(attend_documents, config=_config("ring"))).lower(*args)
+        run = jax.jit(_attend_documents("ring")).lower(*args)
         out_BLHK = run.compile()(*args)
     assert "collective_permute" not in run.as_text()
     np.testing.assert_allclose(out_BLHK, expected_BLHK, atol=5e-6)

@@ -1,18 +1,22 @@
-"""A model directory comes back the same, and refuses a tokenizer that is not its own."""
+"""A model directory comes back the same, and one that does not fit is refused in one line."""
 
 import dataclasses
 import errno
+import json
 import shutil
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from ml_collections import ConfigDict
 
+from core.artifacts import LAYOUT
 from core.errors import UserError
 from data.tokenizer import Tokenizer
-from model.config import make_model_config
-from model.directory import disk_errors, is_chat_model, load_config, load_model, save_model
+from model.config import ModelConfig, make_model_config
+from model.directory import Description, load_params, read_description, save_model
+from model.execution import Execution
 from model.families.decoder import init
 from model.parallel.sharding import make_mesh
 
@@ -33,15 +37,24 @@ def saved(config, tmp_path_factory):
 
 def test_what_is_saved_comes_back_bit_for_bit(saved):
     params, config, folder = saved
-    loaded, loaded_config = load_model(folder)
-    assert loaded_config == config and is_chat_model(folder)
-    jax.tree.map(np.testing.assert_array_equal, loaded, params)
+    tokenizer = json.loads((folder / "tokenizer" / "tokenizer.json").read_text())["fingerprint"]
+    assert read_description(folder) == Description(config, tokenizer, chat=True, context_tokens=96)
+    jax.tree.map(np.testing.assert_array_equal, load_params(folder, config), params)
+
+
+def test_the_description_holds_the_architecture_and_not_how_it_was_run(saved):
+    described = json.loads((saved[2] / "model.json").read_text())
+    assert set(described) == {"layout", "config", "tokenizer", "chat", "context_tokens"}
+    assert described["layout"] == LAYOUT
+    sizes = {field.name for field in dataclasses.fields(ModelConfig)}
+    assert set(described["config"]) == sizes
+    assert not sizes & {field.name for field in dataclasses.fields(Execution)}
 
 
 def test_a_model_can_be_loaded_onto_a_mesh(saved):
-    params, _, folder = saved
+    params, config, folder = saved
     mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
-    loaded, _ = load_model(folder, mesh)
+    loaded = load_params(folder, config, mesh)
     assert loaded["embed_VD"].sharding.shard_shape((262, 32)) == (131, 16)
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
 
@@ -55,33 +68,42 @@ def copied(saved, tmp_path):
 def test_another_tokenizer_of_the_same_size_is_refused(copied):
     Tokenizer(BYTES | {b"in": 256}).save(copied / "tokenizer")
     with pytest.raises(UserError, match="is not the model's own: its fingerprint is"):
-        load_config(copied)
+        read_description(copied)
 
 
 def test_a_tokenizer_of_another_size_is_refused(saved, copied, tmp_path):
     params, config, _ = saved
     Tokenizer(BYTES).save(copied / "tokenizer")
     with pytest.raises(UserError, match="has 261 tokens, the model 262"):
-        load_model(copied)
+        read_description(copied)
     with pytest.raises(UserError, match="has 261 tokens, the model 262"):
         save_model(tmp_path / "new", params, config, copied / "tokenizer", chat=False,
                    context_tokens=96)
     assert not (tmp_path / "new").exists()
 
 
-def test_folders_that_are_no_models_are_refused(copied, tmp_path):
+def test_folders_that_are_no_models_are_refused(saved, copied, tmp_path):
     with pytest.raises(UserError, match=r"is no model directory \(no model.json\)"):
-        load_model(tmp_path)
+        read_description(tmp_path)
     shutil.rmtree(copied / "params")
     with pytest.raises(UserError, match=r"params: cannot be read"):
-        load_model(copied)
+        load_params(copied, saved[1])
+
+
+@pytest.mark.parametrize("layout", [None, 1, LAYOUT + 1])
+def test_another_layout_is_refused_in_one_line(copied, layout):
+    described = {"config": {"unknown": "field"}} | ({} if layout is None else {"layout": layout})
+    (copied / "model.json").write_text(json.dumps(described))
+    with pytest.raises(UserError) as raised:
+        read_description(copied)
+    assert str(raised.value) == (
+        f"{copied}: was written with layout {layout or 1} of artifacts, and this version reads "
+        f"layout {LAYOUT}: move it away and build it anew, or use the commit that wrote it")
 
 
 @pytest.mark.parametrize("changes, line", [
     ({"H": 6, "G": 4}, "model.H=6: is not divisible by model.G=4"),
-    ({"K": 7}, "model.K=7: must be even"), ({"N": 0}, "model.N=0: must be at least 1"),
-    ({"remat": "some"}, "model.remat='some': is none of"),
-    ({"compute_dtype": "float16"}, "model.compute_dtype='float16': is none of")], ids=str)
+    ({"K": 7}, "model.K=7: must be even"), ({"N": 0}, "model.N=0: must be at least 1")], ids=str)
 def test_sizes_that_make_no_model_are_refused(config, changes, line):
     with pytest.raises(UserError, match=line):
         dataclasses.replace(config, **changes)
@@ -97,9 +119,18 @@ def test_config_sections_are_checked_by_name():
         make_model_config(ConfigDict(sizes), 98)
 
 
-def test_a_full_disk_is_an_os_error_and_other_errors_pass():
-    with pytest.raises(OSError, match="No space left") as caught, disk_errors("/some/folder"):
-        raise ValueError("RESOURCE_EXHAUSTED: Error writing local file")
-    assert caught.value.errno == errno.ENOSPC and caught.value.filename == "/some/folder"
-    with pytest.raises(ValueError, match="other"), disk_errors("/some/folder"):
-        raise ValueError("other")
+def test_a_full_disk_is_an_os_error_and_other_errors_pass(saved, monkeypatch, tmp_path):
+    def save_with(message):
+        def fail(*_, **__):
+            raise ValueError(message)
+
+        monkeypatch.setattr(ocp.StandardCheckpointer, "save", fail)
+        save_model(tmp_path / "new", *saved[:2], saved[2] / "tokenizer", chat=True,
+                   context_tokens=96)
+
+    with pytest.raises(OSError, match="No space left") as caught:
+        save_with("RESOURCE_EXHAUSTED: Error writing local file")
+    assert caught.value.errno == errno.ENOSPC
+    assert caught.value.filename == str(tmp_path / "new")
+    with pytest.raises(ValueError, match="other"):
+        save_with("other")

@@ -8,16 +8,15 @@ import jax.numpy as jnp
 import pytest
 
 from model.config import ModelConfig
+from model.execution import Execution
 from model.families.decoder import forward, init
 from model.flops import forward_flops_per_token, matmul_params, mfu, peak_flops
 from model.flops import train_flops_per_token as train_flops
 from model.heads.language import logits
 
-LLAMA2_7B = ModelConfig(V=32000, D=4096, N=32, H=32, G=32, K=128, F=11008, qk_norm=False,
-                        compute_dtype="bfloat16")
+LLAMA2_7B = ModelConfig(V=32000, D=4096, N=32, H=32, G=32, K=128, F=11008, qk_norm=False)
 # Widths of GPT-2 with SwiGLU at 8/3 of the width: the parameters of a GELU MLP of four widths.
-GPT2 = ModelConfig(V=50304, D=768, N=12, H=12, G=12, K=64, F=2048, tied=True,
-                   compute_dtype="bfloat16")
+GPT2 = ModelConfig(V=50304, D=768, N=12, H=12, G=12, K=64, F=2048, tied=True)
 
 
 @pytest.mark.parametrize("changes", [{}, {"tied": True}, {"G": 4, "embed_previous": True}], ids=str)
@@ -45,13 +44,15 @@ def test_of_experts_only_those_that_a_token_meets_count(config):
 
 def test_the_compiler_counts_the_same_for_an_unrolled_forward_pass(config):
     """XLA multiplies full rows and counts every elementwise operation too, so it finds more."""
-    config = dataclasses.replace(config, N=1, D=128, H=8, G=8, K=16, F=512, attention="xla")
+    config = dataclasses.replace(config, N=1, D=128, H=8, G=8, K=16, F=512)
+    execution = Execution(attention="xla")
     row_length = 64
 
     def run(params, tokens_BL):
         positions_BL = jnp.broadcast_to(jnp.arange(row_length), tokens_BL.shape)
-        x_BLD = forward(params, tokens_BL, positions_BL, jnp.ones_like(tokens_BL), config=config)
-        return logits(params, x_BLD, config=config)
+        x_BLD = forward(params, tokens_BL, positions_BL, jnp.ones_like(tokens_BL), config=config,
+                        execution=execution)
+        return logits(params, x_BLD, config=config, execution=execution)
 
     shapes = jax.eval_shape(partial(init, config), jax.random.key(0))
     tokens = jax.ShapeDtypeStruct((1, row_length), jnp.int32)
@@ -81,17 +82,19 @@ def test_the_attention_term_is_that_of_palm():
 
 def test_mfu_of_published_runs():
     """NVIDIA's MaxText (11,362 tokens/s a device) and llm.c (45 minutes for 10B tokens)."""
-    llama = mfu(8 * 11_362, LLAMA2_7B, 4096, device_kind="NVIDIA H100 80GB HBM3", num_devices=8)
+    on_h100 = dict(compute_dtype="bfloat16", device_kind="NVIDIA H100 80GB HBM3", num_devices=8)
+    llama = mfu(8 * 11_362, LLAMA2_7B, 4096, **on_h100)
     assert llama["mfu_causal"] == pytest.approx(0.492, abs=5e-4)
     assert llama["mfu_full"] > llama["mfu_causal"]
-    gpt2 = mfu(10e9 / 2700, GPT2, 1024, device_kind="NVIDIA H100 80GB HBM3", num_devices=8)
+    gpt2 = mfu(10e9 / 2700, GPT2, 1024, **on_h100)
     assert gpt2["mfu_causal"] == pytest.approx(0.373, abs=1e-3)
 
 
-def test_no_peak_no_mfu():
-    assert mfu(1e5, GPT2, 1024, device_kind="cpu", num_devices=1) == {}
-    in_float32 = dataclasses.replace(GPT2, compute_dtype="float32")
-    assert mfu(1e5, in_float32, 1024, device_kind="NVIDIA H200", num_devices=1) == {}
+@pytest.mark.parametrize("compute_dtype, device_kind", [
+    ("bfloat16", "cpu"), ("float32", "NVIDIA H200")])
+def test_there_is_no_mfu_where_no_peak_is_known(compute_dtype, device_kind):
+    assert mfu(1e5, GPT2, 1024, compute_dtype=compute_dtype, device_kind=device_kind,
+               num_devices=1) == {}
 
 
 @pytest.mark.parametrize("kind, expected", [

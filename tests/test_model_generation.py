@@ -1,4 +1,6 @@
-"""Generation: the cache changes nothing, and sampling keeps what it says it keeps."""
+"""Generation: the cache and other rows change no answer, and sampling filters by its rules."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,8 @@ import pytest
 from core.errors import UserError
 from model.families.decoder import forward
 from model.generation.cache import make_cache
-from model.generation.generate import Sampling, decode, generate, prefill, sample
+from model.generation.generate import decode, generate, prefill
+from model.generation.sampling import Sampling, sample
 from model.heads.language import logits
 
 LENGTHS_B = np.array([3, 8, 5])
@@ -22,50 +25,56 @@ def prompts_BL(config):
 
 
 @pytest.fixture(scope="module")
-def full_logits(params, config):
+def full_logits(params, config, execution):
     """Next-token logits_BV after each row's first `lengths_B` tokens, without a cache."""
     @jax.jit
     def run(tokens_BL):
         positions_BL = jnp.broadcast_to(jnp.arange(tokens_BL.shape[1])[None], tokens_BL.shape)
-        x_BLD = forward(params, tokens_BL, positions_BL, jnp.ones_like(tokens_BL), config=config)
-        return logits(params, x_BLD, config=config)
+        x_BLD = forward(params, tokens_BL, positions_BL, jnp.ones_like(tokens_BL), config=config,
+                        execution=execution)
+        return logits(params, x_BLD, config=config, execution=execution)
 
     return lambda tokens_BL, lengths_B: np.asarray(run(tokens_BL))[range(3), lengths_B - 1]
 
 
-def test_cached_decode_equals_the_full_forward(params, config, prompts_BL, full_logits):
+def test_cached_decode_equals_the_full_forward(params, config, execution, prompts_BL, full_logits):
     tokens_BL = np.full((3, 12), 7)
     tokens_BL[:, :8] = prompts_BL  # behind a row's length lies what nobody may look at
-    cache = make_cache(config, 3, 12)
-    logits_BV, cache = prefill(params, prompts_BL, LENGTHS_B, cache, config=config)
+    cache = make_cache(config, execution, 3, 12)
+    logits_BV, cache = prefill(params, prompts_BL, LENGTHS_B, cache, config=config,
+                               execution=execution)
     lengths_B = LENGTHS_B.copy()
     np.testing.assert_allclose(logits_BV, full_logits(tokens_BL, lengths_B), atol=1e-5)
     for step in range(4):
         token_B = np.array([step, 11 + step, 50 + step], np.int32)
         tokens_BL[range(3), lengths_B] = token_B
         lengths_B += 1
-        logits_BV, cache = decode(params, token_B, cache, config=config)
+        logits_BV, cache = decode(params, token_B, cache, config=config, execution=execution)
         np.testing.assert_allclose(logits_BV, full_logits(tokens_BL, lengths_B), atol=1e-5)
     np.testing.assert_array_equal(cache.length_B, lengths_B)
 
 
-def test_a_second_prefill_extends_the_cache(params, config, prompts_BL, full_logits):
+def test_a_second_prefill_extends_the_cache(params, config, execution, prompts_BL, full_logits):
     tokens_BL = np.zeros((3, 12), int)
-    cache, lengths_B = make_cache(config, 3, 12), np.zeros(3, int)
+    cache, lengths_B = make_cache(config, execution, 3, 12), np.zeros(3, int)
     for part_B in (LENGTHS_B, np.array([6, 2, 7])):
         for row in range(3):
             tokens_BL[row, lengths_B[row]:][:part_B[row]] = prompts_BL[row, :part_B[row]]
-        logits_BV, cache = prefill(params, prompts_BL, part_B, cache, config=config)
+        logits_BV, cache = prefill(params, prompts_BL, part_B, cache, config=config,
+                                   execution=execution)
         lengths_B += part_B
     np.testing.assert_allclose(logits_BV, full_logits(tokens_BL, lengths_B), atol=1e-5)
 
 
-def test_generate_is_prefill_and_decode_and_ends_at_the_stop_token(params, config, prompts_BL,
-                                                                  full_logits):
-    greedy = Sampling(max_new_tokens=4, temperature=0)
-    key = jax.random.key(0)
-    new_BL, count_B = generate(params, prompts_BL, LENGTHS_B, key, config=config, sampling=greedy,
-                               stop=-1)
+def _keys(num, seed=0):
+    return jax.random.split(jax.random.key(seed), num)
+
+
+def test_generate_is_prefill_and_decode_and_ends_at_the_stop_token(params, config, execution,
+                                                                  prompts_BL, full_logits):
+    answer = partial(generate, params, prompts_BL, LENGTHS_B, _keys(3), config=config,
+                     execution=execution, sampling=Sampling(max_new_tokens=4, temperature=0))
+    new_BL, count_B = answer(stop=-1)
     tokens_BL, lengths_B = np.zeros((3, 12), int), LENGTHS_B.copy()
     tokens_BL[:, :8] = prompts_BL
     for step in range(4):
@@ -75,8 +84,7 @@ def test_generate_is_prefill_and_decode_and_ends_at_the_stop_token(params, confi
         lengths_B += 1
     assert count_B.tolist() == [4, 4, 4]
     stop = int(new_BL[0, 1])
-    stopped_BL, count_B = generate(params, prompts_BL, LENGTHS_B, key, config=config,
-                                   sampling=greedy, stop=stop)
+    stopped_BL, count_B = answer(stop=stop)
     for row in range(3):
         found = np.flatnonzero(new_BL[row] == stop)
         expected = found[0] + 1 if len(found) else 4
@@ -84,17 +92,45 @@ def test_generate_is_prefill_and_decode_and_ends_at_the_stop_token(params, confi
         np.testing.assert_array_equal(stopped_BL[row, :expected], new_BL[row, :expected])
 
 
-def test_the_seed_decides_a_sampled_answer(params, config, prompts_BL):
-    drawn = [np.asarray(generate(params, prompts_BL, LENGTHS_B, jax.random.key(seed), config=config,
-                                 sampling=Sampling(max_new_tokens=6), stop=-1)[0])
-             for seed in (1, 1, 2)]
+@pytest.fixture(scope="module")
+def draw(params, config, execution):
+    """Sampled answers of up to six tokens: new_BL and count_B."""
+    run = partial(generate, params, config=config, execution=execution,
+                  sampling=Sampling(max_new_tokens=6, top_p=0.95))
+    return lambda *rows, stop=-1: jax.device_get(run(*rows, stop=stop))
+
+
+def test_the_keys_decide_a_sampled_answer(draw, prompts_BL):
+    drawn = [draw(prompts_BL, LENGTHS_B, _keys(3, seed))[0] for seed in (1, 1, 2)]
     np.testing.assert_array_equal(drawn[0], drawn[1])
-    assert (drawn[0] != drawn[2]).any()
+    assert (drawn[0] != drawn[2]).any(axis=1).all(), "every row has its own key"
+
+
+@pytest.mark.parametrize("rows", [[1], [2, 0], [1, 1, 2, 0, 1]], ids=str)
+def test_a_row_is_answered_alike_whatever_rows_are_beside_it(draw, prompts_BL, rows):
+    keys_B, rows = _keys(3), np.array(rows)
+    stop = int(draw(prompts_BL, LENGTHS_B, keys_B)[0][0, 2])  # so that row 0 ends before others
+    expected_BL, count_B = draw(prompts_BL, LENGTHS_B, keys_B, stop=stop)
+    assert count_B[0] <= 3 < count_B[1:].min()
+    found_BL, found_count_B = draw(prompts_BL[rows], LENGTHS_B[rows], keys_B[rows], stop=stop)
+    np.testing.assert_array_equal(found_count_B, count_B[rows])
+    for found_L, row in zip(found_BL, rows):
+        np.testing.assert_array_equal(found_L[:count_B[row]], expected_BL[row, :count_B[row]])
+
+
+def test_a_draw_depends_on_the_logits_and_the_key_of_its_row_alone():
+    keys_B = _keys(50)
+    logits_BV = jnp.asarray(np.random.default_rng(0).normal(size=(50, 20)), jnp.float32)
+    sampling = Sampling(top_k=10, top_p=0.9)
+    drawn_B = np.asarray(sample(logits_BV, sampling, keys_B))
+    for rows in (np.arange(50)[::-1], np.arange(7), np.array([33])):
+        np.testing.assert_array_equal(sample(logits_BV[rows], sampling, keys_B[rows]),
+                                      drawn_B[rows])
 
 
 def _drawn(num=400, **how):
     logits_BV = jnp.broadcast_to(jnp.asarray(LOGITS_BV), (num, 4))
-    return np.asarray(sample(logits_BV, Sampling(**how), jax.random.key(0)))
+    return np.asarray(sample(logits_BV, Sampling(**how), _keys(num)))
 
 
 @pytest.mark.parametrize("how, kept", [

@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import NamedSharding
 
 from core.errors import UserError
+from model.execution import Execution
 from model.heads import language as head
 from model.heads.language import Scores, score_targets
 from model.parallel.sharding import PARAM_RULES, make_mesh, spec
@@ -29,10 +30,10 @@ def rows(config):
                                      jnp.zeros((BATCH, LENGTH)))
 
 
-def _materialised(params, x_BLD, targets_BL, *, config):
+def _materialised(params, x_BLD, targets_BL, *, config, execution):
     """The scores by the book, in float32, from numbers rounded to the compute dtype."""
     def rounded(x):  # its gradient is not rounded
-        return x + jax.lax.stop_gradient(x.astype(config.dtype).astype(jnp.float32) - x)
+        return x + jax.lax.stop_gradient(x.astype(execution.dtype).astype(jnp.float32) - x)
 
     weight_DV = params["embed_VD"].T if config.tied else params["head_DV"]
     logits_BLV = jnp.einsum("BLD,DV->BLV", rounded(x_BLD), rounded(weight_DV))
@@ -42,9 +43,10 @@ def _materialised(params, x_BLD, targets_BL, *, config):
                   jnp.max(logits_BLV, -1))
 
 
-@partial(jax.jit, static_argnames=("score", "config"))
-def _scores_and_gradients(score, params, x_BLD, targets_BL, cotangents, *, config):
-    scores, pull_back = jax.vjp(lambda p, x: score(p, x, targets_BL, config=config), params, x_BLD)
+@partial(jax.jit, static_argnames=("score", "config", "execution"))
+def _scores_and_gradients(score, params, x_BLD, targets_BL, cotangents, *, config, execution):
+    score = partial(score, targets_BL=targets_BL, config=config, execution=execution)
+    scores, pull_back = jax.vjp(score, params, x_BLD)
     return scores, pull_back(cotangents)
 
 
@@ -53,14 +55,15 @@ def _scores_and_gradients(score, params, x_BLD, targets_BL, cotangents, *, confi
     (True, "float32", 1), (True, "float32", 8), (False, "bfloat16", 1), (True, "bfloat16", 8)])
 def test_scores_and_gradients_equal_those_of_all_logits(params, rows, config, is_tied, dtype,
                                                         num_chunks):
-    config = dataclasses.replace(config, tied=is_tied, compute_dtype=dtype)
+    config = dataclasses.replace(config, tied=is_tied)
     x_BLD, targets_BL, cotangents = rows
     head_params = {"embed_VD": params["embed_VD"]} | (
         {} if is_tied else {"head_DV": 10 * params["head_DV"]})
     expected = _scores_and_gradients(_materialised, head_params, x_BLD, targets_BL, cotangents,
-                                     config=config)
+                                     config=config, execution=Execution(compute_dtype=dtype))
     found = _scores_and_gradients(score_targets, head_params, x_BLD, targets_BL, cotangents,
-                                  config=dataclasses.replace(config, loss_chunks=num_chunks))
+                                  config=config, execution=Execution(compute_dtype=dtype,
+                                                                     loss_chunks=num_chunks))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), found[0], expected[0])
     # bfloat16 rounds the gradient of each logit to 8 bits; they add up in float32.
     tolerance = 1e-5 if dtype == "float32" else 2**-8
@@ -69,23 +72,24 @@ def test_scores_and_gradients_equal_those_of_all_logits(params, rows, config, is
         np.testing.assert_allclose(a, b, atol=tolerance * np.abs(b).max())
 
 
-def test_the_top_logit_carries_no_gradient(params, rows, config):
+def test_the_top_logit_carries_no_gradient(params, rows, config, execution):
     x_BLD, targets_BL, _ = rows
     nothing_BL = jnp.zeros((BATCH, LENGTH))
     only_top = Scores(nothing_BL, nothing_BL, jnp.ones((BATCH, LENGTH)))
     _, gradients = _scores_and_gradients(score_targets, params, x_BLD, targets_BL, only_top,
-                                         config=config)
+                                         config=config, execution=execution)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradients))
 
 
-def _memory(config, shape):
+def _memory(config, execution, shape):
     """Bytes of temporaries of loss and gradient on one device."""
     params = {"head_DV": jax.ShapeDtypeStruct((config.D, config.V), jnp.float32)}
     x_BLD = jax.ShapeDtypeStruct((*shape, config.D), jnp.float32)
     targets_BL = jax.ShapeDtypeStruct(shape, jnp.int32)
 
     def loss(params, x_BLD, targets_BL):
-        return jnp.sum(score_targets(params, x_BLD, targets_BL, config=config).logp_BL)
+        scores = score_targets(params, x_BLD, targets_BL, config=config, execution=execution)
+        return jnp.sum(scores.logp_BL)
 
     lowered = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(params, x_BLD, targets_BL)
     return lowered.compile().memory_analysis().temp_size_in_bytes
@@ -94,12 +98,12 @@ def _memory(config, shape):
 def test_chunks_save_memory_and_zero_takes_what_the_budget_needs(config, monkeypatch):
     config = dataclasses.replace(config, V=2048)
     shape, whole = (8, 64), 4 * 8 * 64 * 2048  # bytes of all logits
-    used = {n: _memory(dataclasses.replace(config, loss_chunks=n), shape) for n in (1, 4, 8)}
+    used = {n: _memory(config, Execution(loss_chunks=n), shape) for n in (1, 4, 8)}
     assert used[1] >= whole > used[4] > used[8]
     assert used[8] < whole / 2
     monkeypatch.setattr(head, "LOGITS_BYTES", whole // 8)
     assert head.chunks_of_budget(shape, config.V) == 8
-    assert _memory(dataclasses.replace(config, loss_chunks=0), shape) == used[8]
+    assert _memory(config, Execution(loss_chunks=0), shape) == used[8]
     with jax.set_mesh(make_mesh({"data": 2, "fsdp": 2, "tensor": 2})):
         assert head.chunks_of_budget(shape, config.V) == 1, "eight devices share the logits"
         assert head.chunks_of_budget((1, 512), config.V) == 4, "one row is not cut over four"
@@ -109,13 +113,13 @@ def test_chunks_save_memory_and_zero_takes_what_the_budget_needs(config, monkeyp
                          ids=str)
 def test_every_device_works_on_rows_of_its_own(config, mesh_section):
     """Equal results on eight devices, and in no chunk does a matrix of the head travel."""
-    config = dataclasses.replace(config, V=512, loss_chunks=3)
+    config, execution = dataclasses.replace(config, V=512), Execution(loss_chunks=3)
     rng, shape = np.random.default_rng(1), (8, 20)
     params = {"head_DV": jnp.asarray(rng.normal(size=(config.D, config.V)), jnp.float32)}
     x_BLD = jnp.asarray(rng.normal(size=(*shape, config.D)), jnp.float32)
     targets_BL = jnp.asarray(rng.integers(0, config.V, shape))
     cotangents = Scores(*jnp.float32(rng.normal(size=(3, *shape))))
-    run = partial(_scores_and_gradients, score_targets, config=config)
+    run = partial(_scores_and_gradients, score_targets, config=config, execution=execution)
     expected = run(params, x_BLD, targets_BL, cotangents)
     mesh = make_mesh(mesh_section)
 
@@ -126,7 +130,8 @@ def test_every_device_works_on_rows_of_its_own(config, mesh_section):
         placed = ({"head_DV": place(params["head_DV"], "DV", PARAM_RULES)},
                   *(jax.device_put(x, NamedSharding(mesh, spec("B"))) for x in (x_BLD, targets_BL)),
                   cotangents)
-        compiled = _scores_and_gradients.lower(score_targets, *placed, config=config).compile()
+        compiled = _scores_and_gradients.lower(score_targets, *placed, config=config,
+                                               execution=execution).compile()
         jax.tree.map(partial(np.testing.assert_allclose, atol=2e-5), jax.device_get(
             compiled(*placed)), expected)
     moved = re.findall(r"= .*?(f32\[[\d,]*\]).* all-(?:gather|reduce)\(.*while/body",
@@ -137,6 +142,6 @@ def test_every_device_works_on_rows_of_its_own(config, mesh_section):
     assert bool(sizes) == (mesh.shape["tensor"] > 1)
 
 
-def test_a_negative_number_of_chunks_is_refused(config):
-    with pytest.raises(UserError, match=r"model.loss_chunks=-1: must not be negative: set"):
-        dataclasses.replace(config, loss_chunks=-1)
+def test_a_negative_number_of_chunks_is_refused():
+    with pytest.raises(UserError, match=r"^loss_chunks=-1: must be at least 0: raise loss_chunks$"):
+        Execution(loss_chunks=-1)

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from core.errors import UserError
+from model.execution import Execution
 from model.families.decoder import init
 from model.layers.matmul import project
 from train.loss import next_token_loss
@@ -27,8 +28,8 @@ def _operands(equation, dtype="float32"):
                                               jnp.float32)
 
 
-def _product_and_gradients(equation, x, weight, dout, config):
-    out, pull_back = jax.vjp(partial(project, equation, config=config), x, weight)
+def _product_and_gradients(equation, x, weight, dout, execution):
+    out, pull_back = jax.vjp(partial(project, equation, execution=execution), x, weight)
     return out, *pull_back(dout.astype(out.dtype))
 
 
@@ -39,14 +40,14 @@ def _dout(equation, x, weight):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("equation", EQUATIONS)
-def test_the_compute_dtype_is_a_plain_einsum(config, equation, dtype):
-    config = dataclasses.replace(config, compute_dtype=dtype)
+def test_the_compute_dtype_is_a_plain_einsum(equation, dtype):
+    execution = Execution(compute_dtype=dtype)
     x, weight = _operands(equation, dtype)
 
     def plain(x, weight):
         return jnp.einsum(equation, x, weight.astype(dtype))
 
-    assert str(jax.make_jaxpr(partial(project, equation, config=config))(x, weight)) == str(
+    assert str(jax.make_jaxpr(partial(project, equation, execution=execution))(x, weight)) == str(
         jax.make_jaxpr(plain)(x, weight))
 
 
@@ -66,10 +67,9 @@ def _error_bound(equation, x, weight, matmul):
 
 @pytest.mark.parametrize("matmul", ["int8", "fp8"])
 @pytest.mark.parametrize("equation", EQUATIONS)
-def test_products_are_as_close_as_rounding_allows(config, equation, matmul):
+def test_products_are_as_close_as_rounding_allows(equation, matmul):
     x, weight = _operands(equation)
-    config = dataclasses.replace(config, matmul=matmul)
-    found = project(equation, x, weight, config=config)
+    found = project(equation, x, weight, Execution(matmul=matmul))
     x, weight = np.asarray(x, np.float64), np.asarray(weight, np.float64)
     exact = np.einsum(equation, x, weight)
     assert np.all(np.abs(found - exact) <= 1.001 * _error_bound(equation, x, weight, matmul))
@@ -78,24 +78,24 @@ def test_products_are_as_close_as_rounding_allows(config, equation, matmul):
 
 
 @pytest.mark.parametrize("matmul, largest", [("int8", 127), ("fp8", 448)])
-def test_what_is_representable_is_exact(config, matmul, largest):
+def test_what_is_representable_is_exact(matmul, largest):
     rng = np.random.default_rng(2)
     x_BLD, weight_DF = rng.integers(-8, 9, (2, 8, 32)), rng.integers(-8, 9, (32, 64))
     x_BLD[:, :, 0], weight_DF[0] = largest, largest  # so that scales are 1
     found = project("BLD,DF->BLF", jnp.float32(x_BLD), jnp.float32(weight_DF),
-                    config=dataclasses.replace(config, matmul=matmul))
+                    Execution(matmul=matmul))
     np.testing.assert_array_equal(found, x_BLD @ weight_DF)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("equation", EQUATIONS)
-def test_gradients_are_those_of_the_matmul(config, equation, dtype):
+def test_gradients_are_those_of_the_matmul(equation, dtype):
     """int8 goes back in the compute dtype; fp8 in e5m2, two bits after the leading one."""
     x, weight = _operands(equation, dtype)
     dout, found = _dout(equation, x, weight), {}
     for matmul in ("compute", "int8", "fp8"):
-        changed = dataclasses.replace(config, matmul=matmul, compute_dtype=dtype)
-        found[matmul] = _product_and_gradients(equation, x, weight, dout, changed)[1:]
+        execution = Execution(matmul=matmul, compute_dtype=dtype)
+        found[matmul] = _product_and_gradients(equation, x, weight, dout, execution)[1:]
     for plain, int8, fp8 in zip(*(found[name] for name in ("compute", "int8", "fp8"))):
         assert plain.dtype == int8.dtype == fp8.dtype
         plain, int8, fp8 = (np.asarray(g, np.float64).ravel() for g in (plain, int8, fp8))
@@ -107,31 +107,32 @@ def test_gradients_are_those_of_the_matmul(config, equation, dtype):
 
 
 @pytest.mark.parametrize("matmul", ["int8", "fp8"])
-def test_zeros_stay_zeros_and_what_is_not_finite_is_not_hidden(config, matmul):
-    config = dataclasses.replace(config, matmul=matmul)
+def test_zeros_stay_zeros_and_what_is_not_finite_is_not_hidden(matmul):
+    execution = Execution(matmul=matmul)
     weight_DF = jnp.ones((32, 64))
     for value in (0.0, jnp.nan, jnp.inf):
         x_BLD = jnp.zeros((2, 8, 32)).at[0, 0, 0].set(value)
-        out_BLF = project("BLD,DF->BLF", x_BLD, weight_DF, config=config)
+        out_BLF = project("BLD,DF->BLF", x_BLD, weight_DF, execution)
         assert np.isfinite(out_BLF[0, 0]).all() == (value == 0) == np.isfinite(out_BLF[0, 0]).any()
-    assert not np.any(project("BLD,DF->BLF", jnp.zeros((2, 8, 32)), weight_DF, config=config))
+    assert not np.any(project("BLD,DF->BLF", jnp.zeros((2, 8, 32)), weight_DF, execution))
 
 
-def test_fp8_refuses_sizes_that_the_hardware_does_not_take(config):
-    config = dataclasses.replace(config, matmul="fp8")
-    with pytest.raises(UserError, match=r"model.matmul='fp8': H x K = 24 is no multiple of 16: "
+def test_fp8_refuses_sizes_that_the_hardware_does_not_take():
+    execution = Execution(matmul="fp8")
+    with pytest.raises(UserError, match=r"^matmul='fp8': H x K = 24 is no multiple of 16: "
                                         r"change --config.model.H or --config.model.K"):
-        project("BLD,DHK->BLHK", jnp.ones((2, 8, 32)), jnp.ones((32, 3, 8)), config=config)
+        project("BLD,DHK->BLHK", jnp.ones((2, 8, 32)), jnp.ones((32, 3, 8)), execution)
     with pytest.raises(UserError, match=r"F = 24 is no multiple of 16: change --config.model.F"):
-        project("BLF,FD->BLD", jnp.ones((2, 8, 24)), jnp.ones((24, 32)), config=config)
+        project("BLF,FD->BLD", jnp.ones((2, 8, 24)), jnp.ones((24, 32)), execution)
 
 
-def _losses(config, batch):
+def _losses(config, execution, batch):
     """Losses of 20 steps of Adam on one batch."""
     optimizer = optax.adam(3e-3)
 
     def loss_fn(params):
-        loss_sum, metrics = next_token_loss(params, batch, config=config, key=None)
+        loss_sum, metrics = next_token_loss(params, batch, config=config, execution=execution,
+                                            key=None)
         return loss_sum / metrics["loss"][1]
 
     @jax.jit
@@ -148,7 +149,8 @@ def _losses(config, batch):
 
 
 def test_a_tiny_model_learns_as_well_in_low_precision(config, batch):
-    losses = {name: _losses(dataclasses.replace(config, N=1, matmul=name), batch)
+    config = dataclasses.replace(config, N=1)
+    losses = {name: _losses(config, Execution(matmul=name), batch)
               for name in ("compute", "int8", "fp8")}
     fall = losses["compute"][0] - losses["compute"][-1]
     assert fall > 1

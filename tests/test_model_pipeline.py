@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from model.parallel.pipeline import bubble_frac, run_layers
+from model.execution import Execution
+from model.parallel.pipeline import bubble_frac
 from model.parallel.sharding import make_mesh, param_shardings
+from model.parallel.stack import run_layers
 
 N, B, L = 8, 8, 4
 
@@ -36,10 +38,10 @@ def _layer(x_BLD, block, positions_BL, segment_ids_BL, dtype="float32"):
     return x_BLD, {"square": jnp.sum(x_BLD**2), "sum_D": jnp.sum(x_BLD, axis=(0, 1))}
 
 
-def _loss(config, batch, layer=_layer):
+def _loss(execution, batch, layer=_layer):
     """A loss of the outputs and of the statistics, as a function of the blocks and x_BLD."""
     def loss(blocks, x_BLD):
-        x_BLD, stats = run_layers(layer, blocks, x_BLD, *batch, config=config)
+        x_BLD, stats = run_layers(layer, blocks, x_BLD, *batch, execution=execution)
         direction_N = jnp.arange(1, N + 1)
         return (jnp.mean(jnp.sin(x_BLD)) + stats["square"] @ direction_N / x_BLD.size
                 + jnp.mean(jnp.cos(stats["sum_D"]) * direction_N[:, None])), (x_BLD, stats)
@@ -48,8 +50,8 @@ def _loss(config, batch, layer=_layer):
 
 
 def _value_and_gradient(stack, **changes):
-    config, blocks, x_BLD, *batch = stack
-    loss = _loss(dataclasses.replace(config, **changes), batch)
+    _, blocks, x_BLD, *batch = stack
+    loss = _loss(Execution(**changes), batch)
     return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)).trace(blocks, x_BLD)
 
 
@@ -87,7 +89,7 @@ def test_stages_hand_on_by_a_permute_and_no_weights_move(stack):
     with jax.set_mesh(mesh):
         placed = jax.device_put(blocks, param_shardings(blocks, mesh))
         assert placed["w_DF"].sharding.shard_shape(placed["w_DF"].shape)[0] == N // 2
-        loss = _loss(config, batch)
+        loss = _loss(Execution(), batch)
         text = jax.jit(jax.grad(loss, has_aux=True)).lower(placed, x_BLD).compile().as_text()
     assert "collective-permute(" in text
     moved = re.findall(r"= \S*\[([\d,]+)\]\S* (?:all-gather|all-to-all)\(", text)
@@ -97,7 +99,7 @@ def test_stages_hand_on_by_a_permute_and_no_weights_move(stack):
 @pytest.mark.parametrize("changes", [{}, {"remat": "full"}, {"pipeline_rounds": 2}], ids=str)
 def test_weights_are_not_kept_for_every_tick(stack, changes):
     config, blocks, x_BLD, *batch = stack
-    loss = _loss(dataclasses.replace(config, pipeline_microbatches=8, **changes), batch,
+    loss = _loss(Execution(pipeline_microbatches=8, **changes), batch,
                  partial(_layer, dtype="bfloat16"))
     with jax.set_mesh(make_mesh({"stage": 2}, jax.devices()[:2])):
         kept = jax.eval_shape(lambda *args: jax.vjp(loss, *args, has_aux=True)[1], blocks, x_BLD)

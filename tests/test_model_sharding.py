@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from configs.common import make_optimizer as optimizer_section
 from core.errors import UserError
+from model.execution import Execution
 from model.families.decoder import init
 from model.parallel.sharding import (
     ACTIVATION_RULES,
@@ -19,8 +20,10 @@ from model.parallel.sharding import (
     check_mesh,
     constrain,
     fitting_spec,
+    leaf_name,
     letters_of,
     make_mesh,
+    param_name,
     param_shardings,
     spec,
     state_shardings,
@@ -57,6 +60,14 @@ def test_an_axis_that_the_mesh_does_not_divide_is_refused(params):
         param_shardings(params, make_mesh({"data": -1, "fsdp": 1, "tensor": 4}))
 
 
+def test_paths_have_names_and_names_have_letters(params):
+    found = {leaf_name(path): (param_name(path), letters_of(path, leaf.ndim)) for path, leaf in
+             jax.tree_util.tree_leaves_with_path({"params": params})}
+    assert found["params/embed_VD"] == ("embed_VD", "VD")
+    assert found["params/blocks/wq_DHK"] == ("wq_DHK", "NDHK")
+    assert found["params/blocks/attn_norm_D"] == ("attn_norm_D", "ND")
+
+
 def test_a_name_without_its_letters_is_a_bug():
     path = (jax.tree_util.DictKey("wq"),)
     with pytest.raises(ValueError, match="does not end in its axis letters"):
@@ -80,33 +91,43 @@ def test_experts_and_layers_have_their_own_axes(config):
     assert specs["router_DE"] == P("stage", "fsdp", "expert")
 
 
-@pytest.mark.parametrize("axes, model, rows, rule", [
+@pytest.mark.parametrize("axes, sizes, rows, rule", [
     ({"tensor": 8}, {}, (8, 24), "mesh.tensor=8: does not divide model.V=98"),
     ({"tensor": 4, "data": 2}, {"V": 96}, (8, 24), "mesh.tensor=4: does not divide model.G=2"),
     ({"fsdp": 8}, {"D": 36}, (8, 24), "mesh.fsdp=8: does not divide model.D=36"),
     ({"expert": 8}, {"E": 4}, (8, 24), "mesh.expert=8: does not divide model.E=4"),
     ({"expert": 8}, {}, (8, 24), "mesh.expert=8: needs a model with experts"),
     ({"stage": 4, "data": 2}, {}, (8, 24), "mesh.stage=4: does not divide model.N=2"),
-    ({"stage": 4, "data": 2}, {"N": 4, "pipeline_rounds": 2}, (8, 24),
-     "model.N=4: is not divisible by 4 stages x 2 pipeline_rounds"),
-    ({"stage": 4, "data": 2}, {"N": 8, "pipeline_rounds": 2, "pipeline_microbatches": 2}, (8, 24),
-     "model.pipeline_microbatches=2: must be at least mesh.stage=4"),
-    ({"stage": 2, "data": 4}, {}, (12, 24),
-     "batch_size=12: is not divisible by 4 data shards x 2 pieces for the pipeline"),
-    ({"stage": 2, "data": 4}, {"remat": "dots"}, (8, 24), "model.remat='dots': would keep nothing"),
     ({"data": 2, "fsdp": 4}, {}, (12, 24), "batch_size=12: is not divisible by 8 data shards"),
     ({"context": 8}, {}, (8, 20), "row_length=20: is not divisible by mesh.context x mesh.tensor"),
     ({"context": 4, "tensor": 2}, {}, (8, 20), "row_length=20: is not divisible by .* = 8: take a"),
 ], ids=str)
-def test_what_a_mesh_does_not_divide_is_refused(config, axes, model, rows, rule):
+def test_what_a_mesh_does_not_divide_is_refused(config, execution, axes, sizes, rows, rule):
     with pytest.raises(UserError, match=f"^{rule}"):
-        check_mesh(dataclasses.replace(config, **model), make_mesh(axes), batch_size=rows[0],
-                   row_length=rows[1])
+        check_mesh(dataclasses.replace(config, **sizes), execution, make_mesh(axes),
+                   batch_size=rows[0], row_length=rows[1])
 
 
-def test_what_a_mesh_divides_is_not_refused(config):
-    check_mesh(config, make_mesh({"stage": 2, "fsdp": 2, "tensor": 2}), batch_size=8, row_length=24)
-    check_mesh(dataclasses.replace(config, E=4), make_mesh({"expert": 4, "context": 2}),
+@pytest.mark.parametrize("stages, num_layers, changes, batch_size, rule", [
+    (4, 4, {"pipeline_rounds": 2}, 8,
+     "model.N=4: is not divisible by 4 stages x 2 pipeline_rounds"),
+    (4, 8, {"pipeline_rounds": 2, "pipeline_microbatches": 2}, 8,
+     "pipeline_microbatches=2: must be at least mesh.stage=4"),
+    (2, 2, {}, 12, "batch_size=12: is not divisible by 4 data shards x 2 pieces for the pipeline"),
+    (2, 2, {"remat": "dots"}, 8, "remat='dots': would keep nothing"),
+], ids=str)
+def test_a_pipeline_that_does_not_fit_is_refused(config, stages, num_layers, changes, batch_size,
+                                                 rule):
+    mesh = make_mesh({"stage": stages, "data": 8 // stages})
+    with pytest.raises(UserError, match=f"^{rule}"):
+        check_mesh(dataclasses.replace(config, N=num_layers), Execution(**changes), mesh,
+                   batch_size=batch_size, row_length=24)
+
+
+def test_what_a_mesh_divides_is_not_refused(config, execution):
+    check_mesh(config, execution, make_mesh({"stage": 2, "fsdp": 2, "tensor": 2}), batch_size=8,
+               row_length=24)
+    check_mesh(dataclasses.replace(config, E=4), execution, make_mesh({"expert": 4, "context": 2}),
                batch_size=8, row_length=24)
 
 

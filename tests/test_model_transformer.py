@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from model.families.decoder import embed, forward, init, num_params
+from model.execution import Execution
+from model.families.decoder import forward, init, num_params
 from model.heads.language import logits, token_logps
+from model.layers.embed import embed
 from train.loss import next_token_loss
 
 SEGMENTS_BL = np.array([[1, 1, 1, 1, 1, 2, 2, 2, 3, 3, 3, 3]])
@@ -17,12 +19,12 @@ POSITIONS_BL = np.array([[0, 1, 2, 3, 4, 0, 1, 2, 0, 1, 2, 3]])
 TOKENS_BL = np.arange(20, 32)[None]  # all different, so that an embedding belongs to a position
 
 
-def test_a_position_depends_on_itself_and_earlier_ones_of_its_document(params, config):
+def test_a_position_depends_on_itself_and_earlier_ones_of_its_document(params, config, execution):
     direction_D = jnp.asarray(np.random.default_rng(0).normal(size=config.D), jnp.float32)
 
     def outputs(embed_VD):
         x_BLD = forward(params | {"embed_VD": embed_VD}, TOKENS_BL, POSITIONS_BL, SEGMENTS_BL,
-                        config=config)
+                        config=config, execution=execution)
         return x_BLD[0] @ direction_D
 
     gradient_LVD = jax.jit(jax.jacrev(outputs))(params["embed_VD"])
@@ -33,8 +35,8 @@ def test_a_position_depends_on_itself_and_earlier_ones_of_its_document(params, c
     assert not np.asarray(gradient_LVD)[:, others].any()
 
 
-def test_packed_documents_equal_documents_alone(params, config):
-    run = jax.jit(partial(forward, config=config))
+def test_packed_documents_equal_documents_alone(params, config, execution):
+    run = jax.jit(partial(forward, config=config, execution=execution))
     packed_LD = np.asarray(run(params, TOKENS_BL, POSITIONS_BL, SEGMENTS_BL)[0])
     alone_BL, alone_segments_BL = np.zeros((3, 12), int), np.zeros((3, 12), int)
     bounds = [(0, 5), (5, 8), (8, 12)]
@@ -47,16 +49,17 @@ def test_packed_documents_equal_documents_alone(params, config):
         np.testing.assert_allclose(alone_BLD[row, :last - first], packed_LD[first:last], atol=1e-5)
 
 
-def _loss_and_gradient(params, batch, config):
+def _loss_and_gradient(params, batch, config, execution):
     def loss(p):
-        return next_token_loss(p, batch, config=config, key=jax.random.key(0))[0]
+        return next_token_loss(p, batch, config=config, execution=execution,
+                               key=jax.random.key(0))[0]
 
     return jax.jit(jax.value_and_grad(loss)).trace(params)
 
 
 @pytest.fixture(scope="module")
-def plain(params, batch, config):
-    traced = _loss_and_gradient(params, batch, config)
+def plain(params, batch, config, execution):
+    traced = _loss_and_gradient(params, batch, config, execution)
     return str(traced.jaxpr), traced.lower().compile()(params)
 
 
@@ -65,49 +68,50 @@ def plain(params, batch, config):
     {"loss_chunks": 5}], ids=str)  # 192 positions: 4 divides them, 5 does not
 def test_the_way_of_computing_changes_neither_loss_nor_gradient(plain, params, batch, config,
                                                                 change):
-    traced = _loss_and_gradient(params, batch, dataclasses.replace(config, **change))
+    traced = _loss_and_gradient(params, batch, config, Execution(**change))
     assert str(traced.jaxpr) != plain[0], f"{change} has no effect"
     loss, gradient = traced.lower().compile()(params)
     np.testing.assert_allclose(loss, plain[1][0], rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), gradient, plain[1][1])
 
 
-def test_head_weight_is_the_embedding_when_tied(batch, config):
+def test_head_weight_is_the_embedding_when_tied(batch, config, execution):
     tied = dataclasses.replace(config, tied=True)
     params = jax.jit(partial(init, tied))(jax.random.key(0))
     assert "head_DV" not in params
     assert num_params(tied) == sum(leaf.size for leaf in jax.tree.leaves(params))
     assert num_params(config) - num_params(tied) == config.D * config.V
     x_BLD = jnp.asarray(np.random.default_rng(0).normal(size=(1, 3, config.D)), jnp.float32)
-    np.testing.assert_allclose(logits(params, x_BLD, config=tied), x_BLD @ params["embed_VD"].T,
-                               atol=1e-5)
+    np.testing.assert_allclose(logits(params, x_BLD, config=tied, execution=execution),
+                               x_BLD @ params["embed_VD"].T, atol=1e-5)
 
-    @jax.jit
-    def gradient_fn(p):
-        return jax.grad(lambda q: next_token_loss(q, batch, config=tied, key=None)[0])(p)
+    def loss(p):
+        return next_token_loss(p, batch, config=tied, execution=execution, key=None)[0]
 
+    gradient = jax.jit(jax.grad(loss))(params)
     unseen = np.setdiff1d(np.arange(config.V), batch.tokens_BL)
-    assert len(unseen) and np.abs(gradient_fn(params)["embed_VD"][unseen]).sum(-1).all(), \
+    assert len(unseen) and np.abs(gradient["embed_VD"][unseen]).sum(-1).all(), \
         "tokens that are no input learn through the head"
 
 
 @pytest.mark.parametrize("is_tied", [False, True])
-def test_the_stream_starts_at_unit_scale(config, is_tied):
+def test_the_stream_starts_at_unit_scale(config, execution, is_tied):
     config = dataclasses.replace(config, tied=is_tied)
     params = jax.jit(partial(init, config))(jax.random.key(0))
     tokens_BL = np.arange(config.V)[None]
-    x_BLD = embed(params, config, tokens_BL, np.full_like(tokens_BL, -1))
+    previous_BL = np.full_like(tokens_BL, -1)
+    x_BLD = embed(params, tokens_BL, previous_BL, config=config, execution=execution)
     np.testing.assert_allclose(np.std(x_BLD), 1, rtol=0.05)  # three standard errors
     head_DV = params["embed_VD"].T if is_tied else params["head_DV"]
     assert np.std(head_DV) < 1.1 * config.D**-0.5, "no token is likely before it is learned"
 
 
-def test_token_logps_are_log_softmax_of_logits(params, config):
+def test_token_logps_are_log_softmax_of_logits(params, config, execution):
     rng = np.random.default_rng(1)
     x_BLD = jnp.asarray(rng.normal(size=(2, 3, config.D)), jnp.float32)
     targets_BL = rng.integers(0, config.V, (2, 3))
-    logits_BLV = np.asarray(logits(params, x_BLD, config=config), np.float64)
+    logits_BLV = np.asarray(logits(params, x_BLD, config=config, execution=execution), np.float64)
     logps_BLV = logits_BLV - np.log(np.exp(logits_BLV).sum(-1, keepdims=True))
     expected_BL = np.take_along_axis(logps_BLV, targets_BL[..., None], -1)[..., 0]
-    np.testing.assert_allclose(token_logps(params, x_BLD, targets_BL, config=config), expected_BL,
-                               atol=1e-5)
+    found_BL = token_logps(params, x_BLD, targets_BL, config=config, execution=execution)
+    np.testing.assert_allclose(found_BL, expected_BL, atol=1e-5)

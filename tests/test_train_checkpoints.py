@@ -4,6 +4,7 @@ import collections
 import errno
 import os
 import shutil
+from functools import partial
 
 import grain
 import jax
@@ -15,9 +16,8 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from core.errors import UserError
+from core.errors import UserError, as_disk_error
 from model.parallel.sharding import make_mesh, state_shardings
-from train.checkpoints import checkpoints as checkpoints_module
 from train.checkpoints import retention
 from train.checkpoints.checkpoints import Checkpoints
 from train.checkpoints.digests import named_leaves, read_digests, start_digests
@@ -187,10 +187,9 @@ def test_an_abstract_state_is_enough(two_steps, one_device):
     checkpoints.close()
 
 
-def test_nothing_saved_is_the_first_state(tmp_path, one_device):
-    state = make_state(0, one_device)
+def test_where_nothing_was_saved_there_is_nothing_to_restore(tmp_path, one_device):
     checkpoints = Checkpoints(tmp_path)
-    assert checkpoints.restore_latest(state, make_rows()) is state
+    assert checkpoints.restore_latest(make_state(0, one_device), make_rows()) is None
     checkpoints.close()
 
 
@@ -220,14 +219,15 @@ def test_another_architecture_is_refused_and_is_no_damage(two_steps, one_device,
             leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
     checkpoints = Checkpoints(two_steps)
     line = r"/8: opt_state/0/mu/blocks/w_DF is bfloat16 \(2, 8, 16\), .* is bfloat16 \(2, 16, 16\)"
-    for call in (lambda: checkpoints.check(state),
-                 lambda: checkpoints.restore_latest(state, make_rows())):
+    for call in (checkpoints.restore_latest, partial(checkpoints.restore, 8)):
+        rows = make_rows()
         with pytest.raises(UserError, match=line):
-            call()
+            call(state, rows)
+        assert next(rows) == 0, "the loader stands where it stood"
     assert checkpoints.steps() == [4, 8]
     with pytest.raises(UserError, match="/8: has no ema/embed_VD, which this"):
-        checkpoints.check(make_state(0, one_device).replace(
-            ema={"embed_VD": make_state(0, one_device).params["embed_VD"]}))
+        checkpoints.restore_latest(make_state(0, one_device).replace(
+            ema={"embed_VD": make_state(0, one_device).params["embed_VD"]}), make_rows())
     checkpoints.close()
 
 
@@ -399,4 +399,4 @@ def test_a_disk_that_fills_up_while_saving_leaves_nothing_behind(copy, one_devic
 
 def test_an_error_that_is_none_of_the_disk_is_a_bug():
     with pytest.raises(ValueError, match="unknown handler"):
-        checkpoints_module._as_os_error(ValueError("unknown handler"), "folder")
+        as_disk_error(ValueError("unknown handler"), "folder")

@@ -12,24 +12,23 @@ import pytest
 
 from core.artifacts import ROOT
 from data.batch import Batch
-from model.families.decoder import init
 from model.parallel.sharding import make_mesh
 from train.loss import next_token_loss
-from train.step import init_state, make_train_step, place_batch
+from train.step import make_state, make_train_step, place_batch
 from train.watch.compilation import Compilations
 from train.watch.memory import peak_memory_bytes
 
 
 @pytest.fixture(scope="module")
-def run(config, batch):
+def run(config, execution, params, batch):
     """A function that takes steps over given batches and evaluates after every second one."""
     mesh = make_mesh({"data": 4, "fsdp": 2})
     optimizer = optax.adamw(1e-3)
     key = jax.random.key(0)
-    state = init_state(partial(init, config), key, optimizer, key, mesh)
-    train_step = make_train_step(next_token_loss, optimizer, config=config, mesh=mesh, state=state,
-                                 batch_size=8)
-    evaluate = jax.jit(partial(next_token_loss, config=config))
+    state = make_state(jax.tree.map(jnp.copy, params), optimizer, key, mesh)
+    loss_fn = partial(next_token_loss, config=config, execution=execution)
+    train_step = make_train_step(loss_fn, optimizer, state, mesh)
+    evaluate = jax.jit(loss_fn)
 
     def take(batches):
         nonlocal state

@@ -28,7 +28,7 @@ def test_norms_and_ratios_are_those_of_each_layer(trees):
     assert all(value.shape == () for value in metrics.values())
     for name, weight_NX in params["blocks"].items():
         for n, weight in enumerate(weight_NX):
-            label = f"blocks.{name}/{n}"
+            label = f"blocks/{name}/{n}"
             norm = np.linalg.norm(weight.ravel())
             assert metrics[f"weight_norm/{label}"] == pytest.approx(norm, rel=1e-5)
             assert metrics[f"gradient_norm/{label}"] == pytest.approx(

@@ -16,7 +16,7 @@ import pytest
 from small_tokens import write_artifacts
 
 from core.artifacts import ROOT
-from model.directory import load_model
+from model.directory import load_params, read_description
 from train.watch.metrics import read_metrics
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")     # Daft's
@@ -47,8 +47,9 @@ def start(command: list[str], *, processes: int, devices: int) -> list[subproces
 
 def pretrain(workdir: Path, name: str, *, fsdp: int) -> list[str]:
     """The command that trains the artifact `name`, its parameters cut into `fsdp` pieces."""
-    settings = dict(out=name, num_steps=NUM_STEPS, row_length=32, log_every=1, evaluate_every=3,
-                    checkpoint_every=CHECKPOINT_EVERY, num_choices=0)
+    settings = {"out": name, "num_steps": NUM_STEPS, "row_length": 32, "run.log_every": 1,
+                "run.evaluate_every": 3, "run.checkpoint_every": CHECKPOINT_EVERY,
+                "run.tasks.documentation": 0}
     return ["-m", "train.pretrain", "--config=configs/quickstart.py:smoke", f"--workdir={workdir}",
             "--config.pretrain.optimizer.warmup_steps=1", f"--config.mesh.fsdp={fsdp}",
             *(f"--config.pretrain.{field}={value}" for field, value in settings.items())]
@@ -103,7 +104,7 @@ def two(workdir) -> Path:
 
 def params(folder: Path) -> dict[str, np.ndarray]:
     """The parameters of a model directory, by path."""
-    tree = load_model(folder)[0]
+    tree = load_params(folder, read_description(folder).config)
     return {jax.tree_util.keystr(path): np.asarray(leaf)
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 

@@ -14,9 +14,11 @@ from configs.quickstart import get_config
 from core.artifacts import ROOT
 from core.errors import UserError
 from model.config import make_model_config
+from model.execution import make_execution
 from model.families.decoder import init
 from model.parallel.sharding import letters_of, make_mesh
 from train.fit import PRECISION, measure, plan, search, sentence
+from train.setup import RUN_FIELDS, Setup
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +28,7 @@ def config():
     config.pretrain.optimizer.name = "adamw"
     config.pretrain.ema_decay = 0.999
     config.pretrain.row_length = 32
+    config.pretrain.run.num_microbatches = 2
     return config
 
 
@@ -33,9 +36,9 @@ def config():
 def footprints(config):
     """By size of the mesh's `fsdp` axis."""
     model_config = make_model_config(config.model, config.tokenizer.vocab_size)
-    return {size: measure(config.pretrain, model_config,
-                          make_mesh({"fsdp": size}, jax.devices()[:size]),
-                          microbatch_rows=8, num_microbatches=2) for size in (1, 8)}
+    execution = make_execution(config.pretrain, also=RUN_FIELDS)
+    return {size: measure(config.pretrain, Setup(model_config, execution, make_mesh(
+        {"fsdp": size}, jax.devices()[:size])), microbatch_rows=8) for size in (1, 8)}
 
 
 def _param_bytes(config, num_shards):
@@ -84,18 +87,19 @@ def test_the_search_finds_the_largest_that_fits(start, largest, power, known):
 
 def test_a_plan_says_what_to_set(config, footprints, monkeypatch):
     """With two megabytes that are always taken, and one for each row of a device."""
-    def fake_measure(section, model_config, mesh, *, microbatch_rows, num_microbatches):
-        own = footprints[1]
-        return type(own)(**vars(own) | {"peak": 1_000_000 * (2 + microbatch_rows // mesh.size)})
+    def fake_measure(section, setup, *, microbatch_rows):
+        own, size = footprints[1], setup.mesh.size
+        return type(own)(**vars(own) | {"peak": 1_000_000 * (2 + microbatch_rows // size)})
 
     monkeypatch.setattr("train.fit.measure", fake_measure)
     config = config.copy_and_resolve_references()
     config.pretrain.batch_size = 64
+    config.pretrain.run.num_microbatches = 1
     result = plan(config, limit_bytes=5_000_000)
     assert not result["fits"] and result["largest_microbatch_rows"] == 24
     assert sentence(result) == (
         "a micro-batch of 64 rows does not fit on 8 x 0.005 GB; the largest that fits has 24 rows: "
-        "set --config.pretrain.num_microbatches=4"), "three pieces of 64 rows would not divide"
+        "set --config.pretrain.run.num_microbatches=4"), "three pieces of 64 rows would not divide"
     assert "cut the model over more devices" in sentence(plan(config, limit_bytes=2_000_000))
     result = plan(config, limit_bytes=20_000_000)
     assert result["fits"] and result["largest_microbatch_rows"] == 144
@@ -103,8 +107,8 @@ def test_a_plan_says_what_to_set(config, footprints, monkeypatch):
 
 def test_a_batch_that_does_not_divide_is_refused(config):
     config = config.copy_and_resolve_references()
-    config.pretrain.num_microbatches = 3
-    with pytest.raises(UserError, match="is not divisible by num_microbatches=3"):
+    config.pretrain.run.num_microbatches = 3
+    with pytest.raises(UserError, match=r"is not divisible by run\.num_microbatches=3"):
         plan(config, limit_bytes=1)
 
 
@@ -126,7 +130,7 @@ def test_the_command_plans_for_other_machines():
     assert result["largest_peak_bytes"] <= 10_000_000 < result["bytes"]["peak"]
     assert result["compilations"] == 2 and "optimizer state" in done.stderr
     assert ("does not fit on 4 x 0.01 GB; the largest that fits has 4 rows: "
-            "set --config.pretrain.num_microbatches=2\n") in done.stderr
+            "set --config.pretrain.run.num_microbatches=2\n") in done.stderr
 
 
 def test_the_command_needs_to_know_the_memory_of_other_machines():

@@ -10,12 +10,11 @@ from ml_collections import ConfigDict
 
 from configs.common import make_optimizer as make_section
 from core.errors import UserError
-from model.families.decoder import init
 from model.parallel.sharding import make_mesh
 from train.guard import judge, make_guard
 from train.loss import next_token_loss
 from train.optimizer.optimizers import make_optimizer
-from train.step import init_state, make_train_step, place_batch
+from train.step import make_state, make_train_step, place_batch
 
 
 def _judge_all(losses, norms, window, sigmas):
@@ -127,17 +126,17 @@ def test_a_window_too_short_to_judge_by_is_refused():
 
 
 @pytest.fixture(scope="module")
-def run(config, batch):
+def run(config, execution, params, batch):
     """`run(batches) -> (states, metrics)` on the host: the real step, a guard of window 2."""
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     optimizer = make_optimizer(ConfigDict(make_section(warmup_steps=0)), num_steps=10)
 
     def start():
-        return init_state(partial(init, config), jax.random.key(0), optimizer, jax.random.key(1),
-                          mesh, guard_window=2)
+        return make_state(jax.tree.map(jnp.copy, params), optimizer, jax.random.key(1), mesh,
+                          guard_window=2)
 
-    step = make_train_step(next_token_loss, optimizer, config=config, mesh=mesh, state=start(),
-                           batch_size=8, guard_sigmas=6.0)
+    step = make_train_step(partial(next_token_loss, config=config, execution=execution), optimizer,
+                           start(), mesh, guard_sigmas=6.0)
 
     def run(batches):
         state, states, trail = start(), [], []

@@ -14,19 +14,21 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from configs.common import make_training
+from configs.common import make_training, make_training_run
 from core.errors import UserError
 from model.config import ModelConfig
+from model.execution import Execution
 from model.parallel.sharding import make_mesh
 from train.loop import Loop
-from train.step import init_state, make_train_step
+from train.setup import Setup
+from train.step import make_state, make_train_step
 from train.watch.metrics import read_metrics
 
 NUM_STEPS = 24
 SIZES = ModelConfig(V=8, D=4, N=1, H=1, G=1, K=4, F=4)
 
 
-def distance_loss(params, batch, *, config, key):
+def distance_loss(params, batch, *, key):
     """Mean squared distance to the batch's rows, and the number of the batch."""
     rows = jnp.float32(batch["x_BD"].shape[0])
     loss_sum = jnp.sum((params["w_D"][None] - batch["x_BD"]) ** 2)
@@ -51,23 +53,22 @@ class Batches:
 def make_section(**rewind):
     rewind = dict(after=3, steps_back=2, skip_batches=1, max_retries=2) | rewind
     return ConfigDict(make_training(
-        out="toy", row_length=4, batch_size=2, log_every=1, evaluate_every=4, checkpoint_every=3,
-        rewind=rewind))
+        out="toy", row_length=4, batch_size=2, rewind=rewind,
+        run=make_training_run(log_every=1, evaluate_every=4, checkpoint_every=3)))
 
 
 def run(folder, bad=(), evaluate=None, section=None):
     section = section or make_section()
     folder.mkdir(exist_ok=True)
     mesh, optimizer = make_mesh({"data": 1}, jax.devices()[:1]), optax.sgd(0.05)
-    state = init_state(lambda zero: {"w_D": jnp.full(4, zero)}, jnp.float32(0), optimizer,
-                       jax.random.key(0), mesh)
-    step = make_train_step(distance_loss, optimizer, config=SIZES, mesh=mesh, state=state,
-                           batch_size=2)
+    make_first = partial(make_state, optimizer=optimizer, key=jax.random.key(0), mesh=mesh)
+    abstract_state = make_first({"w_D": jax.ShapeDtypeStruct((4,), jnp.float32)})
+    step = make_train_step(distance_loss, optimizer, abstract_state, mesh)
     rows = grain.MapDataset.source(Batches(frozenset(bad)))
-    loop = Loop(step, rows, folder=folder, mesh=mesh, section=section, config=SIZES,
+    loop = Loop(step, rows, folder=folder, setup=Setup(SIZES, Execution(), mesh), section=section,
                 tokens_per_step=8,
                 evaluate=evaluate or (lambda state: {"w": float(state.params["w_D"][0])}))
-    return loop.run(state)
+    return loop.run(abstract_state, lambda: make_first({"w_D": jnp.zeros(4)}))
 
 
 def told(folder, name):

@@ -9,47 +9,53 @@ import numpy as np
 import pytest
 
 import train.loss
+from eval.measures.likelihood import batch_logps
 from model.families.decoder import forward
 from model.heads.language import logits
-from train.loss import batch_logps, next_token_loss
-
-KEY = jax.random.key(0)
+from train.loss import next_token_loss
 
 
-def test_uniform_logits_cost_the_logarithm_of_the_vocabulary(params, batch, config):
+@pytest.fixture(scope="module")
+def loss_fn(config, execution):
+    """The loss with the tiny model bound."""
+    return partial(next_token_loss, config=config, execution=execution, key=jax.random.key(0))
+
+
+def test_uniform_logits_cost_the_logarithm_of_the_vocabulary(loss_fn, params, batch, config):
     uniform = params | {"head_DV": jnp.zeros_like(params["head_DV"])}
-    loss_sum, metrics = next_token_loss(uniform, batch, config=config, key=KEY)
+    loss_sum, metrics = loss_fn(uniform, batch)
     total, weight = metrics["loss"]
     np.testing.assert_allclose(total / weight, math.log(config.V), rtol=1e-5)
     assert loss_sum == total and weight == batch.loss_weights_BL.sum()
 
 
-def test_targets_count_by_their_weight(params, batch, config):
-    logp_BL = np.asarray(batch_logps(params, batch, config=config), np.float64)
-    loss_sum, _ = next_token_loss(params, batch, config=config, key=KEY)
+def test_targets_count_by_their_weight(loss_fn, params, batch, config, execution):
+    logp_BL = np.asarray(batch_logps(params, batch, config=config, execution=execution), np.float64)
+    loss_sum, _ = loss_fn(params, batch)
     np.testing.assert_allclose(loss_sum, -(logp_BL * batch.loss_weights_BL).sum(), rtol=1e-5)
     moved = batch.replace(targets_BL=np.where(batch.loss_weights_BL > 0, batch.targets_BL, 0))
     assert (moved.targets_BL != batch.targets_BL).any()
-    loss_of_moved, _ = next_token_loss(params, moved, config=config, key=KEY)
+    loss_of_moved, _ = loss_fn(params, moved)
     assert loss_of_moved == loss_sum, "targets of weight 0 are not scored"
 
 
-def _naive_loss(params, batch, config, z_loss_coef):
+def _naive_loss(params, batch, z_loss_coef, *, config, execution):
     """PaLM's loss (arXiv 2204.02311, section 5) from whole logits."""
     x_BLD = forward(params, batch.tokens_BL, batch.positions_BL, batch.segment_ids_BL,
-                    config=config)
-    logits_BLV = logits(params, x_BLD, config=config)
+                    config=config, execution=execution)
+    logits_BLV = logits(params, x_BLD, config=config, execution=execution)
     log_z_BL = jax.nn.logsumexp(logits_BLV, axis=-1)
     target_BL = jnp.take_along_axis(logits_BLV, batch.targets_BL[:, :, None], axis=-1)[:, :, 0]
     return jnp.sum((log_z_BL - target_BL + z_loss_coef * log_z_BL**2) * batch.loss_weights_BL)
 
 
-def test_z_loss_and_its_gradient_equal_the_formula(params, batch, config):
+def test_z_loss_and_its_gradient_equal_the_formula(loss_fn, params, batch, config, execution):
     @jax.jit
     def both(params):
-        ours = partial(next_token_loss, batch=batch, config=config, key=KEY, z_loss_coef=0.1)
+        ours = partial(loss_fn, batch=batch, z_loss_coef=0.1)
+        naive_loss = partial(_naive_loss, config=config, execution=execution)
         return (jax.value_and_grad(ours, has_aux=True)(params),
-                jax.value_and_grad(_naive_loss)(params, batch, config, 0.1))
+                jax.value_and_grad(naive_loss)(params, batch, 0.1))
 
     ((loss_sum, metrics), gradient), (expected, expected_gradient) = both(params)
     np.testing.assert_allclose(loss_sum, expected, rtol=1e-5)
@@ -58,21 +64,22 @@ def test_z_loss_and_its_gradient_equal_the_formula(params, batch, config):
                  expected_gradient)
 
 
-def test_top_logit_is_the_mean_of_the_rows_largest(params, batch, config):
+def test_top_logit_is_the_mean_of_the_rows_largest(loss_fn, params, batch, config, execution):
     batch = batch.replace(loss_weights_BL=np.array(batch.loss_weights_BL))
     batch.loss_weights_BL[3] = 0  # a row that counts nowhere
     x_BLD = forward(params, batch.tokens_BL, batch.positions_BL, batch.segment_ids_BL,
-                    config=config)
-    top_BL = np.asarray(logits(params, x_BLD, config=config)).max(-1)
+                    config=config, execution=execution)
+    top_BL = np.asarray(logits(params, x_BLD, config=config, execution=execution)).max(-1)
     rows = [top[weights > 0].max() for top, weights in zip(top_BL, batch.loss_weights_BL)
             if weights.any()]
     assert len(rows) == 7
-    total, weight = next_token_loss(params, batch, config=config, key=KEY)[1]["top_logit"]
+    total, weight = loss_fn(params, batch)[1]["top_logit"]
     np.testing.assert_allclose([total, weight], [sum(rows), 7], rtol=1e-5)
 
 
-def test_router_terms_are_means_over_layers_times_the_weight(params, batch, config, monkeypatch):
-    def forward_with_stats(params, tokens_BL, *_, config):
+def test_router_terms_are_means_over_layers_times_the_weight(loss_fn, params, batch, config,
+                                                             monkeypatch):
+    def forward_with_stats(params, tokens_BL, *_, config, execution):
         scale = params["final_norm_D"][0]
         return jnp.ones((*tokens_BL.shape, config.D)), {
             "balance": scale * jnp.array([1.0, 2.0]), "router_z": scale * jnp.array([5.0, 7.0]),
@@ -81,8 +88,7 @@ def test_router_terms_are_means_over_layers_times_the_weight(params, batch, conf
     monkeypatch.setattr(train.loss, "forward_with_stats", forward_with_stats)
 
     def ours(**coefs):
-        loss_fn = partial(next_token_loss, batch=batch, config=config, key=KEY, **coefs)
-        return jax.value_and_grad(loss_fn, has_aux=True)(params)
+        return jax.value_and_grad(partial(loss_fn, batch=batch, **coefs), has_aux=True)(params)
 
     (plain, _), plain_gradient = ours()
     (loss_sum, metrics), gradient = ours(balance_coef=0.01, router_z_coef=0.001)
@@ -95,8 +101,8 @@ def test_router_terms_are_means_over_layers_times_the_weight(params, batch, conf
     assert (means["balance"], means["router_z"], means["max_load"]) == pytest.approx((1.5, 6, 0.5))
 
 
-def test_all_sums_are_the_same_however_the_batch_is_cut(params, batch, config):
-    loss_fn = jax.jit(partial(next_token_loss, config=config, key=KEY, z_loss_coef=0.1))
+def test_all_sums_are_the_same_however_the_batch_is_cut(loss_fn, params, batch):
+    loss_fn = jax.jit(partial(loss_fn, z_loss_coef=0.1))
     loss_sum, sums = loss_fn(params, batch)
     pieces = [loss_fn(params, jax.tree.map(lambda leaf, n=n: leaf[n:n + 2], batch))
               for n in range(0, 8, 2)]

@@ -5,6 +5,7 @@ import math
 from functools import cache, partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -14,7 +15,7 @@ from model.families.decoder import init
 from model.parallel.sharding import check_mesh, make_mesh
 from train.loss import next_token_loss
 from train.optimizer.optimizers import make_optimizer
-from train.step import init_state, make_train_step, place_batch
+from train.step import make_state, make_train_step, place_batch
 
 DENSE = {"N": 4, "embed_previous": False}
 EXPERTS = DENSE | {"E": 4}
@@ -40,22 +41,22 @@ FULL_CASES = [("adamw", DENSE, {"data": 1}, {}, 4),
 class Trainer:
     """The optimizer and the compiled step of a model on a mesh."""
 
-    def __init__(self, config, axes, optimizer_name="adamw", num_microbatches=1):
+    def __init__(self, config, execution, axes, optimizer_name="adamw", num_microbatches=1):
         self.config = config
         self.mesh = make_mesh(axes, jax.devices()[:math.prod(axes.values())])
-        check_mesh(config, self.mesh, batch_size=8 // num_microbatches, row_length=24)
+        check_mesh(config, execution, self.mesh, batch_size=8 // num_microbatches, row_length=24)
         # An eps above the gradients' rounding errors: Adam would make whole steps of those.
         self.optimizer = make_optimizer(ConfigDict(optimizer_section(
             name=optimizer_name, learning_rate=0.01, adam_learning_rate=0.01, weight_decay=0.1,
             eps=1e-4, schedule="constant", warmup_steps=0)), num_steps=10)
-        loss_fn = partial(next_token_loss, balance_coef=0.01, router_z_coef=0.001)
-        self.step = make_train_step(
-            loss_fn, self.optimizer, config=config, mesh=self.mesh, state=self.make_state(),
-            batch_size=8, num_microbatches=num_microbatches)
+        loss_fn = partial(next_token_loss, config=config, execution=execution, balance_coef=0.01,
+                          router_z_coef=0.001)
+        self.step = make_train_step(loss_fn, self.optimizer, self.make_state(), self.mesh,
+                                    num_microbatches=num_microbatches)
 
     def make_state(self):
-        return init_state(lambda params: params, _params(self.config), self.optimizer,
-                          jax.random.key(1), self.mesh)
+        params = jax.tree.map(jnp.copy, _params(self.config))
+        return make_state(params, self.optimizer, jax.random.key(1), self.mesh)
 
     def take_two_steps(self, batch):
         """The losses of two steps over the same batch, and the parameters behind them."""
@@ -74,7 +75,7 @@ def _params(config):
 
 
 @pytest.fixture(scope="module")
-def one_device(config, batch):
+def one_device(config, execution, batch):
     """Two steps on one device, taken once for each optimizer and model."""
     done = {}
 
@@ -82,7 +83,7 @@ def one_device(config, batch):
         key = (optimizer_name, *model.items())
         if key not in done:
             own = dataclasses.replace(config, **model)
-            done[key] = Trainer(own, {"data": 1}, optimizer_name).take_two_steps(batch)
+            done[key] = Trainer(own, execution, {"data": 1}, optimizer_name).take_two_steps(batch)
         return done[key]
 
     return take
@@ -90,16 +91,17 @@ def one_device(config, batch):
 
 @pytest.mark.parametrize("optimizer_name, model, axes, changes, num_microbatches", [
     *CASES, *(pytest.param(*case, marks=pytest.mark.full) for case in FULL_CASES)], ids=str)
-def test_every_mesh_takes_the_same_steps(one_device, config, batch, optimizer_name, model, axes,
-                                         changes, num_microbatches):
+def test_every_mesh_takes_the_same_steps(one_device, config, execution, batch, optimizer_name,
+                                         model, axes, changes, num_microbatches):
     """Sums in another order differ in the last bits, which Muon's iterations enlarge.
 
     A parameter moves by up to 2e-2 in these steps; of that the tolerance is a part in ten thousand
     for AdamW and in a thousand for Muon.
     """
     losses, params = one_device(optimizer_name, model)
-    config = dataclasses.replace(config, **model, **changes)
-    trainer = Trainer(config, axes, optimizer_name, num_microbatches)
+    trainer = Trainer(dataclasses.replace(config, **model),
+                      dataclasses.replace(execution, **changes), axes, optimizer_name,
+                      num_microbatches)
     found_losses, found_params = trainer.take_two_steps(batch)
     assert losses[1] < losses[0] - 0.1, "two steps learn something"
     np.testing.assert_allclose(found_losses, losses, rtol=1e-6)

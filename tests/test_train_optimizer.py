@@ -291,10 +291,11 @@ def test_a_gradient_beyond_the_limit_is_scaled_back_to_it():
 
 
 @pytest.fixture(scope="module")
-def gradient_fn(batch, config):
+def gradient_fn(batch, config, execution):
     """`params -> (loss, gradient)` of the tiny model on one batch."""
     def mean_loss(params):
-        total, sums = next_token_loss(params, batch, config=config, key=jax.random.key(0))
+        total, sums = next_token_loss(params, batch, config=config, execution=execution,
+                                      key=jax.random.key(0))
         return total / sums["loss"][1]
 
     return jax.jit(jax.value_and_grad(mean_loss))

@@ -3,17 +3,20 @@
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from configs.common import make_optimizer as make_optimizer_section
+from configs.common import make_training, make_training_run
 from core.errors import UserError
-from model.families.decoder import init
 from model.parallel.sharding import make_mesh
 from train.loss import next_token_loss
 from train.optimizer.optimizers import make_optimizer
-from train.step import accumulate, init_state, make_train_step, place_batch, place_params
+from train.setup import Setup
+from train.step import accumulate, make_state, make_train_step, place_batch
+from train.trainer import make_step
 
 SECTION = ConfigDict(make_optimizer_section(
     name="muon", learning_rate=0.02, adam_learning_rate=0.01, weight_decay=0.1, schedule="wsd",
@@ -23,20 +26,24 @@ GOLDEN = {"loss": 4.584188, "gradient_norm": 0.5532271, "param_norm": 63.831398,
           "refused_in_row": 0.0, "top_logit": 0.3141186}
 
 
-def _take_one_step(config, batch, mesh):
+def _take_one_step(loss_fn, params, batch, mesh):
     optimizer = make_optimizer(SECTION, num_steps=10)
-    state = init_state(partial(init, config), jax.random.key(0), optimizer, jax.random.key(1), mesh)
-    step = make_train_step(next_token_loss, optimizer, config=config, mesh=mesh, state=state,
-                           batch_size=8)
+    state = make_state(jax.tree.map(jnp.copy, params), optimizer, jax.random.key(1), mesh)
+    step = make_train_step(loss_fn, optimizer, state, mesh)
     with jax.set_mesh(mesh):
         return step(state, place_batch(batch, mesh))
 
 
 @pytest.fixture(scope="module")
-def one_device(config, batch):
+def loss_fn(config, execution):
+    return partial(next_token_loss, config=config, execution=execution)
+
+
+@pytest.fixture(scope="module")
+def one_device(loss_fn, params, batch):
     """State and metrics after one step on one device."""
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
-    return _take_one_step(config, batch, mesh)
+    return _take_one_step(loss_fn, params, batch, mesh)
 
 
 def test_golden_metrics_of_one_step(one_device):
@@ -49,9 +56,9 @@ def test_golden_metrics_of_one_step(one_device):
     assert int(state.step) == 1
 
 
-def test_eight_devices_equal_one(one_device, config, batch):
+def test_eight_devices_equal_one(one_device, loss_fn, params, batch):
     mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
-    state, metrics = _take_one_step(config, batch, mesh)
+    state, metrics = _take_one_step(loss_fn, params, batch, mesh)
     wq_NDHK = state.params["blocks"]["wq_DHK"]
     assert wq_NDHK.sharding.shard_shape(wq_NDHK.shape) == (2, 16, 2, 8)
     moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.shape == wq_NDHK.shape]
@@ -64,36 +71,50 @@ def test_eight_devices_equal_one(one_device, config, batch):
 
 
 @pytest.fixture(scope="module")
-def whole_gradient(params, batch, config):
-    return _gradient(params, batch, config, 1)
-
-
-def _gradient(params, batch, config, num_microbatches):
-    run = partial(accumulate, partial(next_token_loss, config=config),
-                  num_microbatches=num_microbatches)
-    return jax.jit(run)(params, batch, jax.random.key(0))
+def whole_gradient(loss_fn, params, batch):
+    return jax.jit(jax.grad(loss_fn, has_aux=True))(params, batch, key=jax.random.key(0))
 
 
 @pytest.mark.parametrize("num_microbatches", [2, 4])
-def test_accumulation_changes_nothing_when_weights_are_uneven(whole_gradient, params, batch, config,
-                                                              num_microbatches):
+def test_accumulation_changes_nothing_when_weights_are_uneven(whole_gradient, loss_fn, params,
+                                                              batch, num_microbatches):
     weights = batch.loss_weights_BL.reshape(num_microbatches, -1).sum(-1)
     assert len(set(weights.tolist())) > 1, "the microbatches must weigh unequally"
-    gradient, sums = _gradient(params, batch, config, num_microbatches)
+    run = partial(accumulate, jax.grad(loss_fn, has_aux=True), num_microbatches=num_microbatches)
+    gradient, sums = jax.jit(run)(params, batch, jax.random.key(0))
     np.testing.assert_allclose(sums["loss"], whole_gradient[1]["loss"], rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), gradient,
                  whole_gradient[0])
 
 
-def test_a_step_starts_from_given_parameters_where_they_belong(params):
+def test_the_first_state_is_made_around_given_parameters_where_they_belong(params):
     mesh = make_mesh({"data": -1, "fsdp": 2, "tensor": 2})
-    placed = place_params(params, mesh)
-    assert placed["embed_VD"].sharding.shard_shape((98, 32)) == (49, 16)
-    np.testing.assert_array_equal(placed["embed_VD"], params["embed_VD"])
+    optimizer = make_optimizer(SECTION, num_steps=10)
+    state = make_state(params, optimizer, jax.random.key(1), mesh, keep_ema=True)
+    for tree in (state.params, state.ema):
+        assert tree["embed_VD"].sharding.shard_shape((98, 32)) == (49, 16)
+        np.testing.assert_array_equal(tree["embed_VD"], params["embed_VD"])
+    shapes = jax.eval_shape(lambda: params)
+    abstract = make_state(shapes, optimizer, jax.random.key(1), mesh, keep_ema=True)
+    assert jax.tree.structure(abstract) == jax.tree.structure(state)
+    jax.tree.map(lambda found, leaf: _assert_describes(found, leaf), abstract, state)
 
 
-def test_a_batch_that_does_not_divide_is_refused(config):
-    mesh = make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
-    with pytest.raises(UserError, match=r"batch_size=8: is not divisible by 8 data shards x 2"):
-        make_train_step(next_token_loss, None, config=config, mesh=mesh, state=None, batch_size=8,
-                        num_microbatches=2)
+def _assert_describes(found, leaf):
+    """The shape is abstract, and places what it describes as the array is placed."""
+    assert isinstance(found, jax.ShapeDtypeStruct)
+    assert (found.shape, found.dtype) == (leaf.shape, leaf.dtype)
+    assert found.sharding.is_equivalent_to(leaf.sharding, leaf.ndim)
+
+
+@pytest.mark.parametrize("num_microbatches, line", [
+    (2, "batch_size=4: is not divisible by 8 data shards"),
+    (3, "toy: batch_size=8: is not divisible by run.num_microbatches=3"),
+])
+def test_a_batch_that_does_not_divide_is_refused(config, execution, num_microbatches, line):
+    section = ConfigDict(make_training(
+        out="toy", row_length=24, batch_size=8, optimizer=SECTION.to_dict(),
+        run=make_training_run(num_microbatches=num_microbatches)))
+    setup = Setup(config, execution, make_mesh({"data": -1, "fsdp": 1, "tensor": 1}))
+    with pytest.raises(UserError, match=line):
+        make_step(next_token_loss, setup, section, num_steps=10)

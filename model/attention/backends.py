@@ -21,7 +21,7 @@ from core.errors import UserError
 from model.attention import cudnn
 from model.attention.blockwise import attend_gathered, attend_ring
 from model.attention.pallas import attend_splash, attend_triton
-from model.attention.placement import attend_in_place, num_context_shards
+from model.attention.placement import attend_in_place
 from model.attention.reference import attend, document_mask
 from model.config import ModelConfig
 from model.execution import Execution
@@ -68,6 +68,12 @@ def attend_documents(q_BLHK: jax.Array, k_BLGK: jax.Array, v_BLGK: jax.Array,
     if backend == "xla":
         return attend(q_BLHK, k_BLGK, v_BLGK, document_mask(segment_ids_BL))
     return attend_in_place(KERNELS[backend], *args)
+
+
+def num_context_shards(row_length: int) -> int:
+    """Into how many pieces the current mesh cuts rows; 1 without a mesh or where it cannot."""
+    size = jax.sharding.get_abstract_mesh().shape.get("context", 1)
+    return 1 if row_length % size else size
 
 
 def choose_backend(config: ModelConfig, execution: Execution, num_shards: int = 1,

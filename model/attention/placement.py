@@ -14,12 +14,6 @@ from model.parallel.sharding import fitting_spec
 Attend = Callable[..., jax.Array]
 
 
-def num_context_shards(row_length: int) -> int:
-    """Into how many pieces the current mesh cuts rows; 1 without a mesh or where it cannot."""
-    size = jax.sharding.get_abstract_mesh().shape.get("context", 1)
-    return 1 if row_length % size else size
-
-
 def attend_in_place(attend: Attend, q_BLHK: jax.Array, k_BLGK: jax.Array, v_BLGK: jax.Array,
                     segment_ids_BL: jax.Array, positions_BL: jax.Array) -> jax.Array:
     """Runs `attend` on each device's shard, for code that XLA cannot cut by itself.

@@ -36,5 +36,6 @@ def make_cache(config: ModelConfig, execution: Execution, batch_size: int,
                capacity: int) -> Cache:
     """An empty cache for `batch_size` rows of up to `capacity` tokens, in the compute dtype."""
     shape = (config.N, batch_size, capacity, config.G, config.K)
-    return Cache(jnp.zeros(shape, execution.dtype), jnp.zeros(shape, execution.dtype),
+    k_NBMGK, v_NBMGK = (jnp.zeros(shape, execution.compute_dtype) for _ in "kv")
+    return Cache(k_NBMGK, v_NBMGK,
                  jnp.zeros(batch_size, jnp.int32), jnp.full(batch_size, -1, jnp.int32))

@@ -38,7 +38,7 @@ def head_weight(params: Params, config: ModelConfig) -> jax.Array:
 def logits(params: Params, x_BLD: jax.Array, *, config: ModelConfig,
            execution: Execution) -> jax.Array:
     """logits_BLV in float32."""
-    weight_DV = head_weight(params, config).astype(execution.dtype)
+    weight_DV = head_weight(params, config).astype(execution.compute_dtype)
     return jnp.einsum("BLD,DV->BLV", x_BLD, weight_DV, preferred_element_type=jnp.float32)
 
 
@@ -70,7 +70,7 @@ def score_targets(params: Params, x_BLD: jax.Array, targets_BL: jax.Array, *,
     """
     num_chunks = execution.loss_chunks or chunks_of_budget(x_BLD.shape, config.V)
     weight_DV = head_weight(params, config)
-    return _score(num_chunks, execution.dtype, x_BLD, weight_DV, targets_BL)
+    return _score(num_chunks, execution.compute_dtype, x_BLD, weight_DV, targets_BL)
 
 
 def token_logps(params: Params, x_BLD: jax.Array, targets_BL: jax.Array, *,

@@ -35,7 +35,8 @@ def embed(params: Mapping[str, jax.Array], tokens_BL: jax.Array, previous_BL: ja
         x_BLD in the compute dtype.
     """
     def look_up(table_VD, indices_BL):  # whole rows, as B has the mesh axis that cuts D at rest
-        return constrain(constrain(table_VD.astype(execution.dtype), "VD")[indices_BL], "BLD")
+        table_VD = constrain(table_VD.astype(execution.compute_dtype), "VD")
+        return constrain(table_VD[indices_BL], "BLD")
 
     x_BLD = look_up(params["embed_VD"], tokens_BL)
     if config.embed_previous:

@@ -42,11 +42,11 @@ def experts(block: nn.Module, h_BLD: jax.Array,
     is_token_BL = (jnp.ones(h_BLD.shape[:2], bool) if segment_ids_BL is None
                    else segment_ids_BL > 0)
     return mix_experts(h_BLD, is_token_BL, weights, experts_per_token=c.experts_per_token,
-                       dtype=block.execution.dtype)
+                       dtype=block.execution.compute_dtype)
 
 
 def mix_experts(h_BLD: jax.Array, is_token_BL: jax.Array, weights: dict[str, jax.Array], *,
-                experts_per_token: int, dtype: jnp.dtype) -> tuple[jax.Array, Stats]:
+                experts_per_token: int, dtype: str) -> tuple[jax.Array, Stats]:
     """`experts` with given weights.
 
     Args:

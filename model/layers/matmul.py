@@ -40,7 +40,7 @@ def project(equation: str, x: jax.Array, weight: jax.Array, execution: Execution
         UserError: fp8 does not take a weight of this shape.
     """
     if execution.matmul == "compute":
-        return jnp.einsum(equation, x, weight.astype(execution.dtype))
+        return jnp.einsum(equation, x, weight.astype(execution.compute_dtype))
     if execution.matmul == "int8":
         return _project_int8(equation, x, weight)
     _check_fp8(equation, weight)

@@ -33,6 +33,7 @@ def run_layers(layer: Layer, blocks: Any, x_BLD: jax.Array, positions_BL: jax.Ar
         return run_pipeline(layer, blocks, x_BLD, positions_BL, segment_ids_BL,
                             execution=execution)
     layer = partial(layer, positions_BL=positions_BL, segment_ids_BL=segment_ids_BL)
+    if execution.remat != "none":
+        layer = remat(layer, execution.remat)
     num_layers = jax.tree.leaves(blocks)[0].shape[0]
-    return jax.lax.scan(remat(layer, execution.remat), x_BLD, blocks,
-                        unroll=min(execution.scan_unroll, num_layers))
+    return jax.lax.scan(layer, x_BLD, blocks, unroll=min(execution.scan_unroll, num_layers))

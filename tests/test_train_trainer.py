@@ -1,0 +1,132 @@
+"""The trainer: when first parameters are made, and that nothing holds them a second time."""
+
+import gc
+import math
+import shutil
+from functools import partial
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from configs.common import make_optimizer, make_training, make_training_run
+from core.artifacts import make_lineage, write_json
+from model.config import ModelConfig
+from model.directory import load_params, save_model
+from model.families.decoder import init
+from model.parallel.sharding import make_mesh
+from train.setup import Setup
+from train.trainer import train
+
+NUM_STEPS = 4
+MODEL = ModelConfig(V=512, D=128, N=2, H=4, G=2, K=32, F=512)
+
+
+def quadratic_loss(params, batch, *, config, execution, key):
+    """Half the squared norm of all parameters, for each row: the gradient is the parameters."""
+    rows = jnp.sum(batch["ones_B"])
+    loss_sum = rows * 0.5 * sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(params))
+    return loss_sum, {"loss": (loss_sum, rows)}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A model directory to start from."""
+    folder = tmp_path_factory.mktemp("source")
+    (folder / "words").mkdir()
+    write_json(folder / "words" / "tokenizer.json", {"vocab_size": MODEL.V, "fingerprint": "0"})
+    params = jax.jit(partial(init, MODEL))(jax.random.key(0))
+    save_model(folder, params, MODEL, folder / "words", chat=False, context_tokens=8)
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path, execution):
+    """`run(make_params, mesh, optimizer)`: trains in one folder and gives the parameters and, for
+    each evaluation, the bytes of arrays that were not there before the training."""
+    write_json(tmp_path / "lineage.json", make_lineage(stage="toy", config={}, inputs={}, code=""))
+
+    def run(make_params, mesh, **optimizer):
+        section = ConfigDict(make_training(
+            out="toy", row_length=8, batch_size=2, optimizer=make_optimizer(
+                clip_norm=0.0, schedule="constant", warmup_steps=0, **optimizer),
+            run=make_training_run(log_every=1, evaluate_every=1, checkpoint_every=2)))
+        batches = grain.MapDataset.range(NUM_STEPS).map(lambda _: {"ones_B": np.ones(2, "f4")})
+        before, found = live_bytes(), []
+
+        def evaluate(params):
+            found.append(live_bytes() - before)
+            return {"norm": float(params["final_norm_D"][0])}
+
+        params, _ = train(quadratic_loss, batches, make_params, section=section, folder=tmp_path,
+                          setup=Setup(MODEL, execution, mesh), evaluate=evaluate)
+        return jax.device_get(params), found
+
+    return run
+
+
+def live_bytes():
+    """Bytes of all arrays that anybody in this process still holds."""
+    gc.collect()
+    return sum(array.nbytes for array in jax.live_arrays() if not array.is_deleted())
+
+
+def param_bytes():
+    shapes = jax.eval_shape(partial(init, MODEL), jax.random.key(0))
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+
+
+def within(found, copies):
+    """Whether the parameters, and what is as large, were there so many times, and little else."""
+    whole, slack = param_bytes(), 50_000
+    assert whole > 40 * slack, "a copy must be told from the slack"
+    return all(copies * whole <= size <= copies * whole + slack for size in found)
+
+
+ONE, TWO = {"data": 1}, {"fsdp": 2}
+MOMENTS = {"sgd": 0, "adamw": 2}
+
+
+@pytest.mark.parametrize("axes, name", [(ONE, "sgd"), (ONE, "adamw"), (TWO, "sgd")], ids=str)
+def test_training_further_holds_the_parameters_once(run, source, tmp_path, axes, name):
+    mesh = make_mesh(axes, jax.devices()[:math.prod(axes.values())])
+    load = partial(load_params, source, MODEL, mesh)
+    copies, settings = 1 + MOMENTS[name], {"name": name, "momentum": 0.0}
+    whole, found = run(load, mesh, **settings)
+    assert len(found) == NUM_STEPS and within(found, copies), (found, param_bytes())
+
+    shutil.rmtree(tmp_path / "checkpoints" / str(NUM_STEPS))
+    resumed, found = run(must_not_be_called, mesh, **settings)      # from step 2
+    assert len(found) == NUM_STEPS - 2 and within(found, copies), (found, param_bytes())
+    jax.tree.map(np.testing.assert_array_equal, resumed, whole)
+
+
+def must_not_be_called():
+    raise AssertionError("parameters were made although there is a checkpoint")
+
+
+def test_the_measure_sees_a_second_copy(run, source):
+    """A caller that keeps what it loaded, as a trainer would that takes arrays for an argument."""
+    mesh = make_mesh(ONE, jax.devices()[:1])
+    loaded = []
+
+    def load_and_keep():
+        loaded.append(load_params(source, MODEL, mesh))
+        return jax.tree.map(jnp.copy, loaded[0])
+
+    _, found = run(load_and_keep, mesh, name="sgd", momentum=0.0)
+    assert within(found, 2), (found, param_bytes())
+
+
+def test_a_finished_run_gives_its_parameters_again(run, source):
+    mesh = make_mesh(ONE, jax.devices()[:1])
+    first, _ = run(partial(load_params, source, MODEL, mesh), mesh, name="sgd", momentum=0.0)
+    start = jax.device_get(load_params(source, MODEL))
+    jax.tree.map(lambda leaf, old: np.testing.assert_allclose(
+        leaf, old * (1 - 1e-3) ** NUM_STEPS, rtol=1e-5), first, start)
+    again, found = run(must_not_be_called, mesh, name="sgd", momentum=0.0)
+    assert found == [], "every evaluation is recorded already"
+    jax.tree.map(np.testing.assert_array_equal, again, first)
