@@ -10,6 +10,7 @@ from data.filters import presets, rules, signals, vocabulary
 from data.filters.code import CODE_SIGNALS
 from data.filters.repetition import count_repeated_chars
 from data.filters.signals import measure_batch
+from data.passes import check
 
 
 def _measure(text, kind="prose", language="en"):
@@ -164,9 +165,9 @@ def test_rules_are_inclusive_ordered_and_keep_the_score():
     thresholds = {"gopher_max_stop_words": 5, "gopher_min_words": 3, "code_max_line_chars": 1}
     assert rules.decide({"gopher_words": 3, "gopher_stop_words": 5}, thresholds) is None
     removal = rules.decide({"gopher_words": 2, "gopher_stop_words": 9}, thresholds)
-    assert removal == rules.Removal("gopher_max_stop_words", 9.0)
+    assert removal == rules.BrokenRule("gopher_max_stop_words", 9.0)
     removal = rules.decide({"gopher_words": 2, "gopher_stop_words": 5}, thresholds)
-    assert removal == rules.Removal("gopher_min_words", 2.0)
+    assert removal == rules.BrokenRule("gopher_min_words", 2.0)
 
 
 @pytest.mark.parametrize("rule, message", [
@@ -175,13 +176,13 @@ def test_rules_are_inclusive_ordered_and_keep_the_score():
     ("gopher_most_words", "gopher_most_words: is not the name of a rule")])
 def test_a_threshold_without_a_signal_is_refused(rule, message):
     with pytest.raises(UserError, match=message):
-        rules.check_thresholds("curate.rules", {rule: 1})
+        check.check_thresholds("curate.rules", {rule: 1})
 
 
 @pytest.mark.parametrize("name", sorted(presets.PRESETS))
 def test_every_preset_names_signals_and_line_rules(name):
     language = "de" if name == "fineweb2" else "en"
-    rules.check_thresholds(name, presets.thresholds(name, language))
+    check.check_thresholds(name, presets.thresholds(name, language))
     assert presets.thresholds(name, language) or presets.line_rules(name)
 
 
