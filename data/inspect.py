@@ -63,7 +63,7 @@ def rule(corpus: Corpus, reason: str, num: int) -> dict[str, Any]:
         raise UserError(f"rule {reason!r}", "removed no document", f"choose one of {known}")
     stage, row = counts[reason]
     shown = []
-    for victim in corpus.victims(num, reason).get(reason, ()):
+    for victim in corpus.sample_removed(num, reason).get(reason, ()):
         bound = corpus.threshold(victim)
         limit = "" if bound is None else f"  threshold {bound:.4g}"
         alike = f"  resembles {victim['representative']}" if victim["representative"] else ""

@@ -109,13 +109,13 @@ def test_folders_come_back_or_are_refused(tmp_path):
     content = (tmp_path / "weights.npy").read_bytes()
     for damaged in (content[:-1], content[:-1] + bytes([content[-1] ^ 1]), b"", b"\x80\x04K\x01."):
         (tmp_path / "weights.npy").write_bytes(damaged)
-        with pytest.raises(UserError, match="train it anew"):
+        with pytest.raises(UserError, match="retrain it"):
             load_classifier(tmp_path)
     (tmp_path / "weights.npy").write_bytes(content)
     described = json.loads((tmp_path / "classifier.json").read_text())
     for change in ({"labels": ["x", "y"]}, {"bias": [0.5]}, {"max_words": 1}, {"bias": None}):
         (tmp_path / "classifier.json").write_text(json.dumps(described | change))
-        with pytest.raises(UserError, match="train it anew"):
+        with pytest.raises(UserError, match="retrain it"):
             load_classifier(tmp_path)
     with pytest.raises(UserError, match="no such file"):
         load_classifier(tmp_path / "nowhere")

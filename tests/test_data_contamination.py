@@ -138,7 +138,7 @@ def test_bad_task_files_are_one_clear_line(tmp_path):
     (tmp_path / "d.parquet").write_text("PAR1 or not")
     (tmp_path / "e.jsonl.gz").write_text("no gzip")
     for name, message in (("a.jsonl", "has the fields foo"), ("b.jsonl", "holds no item"),
-                          ("c.doc", "is no .jsonl"), ("d.parquet", "cannot be read"),
+                          ("c.doc", "is not a .jsonl"), ("d.parquet", "cannot be read"),
                           ("e.jsonl.gz", "cannot be read"), ("f.jsonl", "no such file")):
         with pytest.raises(UserError, match=message):
             load_tasks([tmp_path / name])

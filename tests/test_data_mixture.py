@@ -19,7 +19,7 @@ from data.tokens.learned_mixture import (
     fit_losses,
     sample_mixtures,
 )
-from data.tokens.mixture import Interleave, count_epochs, mixture, plan_mixture
+from data.tokens.mixture import Interleave, mixture, plan_mixture
 
 L = 16
 SIZES = {"books": 100, "code": 1_000, "pages": 10_000}
@@ -107,7 +107,7 @@ def test_plans_are_exact_whatever_the_input():
     (dict(weights={"code": 0}), "give no domain a positive share"),
     (dict(weights={}), "give no domain a positive share"),
     (dict(temperature=-1.0), "temperature=-1.0"),
-    (dict(temperature=1.0, weights={"code": 1}), "beside weights by hand"),
+    (dict(temperature=1.0, weights={"code": 1}), "cannot be combined with weights"),
     (dict(max_epochs=0.05), "total_tokens=1000: the domains give 555 within max_epochs"),
     (dict(weights={"books": 1}, max_epochs=4), "the domains give 400 within"),
     (dict(total_tokens=0), "total_tokens=0: must be positive")])
@@ -118,7 +118,7 @@ def test_plans_that_make_no_sense_are_refused(given, told):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three domains of 7, 31 and 120 rows; a row's first token tells the domain and the row."""
+    """Three domains of 7, 31 and 120 rows; a row's first token identifies its domain and row."""
     domains = {}
     for place, (name, num_rows) in enumerate({"books": 7, "code": 31, "pages": 120}.items()):
         tokens = np.arange(num_rows * L + 1) + 10_000 * place
@@ -135,22 +135,18 @@ def folder(tmp_path):
     {"pages": 1.0}, {"books": 0.1, "code": 0.3, "pages": 0.6},
     {"books": 1.0, "code": 1.009, "pages": 1.001}, {"books": 0.007, "code": 0.213, "pages": 0.78}])
 @pytest.mark.parametrize("num_rows", [1, 100, 777])
-def test_epochs_are_exact(folder, weights, num_rows):
+def test_every_row_is_drawn_floor_or_ceil_of_the_epochs(folder, weights, num_rows):
     rows = mixture(folder, weights, L, num_rows=num_rows, seed=3)
     drawn = [int(rows[i].tokens_BL[0]) for i in range(num_rows)]
-    told = count_epochs(folder, weights, L, num_rows=num_rows)
-    assert sum(one["drawn"] for one in told.values()) == num_rows
-    for place, name in enumerate(["books", "code", "pages"]):
+    sizes = {"books": 7, "code": 31, "pages": 120}
+    for place, (name, size) in enumerate(sizes.items()):
         times = Counter(token for token in drawn if token // 10_000 == place)
-        if name not in weights:
-            assert not times and name not in told
-            continue
-        assert times.total() == told[name]["drawn"]
-        assert abs(times.total() - weights[name] / sum(weights.values()) * num_rows) < 2
-        counts = [times[10_000 * place + L * i] for i in range(told[name]["rows"])]
+        share = weights.get(name, 0) / sum(weights.values()) * num_rows
+        assert abs(times.total() - share) < 2 if share else not times
+        counts = [times[10_000 * place + L * i] for i in range(size)]
         assert sum(counts) == times.total()
-        assert max(counts) == math.ceil(told[name]["epochs"])
-        assert min(counts) == math.floor(told[name]["epochs"])
+        assert max(counts) == math.ceil(times.total() / size)
+        assert min(counts) == times.total() // size
 
 
 def test_rows_follow_a_plan_to_the_last(folder):
@@ -158,8 +154,9 @@ def test_rows_follow_a_plan_to_the_last(folder):
     sizes = {"books": 7, "code": 31, "pages": 120}
     plan = plan_mixture(sizes, total_tokens=1_580, temperature=0.99, max_epochs=10.0)
     assert plan.epochs == {"books": 10, "code": 10, "pages": 10}
-    told = count_epochs(folder, plan.weights, L, num_rows=1_580)
-    assert {name: one["drawn"] for name, one in told.items()} == plan.tokens
+    rows = mixture(folder, plan.weights, L, num_rows=1_580, seed=3)
+    drawn = Counter(int(rows[i].tokens_BL[0]) // 10_000 for i in range(1_580))
+    assert dict(zip(sizes, (drawn[place] for place in range(3)))) == plan.tokens
 
 
 @pytest.mark.parametrize("weights", [[1.0], [0.5, 0.5], [0.25, 0.75], [1, 2, 4], [8, 1, 1]])

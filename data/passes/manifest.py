@@ -131,7 +131,7 @@ def find_contamination(corpus: Corpus, cleaned: Sequence[Mapping[str, Any]],
     """Hits by benchmark, and the first few with the text that both share."""
     hits = sum((Counter(result["hits"]) for result in cleaned), Counter())
     examples = []
-    for reason, rows in sorted(corpus.victims(MAX_EXAMPLES).items()):
+    for reason, rows in sorted(corpus.sample_removed(MAX_EXAMPLES).items()):
         for row in rows if reason.startswith("contamination_") else ():
             for hit in json.loads(row["meta"])["hits"][:1]:
                 examples.append({"id": row["id"], "source": row["source"], **hit})
