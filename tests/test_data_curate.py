@@ -222,7 +222,7 @@ def test_the_tasks_of_a_job_array_write_the_same_bytes(corpus, config, tmp_path)
     out, err = helper.communicate(timeout=60)
     assert helper.returncode == 0, err
     assert json.loads(out.splitlines()[-1])["corpus_hash"] == corpus[1]["corpus_hash"]
-    assert "did 2 units of clean" in err        # of four, so that the leader did the others
+    assert "finished 2 units of clean" in err        # of four, so that the leader did the others
     assert _outputs(tmp_path / "corpus") == _outputs(corpus[0])
 
 
@@ -321,7 +321,7 @@ def test_bad_input_is_one_clean_line(tmp_path, content, message):
 @pytest.mark.parametrize("field, value, message", [
     ("presets.default", ("gofer",), "there is no such preset"),
     ("overrides.default", {"gopher_min_wurds": 3}, "names no signal"),
-    ("privacy.actions.email", "shout", "is no action"),
+    ("privacy.actions.email", "shout", "is not an action"),
     ("lines.min_block_lines", 0, "must lie between 1 and"),
     ("against", ("/nowhere",), "is not a finished corpus"),
     ("harm.word_lists", ("/nowhere",), "nowhere"),

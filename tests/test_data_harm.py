@@ -53,7 +53,7 @@ def test_ut1_folders_name_their_categories(tmp_path):
 @pytest.mark.parametrize("line", ["two words", "0.0.0.0 ads.com", "http://", "a*b.com", "/path"])
 def test_a_line_that_is_no_url_is_named(tmp_path, line):
     (tmp_path / "list").write_text(f"fine.com\n{line}\n")
-    with pytest.raises(UserError, match=f"list, line 2: {re.escape(repr(line))} is no host"):
+    with pytest.raises(UserError, match=f"list, line 2: {re.escape(repr(line))} is not a host"):
         load_url_list(tmp_path / "list")
 
 

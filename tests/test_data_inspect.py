@@ -22,7 +22,7 @@ from data import inspect
 from data.corpus import Corpus
 from data.inspection import diff as inspect_diff
 from data.inspection.diff import compare
-from data.inspection.story import tell
+from data.inspection.trace import trace
 
 
 @pytest.fixture
@@ -31,11 +31,11 @@ def corpus(tmp_path):
 
 
 def test_story_of_a_kept_document_tells_every_stage(corpus, capsys):
-    story = tell(corpus, KEPT[:6])
+    report = trace(corpus, KEPT[:6])
     shown = capsys.readouterr().out
-    assert story["verdict"] == "kept"
-    assert story["thresholds"] == {"gopher_words": {"min": 10, "max": None}}
-    assert [hit["item"] for hit in story["meta"]["hits"]] == [7]
+    assert report["verdict"] == "kept"
+    assert report["thresholds"] == {"gopher_words": {"min": 10, "max": None}}
+    assert [hit["item"] for hit in report["meta"]["hits"]] == [7]
     stages = [line.split()[1] for line in shown.splitlines() if line[:4].strip().isdigit()]
     assert stages == STAGES
     for told in ("cut 70 bytes of repeated_block", "redacted 3 × email",
@@ -47,12 +47,13 @@ def test_story_of_a_kept_document_tells_every_stage(corpus, capsys):
 
 
 def test_story_of_a_removed_document_ends_where_it_went(corpus, capsys):
-    story = tell(corpus, SHORT)
+    report = trace(corpus, SHORT)
     shown = capsys.readouterr().out
-    assert (story["verdict"], story["reason"], story["score"]) == ("removed", "gopher_min_words", 3)
+    removal = report["verdict"], report["reason"], report["score"]
+    assert removal == ("removed", "gopher_min_words", 3)
     assert "REMOVED: gopher_min_words = 3, the threshold is 10" in shown
     assert ">>  gopher_words" in shown and "near_dedup" not in shown
-    tell(corpus, ALIKE)
+    trace(corpus, ALIKE)
     shown = capsys.readouterr().out
     assert f"near_duplicate = 0.91, resembles {KEPT}" in shown
     assert shown.index("it resembles") < shown.index("kept\n")  # its representative's beginning
@@ -61,7 +62,7 @@ def test_story_of_a_removed_document_ends_where_it_went(corpus, capsys):
 @pytest.mark.parametrize(("beginning", "number"), [("nothing", 0), ("", 5)])
 def test_ambiguous_and_unknown_ids_are_refused(corpus, beginning, number):
     with pytest.raises(UserError, match=f"{number} documents have such an id"):
-        tell(corpus, beginning)
+        trace(corpus, beginning)
 
 
 def test_rule_shows_its_victims_with_score_and_threshold(corpus, capsys):

@@ -54,7 +54,7 @@ class Roster:
 
     @classmethod
     def load(cls, path: str | Path) -> Roster:
-        """Reads what `save` wrote as `<path>.roster.parquet`."""
+        """Reads `<path>.roster.parquet`, written by `save`."""
         columns = pq.read_table(f"{path}.roster.parquet").to_pydict()
         return cls(columns["row"], columns["bytes"], columns["domain"])
 
