@@ -55,7 +55,7 @@ def test_fineweb_signals_follow_their_definitions():
     assert measured["fineweb2_newline_word_ratio"] == pytest.approx(4 / 16)
 
 
-def test_fineweb_looks_at_what_the_line_rules_left():
+def test_fineweb_measures_the_text_after_line_rules():
     kept = "This line of five words stays. So does its second sentence. " * 3
     measured = _measure(f"{kept}\ntwo words\nWe use cookies on this site\n{kept.lower()}")
     assert measured["fineweb_lines"] == 2
@@ -95,7 +95,7 @@ def test_code_signals():
     ('def f():\n  """Says.\n\n  More."""\n  pass', '  """Says.\n\n  More."""'),
     ("url = 'http://a.b'", ""), ("/* # one\n # two */", "/* # one\n # two */"),
     ("a/* # never closed", " # never closed"), ("-- note\nselect 1", "-- note"), ("a['#x']", "")])
-def test_what_counts_as_a_comment(code, comment):
+def test_comments(code, comment):
     assert _measure(code, kind="code")["code_comment_frac"] == pytest.approx(
         len(comment) / len(code))
 
@@ -107,7 +107,7 @@ def test_texts_without_words_have_finite_signals(text, kind):
 
 
 def _repeated_chars_plainly(words):
-    """The definitions of data/filters/repetition.py, word for word."""
+    """A literal implementation of the definitions in data/filters/repetition.py."""
     expected = {}
     for n in (2, 3, 4):
         grams = [" ".join(words[at:at + n]) for at in range(len(words) - n + 1)]
@@ -140,7 +140,7 @@ def test_repeated_ngrams_equal_a_plain_count():
         assert {name: counts[place] for name, counts in counted.items()} == expected
 
 
-def test_a_document_measures_the_same_in_any_company(monkeypatch):
+def test_signals_do_not_depend_on_the_batch(monkeypatch):
     key = np.random.default_rng(1)
     pool = ["the", "of", "a", "cat's", "don't", "runs.", "(well)", "Über", "和平", "—", "…", "x1",
             "#", "•", "\n", "\n\n"]
@@ -204,7 +204,7 @@ def test_fineweb2_takes_the_bounds_of_the_language():
     assert bounds["fineweb2_max_newline_word_ratio"] == 0.152
     assert bounds["fineweb2_max_dup_line_char_frac"] == 0.1
     assert bounds["gopher_min_words"] == 50 and bounds["gopher_min_stop_words"] == 2
-    # Its chain leaves these out.
+    # Its pipeline does not have these.
     assert not {"gopher_max_dup_line_char_frac", "gopher_max_dup_paragraph_frac",
                 "fineweb2_max_short_line_frac"} & bounds.keys()
 

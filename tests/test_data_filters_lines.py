@@ -10,7 +10,7 @@ from data.filters.rules import BrokenRule
 PAPER, CODE, FINEWEB = (line_rules(name) for name in ("c4-paper", "c4-code", "fineweb"))
 
 
-def test_c4_keeps_sentences_and_counts_what_went():
+def test_c4_keeps_sentences_and_counts_dropped_bytes():
     kept = ("Ms. Rivera said that the bridge would open on time!\n"
             "\"Come early. Bring a coat. Expect wind.\"")
     result = clean_lines("\n".join((
@@ -42,7 +42,7 @@ def test_c4_drops_pages_of_too_few_sentences():
 def test_c4_drops_pages_of_code_and_filler(line, rule):
     page = "All seems well on the first line. And on it goes. Then comes this:\n"
     assert clean_lines(page + line, CODE).removal == BrokenRule(rule, 1.0)
-    # A line that goes for its ending takes no page with it.
+    # A line dropped for its end mark does not remove the page.
     assert clean_lines(page + line[:-1] + "\nThis one stays. It ends well. So it does.",
                        CODE).removal is None
 
@@ -111,5 +111,5 @@ def test_texts_without_lines(name, text):
     assert not result.text.strip() and not result.trimmed
 
 
-def test_without_rules_a_text_stays_as_it_is():
+def test_without_rules_a_text_is_unchanged():
     assert clean_lines(" a \n\n{ b\n", {}).text == " a \n\n{ b\n"

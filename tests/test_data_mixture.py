@@ -60,7 +60,7 @@ def test_a_capped_uniform_mixture_is_unimax(total, max_epochs):
         assert abs(plan.tokens[name] - tokens) < 1
 
 
-def test_a_cap_hands_the_rest_to_the_others_by_their_shares():
+def test_tokens_beyond_a_cap_are_distributed_by_share():
     sizes = {"books": 100, "code": 10_000, "pages": 10_000}
     plan = plan_mixture(sizes, total_tokens=1_400, max_epochs={"books": 2},
                         weights={"books": 2, "code": 1, "pages": 1}, upweight={"code": 2.0})
@@ -80,7 +80,7 @@ def test_an_earlier_phase_counts_towards_the_cap():
     assert stable.tokens["books"] + anneal.tokens["books"] == 400
 
 
-def test_plans_are_exact_whatever_the_input():
+def test_plans_are_exact_for_any_input():
     key = np.random.default_rng(0)
     for _ in range(300):
         names = [f"d{i}" for i in range(key.integers(1, 9))]
@@ -97,7 +97,7 @@ def test_plans_are_exact_whatever_the_input():
         assert math.isclose(sum(plan.weights.values()), 1)
 
 
-@pytest.mark.parametrize(("given", "told"), [
+@pytest.mark.parametrize(("given", "message"), [
     (dict(weights={"poems": 1}), r"weights\.poems: the domains are books, code, pages"),
     (dict(upweight={"poems": 1}), r"upweight\.poems"),
     (dict(max_epochs={"poems": 1}), r"max_epochs\.poems"),
@@ -111,8 +111,8 @@ def test_plans_are_exact_whatever_the_input():
     (dict(max_epochs=0.05), "total_tokens=1000: the domains give 555 within max_epochs"),
     (dict(weights={"books": 1}, max_epochs=4), "the domains give 400 within"),
     (dict(total_tokens=0), "total_tokens=0: must be positive")])
-def test_plans_that_make_no_sense_are_refused(given, told):
-    with pytest.raises(UserError, match=told):
+def test_invalid_plans_are_refused(given, message):
+    with pytest.raises(UserError, match=message):
         plan_mixture(SIZES, **dict(total_tokens=1_000) | given)
 
 
@@ -166,7 +166,7 @@ def test_interleaving_agrees_with_grain_where_grain_is_exact(weights):
     assert [theirs[i] for i in range(400)] == [ours[i] for i in range(400)]
 
 
-def test_interleaving_keeps_the_shares_all_along():
+def test_interleaving_keeps_the_shares_in_every_prefix():
     weights = np.array([0.0003, 0.2, 0.3, 0.1234, 0.3763])
     order = Interleave(weights.tolist(), 10_000)
     seen, next_row = np.zeros(5), [itertools.count() for _ in weights]
@@ -178,7 +178,7 @@ def test_interleaving_keeps_the_shares_all_along():
     assert seen.tolist() == [3, 2000, 3000, 1234, 3763]
 
 
-def test_mixtures_that_make_no_sense_are_refused(folder):
+def test_invalid_mixtures_are_refused(folder):
     with pytest.raises(UserError, match="gives no domain a positive weight"):
         mixture(folder, {"code": 0.0}, L, num_rows=1, seed=0)
     with pytest.raises(UserError, match=r"mixture\.code=-0\.5: must be a number"):
@@ -233,17 +233,17 @@ def test_regmix_finds_the_best_mixture_of_a_known_law():
     noise = np.random.default_rng(1).normal(0, 0.01, len(proxies))
     model = fit_losses(proxies, law(proxies) + noise)
     assert model.rank_correlation > 0.98
-    found = best_mixture(model, prior, seed=2, num_simulated=20_000)
+    learned = best_mixture(model, prior, seed=2, num_simulated=20_000)
     everything = sample_mixtures(prior, 20_000, seed=3)
     best, natural = law(everything).min(), law(prior)
-    assert np.isclose(found.sum(), 1)
-    assert law(found) - best < 0.1 * (natural - best), "nine tenths of what can be gained"
-    assert found[1] > prior[1] and found[2] < prior[2]
+    assert np.isclose(learned.sum(), 1)
+    assert law(learned) - best < 0.1 * (natural - best), "nine tenths of what can be gained"
+    assert learned[1] > prior[1] and learned[2] < prior[2]
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_leave_one_out_is_what_it_says(seed):
-    """The closed form against models that were really fitted without the run."""
+def test_leave_one_out_equals_refitting(seed):
+    """The closed form against models fitted without the run."""
     proxies = sample_mixtures(np.ones(3), 7, seed=seed)
     losses = 2 + proxies @ [1.0, 0.5, 2.0] + np.random.default_rng(seed).normal(0, 0.3, 7)
     model = fit_losses(proxies, losses)
