@@ -7,14 +7,12 @@ from collections.abc import Mapping
 
 from data.tokenizer import Tokenizer
 
-ROLES = ("system", "user", "assistant")
-
 
 @dataclasses.dataclass(frozen=True)
 class Message:
     """One turn of a conversation."""
 
-    role: str
+    role: str       # system, user or assistant
     content: str
 
 

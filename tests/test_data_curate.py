@@ -304,7 +304,7 @@ def test_a_source_that_loses_most_to_deduplication_raises_an_alarm(tmp_path, cap
     folder, _ = _build(config, tmp_path)
     alarms = json.loads((folder / "manifest.json").read_text())["alarms"]
     assert [(alarm["source"], alarm["removed_frac"]) for alarm in alarms] == [("mirror", 0.8889)]
-    assert "ALARM: deduplication took 89% of mirror" in capsys.readouterr().err
+    assert "ALARM: deduplication removed 89% of mirror" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content, message", [

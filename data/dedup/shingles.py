@@ -57,19 +57,12 @@ def _distinct(values: np.ndarray) -> np.ndarray:
     return values[np.concatenate([[True], values[1:] != values[:-1]])] if len(values) else values
 
 
-def minhash(shingles: np.ndarray, num_hashes: int, seed: int) -> np.ndarray:
-    """The signature of a set of shingles: [n] uint64 -> [num_hashes] uint32.
-
-    The probability that two signatures agree in a place is the Jaccard similarity of the sets.
-    """
-    return minhash_batch(shingles, np.array([0, len(shingles)]), num_hashes, seed)[0]
-
-
 def minhash_batch(shingles: np.ndarray, offsets: np.ndarray, num_hashes: int,
                   seed: int) -> np.ndarray:
     """Signatures of many documents: those of `shingle_batch` -> [num_documents, num_hashes] uint32.
 
-    The signature of a document without shingles is all ones.
+    The probability that two signatures agree in a place is the Jaccard similarity of the documents'
+    sets. The signature of a document without shingles is all ones.
     """
     factors, terms = _hash_functions(num_hashes, seed)
     low = (shingles >> np.uint64(32)).astype(np.uint32)

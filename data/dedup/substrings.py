@@ -162,10 +162,10 @@ def repeated_spans(texts: Sequence[str], part: int, matches: np.ndarray,
     return {row: _merge(texts[row], sorted(runs[row])) for row in sorted(runs)}
 
 
-def cut(text: str, spans: Sequence[Span]) -> str:
-    """The text without its repeats."""
-    ends = [0, *(span.stop for span in spans)]
-    starts = [*(span.start for span in spans), len(text)]
+def cut(text: str, spans: Sequence[tuple[int, int]]) -> str:
+    """The text without the characters of `spans`, disjoint (start, stop) in ascending order."""
+    ends = [0, *(stop for _, stop in spans)]
+    starts = [*(start for start, _ in spans), len(text)]
     return "".join(text[end:start] for end, start in zip(ends, starts))
 
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
+from data.dedup.substrings import cut
 from data.documents import SCHEMA, Document
 from data.passes.roster import Roster, read_removed
 from data.tables import TableWriter, read_rows, write_array
@@ -96,11 +97,7 @@ def _cut(document: Document, spans: Sequence[tuple[int, int]], row: int,
     """The document without the given spans of characters."""
     if not spans:
         return document
-    pieces, end = [], 0
-    for start, stop in spans:
-        pieces.append(document.text[end:start])
-        end = stop
-    text = "".join([*pieces, document.text[end:]])
+    text = cut(document.text, spans)
     num_bytes = len(text.encode())
     cut_bytes = len(document.text.encode()) - num_bytes
     roster.trim(row, num_bytes, {"repeated_substring": cut_bytes})
@@ -113,8 +110,8 @@ def _read_cuts(path: str) -> dict[int, list[tuple[int, int]]]:
     if not path:
         return {}
     spans: dict[int, list[tuple[int, int]]] = {}
-    for cut in pq.read_table(path).to_pylist():
-        spans.setdefault(cut["row"], []).append((cut["start"], cut["stop"]))
+    for span in pq.read_table(path).to_pylist():
+        spans.setdefault(span["row"], []).append((span["start"], span["stop"]))
     return spans
 
 
