@@ -9,7 +9,7 @@ from core.processes import find_processes
 
 
 def log(message: str) -> None:
-    """Prints one line to stderr, once for all processes; stdout belongs to the JSON result."""
+    """Prints one line to stderr, once for all processes; stdout is reserved for the JSON result."""
     if find_processes().index == 0:
         print(message, file=sys.stderr, flush=True)
 
@@ -32,14 +32,14 @@ def format_count(count: float) -> str:
 
 
 class Progress:
-    """Counts towards `total` and shows rate and time left.
+    """Shows progress towards `total`, with rate and remaining time.
 
     Args:
-        label: what is being done, e.g. ``pretrain``.
-        total: number of steps until done.
-        unit: what the rate counts, e.g. ``tokens``.
+        label: name of the activity, e.g. ``pretrain``.
+        total: number of steps.
+        unit: of the rate, e.g. ``tokens``.
         units_per_step: units in one step, so that steps can show tokens per second.
-        start: steps that an earlier, interrupted process had done already.
+        start: steps done by an earlier, interrupted process.
         line_secs: seconds between plain lines when stderr is not a terminal.
     """
 

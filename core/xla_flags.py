@@ -1,8 +1,8 @@
-"""XLA flags, tried before they can hurt: an unknown one aborts the process with a stack dump.
+"""Checks XLA flags in a separate process, since an unknown flag aborts the process that parses it.
 
-A short-lived process parses `XLA_FLAGS` the way jax would, and the verdict is kept by flags and
-version of jaxlib. `LIBTPU_INIT_ARGS` is read by libtpu alone, which would take the chips away from
-the run; of those only the form is checked.
+The process parses `XLA_FLAGS` as jax does, and the result is cached by flags and version of jaxlib.
+`LIBTPU_INIT_ARGS` is parsed only by libtpu, which would occupy the chips; of these flags only the
+form is checked.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PROBE_SECS = 30
 PARSE = "from jaxlib import xla_client; xla_client.CompileOptions()"
 
 # Flags by name, for launchers; the default is none. `multi_gpu` overlaps collectives with compute,
-# after MaxText's A3 scripts and JAX-Toolbox; on one GPU it changes nothing worth having.
+# after MaxText's A3 scripts and JAX-Toolbox; it has no benefit on one GPU.
 PRESETS = {
     "none": "",
     "multi_gpu": " ".join((
@@ -37,17 +37,17 @@ PRESETS = {
 
 
 def check_xla_flags(environment: Mapping[str, str] | None = None) -> None:
-    """Refuses flags that would abort the process; costs nothing where none are set.
+    """Raises an error for flags that would abort the process; does nothing without flags.
 
     Raises:
         UserError: a flag is unknown to the installed jaxlib, or its value cannot be read.
     """
-    found = os.environ if environment is None else environment
-    for argument in found.get("LIBTPU_INIT_ARGS", "").split():
+    variables = os.environ if environment is None else environment
+    for argument in variables.get("LIBTPU_INIT_ARGS", "").split():
         if not argument.startswith("--"):
             raise UserError(f"LIBTPU_INIT_ARGS={argument!r}", "does not begin with --",
                             "write flags as --xla_tpu_name=value")
-    given = found.get("XLA_FLAGS", "").strip()
+    given = variables.get("XLA_FLAGS", "").strip()
     if given and (fault := _known_fault(given)):
         remedy = "correct or remove it"
         if "--xla_tpu" in fault:
@@ -56,8 +56,8 @@ def check_xla_flags(environment: Mapping[str, str] | None = None) -> None:
 
 
 def _known_fault(given: str) -> str:
-    """The fault of these flags as an earlier process found it, or as a new one does."""
-    if not given.startswith("--"):      # a file's name: what it holds may change
+    """The fault of these flags, from the cache or a new check."""
+    if not given.startswith("--"):      # the name of a file, whose content may change
         return _fault(given)
     version = importlib.metadata.version("jaxlib")
     path = ROOT / ".cache" / "xla_flags" / f"{digest([given, version])}.json"
@@ -67,13 +67,13 @@ def _known_fault(given: str) -> str:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"flags": given, "jaxlib": version, "fault": fault})
-    except OSError:     # a read-only checkout: tried anew each time
+    except OSError:     # a read-only checkout: no cache
         pass
     return fault
 
 
 def _fault(given: str) -> str:
-    """What the parser of the installed jaxlib has against these flags; empty if nothing."""
+    """Error of the parser of the installed jaxlib for these flags; empty if none."""
     done = subprocess.run([sys.executable, "-c", PARSE], env=os.environ | {"XLA_FLAGS": given},
                           capture_output=True, text=True, timeout=PROBE_SECS, errors="replace")
     if done.returncode == 0:
@@ -81,8 +81,8 @@ def _fault(given: str) -> str:
     patterns = (r"Unknown flags? in XLA_FLAGS: (.*)", r"(Couldn't interpret value .*?)\.?$",
                 r"(Could not open file \".*?\")")
     for pattern, text in zip(patterns, ("unknown flag: {}", "{}", "{}")):
-        if found := re.search(pattern, done.stderr, re.MULTILINE):
-            return text.format(found[1].strip())
-    if done.returncode > 0:     # this jaxlib cannot be asked: let the run find out
+        if match := re.search(pattern, done.stderr, re.MULTILINE):
+            return text.format(match[1].strip())
+    if done.returncode > 0:     # this jaxlib cannot be checked
         return ""
     return f"the parser died of signal {-done.returncode}"

@@ -1,4 +1,4 @@
-"""`Batch`: the only thing a loss sees, and how rows of tokens become one.
+"""`Batch`, the input of every loss, and the packing of token rows into it.
 
 Masks, segments and positions are carried, never inferred from token ids.
 """
@@ -32,9 +32,9 @@ class Batch:
 
 
 def make_row(tokens: np.ndarray, weights: np.ndarray, segments: np.ndarray) -> Batch:
-    """Makes one row from L+1 tokens in a row, their weights as targets, and their documents.
+    """Makes one row from L+1 successive tokens, their weights as targets and their segment ids.
 
-    A target in another document than its input, or in padding (segment 0), weighs nothing.
+    A target in another document than its input, or in padding (segment 0), has weight 0.
 
     Returns:
         A `Batch` without its B axis; fields are [L].
@@ -50,16 +50,16 @@ def make_row(tokens: np.ndarray, weights: np.ndarray, segments: np.ndarray) -> B
 
 
 def stack(rows: Sequence[Batch]) -> Batch:
-    """Stacks rows into a batch, whatever tree they are."""
+    """Stacks rows, pytrees of one structure, into a batch."""
     return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
 
 
 def pack_examples(examples: Iterable[tuple[Sequence[int], Sequence[float]]],
                   row_length: int) -> tuple[list[Batch], int]:
-    """Packs (tokens, weights) examples into rows of `row_length` inputs, none cut, first fit.
+    """Packs (tokens, weights) examples into rows of `row_length` inputs, first fit, none truncated.
 
     Returns:
-        The rows, and the number of examples left out because they are longer than a row.
+        The rows, and the number of examples skipped because they are longer than a row.
     """
     open_rows: list[tuple[list, list, list]] = []
     closed_rows: list[tuple[list, list, list]] = []

@@ -1,27 +1,24 @@
-"""`Conversation`: everything in words once tokens exist, and the one way it becomes tokens."""
+"""Conversations, and the one function that renders them as tokens."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from core.errors import UserError
 from data.tokenizer import Tokenizer
-
-ROLES = ("system", "user", "assistant")
 
 
 @dataclasses.dataclass(frozen=True)
 class Message:
     """One turn of a conversation."""
 
-    role: str
+    role: str       # system, user or assistant
     content: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Conversation:
-    """Messages in order; `meta` may carry what a task needs to score an answer."""
+    """Messages in order; `meta` may hold what a task needs to score an answer."""
 
     messages: tuple[Message, ...]
     meta: Mapping[str, object] = dataclasses.field(default_factory=dict)
@@ -29,23 +26,6 @@ class Conversation:
     def to_dict(self) -> dict:
         """The conversation as plain JSON."""
         return {"messages": [dataclasses.asdict(m) for m in self.messages], "meta": dict(self.meta)}
-
-
-def make_conversation(messages: Sequence[Mapping[str, str]],
-                      meta: Mapping[str, object] | None = None) -> Conversation:
-    """Makes a conversation from plain dictionaries.
-
-    Raises:
-        UserError: a message lacks a role or content, or has an unknown role.
-    """
-    made = []
-    for index, message in enumerate(messages):
-        role, content = message.get("role"), message.get("content")
-        if role not in ROLES or not isinstance(content, str):
-            raise UserError(f"messages[{index}]", f"needs a role of {ROLES} and text content",
-                            'write {"role": "user", "content": "..."}')
-        made.append(Message(role, content))
-    return Conversation(tuple(made), dict(meta or {}))
 
 
 def ask(question: str, answer: str | None = None, **meta: object) -> Conversation:
@@ -60,10 +40,10 @@ def render(conversation: Conversation, tokenizer: Tokenizer) -> tuple[list[int],
     """Renders a conversation: <|bos|>, then for each turn <|role|> text <|end|>.
 
     The rendering of the first k messages is a prefix of the rendering of all. Contents are
-    encoded as data, so that no user can write a special token.
+    encoded as data, so that user text cannot produce a special token.
 
     Returns:
-        Token ids, and for each the weight with which a loss scores it as a *target*: 1 on the
+        Token ids, and for each the weight of its loss as a *target*: 1 on the
         assistant's text and its <|end|>, 0 elsewhere.
     """
     tokens, weights = [tokenizer.bos], [0.0]
@@ -76,6 +56,6 @@ def render(conversation: Conversation, tokenizer: Tokenizer) -> tuple[list[int],
 
 
 def render_prompt(conversation: Conversation, tokenizer: Tokenizer) -> list[int]:
-    """Renders a conversation up to where the assistant's next answer begins."""
+    """Renders a conversation up to the start of the assistant's next answer."""
     tokens, _ = render(conversation, tokenizer)
     return [*tokens, tokenizer.special("<|assistant|>")]

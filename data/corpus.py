@@ -1,4 +1,4 @@
-"""A finished corpus, read: its manifest and lineage, and its documents wherever they lie."""
+"""Reads a finished corpus: its manifest, its lineage and its documents."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BATCH_ROWS = 1024
 
 
 class Place(NamedTuple):
-    """Where a document lies: the kind's folder, the number of its part, and the row in it."""
+    """Location of a document: the kind's folder, the number of the part, and the row in it."""
 
     kind: str
     part: int
@@ -29,13 +29,13 @@ class Place(NamedTuple):
 
 
 class Corpus:
-    """What `python -m data.curate` wrote.
+    """A corpus written by `python -m data.curate`.
 
     Args:
-        folder: holds `manifest.json`, `lineage.json`, and a folder of Parquet parts per kind.
+        folder: contains `manifest.json`, `lineage.json`, and a folder of Parquet parts per kind.
 
     Raises:
-        UserError: the folder holds no manifest, or a damaged one.
+        UserError: the manifest is missing or damaged.
     """
 
     def __init__(self, folder: Path):
@@ -49,7 +49,7 @@ class Corpus:
         self.parts = {kind: sorted((folder / kind).glob("*.parquet")) for kind in (*KINDS, "lost")}
 
     def num_rows(self) -> int:
-        """Documents of all kinds together."""
+        """Number of documents of all kinds."""
         total = 0
         for part in (part for kind in KINDS for part in self.parts[kind]):
             with _reading(part):
@@ -57,10 +57,10 @@ class Corpus:
         return total
 
     def rows(self, kind: str, columns: Sequence[str]) -> Iterator[tuple[Place, dict[str, Any]]]:
-        """Documents of a kind with their places, a batch in memory at a time.
+        """Documents of a kind with their places; one batch is in memory at a time.
 
         Args:
-            kind: one of `KINDS`, or ``lost``: records that held no document (source, reason).
+            kind: one of `KINDS`, or ``lost``: records without a document (source, reason).
         """
         for number, part in enumerate(self.parts[kind]):
             row = 0
@@ -71,7 +71,7 @@ class Corpus:
                         row += 1
 
     def read_at(self, place: Place) -> dict[str, Any]:
-        """The whole row at a place; one row group is in memory meanwhile."""
+        """The whole row at a place; reads one row group into memory."""
         part, row = self.parts[place.kind][place.part], place.row
         with _reading(part), pq.ParquetFile(part) as file:
             for group in range(file.num_row_groups):
@@ -81,20 +81,20 @@ class Corpus:
                 row -= num_rows
         raise IndexError(place)
 
-    def find(self, beginning: str) -> dict[str, list[Place]]:
-        """Places of the documents whose id begins so, by id."""
-        found = defaultdict(list)
+    def find(self, prefix: str) -> dict[str, list[Place]]:
+        """Places of the documents whose id starts with `prefix`, by id."""
+        places = defaultdict(list)
         for kind in KINDS:
             for place, row in self.rows(kind, ["id"]):
-                if row["id"].startswith(beginning):
-                    found[row["id"]].append(place)
-        return dict(found)
+                if row["id"].startswith(prefix):
+                    places[row["id"]].append(place)
+        return dict(places)
 
-    def victims(self, num: int, reason: str | None = None) -> dict[str, list[dict[str, Any]]]:
-        """For every reason (or one) the `num` removed documents of the smallest ids.
+    def sample_removed(self, num: int,
+                       reason: str | None = None) -> dict[str, list[dict[str, Any]]]:
+        """For every reason (or one), the `num` removed documents with the smallest ids.
 
-        An id is a hash of content, so that the choice is as good as a random one, and the same
-        every time.
+        Ids are hashes of content, so the sample is unbiased and reproducible.
         """
         smallest: dict[str, list[tuple[str, Place]]] = defaultdict(list)
         for place, row in self.rows("removed", ["id", "reason"]):
@@ -102,8 +102,8 @@ class Corpus:
                 smallest[row["reason"]].append((row["id"], place))
                 if len(smallest[row["reason"]]) > 64 * num:
                     smallest[row["reason"]] = heapq.nsmallest(num, smallest[row["reason"]])
-        return {name: [self.read_at(place) for _, place in heapq.nsmallest(num, found)]
-                for name, found in smallest.items()}
+        return {name: [self.read_at(place) for _, place in heapq.nsmallest(num, candidates)]
+                for name, candidates in smallest.items()}
 
     def removals(self) -> list[tuple[str, str, dict[str, int]]]:
         """(stage, reason, documents and bytes) in the order of the stages, the largest first."""
@@ -112,7 +112,7 @@ class Corpus:
                                              key=lambda item: (-item[1]["documents"], item[0]))]
 
     def threshold(self, removed: Mapping[str, Any]) -> float | None:
-        """The bound that a removed document broke, e.g. of ``gopher_min_words``; None without."""
+        """Threshold of the rule that removed a document, e.g. ``gopher_min_words``, or None."""
         if removed["stage"] != "rules":     # other stages bound other numbers
             return None
         rule = parse_rule(removed["reason"])
@@ -121,20 +121,20 @@ class Corpus:
                      and histogram["domain"] == removed["domain"]), None)
 
     def bytes_per_token(self) -> float | None:
-        """Of the training set; None where tokens were not counted."""
+        """Mean UTF-8 bytes per token of the training set; None when tokens were not counted."""
         tokens = self.manifest.get("tokens")
         return self.manifest["bytes"] / tokens if tokens else None
 
     def domains_by_stage(self) -> list[dict[str, int]]:
-        """Documents by domain before the first stage and after each, walked back from the end."""
-        staying = Counter(self.heldout_by_domain())
-        staying.update({domain: counts["documents"]
+        """Documents by domain before the first stage and after each stage."""
+        remaining = Counter(self.heldout_by_domain())
+        remaining.update({domain: counts["documents"]
                         for domain, counts in self.manifest.get("kept_by_domain", {}).items()})
-        stages = [dict(staying)]
+        stages = [dict(remaining)]
         for stage in reversed(self.manifest.get("funnel", ())):
-            staying.update({domain: counts["documents"]
+            remaining.update({domain: counts["documents"]
                             for domain, counts in stage["removed_by_domain"].items()})
-            stages.insert(0, dict(staying))
+            stages.insert(0, dict(remaining))
         return stages
 
     def heldout_by_domain(self) -> Counter:

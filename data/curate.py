@@ -1,12 +1,12 @@
-"""Curation: raw pages in, documents to train on out, with a record of everything that went.
+"""Curation: turns raw pages into training documents and records every removal.
 
     python -m data.curate --config=configs/quickstart.py --workdir=runs/quickstart
 
-Writes `documents/`, `heldout/`, `removed/` (Parquet), `lost/` (records that hold no document, and
-why), `manifest.json`, `report.html`, and for the embedded corpus `questions.parquet` and
-`sources.json`. Passes over units run on every executor of `data.engine`; what compares documents
-with each other runs between, over keys, in a stated amount of memory. Measurements are kept in
-`<out>.measured`, so that new thresholds read no page again.
+Writes `documents/`, `heldout/`, `removed/` (Parquet), `lost/` (records without a document, with
+the reason), `manifest.json`, `report.html`, and for the embedded corpus `questions.parquet` and
+`sources.json`. Passes over units run on any executor of `data.engine`; comparisons of documents
+run between the passes, over keys, in bounded memory. Measurements are kept in `<out>.measured`, so
+that a change of thresholds does not read the pages again.
 """
 
 from __future__ import annotations
@@ -80,15 +80,15 @@ class Stopwatch:
 
 def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path, *,
           num_workers: int | None = None) -> dict[str, Any]:
-    """Builds the corpus in `folder` from ``config.curate``; see the module's first lines.
+    """Builds the corpus in `folder` from ``config.curate``; see the module's docstring.
 
     Returns:
         documents, bytes and tokens (an estimate) to train on, heldout_documents, heldout_bytes,
         documents_in, bytes_in, removed, redacted, corrupt, stage_secs.
 
     Raises:
-        UserError: the config makes no sense, there is no document, too many records are damaged,
-            or nothing is kept.
+        UserError: the config is invalid, there is no document, too many records are damaged, or
+            every document is removed.
     """
     section = config.curate.to_dict()
     check(section)
@@ -118,7 +118,7 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path, *,
 
 
 class Curation:
-    """The passes of one curation, and what they hand on: counters and the names of files.
+    """The passes of one curation, and their results: counters and paths of outputs.
 
     Args:
         section: ``config.curate`` as plain data.
@@ -134,7 +134,7 @@ class Curation:
 
     def _run(self, function, tasks: Sequence[Mapping[str, Any]], key: Any = "",
              folder: Path | None = None) -> list[Path]:
-        """Runs a pass; remembers its results and returns its outputs, without suffix."""
+        """Runs a pass; stores its results and returns the paths of its outputs, without suffix."""
         name = function.__name__
         folder = folder or self.work / name
         self.results[name] = run_units(function, tasks, folder, key=key,
@@ -142,7 +142,7 @@ class Curation:
         return [folder / f"{unit:05d}" for unit in range(len(tasks))]
 
     def find(self) -> list[str]:
-        """The input files; the embedded corpus is made here when it is wanted."""
+        """The input files; generates the embedded corpus if it is the input."""
         if self.section["inputs"] != "embedded":
             return find_inputs(self.section["inputs"])
         final = self.kept / f"embedded-{digest(_embedded_inputs(self.section))}"
@@ -159,7 +159,7 @@ class Curation:
         return sorted(map(str, [*final.glob("*.warc*"), *final.glob("*.jsonl*")]))
 
     def measure(self, paths: Sequence[str]) -> None:
-        """Pass 1. What it writes outlives the run: it is kept beside the artifact."""
+        """Pass 1. Its outputs are kept beside the artifact, for later runs."""
         content = {path: content_fingerprint(path) for path in paths}
         self.units = plan(paths, self.section["unit_bytes"])
         tasks = [{"path": unit.path, "start": unit.start, "stop": unit.stop,
@@ -172,7 +172,7 @@ class Curation:
         check_read(self.section, self.results["measure"])
 
     def decide(self) -> None:
-        """Exact duplicates, then pass 2."""
+        """Finds exact duplicates, then runs pass 2."""
         folder = self.work / "repeats"
         folder.mkdir(exist_ok=True)
         repeats = compare.find_repeats(
@@ -187,7 +187,7 @@ class Curation:
             for path, repeat in zip(self.measured, repeats)])
 
     def clean(self) -> None:
-        """Lines that repeat, then pass 3."""
+        """Finds repeated lines, then runs pass 3."""
         folder, lines = self.work / "lines", self.section["lines"]
         folder.mkdir(exist_ok=True)
         memory_bytes = self.section["run"]["memory_bytes"]
@@ -206,7 +206,7 @@ class Curation:
             for measured, decided, blocks in zip(self.measured, self.decided, repeated)])
 
     def find_near_duplicates(self) -> None:
-        """Pass 4, then clusters and representatives."""
+        """Runs pass 4, then forms clusters and chooses representatives."""
         rules = self.section["dedup"]
         parts = [Path(f"{path}.bands.npy") for path in self.cleaned]
         ranges = plan_ranges(parts, memory_bytes=self.section["run"]["memory_bytes"])
@@ -219,7 +219,7 @@ class Curation:
         self.near_dedup = near.summarise(self.results["find_edges"]) | clusters
 
     def settle(self) -> None:
-        """Pass 5: near duplicates and low quality go; pages are held out."""
+        """Pass 5: removes near duplicates and low quality, and holds out pages."""
         rules = self.section["heldout"]
         self.min_quality = self._quality_percentile()
         self.settled = self._run(settle.settle, [
@@ -245,7 +245,7 @@ class Curation:
         split.save_heldout(self.work / "heldout", ids, shingles)
 
     def split(self) -> None:
-        """Pass 6: what resembles a held-out page goes."""
+        """Pass 6: removes documents similar to a held-out page."""
         self.apart = self._run(split.split, [
             {"before": str(settled), "cleaned": str(cleaned),
              "heldout": str(self.work / "heldout"), "heldout_rows": rows,
@@ -253,7 +253,7 @@ class Curation:
             for settled, cleaned, rows in zip(self.settled, self.cleaned, self.heldout_rows)])
 
     def find_substrings(self) -> None:
-        """Passages that an earlier document holds, when they are to be cut."""
+        """Finds passages that occur in an earlier document, if the config asks to cut them."""
         self.cuts = [""] * len(self.units)
         if num_tokens := self.section["substrings"]["num_tokens"]:
             self.cuts = substrings.find_cuts(
@@ -261,7 +261,7 @@ class Curation:
                 memory_bytes=self.section["run"]["memory_bytes"])
 
     def write(self) -> None:
-        """Pass 7: the corpus, in its folders."""
+        """Pass 7: writes the corpus into its folders."""
         passes = (self.decided, self.cleaned, self.settled, self.apart)
         outputs = self._run(write.write, [
             {"measured": str(self.measured[unit]),
@@ -274,16 +274,16 @@ class Curation:
                 part = self.folder / kind / f"part-{unit:05d}.parquet"
                 if kind == "lost":
                     shutil.copyfile(f"{measured}.lost.parquet", part)
-                elif os.path.exists(f"{output}.{kind}.parquet"):    # not moved by a killed run
+                elif os.path.exists(f"{output}.{kind}.parquet"):    # else a killed run moved it
                     os.replace(f"{output}.{kind}.parquet", part)
         concatenate_arrays([Path(f"{output}.exact.npy") for output in outputs],
                            self.folder / "exact.npy")       # for `against`
 
     def report(self) -> dict[str, Any]:
         """Writes the manifest and the data card; returns the run's metrics."""
-        judged = [self.results[name] for name in ("decide", "clean", "settle", "split",
-                                                       "write")]
-        funnel = make_funnel(judged)
+        verdicts = [self.results[name] for name in ("decide", "clean", "settle", "split",
+                                                         "write")]
+        funnel = make_funnel(verdicts)
         written = self._written()
         if not written["documents"]:
             raise UserError("curate", f"every document was removed: {removed_by_reason(funnel)}",
@@ -301,7 +301,7 @@ class Curation:
             **({} if self.min_quality is None else {"min_quality": self.min_quality}),
             "kept_by_domain": self._counts("domains"),
             "kept_by_language": self._counts("languages"),
-            "alarms": find_alarms(funnel, self.results["measure"], judged,
+            "alarms": find_alarms(funnel, self.results["measure"], verdicts,
                                   [unit.path for unit in self.units],
                                   self.section["dedup"]["alarm_frac"]),
             "classifiers": describe_classifiers(self.section["classifiers"]),
@@ -316,13 +316,13 @@ class Curation:
                                                            self.section)
         write_json(self.folder / "manifest.json", manifest)
         for alarm in manifest["alarms"]:
-            log(f"curate: ALARM: deduplication took {alarm['removed_frac']:.0%} of "
-                f"{alarm['source']}; look at `python -m data.inspect rule near_duplicate`")
+            log(f"curate: ALARM: deduplication removed {alarm['removed_frac']:.0%} of "
+                f"{alarm['source']}; see `python -m data.inspect rule near_duplicate`")
         write_card(self.folder)
         return metrics
 
     def _quality_percentile(self) -> float | None:
-        """The quality that ``keep_top_frac`` of the cleaned documents reach; None when all stay."""
+        """Minimum quality that keeps ``keep_top_frac`` of the documents, or None."""
         frac = self.section["keep_top_frac"]
         if frac >= 1:
             return None
@@ -349,7 +349,7 @@ class Curation:
         return dict(sorted(merge_tallies(r[field] for r in self.results["write"]).items()))
 
     def _written(self) -> dict[str, Any]:
-        """Size and hash of what was written."""
+        """Size and hash of the written corpus."""
         kept, held_out = self._counts("domains"), self._counts("domains_heldout")
         hashes = [int(result["hash"], 16) for result in self.results["write"]]
         per_token = estimate_bytes_per_token(self.folder / "documents")
@@ -364,7 +364,7 @@ class Curation:
             "corpus_hash": f"{sum(hashes) % 2**128:032x}"}
 
     def _speeds(self, funnel: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Seconds of each stage of the run, and the bytes that it had to do with."""
+        """Seconds of each stage of the run, and the bytes that it processed."""
         entered = {stage["stage"]: stage["bytes_in"] for stage in funnel}
         sizes = {"measure": sum(result["raw_bytes"] for result in self.results["measure"]),
                  "decide": entered["extract"], "clean": entered["lines"],
@@ -376,7 +376,7 @@ class Curation:
 
 
 def fingerprint_inputs(config: ConfigDict) -> dict[str, str]:
-    """What decides the result beside the config: raw inputs and every file that is named."""
+    """Fingerprints of the raw inputs and of every file that the config names."""
     section = config.curate
     if section.inputs == "embedded":
         raw = {"embedded": digest(_embedded_inputs(section))}
@@ -391,11 +391,11 @@ def fingerprint_inputs(config: ConfigDict) -> dict[str, str]:
 def _fingerprint(path: Path) -> str:
     """Digest of a file, or of all files of a folder."""
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    found = {str(file): content_fingerprint(str(file)) for file in files if file.is_file()}
-    if not found:
-        raise UserError(f"curate: {path}", "is no file, and no folder that holds one",
+    digests = {str(file): content_fingerprint(str(file)) for file in files if file.is_file()}
+    if not digests:
+        raise UserError(f"curate: {path}", "is neither a file nor a folder with files",
                         "correct the name in config.curate")
-    return digest(found)
+    return digest(digests)
 
 
 def _embedded_inputs(section: Mapping[str, Any]) -> list[Any]:

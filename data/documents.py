@@ -1,4 +1,4 @@
-"""`Document`: everything before tokens. Parquet in, Parquet out."""
+"""`Document`, the unit of text before tokenisation, and its Parquet files."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from data.tables import TableWriter, read_rows
 SCHEMA = pa.schema([
     ("id", pa.string()),        # unique in the corpus; derived from source and content
     ("text", pa.string()),
-    ("source", pa.string()),    # where it came from: a URL, or file path and row
-    ("domain", pa.string()),    # what it is: pages, readme, licence, code, ...
+    ("source", pa.string()),    # URL, or file path and row
+    ("domain", pa.string()),    # kind of text: pages, readme, licence, code, ...
     ("language", pa.string()),  # ISO 639-1, or "und"
     ("meta", pa.string()),      # JSON object: signals, scores, spans
 ])
@@ -42,7 +42,7 @@ class Document:
 
 def write_documents(path: Path, documents: Iterable[Document],
                     extra: Mapping[str, pa.DataType] | None = None) -> tuple[int, int]:
-    """Writes documents as zstd Parquet, in batches, under their final name only when complete.
+    """Writes documents as zstd Parquet, in batches; the file gets its final name when complete.
 
     Args:
         extra: further columns, taken from `meta` (e.g. ``{"reason": pa.string()}``).
@@ -65,7 +65,7 @@ def read_documents(folder: Path) -> Iterator[Document]:
     """Reads all Parquet parts of a folder in the order of their names.
 
     Raises:
-        UserError: the folder holds no part, or a part is damaged.
+        UserError: the folder has no part, or a part is damaged.
     """
     parts = sorted(Path(folder).glob("*.parquet"))
     if not parts:

@@ -1,13 +1,14 @@
-"""Units of work: one call per unit, on all cores, a Ray cluster or the tasks of a job array.
+"""Runs units of work on all cores, on a Ray cluster, or in the tasks of a job array.
 
 A unit's work function writes its output under a temporary name, renames it into place and returns
-counters; the counters become the unit's completion record. What has a record with the same key is
-not done again. Outputs depend on the unit alone, so every executor writes the same bytes:
+counters; the counters become the unit's completion record. A unit with a record of
+the same key is not run again. Outputs depend on the unit alone, so every executor writes the same
+bytes:
 
     (no flag)             processes of this machine, one per core or --num_workers
     --executor=ray        the Ray cluster of RAY_ADDRESS, or a local one; needs a shared --workdir
     --task=3/16           task 3 of 16 that run the same command on a shared --workdir, for example
-                          as a SLURM array: task 0 leads, the others take their share of each pass
+                          as a SLURM array: task 0 plans each pass, every task runs its share
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from core.errors import UserError
 from core.progress import Progress, log
 
 Work = Callable[..., Mapping[str, Any]]
-POLL_SECS = 0.5             # between two looks at a shared folder
-LEADERLESS_SECS = 120.0     # tasks 1.. give up when task 0 has been gone for so long
+POLL_SECS = 0.5             # between two checks of a shared folder
+LEADERLESS_SECS = 120.0     # tasks 1.. stop when task 0 has been absent for this long
 
 flags.DEFINE_enum("executor", "local", ["local", "ray"], "Where units of work run.")
 flags.DEFINE_integer("num_workers", None, "Worker processes; one per usable core by default.",
@@ -40,12 +41,12 @@ flags.DEFINE_string("task", None, "i/n: this process is task i of n on a shared 
 
 @dataclasses.dataclass(frozen=True)
 class Executor:
-    """Where units run.
+    """Where and how units run.
 
     Attributes:
         kind: "local" or "ray".
         num_workers: processes at once; None: the usable cores (Ray: one per CPU of the cluster).
-        task, num_tasks: which share of the units this process does.
+        task, num_tasks: the share of the units that this process runs.
     """
 
     kind: str = "local"
@@ -55,12 +56,12 @@ class Executor:
 
     @property
     def num_processes(self) -> int:
-        """Worker processes of all tasks together, as far as they can be told from here."""
+        """Worker processes of all tasks, assuming that all have the cores of this one."""
         return (self.num_workers or len(os.sched_getaffinity(0))) * self.num_tasks
 
 
 def executor_from_flags() -> Executor:
-    """The executor that the command line names; the default one outside a command.
+    """The executor set by the flags; the default one when flags are not parsed.
 
     Raises:
         UserError: --task is not i/n with 0 <= i < n.
@@ -86,11 +87,11 @@ def run_units(work: Work, tasks: Sequence[Mapping[str, Any]], folder: Path, *, k
             renamed into place, and returns plain data.
         tasks: keyword arguments per unit, plain data.
         folder: where outputs and completion records go.
-        key: what else decides the result, e.g. a digest of the code.
-        num_workers: processes; as the flags say when None.
+        key: anything else that determines the result, e.g. a digest of the code.
+        num_workers: processes; None takes the number from the flags.
 
     Returns:
-        What `work` returned, in the order of `tasks`.
+        Results of `work`, in the order of `tasks`.
 
     Raises:
         UserError, OSError: as raised by `work`.
@@ -123,24 +124,24 @@ def run_units(work: Work, tasks: Sequence[Mapping[str, Any]], folder: Path, *, k
 
 
 def assist(final: Path, is_finished: Callable[[], bool]) -> bool:
-    """Does this process's share of an artifact that task 0 builds.
+    """Runs this process's share of an artifact that task 0 builds.
 
     Args:
-        final: the artifact's folder; units are looked for in its ``.partial`` and ``.measured``.
+        final: the artifact's folder; plans are read from its ``.partial`` and ``.measured``.
         is_finished: whether the artifact is complete.
 
     Returns:
-        False, at once, when this process leads; True when the artifact is finished.
+        False, at once, in task 0; True when the artifact is finished.
 
     Raises:
-        UserError: a unit failed, or no task 0 was seen for two minutes.
+        UserError: a unit failed, or task 0 was absent for two minutes.
     """
     executor = executor_from_flags()
     if executor.task == 0:
         return False
     roots = [final.with_name(f"{final.name}.{part}") for part in ("partial", "measured")]
     last_seen = time.monotonic()
-    log(f"task {executor.task} of {executor.num_tasks}: waits for units of {final}")
+    log(f"task {executor.task} of {executor.num_tasks}: waiting for units of {final}")
     while not is_finished():
         if _has_leader(final):
             last_seen = time.monotonic()
@@ -157,17 +158,18 @@ def _take_share(plan_path: Path, executor: Executor) -> None:
     folder = plan_path.parent
     try:
         plan = json.loads(plan_path.read_text())
-    except (OSError, ValueError):   # the leader has finished, or is just writing it
+    except (OSError, ValueError):   # task 0 has removed it, or is writing it
         return
     if plan["work"].partition(".")[0] not in OUR_PACKAGES:
-        raise UserError(str(plan_path), "names work that is not ours", "delete this folder")
+        raise UserError(str(plan_path), "names a function outside this repository",
+                        "delete this folder")
     share = _share(plan, folder, executor)
     for result in _run(plan, share, folder, executor):
         if "user_error" in result or "os_error" in result:
             write_json(folder / "failure.json", result)
         _raise_again(result)
     if share:
-        log(f"task {executor.task}: did {len(share)} units of {folder.name}")
+        log(f"task {executor.task}: finished {len(share)} units of {folder.name}")
 
 
 def _share(plan: Mapping[str, Any], folder: Path, executor: Executor) -> list[int]:
@@ -190,9 +192,9 @@ def _has_leader(final: Path) -> bool:
 
 def _run(plan: Mapping[str, Any], units: Sequence[int], folder: Path,
          executor: Executor) -> Iterator[dict[str, Any]]:
-    """Runs units; yields an empty mapping for each that is done, or its failure as data."""
+    """Runs units; yields for each an empty mapping, or its failure as data."""
     rows = [(unit, json.dumps(plan["tasks"][unit]), plan["keys"][unit]) for unit in units]
-    if executor.kind == "local" and len(rows) <= 1:     # not worth a process
+    if executor.kind == "local" and len(rows) <= 1:     # saves starting a process
         for row in rows:
             yield json.loads(_do(plan["work"], str(folder), *row))
     elif rows:
@@ -241,7 +243,7 @@ def _start_ray() -> int:
 
 
 def _do(work: str, folder: str, unit: int, task: str, key: str) -> str:
-    """Does one unit in a worker; an expected failure travels back as data."""
+    """Runs one unit in a worker; returns an expected failure as data."""
     module, _, name = work.partition(":")
     function = getattr(importlib.import_module(module), name)
     try:

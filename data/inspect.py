@@ -1,4 +1,4 @@
-"""What curation did: the story of one document, the victims of a rule, two corpora side by side.
+"""Inspects a corpus: the trace of one document, documents removed by a rule, two corpora compared.
 
     python -m data.inspect rules --corpus=runs/quickstart/corpus
     python -m data.inspect rule NAME --corpus=runs/quickstart/corpus [--num=5]
@@ -7,9 +7,9 @@
     python -m data.inspect row DOMAIN NUMBER --tokens=runs/quickstart/tokens [--row_length=256]
     python -m data.inspect card --corpus=runs/quickstart/corpus
 
-`rules` lists every reason for which documents went, `rule` shows some of its documents, `doc` takes
-an id or its beginning, `diff` takes two corpora, `row` shows what a loss sees of a row of tokens,
-`card` writes `report.html` anew.
+`rules` lists every reason of removal, `rule` shows documents removed for one reason, `doc` takes an
+id or a prefix of it, `diff` takes two corpora, `row` shows the inputs and loss weights of a row of
+tokens, `card` rewrites `report.html`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from core.page.markup import visible
 from data.card.page import write_card
 from data.corpus import Corpus
 from data.inspection.diff import compare
-from data.inspection.story import beginning, tell
+from data.inspection.trace import beginning, trace
 
 COMMANDS = "`rules`, `rule NAME`, `doc ID`, `diff A B`, `row DOMAIN NUMBER` or `card`"
 
@@ -45,12 +45,12 @@ def rules(corpus: Corpus) -> dict[str, Any]:
 
 
 def rule(corpus: Corpus, reason: str, num: int) -> dict[str, Any]:
-    """Prints `num` documents that one rule removed, those of the smallest ids.
+    """Prints `num` documents that one rule removed, those with the smallest ids.
 
-    Of records that held no document, whose reasons `rules` lists as well, it prints the first.
+    For a reason of records without a document it prints the sources of the first records.
 
     Returns:
-        The rule's documents and bytes, and of those shown id, score and threshold.
+        Documents and bytes of the rule, and id, score and threshold of those shown.
 
     Raises:
         UserError: the rule removed no document.
@@ -63,38 +63,39 @@ def rule(corpus: Corpus, reason: str, num: int) -> dict[str, Any]:
         raise UserError(f"rule {reason!r}", "removed no document", f"choose one of {known}")
     stage, row = counts[reason]
     shown = []
-    for victim in corpus.victims(num, reason).get(reason, ()):
-        bound = corpus.threshold(victim)
+    for document in corpus.sample_removed(num, reason).get(reason, ()):
+        bound = corpus.threshold(document)
         limit = "" if bound is None else f"  threshold {bound:.4g}"
-        alike = f"  resembles {victim['representative']}" if victim["representative"] else ""
-        print(f"{victim['id']}  {reason} = {victim['score']:.4g}{limit}{alike}")
-        print(f"{victim['domain']}  {visible(victim['source'])}\n{beginning(victim['text'])}\n")
-        shown.append({"id": victim["id"], "score": victim["score"], "threshold": bound})
+        alike = f"  resembles {document['representative']}" if document["representative"] else ""
+        print(f"{document['id']}  {reason} = {document['score']:.4g}{limit}{alike}")
+        print(f"{document['domain']}  {visible(document['source'])}\n"
+              f"{beginning(document['text'])}\n")
+        shown.append({"id": document["id"], "score": document["score"], "threshold": bound})
     return {"rule": reason, "stage": stage, **row, "shown": shown}
 
 
 def _lost(corpus: Corpus) -> dict[str, int]:
-    """Records that held no document, by reason."""
+    """Number of records without a document, by reason."""
     return corpus.manifest.get("corrupt", {}) | corpus.manifest.get("skipped", {})
 
 
 def _lost_records(corpus: Corpus, reason: str, records: int, num: int) -> dict[str, Any]:
-    found = (row["source"] for _, row in corpus.rows("lost", ["source", "reason"])
+    sources = (row["source"] for _, row in corpus.rows("lost", ["source", "reason"])
              if row["reason"] == reason)
-    shown = list(itertools.islice(found, num))
+    shown = list(itertools.islice(sources, num))
     for source in shown:
         print(visible(source))
     return {"rule": reason, "stage": "read", "documents": records, "shown": shown}
 
 
 def row_of(folder: Path, domain: str, number: int, row_length: int) -> dict[str, Any]:
-    """Prints what a loss sees of one row of a token folder.
+    """Prints tokens, targets and loss weights of one row of a token folder.
 
     Raises:
-        UserError: there is no such domain or row.
+        UserError: the domain or row does not exist.
     """
     from data.tokenizer import load_tokenizer
-    from data.tokens.rows import TokenRows, show  # Grain, and with it jax, is slow to import
+    from data.tokens.rows import TokenRows, show  # imports Grain and jax, which is slow
 
     source = TokenRows(folder, domain, row_length)
     if number >= len(source):
@@ -105,14 +106,14 @@ def row_of(folder: Path, domain: str, number: int, row_length: int) -> dict[str,
 
 
 def main(words: list[str]) -> dict[str, Any]:
-    """Runs the command that `words` name."""
+    """Runs the command given by `words`."""
     match words:
         case ["rules"]:
             return rules(_corpus())
         case ["rule", name]:
             return rule(_corpus(), name, flags.FLAGS.num)
         case ["doc", document_id]:
-            return tell(_corpus(), document_id)
+            return trace(_corpus(), document_id)
         case ["diff", first, second]:
             return compare(Corpus(Path(first)), Corpus(Path(second)), flags.FLAGS.num)
         case ["row", domain, number] if number.isdigit():
@@ -138,8 +139,8 @@ def _corpus() -> Corpus:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("corpus", None, "Folder that `python -m data.curate` wrote.")
-    flags.DEFINE_string("tokens", None, "row: folder that `python -m data.pack` wrote.")
+    flags.DEFINE_string("corpus", None, "Output folder of `python -m data.curate`.")
+    flags.DEFINE_string("tokens", None, "row: output folder of `python -m data.pack`.")
     flags.DEFINE_integer("row_length", 256, "row: inputs in a row.", lower_bound=1)
     flags.DEFINE_integer("num", 5, "rule, diff: documents to print.", lower_bound=1)
     command = list(sys.argv[1:])

@@ -1,12 +1,11 @@
-"""Stage: encodes the corpus into flat token files, per domain, documents shuffled.
+"""Stage: encodes the corpus into flat token files per domain, with shuffled documents.
 
     python -m data.pack --config=configs/quickstart.py --workdir=runs/quickstart
 
 Writes the files that `data.tokens.rows` reads: one pair per domain of the corpus, `best` (the
 documents of highest quality, for annealing), and `heldout`. Units of the corpus are encoded in
-worker processes; their runs are merged into one global order. Memory holds one unit per worker,
-then one bucket, whatever the size of the corpus; the disk holds every token twice until the merge
-is done.
+worker processes; their runs are merged into one global order. Memory is bounded by one unit per
+worker, then by one bucket; the disk holds every token twice until the merge is complete.
 """
 
 from __future__ import annotations
@@ -30,13 +29,13 @@ from data.tokens.checked import write_sums
 from data.tokens.encode import encode_unit, plan_units, token_dtype
 from data.tokens.shards import WORST_RANK, merge_runs, select_rank
 
-BUCKET_BYTES = 256_000_000  # of tokens, in memory while they are merged
+BUCKET_BYTES = 256_000_000  # tokens in memory during the merge
 
 
 def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict[str, Any]:
-    """Encodes every domain; `best` repeats documents that a domain's own file holds too."""
+    """Encodes every domain; `best` repeats documents of the domains' own files."""
     described = folder / "tokens.json"
-    if not described.exists():  # written when all the rest is
+    if not described.exists():  # written last
         tokenizer = load_tokenizer(parents["tokenizer"])
         domains = pack(config.pack, parents["corpus"], parents["tokenizer"], folder)
         tokenizer.save(folder / "tokenizer")
@@ -52,13 +51,13 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
 def pack(section: ConfigDict, corpus: Path, tokenizer: Path, folder: Path, *,
          unit_bytes: int | None = None, num_workers: int | None = None,
          bucket_bytes: int = BUCKET_BYTES) -> dict[str, dict[str, float]]:
-    """Writes the token files of a corpus; the last three arguments do not change them.
+    """Writes the token files of a corpus; the last three arguments do not affect them.
 
     Returns:
-        By domain: documents, tokens, bytes of text, and bytes per token of text.
+        Documents, tokens, bytes of text, and bytes per text token, by domain.
 
     Raises:
-        UserError: the corpus is damaged or lacks what the config asks for.
+        UserError: the corpus is damaged, or lacks the domains that the config names.
     """
     if not 0 < section.best_frac <= 1:
         raise UserError(f"pack.best_frac={section.best_frac}", "must be above 0 and at most 1",
@@ -81,9 +80,9 @@ def pack(section: ConfigDict, corpus: Path, tokenizer: Path, folder: Path, *,
     domains, dtype = {}, token_dtype(encoder)
     with Progress("merge", sum(tokens for _, tokens, _ in merges.values()), "tokens") as progress:
         done = 0
-        for name, (found, num_tokens, max_rank) in merges.items():
+        for name, (inputs, num_tokens, max_rank) in merges.items():
             num_buckets = math.ceil(num_tokens * dtype.itemsize / bucket_bytes)
-            merged = merge_runs(found, folder / name, dtype, num_buckets, max_rank)
+            merged = merge_runs(inputs, folder / name, dtype, num_buckets, max_rank)
             for suffix in ("tokens", "ends"):
                 write_sums(folder / f"{name}.{suffix}")
             num_text_tokens = merged["tokens"] - 2 * merged["documents"]  # less <|bos|>, <|end|>
@@ -96,7 +95,7 @@ def pack(section: ConfigDict, corpus: Path, tokenizer: Path, folder: Path, *,
 
 def _best(section: ConfigDict, runs: Mapping[str, Sequence[Path]],
           counts: Mapping[str, Counter]) -> tuple[list[Path], int, int]:
-    """Runs and tokens of the pool that `best` is drawn from, and the last rank that is in it."""
+    """Runs and tokens of the pool of `best`, and the last rank that is selected."""
     names = [name for name in section.best_domains if name in runs and name != "heldout"]
     if not names:
         raise UserError(f"pack.best_domains={tuple(section.best_domains)}",
@@ -105,8 +104,8 @@ def _best(section: ConfigDict, runs: Mapping[str, Sequence[Path]],
     pool = [run for name in names for run in runs[name]]
     total = sum((counts[name] for name in names), Counter())
     if total["unscored"]:
-        log(f"pack: {total['unscored']} of {total['documents']} documents that `best` is drawn "
-            "from carry no quality score and come last")
+        log(f"pack: {total['unscored']} of {total['documents']} documents in the pool of `best` "
+            "have no quality score and rank last")
     num_wanted = max(round(section.best_frac * total["documents"]), 1)
     return pool, total["tokens"], select_rank(pool, num_wanted)
 

@@ -1,5 +1,4 @@
-"""Files between the passes: Parquet tables and arrays, written whole or not at all, read in
-batches."""
+"""Parquet tables and arrays between the passes, written atomically and read in batches."""
 
 from __future__ import annotations
 
@@ -14,17 +13,17 @@ import pyarrow.parquet as pq
 
 
 class TableWriter:
-    """Writes rows as zstd Parquet in batches, under the final name only when complete.
+    """Writes rows as zstd Parquet in batches; the file gets its final name when complete.
 
     Args:
-        path: where the file appears on a clean exit of the `with` block.
+        path: of the file, created on a clean exit of the `with` block.
         schema: its columns.
         batch_rows: rows held in memory at once.
     """
 
     def __init__(self, path: str | Path, schema: pa.Schema, batch_rows: int = 1024):
         self._path, self._schema, self._batch_rows = str(path), schema, batch_rows
-        # The process's own name: a worker that outlives a killed run may be at the same unit.
+        # Unique per process: a worker of a killed run may still process the same unit.
         self._temporary = f"{self._path}.{os.getpid()}.tmp"
         self._rows: list[dict[str, Any]] = []
 
@@ -56,7 +55,7 @@ class TableWriter:
 
 def read_rows(path: str | Path, columns: Sequence[str] | None = None,
               batch_rows: int = 1024) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows of a Parquet file with their numbers, a batch in memory at a time."""
+    """Rows of a Parquet file with their numbers; one batch is in memory at a time."""
     number = 0
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_rows, columns=columns):
@@ -66,7 +65,7 @@ def read_rows(path: str | Path, columns: Sequence[str] | None = None,
 
 
 def write_array(path: str | Path, array: np.ndarray) -> None:
-    """Saves an array under its final name only when complete."""
+    """Saves an array; the file gets its final name when complete."""
     temporary = f"{path}.{os.getpid()}.tmp"
     with open(temporary, "wb") as file:
         np.save(file, array, allow_pickle=False)
@@ -74,7 +73,7 @@ def write_array(path: str | Path, array: np.ndarray) -> None:
 
 
 def concatenate_arrays(paths: Sequence[Path], output: Path) -> None:
-    """Writes the rows of all arrays, one after the other, as one; holds one of them at a time."""
+    """Concatenates arrays along the first axis, with one of them in memory at a time."""
     parts = [np.load(path, mmap_mode="r") for path in paths]
     shape = (sum(map(len, parts)), *parts[0].shape[1:])
     whole = np.lib.format.open_memmap(output, "w+", parts[0].dtype, shape)

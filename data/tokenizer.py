@@ -20,21 +20,21 @@ import tiktoken
 from core.artifacts import read_json, write_json
 from core.errors import UserError
 
-# Digits stand alone, so that arithmetic sees its operands; otherwise the split of GPT-4
-# (cl100k_base in openai/tiktoken), with runs of spaces kept together for indented text.
+# Digits are single tokens, for arithmetic; otherwise the split of GPT-4 (cl100k_base in
+# openai/tiktoken), with runs of spaces kept together for indented text.
 SPLIT_PATTERN = (r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}"
                  r"| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+")
 
-# A document is <|bos|> text <|end|>; a turn is <|role|> text <|end|>: one stop token for all.
+# A document is <|bos|> text <|end|>; a turn is <|role|> text <|end|>: one stop token for both.
 SPECIAL_TOKENS = ("<|bos|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
 
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    """Text to token ids and back.
+    """Encodes text as token ids, and decodes them.
 
     Attributes:
-        ranks: bytes of each ordinary token, to its id.
+        ranks: id of each ordinary token, by its bytes.
         pattern: regular expression that splits text before merging.
         specials: names of the special tokens; their ids follow the ordinary ones.
     """
@@ -45,14 +45,14 @@ class Tokenizer:
 
     @cached_property
     def encoding(self) -> tiktoken.Encoding:
-        """The tiktoken encoding behind this tokenizer."""
+        """The tiktoken encoding of this tokenizer."""
         special_ids = {name: len(self.ranks) + i for i, name in enumerate(self.specials)}
         return tiktoken.Encoding("heartwood", pat_str=self.pattern, mergeable_ranks=self.ranks,
                                  special_tokens=special_ids)
 
     @property
     def vocab_size(self) -> int:
-        """Ordinary and special tokens."""
+        """Number of ordinary and special tokens."""
         return len(self.ranks) + len(self.specials)
 
     def special(self, name: str) -> int:
@@ -70,7 +70,7 @@ class Tokenizer:
         return self.special("<|end|>")
 
     def encode(self, text: str) -> list[int]:
-        """Encodes text as data: a special token's name in it is ordinary characters."""
+        """Encodes text; names of special tokens in it are encoded as ordinary text."""
         return self.encoding.encode_ordinary(text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -78,7 +78,7 @@ class Tokenizer:
         return self.encoding.encode_ordinary_batch(list(texts))
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Decodes ids; special tokens show by their names, broken UTF-8 as U+FFFD."""
+        """Decodes ids; special tokens become their names, invalid UTF-8 becomes U+FFFD."""
         return self.encoding.decode([int(i) for i in ids])
 
     def token_bytes(self) -> np.ndarray:
@@ -90,7 +90,7 @@ class Tokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits that name this vocabulary; models remember theirs."""
+        """Fingerprint of the vocabulary, 16 hex digits, which models store."""
         digest = hashlib.sha256(self.pattern.encode() + "\0".join(self.specials).encode())
         for token, _ in sorted(self.ranks.items(), key=lambda item: item[1]):
             digest.update(len(token).to_bytes(4, "little") + token)
@@ -111,7 +111,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     """Reads a tokenizer folder.
 
     Raises:
-        UserError: a file is missing, damaged, or not what it was when it was written.
+        UserError: a file is missing, damaged, or changed since it was written.
     """
     described = read_json(Path(folder) / "tokenizer.json")
     ranks_file = Path(folder) / "ranks.tiktoken"
@@ -135,8 +135,8 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         vocab_size: tokens in all, special ones included.
 
     Raises:
-        UserError: `vocab_size` leaves no room for the 256 bytes and the special tokens, or the
-            text has too few distinct pairs to merge.
+        UserError: `vocab_size` is below the number of bytes (256) and special tokens, or the text
+        has too few distinct pairs to merge.
     """
     num_ordinary = vocab_size - len(SPECIAL_TOKENS)
     if num_ordinary < 256:

@@ -2,9 +2,9 @@
 
     python -m data.train_classifier --config=configs/classifier.py --workdir=runs/classifier
 
-Three kinds of training data: reference documents against random ones, documents with the score
-that a language model gave them, documents with labels. The classifier is calibrated on a split of
-its own and measured on another one; `metrics.json` holds the figures.
+Three kinds of training data: reference documents against random ones, documents with scores
+of a language model, documents with labels. The classifier is calibrated on a separate split and
+measured on another; `metrics.json` has the results.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from data.classify.labelled import Example
 from data.classify.metrics import evaluate_classes, evaluate_regression
 from data.readers.storage import fingerprint
 
-FEATURISE_DOCUMENTS = 1024      # at once
+FEATURISE_DOCUMENTS = 1024      # per batch
 
 
 def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
 
 
 def fingerprint_inputs(config: ConfigDict) -> dict[str, str]:
-    """What changes when a training file does, by its path."""
+    """Fingerprint of every training file, by its path."""
     section = config.classifier
     _check(section)
     return {file: fingerprint(file) for files in _files(section).values() for file in files}
@@ -73,7 +73,7 @@ def train(features: Features, targets: np.ndarray, section: ConfigDict,
     """Minimises cross-entropy, or the squared error of a regression, with Adam.
 
     Args:
-        features: of the documents; `targets` as `data.classify.labelled.targets_of` gives them.
+        features: of the documents; `targets` as from `data.classify.labelled.targets_of`.
         section: num_buckets, num_epochs, batch_size, learning_rate, seed.
 
     Returns:
@@ -126,8 +126,8 @@ def _log_probabilities(outputs: jax.Array) -> jax.Array:
 
 def _batches(features: Features, targets: np.ndarray, section: ConfigDict,
              batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-    """Minibatches of every epoch in a seeded order, padded to a power of two n-grams: then a
-    handful of compilations serve them all."""
+    """Minibatches of every epoch in a seeded order, padded to a power of two n-grams to limit
+    the number of compilations."""
     order_key = np.random.default_rng(section.seed)
     sizes = np.diff(features.offsets)
     for _ in range(section.num_epochs):
@@ -174,7 +174,7 @@ def _read(section: ConfigDict) -> tuple[list[Example], Counter[str]]:
 
 
 def _labels(section: ConfigDict, examples: list[Example]) -> tuple[str, ...]:
-    """Names of the classes, sorted; of the two of a reference classifier, the random one first."""
+    """Names of the classes, sorted; for a reference classifier "random" comes first."""
     if section.kind == "regression":
         return ()
     labels = (("random", "reference") if section.kind == "reference"
@@ -185,13 +185,13 @@ def _labels(section: ConfigDict, examples: list[Example]) -> tuple[str, ...]:
                         "give documents of two labels or more")
     if section.kind == "classes" and section.positive_label not in ("", *labels):
         raise UserError(f"classifier.positive_label={section.positive_label!r}",
-                        f"is none of the labels {', '.join(labels)}",
+                        f"is not one of the labels {', '.join(labels)}",
                         "set --config.classifier.positive_label to one of them, or to ''")
     return labels
 
 
 def _check(section: ConfigDict) -> None:
-    """Raises `UserError` for the first field that makes no sense."""
+    """Raises `UserError` for the first invalid field."""
     if section.kind not in KINDS:
         raise UserError(f"classifier.kind={section.kind!r}", "there is no such kind",
                         f"choose one of {', '.join(KINDS)}")
@@ -211,10 +211,10 @@ def _check(section: ConfigDict) -> None:
 
 
 def _check_parts(parts: Mapping[str, list[Example]], labels: tuple[str, ...]) -> None:
-    """Raises `UserError` when a split is empty, or one of the labels is missing in it."""
+    """Raises `UserError` when a split is empty, or lacks one of the labels."""
     for name, part in parts.items():
-        found = {example.target for example in part}
-        missing = [label for label in labels if label not in found]
+        present = {example.target for example in part}
+        missing = [label for label in labels if label not in present]
         if missing or not part:
             of_label = f" labelled {missing[0]!r}" if missing else ""
             raise UserError(f"the {name} split of the documents", f"holds none{of_label}",

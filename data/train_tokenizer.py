@@ -17,7 +17,7 @@ from data.documents import read_documents
 
 
 def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict[str, Any]:
-    """Trains on at most `max_bytes` of text and measures how well it compresses them."""
+    """Trains on about `max_bytes` of text and measures the compression on it."""
     section = config.tokenizer
     sample = list(_texts(parents["corpus"] / "documents", section.max_bytes))
     tokenizer = tokenizers.train(sample, section.vocab_size)

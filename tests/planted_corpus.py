@@ -1,4 +1,4 @@
-"""A small finished corpus as `data.curate` leaves one, with every field of its manifest."""
+"""A small finished corpus in the format of `data.curate`, with every field of its manifest."""
 
 import json
 
@@ -76,7 +76,7 @@ def plain_manifest(documents, heldout, removed):
 
 
 def details():
-    """The fields that a stage may leave out when it is off."""
+    """The fields of stages that are optional."""
     return {
         "tokens": 20, "bytes_per_token": {"web": 4.0}, "corpus_hash": "ab" * 16,
         "kept_by_language": {"en": {"documents": 2, "bytes": 80}},
@@ -104,7 +104,7 @@ def details():
 
 
 def write_planted(folder, **changes):
-    """The corpus of the tests: two documents stay, one is held out, two go."""
+    """The corpus of the tests: two documents are kept, one is held out, two are removed."""
     return write_corpus(
         folder,
         [document(KEPT, f"kept\n{ATTACK}\n\x1b[31mred", trimmed={"repeated_block": 70},

@@ -1,4 +1,4 @@
-"""Rows and packing: every token once, documents apart, nothing cut."""
+"""Rows and packing: every token once, documents separate, no example cut."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def test_a_row_is_shifted_and_no_document_predicts_the_next():
     assert row.positions_BL.tolist() == [0, 1, 2, 0, 1]
 
 
-def test_padding_weighs_nothing_even_where_it_is_given_a_weight():
+def test_padding_has_weight_zero():
     row = make_row(np.array([1, 2, 0, 0]), np.ones(4), np.array([1, 1, 0, 0]))
     assert row.loss_weights_BL.tolist() == [1, 0, 0]
 
@@ -28,17 +28,17 @@ def _segments(row):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_packing_cuts_no_example_and_counts_those_that_are_too_long(seed):
+def test_packing_keeps_examples_whole_and_counts_those_too_long(seed):
     rng = np.random.default_rng(seed)
     sizes = rng.integers(2, 40, 300)  # more rows than are kept open
     examples = [([100 * i + j for j in range(n)], [1.0] * int(n)) for i, n in enumerate(sizes)]
     rows, num_too_long = pack_examples(examples, row_length=24)
     assert num_too_long == (sizes > 25).sum() > 0
     # The last token of a row's last example may be its target alone.
-    found = [tokens for row in rows for tokens in _segments(row)]
+    segments = [tokens for row in rows for tokens in _segments(row)]
     fitting = [tokens for tokens, _ in examples if len(tokens) <= 25]
-    assert sorted(t[0] for t in found) == sorted(t[0] for t in fitting)
-    for tokens in found:
+    assert sorted(t[0] for t in segments) == sorted(t[0] for t in fitting)
+    for tokens in segments:
         whole = examples[tokens[0] // 100][0]
         assert tokens in (whole, whole[:-1])
     scored = sum(row.loss_weights_BL.sum() for row in rows)

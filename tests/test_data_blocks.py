@@ -21,7 +21,7 @@ def _units(folder, units):
 
 
 def _without_repeats(folder, units, num_lines, memory_bytes=1 << 30):
-    """Texts of all units without their repeated blocks."""
+    """Texts of all units without repeated blocks."""
     paths = _units(folder, [[("", text) for text in texts] for texts in units])
     for path, texts in zip(paths, units):
         rows = range(len(texts))
@@ -29,9 +29,9 @@ def _without_repeats(folder, units, num_lines, memory_bytes=1 << 30):
     repeated = find_repeated_blocks(paths, folder, min_block_lines=num_lines,
                                     memory_bytes=memory_bytes)
     return [blocks.drop_lines(texts[row], mark)
-            for path, texts, found in zip(paths, units, repeated)
+            for path, texts, repeats in zip(paths, units, repeated)
             for row, mark in blocks.mark_blocks(f"{path}.parquet", range(len(texts)), num_lines,
-                                                np.load(found))]
+                                                np.load(repeats))]
 
 
 def _plainly(units, num_lines):
@@ -51,7 +51,7 @@ def _plainly(units, num_lines):
     return texts
 
 
-def test_a_block_stays_where_it_stands_first(tmp_path):
+def test_the_first_occurrence_of_a_block_is_kept(tmp_path):
     block = "one\ntwo\n\nthree\nfour"
     units = [[f"head\n{block}\ntail"], [f"other\n  {block}  \nend", "one\ntwo\nalone"]]
     assert _without_repeats(tmp_path, units, 4) == [
@@ -79,7 +79,7 @@ def _boilerplate(folder, units, **limits):
     return np.load(find_boilerplate(paths, folder, **limits))
 
 
-def test_headers_and_footers_of_a_site_go_and_of_others_stay(tmp_path):
+def test_headers_and_footers_are_removed_per_site(tmp_path):
     def page(site, number):
         return site, (f"Menu\nHome | About\n\nstory {number}\nMenu\nend {number}\n\n"
                       "All rights reserved")
@@ -87,18 +87,18 @@ def test_headers_and_footers_of_a_site_go_and_of_others_stay(tmp_path):
     units = [[page("a.example", number) for number in range(3)] + [page("b.example", 0)],
              [page("a.example", number) for number in range(3, 6)] + [("", "Menu\nno site")]]
     for memory_bytes in (1 << 30, 1):
-        found = _boilerplate(tmp_path, units, min_pages=4, min_frac=0.5,
+        keys = _boilerplate(tmp_path, units, min_pages=4, min_frac=0.5,
                              memory_bytes=memory_bytes)
-        assert len(found) == 3      # "Menu", "Home | About", the last line: of a.example alone
+        assert len(keys) == 3      # "Menu", "Home | About", the last line: of a.example alone
     _, text = units[0][0]
-    mark = blocks.mark_edges(blocks.hash_lines(text), "a.example", found)
+    mark = blocks.mark_edges(blocks.hash_lines(text), "a.example", keys)
     # Inside a page the same line is content: "Menu" after the story stays.
     assert blocks.drop_lines(text, mark) == "story 0\nMenu\nend 0"
-    assert not blocks.mark_edges(blocks.hash_lines(text), "b.example", found).any()
-    assert not blocks.mark_edges(blocks.hash_lines("Menu\nHome | About"), "a.example", found).any()
+    assert not blocks.mark_edges(blocks.hash_lines(text), "b.example", keys).any()
+    assert not blocks.mark_edges(blocks.hash_lines("Menu\nHome | About"), "a.example", keys).any()
 
 
-def test_a_line_on_few_of_many_pages_is_no_boilerplate(tmp_path):
+def test_a_line_on_few_pages_is_not_boilerplate(tmp_path):
     pages = [("a.example", f"{'Introduction' if n < 5 else f'title {n}'}\nbody {n}\nend {n}")
              for n in range(40)]
     assert len(_boilerplate(tmp_path, [pages], min_pages=4, min_frac=0.5,

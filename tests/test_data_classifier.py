@@ -47,7 +47,7 @@ def test_features_are_root_shares_of_ngrams(max_words):
     assert np.allclose(lengths, [1, 0, 1, 1])
 
 
-def test_buckets_name_ngrams_wherever_they_stand():
+def test_buckets_do_not_depend_on_position():
     def buckets(*texts):
         return set(featurise(texts, 2**20, 2).buckets.tolist())
 
@@ -65,7 +65,7 @@ def _random_classifier(labels=("random", "reference"), positive="reference", num
                       key.normal(size=num_outputs).astype(np.float32))
 
 
-def test_scores_by_hand_and_alone():
+def test_scores_equal_hand_computed_ones_and_do_not_depend_on_the_batch():
     model = _random_classifier()
     scores = model.score(TEXTS)
     for text, score in zip(TEXTS, scores):
@@ -76,7 +76,7 @@ def test_scores_by_hand_and_alone():
     assert np.isclose(scores[1], 1 / (1 + np.exp(-model.bias[0]))), "nothing but the bias"
 
 
-def test_chunks_change_nothing(monkeypatch):
+def test_chunk_size_does_not_affect_scores(monkeypatch):
     model = _random_classifier()
     texts = [" ".join(random.Random(i).choices("abcdefg", k=i % 50)) for i in range(200)]
     whole = model.score(texts)
@@ -100,7 +100,7 @@ def test_many_labels_and_regressions():
     assert np.isfinite(to_probabilities(np.array([[1e4, -1e4]]))).all()
 
 
-def test_folders_come_back_or_are_refused(tmp_path):
+def test_classifiers_are_saved_and_damaged_ones_refused(tmp_path):
     model = _random_classifier()
     model.save(tmp_path)
     again = load_classifier(tmp_path)
@@ -109,13 +109,13 @@ def test_folders_come_back_or_are_refused(tmp_path):
     content = (tmp_path / "weights.npy").read_bytes()
     for damaged in (content[:-1], content[:-1] + bytes([content[-1] ^ 1]), b"", b"\x80\x04K\x01."):
         (tmp_path / "weights.npy").write_bytes(damaged)
-        with pytest.raises(UserError, match="train it anew"):
+        with pytest.raises(UserError, match="retrain it"):
             load_classifier(tmp_path)
     (tmp_path / "weights.npy").write_bytes(content)
     described = json.loads((tmp_path / "classifier.json").read_text())
     for change in ({"labels": ["x", "y"]}, {"bias": [0.5]}, {"max_words": 1}, {"bias": None}):
         (tmp_path / "classifier.json").write_text(json.dumps(described | change))
-        with pytest.raises(UserError, match="train it anew"):
+        with pytest.raises(UserError, match="retrain it"):
             load_classifier(tmp_path)
     with pytest.raises(UserError, match="no such file"):
         load_classifier(tmp_path / "nowhere")
@@ -127,8 +127,8 @@ def test_measures_against_hand_counts():
              for p, n in itertools.product(scores[actual], scores[~actual])]
     assert measures.area_under_curve(scores, actual) == np.mean(pairs) == 0.875
     assert measures.area_under_curve(scores, actual & False) is None
-    told = measures.decisions(scores >= 0.4, actual)
-    assert told == {"precision": pytest.approx(2 / 3), "recall": 1.0, "f1": pytest.approx(0.8)}
+    result = measures.decisions(scores >= 0.4, actual)
+    assert result == {"precision": pytest.approx(2 / 3), "recall": 1.0, "f1": pytest.approx(0.8)}
     assert measures.decisions(scores > 1, actual) == {"precision": 0, "recall": 0, "f1": 0}
     table = measures.reliability(np.array([0.0, 0.04, 0.95, 1.0]), np.array([0, 1, 1, 1]), 0, 1)
     assert table[0] == {"predicted": 0.02, "observed": 0.5, "documents": 2}
@@ -137,7 +137,7 @@ def test_measures_against_hand_counts():
     assert measures.calibration_error(table) == pytest.approx((2 * 0.48 + 2 * 0.025) / 4)
 
 
-def test_thresholds_keep_the_share_that_they_name():
+def test_thresholds_keep_their_share():
     scores = np.random.default_rng(0).permutation(1000) / 1000
     thresholds = measures.percentile_thresholds(scores)
     for frac, threshold in thresholds.items():
@@ -147,11 +147,11 @@ def test_thresholds_keep_the_share_that_they_name():
 
 def test_measures_of_many_labels():
     outputs = np.array([[5.0, 0], [0, 5.0], [-5.0, -5], [5.0, 0], [0, 5.0]])  # predicts 1 2 0 1 2
-    told = measures.evaluate_classes(outputs, np.array([1, 2, 0, 2, 2]), ("a", "b", "c"), "")
-    assert told["metrics"]["accuracy"] == 0.8
-    assert told["labels"]["b"] == {"documents": 1, "precision": 0.5, "recall": 1.0,
-                                   "f1": pytest.approx(2 / 3)}
-    assert told["labels"]["c"]["recall"] == pytest.approx(2 / 3)
+    result = measures.evaluate_classes(outputs, np.array([1, 2, 0, 2, 2]), ("a", "b", "c"), "")
+    assert result["metrics"]["accuracy"] == 0.8
+    assert result["labels"]["b"] == {"documents": 1, "precision": 0.5, "recall": 1.0,
+                                     "f1": pytest.approx(2 / 3)}
+    assert result["labels"]["c"]["recall"] == pytest.approx(2 / 3)
     one = measures.evaluate_classes(outputs, np.array([1, 2, 0, 2, 2]), ("a", "b", "c"), "c")
     assert one["metrics"]["precision"] == 1 and one["metrics"]["auc"] == pytest.approx(2.5 / 3)
 
@@ -182,7 +182,7 @@ def _build(folder, **changes):
 
 
 def test_reference_against_random(tmp_path):
-    """Positives in a corpus folder and negatives in JSONL; twice the same bytes come out."""
+    """Positives in a corpus folder and negatives in JSONL; the result is reproducible."""
     key = random.Random(0)
     positives = [_text(key, "theorem", 0.1) for _ in range(240)]
     write_documents(tmp_path / "corpus" / "documents" / "0.parquet",
@@ -195,24 +195,24 @@ def test_reference_against_random(tmp_path):
     with open(path, "a") as file:
         file.write("{not json\n")
     given = dict(positives=str(tmp_path / "corpus"), negatives=path)
-    found = _build(tmp_path / "a", **given)
-    assert found["kind"] == "reference"
-    assert sum(found["documents"].values()) == 2 * 239, "as many of one as of the other"
-    assert found["left_out"] == {
+    measured = _build(tmp_path / "a", **given)
+    assert measured["kind"] == "reference"
+    assert sum(measured["documents"].values()) == 2 * 239, "as many of one as of the other"
+    assert measured["left_out"] == {
         "both reference and random": 2, "empty": 1, "exact duplicate": 1,
         "not sampled": 400 - 239, "row is damaged or holds no `text`": 2}
-    assert found["metrics"]["auc"] > 0.97 and found["metrics"]["f1"] > 0.9
-    assert found["metrics"]["calibration_error"] < 0.1
-    assert len(found["calibration"]) == 10 and found["thresholds"]["0.1"] < 0.5
+    assert measured["metrics"]["auc"] > 0.97 and measured["metrics"]["f1"] > 0.9
+    assert measured["metrics"]["calibration_error"] < 0.1
+    assert len(measured["calibration"]) == 10 and measured["thresholds"]["0.1"] < 0.5
     model = load_classifier(tmp_path / "a")
     good, bad = model.score([_text(key, "theorem", 0.3), _text(key, "discount", 0.3)])
     assert good > 0.9 and bad < 0.1
-    assert model.fingerprint == found["fingerprint"]
+    assert model.fingerprint == measured["fingerprint"]
     rows.reverse()
     _write(tmp_path / "random.jsonl", [row for row in rows if "text" in row])
-    assert _build(tmp_path / "b", **given)["fingerprint"] == found["fingerprint"], \
+    assert _build(tmp_path / "b", **given)["fingerprint"] == measured["fingerprint"], \
         "the order of the documents does not matter"
-    assert _build(tmp_path / "c", seed=1, **given)["fingerprint"] != found["fingerprint"]
+    assert _build(tmp_path / "c", seed=1, **given)["fingerprint"] != measured["fingerprint"]
 
 
 def test_regression_on_scores(tmp_path):
@@ -226,15 +226,15 @@ def test_regression_on_scores(tmp_path):
     pq.write_table(pa.table({"text": [row["text"] for row in rows],
                              "score": pa.array([float(row.get("score", "nan")) for row in rows])}),
                    tmp_path / "scored.parquet")
-    found = _build(tmp_path / "p", kind="regression", labelled=str(tmp_path / "*.parquet"),
+    measured = _build(tmp_path / "p", kind="regression", labelled=str(tmp_path / "*.parquet"),
                    target_field="score", num_epochs=30)
-    assert found["left_out"] == {"`score` is missing or no number": 2}
+    assert measured["left_out"] == {"`score` is missing or no number": 2}
     jsonl = _write(tmp_path / "scored.jsonl", rows)
-    found = _build(tmp_path / "j", kind="regression", labelled=jsonl, target_field="score",
+    measured = _build(tmp_path / "j", kind="regression", labelled=jsonl, target_field="score",
                    num_epochs=30)
-    assert found["left_out"] == {"`score` is missing or no number": 3}
-    assert found["metrics"]["r2"] > 0.6 and found["metrics"]["auc"] > 0.9
-    assert found["metrics"]["f1"] > 0.75
+    assert measured["left_out"] == {"`score` is missing or no number": 3}
+    assert measured["metrics"]["r2"] > 0.6 and measured["metrics"]["auc"] > 0.9
+    assert measured["metrics"]["f1"] > 0.75
     low, high = load_classifier(tmp_path / "j").score(
         [_text(key, "lesson", 0.05, 200), _text(key, "lesson", 0.45, 200)])
     assert low < 1.5 and high > 3.5
@@ -245,9 +245,9 @@ def test_classes(tmp_path):
     rows = [{"text": _text(key, word, 0.2), "label": word}
             for word in ("maths", "sports", "recipes") for _ in range(100)]
     path = _write(tmp_path / "labelled.jsonl", rows)
-    found = _build(tmp_path / "m", kind="classes", labelled=path)
-    assert found["metrics"]["accuracy"] > 0.95 and found["metrics"]["macro_f1"] > 0.95
-    assert list(found["labels"]) == ["maths", "recipes", "sports"]
+    measured = _build(tmp_path / "m", kind="classes", labelled=path)
+    assert measured["metrics"]["accuracy"] > 0.95 and measured["metrics"]["macro_f1"] > 0.95
+    assert list(measured["labels"]) == ["maths", "recipes", "sports"]
     model = load_classifier(tmp_path / "m")
     assert model.classify([_text(key, "sports"), _text(key, "maths")]) == ["sports", "maths"]
     positive = _build(tmp_path / "p", kind="classes", labelled=path, positive_label="recipes")
@@ -257,16 +257,16 @@ def test_classes(tmp_path):
     assert load_classifier(tmp_path / "p").score(texts)[1] < 0.2
 
 
-def test_calibration_mends_a_classifier_that_is_too_sure():
+def test_calibration_corrects_an_overconfident_classifier():
     key = np.random.default_rng(0)
     logits = key.normal(0, 2, 4000)
     targets = (key.random(4000) < 1 / (1 + np.exp(-(logits + 1)))).astype(np.int32)
     model = Classifier("classes", ("no", "yes"), "yes", 1, np.ones((1, 2), np.float32),
                        np.array([2.0], np.float32))
-    mended = calibrate(model, 8 * logits[:, None], targets)     # eight times too steep, shifted
-    scale = float(mended.weights[0, 0])
+    calibrated = calibrate(model, 8 * logits[:, None], targets)     # eight times too steep, shifted
+    scale = float(calibrated.weights[0, 0])
     assert scale == pytest.approx(1 / 8, rel=0.1)
-    assert float(mended.bias[0]) - 2 * scale == pytest.approx(1, abs=0.15)
+    assert float(calibrated.bias[0]) - 2 * scale == pytest.approx(1, abs=0.15)
     apart = calibrate(model, np.array([[-9.0], [9.0]] * 20), np.arange(40) % 2)
     logit = np.log(21)      # of Platt's target 21 / 22
     assert apart.weights[0, 0] == pytest.approx(logit / 9, rel=1e-4)
@@ -279,9 +279,9 @@ def test_calibration_of_many_labels():
     targets = (logits + key.gumbel(size=logits.shape)).argmax(axis=1)
     labels = ("a", "b", "c", "d")
     model = Classifier("classes", labels, "", 1, np.ones((3, 2), np.float32), np.zeros(3))
-    mended = calibrate(model, 3 * (logits[:, 1:] - [0, 0.5, -1]), targets)
-    assert mended.weights[0, 0] == pytest.approx(1 / 3, rel=0.05)
-    assert np.allclose(mended.bias, [0, 0.5, -1], atol=0.1)
+    calibrated = calibrate(model, 3 * (logits[:, 1:] - [0, 0.5, -1]), targets)
+    assert calibrated.weights[0, 0] == pytest.approx(1 / 3, rel=0.05)
+    assert np.allclose(calibrated.bias, [0, 0.5, -1], atol=0.1)
 
 
 def test_splits_keep_hosts_together_and_ignore_order():
@@ -312,7 +312,7 @@ def test_samples_do_not_depend_on_order():
     assert second.left_out == {"not sampled": 400}
 
 
-@pytest.mark.parametrize(("changes", "told"), [
+@pytest.mark.parametrize(("changes", "message"), [
     (dict(kind="stars"), r"classifier\.kind='stars'.*reference, regression, classes"),
     (dict(split_by="moon"), r"split_by='moon'"),
     (dict(num_buckets=1000), r"num_buckets=1000: must be a power of two"),
@@ -322,16 +322,16 @@ def test_samples_do_not_depend_on_order():
     (dict(positives="/nowhere/*.jsonl"), "matches no file"),
     (dict(positives="{folder}/page.txt"), r"page\.txt has another format"),
     (dict(kind="classes", labelled="{folder}/one.jsonl"), r"holds the labels \['a'\] in `label`"),
-    (dict(kind="classes", labelled="{folder}/two.jsonl", positive_label="c"), "none of the labels"),
+    (dict(kind="classes", labelled="{folder}/two.jsonl", positive_label="c"), "not one of the"),
     (dict(kind="classes", labelled="{folder}/two.jsonl"), "split of the documents: holds none"),
     (dict(kind="regression", labelled="{folder}/two.jsonl", target_field="stars"), "holds none")])
-def test_bad_input_is_told_in_one_line(tmp_path, changes, told):
+def test_bad_input_is_a_user_error(tmp_path, changes, message):
     _write(tmp_path / "one.jsonl", [{"text": f"a {i}", "label": "a"} for i in range(9)])
     _write(tmp_path / "two.jsonl", [{"text": f"a {i}", "label": "ab"[i]} for i in range(2)])
     (tmp_path / "page.txt").write_text("a page")
     given = {name: value.format(folder=tmp_path) if isinstance(value, str) else value
              for name, value in changes.items()}
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         _build(tmp_path / "out", **given)
 
 
@@ -355,7 +355,7 @@ def test_sentiment_of_movie_reviews(tmp_path):
         rows = [{"text": archive.read(name).decode("latin-1"), "label": name.split("/")[1]}
                 for name in sorted(archive.namelist()) if "/cv" in name]
     path = _write(tmp_path / "reviews.jsonl", rows)
-    found = _build(tmp_path / "m", kind="classes", labelled=path, positive_label="pos",
+    measured = _build(tmp_path / "m", kind="classes", labelled=path, positive_label="pos",
                    num_buckets=2**16, num_epochs=4, calibration_frac=0.1)
-    assert found["metrics"]["accuracy"] > 0.83 and found["metrics"]["auc"] > 0.9
-    assert found["metrics"]["calibration_error"] < 0.1
+    assert measured["metrics"]["accuracy"] > 0.83 and measured["metrics"]["auc"] > 0.9
+    assert measured["metrics"]["calibration_error"] < 0.1

@@ -1,4 +1,4 @@
-"""Decontamination: every planted item is found, and nothing where there is none."""
+"""Decontamination: all planted items are found, and no others."""
 
 import gzip
 import json
@@ -34,17 +34,17 @@ def test_a_run_of_n_words_is_found_and_a_shorter_one_is_not():
     index = _index(_text(0, 40), _text(1, 40), near_overlap=1.0)
     item = _words(1, 40)
     for size, is_found in ((12, False), (13, True), (20, True)):
-        said = item[10:10 + size]
-        hits = index.find(f"{_text(2, 30)} {' '.join(said).upper()}! {_text(3, 30)}")
+        words = item[10:10 + size]
+        hits = index.find(f"{_text(2, 30)} {' '.join(words).upper()}! {_text(3, 30)}")
         assert bool(hits) == is_found
         if is_found:
             assert [(hit.task, hit.item, hit.kind) for hit in hits] == [("a/b", 1, "ngram")]
-            assert hits[0].text.split() == said
+            assert hits[0].text.split() == words
             assert hits[0].overlap == pytest.approx((size - 12) / 28, abs=1e-4)
     assert index.find("") == index.find("no") == []
 
 
-def test_runs_across_two_items_are_of_neither():
+def test_runs_across_two_items_match_neither():
     index = _index(_text(0, 40), _text(1, 40), near_overlap=1.0)
     assert not index.find(" ".join(_words(0, 40)[-12:] + _words(1, 40)[:12]))
 
@@ -71,13 +71,13 @@ def test_short_fields_count_together():
     assert not index.find("who wrote it")
 
 
-def test_digits_tell_items_apart():
+def test_digits_distinguish_items():
     index = _index("If 12 pens cost 36 cents then what do 7 of them cost here", near_overlap=1.0)
     assert index.find("if 12 pens cost 36 cents then what do 7 of them cost here")
     assert not index.find("if 13 pens cost 39 cents then what do 8 of them cost here")
 
 
-def test_what_many_items_share_is_not_matched_but_reported():
+def test_common_ngrams_are_reported_and_not_matched():
     phrase = _text(0, 20)
     items = [f"{phrase} {_text(seed, 20)}" for seed in range(1, 13)]
     index = _index(*items, max_items=10, near_overlap=1.0)
@@ -87,7 +87,7 @@ def test_what_many_items_share_is_not_matched_but_reported():
     assert _index(*items, max_items=12, near_overlap=1.0).find(phrase)
 
 
-def test_a_rephrased_item_is_found_by_its_rare_words_standing_together():
+def test_a_paraphrase_is_found_by_rare_words_close_together():
     items = [_text(seed, 30) for seed in range(40)]
     index = _index(*items)
     words = _words(5, 30)
@@ -131,14 +131,14 @@ def test_formats_give_the_same_items(tmp_path):
     assert not load_tasks([folder / "test.parquet"], ["choices"]).find(rows[1]["question"])
 
 
-def test_bad_task_files_are_one_clear_line(tmp_path):
+def test_bad_task_files_are_user_errors(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"foo": "bar"}\n')
     (tmp_path / "b.jsonl").write_text("")
     (tmp_path / "c.doc").write_text("")
     (tmp_path / "d.parquet").write_text("PAR1 or not")
     (tmp_path / "e.jsonl.gz").write_text("no gzip")
     for name, message in (("a.jsonl", "has the fields foo"), ("b.jsonl", "holds no item"),
-                          ("c.doc", "is no .jsonl"), ("d.parquet", "cannot be read"),
+                          ("c.doc", "is not a .jsonl"), ("d.parquet", "cannot be read"),
                           ("e.jsonl.gz", "cannot be read"), ("f.jsonl", "no such file")):
         with pytest.raises(UserError, match=message):
             load_tasks([tmp_path / name])
@@ -165,6 +165,6 @@ def test_real_items_are_found_where_planted_and_nowhere_else():
         assert number in [hit.item for hit in hits if hit.task == "gsm8k/test"]
     rephrased = [row["text"] for row in _rows(
         folder / "contamination" / "rephrase_gsm8k.jsonl.gz")][:300]
-    found = sum(any(hit.item == number for hit in index.find(text))
+    num_found = sum(any(hit.item == number for hit in index.find(text))
                 for number, text in enumerate(rephrased))
-    assert found > 0.2 * len(rephrased)
+    assert num_found > 0.2 * len(rephrased)

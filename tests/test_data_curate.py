@@ -1,4 +1,4 @@
-"""The curation stage on planted documents: what goes, what stays, what a kill may not change."""
+"""The curation stage on planted documents: removals, kept documents, resumption after kills."""
 
 import contextlib
 import gzip
@@ -102,7 +102,7 @@ def _removed(folder):
             for row in pq.read_table(part).to_pylist()}
 
 
-def test_planted_documents_go_for_the_planted_reason(corpus):
+def test_planted_documents_are_removed_for_the_planted_reason(corpus):
     removed = _removed(corpus[0])
     assert {name: removed[name]["reason"] for name in ("short", "lorem", "long")} == {
         "short": "technical_min_words", "lorem": "technical_max_lorem_ipsum",
@@ -121,7 +121,7 @@ def test_planted_documents_go_for_the_planted_reason(corpus):
     assert corpus[1]["corrupt"] == {"jsonl: line is not JSON": 4}
 
 
-def test_nothing_is_lost_and_the_funnel_adds_up(corpus):
+def test_no_document_is_lost_and_the_funnel_adds_up(corpus):
     folder, result = corpus
     ids = [row["id"] for kind in KINDS for part in (folder / kind).glob("*.parquet")
            for row in pq.read_table(part).to_pylist()]
@@ -179,7 +179,7 @@ def _command(config, workdir, *more):
 
 
 def _kill_after(command, is_time):
-    """Starts a command and kills it and its workers when `is_time()`; whether it still ran."""
+    """Starts a command, kills it and its workers when `is_time()`; returns whether it still ran."""
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL,
                                stderr=subprocess.DEVNULL, start_new_session=True)
     while not is_time() and process.poll() is None:
@@ -191,7 +191,7 @@ def _kill_after(command, is_time):
     return still_ran
 
 
-def test_a_killed_run_goes_on_and_ends_alike(corpus, config, tmp_path):
+def test_a_killed_run_resumes_with_the_same_bytes(corpus, config, tmp_path):
     command, measured = _command(config, tmp_path), tmp_path / "corpus.measured"
     assert _kill_after(command, lambda: list(measured.glob("*.done.json")))
     assert not (tmp_path / "corpus").exists()
@@ -205,7 +205,7 @@ def test_a_killed_run_goes_on_and_ends_alike(corpus, config, tmp_path):
 
 
 @pytest.mark.full
-def test_ten_kills_change_nothing(corpus, config, tmp_path):
+def test_ten_kills_do_not_change_the_result(corpus, config, tmp_path):
     command, chance = _command(config, tmp_path), random.Random(0)
     for _ in range(10):
         end = time.monotonic() + chance.uniform(1.0, 6.0)
@@ -222,7 +222,7 @@ def test_the_tasks_of_a_job_array_write_the_same_bytes(corpus, config, tmp_path)
     out, err = helper.communicate(timeout=60)
     assert helper.returncode == 0, err
     assert json.loads(out.splitlines()[-1])["corpus_hash"] == corpus[1]["corpus_hash"]
-    assert "did 2 units of clean" in err        # of four, so that the leader did the others
+    assert "finished 2 units of clean" in err        # of four; task 0 ran the others
     assert _outputs(tmp_path / "corpus") == _outputs(corpus[0])
 
 
@@ -246,7 +246,7 @@ def test_new_thresholds_read_no_page_again(config, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in measured} == measured
 
 
-def test_what_a_finished_corpus_holds_is_a_duplicate(corpus, config, tmp_path):
+def test_documents_of_an_earlier_corpus_are_duplicates(corpus, config, tmp_path):
     config = config.copy_and_resolve_references()
     new = {"text": _page(np.random.default_rng(9)), "source": "new", "domain": "pages"}
     config.curate.inputs = _write_inputs(tmp_path / "in", [*_records()[:20], new], num_files=1)
@@ -304,7 +304,7 @@ def test_a_source_that_loses_most_to_deduplication_raises_an_alarm(tmp_path, cap
     folder, _ = _build(config, tmp_path)
     alarms = json.loads((folder / "manifest.json").read_text())["alarms"]
     assert [(alarm["source"], alarm["removed_frac"]) for alarm in alarms] == [("mirror", 0.8889)]
-    assert "ALARM: deduplication took 89% of mirror" in capsys.readouterr().err
+    assert "ALARM: deduplication removed 89% of mirror" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content, message", [
@@ -312,7 +312,7 @@ def test_a_source_that_loses_most_to_deduplication_raises_an_alarm(tmp_path, cap
     ("{broken\n" * 3 + '{"text": "fine"}\n', "3 of 4 records are damaged"),
     ('{"text": "too short"}\n', "every document was removed"),
 ])
-def test_bad_input_is_one_clean_line(tmp_path, content, message):
+def test_bad_input_is_one_error_line(tmp_path, content, message):
     (tmp_path / "in.jsonl.gz").write_bytes(gzip.compress(content.encode()))
     with pytest.raises(UserError, match=message):
         _build(_config(str(tmp_path / "in.jsonl.gz")), tmp_path)
@@ -321,13 +321,13 @@ def test_bad_input_is_one_clean_line(tmp_path, content, message):
 @pytest.mark.parametrize("field, value, message", [
     ("presets.default", ("gofer",), "there is no such preset"),
     ("overrides.default", {"gopher_min_wurds": 3}, "names no signal"),
-    ("privacy.actions.email", "shout", "is no action"),
+    ("privacy.actions.email", "shout", "is not an action"),
     ("lines.min_block_lines", 0, "must lie between 1 and"),
     ("against", ("/nowhere",), "is not a finished corpus"),
     ("harm.word_lists", ("/nowhere",), "nowhere"),
     ("extraction.mode", "slow", "there is no such extractor"),
 ])
-def test_bad_config_is_told_before_a_page_is_read(tmp_path, field, value, message):
+def test_bad_config_is_reported_before_a_page_is_read(tmp_path, field, value, message):
     config = _config(str(tmp_path / "missing"))
     *path, last = field.split(".")
     section = config.curate
@@ -368,7 +368,7 @@ def test_a_bloom_filter_finds_the_same_exact_duplicates(corpus, config, tmp_path
         _build(config, tmp_path / "small")
 
 
-def test_strange_documents_are_kept_or_named(tmp_path):
+def test_unusual_documents_are_kept_or_reported(tmp_path):
     key = np.random.default_rng(4)
     strange = {"surrogate": _page(key) + " \ud800 half a pair", "nul": "\0" * 500,
                "control": _page(key).replace(" ", "\x07 ", 3), "empty": "", "blank": " \n\t ",
@@ -385,4 +385,4 @@ def test_strange_documents_are_kept_or_named(tmp_path):
     lost = {row["source"]: row["reason"] for part in (folder / "lost").glob("*.parquet")
             for row in pq.read_table(part).to_pylist()}
     assert set(lost) | set(_removed(folder)) >= {"nul", "empty", "blank", "long", "deep"}
-    assert result["removed"]["exact_duplicate"] == 1    # the same id twice is no matter
+    assert result["removed"]["exact_duplicate"] == 1    # one id may occur twice

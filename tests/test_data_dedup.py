@@ -31,11 +31,11 @@ def _edited(words, num_edits, key):
 def texts():
     """Thirty families of a text and its edited copies, from identical to unlike."""
     key = np.random.default_rng(0)
-    found = []
+    texts = []
     for _ in range(30):
         words = [f"w{number}" for number in key.integers(0, 5000, 300)]
-        found += [" ".join(_edited(words, edits, key)) for edits in (0, 1, 2, 3, 6, 30)]
-    return found
+        texts += [" ".join(_edited(words, edits, key)) for edits in (0, 1, 2, 3, 6, 30)]
+    return texts
 
 
 @pytest.fixture(scope="module")
@@ -66,13 +66,17 @@ def test_shingles_are_the_set_of_word_5grams():
     assert jaccard(one, other) == pytest.approx(1 / 3)
 
 
+def _minhash(grams, num_hashes, seed):
+    return shingles.minhash_batch(grams, np.array([0, len(grams)]), num_hashes, seed)[0]
+
+
 def test_minhash_estimates_jaccard(sets):
     pairs = [pair for first in range(0, len(sets), 6)
              for pair in itertools.combinations(range(first, first + 6), 2)]
     true = np.array([jaccard(sets[one], sets[other]) for one, other in pairs])
     errors = []
     for seed in range(8):
-        signatures = np.stack([shingles.minhash(grams, 256, seed) for grams in sets])
+        signatures = np.stack([_minhash(grams, 256, seed) for grams in sets])
         one, other = np.transpose(pairs)
         errors.append((signatures[one] == signatures[other]).mean(1) - true)
     assert np.sqrt(np.mean(np.square(errors))) < 0.5 / np.sqrt(256) * 1.2
@@ -88,17 +92,17 @@ def test_signatures_of_a_batch_are_those_of_its_documents(texts):
     for place, text in enumerate(texts):
         alone = shingles.shingle(text, 5)
         assert np.array_equal(alone, grams[offsets[place]:offsets[place + 1]])
-        assert np.array_equal(shingles.minhash(alone, 64, 3), signatures[place])
+        assert np.array_equal(_minhash(alone, 64, 3), signatures[place])
 
 
 @given(st.lists(st.text(st.one_of(
     st.sampled_from("aàéß 9٣ﬁ½İςk 日本ガกá\u00ad\u200d\u0301, _-½\U00020000"), st.characters()))))
-def test_words_have_one_hash_each_wherever_they_stand(found):
-    hashes, offsets = words.hash_words(found)
-    for place, text in enumerate(found):
-        said = words.normalise_words(text)
-        alone = [words.hash_words([word])[0] for word in said]
-        assert [len(one) for one in alone] == [1] * len(said)
+def test_the_hash_of_a_word_does_not_depend_on_its_position(strings):
+    hashes, offsets = words.hash_words(strings)
+    for place, text in enumerate(strings):
+        normalised = words.normalise_words(text)
+        alone = [words.hash_words([word])[0] for word in normalised]
+        assert [len(one) for one in alone] == [1] * len(normalised)
         assert np.array_equal(hashes[offsets[place]:offsets[place + 1]],
                               np.concatenate([np.zeros(0, np.uint64), *alone]))
 
@@ -110,7 +114,7 @@ def test_words_with_different_letters_have_different_hashes():
     assert len(np.unique(hashes)) == 10**5
 
 
-def test_band_keys_meet_when_all_rows_of_the_same_band_do():
+def test_band_keys_are_equal_when_all_rows_of_the_band_are():
     signatures = np.array([[1, 2, 3, 4], [1, 2, 9, 4], [3, 4, 1, 2]], np.uint32)
     keys = shingles.band_keys(signatures, 2, 2)
     assert keys[0, 0] == keys[1, 0] and len(np.unique(keys)) == 5
@@ -124,24 +128,24 @@ def _find_groups(signatures, num_bands, rows_per_band, folder):
 
 def test_clusters_equal_those_of_all_pairs(sets, tmp_path):
     everything = verify_groups([np.arange(len(sets))], sets.__getitem__, 0.8).forest
-    signatures = np.stack([shingles.minhash(grams, 160, 0) for grams in sets])
-    found = verify_groups(_find_groups(signatures, 20, 8, tmp_path), sets.__getitem__, 0.8)
+    signatures = np.stack([_minhash(grams, 160, 0) for grams in sets])
+    edges = verify_groups(_find_groups(signatures, 20, 8, tmp_path), sets.__getitem__, 0.8)
     pairs = list(itertools.combinations(range(len(sets)), 2))
     similar = [pair for pair in pairs if jaccard(sets[pair[0]], sets[pair[1]]) >= 0.8]
     assert len(similar) > 50
     assert all(everything.find(one) == everything.find(other) for one, other in similar)
-    missed = sum(found.forest.find(one) != found.forest.find(other) for one, other in similar)
+    missed = sum(edges.forest.find(one) != edges.forest.find(other) for one, other in similar)
     assert missed / len(similar) < 0.05
     assert all(everything.find(one) == everything.find(other) for one, other in pairs
-               if found.forest.find(one) == found.forest.find(other))
-    assert 0 < found.num_accepted <= found.num_verified and not found.num_unverified
+               if edges.forest.find(one) == edges.forest.find(other))
+    assert 0 < edges.num_accepted <= edges.num_verified and not edges.num_unverified
 
 
 def test_candidates_that_are_not_similar_are_not_joined():
     sets = [np.arange(0, 100, dtype=np.uint64), np.arange(50, 150, dtype=np.uint64)]
-    found = verify_groups([np.arange(2)] * 3, sets.__getitem__, 0.8)
-    assert found.forest.trees() == []
-    assert (found.num_verified, found.num_accepted) == (1, 0)
+    edges = verify_groups([np.arange(2)] * 3, sets.__getitem__, 0.8)
+    assert edges.forest.trees() == []
+    assert (edges.num_verified, edges.num_accepted) == (1, 0)
 
 
 def test_similarities_are_those_of_the_sets(sets, monkeypatch):
@@ -155,22 +159,22 @@ def test_similarities_are_those_of_the_sets(sets, monkeypatch):
 
 
 @pytest.mark.parametrize("shared", (190, 20), ids=("alike", "unlike"))
-def test_work_on_a_huge_group_grows_with_its_size_only(shared):
+def test_work_is_linear_in_the_size_of_a_large_group(shared):
     size, key = 1500, np.random.default_rng(0)
     common = np.arange(shared, dtype=np.uint64)
     own = key.integers(1 << 32, 1 << 60, (size, 200 - shared)).astype(np.uint64)
     sets = [np.concatenate([common, np.sort(numbers)]) for numbers in own]
-    found = verify_groups([np.arange(size)], sets.__getitem__, 0.8)
-    assert found.num_verified <= MAX_LEADERS * size
+    edges = verify_groups([np.arange(size)], sets.__getitem__, 0.8)
+    assert edges.num_verified <= MAX_LEADERS * size
     if shared == 190:
-        assert found.num_verified == size - 1 and not found.num_unverified
-        assert found.forest.trees() == [list(range(size))]
+        assert edges.num_verified == size - 1 and not edges.num_unverified
+        assert edges.forest.trees() == [list(range(size))]
         assert len(list(choose_representatives(range(size), sets.__getitem__, 0.8))) == size - 1
     else:
-        assert found.num_unverified == size - MAX_LEADERS and found.forest.trees() == []
+        assert edges.num_unverified == size - MAX_LEADERS and edges.forest.trees() == []
 
 
-def test_what_goes_is_similar_to_what_stays():
+def test_removed_members_are_similar_to_kept_ones():
     chain = [np.arange(start, start + 100, dtype=np.uint64) for start in range(0, 50, 5)]
     gone = list(choose_representatives(range(10), chain.__getitem__, 0.8))
     staying = sorted(set(range(10)) - {member for member, _, _ in gone})

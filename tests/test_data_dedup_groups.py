@@ -1,4 +1,4 @@
-"""The external group-by and the Bloom filter: the same result from any amount of memory."""
+"""The external group-by and the Bloom filter: the result does not depend on memory."""
 
 import tracemalloc
 
@@ -33,11 +33,11 @@ def keys(request):
 
 
 def _oracle(keys):
-    found = {}
+    places = {}
     for part, array in enumerate(keys):
         for position, key in enumerate(map(tuple, array.tolist())):
-            found.setdefault(key, []).append((part, position))
-    return found
+            places.setdefault(key, []).append((part, position))
+    return places
 
 
 @pytest.mark.parametrize("num_passes", (1, 16))
@@ -46,10 +46,10 @@ def test_groups_are_those_of_a_dictionary_in_the_order_of_keys(keys, num_passes,
     memory = 10_000 * groups.RECORD_BYTES // num_passes
     num_ranges = len(plan_ranges(paths, memory_bytes=memory, key_words=words))
     assert num_ranges == 1 if num_passes == 1 else num_ranges >= num_passes * 0.7
-    found = [list(zip(group.parts.tolist(), group.positions.tolist()))
+    grouped = [list(zip(group.parts.tolist(), group.positions.tolist()))
              for group in find_groups(paths, memory_bytes=memory, key_words=words)]
     oracle = _oracle(keys)
-    assert found == [oracle[key] for key in sorted(oracle) if len(oracle[key]) > 1]
+    assert grouped == [oracle[key] for key in sorted(oracle) if len(oracle[key]) > 1]
 
 
 @pytest.mark.parametrize("num_passes", (1, 16, 200))
@@ -69,7 +69,7 @@ def test_first_occurrences_are_those_of_a_dictionary(keys, num_passes, tmp_path,
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_memory_is_bounded_by_the_cap_and_not_by_the_keys(tmp_path, monkeypatch):
+def test_memory_is_bounded_by_the_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(groups, "CHUNK_RECORDS", 1 << 10)
     key = np.random.default_rng(0)
     paths = _write(tmp_path, [key.integers(0, 1 << 17, 30_000, np.uint64) << np.uint64(47)
@@ -104,7 +104,7 @@ def test_bloom_filter_keeps_its_rate_and_its_size():
     assert rate == pytest.approx(report["false_positive_rate"], rel=0.5)
 
 
-def test_bloom_filter_that_does_not_fit_is_refused_before_it_runs():
+def test_bloom_filter_beyond_the_memory_limit_is_refused():
     with pytest.raises(UserError, match=r"take 3594\d* bytes: raise it to 3594"):
         BloomSeen(10_000, 1e-6, memory_bytes=30_000)
     with pytest.raises(UserError, match="between 0 and 1"):

@@ -1,4 +1,4 @@
-"""The embedded corpus: real pages, the same bytes twice, and nothing of this machine in it."""
+"""The embedded corpus: real pages, reproducible bytes, no local paths."""
 
 import concurrent.futures
 import functools
@@ -82,7 +82,7 @@ def records(corpus):
             for item in read(unit)}
 
 
-def test_pages_readmes_licences_and_code_come_back_through_the_readers(records):
+def test_readers_read_pages_readmes_licences_and_code(records):
     assert {"pages", "readme", "licence", "code"} == {item.domain for item in records.values()}
     page = records["pydoc://argparse/argparse"]
     assert "ArgumentParser(prog=None" in extract(page.content, page.content_type)
@@ -92,7 +92,7 @@ def test_pages_readmes_licences_and_code_come_back_through_the_readers(records):
                if item.domain == "licence")
 
 
-def test_nothing_of_this_machine_is_left(records):
+def test_local_paths_are_scrubbed(records):
     page = records["pydoc://planted_package/planted_package"].content.decode()
     assert "~/secret" in page and "checkout/notes" in page and "/home/user/data" in page
     private = [str(Path.home()) + "/", str(embedded.ROOT), sys.prefix + "/lib", "hunter2",
@@ -156,14 +156,14 @@ def test_summaries(docstring, summary):
     assert render_pages.summarize(docstring) == summary
 
 
-def test_pages_are_pydocs_own_byte_for_byte():
+def test_pages_equal_those_of_pydoc():
     import argparse
     import pydoc
     assert (render_pages.Pages().document(argparse, "argparse")
             == pydoc.html.document(argparse, "argparse"))
 
 
-def test_fingerprint_names_versions_and_unknown_packages_are_refused(tmp_path):
+def test_fingerprint_depends_on_versions_and_unknown_packages_are_refused(tmp_path):
     assert embedded.fingerprint("json") != embedded.fingerprint("tiktoken")
     assert embedded.fingerprint("") == embedded.fingerprint("")
     with pytest.raises(UserError, match="no_such_package"):

@@ -1,4 +1,4 @@
-"""Clean text out of pages: the article and its layout are kept, junk is not."""
+"""Extraction of text from pages: the article and its layout are kept, boilerplate is dropped."""
 
 import gzip
 import importlib
@@ -115,7 +115,7 @@ def pydoc_page(tmp_path, monkeypatch) -> str:
     return pydoc.html.page("planted_module", pydoc.html.document(module, "planted_module"))
 
 
-def test_pydoc_page_reads_like_documentation(pydoc_page):
+def test_pydoc_page_becomes_documentation(pydoc_page):
     text = extract(pydoc_page.encode(), "text/html; charset=utf-8")
     assert text.startswith("planted_module\n\nFirst line.\n\nUsage::\n\n"
                            "    if a < b and c:\n        f()\n\nclass Base\n\nThe base: ")
@@ -149,7 +149,7 @@ def test_quality_text_has_the_same_layout_without_the_title():
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_web_page_keeps_its_article_alone(mode):
+def test_only_the_article_of_a_web_page_is_kept(mode):
     page = ("<html><body><nav><a href='/'>Home</a><a href='/x'>Other</a></nav><article><h1>Title"
             "</h1><p>" + "A long paragraph of an article. " * 20 + "</p></article><footer>"
             "<a href='/t'>Terms</a></footer><script>var x = 1;</script></body></html>")
@@ -171,19 +171,19 @@ def test_quality_falls_back_where_trafilatura_takes_the_wrong_part(monkeypatch):
     assert extract(MANUAL, "text/html", mode="quality") == extract(MANUAL, "text/html")
 
 
-def test_what_is_not_html_keeps_its_layout():
+def test_text_other_than_html_keeps_its_layout():
     code = "def f(x):\n\tif x:\n\n\n        return '<p>'  # share\nshare\n"
     assert extract(code.encode(), "text/x-python") == code.rstrip("\n")
 
 
-def test_boilerplate_lines_are_dropped_wherever_they_stand():
+def test_boilerplate_lines_are_dropped_in_any_position():
     text = "\n".join(["Share on Facebook", SENTENCE, "ADVERTISEMENT", "Read more: Another story",
                       SENTENCE, "Sign up for our daily newsletter.", "Follow us on Twitter"])
     assert drop_boilerplate(text) == f"{SENTENCE}\n{SENTENCE}"
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_lines_of_code_are_no_boilerplate(mode):
+def test_lines_of_code_are_not_boilerplate(mode):
     def page(button: str) -> str:
         return (f"<html><body><article><p>{SENTENCE} {SENTENCE}</p>{button}<p>{SENTENCE} {SENTENCE}"
                 "</p></article></body></html>")
@@ -208,7 +208,7 @@ def test_lists_of_other_pages_are_cut_below_the_text_only():
     assert "Another story" in drop_boilerplate(f"{links}\n{body}")
 
 
-def test_rows_are_lines_whatever_their_cells_hold():
+def test_table_rows_are_single_lines():
     tree = etree.fromstring(
         "<body><p>a\n  <hi>b</hi> \t c<lb/>d</p>"
         "<table><row><cell><p>x</p><p>w</p></cell><cell>y <list><item>z</item></list></cell></row>"
@@ -246,10 +246,10 @@ def _f1(texts: dict[str, str], gold: dict[str, str]) -> float:
     """The benchmark's F1: of the means of precision and recall over pages."""
     precisions, recalls = [], []
     for name, text in texts.items():
-        found, wanted = _shingles(text), _shingles(gold[name])
-        shared = (found & wanted).total()
-        if found:       # so does the benchmark: no text is not imprecise
-            precisions.append(shared / found.total())
+        extracted, wanted = _shingles(text), _shingles(gold[name])
+        shared = (extracted & wanted).total()
+        if extracted:       # as in the benchmark, pages without text have no precision
+            precisions.append(shared / extracted.total())
         recalls.append(shared / wanted.total())
     precision, recall = sum(precisions) / len(precisions), sum(recalls) / len(recalls)
     return 2 * precision * recall / (precision + recall)

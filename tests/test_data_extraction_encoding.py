@@ -1,4 +1,4 @@
-"""Bytes become the text that their author saw, whatever server and page say about them."""
+"""Decoding of bytes, with right, wrong and missing declarations of the encoding."""
 
 import os
 import random
@@ -62,7 +62,7 @@ def test_declared_legacy_encodings_are_read_without_a_loss(texts):
             assert decode(head.encode() + content, header) == head + text, (label, language)
 
 
-def test_legacy_encodings_are_told_without_a_declaration(texts):
+def test_legacy_encodings_are_detected_without_a_declaration(texts):
     wrong = [(codec, language) for codec, _, language in CASES
              if decode(texts[language].encode(codec, "ignore"))
              != texts[language].encode(codec, "ignore").decode(codec)]
@@ -76,13 +76,13 @@ def test_unicode_is_read_in_every_language(texts, codec):
 
 
 @pytest.mark.parametrize("codec", ["utf-16-le", "utf-16-be"])
-def test_utf_16_without_a_mark_is_told_by_its_zeros_or_its_header(codec):
+def test_utf_16_without_a_mark_is_detected_by_zeros_or_the_header(codec):
     page = "<html><body><p>Grüße und schöne Tage, 日本</p></body></html>"
     assert decode(page.encode(codec)) == page
     assert decode("日本語です".encode(codec), f"text/html; charset={codec}") == "日本語です"
 
 
-def test_a_page_in_ascii_is_not_in_utf_16_whatever_it_says():
+def test_an_ascii_page_that_declares_utf_16_is_not_utf_16():
     for end in ("", " "):       # an even number of bytes is never refused
         page = f'<meta charset="utf-16"><p>café</p>{end}'
         assert decode(page.encode("cp1252")) == page
@@ -95,7 +95,7 @@ def test_a_few_broken_bytes_do_not_make_utf_8_another_encoding():
     assert decode((text + "é").encode()[:-1], "text/html; charset=iso-8859-1") == text + "\ufffd"
 
 
-def test_an_encoding_that_python_does_not_know_is_read_as_the_default(monkeypatch):
+def test_an_encoding_unknown_to_python_is_read_as_the_default(monkeypatch):
     monkeypatch.setattr(encoding, "detect_encoding", lambda sample, **options: "georgian-ps")
     assert decode(b"caf\xe9") == "café"
 

@@ -1,4 +1,4 @@
-"""A page that hangs, crashes or bloats its extractor costs itself alone."""
+"""A page that hangs, crashes or exhausts memory does not affect other pages."""
 
 import os
 import signal
@@ -34,13 +34,13 @@ def test_outcomes_are_those_of_extract_in_order(extractor, monkeypatch):
 
 
 @pytest.mark.parametrize("page", [ENDLESS, DEEP])
-def test_a_page_that_does_not_end_costs_itself(page):
+def test_a_page_that_times_out_is_the_only_failure(page):
     with GuardedExtractor(timeout_secs=0.3, max_page_bytes=10 << 20) as extractor:
         outcomes = list(extractor.run([*FINE[:2], page, *FINE[2:]]))
     assert outcomes == [*TEXTS[:2], Failure(TIMED_OUT), *TEXTS[2:]]
 
 
-def test_a_page_that_needs_too_much_memory_costs_itself(monkeypatch):
+def test_a_page_that_exhausts_memory_is_the_only_failure(monkeypatch):
     monkeypatch.setattr(guard, "MAX_MEMORY_BYTES", 300 << 20)
     large = (b"<b>bold</b>" * 800_000, HTML)
     with GuardedExtractor(timeout_secs=20, max_page_bytes=10 << 20) as extractor:
@@ -56,13 +56,13 @@ def test_a_page_that_is_too_large_is_not_tried():
     assert outcomes == [Failure(TOO_LARGE), TEXTS[0], Failure(TOO_LARGE)]
 
 
-def test_a_child_that_is_killed_between_pages_costs_nothing(extractor):
+def test_a_child_killed_between_pages_is_replaced(extractor):
     assert list(extractor.run(FINE[:1])) == TEXTS[:1]
     os.kill(extractor._child.pid, signal.SIGKILL)
     assert list(extractor.run(FINE)) == TEXTS
 
 
-def test_a_child_that_stands_still_is_given_up(extractor, monkeypatch):
+def test_a_stalled_child_is_ended(extractor, monkeypatch):
     assert list(extractor.run(FINE[:1])) == TEXTS[:1]
     monkeypatch.setattr(extractor, "_stall_secs", 0.2)
     os.kill(extractor._child.pid, signal.SIGSTOP)
@@ -71,7 +71,7 @@ def test_a_child_that_stands_still_is_given_up(extractor, monkeypatch):
     assert list(extractor.run(FINE)) == TEXTS
 
 
-def test_a_child_is_replaced_before_its_leaks_matter(extractor, monkeypatch):
+def test_a_child_is_replaced_after_a_number_of_pages(extractor, monkeypatch):
     monkeypatch.setattr(guard, "CHILD_PAGES", 4)
     assert list(extractor.run(FINE)) == TEXTS
     first = extractor._child.pid
@@ -79,7 +79,7 @@ def test_a_child_is_replaced_before_its_leaks_matter(extractor, monkeypatch):
     assert extractor._child.pid != first
 
 
-def test_pages_may_be_left_unread_and_no_process_is_left_behind():
+def test_closing_early_leaves_no_process():
     with GuardedExtractor(timeout_secs=20, max_page_bytes=1 << 20) as extractor:
         assert next(extractor.run(FINE)) == TEXTS[0]
         assert list(extractor.run(FINE)) == TEXTS
@@ -94,6 +94,6 @@ def test_options_reach_the_child():
     assert '"So"' in outcome and ":black_sun_with_rays:" in outcome
 
 
-def test_an_unknown_mode_is_one_line():
+def test_an_unknown_mode_is_a_user_error():
     with pytest.raises(UserError, match="mode='slow': no such extractor: choose one of fast"):
         GuardedExtractor(mode="slow", timeout_secs=1, max_page_bytes=1)

@@ -1,4 +1,4 @@
-"""Text is mended and made plain; its layout is never touched."""
+"""Normalisation of text, without changes to its layout."""
 
 import unicodedata
 
@@ -14,7 +14,7 @@ def test_the_layout_of_code_is_kept():
     assert normalise(code) == code.rstrip("\n")
 
 
-def test_what_is_not_text_is_taken_out():
+def test_control_characters_are_removed():
     assert normalise("a\x00b\x07\ufeff  \r\n\r\n\r\n\r\n\r\n\r\nc \u00a0d\t\n") == "ab\n\n\nc  d"
     assert normalise("soft\u00adly, \ud83dhalf\u2028new line") == "softly, half\nnew line"
     assert normalise(unicodedata.normalize("NFD", "é")) == "é"
@@ -42,7 +42,7 @@ def test_emoji_become_names_on_request_only():
 
 @given(st.text())
 @pytest.mark.parametrize("options", [{}, {"emoji_names": True, "punctuation": True}])
-def test_a_second_time_changes_nothing_and_the_text_is_clean(options, text):
+def test_normalisation_is_idempotent_and_complete(options, text):
     once = normalise(text, **options)
     assert normalise(once, **options) == once
     assert unicodedata.is_normalized("NFC", once)

@@ -10,6 +10,7 @@ from data.filters import presets, rules, signals, vocabulary
 from data.filters.code import CODE_SIGNALS
 from data.filters.repetition import count_repeated_chars
 from data.filters.signals import measure_batch
+from data.passes import check
 
 
 def _measure(text, kind="prose", language="en"):
@@ -54,7 +55,7 @@ def test_fineweb_signals_follow_their_definitions():
     assert measured["fineweb2_newline_word_ratio"] == pytest.approx(4 / 16)
 
 
-def test_fineweb_looks_at_what_the_line_rules_left():
+def test_fineweb_measures_the_text_after_line_rules():
     kept = "This line of five words stays. So does its second sentence. " * 3
     measured = _measure(f"{kept}\ntwo words\nWe use cookies on this site\n{kept.lower()}")
     assert measured["fineweb_lines"] == 2
@@ -94,7 +95,7 @@ def test_code_signals():
     ('def f():\n  """Says.\n\n  More."""\n  pass', '  """Says.\n\n  More."""'),
     ("url = 'http://a.b'", ""), ("/* # one\n # two */", "/* # one\n # two */"),
     ("a/* # never closed", " # never closed"), ("-- note\nselect 1", "-- note"), ("a['#x']", "")])
-def test_what_counts_as_a_comment(code, comment):
+def test_comments(code, comment):
     assert _measure(code, kind="code")["code_comment_frac"] == pytest.approx(
         len(comment) / len(code))
 
@@ -106,7 +107,7 @@ def test_texts_without_words_have_finite_signals(text, kind):
 
 
 def _repeated_chars_plainly(words):
-    """The definitions of data/filters/repetition.py, word for word."""
+    """A literal implementation of the definitions in data/filters/repetition.py."""
     expected = {}
     for n in (2, 3, 4):
         grams = [" ".join(words[at:at + n]) for at in range(len(words) - n + 1)]
@@ -139,7 +140,7 @@ def test_repeated_ngrams_equal_a_plain_count():
         assert {name: counts[place] for name, counts in counted.items()} == expected
 
 
-def test_a_document_measures_the_same_in_any_company(monkeypatch):
+def test_signals_do_not_depend_on_the_batch(monkeypatch):
     key = np.random.default_rng(1)
     pool = ["the", "of", "a", "cat's", "don't", "runs.", "(well)", "Über", "和平", "—", "…", "x1",
             "#", "•", "\n", "\n\n"]
@@ -164,9 +165,9 @@ def test_rules_are_inclusive_ordered_and_keep_the_score():
     thresholds = {"gopher_max_stop_words": 5, "gopher_min_words": 3, "code_max_line_chars": 1}
     assert rules.decide({"gopher_words": 3, "gopher_stop_words": 5}, thresholds) is None
     removal = rules.decide({"gopher_words": 2, "gopher_stop_words": 9}, thresholds)
-    assert removal == rules.Removal("gopher_max_stop_words", 9.0)
+    assert removal == rules.BrokenRule("gopher_max_stop_words", 9.0)
     removal = rules.decide({"gopher_words": 2, "gopher_stop_words": 5}, thresholds)
-    assert removal == rules.Removal("gopher_min_words", 2.0)
+    assert removal == rules.BrokenRule("gopher_min_words", 2.0)
 
 
 @pytest.mark.parametrize("rule, message", [
@@ -175,13 +176,13 @@ def test_rules_are_inclusive_ordered_and_keep_the_score():
     ("gopher_most_words", "gopher_most_words: is not the name of a rule")])
 def test_a_threshold_without_a_signal_is_refused(rule, message):
     with pytest.raises(UserError, match=message):
-        rules.check_thresholds("curate.rules", {rule: 1})
+        check.check_thresholds("curate.rules", {rule: 1})
 
 
 @pytest.mark.parametrize("name", sorted(presets.PRESETS))
 def test_every_preset_names_signals_and_line_rules(name):
     language = "de" if name == "fineweb2" else "en"
-    rules.check_thresholds(name, presets.thresholds(name, language))
+    check.check_thresholds(name, presets.thresholds(name, language))
     assert presets.thresholds(name, language) or presets.line_rules(name)
 
 
@@ -203,7 +204,7 @@ def test_fineweb2_takes_the_bounds_of_the_language():
     assert bounds["fineweb2_max_newline_word_ratio"] == 0.152
     assert bounds["fineweb2_max_dup_line_char_frac"] == 0.1
     assert bounds["gopher_min_words"] == 50 and bounds["gopher_min_stop_words"] == 2
-    # Its chain leaves these out.
+    # Its pipeline does not have these.
     assert not {"gopher_max_dup_line_char_frac", "gopher_max_dup_paragraph_frac",
                 "fineweb2_max_short_line_frac"} & bounds.keys()
 

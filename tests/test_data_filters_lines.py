@@ -5,12 +5,12 @@ import pytest
 from data.filters.c4 import count_sentences
 from data.filters.lines import clean_lines
 from data.filters.presets import line_rules
-from data.filters.rules import Removal
+from data.filters.rules import BrokenRule
 
 PAPER, CODE, FINEWEB = (line_rules(name) for name in ("c4-paper", "c4-code", "fineweb"))
 
 
-def test_c4_keeps_sentences_and_counts_what_went():
+def test_c4_keeps_sentences_and_counts_dropped_bytes():
     kept = ("Ms. Rivera said that the bridge would open on time!\n"
             "\"Come early. Bring a coat. Expect wind.\"")
     result = clean_lines("\n".join((
@@ -30,10 +30,10 @@ def test_c4_keeps_sentences_and_counts_what_went():
 def test_c4_drops_pages_of_too_few_sentences():
     text = ("The opening line is a single sentence.\n"
             "What seems to be two of them... is but one in the end.")
-    assert clean_lines(text, CODE).removal == Removal("c4_min_sentences", 2.0)
+    assert clean_lines(text, CODE).removal == BrokenRule("c4_min_sentences", 2.0)
     assert clean_lines(f"{text}\nA third one is all it takes.", CODE).removal is None
     assert clean_lines(f"{text}\nA third one is all it takes.", PAPER).removal == \
-        Removal("c4_min_sentences", 3.0)
+        BrokenRule("c4_min_sentences", 3.0)
 
 
 @pytest.mark.parametrize("line, rule", [
@@ -41,8 +41,8 @@ def test_c4_drops_pages_of_too_few_sentences():
     ("Lorem Ipsum dolor sit amet, consectetur adipiscing elit.", "c4_lorem_ipsum")])
 def test_c4_drops_pages_of_code_and_filler(line, rule):
     page = "All seems well on the first line. And on it goes. Then comes this:\n"
-    assert clean_lines(page + line, CODE).removal == Removal(rule, 1.0)
-    # A line that goes for its ending takes no page with it.
+    assert clean_lines(page + line, CODE).removal == BrokenRule(rule, 1.0)
+    # A line dropped for its end mark does not remove the page.
     assert clean_lines(page + line[:-1] + "\nThis one stays. It ends well. So it does.",
                        CODE).removal is None
 
@@ -61,9 +61,9 @@ def test_c4_variants():
     assert "c4_end_marks" not in FINEWEB
     assert clean_lines(text, FINEWEB).text.startswith("He said: 'Come in, it is open.'\nA b c\n")
     assert clean_lines(text, PAPER).text.startswith("He said: 'Come in, it is open.'\nFour words")
-    assert clean_lines(text, CODE).removal == Removal("c4_min_sentences", 0.0)
+    assert clean_lines(text, CODE).removal == BrokenRule("c4_min_sentences", 0.0)
     page = "This is one sentence of eight short words. " * 5000
-    assert clean_lines(page, CODE).removal == Removal("c4_max_page_chars", float(len(page)))
+    assert clean_lines(page, CODE).removal == BrokenRule("c4_max_page_chars", float(len(page)))
     assert clean_lines(page, PAPER).removal is None
     assert "c4_max_word_chars" in clean_lines(f"x{'y' * 1000} is a word too long.\n" + page[:900],
                                               PAPER).trimmed
@@ -111,5 +111,5 @@ def test_texts_without_lines(name, text):
     assert not result.text.strip() and not result.trimmed
 
 
-def test_without_rules_a_text_stays_as_it_is():
+def test_without_rules_a_text_is_unchanged():
     assert clean_lines(" a \n\n{ b\n", {}).text == " a \n\n{ b\n"

@@ -1,4 +1,4 @@
-"""Decisions beside datatrove's, document by document, on real texts."""
+"""Parity of decisions with datatrove, per document, on real texts."""
 
 import gzip
 import json
@@ -18,21 +18,21 @@ MIN_AGREEMENT = 0.995
 pytestmark = [
     pytest.mark.full,
     pytest.mark.skipif(not DATASETS, reason="needs the folder HEARTWOOD_DATASETS"),
-    # A peer's own warnings are not ours.
+    # Ignore warnings of the other library.
     pytest.mark.filterwarnings("default")]
 
 
 @pytest.fixture(scope="module")
 def texts() -> list[str]:
-    """300 pages of C4, and a sample of what extractors made of 121 web pages."""
-    folder, found = Path(DATASETS), []
+    """300 pages of C4, and a sample of extractors' outputs on 121 web pages."""
+    folder, texts = Path(DATASETS), []
     with gzip.open(folder / "text_small" / "c4_demo.jsonl.gz", "rt") as lines:
-        found += [json.loads(line)["text"] for line in lines]
+        texts += [json.loads(line)["text"] for line in lines]
     for path in sorted((folder / "web_extraction" / "outputs").glob("*.json.gz")):
         pages = json.loads(gzip.decompress(path.read_bytes()))
-        found += [page if isinstance(page, str) else page["articleBody"]
+        texts += [page if isinstance(page, str) else page["articleBody"]
                   for page in list(pages.values())[::4]]
-    return [text for text in found if text.strip()]
+    return [text for text in texts if text.strip()]
 
 
 @pytest.mark.parametrize("name", [
@@ -75,7 +75,7 @@ def test_fineweb2_agrees_with_datatrove(language, name):
 
     with zipfile.ZipFile(Path(DATASETS) / "udhr" / "udhr2.zip") as archive:
         lines = archive.read(f"udhr2/{name}.txt").decode().split("\n")
-    # Documents of all kinds: long and short passages, and passages said twice.
+    # Documents of all kinds: long, short and repeated passages.
     texts = ["\n".join(lines[start:start + size]) for start in range(0, len(lines), 7)
              for size in (5, 20, 60)]
     texts += [f"{text}\n{text[:cut]}" for text in texts[::2] for cut in (100, 400)]

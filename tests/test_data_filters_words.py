@@ -1,4 +1,4 @@
-"""How chunks fall into words, and the vocabulary that remembers it."""
+"""Splitting of chunks into words, and the vocabulary."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Lists of hosts, URLs and words: what they block, and what only looks like it."""
+"""Lists of hosts, URLs and words: matches and similar text that must not match."""
 
 import re
 
@@ -51,9 +51,9 @@ def test_ut1_folders_name_their_categories(tmp_path):
 
 
 @pytest.mark.parametrize("line", ["two words", "0.0.0.0 ads.com", "http://", "a*b.com", "/path"])
-def test_a_line_that_is_no_url_is_named(tmp_path, line):
+def test_an_invalid_url_is_reported_with_its_line(tmp_path, line):
     (tmp_path / "list").write_text(f"fine.com\n{line}\n")
-    with pytest.raises(UserError, match=f"list, line 2: {re.escape(repr(line))} is no host"):
+    with pytest.raises(UserError, match=f"list, line 2: {re.escape(repr(line))} is not a host"):
         load_url_list(tmp_path / "list")
 
 

@@ -1,4 +1,4 @@
-"""Stories of documents, victims of rules, and what tells two corpora apart."""
+"""Traces of documents, documents removed by a rule, and differences of two corpora."""
 
 import json
 import subprocess
@@ -22,7 +22,7 @@ from data import inspect
 from data.corpus import Corpus
 from data.inspection import diff as inspect_diff
 from data.inspection.diff import compare
-from data.inspection.story import tell
+from data.inspection.trace import trace
 
 
 @pytest.fixture
@@ -30,29 +30,30 @@ def corpus(tmp_path):
     return Corpus(write_planted(tmp_path / "corpus"))
 
 
-def test_story_of_a_kept_document_tells_every_stage(corpus, capsys):
-    story = tell(corpus, KEPT[:6])
+def test_trace_of_a_kept_document_has_every_stage(corpus, capsys):
+    report = trace(corpus, KEPT[:6])
     shown = capsys.readouterr().out
-    assert story["verdict"] == "kept"
-    assert story["thresholds"] == {"gopher_words": {"min": 10, "max": None}}
-    assert [hit["item"] for hit in story["meta"]["hits"]] == [7]
+    assert report["verdict"] == "kept"
+    assert report["thresholds"] == {"gopher_words": {"min": 10, "max": None}}
+    assert [hit["item"] for hit in report["meta"]["hits"]] == [7]
     stages = [line.split()[1] for line in shown.splitlines() if line[:4].strip().isdigit()]
     assert stages == STAGES
-    for told in ("cut 70 bytes of repeated_block", "redacted 3 × email",
+    for line in ("cut 70 bytes of repeated_block", "redacted 3 × email",
                  f"kept from cluster {KEPT} of 3 documents", "bad_words 2",
                  "quality 0.7 (threshold 0.4)", "arc item 7 (ngram, 0.90 of it): </pre>",
                  "kept for training"):
-        assert told in shown, told
-    assert "\x1b" not in shown and "␛[31mred" in shown  # a text cannot talk to the terminal
+        assert line in shown, line
+    assert "\x1b" not in shown and "␛[31mred" in shown  # control characters are not printed
 
 
-def test_story_of_a_removed_document_ends_where_it_went(corpus, capsys):
-    story = tell(corpus, SHORT)
+def test_trace_of_a_removed_document_ends_at_its_stage(corpus, capsys):
+    report = trace(corpus, SHORT)
     shown = capsys.readouterr().out
-    assert (story["verdict"], story["reason"], story["score"]) == ("removed", "gopher_min_words", 3)
+    removal = report["verdict"], report["reason"], report["score"]
+    assert removal == ("removed", "gopher_min_words", 3)
     assert "REMOVED: gopher_min_words = 3, the threshold is 10" in shown
     assert ">>  gopher_words" in shown and "near_dedup" not in shown
-    tell(corpus, ALIKE)
+    trace(corpus, ALIKE)
     shown = capsys.readouterr().out
     assert f"near_duplicate = 0.91, resembles {KEPT}" in shown
     assert shown.index("it resembles") < shown.index("kept\n")  # its representative's beginning
@@ -61,10 +62,10 @@ def test_story_of_a_removed_document_ends_where_it_went(corpus, capsys):
 @pytest.mark.parametrize(("beginning", "number"), [("nothing", 0), ("", 5)])
 def test_ambiguous_and_unknown_ids_are_refused(corpus, beginning, number):
     with pytest.raises(UserError, match=f"{number} documents have such an id"):
-        tell(corpus, beginning)
+        trace(corpus, beginning)
 
 
-def test_rule_shows_its_victims_with_score_and_threshold(corpus, capsys):
+def test_rule_shows_removed_documents_with_score_and_threshold(corpus, capsys):
     shown = inspect.rule(corpus, "gopher_min_words", 5)
     assert shown == {"rule": "gopher_min_words", "stage": "rules", "documents": 1, "bytes": 85,
                      "shown": [{"id": SHORT, "score": 3.0, "threshold": 10}]}
@@ -98,8 +99,8 @@ def _pair(folder):
 def test_diff_finds_every_difference_once(tmp_path, capsys, monkeypatch, partition_documents):
     monkeypatch.setattr(inspect_diff, "PARTITION_DOCUMENTS", partition_documents)
     a, b = _pair(tmp_path)
-    found = compare(a, b, 2)
-    assert {name: found[name] for name in (
+    result = compare(a, b, 2)
+    assert {name: result[name] for name in (
         "documents_a", "documents_b", "same", "only_a", "only_b", "verdict_changed",
         "text_changed")} == {
             "documents_a": 23, "documents_b": 24, "same": 20, "only_a": {"kept": 1},
@@ -113,8 +114,8 @@ def test_diff_finds_every_difference_once(tmp_path, capsys, monkeypatch, partiti
 
 
 def test_diff_of_a_corpus_with_itself_is_empty(corpus, capsys):
-    found = compare(corpus, corpus, 2)
-    assert found["same"] == 5 and not any(found[change] for change in inspect_diff.CHANGES)
+    result = compare(corpus, corpus, 2)
+    assert result["same"] == 5 and not any(result[change] for change in inspect_diff.CHANGES)
     assert capsys.readouterr().out.count("+0") >= 7
 
 
@@ -126,7 +127,7 @@ def test_command_line_ends_in_json_and_bad_input_in_one_line(corpus):
     done = run("card", f"--corpus={corpus.folder}")
     page = corpus.folder / "report.html"
     assert json.loads(done.stdout.splitlines()[-1]) == {"card": str(page)} and page.exists()
-    for words, told in ((("frob",), "`rules`, `rule NAME`"), (("rules",), "--corpus: is missing"),
+    for words, text in ((("frob",), "`rules`, `rule NAME`"), (("rules",), "--corpus: is missing"),
                         (("diff", "nowhere", str(corpus.folder)), "nowhere: holds no corpus")):
         done = run(*words)
-        assert done.returncode == 2 and told in done.stderr and done.stderr.count("\n") == 1
+        assert done.returncode == 2 and text in done.stderr and done.stderr.count("\n") == 1

@@ -1,4 +1,4 @@
-"""Language identification: the right code, a score, and what it reads."""
+"""Language identification: codes, scores, and the text that is read."""
 
 import pytest
 
@@ -15,10 +15,10 @@ SENTENCES = {
 
 @pytest.mark.parametrize("language", SENTENCES)
 def test_languages(language):
-    found, score = identify(SENTENCES[language])
-    assert found == language
+    code, score = identify(SENTENCES[language])
+    assert code == language
     assert 0.6 < score <= 1
-    assert identify(SENTENCES[language]) == (found, score)
+    assert identify(SENTENCES[language]) == (code, score)
 
 
 @pytest.mark.parametrize("text", ["", " \n\t", "12 + 3 = 15", "--- *** ---"])

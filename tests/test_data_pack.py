@@ -1,4 +1,4 @@
-"""Packing: the same token files from any units, workers and kills; nothing lost, nothing vague."""
+"""Packing: token files do not depend on units, workers or kills, and no document is lost."""
 
 import itertools
 import json
@@ -70,7 +70,7 @@ def workdir(tmp_path_factory) -> Path:
 
 
 def _run_here(work, tasks, folder, *, key, num_workers):
-    """Takes the place of `run_units`: in this process, one unit after the other."""
+    """Replaces `run_units`: runs the units in this process, in order."""
     folder.mkdir(parents=True, exist_ok=True)
     return [work(output=folder / f"{unit:05d}", **task) for unit, task in enumerate(tasks)]
 
@@ -135,7 +135,7 @@ def test_best_is_the_share_of_highest_quality(workdir, tmp_path, capfd):
 
 @settings(max_examples=8)
 @given(st.integers(500, 60_000), st.integers(2_000, 50_000), st.integers(1, 9))
-def test_units_parts_and_buckets_do_not_show(workdir, expected, unit_bytes, bucket_bytes,
+def test_files_do_not_depend_on_units_parts_or_buckets(workdir, expected, unit_bytes, bucket_bytes,
                                              num_parts):
     with tempfile.TemporaryDirectory() as folder:
         again = Path(folder)
@@ -146,12 +146,12 @@ def test_units_parts_and_buckets_do_not_show(workdir, expected, unit_bytes, buck
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_workers_do_not_show(workdir, expected, tmp_path, num_workers):
+def test_files_do_not_depend_on_workers(workdir, expected, tmp_path, num_workers):
     _pack(workdir, tmp_path / "t", run_units, unit_bytes=9_000, num_workers=num_workers)
     assert _files(tmp_path / "t") == expected
 
 
-def test_the_seed_decides_the_order_alone(workdir, expected, tmp_path):
+def test_the_seed_affects_only_the_order(workdir, expected, tmp_path):
     counts = _pack(workdir, tmp_path / "t", section=ConfigDict(dict(SECTION, seed=4)))
     got = _files(tmp_path / "t")
     for name in ("pages", "code", "readme"):
@@ -200,7 +200,7 @@ def test_edges_of_buckets_and_equal_hashes(tmp_path, num_buckets):
     assert np.fromfile(tmp_path / "out.ends", "<i8").tolist() == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_merge_that_stopped_goes_on(workdir, expected, tmp_path, monkeypatch):
+def test_a_killed_merge_resumes(workdir, expected, tmp_path, monkeypatch):
     read_bucket, calls = shards._bucket, []
 
     def stop_at_the_tenth(*arguments):
@@ -214,15 +214,15 @@ def test_a_merge_that_stopped_goes_on(workdir, expected, tmp_path, monkeypatch):
         _pack(workdir, tmp_path / "t", bucket_bytes=2_000)
     for path in (tmp_path / "t").glob("*.tokens"):
         with open(path, "ab") as file:
-            file.write(b"torn")  # what a bucket had written when it was killed
+            file.write(b"torn")  # partial output of a killed bucket
     _pack(workdir, tmp_path / "t", bucket_bytes=2_000)
     assert _files(tmp_path / "t") == expected
     num_buckets = len({(tuple(runs), bucket) for runs, _, bucket, *_ in calls})
     assert len(calls) == num_buckets + 1, "only the interrupted bucket is read again"
 
 
-def test_killed_while_it_encodes_and_run_again(workdir, tmp_path):
-    """SIGKILL between the units of a larger corpus: the rest is done, the bytes are the same."""
+def test_a_killed_encoding_resumes(workdir, tmp_path):
+    """SIGKILL between the units of a larger corpus: a second run completes the same bytes."""
     _write_corpus(tmp_path / "corpus", _documents(30_000), 2)
     (tmp_path / "tokenizer").symlink_to(workdir / "tokenizer")
     command = [sys.executable, "-m", "data.pack", "--config=configs/quickstart.py:smoke",
@@ -247,7 +247,7 @@ def test_killed_while_it_encodes_and_run_again(workdir, tmp_path):
     assert not (tmp_path / "tokens" / "encode").exists()
 
 
-def test_odd_texts_are_encoded_as_they_are(workdir):
+def test_unusual_texts_are_encoded_unchanged(workdir):
     tokenizer = tokenizers.load_tokenizer(workdir / "tokenizer")
     for text in ("", "<|end|> is text", "\0\ud7ff\U0010ffff", "a" * 300_000, " " * 1_200_000,
                  "b " + "\n" * 1_100_000):
@@ -270,7 +270,7 @@ def test_domains_that_cannot_name_a_file_are_refused(workdir, tmp_path, domain):
         _encode(tmp_path, Document(id="x1", text="t", source="s", domain=domain))
 
 
-def test_damaged_and_empty_corpora_are_told_in_one_line(workdir, tmp_path):
+def test_damaged_and_empty_corpora_are_user_errors(workdir, tmp_path):
     _write_corpus(tmp_path / "corpus", DOCUMENTS, 1)
     part = tmp_path / "corpus" / "documents" / "part-00000.parquet"
     whole = part.read_bytes()
@@ -299,6 +299,6 @@ def test_damaged_and_empty_corpora_are_told_in_one_line(workdir, tmp_path):
     ({"best_domains": ("poems",)}, r"the corpus holds only \['code', 'pages', 'readme'\]"),
     ({"best_domains": ("heldout",)}, "the corpus holds only"),
     ({"best_frac": 0.0}, "above 0"), ({"best_frac": 1.5}, "at most 1")])
-def test_wrong_choices_of_the_best_are_refused(workdir, tmp_path, changes, message):
+def test_invalid_choices_of_the_best_are_refused(workdir, tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         _pack(workdir, tmp_path / "t", section=ConfigDict(dict(SECTION, **changes)))

@@ -1,4 +1,4 @@
-"""Inputs, units, JSONL and Parquet: every record once, whatever the cuts; damage is named."""
+"""Inputs, units, JSONL and Parquet: every record once for all units; damage is reported."""
 
 import gzip
 import json
@@ -90,7 +90,7 @@ def test_damaged_lines_are_named_and_the_rest_is_read(tmp_path):
 
 @pytest.mark.parametrize("unit_bytes", [1 << 30, 900])
 @pytest.mark.parametrize("name", ["bomb.jsonl", "bomb.jsonl.gz"])
-def test_an_overlong_line_costs_one_record(tmp_path, monkeypatch, name, unit_bytes):
+def test_an_overlong_line_is_one_corrupt_record(tmp_path, monkeypatch, name, unit_bytes):
     monkeypatch.setattr(rows, "MAX_RECORD_BYTES", 100)
     monkeypatch.setattr(rows, "READ_BYTES", 32)
     lines = b"\n".join(json.dumps({"text": "a" * n}).encode() for n in (10, 5000, 88, 20))
@@ -122,7 +122,7 @@ def test_broken_parquet_is_named_once_per_file(tmp_path):
     assert reasons(read_all([path], 50)) == ["parquet: no field `text` or `messages`"]
 
 
-def test_a_folder_is_its_archives_and_itself(tmp_path):
+def test_a_folder_is_expanded_to_archives_and_itself(tmp_path):
     (tmp_path / "sub").mkdir()
     for name in ("a.md", "sub/b.html", "sub/c.txt", "sub/rows.jsonl", "d.unknown"):
         (tmp_path / name).write_text('{"text": "x"}')
@@ -140,7 +140,7 @@ def list_unit(unit: Unit) -> tuple[str, int, int]:
     return unit.path, unit.start, unit.stop
 
 
-def test_single_documents_are_capped_and_told_from_binary_ones(tmp_path, monkeypatch):
+def test_large_and_binary_documents_are_rejected(tmp_path, monkeypatch):
     documents = {"a.txt": b"text", "b.txt": b"", "c.txt": b"\x7fELF\0\1\0\0\0", "d.txt": b" \n",
                  "e.txt": "é".encode("latin-1"), "f.html": "<p>ж</p>".encode("utf-16"),
                  "g.txt.gz": gzip.compress(b"packed"), "h.txt.gz": gzip.compress(b"x" * 99)[:20],
@@ -155,17 +155,17 @@ def test_single_documents_are_capped_and_told_from_binary_ones(tmp_path, monkeyp
     assert is_binary(b"a\0b" * 99) and not is_binary("a ж".encode("utf-16-le"))
 
 
-def test_a_pipe_is_refused_and_never_waited_for(tmp_path):
+def test_a_pipe_is_refused_without_blocking(tmp_path):
     os.mkfifo(tmp_path / "pipe.txt")
     with pytest.raises(UserError, match="is not a regular file"):
         find_inputs(f"{tmp_path}/pipe.txt")
     (tmp_path / "a.txt").write_text("a")
-    found = []
-    reader = threading.Thread(target=lambda: found.extend(read_all(find_inputs(str(tmp_path)))),
+    items = []
+    reader = threading.Thread(target=lambda: items.extend(read_all(find_inputs(str(tmp_path)))),
                               daemon=True)
     reader.start()
     reader.join(5)
-    assert reasons(found) == [None, "file: file cannot be read"]
+    assert reasons(items) == [None, "file: file cannot be read"]
 
 
 def test_inputs_that_match_nothing_or_have_no_known_format_are_refused(tmp_path):
@@ -187,7 +187,7 @@ def test_a_missing_storage_package_is_named(monkeypatch, scheme, package):
         find_inputs(f"{scheme}://bucket/a.jsonl")
 
 
-def test_a_file_that_has_gone_is_one_corrupt(tmp_path):
+def test_a_deleted_file_is_one_corrupt_item(tmp_path):
     for name in ("a.jsonl", "a.warc.gz", "a.arc", "a.parquet", "a.txt", "a.xml"):
         item, = read(Unit(str(tmp_path / name), 0, 9))
         assert isinstance(item, Corrupt) and item.reason.endswith("file is gone"), item
@@ -208,7 +208,7 @@ def test_fingerprint_follows_the_bytes_and_the_names(tmp_path):
     assert len({empty, full, content_fingerprint(f"{tmp_path}/")}) == 3
 
 
-def test_an_empty_file_is_reported_whatever_its_format(tmp_path):
+def test_an_empty_file_is_reported_in_every_format(tmp_path):
     for name in ("a.warc", "a.arc", "a.parquet", "a.txt", "a.xml.bz2"):
         (tmp_path / name).write_bytes(b"")
         item, = read_all([tmp_path / name])

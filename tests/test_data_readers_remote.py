@@ -1,4 +1,4 @@
-"""URLs: ranges over HTTP, a store in memory in the place of s3 and gs, servers that misbehave."""
+"""URLs: ranges over HTTP, an in-memory store in place of s3 and gs, failing servers."""
 
 import gzip
 import http.server
@@ -127,7 +127,7 @@ def test_a_unit_reads_its_range_and_little_more(address, monkeypatch):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_bucket_reads_as_a_local_folder_does(bucket, tmp_path, name):
+def test_a_bucket_equals_a_local_folder(bucket, tmp_path, name):
     path, = find_inputs(f"{bucket}/crawl/{name}")
     (tmp_path / name).write_bytes(FILES[name])
     for unit_bytes in (2000, 1 << 40):
@@ -147,7 +147,7 @@ def test_folders_and_globs_are_found_in_a_bucket(bucket):
         find_inputs(f"{bucket}/none.jsonl")
 
 
-def test_fingerprints_follow_what_the_storage_tells(address, bucket):
+def test_fingerprints_follow_the_metadata_of_the_storage(address, bucket):
     mark = content_fingerprint(f"{address}/rows.jsonl")
     assert mark == f'ETag="v1" size={len(FILES["rows.jsonl"])}'
     before = content_fingerprint(f"{bucket}/crawl/rows.jsonl")
@@ -158,13 +158,13 @@ def test_fingerprints_follow_what_the_storage_tells(address, bucket):
     assert content_fingerprint(f"{bucket}/crawl/rows.jsonl") != before
 
 
-def test_a_failure_that_passes_is_tried_again(address, monkeypatch):
+def test_a_temporary_failure_is_tried_again(address, monkeypatch):
     monkeypatch.setattr(storage, "RETRY_SECS", 0)
     assert len(read_all([f"{address}/flaky/rows.jsonl"])) == len(ROWS)
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_server_that_hangs_costs_the_unit_and_is_named(address, monkeypatch, name):
+def test_a_server_that_hangs_is_one_corrupt_item(address, monkeypatch, name):
     monkeypatch.setattr(storage, "REMOTE_TIMEOUT_SECS", 0.1)
     monkeypatch.setattr(storage, "RETRY_SECS", 0)
     unit, = plan([f"{address}/hang/{name}"], 1 << 40)
@@ -172,7 +172,7 @@ def test_a_server_that_hangs_costs_the_unit_and_is_named(address, monkeypatch, n
     assert isinstance(item, Corrupt) and item.reason.endswith("timed out")
 
 
-def test_a_missing_page_is_bad_input(address):
+def test_a_missing_page_is_a_user_error(address):
     with pytest.raises(UserError, match="matches no input"):
         find_inputs(f"{address}/none.jsonl")
     with pytest.raises(UserError, match="cannot be read"):

@@ -1,4 +1,4 @@
-"""Source trees, books, papers, encyclopedia dumps, conversations: text, domain, named skips."""
+"""Source trees, books, papers, encyclopedia dumps, conversations: text, domain, skip reasons."""
 
 import bz2
 import gzip
@@ -50,14 +50,14 @@ def tree(tmp_path):
 def test_a_source_tree_gives_sources_with_language_and_licence(tree):
     items = read_all(tree)
     assert find_inputs(str(tree)) == find_inputs(f"repo:{tree}") == [f"repo:{tree}/"]
-    found = {item.source: item for item in items if isinstance(item, RawRecord)}
-    assert {source: item.meta["language"] for source, item in found.items()} == {
+    sources = {item.source: item for item in items if isinstance(item, RawRecord)}
+    assert {source: item.meta["language"] for source, item in sources.items()} == {
         "project/src/main.py": "Python", "project/src/lib.RS": "Rust",
         "project/Makefile": "Makefile", "project/docs/page.html": "HTML"}
-    assert {item.domain for item in found.values()} == {"code"}
-    assert {item.content_type for item in found.values()} == {"text/plain"}
-    assert found["project/src/main.py"].meta["licence"] == "MIT"
-    assert found["project/src/main.py"].meta["licence_file"] == "LICENSE"
+    assert {item.domain for item in sources.values()} == {"code"}
+    assert {item.content_type for item in sources.values()} == {"text/plain"}
+    assert sources["project/src/main.py"].meta["licence"] == "MIT"
+    assert sources["project/src/main.py"].meta["licence_file"] == "LICENSE"
 
 
 def test_every_other_file_of_a_tree_is_skipped_for_a_reason(tree):
@@ -88,7 +88,7 @@ def test_licences_are_known_by_their_phrases(text, name):
 
 # --- books and papers ---------------------------------------------------------------------------
 
-def test_a_word_before_the_path_gives_the_domain(tmp_path):
+def test_a_prefix_of_the_path_gives_the_domain(tmp_path):
     (tmp_path / "a.txt").write_text("Call me Ishmael.")
     (tmp_path / "b.tex").write_text("\\begin{document}Text.\\end{document}")
     (tmp_path / "c.jsonl").write_text('{"text": "row", "domain": "web"}')
@@ -223,7 +223,7 @@ PAGES = (page("Old name", "#REDIRECT [[x]]", extra='<redirect title="x" />'),
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress, bz2.compress])
-def test_a_dump_gives_articles_and_names_the_rest(tmp_path, pack):
+def test_a_dump_has_articles_and_skipped_pages(tmp_path, pack):
     suffix = {bytes: "", gzip.compress: ".gz", bz2.compress: ".bz2"}[pack]
     (tmp_path / f"wiki.xml{suffix}").write_bytes(pack(dump(*PAGES)))
     items = read_all(tmp_path)
@@ -272,8 +272,8 @@ def test_converters_survive_broken_markup(convert, tokens):
 
 @pytest.mark.parametrize("token", TOKENS)
 @pytest.mark.parametrize("convert", CONVERTERS)
-def test_a_token_without_end_is_no_trap(convert, token):
-    """At quadratic cost, these would take minutes."""
+def test_unclosed_tokens_take_linear_time(convert, token):
+    """In quadratic time, these would take minutes."""
     convert(token * 50_000)
 
 

@@ -1,4 +1,4 @@
-"""WARC, WET, WAT and ARC: every record out of one unit, and damage that costs itself alone."""
+"""WARC, WET, WAT and ARC: every record in exactly one unit, and damage limited to its record."""
 
 import gzip
 import io
@@ -60,7 +60,7 @@ def pages() -> Pages:
             for i in range(12)]
 
 
-def test_warc_gives_pages_and_names_what_is_none(tmp_path):
+def test_warc_has_pages_and_skipped_records(tmp_path):
     path = tmp_path / "crawl.warc.gz"
     write_warc(path, [
         ("http://a/", b"<p>a</p>", "200 OK", {"Content-Type": "Text/HTML; charset=latin-1"}),
@@ -117,7 +117,7 @@ def test_a_cut_file_gives_the_whole_records_before_and_one_corrupt(tmp_path, pag
             assert any(isinstance(item, Corrupt) for item in items[whole:]), (is_gzip, size)
 
 
-def test_damage_costs_one_record(tmp_path, pages):
+def test_damage_affects_one_record(tmp_path, pages):
     path = tmp_path / "crawl.warc.gz"
     ends = write_warc(path, pages)
     data, rng = path.read_bytes(), random.Random(1)
@@ -125,11 +125,11 @@ def test_damage_costs_one_record(tmp_path, pages):
         place = rng.randrange(12, len(data))
         hit = sum(end <= place for end in ends)
         path.write_bytes(data[:place] + bytes([data[place] ^ 0x55]) + data[place + 1:])
-        found = {item.source for item in read_all(path, 2000) if isinstance(item, RawRecord)}
-        assert found >= {page[0] for index, page in enumerate(pages) if index != hit}, place
+        urls = {item.source for item in read_all(path, 2000) if isinstance(item, RawRecord)}
+        assert urls >= {page[0] for index, page in enumerate(pages) if index != hit}, place
 
 
-def test_a_zip_bomb_costs_one_record_and_no_memory(tmp_path, monkeypatch):
+def test_a_zip_bomb_is_one_corrupt_record_in_bounded_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(records, "MAX_RECORD_BYTES", 1 << 20)
     monkeypatch.setattr(warc, "MAX_RECORD_BYTES", 1 << 20)
     bomb = bytes(200 << 20)
@@ -149,14 +149,14 @@ def test_a_zip_bomb_costs_one_record_and_no_memory(tmp_path, monkeypatch):
     ("zstd", pa.compress(b"text", codec="zstd", asbytes=True)),
     ("gzip, br", brotli.compress(gzip.compress(b"text"))),
     ("identity", b"text"), ("none", b"text"), ("utf-8", b"text")])
-def test_content_encodings_are_undone_where_they_are_some(tmp_path, encoding, body):
+def test_content_encodings_are_decoded(tmp_path, encoding, body):
     path = tmp_path / "crawl.warc.gz"
     write_warc(path, [html("http://a/", body, **{"Content-Encoding": encoding}),
                       html("http://b/", b"b")])
     assert [item.content for item in read_all(path)] == [b"text", b"b"]
 
 
-def test_broken_encodings_cost_their_record(tmp_path):
+def test_broken_encodings_affect_one_record(tmp_path):
     path = tmp_path / "crawl.warc.gz"
     write_warc(path, [html("http://a/", b"no gzip", **{"Content-Encoding": "gzip"}),
                       html("http://b/", b"zz\r\nno chunks", **{"Transfer-Encoding": "chunked"}),
@@ -167,7 +167,7 @@ def test_broken_encodings_cost_their_record(tmp_path):
     assert sound.content == b"d"
 
 
-def test_a_broken_record_does_not_cost_the_rest_of_its_gzip_member(tmp_path):
+def test_records_after_a_broken_one_in_a_gzip_member_are_read(tmp_path):
     path = tmp_path / "crawl.warc.gz"
     write_warc(path, [html("http://a/", b"no gzip", **{"Content-Encoding": "gzip"}),
                       html("http://b/", b"b")], is_gzip=False)
@@ -176,7 +176,7 @@ def test_a_broken_record_does_not_cost_the_rest_of_its_gzip_member(tmp_path):
 
 
 @pytest.mark.parametrize("unit_bytes", [100, 333, 1 << 40])
-def test_a_page_about_archives_is_no_archive(tmp_path, unit_bytes):
+def test_a_page_that_quotes_a_record_header_is_one_record(tmp_path, unit_bytes):
     path = tmp_path / "crawl.warc"
     example = b"WARC/1.0\r\nWARC-Type: response\r\nContent-Length: 9\r\n\r\n<p>body</p>"
     write_warc(path, [html(f"http://{i}/", b"<pre>\r\n\r\n" + example + b"x" * 300 + b"</pre>")
@@ -200,7 +200,7 @@ MISLABELLED = {
 
 
 @pytest.mark.parametrize("name", MISLABELLED)
-def test_what_is_no_archive_is_one_corrupt_file(tmp_path, name):
+def test_other_files_are_one_corrupt_item(tmp_path, name):
     (tmp_path / name).write_bytes(MISLABELLED[name])
     items = read_all(tmp_path / name)
     assert isinstance(items[-1], Corrupt) and "record" not in reasons(items)
@@ -281,7 +281,7 @@ def test_real_pages_keep_address_and_type(fixtures):
     assert b"Example Domain" in arc.content
 
 
-def test_a_cut_arc_gives_what_is_whole(fixtures, tmp_path):
+def test_a_truncated_arc_has_its_complete_records(fixtures, tmp_path):
     data = (fixtures / "warcio/example.arc.gz").read_bytes()
     for size in range(10, len(data), 17):
         (tmp_path / "cut.arc.gz").write_bytes(data[:size])

@@ -1,4 +1,4 @@
-"""Rows cut from token files: each target once, each row found by its number alone."""
+"""Rows of token files: each target once, each row determined by its number."""
 
 import json
 
@@ -28,7 +28,7 @@ def _write_domain(folder, name, first_token, sizes):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two domains; all their tokens are different, so that a token tells where it is from."""
+    """Two domains of distinct tokens, so that a token identifies its position."""
     rng = np.random.default_rng(0)
     domains = {"pages": _write_domain(tmp_path, "pages", 0, rng.integers(2, 40, 60).tolist()),
                "code": _write_domain(tmp_path, "code", 10_000, rng.integers(2, 90, 30).tolist()),
@@ -42,7 +42,7 @@ def folder(tmp_path):
 def test_rows_score_every_target_exactly_once(folder, domain, stride):
     rows = TokenRows(folder, domain, L, stride)
     starts = np.r_[0, np.fromfile(folder / f"{domain}.ends", "<i8")[:-1]]
-    expected = np.delete(rows.tokens[:], starts)  # a document's first token is nobody's target
+    expected = np.delete(rows.tokens[:], starts)  # the first token of a document is not a target
     scored = np.concatenate([rows[i].targets_BL[rows[i].loss_weights_BL > 0]
                              for i in range(len(rows))])
     assert scored.tolist() == expected.tolist()
@@ -54,7 +54,7 @@ def test_overlap_gives_context(folder):
     assert not row.loss_weights_BL[:L - 5].any()
 
 
-def test_documents_of_a_row_are_told_apart(folder):
+def test_documents_of_a_row_have_separate_segments(folder):
     rows = TokenRows(folder, "pages", L)
     ends = np.fromfile(folder / "pages.ends", "<i8")
     for i in range(len(rows)):
@@ -71,7 +71,7 @@ def test_documents_of_a_row_are_told_apart(folder):
 
 @pytest.mark.parametrize("make", [TokenRows, BestFitRows])
 def test_rows_are_laid_out_as_make_row_does(folder, make):
-    """`make_row` reads segments off every token; `lay_out` is told where documents begin."""
+    """`make_row` takes a segment per token, `lay_out` the starts of documents."""
     ends = np.fromfile(folder / "pages.ends", "<i8")
     rows = make(folder, "pages", L)
     for i in range(len(rows)):
@@ -107,7 +107,7 @@ def test_best_fit_cuts_no_document_that_fits_and_scores_every_target_once(folder
 
 
 def _best_fit_one_by_one(lengths, capacity):
-    """The textbook: a list of rooms, searched for every piece."""
+    """The textbook algorithm: a list of free inputs, searched for every piece."""
     rooms = []
     for length in sorted(lengths, reverse=True):
         fitting = [room for room in rooms if room >= length]
@@ -125,7 +125,7 @@ def test_best_fit_is_best_fit_decreasing(data, capacity):
     assert sorted(rooms.tolist()) == _best_fit_one_by_one(lengths.tolist(), capacity)
 
 
-def test_best_fit_rows_do_not_depend_on_windows_for_what_they_hold(folder, monkeypatch):
+def test_best_fit_rows_have_the_same_tokens_for_all_windows(folder, monkeypatch):
     whole = BestFitRows(folder, "pages", L)
     for path in folder.glob("pages.best_fit-*"):
         path.unlink()
@@ -137,7 +137,7 @@ def test_best_fit_rows_do_not_depend_on_windows_for_what_they_hold(folder, monke
     assert np.array_equal(*map(np.sort, scored))
 
 
-def test_a_row_shows_what_its_loss_sees(folder):
+def test_show_formats_targets_and_weights(folder):
     class Letters:
         @staticmethod
         def decode(ids):
@@ -176,7 +176,7 @@ def test_mixture_repeats_a_domain_in_another_order(folder):
     assert sorted(first) == sorted(second) and first != second
 
 
-def test_a_loader_goes_on_from_its_state(folder):
+def test_a_loader_resumes_from_its_state(folder):
     rows = batches(mixture(folder, {"pages": 0.5, "code": 0.5}, L, num_rows=40, seed=0), 4)
     assert len(rows) == 10 and rows[3].tokens_BL.shape == (4, L)
     iterator = iter(rows.to_iter_dataset())
@@ -210,7 +210,7 @@ def test_wrong_mixtures_and_damaged_files_are_refused(folder):
 
 
 @pytest.mark.parametrize("offset", [0, BLOCK_BYTES - 1, BLOCK_BYTES, 3 * BLOCK_BYTES + 7])
-def test_a_flipped_bit_is_noticed_when_its_block_is_read_and_only_then(tmp_path, offset):
+def test_a_damaged_block_is_detected_when_it_is_read(tmp_path, offset):
     path = tmp_path / "pages.tokens"
     np.arange(3 * BLOCK_BYTES // 2 + 100, dtype="<u2").tofile(path)
     write_sums(path)

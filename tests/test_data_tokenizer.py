@@ -1,4 +1,4 @@
-"""The tokenizer: nothing is lost, nothing in a text is special, merges are the trainer's own."""
+"""The tokenizer: lossless, no special tokens from text, merges equal to the trainer's."""
 
 import json
 
@@ -33,11 +33,11 @@ def test_merges_are_those_of_the_trainer(tokenizer):
 
 
 @given(text=st.text())
-def test_any_text_comes_back(tokenizer, text):
+def test_any_text_is_decoded_unchanged(tokenizer, text):
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_any_bytes_can_be_told(tokenizer):
+def test_any_bytes_can_be_decoded(tokenizer):
     assert {bytes([i]) for i in range(256)} <= set(tokenizer.ranks)
 
 
@@ -54,7 +54,7 @@ def test_special_tokens_follow_the_ordinary_ones(tokenizer):
     assert tokenizer.decode([tokenizer.end]) == "<|end|>"
 
 
-def test_digits_stand_alone(tokenizer):
+def test_digits_are_single_tokens(tokenizer):
     assert len(tokenizer.encode("1234567")) == 7
 
 
@@ -69,7 +69,7 @@ def test_encode_batch_equals_encode(tokenizer):
     assert tokenizer.encode_batch(SAMPLES) == [tokenizer.encode(text) for text in SAMPLES]
 
 
-def test_a_saved_tokenizer_comes_back_the_same(tokenizer, tmp_path):
+def test_a_saved_tokenizer_is_loaded_unchanged(tokenizer, tmp_path):
     tokenizer.save(tmp_path)
     loaded = load_tokenizer(tmp_path)
     assert loaded == tokenizer and loaded.fingerprint == tokenizer.fingerprint

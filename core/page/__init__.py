@@ -1,1 +1,1 @@
-"""Pages to look at: escaped markup, charts without a script, one style sheet."""
+"""HTML pages: escaped markup, charts without scripts, one style sheet."""

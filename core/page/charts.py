@@ -1,6 +1,7 @@
 """Charts as inline SVG and CSS: real text, colours from the page's own variables.
 
-Colours are classes (`wood`, `quiet`, a model's name), so one style sheet serves light and dark.
+Colours are classes (`wood`, `quiet`, a model's name), so one style sheet has both light and dark
+colours.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from collections.abc import Sequence
 from core.page.markup import Markup, count, decimal, join, tag
 
 WIDTH, HEIGHT = 380, 236                       # of a panel, in CSS pixels at full size
-LEFT, RIGHT, TOP, BOTTOM = 40, 76, 20, 40      # margins; the right one holds the lines' names
-LABEL_GAP = 26                                 # least distance of two names, in pixels
-SMOOTHED_FROM, REACH_FRAC = 40, 0.04           # curves of that many points get a running mean
-NUM_DOTS = 12                                  # shorter curves show their points
+LEFT, RIGHT, TOP, BOTTOM = 40, 76, 20, 40      # margins; the names of lines are in the right one
+LABEL_GAP = 26                                 # minimum distance of two names, in pixels
+SMOOTHED_FROM, REACH_FRAC = 40, 0.04           # longer curves get a running mean
+NUM_DOTS = 12                                  # curves of at most this many points show them
 
 Points = Sequence[tuple[float, float]]
 
@@ -37,7 +38,7 @@ class Panel:
         levels: horizontal lines to compare with, (name, value).
         phase: a shaded span of the axis, (first, last, name).
         digits: decimals of the values printed beside the curves.
-        x_name: what the axis counts.
+        x_name: quantity on the axis.
         x_digits: decimals of its ticks.
     """
 
@@ -79,7 +80,7 @@ def draw_panel(panel: Panel) -> Markup:
         return tag("figure", heading, tag("p", "No finite value was logged.", class_="quiet"))
     levels = [(name, value) for name, value in panel.levels if math.isfinite(value)]
     values = [y for line in lines for _, y in line.points] + [value for _, value in levels]
-    # Differences that the printed decimals do not show are not blown up to a whole axis.
+    # Differences below the printed decimals must not fill the whole axis.
     pad = max(0.07 * (max(values) - min(values)), 5 * 10.0 ** -panel.digits)
     last = max(x for line in lines for x, _ in line.points)
     x = Scale(0, max(last, 10.0 ** -panel.x_digits), LEFT, WIDTH - RIGHT)
@@ -120,7 +121,7 @@ def _axes(panel: Panel, x: Scale, y: Scale) -> Markup:
 
 
 def decimals(ticks: Sequence[float]) -> int:
-    """Decimals that tell neighbouring ticks apart."""
+    """Number of decimals that distinguishes neighbouring ticks."""
     gap = ticks[1] - ticks[0] if len(ticks) > 1 else 1.0
     return max(0, -math.floor(math.log10(gap) + 1e-9))
 
@@ -140,7 +141,7 @@ def _curve(line: Line, x: Scale, y: Scale) -> Markup:
 
 def _names(lines: Sequence[Line], levels: Sequence[tuple[str, float]], y: Scale,
            digits: int) -> list[Markup]:
-    """Names and values right of the curves, pushed apart where they would touch."""
+    """Names and values right of the curves, moved apart where they would overlap."""
     marks = [(last_value(line.points), line.name, line.style) for line in lines]
     marks += [(value, name, "quiet") for name, value in levels]
     marks.sort(key=lambda mark: y(mark[0]))
@@ -153,7 +154,7 @@ def _names(lines: Sequence[Line], levels: Sequence[tuple[str, float]], y: Scale,
 
 
 def last_value(points: Points) -> float:
-    """The value that a curve ends with: of its running mean where it has one."""
+    """The last value of a curve, or of its running mean if it has one."""
     return _smooth(points)[-1][1] if len(points) >= SMOOTHED_FROM else points[-1][1]
 
 
@@ -168,7 +169,7 @@ def smooth(points: Sequence[tuple[float, float]], reach: int) -> list[tuple[floa
 
 
 def spread(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Moves ascending places as little as needed for a distance of `gap`, within low..high."""
+    """Moves ascending places so that their distance is at least `gap`, within low..high."""
     moved = list(places)
     for i in range(len(moved)):
         moved[i] = max(moved[i], moved[i - 1] + gap if i else low)
@@ -178,7 +179,7 @@ def spread(places: Sequence[float], gap: float, low: float, high: float) -> list
 
 
 def draw_bar(value: float, longest: float, label: str, style: str) -> Markup:
-    """A horizontal bar with its value printed behind it."""
+    """A horizontal bar with its value printed after it."""
     width = 100 * value / longest if longest > 0 and math.isfinite(value) else 0.0
     return tag("span", tag("span", class_=f"bar {style}", style=f"width:{width:.2f}%"),
                tag("span", label, class_="bar-value"), class_="bar-track")

@@ -1,4 +1,4 @@
-"""Histograms as inline SVG: what lies beyond a threshold stands out, and its share is printed."""
+"""Histograms as inline SVG, with the values beyond a threshold marked and their share printed."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from core.progress import format_count
 
 WIDTH, HEIGHT = 300, 132                       # in CSS pixels at full size
 SIDE, TOP, BOTTOM = 6, 18, 20                  # margins
-NUM_TICKS, TICK_GAP = 5, 40                    # at most, and their least distance in pixels
+NUM_TICKS, TICK_GAP = 5, 40                    # maximum number, and minimum distance in pixels
 
 
 @dataclasses.dataclass(frozen=True)
 class Histogram:
-    """Counts between edges that lie evenly, or at powers of a base from a first edge of 0.
+    """Counts between edges, evenly spaced or, after a first edge of 0, geometrically.
 
     Attributes:
         edges: ascending, one more than `counts`.
@@ -33,9 +33,9 @@ class Histogram:
     high: float | None = None
 
     def beyond_frac(self) -> tuple[float, bool]:
-        """Share of what lies beyond the thresholds, and whether it is exact.
+        """Share of counts beyond the thresholds, and whether it is exact.
 
-        A bin that holds a threshold is not counted: where it is not empty, the share is a lower
+        A bin that contains a threshold is not counted; if it is not empty, the share is a lower
         bound.
         """
         beyond = sum(number for i, number in enumerate(self.counts) if self.is_beyond(i))
@@ -54,7 +54,7 @@ class Histogram:
 
 
 class BinScale:
-    """Maps values to pixels such that all bins are equally wide, whatever their edges."""
+    """Maps values to pixels such that all bins are equally wide."""
 
     def __init__(self, edges: Sequence[float]):
         self.edges = edges
@@ -71,7 +71,7 @@ class BinScale:
         return round(SIDE + (index + frac) * self._bin_width, 2)
 
     def ticks(self) -> list[float]:
-        """Round values to print below the axis, none too close to its neighbour."""
+        """Round values to print below the axis, with a minimum distance."""
         low, high = self.edges[0], self.edges[-1]
         values = nice_ticks(low, high, NUM_TICKS)
         if not self.is_even:
@@ -109,7 +109,7 @@ def draw_histogram(histogram: Histogram) -> Markup:
 
 
 def _crop(histogram: Histogram) -> Histogram:
-    """The bins from the first to the last that hold something or a threshold."""
+    """The bins from the first to the last that is non-empty or contains a threshold."""
     used = [index for index, number in enumerate(histogram.counts) if number]
     for value in (histogram.low, histogram.high):
         if value is not None:

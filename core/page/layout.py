@@ -1,4 +1,4 @@
-"""A page in one file: no script, no network, light and dark, the same bytes every time."""
+"""A self-contained page: no script, no network, light and dark, reproducible bytes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from core.artifacts import digest
 from core.page.markup import Markup, join, tag
 
 STYLE = Path(__file__).with_name("page.css")
-# Texts from the web are shown on these pages: the browser is told to run and to load nothing.
+# The pages show texts from the web, so browsers must not run or load anything.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 def render_page(title: str, *body: Any, style: str = "") -> str:
-    """A whole page as HTML; `style` is CSS that only this page needs."""
+    """A whole page as HTML; `style` is CSS for this page alone."""
     head = join(tag("meta", charset="utf-8"),
                 tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
                 tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
@@ -38,19 +38,19 @@ def headline(eyebrow: str, title: str, lede: str, tiles: Sequence[tuple[str, Any
 
 
 def section(title: str, lede: str, *body: Any) -> Markup:
-    """A part of the page under its own heading."""
+    """A part of the page with a heading."""
     return tag("section", tag("h2", title), tag("p", lede, class_="lede"), *body)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]], style: str) -> Markup:
-    """A table that scrolls in itself where it is wider than the page."""
+    """A table that scrolls horizontally if it is wider than the page."""
     return tag("div", tag("table", tag("thead", tag("tr", [tag("th", name) for name in head])),
                           tag("tbody", [tag("tr", [tag("td", cell) for cell in row])
                                         for row in rows]), class_=style), class_="scroll")
 
 
 def command(text: str) -> Markup:
-    """A command that one click selects, and that breaks between its arguments only."""
+    """A command that one click selects, with line breaks only between arguments."""
     words = [tag("span", word) for word in text.split(" ")]
     return tag("code", words[0], [join(" ", word) for word in words[1:]], class_="command")
 

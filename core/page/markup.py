@@ -1,4 +1,4 @@
-"""HTML that cannot be forgotten to escape, and numbers as people read them."""
+"""Builds HTML that is escaped by default, and formats numbers."""
 
 from __future__ import annotations
 
@@ -7,32 +7,32 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-# Control characters are shown as their pictures (U+2400...): a browser would swallow them, and a
-# terminal obey them. Those of ISO 8859 have none.
+# Control characters are replaced by their pictures (U+2400...): browsers drop them, and terminals
+# act on them. Those of ISO 8859 have no picture.
 _VISIBLE = ({code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
             | {127: 0x2421} | dict.fromkeys(range(128, 160), 0xFFFD))
-_VOID = ("meta",)  # elements that hold nothing and are not closed
+_VOID = ("meta",)  # elements without content and end tag
 NOT_A_NUMBER = "n/a"
 
 
 class Markup(str):
-    """Text that is HTML already. Any other string is escaped when a tag takes it in."""
+    """A string of HTML. Any other string is escaped when it becomes part of a tag."""
 
 
 def escape(text: Any) -> Markup:
-    """Text as HTML: escaped, and made visible as by `visible`."""
+    """Escapes text for HTML, with control characters as by `visible`."""
     if isinstance(text, Markup):
         return text
     return Markup(html.escape(visible(str(text))))
 
 
 def visible(text: str) -> str:
-    """Text whose control characters can be seen, and whose lone surrogates are replaced."""
+    """Replaces control characters by visible ones, and lone surrogates."""
     return text.translate(_VISIBLE).encode("utf-8", "replace").decode()
 
 
 def join(*children: Any) -> Markup:
-    """Children one after another: strings are escaped, None is left out, iterables are walked."""
+    """Concatenates children: strings are escaped, None is skipped, iterables are flattened."""
     parts = []
     for child in children:
         if isinstance(child, Iterable) and not isinstance(child, str):
@@ -45,8 +45,8 @@ def join(*children: Any) -> Markup:
 def tag(name: str, /, *children: Any, **attributes: Any) -> Markup:
     """An element: ``tag("a", "text", class_="x", stroke_width=2)``.
 
-    A trailing underscore of an attribute is dropped, any other becomes a hyphen; an attribute
-    that is None is left out.
+    A trailing underscore of an attribute is dropped, any other becomes a hyphen; attributes
+    that are None are skipped.
     """
     named = "".join(f' {key.rstrip("_").replace("_", "-")}="{escape(value)}"'
                     for key, value in attributes.items() if value is not None)
@@ -56,7 +56,7 @@ def tag(name: str, /, *children: Any, **attributes: Any) -> Markup:
 
 
 def count(value: float) -> str:
-    """A count with thousands apart: ``4,398``."""
+    """A count with separated thousands: ``4,398``."""
     return f"{value:,.0f}" if math.isfinite(value) else NOT_A_NUMBER
 
 

@@ -1,4 +1,4 @@
-"""The funnel of a corpus as markup: what each stage left, what each domain lost, every reason."""
+"""The funnel of a corpus as markup: documents kept per stage, removed per domain and reason."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from core.progress import format_count
 from data.corpus import Corpus
 
 STAGE_NOTES = {
-    "extract": "text found in the record", "exact_dedup": "the same text seen before",
+    "extract": "text found in the record", "exact_dedup": "same text as an earlier document",
     "language": "identified, with a score", "rules": "signals against thresholds",
     "harm": "URLs on lists", "harm_words": "words on lists", "classifiers": "scored by models",
     "lines": "repeated blocks cut", "privacy": "personal data found",
     "near_dedup": "MinHash neighbours, verified",
     "substrings": "long repeated passages cut", "quality": "the best by score",
     "contamination": "holds benchmark items", "split": "resembles a held-out page"}
-NUM_SAMPLES = 3                 # removed documents that are shown per reason
-NUM_LINES, NUM_CHARS = 12, 160  # shown of a document
-NUM_TINTS = 6                   # of the colour that tells domains apart
+NUM_SAMPLES = 3                 # removed documents shown per reason
+NUM_LINES, NUM_CHARS = 12, 160  # size of an excerpt
+NUM_TINTS = 6                   # tints of the colour that distinguishes domains
 NOTHING = {"documents": 0, "bytes": 0}
 
 
 def draw_funnel(corpus: Corpus) -> Markup:
-    """One row per stage: documents by domain, the bytes below them, and the numbers beside."""
+    """One row per stage: bars of documents by domain and of bytes, and the counts."""
     manifest, tints, stages = corpus.manifest, _tints(corpus), corpus.domains_by_stage()
     total, bytes_in = manifest["documents_in"], manifest["bytes_in"]
     per_token = corpus.bytes_per_token()
@@ -63,7 +63,7 @@ def draw_funnel(corpus: Corpus) -> Markup:
 
 
 def domain_table(corpus: Corpus) -> Markup:
-    """What every domain lost at every stage."""
+    """Removed documents of each domain at each stage."""
     manifest, tints, before = corpus.manifest, _tints(corpus), corpus.domains_by_stage()[0]
     heldout, kept_by_domain = corpus.heldout_by_domain(), manifest.get("kept_by_domain", {})
     stages = [stage for stage in manifest.get("funnel", ()) if stage["removed_by_domain"]]
@@ -83,25 +83,25 @@ def domain_table(corpus: Corpus) -> Markup:
 
 
 def trim_note(corpus: Corpus) -> str:
-    """What was cut and redacted inside documents that stayed, and what could not be read."""
+    """Bytes cut and spans redacted in kept documents, and the number of unreadable records."""
     manifest = corpus.manifest
     trimmed = sum((Counter(stage["trimmed_bytes"]) for stage in manifest.get("funnel", ())),
                   Counter())
     cut = [f"{size(num_bytes)} of {rule.replace('_', ' ')}" for rule, num_bytes in trimmed.items()]
     redacted = [f"{count(number)} × {kind}"
                 for kind, number in manifest.get("redacted", {}).items()]
-    return (f"Cut inside documents that stayed: {', '.join(cut) or 'nothing'}. Redacted: "
+    return (f"Cut inside kept documents: {', '.join(cut) or 'nothing'}. Redacted: "
             f"{', '.join(redacted) or 'nothing'}. Unreadable records: "
             f"{count(sum(manifest.get('corrupt', {}).values()))}.")
 
 
 def reasons(corpus: Corpus) -> Markup:
-    """Every reason with its documents, bytes and tokens; open one to read what it removed."""
-    found = sorted(corpus.removals(), key=lambda row: -row[2]["documents"])
-    if not found:
+    """Every reason with its documents, bytes and tokens, and samples of what it removed."""
+    removals = sorted(corpus.removals(), key=lambda row: -row[2]["documents"])
+    if not removals:
         return tag("p", "No document was removed.", class_="note")
-    manifest, victims = corpus.manifest, corpus.victims(NUM_SAMPLES)
-    longest, per_token = found[0][2]["documents"], corpus.bytes_per_token()
+    manifest, samples = corpus.manifest, corpus.sample_removed(NUM_SAMPLES)
+    longest, per_token = removals[0][2]["documents"], corpus.bytes_per_token()
     names = ["of documents", "text", *(["tokens"] if per_token else [])]
     head = tag("div", tag("span", "reason"), tag("span", "documents"),
                [tag("span", name, class_="num") for name in names], class_="reason-row head")
@@ -119,14 +119,14 @@ def reasons(corpus: Corpus) -> Markup:
 
     return tag("div", head, [
         tag("details", summary(stage, reason, counts),
-            [_sample(corpus, row) for row in victims.get(reason, ())],
+            [_sample(corpus, row) for row in samples.get(reason, ())],
             open="open" if rank == 0 else None)
-        for rank, (stage, reason, counts) in enumerate(found)],
+        for rank, (stage, reason, counts) in enumerate(removals)],
         class_="reasons with-tokens" if per_token else "reasons")
 
 
 def excerpt(text: str) -> str:
-    """The first lines of a text that hold something, and how many follow."""
+    """The first non-blank lines of a text, and the number of those omitted."""
     lines = [line[:NUM_CHARS] for line in text.splitlines() if line.strip()]
     more = f"\n… {count(len(lines) - NUM_LINES)} more lines" if len(lines) > NUM_LINES else ""
     return "\n".join(lines[:NUM_LINES]) + more
@@ -143,7 +143,7 @@ def _sample(corpus: Corpus, row: Mapping[str, Any]) -> Markup:
 
 
 def _tints(corpus: Corpus) -> dict[str, str]:
-    """A tint per domain, the largest domain the darkest."""
+    """A tint per domain; the largest domain has the darkest."""
     first = corpus.domains_by_stage()[0]
     order = sorted(first, key=lambda domain: (-first[domain], domain))
     return {domain: f"tint{min(i, NUM_TINTS - 1)}" for i, domain in enumerate(order)}

@@ -1,4 +1,4 @@
-"""The data card: one self-contained page about a finished corpus, drawn from the run itself."""
+"""The data card: one self-contained page about a finished corpus, made from its own records."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from core.page.layout import headline, render_page, section
 from core.page.markup import Markup, count, join, percent, size, tag
 from core.progress import format_count
-from data.card import sections as sections
+from data.card import sections
 from data.card.funnel import NUM_SAMPLES, domain_table, draw_funnel, reasons, trim_note
 from data.corpus import Corpus
 
@@ -18,7 +18,7 @@ def write_card(folder: Path) -> None:
     """Writes `report.html` into a corpus; the same corpus gives the same bytes.
 
     Args:
-        folder: what `python -m data.curate` wrote, or is about to finish.
+        folder: output of `python -m data.curate`, complete but for the card.
 
     Raises:
         UserError: the manifest or a Parquet part is missing or damaged.
@@ -60,7 +60,7 @@ def _headline(corpus: Corpus) -> Markup:
     return headline(
         "Heartwood · data card", "What is in the corpus, and what is not",
         f"{count(manifest['documents_in'])} documents were read, {count(manifest['documents'])} "
-        "are left to train on. Every removal has a reason, and every reason is on this page.",
+        "are kept for training. Every removal has a reason, and every reason is on this page.",
         tiles)
 
 
@@ -68,9 +68,9 @@ def _funnel(corpus: Corpus) -> Markup:
     per_token = corpus.bytes_per_token()
     tokens = f" Tokens are estimated at {per_token:.2f} bytes each." if per_token else ""
     return section(
-        "The funnel", "Bars count documents, tints are domains, hatched is what the stage removed; "
-        f"the thin line below is the text that is left.{tokens}",
+        "The funnel", "Bars count documents, tints are domains, hatched is what the stage "
+        f"removed; the thin line below is the remaining text.{tokens}",
         draw_funnel(corpus), domain_table(corpus), tag("p", trim_note(corpus), class_="note"),
-        join(tag("h3", "Why documents went"),
+        join(tag("h3", "Why documents were removed"),
              tag("p", f"Open a reason to read up to {NUM_SAMPLES} of its documents, those of the "
                  "smallest content hash.", class_="note"), reasons(corpus)))

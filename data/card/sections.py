@@ -15,27 +15,27 @@ from core.progress import format_secs
 from data.card.funnel import excerpt
 from data.corpus import Corpus
 
-NUM_SIZES = 8       # of duplicate clusters, drawn apart
-NUM_PARTS = 10      # languages, domains, inputs, alarms that are listed apart
+NUM_SIZES = 8       # sizes of duplicate clusters with a bar of their own
+NUM_PARTS = 10      # languages, domains, inputs, alarms that are listed singly
 
 
 def alarms(corpus: Corpus) -> Markup | None:
-    """A band for every source that lost more than the set share; None when all is well."""
-    found = sorted(corpus.manifest.get("alarms", ()), key=lambda alarm: -alarm["removed_frac"])
-    if not found:
+    """A warning for every source with an unusual share of removals; None without any."""
+    raised = sorted(corpus.manifest.get("alarms", ()), key=lambda alarm: -alarm["removed_frac"])
+    if not raised:
         return None
-    more = len(found) - NUM_PARTS
+    more = len(raised) - NUM_PARTS
     return tag("div", [tag("p", tag("b", alarm["source"]),
                            f" lost {percent(alarm['removed_frac'])} of its "
                            f"{count(alarm['documents_in'])} documents to ",
                            alarm["reason"].replace("_", " "), ".", class_="warning")
-                       for alarm in found[:NUM_PARTS]],
+                       for alarm in raised[:NUM_PARTS]],
                tag("p", f"… and {count(more)} more.", class_="note") if more > 0 else None,
                class_="alarms", role="alert")
 
 
 def signals(corpus: Corpus) -> Markup:
-    """Histograms of the signals that have a threshold, by domain, the hardest rule first."""
+    """Histograms of the signals that have a threshold, by domain, strictest rule first."""
     by_domain: dict[str, list[Histogram]] = defaultdict(list)
     for row in corpus.manifest.get("histograms", ()):
         if sum(row["counts"]):
@@ -47,9 +47,9 @@ def signals(corpus: Corpus) -> Markup:
     order = sorted(by_domain, key=lambda name: (-max(sum(h.counts) for h in by_domain[name]),
                                                 name))
     return section(
-        "Signals and thresholds", "What the rules saw, over the documents that reached them. A "
-        "line is a threshold; red is beyond it. Bins of counts and sizes grow by a constant "
-        "factor.", [_domain_signals(name, by_domain[name], rank == 0)
+        "Signals and thresholds", "Histograms over the documents that reached the rules. A "
+        "line is a threshold; values beyond it are red. Bins of counts and sizes grow by a "
+        "constant factor.", [_domain_signals(name, by_domain[name], rank == 0)
                     for rank, name in enumerate(order)])
 
 
@@ -63,23 +63,24 @@ def _domain_signals(domain: str, histograms: Sequence[Histogram], is_open: bool)
 
 
 def duplicates(corpus: Corpus) -> Markup:
-    """Verified near-duplicate clusters: how many, how large, and the largest to read."""
-    found = corpus.manifest.get("near_dedup")
-    if not found or "clusters" not in found:
+    """Verified near-duplicate clusters: number, sizes, and the largest as examples."""
+    near_dedup = corpus.manifest.get("near_dedup")
+    if not near_dedup or "clusters" not in near_dedup:
         return _not_run("Near duplicates")
     sizes = sorted((int(members), number)
-                   for members, number in found.get("clusters_by_size", {}).items())
+                   for members, number in near_dedup.get("clusters_by_size", {}).items())
     bars = [(f"{members} documents", number) for members, number in sizes[:NUM_SIZES]]
     if rest := sizes[NUM_SIZES:]:
         bars.append((f"{rest[0][0]} and more", sum(number for _, number in rest)))
     return section(
-        "Near duplicates", f"{count(found['candidates'])} candidate pairs were compared; "
-        f"{percent(found['acceptance_rate'])} proved alike. They form {count(found['clusters'])} "
-        f"clusters, the largest of {count(found['largest_cluster'])} documents; of each, one "
-        "representative stays for every group that is alike.",
+        "Near duplicates", f"{count(near_dedup['candidates'])} candidate pairs were compared; "
+        f"{percent(near_dedup['acceptance_rate'])} were confirmed. They form "
+        f"{count(near_dedup['clusters'])} clusters, the largest of "
+        f"{count(near_dedup['largest_cluster'])} documents; in each, one "
+        "representative is kept for every group of similar documents.",
         tag("h3", "Clusters by size") if bars else None, _bars(bars),
         [join(tag("h3", "The largest") if rank == 0 else None, _cluster(example))
-         for rank, example in enumerate(found.get("examples", ()))])
+         for rank, example in enumerate(near_dedup.get("examples", ()))])
 
 
 def _cluster(example: Mapping[str, Any]) -> Markup:
@@ -104,14 +105,14 @@ def privacy(corpus: Corpus) -> Markup:
 
 
 def languages_and_domains(corpus: Corpus) -> Markup:
-    """What the training set consists of."""
+    """Domains and languages of the training set."""
     manifest = corpus.manifest
     tables = [
         tag("div", tag("h3", title), _share_table(parts, per_token, manifest["bytes"]))
         for title, parts, per_token in (
             ("Domains", manifest.get("kept_by_domain"), manifest.get("bytes_per_token")),
             ("Languages", manifest.get("kept_by_language"), None)) if parts]
-    return section("What is in it", "The training set by text, held-out pages aside.",
+    return section("What is in it", "The training set by size of text, without held-out pages.",
                    tag("div", tables, class_="pair")) if tables else _not_run("What is in it")
 
 
@@ -132,30 +133,30 @@ def _share_table(parts: Mapping[str, Mapping[str, int]], per_token: Mapping[str,
 
 def contamination(corpus: Corpus) -> Markup:
     """Benchmark items found in documents, with the text that matched."""
-    found = corpus.manifest.get("contamination")
-    if not found or not found.get("tasks"):
+    matches = corpus.manifest.get("contamination")
+    if not matches or not matches.get("tasks"):
         return _not_run("Contamination", "No task files were given to search for.")
     tasks = [[name, count(task["items"]), count(task["hits"]),
               percent(task["hits"] / max(task["items"], 1), 2)]
-             for name, task in found["tasks"].items()]
+             for name, task in matches["tasks"].items()]
     hits = [tag("div", tag("p", tag("b", hit["task"]), f" item {hit['item']} · ", hit["kind"],
                            f" {decimal(hit['overlap'], 2)} · ", tag("code", hit["source"])),
                 tag("pre", excerpt(hit["text"])), class_="sample")
-            for hit in found.get("examples", ())]
-    return section("Contamination", "Items of evaluation tasks that documents held, by n-gram or "
-                   "near match.", table(["task", "items", "found", "share"], tasks, "numbers"),
+            for hit in matches.get("examples", ())]
+    return section("Contamination", "Items of evaluation tasks that occur in documents, by n-gram "
+                   "or near match.", table(["task", "items", "found", "share"], tasks, "numbers"),
                    tag("details", tag("summary", tag("b", f"{len(hits)} matches to read")), hits,
                        class_="fold", open="open") if hits else None)
 
 
 def classifiers(corpus: Corpus) -> Markup:
-    """How well the classifiers that scored documents do on pages held out from their training."""
-    found = corpus.manifest.get("classifiers")
-    if not found:
+    """Metrics and calibration of the classifiers that scored documents, on held-out pages."""
+    described = corpus.manifest.get("classifiers")
+    if not described:
         return _not_run("Classifiers")
     return section("Classifiers", "Measured on pages held out from their training. A calibrated "
                    "score lies on the dashed line.",
-                   tag("div", [_classifier(one) for one in found], class_="panels"))
+                   tag("div", [_classifier(one) for one in described], class_="panels"))
 
 
 def _classifier(one: Mapping[str, Any]) -> Markup:
@@ -195,20 +196,20 @@ def speed(corpus: Corpus) -> Markup:
     notes = [format_secs(sum(stage["secs"] for stage in stages)) + " in all",
              *([f"{count(workers)} workers"] if workers else []),
              *([f"at most {size(memory)} of memory in a process"] if memory else [])]
-    return section("Speed", ", ".join(notes) + ". MB/s is text or raw input that went through "
-                   "the stage, all workers together.", tag("div", rows, class_="bars speed"))
+    return section("Speed", ", ".join(notes) + ". MB/s is the text or raw input processed by "
+                   "the stage, over all workers.", tag("div", rows, class_="bars speed"))
 
 
 def unread(corpus: Corpus) -> Markup:
-    """Records that gave no document, by reason."""
+    """Records without a document, by reason."""
     corrupt, skipped = (corpus.manifest.get(kind, {}) for kind in ("corrupt", "skipped"))
     if not corrupt and not skipped:
         return section("Records that gave no document", "Every record was read.")
     parts = [tag("div", tag("h3", title), tag("p", note, class_="note"),
-                 _bars(_largest_first(found)))
-             for title, note, found in (
-                 ("Damaged", "could not be read as what they claim to be", corrupt),
-                 ("Skipped", "whole, but nothing to train on", skipped)) if found]
+                 _bars(_largest_first(counts)))
+             for title, note, counts in (
+                 ("Damaged", "not readable in their declared format", corrupt),
+                 ("Skipped", "readable, but without text to train on", skipped)) if counts]
     return section("Records that gave no document", f"{count(sum(corrupt.values()))} damaged, "
                    f"{count(sum(skipped.values()))} skipped.", tag("div", parts, class_="pair"))
 

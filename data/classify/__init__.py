@@ -1,1 +1,1 @@
-"""Classifiers of documents: a linear model over hashed n-grams, its training data, its figures."""
+"""Document classifiers: a linear model over hashed n-grams, its training data, its metrics."""

@@ -1,4 +1,4 @@
-"""Calibration of a classifier: among documents scored 0.8, eight of ten are to be positive."""
+"""Calibration of a classifier: a score estimates the probability of the positive label."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ TOLERANCE_NATS = 1e-10
 
 
 def calibrate(classifier: Classifier, outputs: np.ndarray, targets: np.ndarray) -> Classifier:
-    """Folds a scale, and a shift per output, into the weights, so that scores mean what they say.
+    """Multiplies the weights by a scale and shifts the biases, so that scores are calibrated.
 
-    Platt scaling; for many labels temperature scaling with a bias each (arXiv:1706.04599, section
-    4.2; arXiv:1901.06852). A regression is scaled by least squares.
+    Platt scaling; for many labels temperature scaling with a bias per label (arXiv:1706.04599,
+    section 4.2; arXiv:1901.06852). A regression is scaled by least squares.
 
     Args:
-        outputs: [num_documents, num_outputs] of documents that were not trained on.
+        outputs: [num_documents, num_outputs] of documents outside the training set.
         targets: [num_documents], see `data.classify.labelled.targets_of`.
     """
     if classifier.kind == "regression":
@@ -36,7 +36,7 @@ def calibrate(classifier: Classifier, outputs: np.ndarray, targets: np.ndarray) 
 
 def _smooth(targets: np.ndarray, num_labels: int) -> np.ndarray:
     """Platt's targets, (count + 1) / (count + 2) for the true label: they keep the scale finite
-    when the documents are told apart without an error. [n] -> [n, num_labels]."""
+    when the classes are separable. [n] -> [n, num_labels]."""
     counts = np.bincount(targets, minlength=num_labels)[targets][:, None]
     truth = np.arange(num_labels) == targets[:, None]
     return np.where(truth, counts + 1, 1 / (num_labels - 1)) / (counts + 2)
@@ -58,9 +58,10 @@ def _fit(outputs: np.ndarray, truth: np.ndarray) -> tuple[float, np.ndarray]:
 
     reached = loss(free)
     for _ in range(MAX_STEPS):
-        found = to_probabilities(slopes @ free)[:, 1:]
-        gradient = np.einsum("nkd,nk->d", slopes, found - truth[:, 1:]) / len(outputs)
-        weighted = slopes * found[:, :, None]
+        probabilities = to_probabilities(slopes @ free)[:, 1:]
+        gradient = np.einsum("nkd,nk->d", slopes, probabilities - truth[:, 1:])
+        gradient /= len(outputs)
+        weighted = slopes * probabilities[:, :, None]
         mean = weighted.sum(axis=1)
         hessian = (np.einsum("nkd,nke->de", slopes, weighted) - mean.T @ mean) / len(outputs)
         step = np.linalg.lstsq(hessian, gradient, rcond=None)[0]

@@ -1,9 +1,9 @@
 """Classifier of documents: a linear model over hashed word n-grams, run in numpy.
 
-A document is a vector with a place for each n-gram: the square root of its share of the document's
-n-grams, so that every vector has length 1 (the Hellinger kernel). fastText (arXiv:1607.01759)
-averages embeddings and puts a linear layer on top; that too is linear in the n-grams, so the table
-here holds the products, one column per n-gram. It is trained by `data.train_classifier`.
+A document is a sparse vector over n-grams. Its entries are the square roots of the n-grams' shares
+of the document, so every vector has length 1 (the Hellinger kernel). fastText (arXiv:1607.01759)
+applies a linear layer to averaged embeddings; that too is linear in the n-grams, so the table here
+holds the products, one column per n-gram. It is trained by `data.train_classifier`.
 
 A folder holds `weights.npy` and `classifier.json`, which describes it.
 """
@@ -26,8 +26,8 @@ from data.dedup.words import hash_words
 from data.tables import write_array
 
 KINDS = ("reference", "regression", "classes")
-MAX_CHARS = 500_000         # of a longer text, the beginning stands for the whole
-CHUNK_CHARS = 1 << 20       # text scored at once; memory is about 30 bytes a character
+MAX_CHARS = 500_000         # a longer text is truncated
+CHUNK_CHARS = 1 << 20       # text per batch; memory is about 30 bytes a character
 
 _OWNER_SHIFT = np.uint64(32)
 
@@ -37,7 +37,7 @@ class Features:
     """Sparse vectors of documents, document after document.
 
     Attributes:
-        buckets: [n] int32, which n-gram; ascending and distinct within a document.
+        buckets: [n] int32, bucket of the n-gram; ascending and distinct within a document.
         values: [n] float32, the square root of its share of the document's n-grams.
         offsets: [num_documents + 1] int64; document i has ``offsets[i]:offsets[i + 1]``.
     """
@@ -56,17 +56,18 @@ def featurise(texts: Sequence[str], num_buckets: int, max_words: int) -> Feature
     """Turns texts into vectors of their n-grams of 1 to `max_words` words.
 
     Args:
-        num_buckets: a power of two; n-grams whose hashes share a bucket are one.
+        num_buckets: a power of two; n-grams with one bucket are not distinguished.
     """
     words, word_offsets = hash_words([text[:MAX_CHARS] for text in texts])
     owners = np.repeat(np.arange(len(texts), dtype=np.uint64), np.diff(word_offsets))
     shift = np.uint64(64 - (num_buckets.bit_length() - 1))
-    found = []
+    keys_by_length = []
     for length in range(1, max_words + 1):
         grams = hash_grams(words, length)
         first, last = owners[:len(grams)], owners[length - 1:]
-        found.append(((first << _OWNER_SHIFT) | (grams >> shift))[first == last])
-    keys = np.sort(np.concatenate(found))
+        keys = (first << _OWNER_SHIFT) | (grams >> shift)
+        keys_by_length.append(keys[first == last])
+    keys = np.sort(np.concatenate(keys_by_length))
     begins = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]])[:len(keys)])
     counts = np.diff(begins, append=len(keys))
     distinct = keys[begins]
@@ -79,11 +80,11 @@ def featurise(texts: Sequence[str], num_buckets: int, max_words: int) -> Feature
 
 @dataclasses.dataclass(frozen=True)
 class Classifier:
-    """Scores texts.
+    """Linear classifier of texts.
 
     Attributes:
-        kind: "reference" (like a set of reference documents, or like random ones), "regression"
-            (a number) or "classes".
+        kind: "reference" (reference documents against random ones), "regression" (a number)
+            or "classes".
         labels: names of the classes; none for a regression.
         positive: the label whose probability is the score; "" scores the confidence, which is
             the probability of the most probable label.
@@ -126,7 +127,7 @@ class Classifier:
     def outputs(self, texts: Sequence[str]) -> np.ndarray:
         """Outputs of the linear model: [num_texts, num_outputs] float64.
 
-        A text's numbers do not depend on the texts beside it.
+        The outputs of a text do not depend on the other texts.
         """
         chunks = [self._outputs(chunk) for chunk in _chunks(texts)]
         return np.concatenate([np.zeros((0, len(self.bias))), *chunks])
@@ -139,7 +140,7 @@ class Classifier:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits that name this model."""
+        """Fingerprint of the model, 16 hex digits."""
         state = hashlib.sha256(json.dumps(self._description()).encode())
         state.update(np.ascontiguousarray(self.weights, "<f4"))
         return state.hexdigest()[:16]
@@ -161,7 +162,7 @@ def load_classifier(folder: Path) -> Classifier:
     """Reads a classifier folder.
 
     Raises:
-        UserError: a file is missing, damaged, or not what it was when it was written.
+        UserError: a file is missing, damaged, or changed since it was written.
     """
     described = read_json(Path(folder) / "classifier.json")
     try:
@@ -172,15 +173,15 @@ def load_classifier(folder: Path) -> Classifier:
         intact = classifier.fingerprint == described["fingerprint"]
     except (OSError, EOFError, ValueError, LookupError, TypeError) as error:
         raise UserError(str(folder), f"is not a readable classifier ({error})",
-                        "train it anew with `python -m data.train_classifier`") from None
+                        "retrain it with `python -m data.train_classifier`") from None
     if not intact:
         raise UserError(str(folder), "classifier.json and weights.npy do not belong together",
-                        "train it anew with `python -m data.train_classifier`")
+                        "retrain it with `python -m data.train_classifier`")
     return classifier
 
 
 def to_probabilities(outputs: np.ndarray) -> np.ndarray:
-    """Softmax over the outputs and the first label's 0: [n, num_labels - 1] -> [n, num_labels]."""
+    """Softmax over outputs, the first label's being 0: [n, num_labels - 1] -> [n, num_labels]."""
     logits = np.pad(outputs, ((0, 0), (1, 0)))
     odds = np.exp(logits - logits.max(axis=1, keepdims=True))
     return odds / odds.sum(axis=1, keepdims=True)

@@ -1,7 +1,7 @@
 """Labelled documents for training a classifier: read, sampled, deduplicated and split.
 
-Every choice follows from a hash of the document's content, so that neither the order of the files
-nor their number changes the sample or the split.
+Every choice depends on a hash of the document's content alone, so neither the order nor the number
+of the files changes the sample or the split.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ SPLITS = ("train", "calibration", "heldout")
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A document and what is to be predicted of it.
+    """A document and its target.
 
     Attributes:
         target: a label, or a number.
         key: hash of the content; equal texts share it.
-        host: of the document's URL; None when its source is no URL.
+        host: of the document's URL; None when its source is not a URL.
     """
 
     text: str
@@ -48,15 +48,15 @@ class Example:
 
 
 def find_files(field: str, patterns: str) -> list[str]:
-    """Files behind comma-separated paths, folders and globs, sorted, without repeats.
+    """Files of comma-separated paths, folders and globs, sorted and distinct.
 
-    Of a folder that `python -m data.curate` wrote, the documents that stayed; of another folder,
-    the Parquet and JSONL files directly in it.
+    A corpus of `python -m data.curate` contributes its kept documents; another folder, the Parquet
+    and JSONL files directly in it.
 
     Raises:
-        UserError: a pattern matches nothing, or a file of another kind.
+        UserError: a pattern matches nothing, or a file has another format.
     """
-    found: set[str] = set()
+    paths: set[str] = set()
     for pattern in filter(None, map(str.strip, patterns.split(","))):
         matches = [pattern] if storage.is_remote(pattern) else sorted(glob.glob(pattern))
         files = [file for match in matches for file in _inside(match)]
@@ -65,11 +65,11 @@ def find_files(field: str, patterns: str) -> list[str]:
             raise UserError(f"{field}={pattern!r}",
                             f"{wrong[0]} has another format" if wrong else "matches no file",
                             f"give files of {', '.join(SUFFIXES)}, or a folder of them")
-        found.update(files)
-    if not found:
+        paths.update(files)
+    if not paths:
         raise UserError(f"{field}={patterns!r}", "names no file",
                         f"set --config.{field} to Parquet or JSONL files")
-    return sorted(found)
+    return sorted(paths)
 
 
 def _inside(match: str) -> list[str]:
@@ -81,7 +81,7 @@ def _inside(match: str) -> list[str]:
 
 
 class Sample:
-    """Keeps the `max_documents` examples of lowest hash, each content once.
+    """Keeps the `max_documents` examples of lowest hash, without duplicates.
 
     Args:
         max_documents: 0 keeps all.
@@ -92,11 +92,11 @@ class Sample:
         self._max_documents, self._seed = max_documents or math.inf, seed
         self._examples: dict[str, Example] = {}
         self._order: list[tuple[int, str]] = []     # (negated hash, key): the highest on top
-        #: Documents that were not taken, by reason.
+        #: Skipped documents, by reason.
         self.left_out: Counter[str] = Counter()
 
     def add(self, example: Example) -> None:
-        """Takes an example, unless the sample is full of lower hashes."""
+        """Adds an example; beyond `max_documents` the one of highest hash is dropped."""
         if example.key in self._examples:
             self.left_out["exact duplicate"] += 1
             return
@@ -113,16 +113,16 @@ class Sample:
 
 def read_reference(positives: list[str], negatives: list[str], max_documents: int,
                    seed: int) -> tuple[list[Example], Counter[str]]:
-    """Reference and random documents, as many of one as of the other.
+    """Reads equal numbers of reference and random documents.
 
     Source: GPT-3 (arXiv:2005.14165, appendix A), CCNet's pages referenced by Wikipedia, DCLM
     (arXiv:2406.11794, section 4.4).
 
     Args:
-        max_documents: of each of the two; 0 takes all.
+        max_documents: of each class; 0 takes all.
 
     Returns:
-        Examples with the targets "reference" and "random", and documents left out by reason.
+        Examples with the targets "reference" and "random", and skipped documents by reason.
     """
     samples = []
     for files, label in ((positives, "reference"), (negatives, "random")):
@@ -142,14 +142,14 @@ def read_reference(positives: list[str], negatives: list[str], max_documents: in
 
 def read_targets(files: list[str], field: str, is_number: bool, max_documents: int,
                  seed: int) -> tuple[list[Example], Counter[str]]:
-    """Documents with a label, or with a score that a model or a person gave.
+    """Reads documents with a label or a score.
 
     Args:
-        field: that holds the label or the score.
+        field: column of the label or the score.
         max_documents: in all; 0 takes all.
 
     Returns:
-        Examples, and documents left out by reason.
+        Examples, and skipped documents by reason.
     """
     sample = Sample(max_documents, seed)
     for row in _read_rows(files, ("text", "source", "url", field), sample.left_out):
@@ -166,7 +166,7 @@ def split(examples: list[Example], *, by: str, calibration_frac: float, heldout_
     """Splits examples into `SPLITS`; equal texts and, by "host", pages of one host stay together.
 
     Args:
-        by: "host" or "document". A document whose host is not known stands for itself.
+        by: "host" or "document". A document without a known host forms a group of its own.
     """
     parts: dict[str, list[Example]] = {name: [] for name in SPLITS}
     for example in examples:
@@ -190,7 +190,7 @@ def _example(row: Mapping[str, Any], target: str | float) -> Example:
 def _host(source: Any) -> str | None:
     try:
         return urlsplit(source).hostname if isinstance(source, str) and "://" in source else None
-    except ValueError:      # no URL after all
+    except ValueError:      # an invalid URL
         return None
 
 
@@ -207,7 +207,7 @@ def _number(value: Any) -> float | None:
 
 def _read_rows(files: list[str], columns: tuple[str, ...],
                left_out: Counter[str]) -> Iterator[dict[str, Any]]:
-    """Rows that hold text; what cannot be read is counted in `left_out`."""
+    """Rows with text; unreadable and empty rows are counted in `left_out`."""
     for file in files:
         rows = _read_parquet(file, columns) if file.endswith(".parquet") else _read_jsonl(file)
         try:
@@ -232,7 +232,7 @@ def _read_parquet(file: str, columns: tuple[str, ...]) -> Iterator[Any]:
 
 
 def _read_jsonl(file: str) -> Iterator[Any]:
-    """Objects of the lines; None for a line that is not JSON."""
+    """JSON value of each line; None for an invalid line."""
     with storage.open_binary(file) as raw:
         codec = storage.codec_of(raw)
         for line in storage.decompress(raw, codec) if codec else raw:
@@ -243,7 +243,7 @@ def _read_jsonl(file: str) -> Iterator[Any]:
 
 
 def targets_of(examples: list[Example], labels: tuple[str, ...]) -> np.ndarray:
-    """Targets as numbers: the index of each label, or the score itself when there are no labels."""
+    """Targets as numbers: the index of each label, or the score when there are no labels."""
     if not labels:
         return np.array([example.target for example in examples], np.float32)
     index = {label: place for place, label in enumerate(labels)}

@@ -1,4 +1,4 @@
-"""How good a classifier is on documents that it has not seen: ranking, decisions, calibration."""
+"""Metrics of a classifier on held-out documents: ranking, decisions, calibration."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def evaluate_classes(outputs: np.ndarray, targets: np.ndarray, labels: Sequence[
     Args:
         outputs: [num_documents, num_labels - 1], see `data.classify.classifier.Classifier`.
         targets: [num_documents] index of the true label.
-        positive: the label that scores stand for; "" measures the confidence instead.
+        positive: the label whose probability is the score; "" measures the confidence instead.
 
     Returns:
         `metrics` (numbers), `labels` (documents, precision, recall and F1 of each), `calibration`
         (see `reliability`) and `thresholds` (see `percentile_thresholds`). With a positive label,
-        precision, recall, F1, AUC and calibration are its own, and the thresholds keep shares of
-        the documents that are not positive: of a random sample of the pool that is to be filtered
-        (arXiv:2406.11794 thresholds by percentile too).
+        precision, recall, F1, AUC and calibration are those of that label, and the thresholds keep
+        shares of the other documents, a random sample of the pool to be filtered (percentile
+        thresholds as in arXiv:2406.11794).
     """
     probabilities = to_probabilities(outputs)
     predicted = probabilities.argmax(axis=1)
@@ -55,7 +55,7 @@ def evaluate_classes(outputs: np.ndarray, targets: np.ndarray, labels: Sequence[
 
 def evaluate_regression(values: np.ndarray, targets: np.ndarray,
                         min_positive: float) -> dict[str, Any]:
-    """Measures a regression, also as the decision whether a score is at least `min_positive`.
+    """Measures a regression, and the decision whether a score is at least `min_positive`.
 
     Args:
         values, targets: [num_documents].
@@ -76,7 +76,7 @@ def evaluate_regression(values: np.ndarray, targets: np.ndarray,
 
 
 def decisions(predicted: np.ndarray, actual: np.ndarray) -> dict[str, float]:
-    """Precision, recall and F1 of yes-or-no decisions; 0 where there is nothing to divide by."""
+    """Precision, recall and F1 of binary decisions; 0 where a denominator is 0."""
     hits = float((predicted & actual).sum())
     precision, recall = hits / max(predicted.sum(), 1), hits / max(actual.sum(), 1)
     return {"precision": float(precision), "recall": float(recall),
@@ -84,7 +84,7 @@ def decisions(predicted: np.ndarray, actual: np.ndarray) -> dict[str, float]:
 
 
 def area_under_curve(scores: np.ndarray, actual: np.ndarray) -> float | None:
-    """The chance that a positive scores above a negative, a tie being half; None without both."""
+    """Probability that a positive scores above a negative, ties counted half; None without both."""
     num_positive, num_negative = int(actual.sum()), int((~actual).sum())
     if not num_positive or not num_negative:
         return None
@@ -96,15 +96,15 @@ def area_under_curve(scores: np.ndarray, actual: np.ndarray) -> float | None:
 
 def reliability(scores: np.ndarray, observed: np.ndarray, low: float,
                 high: float) -> list[Mapping[str, float]]:
-    """Compares scores with what was observed, in `NUM_BINS` bins of equal width.
+    """Compares scores with observations, in `NUM_BINS` bins of equal width.
 
     Args:
-        scores: [num_documents]; one outside [low, high] counts to the outermost bin.
+        scores: [num_documents]; one outside [low, high] is counted in the nearest bin.
         observed: [num_documents] truth values, or true scores.
 
     Returns:
-        For each bin: documents, and their mean score (`predicted`) and mean truth (`observed`);
-        of an empty bin both are its middle.
+        For each bin: `documents`, their mean score (`predicted`) and mean truth (`observed`); both
+        are the middle of the bin when it is empty.
     """
     width = max(high - low, 1e-12) / NUM_BINS
     places = np.clip(((scores - low) / width).astype(np.int64), 0, NUM_BINS - 1)
@@ -125,7 +125,7 @@ def calibration_error(table: Sequence[Mapping[str, float]]) -> float:
 
 
 def percentile_thresholds(scores: np.ndarray) -> dict[str, float]:
-    """The score that keeps each of `KEPT_FRACS` of the documents, when at least it is asked for."""
+    """For each of `KEPT_FRACS`, the minimum score that keeps this share of the documents."""
     if not len(scores):
         return {}
     descending = np.sort(scores)[::-1]

@@ -1,1 +1,1 @@
-"""Decontamination: benchmark items, found in training documents."""
+"""Decontamination: finds benchmark items in training documents."""

@@ -1,8 +1,8 @@
 """Decontamination: finds the items of benchmarks in training documents.
 
-Two ways to be found. *Exact*: a run of `ngram_words` words of an item stands in the document (the
-13-grams of GPT-3, arXiv:2005.14165, appendix C), or the whole of a shorter text. *Near*: the item
-in other words; most of its rare words stand close together (see `data.contamination.word_overlap`).
+Two kinds of match. *Exact*: the document contains `ngram_words` successive words of an item (the
+13-grams of GPT-3, arXiv:2005.14165, appendix C), or all of a shorter text. *Near*: a paraphrase of
+the item, most of whose rare words occur close together (see `data.contamination.word_overlap`).
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from data.contamination.word_overlap import WordOverlap
 from data.dedup.shingles import hash_grams
 from data.dedup.words import hash_words, normalise_words
 
-MIN_WORDS = 8           # fewer words are no evidence: GPT-3's shortest n-gram
-SLOTS_PER_KEY = 8       # of the table that tells most absent grams at one look
+MIN_WORDS = 8           # minimum length of a match, as in GPT-3
+SLOTS_PER_KEY = 8       # size of the table that rejects most absent n-grams
 
 
 @dataclasses.dataclass(frozen=True)
 class Hit:
-    """An item that a document holds.
+    """An item that occurs in a document.
 
     Attributes:
-        task, item: name of the task, and number of the item in its file.
+        task, item: name of the task, and row of the item in its file.
         kind: ``ngram`` (a run of words), ``whole`` (all of a short text) or ``near``.
-        overlap: share of the text's n-grams that the document holds; of the weight of its rare
-            words for a near match.
-        text: the document's words that match, normalised.
+        overlap: share of the text's n-grams in the document; for a near match, of the weight of
+            its rare words.
+        text: the matching words of the document, normalised.
     """
 
     task: str
@@ -48,7 +48,7 @@ def load_tasks(paths: Sequence[str | Path], fields: Sequence[str] = (), *, ngram
     """Indexes task files; see `TaskIndex`, and `task_files.read_items` for formats.
 
     Raises:
-        UserError: a file that cannot be read or holds no item, or a parameter out of range.
+        UserError: a file is unreadable or has no item, or a parameter is out of range.
     """
     skipped: Counter[str] = Counter()
     items = [item for path in paths for item in read_items(path, fields, skipped)]
@@ -57,18 +57,18 @@ def load_tasks(paths: Sequence[str | Path], fields: Sequence[str] = (), *, ngram
 
 
 class TaskIndex:
-    """The n-grams of all items. Its memory grows with the task files alone.
+    """Index of the n-grams of all items. Its memory depends on the size of the task files alone.
 
-    Each field of an item is matched by itself, since a document may hold a question without its
-    answers. Fields below `MIN_WORDS` words count only together with the item's others; an item
-    that is shorter than that as a whole is not looked for, and reported as ``too_short``.
+    Each field of an item is matched separately, since a document may contain a question without
+    its answers. When all fields have fewer than `MIN_WORDS` words they are joined; an item that is
+    still shorter is not searched for and is reported as ``too_short``.
 
     Args:
         ngram_words: words of an exact match, 8 to 50.
-        near_overlap: share of the weight of a text's rare words that makes a near match; 1 or
-            more looks for none.
-        max_items: n-grams that more items than this have are phrases of the task (instructions,
-            shared passages); they are not matched, and reported.
+        near_overlap: share of the weight of a text's rare words required for a near match; 1 or
+            more disables near matches.
+        max_items: n-grams in more items than this (instructions, shared passages) are not
+            matched; their number is reported.
         skipped: counts of rows that could not be read, for the report.
     """
 
@@ -76,7 +76,7 @@ class TaskIndex:
                  max_items: int = 10, skipped: Counter[str] | None = None):
         if not MIN_WORDS <= ngram_words <= 50:
             raise UserError(f"contamination.ngram_words={ngram_words}",
-                            f"fewer than {MIN_WORDS} words are no evidence, more than 50 find "
+                            f"fewer than {MIN_WORDS} words match by chance, more than 50 match "
                             "nothing", "set it to 13")
         self._items, self._ngram_words, self._near_overlap = items, ngram_words, near_overlap
         self._skipped = Counter(skipped or {})
@@ -95,7 +95,7 @@ class TaskIndex:
             [[0], np.cumsum(self._num_words[near])]), near_overlap) if near_overlap < 1 else None
 
     def _choose_texts(self, items: Sequence[Item]) -> tuple[list[str], list[int]]:
-        """Texts to be matched, and the number of the item of each."""
+        """Texts to match, and the index of the item of each."""
         texts, owners = [], []
         for number, item in enumerate(items):
             whole = "\n".join(item.fields)
@@ -108,35 +108,35 @@ class TaskIndex:
         return texts, owners
 
     def find(self, text: str) -> list[Hit]:
-        """The items that a text holds, one hit each, in the order of the task files."""
+        """The items that occur in a text, one hit each, in the order of the task files."""
         words, _ = hash_words([text], keep_digits=True)
-        found: dict[int, tuple[float, str, int, int]] = {}
+        best: dict[int, tuple[float, str, int, int]] = {}
         # Every exact match begins with MIN_WORDS words that begin one of the texts' n-grams.
         begins, _ = self._openings.find(hash_grams(words, MIN_WORDS))
         for length, postings in self._exact.items() if len(begins) else ():
             kind = "ngram" if length == self._ngram_words else "whole"
             for passage, places, overlap in postings.find(words):
                 start, stop = _longest_run(places)
-                self._note(found, passage, (overlap, kind, start, stop + length))
-        exact = set(found)
+                self._note(best, passage, (overlap, kind, start, stop + length))
+        exact = set(best)
         for passage, start, stop, overlap in self._near.find(words) if self._near else ():
             passage = int(self._near_texts[passage])
             if int(self._owner[passage]) not in exact:
-                self._note(found, passage, (overlap, "near", start, stop))
-        if not found:
+                self._note(best, passage, (overlap, "near", start, stop))
+        if not best:
             return []
-        said = normalise_words(text, keep_digits=True)
+        document_words = normalise_words(text, keep_digits=True)
         return [Hit(self._items[owner].task, self._items[owner].number, kind, round(overlap, 4),
-                    " ".join(said[start:stop]))
-                for owner, (overlap, kind, start, stop) in sorted(found.items())]
+                    " ".join(document_words[start:stop]))
+                for owner, (overlap, kind, start, stop) in sorted(best.items())]
 
-    def _note(self, found: dict[int, tuple], passage: int, match: tuple) -> None:
+    def _note(self, best: dict[int, tuple], passage: int, match: tuple) -> None:
         """Keeps the best match of each item."""
         owner = int(self._owner[passage])
-        found[owner] = max(found.get(owner, match), match)
+        best[owner] = max(best.get(owner, match), match)
 
     def report(self) -> dict[str, object]:
-        """What is looked for: items and texts per task, n-grams held, what is left out and why."""
+        """Items per task, number of texts and n-grams, and skipped items by reason."""
         tasks = Counter(item.task for item in self._items)
         postings = self._exact.values()
         return {"tasks": dict(tasks), "texts": len(self._owner),
@@ -147,7 +147,7 @@ class TaskIndex:
 
 
 class _KeySet:
-    """Distinct uint64 keys, and a table that tells most strangers at one look."""
+    """Distinct uint64 keys, with a table that rejects most absent keys in one lookup."""
 
     def __init__(self, keys: np.ndarray):
         self._keys = np.unique(keys)
@@ -160,7 +160,7 @@ class _KeySet:
         return len(self._keys)
 
     def find(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Which of `keys` are in the set: their places, and their numbers in it."""
+        """Which of `keys` are in the set: their positions, and their indices in it."""
         places = np.flatnonzero(self._slots[keys >> self._shift])
         at = np.searchsorted(self._keys, keys[places])
         is_held = at < len(self._keys)
@@ -169,11 +169,11 @@ class _KeySet:
 
 
 class _Postings:
-    """Which texts hold an n-gram: an inverted index in sorted arrays.
+    """Inverted index from n-grams to the texts that contain them, in sorted arrays.
 
     Attributes:
-        keys: distinct n-grams that are looked for.
-        num_common: distinct n-grams that are not, because too many items have them.
+        keys: distinct n-grams that are matched.
+        num_common: distinct n-grams that are not, because they occur in too many items.
     """
 
     def __init__(self, words: np.ndarray, offsets: np.ndarray, chosen: np.ndarray, length: int,
@@ -187,7 +187,7 @@ class _Postings:
         grams, text_of, owners = grams[order], text_of[order], owners[order]
         new_gram = np.diff(grams, prepend=~grams[:1]) != 0
         group = np.cumsum(new_gram) - 1
-        # Texts of one item stand side by side: an item begins where its number changes.
+        # Texts of one item are adjacent: an item begins where the index changes.
         num_items = np.bincount(group[new_gram | (np.diff(owners, prepend=-1) != 0)])
         is_common = num_items > max_items
         keep = ~is_common[group] if len(grams) else np.zeros(0, bool)
@@ -201,14 +201,14 @@ class _Postings:
         self._sizes = np.bincount(self._texts, minlength=len(chosen))
 
     def find(self, words: np.ndarray) -> Iterator[tuple[int, np.ndarray, float]]:
-        """Yields the texts that a document shares n-grams with.
+        """Yields the texts that share n-grams with a document.
 
         Args:
             words: hashes of the document's words.
 
         Yields:
-            The text, the places in the document of n-grams that they share, and the share of the
-            text's distinct n-grams that those are.
+            The text, the positions of the shared n-grams in the document, and the share of the
+            text's distinct n-grams that are shared.
         """
         grams = hash_grams(words, self.length)
         places, at = self.keys.find(grams)

@@ -1,4 +1,4 @@
-"""Task files: the items of benchmarks, as the texts that a training document must not hold."""
+"""Task files: benchmark items, the texts that training documents must not contain."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from core.errors import UserError, require_file
 
-# What the fields of benchmarks are called, in the order in which an item is read out.
+# Usual names of benchmark fields, in the order in which they are joined.
 KNOWN_FIELDS = (
     "context", "ctx", "passage", "article", "premise", "text", "input", "instruction", "question",
     "query", "prompt", "problem", "goal", "sentence", "hypothesis", "choices", "options",
@@ -46,11 +46,11 @@ def read_items(path: str | Path, fields: Sequence[str],
     """Items of a JSONL, CSV or Parquet file; the first two may be compressed (.gz, .zst, .bz2).
 
     Args:
-        fields: names of the fields to read; without any, those of `KNOWN_FIELDS` that are there.
-        skipped: rows that cannot be used are counted here, by reason.
+        fields: names of the fields to read; without any, the present ones of `KNOWN_FIELDS`.
+        skipped: counter of unusable rows, by reason.
 
     Raises:
-        UserError: no such file, no such format, none of the fields, or no item.
+        UserError: a missing file, an unknown format, none of the fields, or no item.
     """
     path = require_file("contamination.tasks", path, REMEDY)
     task, num_items = f"{path.parent.name}/{path.name.partition('.')[0]}", 0
@@ -77,12 +77,12 @@ def read_items(path: str | Path, fields: Sequence[str],
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any] | None]:
-    """Rows of a file; None for one that is damaged."""
+    """Rows of a file; None for a damaged row."""
     kind = next((suffix for suffix in path.suffixes if suffix in (".jsonl", ".csv", ".parquet")),
                 None)
     if kind is None:
-        raise UserError(f"contamination.tasks={str(path)!r}", "is no .jsonl, .csv or .parquet file",
-                        REMEDY)
+        raise UserError(f"contamination.tasks={str(path)!r}",
+                        "is not a .jsonl, .csv or .parquet file", REMEDY)
     try:
         if kind == ".parquet":
             with pq.ParquetFile(path) as file:
@@ -109,7 +109,7 @@ def _parse(line: str) -> dict[str, Any] | None:
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """The texts in a value, however nested; numbers are labels, not text."""
+    """All strings in a nested value. Numbers are skipped: they are labels."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, (list, tuple)):

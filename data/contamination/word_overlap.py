@@ -1,8 +1,8 @@
-"""Texts that are found again in other words: by the rare words that they share.
+"""Search for paraphrased texts by the rare words that they share with a document.
 
-A rephrased question keeps its names, numbers and nouns, but hardly any run of five words. So texts
-are compared as sets of words, each weighted by its rarity among the texts (inverse document
-frequency), and only words that stand close together in the document count.
+A paraphrase keeps names, numbers and nouns, but hardly any five successive words. Texts are
+therefore compared as sets of words weighted by inverse document frequency, and only words that
+occur close together in the document count.
 """
 
 from __future__ import annotations
@@ -11,22 +11,22 @@ from collections.abc import Iterator
 
 import numpy as np
 
-PIECE_WORDS = 128       # longer texts are looked for piece by piece
-BLOCK_WORDS = 768       # of a document, searched at once; a block and the next share the last third
-REACH = 1.5             # a copy is at most this much longer than the text
-MAX_TEXT_FRAC = 0.01    # a word in more of the texts than this says nothing ...
-MAX_TEXTS = 100         # ... where there are many texts
-MIN_RARE_WORDS = 10     # a text of fewer is not looked for
+PIECE_WORDS = 128       # longer texts are split into pieces of this length
+BLOCK_WORDS = 768       # of a document searched at once; successive blocks overlap by a third
+REACH = 1.5             # maximum length of a match, in lengths of the text
+MAX_TEXT_FRAC = 0.01    # a word in more of the texts than this is ignored ...
+MAX_TEXTS = 100         # ... and in more than this many
+MIN_RARE_WORDS = 10     # a text with fewer is not matched
 
 
 class WordOverlap:
-    """Two indexes: from words to the pieces of texts that hold them, and back.
+    """Indexes from words to the pieces of texts that contain them, and back.
 
     Args:
         words: [num_words] uint64, hashes of the words of all texts.
-        offsets: [num_texts + 1] int64, where each text begins.
-        min_overlap: share of the weight of a text's rare words that a document must hold in one
-            place.
+        offsets: [num_texts + 1] int64, start of each text.
+        min_overlap: share of the weight of a text's rare words that must occur close together in
+            a document.
     """
 
     def __init__(self, words: np.ndarray, offsets: np.ndarray, min_overlap: float):
@@ -50,7 +50,7 @@ class WordOverlap:
         self._weight = np.log((total + 1) / (frequency[is_rare] + 0.5))
         self._needed = min_overlap * np.bincount(pieces, self._weight[word_of], total)
         self._needed[np.bincount(pieces, minlength=total) < MIN_RARE_WORDS] = np.inf
-        # Pairs are sorted by piece: this is the way back; sorted by word, the way there.
+        # Pairs sorted by piece map pieces to words; sorted by word, words to pieces.
         self._words_of_piece = word_of
         self._piece_starts = np.searchsorted(pieces, np.arange(total + 1))
         order = np.argsort(word_of, kind="stable")
@@ -58,7 +58,7 @@ class WordOverlap:
         self._word_starts = np.searchsorted(word_of[order], np.arange(len(self._words) + 1))
 
     def find(self, words: np.ndarray) -> Iterator[tuple[int, int, int, float]]:
-        """Yields (text, first word, end of the last word, overlap) for what a document holds.
+        """Yields (text, first word, end of the last word, overlap) of each matching text.
 
         Args:
             words: hashes of the document's words.
@@ -71,10 +71,10 @@ class WordOverlap:
         for start in range(0, len(words), BLOCK_WORDS * 2 // 3):
             first, last = np.searchsorted(places, [start, start + BLOCK_WORDS])
             for piece in self._candidates(np.unique(ids[first:last])):
-                yield from self._stands(piece, places[first:last], ids[first:last])
+                yield from self._best_window(piece, places[first:last], ids[first:last])
 
     def _candidates(self, ids: np.ndarray) -> list[int]:
-        """Pieces that share enough with a set of words, wherever the words stand."""
+        """Pieces that share enough weight with a set of words, in any position."""
         counts = self._word_starts[ids + 1] - self._word_starts[ids]
         ends = np.cumsum(counts)
         entries = np.arange(counts.sum()) + np.repeat(self._word_starts[ids] - ends + counts,
@@ -83,9 +83,9 @@ class WordOverlap:
                            len(self._size))
         return np.flatnonzero(held >= self._needed).tolist()
 
-    def _stands(self, piece: int, places: np.ndarray,
+    def _best_window(self, piece: int, places: np.ndarray,
                 ids: np.ndarray) -> Iterator[tuple[int, int, int, float]]:
-        """Where a piece's words stand closest, if that is close enough."""
+        """The window with the largest weight of a piece's words, if that is sufficient."""
         start, stop = self._piece_starts[piece:piece + 2]
         mine = np.isin(ids, self._words_of_piece[start:stop])
         places, ids = places[mine], ids[mine]

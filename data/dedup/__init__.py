@@ -1,1 +1,1 @@
-"""Duplicates: exact, near, and long repeated passages, found in bounded memory."""
+"""Deduplication in bounded memory: exact, near, and long repeated passages."""

@@ -1,4 +1,4 @@
-"""Lines that many documents share: blocks that were seen before, and a site's headers and footers.
+"""Lines shared by documents: blocks that occurred before, and a site's headers and footers.
 
 Both are found by comparing hashes of lines over the whole corpus, one unit's keys at a time, and
 removed by line number.
@@ -41,10 +41,10 @@ def block_keys(measured: str | Path, rows: Sequence[int], num_lines: int) -> np.
 
     Args:
         measured: Parquet file with a column `line_hashes`.
-        rows: its documents that are still in, ascending.
+        rows: its remaining documents, ascending.
 
     Returns:
-        [num_blocks] uint64; a block's number counts through the unit's documents.
+        [num_blocks] uint64; blocks are numbered over all documents of the unit.
     """
     keys = [hash_runs(hashes[hashes != 0], num_lines) for _, hashes in _line_hashes(measured, rows)]
     return np.concatenate([np.zeros(0, np.uint64), *keys])
@@ -55,11 +55,11 @@ def mark_blocks(measured: str | Path, rows: Sequence[int], num_lines: int,
     """Marks the lines of every block that repeats an earlier one.
 
     Args:
-        repeats: numbers, as in `block_keys`, of the blocks that were seen before. A block that
-            overlaps its first occurrence must not be among them, so that this one stays whole.
+        repeats: numbers, as in `block_keys`, of the blocks that occurred before. It must not
+            contain a block that overlaps its first occurrence, which is kept whole.
 
     Yields:
-        Row, and a boolean per line: True where the line is to go.
+        Row, and a boolean per line: True for lines to remove.
     """
     start = 0
     for row, hashes in _line_hashes(measured, rows):
@@ -74,12 +74,12 @@ def mark_blocks(measured: str | Path, rows: Sequence[int], num_lines: int,
 
 
 def edge_keys(measured: str | Path, rows: Sequence[int]) -> np.ndarray:
-    """The lines at the ends of each page with its site, once per page: `EDGE_DTYPE` records.
+    """Distinct lines at both ends of each page, with its site: `EDGE_DTYPE` records.
 
-    The line 0 stands for the page itself, so that its count is that of the site's pages.
+    The line 0 represents the page itself; its count is the number of the site's pages.
     """
     sites = pq.read_table(measured, columns=["site"])["site"]
-    found = []
+    edges = []
     for row, hashes in _line_hashes(measured, rows):
         if site := sites[row].as_py():
             filled = hashes[hashes != 0]
@@ -87,8 +87,8 @@ def edge_keys(measured: str | Path, rows: Sequence[int]) -> np.ndarray:
                 [np.zeros(1, np.uint64), filled[:EDGE_LINES], filled[-EDGE_LINES:]]))
             records = np.zeros(len(lines), EDGE_DTYPE)
             records["site"], records["line"] = site_key(site), lines
-            found.append(records)
-    return np.concatenate([np.zeros(0, EDGE_DTYPE), *found])
+            edges.append(records)
+    return np.concatenate([np.zeros(0, EDGE_DTYPE), *edges])
 
 
 def site_key(site: str) -> int:
@@ -98,28 +98,28 @@ def site_key(site: str) -> int:
 
 def find_boilerplate(edges: Sequence[Path], min_pages: int, min_frac: float,
                      num_ranges: int) -> np.ndarray:
-    """Lines that stand at the ends of many pages of one site.
+    """Lines at the ends of many pages of one site.
 
     Args:
         edges: files of `edge_keys`, one per unit.
-        min_pages: pages of the site that must have the line, and
-        min_frac: their least share of the site's pages.
-        num_ranges: passes over the files, each over a range of sites: memory shrinks with it.
+        min_pages: minimum number of the site's pages with the line.
+        min_frac: minimum share of the site's pages with the line.
+        num_ranges: passes over the files, each over a range of sites; more take less memory.
 
     Returns:
         Sorted `boilerplate_key`s.
     """
-    found = [np.zeros(0, np.uint64)]
+    keys = [np.zeros(0, np.uint64)]
     for number in range(num_ranges):
         records = np.concatenate([np.zeros(0, EDGE_DTYPE)] + [
             _in_range(np.load(path, mmap_mode="r"), number, num_ranges) for path in edges])
         distinct, pages = np.unique(records, return_counts=True)
         _, first, of_site = np.unique(distinct["site"], return_index=True, return_inverse=True)
-        # A site's first record is line 0, the pages themselves.
+        # The first record of a site is line 0, which counts its pages.
         least = np.maximum(min_pages, min_frac * pages[first])[of_site]
         common = distinct[(pages >= least) & (distinct["line"] != 0)]
-        found.append(boilerplate_key(common["site"], common["line"]))
-    return np.unique(np.concatenate(found))
+        keys.append(boilerplate_key(common["site"], common["line"]))
+    return np.unique(np.concatenate(keys))
 
 
 def boilerplate_key(site: int | np.ndarray, lines: np.ndarray) -> np.ndarray:
@@ -137,7 +137,7 @@ def mark_edges(hashes: np.ndarray, site: str, boilerplate: np.ndarray) -> np.nda
         boilerplate: of `find_boilerplate`.
 
     Returns:
-        A boolean per line. A page of nothing else keeps its lines: they are its content.
+        A boolean per line. A page of boilerplate alone keeps its lines: they are its content.
     """
     filled = np.flatnonzero(hashes)
     keys = boilerplate_key(site_key(site), hashes[filled])
@@ -152,7 +152,7 @@ def mark_edges(hashes: np.ndarray, site: str, boilerplate: np.ndarray) -> np.nda
 
 
 def drop_lines(text: str, mark: Sequence[bool]) -> str:
-    """`text` without its marked lines, and without more than one blank line in a row."""
+    """`text` without its marked lines; successive blank lines become one."""
     kept, blank = [], True
     for line, is_marked in zip(text.split("\n"), mark, strict=True):
         if is_marked or (blank and not line.strip()):
@@ -167,7 +167,7 @@ def _in_range(records: np.ndarray, number: int, num_ranges: int) -> np.ndarray:
 
 
 def _line_hashes(measured: str | Path, rows: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
-    """Line hashes of the given rows, a batch of the file in memory at a time."""
+    """Line hashes of the given rows; one batch of the file is in memory at a time."""
     wanted, first = np.asarray(rows), 0
     with pq.ParquetFile(measured) as file:
         for batch in file.iter_batches(1024, columns=["line_hashes"]):

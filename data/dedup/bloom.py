@@ -1,4 +1,4 @@
-"""Exact duplicates under a hard memory cap: a Bloom filter remembers which keys were seen."""
+"""Exact duplicates under a fixed memory limit, by a Bloom filter of the keys seen."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ def bloom_bytes(expected: int, false_positive_rate: float) -> int:
 
 
 class BloomSeen:
-    """Remembers keys in fixed memory; a key that is new is taken for a seen one at a known rate.
+    """Set of keys in fixed memory, with a known rate of false positives.
 
     Args:
         expected: keys that will be added.
-        false_positive_rate: share of new keys that are taken for seen ones, once all are added.
-        memory_bytes: what the filter may take.
+        false_positive_rate: share of new keys reported as seen, once all are added.
+        memory_bytes: limit on the size of the filter.
 
     Raises:
-        UserError: the cap does not hold the rate; told before anything runs.
+        UserError: the rate needs more memory than the limit.
     """
 
     def __init__(self, expected: int, false_positive_rate: float, memory_bytes: int):
@@ -40,18 +40,18 @@ class BloomSeen:
                 f"{expected} keys at a false-positive rate of {false_positive_rate:g} take "
                 f"{needed} bytes", f"raise it to {needed}, or accept a higher rate")
         self._bloom = Bloom(max(expected, 1), false_positive_rate, _hash)
-        self._num_hashes = max(int(-math.log2(false_positive_rate)), 1)     # as rbloom has it
+        self._num_hashes = max(int(-math.log2(false_positive_rate)), 1)     # as in rbloom
 
     @property
     def num_bytes(self) -> int:
-        """Memory that the filter takes."""
+        """Size of the filter."""
         return self._bloom.size_in_bits // 8
 
     def add(self, keys: Iterable[int]) -> np.ndarray:
         """Adds keys one by one.
 
         Returns:
-            [num_keys] bool: whether each was there before, be it from this call or an earlier one.
+            [num_keys] bool: whether each was added before, in this call or an earlier one.
         """
         seen = []
         for key in keys:
@@ -62,8 +62,7 @@ class BloomSeen:
         return np.array(seen, bool)
 
     def report(self) -> dict[str, float]:
-        """Size, estimated number of keys, and the rate at which a new key would be taken for
-        seen now."""
+        """Size, estimated number of keys, and current rate of false positives."""
         num_keys, num_bits = self._bloom.approx_items, self._bloom.size_in_bits
         filled = 1 - math.exp(-self._num_hashes * num_keys / num_bits)
         return {"bytes": self.num_bytes, "keys": round(num_keys),

@@ -1,9 +1,9 @@
 """Near-duplicate clusters: candidates, verified edges, clusters, one representative each.
 
 Near duplicates are pairs whose sets of shingles have a Jaccard similarity of at least a threshold.
-MinHash with banding (arXiv:2406.17557) proposes them; each proposal is verified on the full sets
-before it counts, because unverified candidates are mostly wrong where documents share a template.
-Documents are whole numbers of the caller's choice; only those with a neighbour take memory here.
+MinHash with banding (arXiv:2406.17557) proposes candidates; each is verified on the full sets,
+because most candidates are wrong where documents share a template. Documents are identified by
+integers chosen by the caller; only those with a neighbour take memory.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 
 MAX_ALL_PAIRS = 256         # groups up to this size are verified pair by pair
-MAX_LEADERS = 64            # in larger groups: documents that the rest is compared to
-MAX_COMPARISONS = 4_000_000 # within one cluster, while its representatives are chosen
+MAX_LEADERS = 64            # in larger groups: documents to which the others are compared
+MAX_COMPARISONS = 4_000_000 # per cluster, in the choice of representatives
 BLOCK_SHINGLES = 1 << 20    # compared at once
-MAX_REMEMBERED = 1_000_000  # rejected pairs that are not verified a second time
+MAX_REMEMBERED = 1_000_000  # rejected pairs that are stored, so as not to verify them again
 
 ShinglesOf = Callable[[int], np.ndarray]
 
@@ -33,16 +33,16 @@ def similarities(one: np.ndarray, others: Iterable[np.ndarray]) -> np.ndarray:
     Args:
         one, others: sorted arrays of distinct uint64.
     """
-    found, block, held = [np.zeros(0)], [], 0
+    parts, block, held = [np.zeros(0)], [], 0
     for other in others:
         block.append(other)
         held += len(other)
         if held >= BLOCK_SHINGLES:
-            found.append(_similarities(one, block))
+            parts.append(_similarities(one, block))
             block, held = [], 0
     if block:
-        found.append(_similarities(one, block))
-    return np.concatenate(found)
+        parts.append(_similarities(one, block))
+    return np.concatenate(parts)
 
 
 def _similarities(one: np.ndarray, others: Sequence[np.ndarray]) -> np.ndarray:
@@ -59,44 +59,44 @@ def _similarities(one: np.ndarray, others: Sequence[np.ndarray]) -> np.ndarray:
 
 
 class Forest:
-    """Union-find over the documents that have a neighbour; the smallest of a tree is its root."""
+    """Union-find over documents with a neighbour; a tree's root is its smallest document."""
 
     def __init__(self):
         self._parent: dict[int, int] = {}
 
     def find(self, document: int) -> int:
-        """Root of the tree that a document is in; itself when it has no neighbour."""
+        """Root of a document's tree; the document itself when it has no neighbour."""
         root = document
         while (parent := self._parent.get(root, root)) != root:
             root = parent
-        while document != root:     # all on the way point to the root from now on
+        while document != root:     # path compression
             self._parent[document], document = root, self._parent[document]
         return root
 
     def unite(self, first: int, second: int) -> None:
-        """Makes one tree of two."""
+        """Joins the trees of two documents."""
         low, high = sorted((self.find(first), self.find(second)))
         self._parent[low] = self._parent[high] = low
 
     def trees(self) -> list[list[int]]:
         """Trees of two documents or more, each ascending, in the order of their roots."""
-        found: dict[int, list[int]] = {}
+        trees: dict[int, list[int]] = {}
         for document in sorted(self._parent):
-            found.setdefault(self.find(document), []).append(document)
-        return list(found.values())
+            trees.setdefault(self.find(document), []).append(document)
+        return list(trees.values())
 
 
 @dataclasses.dataclass
 class Edges:
-    """Verified neighbours, and how the candidates fared.
+    """Verified neighbours, and counts of verified candidates.
 
     Attributes:
         forest: the documents, united along accepted pairs.
         num_verified: pairs that were compared.
-        num_accepted: those that were similar enough. Pairs that earlier edges had joined already
-            are not compared, so that the true share is rather higher.
-        num_unverified: documents of large groups that resembled none of the group's leaders, and
-            were not compared with each other.
+        num_accepted: pairs that reached the threshold. Pairs already joined by earlier edges are
+            not compared, so the true share is higher.
+        num_unverified: documents of large groups that are similar to none of the group's leaders
+            and were not compared with each other.
     """
 
     forest: Forest = dataclasses.field(default_factory=Forest)
@@ -107,11 +107,11 @@ class Edges:
 
 def verify_groups(groups: Iterable[np.ndarray], shingles_of: ShinglesOf,
                   min_jaccard: float) -> Edges:
-    """Unites documents along verified pairs only.
+    """Joins documents along verified pairs only.
 
-    Every pair of a group is a candidate. In a group of more than `MAX_ALL_PAIRS` documents, those
-    that are like its first document, or like one of the next that are not, are compared with no
-    other: work grows with the size of the group and not with its square.
+    Every pair of a group is a candidate. In a group of more than `MAX_ALL_PAIRS` documents, each
+    is compared only with up to `MAX_LEADERS` leaders: the first document, then the first that is
+    similar to no leader, and so on. The work is then linear in the size of the group.
 
     Args:
         groups: [n] int64 documents each, n >= 2, e.g. those that share a band key. The result
@@ -140,9 +140,9 @@ def _compare(leader: int, rest: np.ndarray, shingles_of: ShinglesOf, min_jaccard
                  if (leader, other) not in rejected and edges.forest.find(other) != root]
     if not open_ones:
         return
-    found = similarities(shingles_of(leader), map(shingles_of, open_ones))
+    values = similarities(shingles_of(leader), map(shingles_of, open_ones))
     edges.num_verified += len(open_ones)
-    for other, similarity in zip(open_ones, found.tolist()):
+    for other, similarity in zip(open_ones, values.tolist()):
         if similarity >= min_jaccard:
             edges.num_accepted += 1
             edges.forest.unite(leader, other)
@@ -152,24 +152,24 @@ def _compare(leader: int, rest: np.ndarray, shingles_of: ShinglesOf, min_jaccard
 
 def choose_representatives(members: Sequence[int], shingles_of: ShinglesOf,
                            min_jaccard: float) -> Iterator[tuple[int, int, float]]:
-    """Thins a cluster so that what goes is similar to what stays, and not only through a chain.
+    """Thins a cluster so that each removed member is similar to a kept one, not only by a chain.
 
-    The first member stays and takes with it what is similar to it; the first of the others stays,
-    and so on. What is left of a very large cluster after `MAX_COMPARISONS` stays too.
+    The first member is kept and the members similar to it are removed; then the first of the
+    others is kept, and so on. After `MAX_COMPARISONS` comparisons all others are kept.
 
     Args:
-        members: a cluster's documents, the best first, e.g. by length, then by id.
+        members: documents of a cluster in order of preference, e.g. by length, then by id.
 
     Yields:
-        A document that goes, the one that represents it, and their Jaccard similarity, which is
-        at least `min_jaccard`.
+        A removed document, the one that represents it, and their Jaccard similarity, at least
+        `min_jaccard`.
     """
     rest, num_comparisons = list(members), 0
     while len(rest) > 1 and num_comparisons < MAX_COMPARISONS:
         kept, *rest = rest
         num_comparisons += len(rest)
-        found = similarities(shingles_of(kept), map(shingles_of, rest)).tolist()
-        for member, similarity in zip(rest, found):
+        values = similarities(shingles_of(kept), map(shingles_of, rest)).tolist()
+        for member, similarity in zip(rest, values):
             if similarity >= min_jaccard:
                 yield member, kept, similarity
-        rest = [member for member, similarity in zip(rest, found) if similarity < min_jaccard]
+        rest = [member for member, similarity in zip(rest, values) if similarity < min_jaccard]

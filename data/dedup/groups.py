@@ -1,9 +1,9 @@
-"""The one external group-by that serves all deduplication.
+"""External group-by of keys, used by all deduplication.
 
 A *record* is a key in a key file, one file per unit: an `.npy` array of uint64, read flat, with
-one or two numbers to a key. Its *place* is (part, position): the number of the file, and the
-number of the record in it. Records that share a key are brought together in bounded memory: the
-key files are swept several times, each time for one range of keys that fits.
+one or two numbers per key. Its *place* is (part, position): the number of the file, and the
+number of the record in it. Records that share a key are grouped in bounded memory: the key
+files are read several times, each time for one range of keys that fits.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import numpy as np
 from data.tables import write_array
 
 CHUNK_RECORDS = 1 << 16     # read at once
-RECORD_BYTES = 120         # what a record costs while its range is matched (measured)
-RANGE_BITS = 12            # ranges of keys are made of 4096 equal slices
+RECORD_BYTES = 120         # memory per record while its range is matched (measured)
+RANGE_BITS = 12            # ranges of keys consist of 4096 equal slices
 
 _POSITION_BITS = np.uint64(40)
 
@@ -32,7 +32,7 @@ class Group:
 
     Attributes:
         parts: [n] int64, the key file of each.
-        positions: [n] int64, its number there.
+        positions: [n] int64, the number of each in its file.
     """
 
     parts: np.ndarray
@@ -45,7 +45,7 @@ def plan_ranges(parts: Sequence[Path], *, memory_bytes: int,
 
     Args:
         parts: key files.
-        key_words: uint64 numbers to a key, 1 or 2; the first is the one that ranges are cut by.
+        key_words: uint64 numbers per key, 1 or 2; ranges divide the first.
 
     Returns:
         Ranges [first slice, last slice), ascending. A slice that does not fit alone, because one
@@ -67,7 +67,7 @@ def plan_ranges(parts: Sequence[Path], *, memory_bytes: int,
 def find_groups(parts: Sequence[Path], *, memory_bytes: int, key_words: int = 1) -> Iterator[Group]:
     """All groups of two records or more, in the order of their keys.
 
-    The order depends on nothing but the keys. Memory is bounded by `memory_bytes`, or by a single
+    Memory is bounded by `memory_bytes`, or by a single
     group where that is larger.
     """
     for bounds in plan_ranges(parts, memory_bytes=memory_bytes, key_words=key_words):
@@ -76,7 +76,7 @@ def find_groups(parts: Sequence[Path], *, memory_bytes: int, key_words: int = 1)
 
 def groups_in_range(parts: Sequence[Path], bounds: tuple[int, int], *,
                     key_words: int = 1) -> Iterator[Group]:
-    """The groups of one of the ranges of `plan_ranges`: one worker's share."""
+    """The groups of one of the ranges of `plan_ranges`."""
     gathered = list(_records(parts, bounds, key_words))
     if not gathered:
         return
@@ -91,11 +91,11 @@ def groups_in_range(parts: Sequence[Path], bounds: tuple[int, int], *,
 
 def first_occurrences(parts: Sequence[Path], outputs: Sequence[Path], *, memory_bytes: int,
                       key_words: int = 1) -> int:
-    """Tells for each record whose key occurs more than once where it occurs first.
+    """Finds the first occurrence of every key that occurs more than once.
 
     Writes for each part an `.npy` array of `MATCH` in the order of positions. The first
-    occurrence is among them, and names itself; the others are its repeats. The files depend on
-    the keys alone, not on `memory_bytes`, which also holds where a single key has more records.
+    occurrence is included, with its own place; the others are repeats. The files depend on the
+    keys alone. Memory is bounded by `memory_bytes` even where a single key has more records.
 
     Returns:
         Number of repeats.
@@ -108,21 +108,21 @@ def first_occurrences(parts: Sequence[Path], outputs: Sequence[Path], *, memory_
             _append(partials, matched, firsts)
     num_repeats = 0
     for part, (partial, output) in enumerate(zip(partials, outputs)):
-        found = np.fromfile(partial, MATCH)
-        found = found[np.unique(found["position"], return_index=True)[1]]
+        matches = np.fromfile(partial, MATCH)
+        matches = matches[np.unique(matches["position"], return_index=True)[1]]
         num_repeats += int(np.count_nonzero(
-            (found["first_part"] != part) | (found["first_position"] != found["position"])))
-        write_array(output, found)
+            (matches["first_part"] != part) | (matches["first_position"] != matches["position"])))
+        write_array(output, matches)
         partial.unlink()
     return num_repeats
 
 
 def _match_range(parts: Sequence[Path], bounds: tuple[int, int], memory_bytes: int,
                  key_words: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields places of records that share a key, and the place of the first that has it.
+    """Yields places of records that share a key, and the place of the first record of that key.
 
-    When the range has more records than fit, what is carried on from one lot to the next is the
-    first record of each key.
+    A range of more records than fit is processed in lots; the first record of each key is kept
+    from one lot to the next.
     """
     keys, places = np.zeros((0, key_words), np.uint64), np.zeros(0, np.uint64)
     for more_keys, more_places in _lots(_records(parts, bounds, key_words),
@@ -130,7 +130,7 @@ def _match_range(parts: Sequence[Path], bounds: tuple[int, int], memory_bytes: i
         keys, places = np.concatenate([keys, more_keys]), np.concatenate([places, more_places])
         order, starts = _sort(keys)
         sizes = np.diff(np.append(starts, len(order)))
-        # The sort is stable and places ascend: the first of a run is the first occurrence.
+        # The sort is stable and places ascend, so the first of a run is the first occurrence.
         firsts = order[starts]
         shared = np.repeat(sizes > 1, sizes)
         yield places[order[shared]], np.repeat(places[firsts], sizes)[shared]
@@ -140,7 +140,7 @@ def _match_range(parts: Sequence[Path], bounds: tuple[int, int], memory_bytes: i
 
 def _lots(records: Iterator[tuple[np.ndarray, np.ndarray]],
           most: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Puts pieces together until there are `most` records."""
+    """Joins pieces into lots of at least `most` records."""
     lot, held = [], 0
     for record in records:
         lot.append(record)
@@ -179,7 +179,7 @@ def _records(parts: Sequence[Path], bounds: tuple[int, int],
 
 
 def _chunks(path: Path, key_words: int) -> Iterator[tuple[int, np.ndarray]]:
-    """(number of the first record, keys [n, key_words]) of an `.npy` file, piece by piece."""
+    """(number of the first record, keys [n, key_words]) of an `.npy` file, chunk by chunk."""
     with open(path, "rb") as file:
         version = np.lib.format.read_magic(file)
         read_header = (np.lib.format.read_array_header_1_0 if version == (1, 0)

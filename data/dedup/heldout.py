@@ -1,4 +1,4 @@
-"""What training documents share with documents that are held out."""
+"""Overlap of training documents with held-out documents."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import numpy as np
 
 
 class HeldoutIndex:
-    """Finds what a text shares with held-out documents, exactly.
+    """Exact overlap of a text with held-out documents.
 
-    An inverted index over all their shingles: low similarities and one-sided containment are found
-    with certainty, which banding cannot promise. Memory grows with the held-out set alone.
+    An inverted index over all their shingles. Unlike banding, it also finds every low similarity
+    and one-sided containment. Its memory depends on the size of the held-out set alone.
 
     Args:
         documents: sorted shingles of every held-out document.
@@ -25,11 +25,11 @@ class HeldoutIndex:
         self._hashes, self._owners = hashes[order], owners[order]
 
     def overlap(self, shingles: np.ndarray) -> tuple[int, float, float]:
-        """The held-out document that shares most with a document of these shingles.
+        """The held-out document with the largest overlap with the given shingles.
 
         Returns:
             Its index (-1 when nothing is shared), the highest Jaccard similarity, and the highest
-            share of a held-out document's shingles found in this one.
+            share of a held-out document's shingles that are among `shingles`.
         """
         first = np.searchsorted(self._hashes, shingles, "left")
         last = np.searchsorted(self._hashes, shingles, "right")

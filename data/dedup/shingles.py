@@ -1,4 +1,4 @@
-"""What a document is compared by: exact keys, shingles, MinHash signatures and band keys."""
+"""Keys for the comparison of documents: exact keys, shingles, MinHash and band keys."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import xxhash
 
 from data.dedup.words import hash_words, mix
 
-BLOCK_SHINGLES = 1 << 14     # hashed at once: the block stays in the cache
+BLOCK_SHINGLES = 1 << 14     # hashed at once, so that the block fits the cache
 
 _STEP = np.uint64(0x9E3779B97F4A7C15)
 
 
 def exact_key(text: str) -> str:
-    """32 hex digits that texts share when they differ in case and white space only."""
+    """Hash of a text, 32 hex digits, that ignores case and the amount of white space."""
     return xxhash.xxh3_128_hexdigest(" ".join(text.lower().split()).encode())
 
 
 def shingle(text: str, num_words: int) -> np.ndarray:
     """Sorted distinct uint64 hashes of the word `num_words`-grams of `text`.
 
-    A text of fewer words is one shingle; a text of none has no shingle.
+    A text of fewer words has one shingle; an empty one has none.
     """
     return shingle_batch([text], num_words)[0]
 
@@ -36,11 +36,11 @@ def shingle_batch(texts: Sequence[str], num_words: int) -> tuple[np.ndarray, np.
         offsets: [num_texts + 1] int64; text i has the shingles ``offsets[i]:offsets[i + 1]``.
     """
     words, offsets = hash_words(texts)
-    found = []
+    parts = []
     for start, stop in zip(offsets[:-1].tolist(), offsets[1:].tolist()):
-        found.append(_distinct(hash_grams(words[start:stop], min(num_words, stop - start))))
-    sizes = [0, *map(len, found)]
-    return np.concatenate([np.zeros(0, np.uint64), *found]), np.cumsum(sizes)
+        parts.append(_distinct(hash_grams(words[start:stop], min(num_words, stop - start))))
+    sizes = [0, *map(len, parts)]
+    return np.concatenate([np.zeros(0, np.uint64), *parts]), np.cumsum(sizes)
 
 
 def hash_grams(words: np.ndarray, length: int) -> np.ndarray:
@@ -57,19 +57,12 @@ def _distinct(values: np.ndarray) -> np.ndarray:
     return values[np.concatenate([[True], values[1:] != values[:-1]])] if len(values) else values
 
 
-def minhash(shingles: np.ndarray, num_hashes: int, seed: int) -> np.ndarray:
-    """The signature of a set of shingles: [n] uint64 -> [num_hashes] uint32.
-
-    Two signatures agree in a place with the Jaccard similarity of their sets as probability.
-    """
-    return minhash_batch(shingles, np.array([0, len(shingles)]), num_hashes, seed)[0]
-
-
 def minhash_batch(shingles: np.ndarray, offsets: np.ndarray, num_hashes: int,
                   seed: int) -> np.ndarray:
     """Signatures of many documents: those of `shingle_batch` -> [num_documents, num_hashes] uint32.
 
-    A document without shingles has all ones.
+    The probability that two signatures agree in a place is the Jaccard similarity of the documents'
+    sets. The signature of a document without shingles is all ones.
     """
     factors, terms = _hash_functions(num_hashes, seed)
     low = (shingles >> np.uint64(32)).astype(np.uint32)
@@ -77,7 +70,7 @@ def minhash_batch(shingles: np.ndarray, offsets: np.ndarray, num_hashes: int,
     for start in range(0, len(low), BLOCK_SHINGLES):
         block = low[start:start + BLOCK_SHINGLES]
         hashed = np.empty_like(block)
-        # Documents with a shingle in this block: a reduction takes no empty segment.
+        # Documents with a shingle in this block; `reduceat` does not accept empty segments.
         borders = np.clip(offsets - start, 0, len(block))
         members = np.flatnonzero(borders[1:] > borders[:-1])
         smallest = np.empty((num_hashes, len(members)), np.uint32)
@@ -91,7 +84,7 @@ def minhash_batch(shingles: np.ndarray, offsets: np.ndarray, num_hashes: int,
 
 @functools.cache
 def _hash_functions(num_hashes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Random affine maps modulo 2**32; the shingles that they are applied to are well mixed."""
+    """Random affine maps modulo 2**32; their inputs, the shingles, are well mixed."""
     key = np.random.default_rng(seed)
     factors = key.integers(0, 2**32, num_hashes, np.uint32) | np.uint32(1)
     return factors, key.integers(0, 2**32, num_hashes, np.uint32)
@@ -104,7 +97,7 @@ def band_keys(signatures: np.ndarray, num_bands: int, rows_per_band: int) -> np.
         signatures: [num_documents, num_bands * rows_per_band] uint32.
 
     Returns:
-        [num_documents, num_bands] uint64; keys of different bands never meet but by chance.
+        [num_documents, num_bands] uint64; keys of different bands are equal only by chance.
     """
     rows = signatures.reshape(len(signatures), num_bands, rows_per_band)
     keys = np.tile(np.arange(num_bands, dtype=np.uint64), (len(signatures), 1))

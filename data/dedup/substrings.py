@@ -1,16 +1,16 @@
-"""Long passages that occurred before, found exactly and in bounded memory.
+"""Exact search for long repeated passages, in bounded memory.
 
-ExactSubstr (arXiv:2107.06499) finds them with a suffix array over the whole corpus. Here the same
-is had from two group-bys. First, *anchors*: grams of half the length, of which winnowing (Schleimer
-et al. 2003) selects the same few in every copy of a passage; only those that occur more than once
-go on. Then *windows* of the full length around them: one that occurred before is a repeat, which
-is compared with its first occurrence on the text before it is cut.
+ExactSubstr (arXiv:2107.06499) finds them with a suffix array over the whole corpus. Two group-bys
+give the same result here. The first is over *anchors*: n-grams of half the length, selected by
+winnowing (Schleimer et al. 2003), which selects the same few in every copy of a passage. The second
+is over *windows* of the full length around the anchors that occur more than once. A window that
+occurred before is a repeat; its text is compared with the first occurrence before it is cut.
 
     anchor_keys   per unit      -> keys of its anchors
     data.dedup.groups.first_occurrences
     window_keys   per unit      -> keys and places of the windows around repeated anchors
     data.dedup.groups.first_occurrences
-    repeated_spans   per unit   -> what to cut
+    repeated_spans   per unit   -> spans to cut
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 
 from data.dedup.words import hash_spans, mix
 
-HELD_TEXTS = 256    # texts whose tokens are kept at hand while repeats are verified
+HELD_TEXTS = 256    # texts whose tokens are cached while repeats are verified
 
 # Row of a document in its unit, and number of the window's first token in it.
 PLACE = np.dtype([("row", "<i4"), ("token", "<i4")])
@@ -34,11 +34,11 @@ _IS_SPACE = np.isin(np.arange(256), list(b" \t\n\r\v\f"))
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-    """A passage that is a repeat.
+    """A repeated passage.
 
     Attributes:
         start, stop: characters of the text.
-        first_part, first_row: the document that has its first part first.
+        first_part, first_row: document of the first occurrence of its beginning.
     """
 
     start: int
@@ -49,7 +49,7 @@ class Span:
 
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-    """Runs of non-space bytes; of ideographs and kana, each by itself.
+    """Runs of non-space bytes; ideographs and kana are single tokens.
 
     Attributes:
         content: the text's UTF-8.
@@ -64,7 +64,7 @@ class Tokens:
 
     @classmethod
     def of(cls, text: str) -> Tokens:
-        """Tokens of a text; its memory grows with the text."""
+        """Tokens of a text."""
         content = text.encode("utf-8", "surrogatepass")
         padded = np.frombuffer(b" %b " % content, np.uint8)
         space = _IS_SPACE[padded]
@@ -77,7 +77,7 @@ class Tokens:
         return len(self.hashes)
 
     def passage(self, first: int, length: int) -> tuple[int, int]:
-        """Bytes from and to of a run of tokens."""
+        """First byte and end of a run of tokens."""
         return int(self.starts[first]), int(self.stops[first + length - 1])
 
     def grams(self, length: int) -> np.ndarray:
@@ -89,7 +89,7 @@ class Tokens:
 def anchor_keys(texts: Iterable[str], min_tokens: int) -> np.ndarray:
     """Keys of the anchors of a unit's documents: [num_anchors] uint64, text after text.
 
-    About four anchors to `min_tokens` tokens.
+    About four anchors per `min_tokens` tokens.
     """
     return np.concatenate([np.zeros(0, np.uint64), *(
         _anchors(Tokens.of(text), min_tokens)[1] for text in texts)])
@@ -97,10 +97,10 @@ def anchor_keys(texts: Iterable[str], min_tokens: int) -> np.ndarray:
 
 def window_keys(texts: Iterable[str], repeated: np.ndarray,
                 min_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-    """Keys of the windows of `min_tokens` tokens that hold a repeated anchor.
+    """Keys of the windows of `min_tokens` tokens that contain a repeated anchor.
 
     Args:
-        texts: those that `anchor_keys` had.
+        texts: the same as for `anchor_keys`.
         repeated: numbers of the anchors that occur more than once, ascending.
 
     Returns:
@@ -115,7 +115,7 @@ def window_keys(texts: Iterable[str], repeated: np.ndarray,
         num_anchors += len(positions)
         if not len(anchors):
             continue
-        # A window [s, s + N) holds the gram [p, p + k) when p - (N - k) <= s <= p.
+        # A window [s, s + N) contains the gram [p, p + k) when p - (N - k) <= s <= p.
         reach = min_tokens - min_tokens // 2
         num_windows = len(tokens) - min_tokens + 1
         depth = np.zeros(num_windows + 1, np.int64)
@@ -132,20 +132,20 @@ def window_keys(texts: Iterable[str], repeated: np.ndarray,
 def repeated_spans(texts: Sequence[str], part: int, matches: np.ndarray,
                    places_of: Callable[[int], np.ndarray], text_of: Callable[[int, int], str],
                    min_tokens: int) -> dict[int, list[Span]]:
-    """What a unit's documents repeat: passages of `min_tokens` tokens or more that occurred before.
+    """Passages of `min_tokens` tokens or more in a unit's documents that occurred before.
 
-    A passage counts when it stands in an earlier document, or earlier in the same one without
-    overlap. White space may differ in amount, nothing else.
+    An earlier occurrence is in an earlier document, or earlier in the same one without overlap.
+    Occurrences may differ only in the amount of white space.
 
     Args:
         texts: the unit's documents.
         part: its number.
-        matches: what `first_occurrences` wrote for its window keys.
+        matches: output of `first_occurrences` for its window keys.
         places_of: the `PLACE` array of a part.
-        text_of: text of a document by part and row; asked in ascending order.
+        text_of: text of a document by part and row; called in ascending order.
 
     Returns:
-        Spans by row, ascending and apart.
+        Spans by row, ascending and disjoint.
     """
     own = places_of(part)[matches["position"]]
     firsts = np.zeros(len(matches), PLACE)
@@ -155,25 +155,25 @@ def repeated_spans(texts: Sequence[str], part: int, matches: np.ndarray,
     overlaps = ((matches["first_part"] == part) & (firsts["row"] == own["row"])
                 & (own["token"] - firsts["token"] < min_tokens))
     own, firsts, parts = own[~overlaps], firsts[~overlaps], matches["first_part"][~overlaps]
-    found: dict[int, list[tuple[int, int, int, int]]] = {}
+    runs: dict[int, list[tuple[int, int, int, int]]] = {}
     for row, start, stop, first_part, first_row in _verified_runs(own, firsts, parts, texts,
                                                                   text_of, min_tokens):
-        found.setdefault(row, []).append((start, stop, first_part, first_row))
-    return {row: _merge(texts[row], sorted(found[row])) for row in sorted(found)}
+        runs.setdefault(row, []).append((start, stop, first_part, first_row))
+    return {row: _merge(texts[row], sorted(runs[row])) for row in sorted(runs)}
 
 
-def cut(text: str, spans: Sequence[Span]) -> str:
-    """The text without its repeats."""
-    ends = [0, *(span.stop for span in spans)]
-    starts = [*(span.start for span in spans), len(text)]
+def cut(text: str, spans: Sequence[tuple[int, int]]) -> str:
+    """The text without the characters of `spans`, disjoint (start, stop) in ascending order."""
+    ends = [0, *(stop for _, stop in spans)]
+    starts = [*(start for start, _ in spans), len(text)]
     return "".join(text[end:start] for end, start in zip(ends, starts))
 
 
 def _anchors(tokens: Tokens, min_tokens: int) -> tuple[np.ndarray, np.ndarray]:
     """Positions and keys of the grams of half the length that winnowing selects.
 
-    Any run of `min_tokens` tokens holds at least one, and its copies hold the same ones: of the
-    grams that lie inside, the one with the smallest hash, the rightmost if there are several.
+    From every run of `min_tokens` tokens it selects the gram of the smallest hash, the rightmost
+    of several. Each run therefore contains an anchor, and its copies contain the same anchors.
     """
     if len(tokens) < min_tokens:
         return np.zeros(0, np.int64), np.zeros(0, np.uint64)
@@ -198,12 +198,12 @@ def _sliding_min(values: np.ndarray, width: int) -> np.ndarray:
 def _verified_runs(own: np.ndarray, firsts: np.ndarray, parts: np.ndarray, texts: Sequence[str],
                    text_of: Callable[[int, int], str],
                    min_tokens: int) -> Iterator[tuple[int, int, int, int, int]]:
-    """Joins windows that move on together; yields row, bytes from and to, and where it is first."""
-    def moves_on(values: np.ndarray, by: int) -> np.ndarray:
+    """Joins successive windows; yields row, first byte, end, and part and row of the first."""
+    def advances(values: np.ndarray, by: int) -> np.ndarray:
         return np.diff(values.astype(np.int64)) == by
 
-    together = (moves_on(own["row"], 0) & moves_on(own["token"], 1) & moves_on(parts, 0)
-                & moves_on(firsts["row"], 0) & moves_on(firsts["token"], 1))
+    together = (advances(own["row"], 0) & advances(own["token"], 1) & advances(parts, 0)
+                & advances(firsts["row"], 0) & advances(firsts["token"], 1))
     begins = np.flatnonzero(np.concatenate([[True], ~together])) if len(own) else np.zeros(0, int)
     lengths = np.diff(np.append(begins, len(own))) + min_tokens - 1
     order = np.lexsort((firsts["row"][begins], parts[begins]))
@@ -219,7 +219,7 @@ def _verified_runs(own: np.ndarray, firsts: np.ndarray, parts: np.ndarray, texts
 
 
 def _merge(text: str, runs: Sequence[tuple[int, int, int, int]]) -> list[Span]:
-    """Unites byte ranges that touch, and tells them in characters."""
+    """Joins byte ranges that touch, and converts them to characters."""
     merged: list[list[int]] = []
     for start, stop, first_part, first_row in runs:
         if merged and start <= merged[-1][1]:

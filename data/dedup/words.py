@@ -1,7 +1,7 @@
-"""Words as numbers: text normalised, split and hashed in numpy, many documents at a time.
+"""Hashes of words: text is normalised, split and hashed in numpy, many documents at a time.
 
-No Python object is made per word: characters become numbers by table, and the hash of a word is a
-polynomial in them, read off a running sum over a whole block of text.
+No Python object is made per word: a table maps characters to numbers, and the hash of a word is a
+polynomial in them, computed as a difference of cumulative sums over a block of text.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-BLOCK_CHARS = 1 << 17    # text hashed at once: its arrays stay in the cache
+BLOCK_CHARS = 1 << 17    # text hashed at once, so that its arrays fit the cache
 PLANE = 1 << 16          # code points of a Unicode plane
 
 _SEPARATOR, _DROPPED, _EXPANDS = 0, 0xFFFFFFFF, 0xFFFFFFFE
@@ -26,10 +26,10 @@ def normalise_words(text: str, keep_digits: bool = False) -> list[str]:
     """Words in lower case, without punctuation and accents, every digit a 0.
 
     This is FineWeb's normalisation (arXiv:2406.17557) except that a number keeps its length.
-    Characters of scripts without spaces are words of their own.
+    Each character of a script without spaces is a word.
 
     Args:
-        keep_digits: leaves digits what they are.
+        keep_digits: does not replace digits.
     """
     codes = _codes(text, keep_digits)
     codes = np.where(codes == _SEPARATOR, ord(" "), codes).astype("<u4")
@@ -47,11 +47,11 @@ def hash_words(texts: Sequence[str], keep_digits: bool = False) -> tuple[np.ndar
     owners, block, block_chars = [], [], 0
 
     def flush() -> None:
-        found, starts = hash_runs(np.concatenate(block))
+        word_hashes, starts = hash_runs(np.concatenate(block))
         ends = np.cumsum([len(values) for values in block])
         counts = np.diff(np.searchsorted(starts, ends), prepend=0)
         np.add.at(num_words, np.array(owners) + 1, counts)
-        hashes.append(found)
+        hashes.append(word_hashes)
 
     for owner, text in enumerate(texts):
         for piece in _pieces(text):
@@ -74,7 +74,7 @@ def hash_runs(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         values: [n] uint64, a random number per character; first and last are zero.
 
     Returns:
-        A hash for each run, and the place where it starts.
+        The hash and the start of each run.
     """
     inside = values != 0
     edges = np.flatnonzero(inside[1:] != inside[:-1]) + 1
@@ -83,7 +83,7 @@ def hash_runs(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def hash_spans(values: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
-    """Hashes of ``values[start:stop]``, the same wherever a span stands.
+    """Hashes of ``values[start:stop]``, independent of the position of a span.
 
     Args:
         values: [n] uint64, well mixed.
@@ -104,7 +104,7 @@ def hash_spans(values: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> np.
 
 
 def mix(values: np.ndarray) -> np.ndarray:
-    """Scrambles uint64 values, one to one, so that each bit of the result depends on all bits.
+    """Bijection of uint64 values in which each bit of the result depends on all input bits.
 
     Source: the finaliser of SplitMix64, in Stafford's variant 13.
     """
@@ -122,7 +122,7 @@ def _powers(length: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """Cuts a long text at spaces, so that memory does not grow with it."""
+    """Splits a long text at spaces, so that memory is bounded."""
     start = 0
     while len(text) - start > BLOCK_CHARS:
         stop = max(text.rfind(space, start, start + BLOCK_CHARS) for space in " \n")
@@ -165,16 +165,16 @@ def _look_up(text: str, keep_digits: bool) -> np.ndarray:
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
     if not len(codes) or codes.max() < PLANE:
         return _plane(0, keep_digits)[codes]
-    found = np.empty_like(codes)
+    normalised = np.empty_like(codes)
     for plane in np.unique(codes // PLANE).tolist():
         here = codes // PLANE == plane
-        found[here] = _plane(plane, keep_digits)[codes[here] % PLANE]
-    return found
+        normalised[here] = _plane(plane, keep_digits)[codes[here] % PLANE]
+    return normalised
 
 
 @functools.cache
 def _plane(plane: int, keep_digits: bool) -> np.ndarray:
-    """What each code point of a plane becomes: [65536] uint32."""
+    """Normalised code point for each code point of a plane: [65536] uint32."""
     return np.array([_normalise(chr(code), keep_digits)
                      for code in range(plane * PLANE, (plane + 1) * PLANE)], np.uint32)
 
@@ -187,6 +187,6 @@ def _normalise(char: str, keep_digits: bool) -> int:
     kind = unicodedata.category(base)
     if kind == "Nd":
         return ord("0") + (unicodedata.decimal(base) if keep_digits else 0)
-    if kind == "Cf":        # soft hyphens, joiners: they stand inside words
+    if kind == "Cf":        # soft hyphens and joiners occur inside words
         return _DROPPED
     return ord(base.lower()[0]) if kind[0] in "LNM" else _SEPARATOR

@@ -1,1 +1,1 @@
-"""The corpus that needs no download: the Python environment itself, as a small web."""
+"""The embedded corpus, generated from the Python environment without a download."""

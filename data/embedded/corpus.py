@@ -1,10 +1,10 @@
-"""The embedded corpus: the Python environment itself, written down as a small web.
+"""The embedded corpus: web pages generated from the Python environment.
 
 pydoc renders the modules of the standard library and of the installed packages to HTML pages;
-READMEs and licences join them, and all become WARC records (`pydoc://package/module`) that go
-through the stages that a web crawl goes through. Source code is a second domain, and the first
-sentences of docstrings become questions. The texts keep their own licences: they are generated
-where they are used and never shipped. The same installed versions give the same bytes.
+with READMEs and licences they are written as WARC records (`pydoc://package/module`) and pass the
+same stages as a web crawl. Source code is a second domain, and the first sentences of docstrings
+become questions. The texts keep their own licences: they are generated on the user's machine and
+never distributed. The same installed versions give the same bytes.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from data.readers.warc import DOMAIN_FIELD
 
 STDLIB = "stdlib"
 OWN_DISTRIBUTION = "heartwood"
-WARC_DATE = "2000-01-01T00:00:00Z"      # fixed: the same pages are the same bytes
+WARC_DATE = "2000-01-01T00:00:00Z"      # fixed, so that equal pages give equal bytes
 WARC_BYTES = 10 << 20                   # of HTML in one file, so that files can be read in parallel
 CODE_FILE_BYTES = 8 << 20
 MAX_PAGE_BYTES = 3 << 20
@@ -55,15 +55,15 @@ MODULES_PER_JOB = 60
 SECS_PER_MODULE = 20
 MAX_SUMMARY_PACKAGES = 3        # a summary of more packages than this is boilerplate
 
-# Modules that act when they are imported, or are programs.
+# Modules with side effects on import, and programs.
 SIDE_EFFECTS = {"antigravity", "this", "idlelib", "turtledemo", "turtle", "tkinter", "lib2to3",
                 "distutils", "pip"}
 TESTS = {"test", "tests", "testing", "conftest", "benchmarks", "examples", "example"}
-# Tables, generated wrappers, and pages of little but what their classes inherit.
+# Tables, generated wrappers, and modules whose classes mostly inherit their documentation.
 TABLES = {"pygments.lexers", "pygments.styles", "dateparser.data", "dateparser_scripts", "tzdata",
           "wcwidth", "encodings", "google.protobuf", "jaxlib", "fontTools", "markdown_it", "PIL",
           "mpl_toolkits", "matplotlib.backends"}
-# Show random names, or the time.
+# Modules whose pages show random names, or the time.
 RANDOM = {"daft.functions.hdf5", "daft.functions.video", "numpy.f2py.rules"}
 LICENCE = re.compile(r"(?i)^(licen[cs]es?|copying|notice|authors)\b[\w.+-]*$")
 QUESTION_SCHEMA = pa.schema([(name, pa.string()) for name in
@@ -72,7 +72,7 @@ QUESTION_SCHEMA = pa.schema([(name, pa.string()) for name in
 
 @dataclasses.dataclass(frozen=True)
 class Module:
-    """A module on disk: where it was found, without importing it."""
+    """A module and its source file, located without importing it."""
 
     name: str
     path: Path | None       # source file; None for extension modules and namespaces
@@ -86,16 +86,16 @@ def build(folder: Path, *, packages: str, code_max_bytes: int, seed: int) -> lis
     """Writes the corpus of this Python environment into `folder`.
 
     Files: ``pages-NNN.warc.gz``, ``code-NNN.jsonl.zst``, ``questions.parquet`` (columns of
-    `QUESTION_SCHEMA`) and ``sources.json`` (versions, counts, what was skipped and why).
+    `QUESTION_SCHEMA`) and ``sources.json`` (versions, counts, skipped modules and files by reason).
 
     Args:
         packages: comma-separated packages and modules, ``stdlib`` for the standard library;
-            empty for the standard library and all that Heartwood needs.
+            empty for the standard library and Heartwood's dependencies.
         code_max_bytes: size of the source-code domain, UTF-8 bytes.
-        seed: decides which source files are taken when there are more than that.
+        seed: of the sample of source files, when their size exceeds `code_max_bytes`.
 
     Returns:
-        The WARC and code files: inputs for `data.readers`.
+        The WARC and code files, inputs for `data.readers`.
 
     Raises:
         UserError: a named package is not installed.
@@ -115,7 +115,7 @@ def build(folder: Path, *, packages: str, code_max_bytes: int, seed: int) -> lis
     pq.write_table(pa.Table.from_pylist(questions, schema=QUESTION_SCHEMA),
                    folder / "questions.parquet", compression="zstd")
     write_json(folder / "sources.json", fingerprint(packages) | {
-        "versions": {found.name: found.version for found in distributions},
+        "versions": {dist.name: dist.version for dist in distributions},
         "pages": len(pages), "page_bytes": sum(len(page.encode()) for page in pages.values()),
         "readmes_and_licences": len(texts), "code_files": len(sources),
         "code_bytes": num_code_bytes, "questions": len(questions),
@@ -128,15 +128,15 @@ def build(folder: Path, *, packages: str, code_max_bytes: int, seed: int) -> lis
 
 
 def fingerprint(packages: str) -> dict[str, Any]:
-    """Python's version and a hash of the chosen distributions' versions; imports none of them."""
+    """Python's version and a hash of the chosen distributions' versions; imports none."""
     versions = sorted((dist.name, dist.version) for dist in _distributions(packages))
     return {"python": platform.python_version(), "packages": packages, "hash": digest(versions)}
 
 
-# --- what is there ------------------------------------------------------------------------------
+# --- modules and distributions ------------------------------------------------------------------
 
 def _distributions(packages: str) -> list[importlib.metadata.Distribution]:
-    """The chosen packages' distributions, by name, each once, without our own."""
+    """Distinct distributions of the chosen packages, sorted by name, without Heartwood."""
     if not (names := _names(packages)):
         wanted = _dependencies()
     else:
@@ -149,20 +149,20 @@ def _distributions(packages: str) -> list[importlib.metadata.Distribution]:
 
 
 def _dependencies() -> set[str]:
-    """Canonical names of what Heartwood itself needs, directly or not, extras left out.
+    """Canonical names of Heartwood's direct and indirect dependencies, without extras.
 
-    The default corpus is made of these, so that installing a linter does not change it.
+    The default corpus is built from these, so installing other packages does not change it.
     """
-    found, todo = set(), [OWN_DISTRIBUTION]
+    needed_names, todo = set(), [OWN_DISTRIBUTION]
     while todo:
         for text in importlib.metadata.requires(todo.pop()) or ():
             requirement = Requirement(text)
             name = canonicalize_name(requirement.name)
             needed = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
-            if needed and name not in found:
-                found.add(name)
+            if needed and name not in needed_names:
+                needed_names.add(name)
                 todo.append(name)
-    return found
+    return needed_names
 
 
 def _names(packages: str) -> list[str]:
@@ -170,7 +170,7 @@ def _names(packages: str) -> list[str]:
 
 
 def _roots(packages: str) -> list[str]:
-    """Top-level names to walk: the named ones, or the standard library and what we need."""
+    """Top-level modules to walk: the named ones, or the standard library and dependencies."""
     stdlib = sorted(sys.stdlib_module_names)
     if not (names := _names(packages)):
         needed = _dependencies()
@@ -181,13 +181,13 @@ def _roots(packages: str) -> list[str]:
     for name in names:
         if name != STDLIB and importlib.util.find_spec(name.partition(".")[0]) is None:
             raise UserError(f"curate.packages={name!r}", "is not installed",
-                            "name installed packages, `stdlib`, or nothing at all")
+                            "name installed packages or `stdlib`, or leave it empty")
         roots += stdlib if name == STDLIB else [name.partition(".")[0]]
     return roots
 
 
 def _find_modules(roots: Iterable[str], skipped: Counter[str]) -> Iterator[Module]:
-    """All modules below the roots, private ones too (their source counts); counts the rest."""
+    """All modules below the roots, including private ones; counts skipped modules by reason."""
     for root in roots:
         if root in SIDE_EFFECTS or root in TESTS:
             skipped["acts on import, is a program or a test"] += 1
@@ -204,18 +204,18 @@ def _find_modules(roots: Iterable[str], skipped: Counter[str]) -> Iterator[Modul
 
 
 def _walk(folders: Sequence[str], prefix: str, skipped: Counter[str]) -> Iterator[Module]:
-    for found in sorted(pkgutil.iter_modules(folders, prefix), key=lambda found: found.name):
-        last = found.name.rpartition(".")[2]
-        base = Path(found.module_finder.path) / last
+    for info in sorted(pkgutil.iter_modules(folders, prefix), key=lambda info: info.name):
+        last = info.name.rpartition(".")[2]
+        base = Path(info.module_finder.path) / last
         if last in TESTS or last.startswith("test_") or last == "__main__":
             skipped["acts on import, is a program or a test"] += 1
         elif last in ("_vendor", "vendor"):
             skipped["copy of another package"] += 1
         else:
-            source = base / "__init__.py" if found.ispkg else base.with_suffix(".py")
-            yield Module(found.name, _source(source))
-            if found.ispkg:
-                yield from _walk([str(base)], f"{found.name}.", skipped)
+            source = base / "__init__.py" if info.ispkg else base.with_suffix(".py")
+            yield Module(info.name, _source(source))
+            if info.ispkg:
+                yield from _walk([str(base)], f"{info.name}.", skipped)
 
 
 def _source(path: str | Path | None) -> Path | None:
@@ -234,7 +234,7 @@ def _is_table(module: Module) -> bool:
 
 def _render(modules: Sequence[Module], scrubs: list[tuple[str, str]]
             ) -> tuple[dict[str, str], list[dict[str, str]], dict[str, str]]:
-    """HTML by module, questions, and the modules that gave no page with the reason."""
+    """HTML by module, questions, and the modules without a page by reason."""
     results, unrendered = {}, {}
     jobs = _jobs(modules)
     with (tempfile.TemporaryDirectory() as scratch, Progress("render", len(jobs), "jobs") as bar,
@@ -256,10 +256,10 @@ def _render(modules: Sequence[Module], scrubs: list[tuple[str, str]]
 
 
 def _jobs(modules: Sequence[Module]) -> list[list[str]]:
-    """Modules that one process renders: of one package, so that its import is paid once.
+    """Modules per process, of one package where possible, so that it is imported once.
 
-    The split decides what a process has imported before, and so what a page may show: it depends
-    on the modules alone.
+    A page may depend on what its process has imported before, so the split is a function of the
+    modules alone.
     """
     groups: dict[str, list[str]] = {}
     for module in modules:
@@ -278,7 +278,7 @@ def _jobs(modules: Sequence[Module]) -> list[list[str]]:
 
 
 def _run_job(names: list[str], scratch: Path, scrubs: list[tuple[str, str]]) -> dict[str, dict]:
-    """Renders modules in a subprocess, in a new one after each module that ends it."""
+    """Renders modules in a subprocess, which is restarted after a module that ends it."""
     scratch.mkdir()
     results: dict[str, dict] = {}
     while left := [name for name in names if name not in results]:
@@ -301,7 +301,7 @@ def _run_job(names: list[str], scratch: Path, scrubs: list[tuple[str, str]]) -> 
 
 
 def _environment(scratch: Path) -> dict[str, str]:
-    """A bare environment: the page of `os` shows it."""
+    """Minimal environment variables: the page of `os` shows them."""
     kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
     return kept | {"PATH": os.defpath, "HOME": str(scratch), "PYTHONPATH": str(ROOT),
                    "PYTHONHASHSEED": "0", "JAX_PLATFORMS": "cpu", "MPLBACKEND": "agg",
@@ -309,7 +309,7 @@ def _environment(scratch: Path) -> dict[str, str]:
 
 
 def local_paths() -> list[tuple[str, str]]:
-    """Paths of this machine and what stands for them in the corpus, longest first."""
+    """Local paths and their replacements in the corpus, longest first."""
     paths = sysconfig.get_paths()
     named = {paths["purelib"]: "site-packages", paths["platlib"]: "site-packages",
              paths["stdlib"]: "lib/python", sys.prefix: "python", sys.base_prefix: "python",
@@ -322,7 +322,7 @@ def local_paths() -> list[tuple[str, str]]:
 
 
 def _choose_questions(questions: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
-    """One question per package and summary, the shortest name; none of boilerplate summaries."""
+    """One question per package and summary, of the shortest name; drops common summaries."""
     best: dict[tuple[str, str], Mapping[str, str]] = {}
     for question in questions:
         key = question["package"], question["summary"]
@@ -337,7 +337,7 @@ def _choose_questions(questions: Sequence[Mapping[str, str]]) -> list[Mapping[st
 
 @dataclasses.dataclass(frozen=True)
 class Page:
-    """One WARC record to be."""
+    """Contents of one WARC record."""
 
     uri: str
     content: bytes
@@ -354,14 +354,14 @@ def _page_records(pages: Mapping[str, str]) -> Iterator[Page]:
 def _metadata_records(distributions: Iterable[importlib.metadata.Distribution],
                       scrubs: list[tuple[str, str]]) -> Iterator[Page]:
     """READMEs and licence files."""
-    for found in distributions:
-        readme = found.metadata.get_payload() or found.metadata.get("Description") or ""
+    for dist in distributions:
+        readme = dist.metadata.get_payload() or dist.metadata.get("Description") or ""
         if readme.strip():
-            yield _text_page(f"readme://{found.name}", readme, "readme", scrubs)
-        for file in sorted(found.files or (), key=str):
-            path = Path(found.locate_file(file))
+            yield _text_page(f"readme://{dist.name}", readme, "readme", scrubs)
+        for file in sorted(dist.files or (), key=str):
+            path = Path(dist.locate_file(file))
             if ".dist-info" in str(file) and LICENCE.match(file.name) and path.is_file():
-                yield _text_page(f"licence://{found.name}/{file.name}",
+                yield _text_page(f"licence://{dist.name}/{file.name}",
                                  path.read_text("utf-8", errors="replace"), "licence", scrubs)
 
 
@@ -395,7 +395,7 @@ def _write_warc(path: Path, records: Iterable[Page]) -> None:
 
 def _choose_sources(modules: Iterable[Module], scrubs: list[tuple[str, str]], max_bytes: int,
                     seed: int, skipped: Counter[str]) -> list[dict[str, str]]:
-    """Source files, in the order of a hash of their names, until `max_bytes`; sorted by name."""
+    """A random sample of source files of at most `max_bytes`, sorted by name."""
     chosen, num_bytes = [], 0
     candidates = [module for module in modules if module.path and not _is_table(module)]
     for module in sorted(candidates, key=lambda m: xxhash.xxh3_64_digest(m.name.encode(), seed)):
@@ -429,7 +429,7 @@ def _write_code(folder: Path, sources: Iterable[Mapping[str, str]]) -> list[Path
 
 def _parts(items: Iterable[Any], max_size: int,
            size_of: Callable[[Any], int] = lambda item: 1) -> Iterator[list[Any]]:
-    """Cuts items into lists of at most `max_size`, or of one item that is larger."""
+    """Splits items into lists of at most `max_size`; a larger item has its own list."""
     part, held = [], 0
     for item in items:
         if part and held + size_of(item) > max_size:

@@ -1,9 +1,9 @@
-"""Renders Python modules as pydoc pages and asks what their functions do; run as a subprocess.
+"""Renders Python modules as pydoc pages and collects questions; run as a subprocess.
 
     python -m data.embedded.render_pages JOB.json
 
-Importing a module runs it, so this happens in a process of its own that may hang or crash: every
-module is announced in the results before it is imported, and a watchdog ends the process.
+Importing a module executes it, which may hang or crash the process. The name of every module is
+therefore written to the results before it is imported, and a timer ends a process that hangs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 
 MIN_SUMMARY_CHARS, MAX_SUMMARY_CHARS = 15, 160
 ADDRESS = re.compile(r"\b(at|handle)( |&nbsp;)(?:0x)?[0-9a-f]{8,}")
-# Constants that are objects: their reprs tell addresses and the order of sets.
+# Constants that are objects: their reprs depend on addresses and on the order of sets.
 OBJECT = re.compile(r"(<strong>\w+</strong> = )[^<\n]*&[lg]t;[^<\n]*")
 HOME = re.compile(r"(?<![\w.])/(?:home|Users)/[\w.-]+")
 FILE_LINK = re.compile(r'<a href="file:[^"]*">([^<]*)</a>')
@@ -38,7 +38,7 @@ NOT_PROSE = re.compile(r"deprecat|\balias\b|>>>|::|\bTODO\b|\bsee help\b|https?:
 
 
 class Pages(pydoc.HTMLDoc):
-    """pydoc's pages, byte for byte, in half the time: it escapes word by word, and words repeat."""
+    """pydoc's renderer with a cache of escaped words: the same bytes in half the time."""
 
     @staticmethod
     @functools.lru_cache(1 << 16)
@@ -57,10 +57,10 @@ class Pages(pydoc.HTMLDoc):
 
 
 def render(job: Mapping[str, Any], results: io.TextIOBase) -> None:
-    """Renders each of `job["modules"]`; one JSON line announces it, one holds what came out.
+    """Renders each of `job["modules"]`; writes a JSON line before each and one with its result.
 
     Args:
-        job: `modules` (names), `scrub` (pairs of a local path and what stands for it) and
+        job: `modules` (names), `scrub` (pairs of a local path and its replacement) and
             `secs_per_module`, after which the process exits.
     """
     pages = Pages()
@@ -70,19 +70,19 @@ def render(job: Mapping[str, Any], results: io.TextIOBase) -> None:
         try:
             module = importlib.import_module(name)
             html = pages.page(name, pages.document(module, name))
-            found = {"html": scrub(html, job["scrub"]), "questions": list(ask(module))}
-        except (Exception, SystemExit) as error:    # a module may raise whatever it likes
-            found = {"reason": type(error).__name__}
-        _write(results, {"module": name} | found)
+            result = {"html": scrub(html, job["scrub"]), "questions": list(ask(module))}
+        except (Exception, SystemExit) as error:    # a module may raise any exception
+            result = {"reason": type(error).__name__}
+        _write(results, {"module": name} | result)
     faulthandler.cancel_dump_traceback_later()
 
 
 def scrub(text: str, pairs: Iterable[Sequence[str]]) -> str:
-    """Takes local paths, home folders, file links and object addresses out of a text.
+    """Removes local paths, home folders, file links and object addresses from a text.
 
     Args:
         text: a page, or any text.
-        pairs: absolute paths of this machine and what stands for them, longest first.
+        pairs: absolute local paths and their replacements, longest first.
     """
     text = OBJECT.sub(r"\1...", FILE_LINK.sub(r"\1", text))
     for local, public in pairs:
@@ -92,7 +92,7 @@ def scrub(text: str, pairs: Iterable[Sequence[str]]) -> str:
 
 
 def ask(module: Any) -> Iterator[dict[str, str]]:
-    """What the public functions, classes and methods of a module do: name, kind and summary."""
+    """Name, kind and summary of the public functions, classes and methods of a module."""
     name = module.__name__
     package = name.partition(".")[0]
     listed = getattr(module, "__all__", None) or [n for n in vars(module) if n[:1] != "_"]
@@ -101,7 +101,7 @@ def ask(module: Any) -> Iterator[dict[str, str]]:
         if not callable(thing) or inspect.ismodule(thing):
             continue
         origin = str(getattr(thing, "__module__", None) or name)
-        if not origin.lstrip("_").startswith(package.lstrip("_")):     # _heapq is heapq's own
+        if not origin.lstrip("_").startswith(package.lstrip("_")):     # _heapq belongs to heapq
             continue
         kind = "class" if inspect.isclass(thing) else "function"
         if summary := summarize(_docstring(thing)):
@@ -122,7 +122,7 @@ def _ask_methods(owner: type, module: Any, package: str) -> Iterator[dict[str, s
 
 
 def summarize(docstring: str | None) -> str | None:
-    """First sentence of a docstring as one line of plain prose; None when there is none."""
+    """First sentence of a docstring as one line of prose, or None."""
     for paragraph in inspect.cleandoc(docstring or "").split("\n\n")[:2]:
         text = LINK.sub(r"\1", ROLE.sub(r"\1", " ".join(paragraph.split()))).replace("`", "")
         if SIGNATURE.search(text):      # numpy's ufuncs begin with their signature
@@ -146,7 +146,7 @@ def _write(results: io.TextIOBase, line: Mapping[str, Any]) -> None:
 
 
 def main() -> None:
-    """Reads the job, forgets the environment (it would be on the page of `os`), renders."""
+    """Reads the job, cleans the environment (which the page of `os` shows), and renders."""
     with open(sys.argv[1]) as file:
         job = json.load(file)
     os.environ.pop("LD_LIBRARY_PATH", None)
@@ -154,7 +154,7 @@ def main() -> None:
     sys.argv = ["python"]
     with open(job["results"], "w") as results, contextlib.redirect_stdout(io.StringIO()):
         render(job, results)
-    os._exit(0)     # threads that a module has started would keep the process alive
+    os._exit(0)     # threads started by a module would keep the process alive
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""From page bytes to clean text: encoding, main content, normalisation, and a guard around it."""
+"""From page bytes to clean text: encoding, main content, normalisation, and a guarded process."""

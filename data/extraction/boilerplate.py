@@ -1,16 +1,15 @@
-"""Lines of extracted text that are the site's interface, not the page's text.
+"""Removes lines of the site's interface from extracted text.
 
-What extractors leave around an article is much the same everywhere: buttons, newsletter offers,
-links to other articles and, below the text, whole lists of them. The lines are told by their
-wording, English for the most part; code, which is indented or ends in punctuation of its own,
-does not read like them.
+Extractors often keep buttons, newsletter offers, links to other articles and, below the text, lists
+of such links. These lines are recognised by their wording, mostly English. Code is not matched: it
+is indented or ends in other punctuation.
 """
 
 from __future__ import annotations
 
 import re
 
-# Lists of other pages stand below the text: what follows their heading is cut in the last part.
+# The headings of lists of other pages are searched for in this last part of the text.
 TAIL_FRAC = 0.3
 
 _BUTTONS = (
@@ -49,7 +48,7 @@ _OTHER_PAGES = re.compile(
 
 
 def drop_boilerplate(text: str) -> str:
-    """The text without lines of interface, and without the lists of other pages at its end."""
+    """The text without interface lines and without lists of other pages at its end."""
     kept, num_chars = [], 0
     for line in text.split("\n"):
         is_tail = num_chars > (1 - TAIL_FRAC) * len(text)

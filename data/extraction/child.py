@@ -1,7 +1,7 @@
-"""The guard's child: extracts pages from stdin to stdout until it is ended, or ends itself.
+"""The guard's child process: extracts pages from stdin to stdout.
 
-Nothing is caught here. A page that uses up its CPU time (SIGPROF), asks for too much memory,
-overflows the stack or makes a library raise ends the process, and the guard sees which it was.
+No failure is caught here. A page that exceeds its CPU time (SIGPROF) or memory, overflows the stack
+or makes a library raise ends the process; the guard derives the reason from the exit status.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from data.extraction.frames import COUNT, READY, TEXT, read_page, to_bytes
 
 
 def main() -> None:
-    """Serves batches; see `data.extraction.frames` for what goes over the pipes."""
+    """Extracts batches of pages; see `data.extraction.frames` for the format."""
     options = _parse()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)    # the guard's to decide; it ends by closing
+    signal.signal(signal.SIGINT, signal.SIG_IGN)    # left to the guard, which closes stdin
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _limit_memory(options.max_memory_bytes)
@@ -27,7 +27,7 @@ def main() -> None:
     pages, outcomes = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     outcomes.write(READY)
     outcomes.flush()
-    silence = os.open(os.devnull, os.O_WRONLY)      # what a library prints is no outcome
+    silence = os.open(os.devnull, os.O_WRONLY)      # keeps the output of libraries off the pipe
     os.dup2(silence, 1)
     os.dup2(silence, 2)
     while count := pages.read(COUNT.size):

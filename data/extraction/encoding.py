@@ -1,8 +1,8 @@
-"""Bytes of unknown encoding as text.
+"""Decodes bytes of unknown encoding.
 
-What bytes are goes before what they are said to be: text that decodes as UTF-8 is UTF-8, whatever
-a server's default header claims. Then come the declarations, and a detector for the rest
-(encoding.spec.whatwg.org for labels; HTML's own rules trust the header more than the web earns).
+Valid UTF-8 is decoded as UTF-8, even against the declaration in the HTTP header, which is often
+only a default. Otherwise the declared encodings are tried, then a detector (labels as in
+encoding.spec.whatwg.org; HTML's own rules give priority to the header).
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import re
 
 from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
 
-SAMPLE_BYTES = 64 << 10         # that the detector reads
-DECLARATION_BYTES = 4 << 10     # within which a page declares its encoding
-BROKEN_FRAC = 0.1               # broken characters for one sound one that UTF-8 may hold
+SAMPLE_BYTES = 64 << 10         # read by the detector
+DECLARATION_BYTES = 4 << 10     # searched for a declaration
+BROKEN_FRAC = 0.1               # maximum ratio of invalid to valid characters in UTF-8
 
-_BYTE_ORDER_MARKS = (           # UTF-32's begins as UTF-16's does
+_BYTE_ORDER_MARKS = (           # UTF-32-LE's begins with UTF-16-LE's
     (codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32-le"),
     (codecs.BOM_UTF32_BE, "utf-32-be"), (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"))
@@ -25,19 +25,19 @@ _HEADER_CHARSET = re.compile(r"""charset\s*=\s*["']?\s*([\w.:-]+)""", re.I | re.
 _META_CHARSET = re.compile(
     rb"""<meta\b[^>]*\bcharset\s*=\s*["']?\s*([\w.:-]+)"""
     rb"""|<\?xml\b[^>]*\bencoding\s*=\s*["']([\w.:-]+)""", re.I)
-_DEFAULT = "cp1252"             # what servers declare without looking
-# Python's codecs are stricter than the browsers': what they call by the same name holds more.
+_DEFAULT = "cp1252"             # the usual default of servers
+# Browsers decode these labels as supersets of Python's codecs of the same name.
 _SUPERSETS = {"gbk": "gb18030", "shift_jis": "cp932", "euc_kr": "cp949", "big5": "big5hkscs",
               "iso8859-11": "cp874", "koi8-r": "koi8-u"}
 _SHIFT_TO_JAPANESE = (b"\x1b$B", b"\x1b$@")
 
 
 def decode(content: bytes, content_type: str = "") -> str:
-    """Bytes as text, never failing: what no encoding explains becomes U+FFFD.
+    """Decodes bytes; undecodable ones become U+FFFD.
 
     Args:
         content: an HTML page, or any text.
-        content_type: its media type, of which the ``charset`` parameter is a hint.
+        content_type: its media type, whose ``charset`` parameter is a hint.
     """
     for mark, encoding in _BYTE_ORDER_MARKS:
         if content.startswith(mark):
@@ -55,7 +55,7 @@ def decode(content: bytes, content_type: str = "") -> str:
         return text
     text = content.decode("utf-8", "replace")
     num_broken = text.count("\ufffd")
-    # A sound character beyond ASCII takes more bytes than one, a broken one takes about one.
+    # A valid non-ASCII character takes two bytes or more, an invalid one about one.
     if num_broken <= BROKEN_FRAC * (len(content) - len(text)):
         return text
     for encoding in _declared(content, content_type):
@@ -66,19 +66,19 @@ def decode(content: bytes, content_type: str = "") -> str:
 
 
 def _detect(content: bytes) -> str:
-    """The detector's guess, from the first character beyond ASCII on."""
+    """The detector's guess on the content from the first non-ASCII byte."""
     start = _BEYOND_ASCII.search(content).start()
     guess = detect_encoding(content[start:start + SAMPLE_BYTES], html5_compatible=False)
     codec = guess and (_codec(guess) or guess)
     try:
-        # It says UTF-8 when it has no idea; that was tried.
+        # UTF-8 is its default, and has been tried.
         return _DEFAULT if codec in (None, "utf-8") else codecs.lookup(codec).name
-    except LookupError:     # it knows more encodings than Python does
+    except LookupError:     # an encoding that Python lacks
         return _DEFAULT
 
 
 def _wide_encoding(sample: bytes) -> str | None:
-    """UTF-16 without a mark, told by the zeros of its ASCII characters."""
+    """Detects UTF-16 without a byte order mark by the zero bytes of ASCII characters."""
     num_even, num_odd = sample[::2].count(0), sample[1::2].count(0)
     if max(num_even, num_odd) < len(sample) // 8 or 8 * min(num_even, num_odd) > len(sample) // 8:
         return None
@@ -86,12 +86,12 @@ def _wide_encoding(sample: bytes) -> str | None:
 
 
 def _declared(content: bytes, content_type: str) -> list[str]:
-    """Encodings that the header and the page declare, the likelier first."""
+    """Encodings declared by the header and the page, the likelier first."""
     header = _label(content_type)
     match = _META_CHARSET.search(content[:DECLARATION_BYTES])
     page = _codec((match[1] or match[2]).decode("ascii", "replace")) if match else None
     if page and page.startswith("utf-16"):
-        page = None     # a declaration that can be read as ASCII is in no UTF-16
+        page = None     # a declaration readable as ASCII is not UTF-16
     order = (page, header) if header == _DEFAULT else (header, page)
     return [encoding for encoding in order if encoding]
 
@@ -102,7 +102,7 @@ def _label(content_type: str) -> str | None:
 
 
 def _codec(label: str) -> str | None:
-    """Python's codec for a label of the web; None for one that browsers do not know."""
+    """Python's codec for a web label; None for a label unknown to browsers."""
     codec = map_encoding_to_html5(label, fallback_utf8=False)
     return _SUPERSETS.get(codec, codec)
 

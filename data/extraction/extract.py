@@ -1,7 +1,7 @@
-"""The text of a page.
+"""Extracts the text of a page.
 
-HTML is reduced to its main text (`data.extraction.html`), pydoc's pages by a converter of their
-own. What is not HTML keeps its layout.
+HTML is reduced to its main text (`data.extraction.html`); pydoc's pages have a separate converter.
+Other text keeps its layout.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ HTML_TYPES = ("text/html", "application/xhtml")
 
 def extract(content: bytes | str, content_type: str, *, mode: str = "fast",
             emoji_names: bool = False, punctuation: bool = False) -> str:
-    """The main text of an HTML page, or any other text as it is; normalised.
+    """The normalised main text of an HTML page, or any other text, normalised.
 
     Args:
         content: bytes of unknown encoding, or text.
         content_type: media type with its parameters, e.g. ``text/html; charset=koi8-r``.
-        mode: "fast" or "quality", for HTML alone.
+        mode: "fast" or "quality"; applies to HTML only.
         emoji_names, punctuation: see `data.extraction.normalise`.
 
     Returns:
-        NFC text; empty when the page holds none.
+        NFC text; empty when the page has none.
     """
     text = content if isinstance(content, str) else decode(content, content_type)
     if content_type.lower().startswith(HTML_TYPES):
@@ -35,6 +35,6 @@ def extract(content: bytes | str, content_type: str, *, mode: str = "fast",
 
 
 def prepare(mode: str) -> None:
-    """Imports what a mode needs, so that no page is charged for it."""
+    """Imports what a mode needs, so that its time does not count towards a page."""
     if mode == "quality":
         import trafilatura  # noqa: F401

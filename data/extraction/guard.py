@@ -1,8 +1,8 @@
-"""Extraction where a page can do no harm: in a child process with limits on time and memory.
+"""Extraction in a child process with limits on time and memory.
 
-HTML of the open web hangs, crashes and bloats its parsers. One child lives across pages and is
-replaced when a page ends it, so that such a page costs itself and a few hundredths of a second.
-Time is CPU time, not the clock's: what comes out does not depend on how busy the machine is.
+Web pages can make HTML parsers hang, crash or exhaust memory. One child process extracts many pages
+and is replaced when a page ends it, which takes a few hundredths of a second. The limit is on CPU
+time, not wall-clock time, so results do not depend on the load of the machine.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from data.extraction.extract import MODES
 from data.extraction.frames import READY, TEXT, Page, pack_batch, to_bytes, to_text
 
 BATCH_PAGES, BATCH_BYTES = 256, 8 << 20
-CHILD_PAGES = 4096                      # then a fresh one: parsers leak
+CHILD_PAGES = 4096                      # per child, since parsers leak memory
 MAX_MEMORY_BYTES = 4 << 30              # address space of the child
-STALL_FACTOR, STALL_SECS = 20, 60       # back-stop on the clock, for a child that does not even run
+STALL_FACTOR, STALL_SECS = 20, 60       # wall-clock limit, for a child that does not run
 
 TIMED_OUT = "extract: timed out"
 CRASHED = "extract: crashed"
@@ -34,22 +34,22 @@ TOO_LARGE = "extract: page is too large"
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """A page without text, and why."""
+    """Reason why a page has no text."""
 
     reason: str
 
 
 class _Stalled(Exception):
-    """The child did not answer by the clock's back-stop."""
+    """The child did not answer within the wall-clock limit."""
 
 
 class GuardedExtractor:
-    """Extracts pages in a child process; a page that ends the child is a named failure.
+    """Extracts pages in a child process; a page that ends the child is a `Failure`.
 
     Args:
         mode: "fast" or "quality", see `data.extraction.extract`.
         timeout_secs: CPU time of one page.
-        max_page_bytes: a page of more is a failure without a try.
+        max_page_bytes: a larger page is a failure and is not tried.
         emoji_names, punctuation: see `data.extraction.normalise`.
 
     Raises:
@@ -69,7 +69,7 @@ class GuardedExtractor:
             *(["--emoji-names"] if emoji_names else []),
             *(["--punctuation"] if punctuation else [])]
         self._child: subprocess.Popen | None = None
-        self._served = 0        # pages that the child has answered
+        self._served = 0        # pages extracted by the child
 
     def __enter__(self) -> GuardedExtractor:
         return self
@@ -78,10 +78,10 @@ class GuardedExtractor:
         self._end()
 
     def run(self, pages: Iterable[Page]) -> Iterator[str | Failure]:
-        """Texts of pages, or why there is none, in their order.
+        """Texts of pages, or failures, in order.
 
         Args:
-            pages: content (bytes, or text) and content type of each; may be endless.
+            pages: content (bytes, or text) and content type of each; may be infinite.
         """
         batch, size = [], 0
         for content, content_type in pages:
@@ -103,9 +103,9 @@ class GuardedExtractor:
         return [page if isinstance(page, Failure) else next(answers) for page in batch]
 
     def _extract(self, pages: Sequence[Page]) -> list[str | Failure]:
-        """Outcomes of the first pages, as many as one child lives to give.
+        """Outcomes of the first pages, up to one that ends the child.
 
-        A page that ends a child which had served others is tried again in a fresh one, so that
+        A page that ends a child which had extracted others is tried again in a new child, so that
         its outcome depends on the page alone.
         """
         if self._child is None or self._served >= CHILD_PAGES:
@@ -131,7 +131,7 @@ class GuardedExtractor:
         return outcomes
 
     def _start(self) -> None:
-        # Sets of strings in the extractors must not depend on a hash seed.
+        # The order of sets in the extractors must not depend on a hash seed.
         self._child = subprocess.Popen(self._command, stdin=subprocess.PIPE,
                                        stdout=subprocess.PIPE, cwd=ROOT,
                                        env={**os.environ, "PYTHONHASHSEED": "0"})
@@ -140,22 +140,22 @@ class GuardedExtractor:
             self._read(len(READY))
         except (EOFError, _Stalled):
             raise RuntimeError(f"the extraction process ended with {self._end()} before it was "
-                               "ready; its own message is above") from None
+                               "ready; see its message above") from None
 
     def _end(self) -> int | None:
-        """Ends the child if there is one; its exit status, negative for a signal."""
+        """Ends the child, if any; returns its exit status, negative for a signal."""
         child, self._child = self._child, None
         if child is None:
             return None
-        child.kill()        # of no effect on one that has ended itself
+        child.kill()        # no effect if it has exited
         status = child.wait()
         child.stdout.close()
-        with contextlib.suppress(BrokenPipeError):      # pages that it did not read any more
+        with contextlib.suppress(BrokenPipeError):      # unread pages
             child.stdin.close()
         return status
 
     def _read(self, num_bytes: int) -> bytes:
-        """So many bytes of the child's answers."""
+        """Reads `num_bytes` of the child's answers."""
         descriptor = self._child.stdout.fileno()
         poll, answer = select.poll(), bytearray()
         poll.register(descriptor, select.POLLIN)

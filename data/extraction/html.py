@@ -1,8 +1,8 @@
-"""The main text of an HTML page, fast or well.
+"""Main text of an HTML page, in two modes.
 
-Fast: resiliparse, told to leave out what is not the page's own text. Quality: trafilatura set to
-precision, checked against the fast text, which takes over where trafilatura took the wrong part
-of a page. Both without the interface's lines (`data.extraction.boilerplate`).
+Fast: resiliparse, restricted to the main content. Quality: trafilatura, set to favour precision;
+its text is replaced by the fast one when it is so much shorter that trafilatura selected the wrong
+part of the page. Both without interface lines (`data.extraction.boilerplate`).
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from resiliparse.extract.html2text import extract_plain_text
 from data.extraction.boilerplate import drop_boilerplate
 from data.extraction.layout import render
 
-# Less text than this share of what the fast extractor sees is the wrong part of the page.
+# Less text than this share of the fast text means the wrong part of the page.
 MIN_AGREED_FRAC = 0.25
-TITLE_LINES = 3         # where a page's title may stand in its text
-MIN_TITLE_CHARS = 10    # shorter lines begin titles by chance
-TEMPLATE_DIVS, TEMPLATE_CHARS = 10, 20_000      # so many <div> so early: a site's template
+TITLE_LINES = 3         # first lines of a text that may repeat the title
+MIN_TITLE_CHARS = 10    # shorter lines match the start of a title by chance
+TEMPLATE_DIVS, TEMPLATE_CHARS = 10, 20_000      # more <div>s near the start: a site's template
 
 _BODY = re.compile(r"<body[^>]*>", re.I)
 _TITLES = re.compile(r"<(title|h1)\b[^>]*>(.{0,1000}?)</\1", re.I | re.S)
@@ -30,8 +30,8 @@ _TAG = re.compile(r"<[^>]*>")
 
 def extract_fast(page: str) -> str:
     """Main text with paragraphs, lists, tables and preformatted text laid out."""
-    # resiliparse takes embedded posts for share buttons, and lists close to the body for menus:
-    # right for a site's template, wrong for a page written by hand.
+    # resiliparse classifies embedded posts as share buttons, and lists close to the body as menus,
+    # which is correct for a site's template but not for a hand-written page.
     page = page.replace("twitter-tweet", "post")
     body = _BODY.search(page)
     if body:
@@ -43,10 +43,10 @@ def extract_fast(page: str) -> str:
 
 
 def extract_quality(page: str) -> str:
-    """Main text without the title and readers' comments, laid out as the fast text is."""
+    """Main text without the title and readers' comments, in the layout of the fast text."""
     import trafilatura
 
-    # Trafilatura takes preformatted text for a quotation, and loses its lines, unless it is code.
+    # Trafilatura treats preformatted text other than code as a quotation and joins its lines.
     marked = _BARE_PRE.sub(r"<pre><code>\1</code></pre>", page)
     document = trafilatura.bare_extraction(marked, favor_precision=True, include_comments=False)
     text = render(document.body) if document is not None else ""
@@ -57,12 +57,12 @@ def extract_quality(page: str) -> str:
 
 
 def _tidy(text: str, page: str) -> str:
-    """No interface's lines; code, where a line may read like one, is left alone."""
+    """Drops interface lines, except from pages with code, whose lines may look like them."""
     return text if _PREFORMATTED.search(page) else drop_boilerplate(text)
 
 
 def _drop_title(text: str, page: str) -> str:
-    """Trafilatura leaves out most titles; this leaves out the others."""
+    """Drops the titles that trafilatura keeps."""
     titles = [_words(html.unescape(_TAG.sub("", title))) for _, title in _TITLES.findall(page)]
     lines = text.split("\n")
     return "\n".join(

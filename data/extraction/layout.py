@@ -1,4 +1,4 @@
-"""Text of the tree that trafilatura extracts, laid out as the fast extractor lays out text.
+"""Renders trafilatura's tree as text in the layout of the fast extractor.
 
 Trafilatura's own writers drop the blank lines of code and the numbers of lists, or mark up prose.
 """
@@ -14,7 +14,7 @@ _CELL_GAP = "\t\t"
 
 
 def render(body: Any) -> str:
-    """Paragraphs apart by a blank line, items with bullets or numbers, rows in columns by tabs.
+    """Separates paragraphs by blank lines and table cells by tabs; adds bullets and numbers.
 
     Args:
         body: lxml element of trafilatura's vocabulary (p, head, list, item, table, row, cell,
@@ -23,7 +23,7 @@ def render(body: Any) -> str:
     from lxml import etree
 
     page = _Page()
-    # Not recursive: depth is the page's to choose.
+    # Not recursive: the nesting depth of a page is unbounded.
     for event, element in etree.iterwalk(body, events=("start", "end")):
         if event == "start":
             page.open(element)
@@ -36,13 +36,13 @@ def render(body: Any) -> str:
 
 
 class _Page:
-    """Lines of text so far, and the line that is being written."""
+    """The finished lines and the current line."""
 
     def __init__(self):
         self._lines: list[str] = []
         self._inline: list[str] = []
-        self._lists: list[int] = []         # of the open lists: number of the next item, -1: none
-        self._bullet = ""                   # of the item whose first line is yet to come
+        self._lists: list[int] = []         # per open list the number of the next item, or -1
+        self._bullet = ""                   # of an item whose first line is not written yet
         self._code_depth = 0
         self._cell_depth = 0
 
@@ -54,7 +54,7 @@ class _Page:
             self._cell_depth += 1
             self._inline.append(_CELL_GAP if element.getprevious() is not None else "")
         elif self._cell_depth:
-            self._inline.append(" ")        # a row is one line, whatever its cells hold
+            self._inline.append(" ")        # a row is always one line
         elif _is_block(element):
             self._end_line()
             if tag not in _TIGHT and not (tag == "list" and self._lists) and not self._bullet:
@@ -115,7 +115,7 @@ class _Page:
 
 
 def _is_block(element: Any) -> bool:
-    """Code is a block when it has lines."""
+    """Code is a block when it has several lines."""
     if element.tag == "code":
         return "\n" in "".join(element.itertext()).strip()
     return element.tag in _BLOCKS

@@ -1,18 +1,18 @@
-"""Text mended and made plain, its layout untouched."""
+"""Repairs and normalises text without changing its layout."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 
-# Not text: controls, zero-width space and joiner of words, soft hyphens, marks of byte order,
-# halves of surrogate pairs.
+# Control characters, zero-width spaces, word joiners, soft hyphens, byte order marks and lone
+# surrogates.
 _CONTROL = re.compile(
     r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u00ad\u200b\u2060\ufeff\ufffe\uffff\ud800-\udfff]")
 _SPACES = re.compile(r"[\u00a0\u2000-\u200a\u202f\u205f\u3000]")
 _BLANK_LINES = re.compile(r"\n{4,}")
 _MOJIBAKE_LEADS = "ÂÃâï"
-# UTF-8 that was read as a Western single-byte encoding: a lead byte, then a continuation byte.
+# UTF-8 decoded as a Western single-byte encoding: a lead byte, then a continuation byte.
 _MOJIBAKE = re.compile(r"[ÂÃâ][\x80-\xbf\u20ac\u2013\u2014\u2018-\u201e\u2022\u2026\u2122]|ï»¿")
 
 _PUNCTUATION = str.maketrans({
@@ -22,13 +22,13 @@ _PUNCTUATION = str.maketrans({
     **dict.fromkeys("—―", "--"),
     "…": "...", "⁄": "/", "∗": "*", "•": "*",
 })
-# Symbols with a picture; the marks that choose the picture have no name worth reading.
+# Emoji; the variation selectors and joiners after their names are dropped.
 _EMOJI = re.compile(r"[\u2600-\u27bf\u2b50\u2b55\U0001f000-\U0001faff]")
 _EMOJI_GLUE = re.compile(r"(?<=:)[\u200d\ufe0e\ufe0f]+")
 
 
 def normalise(text: str, *, emoji_names: bool = False, punctuation: bool = False) -> str:
-    """Mends and normalises text without touching its layout.
+    """Repairs and normalises text without changing its layout.
 
     NFC, mojibake repaired, plain spaces, ``\\n`` line ends, no control characters, no trailing
     spaces, at most two blank lines in a row, none at either end.
@@ -41,7 +41,7 @@ def normalise(text: str, *, emoji_names: bool = False, punctuation: bool = False
         text = text.replace(line_end, "\n")
     is_ascii = text.isascii()
     if not is_ascii:
-        text = _mend(text)
+        text = _repair(text)
     text = _CONTROL.sub("", text)
     if not is_ascii:
         text = _SPACES.sub(" ", unicodedata.normalize("NFC", text))
@@ -49,18 +49,18 @@ def normalise(text: str, *, emoji_names: bool = False, punctuation: bool = False
             text = text.translate(_PUNCTUATION)
         if emoji_names:
             text = _EMOJI_GLUE.sub("", _EMOJI.sub(_name, text))
-    # Plain string methods where they do: they have ten times the speed of expressions.
+    # String methods where possible: they are ten times as fast as regular expressions.
     text = "\n".join([line.rstrip() for line in text.split("\n")])
     if "\n\n\n\n" in text:
         text = _BLANK_LINES.sub("\n\n\n", text)
     return text.strip("\n")
 
 
-def _mend(text: str) -> str:
+def _repair(text: str) -> str:
     if any(lead in text for lead in _MOJIBAKE_LEADS) and _MOJIBAKE.search(text):
-        import ftfy  # heavy to import, and few pages need it
+        import ftfy  # slow to import, and few pages need it
 
-        return ftfy.fix_encoding(text)      # 1.6 MB/s: only where the cheap test fires
+        return ftfy.fix_encoding(text)      # 1.6 MB/s, so the cheap test comes first
     return text
 
 

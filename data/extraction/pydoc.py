@@ -1,7 +1,7 @@
-"""Text of pydoc's HTML pages.
+"""Extracts the text of pydoc's HTML pages.
 
-They write layout as `&nbsp;` and `<br>` and nest it in tables, where a general extractor loses
-the indentation that tells a signature from its docstring.
+Their layout is made of `&nbsp;`, `<br>` and nested tables, from which a general extractor does not
+recover the indentation that separates a signature from its docstring.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import html
 import re
 
 TITLE = "<title>Python: "
-_TITLE_CHARS = 500      # a page says what it is in its first lines
+_TITLE_CHARS = 500      # the title is in the first lines of a page
 
 _TAG = re.compile(r"<[^>]*>")
 _NAVIGATION = re.compile(
@@ -22,26 +22,26 @@ _NAVIGATION = re.compile(
 _INHERITED = re.compile(
     r"<hr>\s*(?:Static methods|Class methods|Methods|Data descriptors|Readonly properties|"
     r"Data and other attributes) inherited from .*?(?=<hr>\n|</td></tr></table>)", re.S)
-_SLOTS = re.compile(         # what every object has, e.g. `list of weak references ...`
+_SLOTS = re.compile(         # members of every object, e.g. `list of weak references ...`
     r'<dl><dt>(?:<a name="[\w.-]*">)?<strong>__\w+__</strong>(?:</a>)?[^\n]*?</dt>\s*'
     r'<dd>(?:<span class="code">)?(?:Initialize&nbsp;self\.|Return&nbsp;|Call&nbsp;self&nbsp;|'
     r'list&nbsp;of&nbsp;weak|dictionary&nbsp;for&nbsp;instance|Implement&nbsp;)[^\n]*?</dd>\s*</dl>')
 _DOC = re.compile(r'<dd><span class="code">(.*?)</span></dd>', re.S)
 _BREAKS = re.compile(r"<br>\n?|</td></tr>|<hr>|<dl>|<p>")
-# The line that pydoc puts before the docstring of a class, e.g. `Fraction(numerator=0)`.
+# The line before the docstring of a class, e.g. `Fraction(numerator=0)`.
 _CONSTRUCTOR = re.compile(r'(?<=colspan=2><span class="code">)(?:<a [^>]*>)?\w+(?:</a>)?\([^\n]*')
 _ESCAPED_TWICE = re.compile(r"&amp;(?=(?:amp|lt|gt);)")
 
 
 def is_pydoc(page: str) -> bool:
-    """Whether pydoc wrote the page."""
+    """Whether the page was written by pydoc."""
     return TITLE in page[:_TITLE_CHARS]
 
 
 def extract_pydoc(page: str) -> str:
     """Documentation of a pydoc page: docstrings indented below their signatures.
 
-    Links to other pages, class trees, and all that a class only inherits are navigation.
+    Drops navigation: links to other pages, class trees and inherited members.
     """
     body = page[page.find("<body>"):]
     for boilerplate in (_NAVIGATION, _INHERITED, _SLOTS):

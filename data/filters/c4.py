@@ -1,18 +1,18 @@
-"""C4's rules on lines (arXiv:1910.10683, section 2.2), as its code has them.
+"""C4's rules on lines (arXiv:1910.10683, section 2.2), as implemented in its code.
 
 Source: tensorflow_datasets/text/c4_utils.py; datatrove's `c4_filters.py` differs in two points that
 are noted where they matter. A line is stripped, and its rules are tried in this order:
-    c4_max_word_chars: it goes when a word is longer.
-    c4_citations: "[3]", "[edit]" and "[citation needed]" are cut out.
-    c4_end_marks: it goes unless it ends in one of these, and not in "...".
-    c4_min_line_words: it goes when it has fewer words. They are counted after citations are cut
-        out (datatrove: before).
-    c4_lorem_ipsum, c4_curly_bracket: the page goes when the line holds either; lines that have
-        gone before do not count.
-    c4_javascript, c4_policy: it goes when it mentions JavaScript, or a policy or cookies.
-Then the page goes when fewer than c4_min_sentences are left; and before all, when it is longer than
-c4_max_page_chars. Sentences are told as spaCy's sentencizer does: they end at a word that is a
-sentence-ending mark, so abbreviations and "..." end none (C4 asks NLTK's trained Punkt).
+    c4_max_word_chars: dropped when a word is longer.
+    c4_citations: "[3]", "[edit]" and "[citation needed]" are deleted from the line.
+    c4_end_marks: dropped unless it ends in one of these, and not in "...".
+    c4_min_line_words: dropped when it has fewer words. They are counted after citations are
+        deleted (datatrove: before).
+    c4_lorem_ipsum, c4_curly_bracket: the page is removed when the line contains either. Lines
+        dropped by an earlier rule are not examined.
+    c4_javascript, c4_policy: dropped when it mentions JavaScript, or a policy or cookies.
+A page longer than c4_max_page_chars is removed before all other rules, and one with fewer than
+c4_min_sentences after them. Sentences are split as by spaCy's sentencizer: they end at a word that
+is a sentence-ending mark, not at abbreviations or "..." (C4 uses NLTK's trained Punkt).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-from data.filters.rules import Removal
+from data.filters.rules import BrokenRule
 from data.filters.words import TERMINAL_MARKS, Splitter
 
 POLICY_STRINGS = ("terms of use", "privacy policy", "cookie policy", "uses cookies",
@@ -35,16 +35,16 @@ _TERMINAL = frozenset(TERMINAL_MARKS)
 
 
 def apply_c4(text: str, rules: Mapping[str, Any],
-             trimmed: dict[str, int]) -> tuple[str, Removal | None]:
-    """The lines of `text` that stay, and why the page goes; adds dropped bytes to `trimmed`."""
+             trimmed: dict[str, int]) -> tuple[str, BrokenRule | None]:
+    """The kept lines and the rule that removes the page; adds dropped bytes to `trimmed`."""
     if len(text) > rules.get("c4_max_page_chars", len(text)):
-        return text, Removal("c4_max_page_chars", float(len(text)))
+        return text, BrokenRule("c4_max_page_chars", float(len(text)))
     rule_of_line = _LineRules(text, rules)
     kept, num_sentences = [], 0
     for whole in filter(None, map(str.strip, text.splitlines())):
         line, broken = rule_of_line(whole)
         if broken in ("c4_lorem_ipsum", "c4_curly_bracket"):
-            return text, Removal(broken, 1.0)
+            return text, BrokenRule(broken, 1.0)
         if broken:
             trimmed[broken] = trimmed.get(broken, 0) + len(whole.encode()) + 1
             continue
@@ -55,12 +55,12 @@ def apply_c4(text: str, rules: Mapping[str, Any],
             num_sentences += count_sentences(line)
         kept.append(line)
     if num_sentences < rules.get("c4_min_sentences", 0):
-        return text, Removal("c4_min_sentences", float(num_sentences))
+        return text, BrokenRule("c4_min_sentences", float(num_sentences))
     return "\n".join(kept).strip(), None
 
 
 class _LineRules:
-    """Finds the first rule that a line breaks; what no line of the page holds is not looked for."""
+    """Finds the first rule that a line breaks; skips phrases that do not occur in the page."""
 
     def __init__(self, text: str, rules: Mapping[str, Any]):
         lower = text.lower()
@@ -92,7 +92,7 @@ class _LineRules:
 
 
 def count_sentences(line: str) -> int:
-    """Sentences of a line: one, and one more for each word behind a sentence's end."""
+    """Number of sentences of a line: one, plus one for each word that follows a sentence end."""
     count, is_ended = 1, False
     for chunk in line.split():
         if chunk.isalnum():
@@ -107,7 +107,7 @@ def count_sentences(line: str) -> int:
 
 @lru_cache(20_000)
 def _kinds(chunk: str) -> tuple[tuple[bool, bool], ...]:
-    """Of each word of a chunk: does it end a sentence, is it punctuation."""
+    """For each word of a chunk: whether it ends a sentence, and whether it is punctuation."""
     return tuple((word in _TERMINAL,
                   all(unicodedata.category(char).startswith("P") for char in word))
                  for word in _splitter().split(chunk))

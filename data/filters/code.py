@@ -1,12 +1,12 @@
 """Signals of source code, by the definitions of bigcode-project/bigcode-dataset.
 
     words: runs of non-space characters.
-    line_chars, mean_line_chars: the longest line, and the mean of all, blank ones included.
+    line_chars, mean_line_chars: longest and mean line, blank ones included.
     alphanumeric_frac: share of characters that are letters or digits.
-    comment_frac: share of characters that stand in comments. The reference parses Python and asks
-        Pygments for other languages; here comments are what looks like one in any of the common
-        languages: block comments, triple-quoted strings that begin a line, and the rest of a line
-        behind "#", "//" or "--" when that begins the line or follows white space.
+    comment_frac: share of characters in comments. The reference parses Python and uses Pygments for
+        other languages; here patterns of all common languages are matched: block comments,
+        triple-quoted strings at the start of a line, and the rest of a line after "#", "//" or "--"
+        at its start or after white space.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def measure_code(text: str) -> dict[str, float]:
 
 
 def _count_comment_chars(text: str) -> int:
-    """Characters of comments; an opening mark that is never closed opens none."""
+    """Characters in comments; an opening mark without a closing one is ignored."""
     count, end, never_closed = 0, 0, set()
     for match in _OPENING.finditer(text):
         start = match.start()
@@ -39,12 +39,14 @@ def _count_comment_chars(text: str) -> int:
             continue
         mark = match.group().strip().lstrip("rRuUbBfF")
         closing = _CLOSING.get(mark, "\n")
-        if closing in never_closed:  # so that each is searched for to the end only once
+        if closing in never_closed:  # searched for once only
             continue
-        found = text.find(closing, match.end())
-        if found < 0 and closing != "\n":
+        closed_at = text.find(closing, match.end())
+        if closed_at < 0 and closing != "\n":
             never_closed.add(closing)
             continue
-        end = len(text) if found < 0 else found if closing == "\n" else found + len(closing)
+        end = closed_at if closing == "\n" else closed_at + len(closing)
+        if closed_at < 0:
+            end = len(text)
         count += end - start
     return count

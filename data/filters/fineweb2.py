@@ -1,10 +1,10 @@
 """FineWeb-2: thresholds and stop words of each language (arXiv:2506.20920).
 
-Source: huggingface/fineweb-2 `configs/<name>.yml`, commit d0defb2, which holds 1,929 languages; a
-further one is a further entry here. The bounds were set on words of spaCy's and other segmenters.
-Here Chinese and Japanese words are single characters, and Vietnamese words are syllables, so that
-their n-gram bounds are a stand-in; Korean and Thai, whose stop words are parts of words, are left
-out for that reason.
+Source: huggingface/fineweb-2 `configs/<name>.yml`, commit d0defb2, which has 1,929 languages;
+more can be added to the table. The bounds were set on words of spaCy's and other segmenters. Here
+Chinese and Japanese words are single characters and Vietnamese words are syllables, so their
+n-gram bounds are approximate. Korean and Thai are excluded, since their stop words are parts of
+words.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Language:
-    """The numbers of one language.
+    """Thresholds and stop words of one language.
 
     Attributes:
-        name: ISO 639-3 code and script, FineWeb-2's name of it.
-        score: least score of the language identifier: GlotLID's, ours is another.
-        lines: most duplicate lines, fewest lines that end a sentence, most newlines per word.
-        words: least and most mean characters of a word, least share of words with a letter.
-        top: most characters in the top 2-, 3- and 4-gram.
-        duplicate: most characters in duplicate 5- ... 10-grams.
-        stop_words: of which a document holds two.
+        name: ISO 639-3 code and script, as in FineWeb-2.
+        score: minimum score of GlotLID, not of the identifier used here.
+        lines: maximum duplicate lines, minimum lines that end a sentence, maximum newlines per
+            word.
+        words: minimum and maximum mean characters of a word, minimum share of words with a letter.
+        top: maximum characters in the top 2-, 3- and 4-gram.
+        duplicate: maximum characters in duplicate 5- ... 10-grams.
+        stop_words: a document must contain two of them.
     """
 
     name: str

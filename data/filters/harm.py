@@ -1,6 +1,6 @@
-"""Harm by list: hosts and URLs to block, and words that no document should hold.
+"""Lists of harmful content: hosts and URLs to block, and words to count.
 
-No list comes with the project: what counts as harmful is the user's to say. URL lists by category
+The lists are supplied by the user; none is included. URL lists by category
 are published by the Université Toulouse Capitole (UT1: one folder per category, with the files
 `domains` and `urls`); word lists, as C4 used them, by the LDNOOBW project (one file per language).
 """
@@ -22,20 +22,20 @@ import xxhash
 from core.errors import UserError, require_file
 
 _HOST = re.compile(r"[a-z0-9_-]+(?:\.[a-z0-9_-]+)*")
-PATTERN_BYTES = 256 << 20   # memory that the pattern of a long word list may take
-# Scripts without spaces between words: there a term counts wherever it stands.
+PATTERN_BYTES = 256 << 20   # memory limit of the pattern of a word list
+# Scripts without spaces between words: a term counts in any position.
 _UNSPACED = re2.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]")
 
 
 @dataclasses.dataclass(frozen=True)
 class UrlList:
-    """Hosts and URLs to block, by category; millions of them take ten bytes each.
+    """Hosts and URLs to block, by category; about ten bytes per entry.
 
     Attributes:
         categories: names, e.g. ``adult``.
         places: sorted xxh3-64 hashes of ``host`` and ``host/path`` entries.
         owners: category of each of `places`.
-        substrings: texts that no URL may contain, in lower case, with their category.
+        substrings: blocked substrings of URLs, in lower case, with their category.
     """
 
     categories: tuple[str, ...]
@@ -44,11 +44,11 @@ class UrlList:
     substrings: tuple[tuple[str, int], ...]
 
     def match(self, url: str) -> str | None:
-        """The category that blocks `url`, None when none does.
+        """The category that blocks `url`, or None.
 
-        An entry ``example.com`` blocks that host and all below it, ``example.com/path`` that path
-        and all below it on those hosts. What has no host, such as a file path, only a substring
-        can block.
+        An entry ``example.com`` blocks that host and its subdomains, ``example.com/path`` that
+        path and all paths below it on these hosts. Sources without a host, such as file paths, are
+        matched against substrings only.
         """
         lower = url.lower()
         for substring, owner in self.substrings:
@@ -71,8 +71,9 @@ class WordList:
     def count(self, text: str) -> int:
         """Occurrences of the terms in `text` as whole words, in any case.
 
-        The words of C4's cleaner (arXiv 1910.10683, tensorflow_datasets/text/c4_utils.py) with two
-        corrections: accented letters are letters, and scripts without spaces have no whole words.
+        Words as in C4's cleaner (arXiv 1910.10683, tensorflow_datasets/text/c4_utils.py) with two
+        corrections: accented letters are letters, and in scripts without spaces terms need not be
+            whole words.
         """
         return sum(_is_whole(text, *match.span()) for match in self.pattern.finditer(text))
 
@@ -90,12 +91,12 @@ def load_url_list(path: str | Path) -> UrlList:
 
     Args:
         path: a text file with an entry per line: a host, a host with a path, or ``*text*`` for
-            URLs that contain a text; ``#`` begins a comment. Or a folder in the form of UT1: the
-            files `domains` and `urls`, of one category or of several in folders of their own. The
-            folder names the category; of a file, its name without ending does.
+            URLs that contain a text; ``#`` begins a comment. Or a folder in the format of
+            UT1: the files `domains` and `urls` of one category, or a subfolder per category. The
+            category is the name of the folder, or of a single file without its suffix.
 
     Raises:
-        UserError: there is no such file, a folder without lists, or a line that is no entry.
+        UserError: a missing file, a folder without lists, or an invalid line.
     """
     path = require_file("url_list", path, "give a file with a host per line, or a UT1 folder")
     files = [path]
@@ -125,7 +126,7 @@ def load_word_list(path: str | Path) -> WordList:
     """Loads a word list, a term per line, once per process; ``#`` begins a comment.
 
     Raises:
-        UserError: there is no such file, or no term in it.
+        UserError: a missing or empty file.
     """
     path = require_file("word_list", path, "give a file with a word per line")
     terms = sorted({entry for _, entry in _read_lines(path)})
@@ -143,7 +144,7 @@ def _category(file: Path) -> str:
 
 
 def _read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered entries in lower case, without comments, in Unicode's composed form."""
+    """Numbered entries in lower case, without comments, in NFC."""
     try:
         text = path.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -156,21 +157,21 @@ def _read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def _normalise(entry: str, where: str) -> str:
     """``host`` or ``host/path`` of an entry, without scheme, port, `www.` and last slash."""
-    if _HOST.fullmatch(entry):      # nearly all of millions
+    if _HOST.fullmatch(entry):      # fast path of nearly all entries
         return entry.removeprefix("www.")
     places = list(_places(entry if "://" in entry else f"//{entry}"))
     if not places or any(map(str.isspace, entry)) or "*" in entry:
-        raise UserError(where, f"{entry!r} is no host or URL",
+        raise UserError(where, f"{entry!r} is not a host or URL",
                         "write example.com, example.com/path or *text*")
     return places[0].removeprefix("www.")
 
 
 def _places(url: str) -> Iterator[str]:
-    """What of `url` an entry can name, the longest first: its hosts, each with all its paths."""
+    """Entries that would match `url`, the longest first: its hosts, each with all its paths."""
     try:
         parts = urlsplit(url)
         host = (parts.hostname or "").rstrip(".")
-    except ValueError:      # `http://[`: a source is data
+    except ValueError:      # an invalid URL, e.g. `http://[`
         return
     if not host:
         return
@@ -206,5 +207,5 @@ def _is_whole(text: str, start: int, end: int) -> bool:
 
 
 def _is_joined(pair: str) -> bool:
-    """Whether two neighbouring characters are of one word; at the end of a text there is one."""
+    """Whether a pair of neighbouring characters belongs to one word."""
     return len(pair) == 2 and pair.isalnum() and not _UNSPACED.search(pair)

@@ -1,4 +1,4 @@
-"""Line rules: lines that no document should keep."""
+"""Line rules: which lines of a document are dropped."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from typing import Any
 
 from data.filters.c4 import POLICY_STRINGS, apply_c4
 from data.filters.refinedweb import apply_refinedweb
-from data.filters.rules import Removal
+from data.filters.rules import BrokenRule
 
 
 @dataclasses.dataclass(frozen=True)
 class LineResult:
-    """What the line rules made of a text.
+    """Result of the line rules on one document.
 
     Attributes:
-        text: what is left; meaningless when the document goes.
+        text: the kept lines; undefined when the document is removed.
         trimmed: dropped UTF-8 bytes by rule.
-        removal: why the whole document goes, or None.
+        removal: the rule that removes the whole document, or None.
     """
 
     text: str
     trimmed: dict[str, int]
-    removal: Removal | None
+    removal: BrokenRule | None
 
 
 def clean_lines(text: str, rules: Mapping[str, Any]) -> LineResult:
-    """Applies line rules, a family after the other: C4's, RefinedWeb's, those of technical text.
+    """Applies the families of line rules in order: C4, RefinedWeb, technical.
 
     Args:
         rules: from `data.filters.presets.line_rules`. A family without a rule leaves the text
-            exactly as it is; C4's strip lines and drop blank ones.
+            unchanged; C4's rules also strip lines and drop blank ones.
     """
     trimmed: dict[str, int] = {}
     for family, apply in _FAMILIES.items():
@@ -46,9 +46,9 @@ def _apply_technical(text: str, rules: Mapping[str, Any],
                      trimmed: dict[str, int]) -> tuple[str, None]:
     """Drops lines that hold an overlong word, and short lines that hold a policy string.
 
-    Of C4's rules these are what reference pages survive: its end marks and words per line would
-    leave nothing of them, and documentation speaks of JavaScript. A policy string in a longer line
-    is a sentence about it.
+    These are the rules of C4 that suit reference pages. Its bounds on end marks and words per line
+    would remove nearly every line, and documentation often mentions JavaScript. A policy string in
+    a longer line is usually a sentence about policies, not boilerplate.
     """
     max_word_chars = rules.get("technical_max_word_chars", len(text))
     max_words = rules.get("technical_max_policy_line_words", 0)

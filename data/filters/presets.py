@@ -1,9 +1,9 @@
 """Presets: the rules of published corpora by name, as bounds on signals and as line rules.
 
 A rule is named ``<family>_min_<signal>`` or ``<family>_max_<signal>``; its bound is inclusive. The
-family says whose definition the signal follows (`data.filters.signals`), the preset which bounds
-apply and in what order. A document has to pass the rules of all presets that are named together;
-a later preset's bound replaces an earlier one's of the same name.
+family determines the definition of the signal (`data.filters.signals`), the preset the bounds and
+their order. Named presets are combined: a document must pass the rules of all, and a later bound
+replaces an earlier one of the same name.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _GOPHER_QUALITY = {
     "gopher_max_ellipsis_line_frac": 0.3, "gopher_min_alphabetic_word_frac": 0.8,
     "gopher_min_stop_words": 2}
 
-# arXiv:2406.17557; the paper names .1 for duplicate characters, the code that made the corpus .01.
+# arXiv:2406.17557; .1 for duplicate characters in the paper, .01 in the code that made the corpus.
 _FINEWEB = {
     "fineweb_min_lines": 1, "fineweb_min_terminal_line_frac": 0.12,
     "fineweb_max_short_line_frac": 0.67, "fineweb_max_dup_line_char_frac": 0.01,
     "fineweb_max_newline_word_ratio": 0.3}
 
-# Of documentation and manuals, which Gopher's bounds would take for tables.
+# For documentation and manuals, which Gopher's bounds would remove as tables.
 _TECHNICAL = {
     "technical_min_words": 30, "technical_max_words": 100_000,
     "technical_min_mean_word_chars": 2.0, "technical_max_mean_word_chars": 14.0,
@@ -46,7 +46,7 @@ _TECHNICAL = {
     "technical_min_stop_words": 2, "technical_max_duplicate_line_frac": 0.7,
     "technical_max_top_2gram_char_frac": 0.2, "technical_max_lorem_ipsum": 5}
 
-# bigcode-project/bigcode-dataset: the basic filters, and that on comments.
+# bigcode-project/bigcode-dataset: the basic filters and the comment filter.
 _CODE = {"code_max_line_chars": 1000, "code_max_mean_line_chars": 100,
          "code_min_alphanumeric_frac": 0.25}
 _CODE_COMMENTS = {"code_min_comment_frac": 0.01, "code_max_comment_frac": 0.8}
@@ -74,8 +74,8 @@ def _fineweb2(language: str) -> dict[str, float]:
 
 
 # arXiv:1910.10683, section 2.2. The paper and the code that made the corpus
-# (tensorflow_datasets/text/c4_utils.py) give different numbers; the closing single quote is
-# datatrove's, whose defaults are the paper's.
+# (tensorflow_datasets/text/c4_utils.py) give different numbers; the single quote
+# among the end marks is from datatrove, whose defaults are those of the paper.
 _C4_PAPER = {
     "c4_max_word_chars": 1000, "c4_citations": True, "c4_end_marks": ".?!\"'",
     "c4_min_line_words": 3, "c4_lorem_ipsum": True, "c4_javascript": True,
@@ -94,7 +94,7 @@ _REFINEDWEB = {
 
 _TECHNICAL_LINES = {"technical_max_word_chars": 1000, "technical_max_policy_line_words": 10}
 
-Bounds = Callable[[str], Mapping[str, float]]  # of a language
+Bounds = Callable[[str], Mapping[str, float]]  # by language
 
 # Per preset: bounds of the document rules, and line rules.
 PRESETS: dict[str, tuple[Bounds, Mapping[str, float | str]]] = {
@@ -110,7 +110,7 @@ PRESETS: dict[str, tuple[Bounds, Mapping[str, float | str]]] = {
 
 
 def thresholds(names: Sequence[str] | str, language: str) -> dict[str, float]:
-    """Bounds of the named presets for documents of `language`, in the order they are tried.
+    """Bounds of the named presets for documents of `language`, in the order of application.
 
     Raises:
         UserError: there is no such preset, or it has no bounds for the language.

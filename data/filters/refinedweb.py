@@ -1,14 +1,15 @@
 """RefinedWeb's line corrections (arXiv:2306.01116, appendix G.2), by mlfoundations/dclm's numbers.
 
-In this order, on lines as they stand (blank ones stay; `baselines/mappers/modifiers.py`):
-    refinedweb_max_uppercase_frac: a line goes when more of its characters are upper case.
-    refinedweb_numeric: when all of them are digits.
-    refinedweb_counter: when it counts reactions, "3 likes".
-    refinedweb_min_line_words: when it has fewer words.
-    refinedweb_phrases: in lines of at most as many words, "items in cart", a closing "Read more..."
-        and an opening "Sign-in" are cut out.
-    refinedweb_max_removed_word_frac: the page goes when all that took more of its words. Words are
-        runs of non-space characters with a letter or digit (DCLM: uniseg's, without punctuation).
+In this order, on unstripped lines (blank ones are kept; `baselines/mappers/modifiers.py`):
+    refinedweb_max_uppercase_frac: drops a line with a larger share of upper-case characters.
+    refinedweb_numeric: drops a line of digits alone.
+    refinedweb_counter: drops a line that counts reactions, e.g. "3 likes".
+    refinedweb_min_line_words: drops a line with fewer words.
+    refinedweb_phrases: in lines of at most this many words, "items in cart", a final "Read more..."
+        and an initial "Sign-in" are deleted.
+    refinedweb_max_removed_word_frac: removes the page when the corrections removed a larger
+        share of its words. Words are runs of non-space characters with a letter or digit (DCLM:
+        uniseg's, without punctuation).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from data.filters.rules import Removal
+from data.filters.rules import BrokenRule
 
 _COUNTER = re.compile(
     r"\W*\d[\d,.]*[kmb]?\s+(?:likes|shares|comments|retweets|reposts|quotes|bookmarks|upvotes|"
@@ -26,8 +27,8 @@ _PHRASES = re.compile(r"\s?items in cart|\s?read more\.\.\.\s*$|^\s*sign-in\s?",
 
 
 def apply_refinedweb(text: str, rules: Mapping[str, Any],
-                     trimmed: dict[str, int]) -> tuple[str, Removal | None]:
-    """The corrected text, and why the page goes; adds dropped bytes by rule to `trimmed`."""
+                     trimmed: dict[str, int]) -> tuple[str, BrokenRule | None]:
+    """The corrected text and the rule that removes the page; adds dropped bytes to `trimmed`."""
     kept = []
     for line in text.split("\n"):
         rule = _broken_rule(line, rules) if line else None
@@ -46,7 +47,7 @@ def apply_refinedweb(text: str, rules: Mapping[str, Any],
     removed = 1 - _count_words(corrected) / before if before else 0.0
     bound = rules.get("refinedweb_max_removed_word_frac", 1.0)
     if removed > bound:
-        return corrected, Removal("refinedweb_max_removed_word_frac", removed)
+        return corrected, BrokenRule("refinedweb_max_removed_word_frac", removed)
     return corrected, None
 
 

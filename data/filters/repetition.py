@@ -1,15 +1,16 @@
 """Repeated n-grams of many documents at once (arXiv:2112.11446, table A1).
 
-Published implementations count differently. The definitions here are datatrove's
-(`pipeline/filters/gopher_repetition_filter.py`), the ones that FineWeb was made with:
-    top n-gram: the most frequent one (the earliest among equals, and also one that occurs once),
-        its characters with single spaces between the words, times its occurrences.
-    duplicate n-grams: read from left to right; an n-gram that was met before counts its
-        characters without spaces, and reading goes on behind it. First occurrences do not count.
+Published implementations count differently. The definitions here are those of
+datatrove (`pipeline/filters/gopher_repetition_filter.py`), used for FineWeb:
+    top n-gram: the most frequent one (the earliest of several; it may occur once). Counts its
+        characters with single spaces between the words, times its occurrences.
+    duplicate n-grams: scanned from left to right; for an n-gram that occurred before, its
+        characters without spaces are counted and the scan continues after it. First occurrences do
+        not count.
 DCLM counts every occurrence and the union of covered words, Dolma every occurrence without regard
-to overlap, RedPajama-V2 and DCLM let a top n-gram that occurs once pass. Of datatrove itself this
-differs in one point: there n-grams are told apart by their joined characters ("a bc" and "ab c"
-are one), here by their words.
+to overlap, RedPajama-V2 and DCLM ignore a top n-gram that occurs once. There is one difference from
+datatrove: it identifies n-grams by their joined characters ("a bc" equals "ab c"), here they are
+identified by their words.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ def count_repeated_chars(words: np.ndarray, chars: np.ndarray, ends: np.ndarray)
         -> dict[str, np.ndarray]:
     """Characters in repeated n-grams, per document.
 
-    A repeated (n+1)-gram begins with a repeated n-gram and ends with one, so that ever fewer places
-    are looked at as n grows.
+    A repeated (n+1)-gram begins and ends with a repeated n-gram, so fewer places are examined as n
+    grows.
 
     Args:
-        words: numbers of the words of all documents, one after the other: [num_words].
+        words: numbers of the words of all documents, concatenated: [num_words].
         chars: characters of each word: [num_words].
-        ends: where each document ends: [num_documents], ascending.
+        ends: end of each document: [num_documents], ascending.
 
     Returns:
         ``top_2gram`` ... ``top_4gram`` and ``dup_5gram`` ... ``dup_10gram``, each [num_documents]
@@ -51,7 +52,7 @@ def count_repeated_chars(words: np.ndarray, chars: np.ndarray, ends: np.ndarray)
 def count_top_pair_chars(words: np.ndarray, chars: np.ndarray, ends: np.ndarray) -> np.ndarray:
     """Characters, without spaces, in all occurrences of each document's most frequent word pair.
 
-    The longest among equals in number; zero where no pair occurs twice. Arguments as above.
+    Of several the longest; 0 if no pair occurs twice. Arguments as above.
     """
     _, places, grams = next(_repeated_grams(words, ends))
     covered = np.zeros(len(ends), np.int64)
@@ -66,8 +67,8 @@ def count_top_pair_chars(words: np.ndarray, chars: np.ndarray, ends: np.ndarray)
 
 def _repeated_grams(words: np.ndarray, ends: np.ndarray) \
         -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """For n = 2, 3, ..., 10: ascending places of the n-grams that their document holds twice or
-    more, and a number for each that n-grams share when they are equal and in one document."""
+    """For n = 2, 3, ..., 10: ascending places of the n-grams that occur at least twice in their
+    document, and a number for each, the same for equal n-grams of one document."""
     is_last = np.zeros(len(words) + 1, bool)
     is_last[ends - 1] = True
     places = np.flatnonzero(~is_last[:-1])
@@ -110,9 +111,9 @@ def _top_chars(n: int, places: np.ndarray, grams: np.ndarray, chars_before: np.n
         document = np.searchsorted(ends, begin, "right")
         best = np.full(len(ends), 1 << 40, np.int64)
         np.maximum.at(best, document, (sizes << 40) - begin)  # most frequent, then earliest
-        found = best > 1 << 40
-        counts[found] = -(-best[found] >> 40)
-        first[found] = (counts[found] << 40) - best[found]
+        is_repeated = best > 1 << 40
+        counts[is_repeated] = -(-best[is_repeated] >> 40)
+        first[is_repeated] = (counts[is_repeated] << 40) - best[is_repeated]
     fits = first + n <= ends
     first = np.where(fits, first, 0)
     chars = chars_before[np.minimum(first + n, len(chars_before) - 1)] - chars_before[first]

@@ -13,8 +13,8 @@ _RULE = re.compile(r"([a-z0-9]+)_(min|max)_(\w+)")
 
 
 @dataclasses.dataclass(frozen=True)
-class Removal:
-    """Why a document goes: the rule's name, and the value of the signal that broke it."""
+class BrokenRule:
+    """The rule that removes a document (`reason`) and the value of its signal (`score`)."""
 
     reason: str
     score: float
@@ -30,7 +30,7 @@ class Rule:
 
 @cache
 def parse_rule(name: str) -> Rule:
-    """Takes the name of a rule apart.
+    """Parses the name of a rule.
 
     Raises:
         UserError: it is not the name of a rule.
@@ -42,30 +42,17 @@ def parse_rule(name: str) -> Rule:
     return Rule(f"{match[1]}_{match[3]}", match[2])
 
 
-def decide(signals: Mapping[str, float], thresholds: Mapping[str, float]) -> Removal | None:
-    """The first broken rule, in the order of `thresholds`; None when the document stays.
+def decide(signals: Mapping[str, float], thresholds: Mapping[str, float]) -> BrokenRule | None:
+    """The first broken rule, in the order of `thresholds`; None when the document is kept.
 
     Args:
-        signals: the document's numbers, from `data.filters.signals`. Rules on signals that it
-            lacks, e.g. those of code, do not apply to it.
+        signals: the document's numbers, from `data.filters.signals`. Rules on other signals,
+            e.g. those of code, do not apply to it.
         thresholds: inclusive bounds, from `data.filters.presets`.
     """
     for name, bound in thresholds.items():
         rule = parse_rule(name)
         value = signals.get(rule.signal)
         if value is not None and (value < bound if rule.side == "min" else value > bound):
-            return Removal(name, float(value))
+            return BrokenRule(name, float(value))
     return None
-
-
-def check_thresholds(field: str, thresholds: Mapping[str, float]) -> None:
-    """Raises `UserError` when a threshold names no signal; `field` is where it stands."""
-    from data.filters.code import CODE_SIGNALS
-    from data.filters.signals import PROSE_SIGNALS
-
-    known = {*PROSE_SIGNALS, *CODE_SIGNALS}
-    for name in thresholds:
-        if parse_rule(name).signal not in known:
-            raise UserError(f"{field}.{name}", "names no signal",
-                            f"write <family>_min_ or <family>_max_ and one of "
-                            f"{', '.join(sorted(known))}")

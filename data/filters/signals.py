@@ -1,9 +1,8 @@
-"""Signals: the numbers that all rules of all presets decide on, from one tokenisation.
+"""Signals: the numbers that the rules of all presets bound, computed from one tokenisation.
 
-The name of a signal begins with the family whose definition it follows; where published
-implementations disagree, that definition stands here. `words` alone has no family: chunks with a
-letter or digit, or any chunk of code; 0 means an empty document. The families count in different
-units:
+The name of a signal begins with the family whose definition it follows; the definitions below state
+where published implementations differ. Only `words` has no family: chunks with a letter or digit,
+or all chunks of code; 0 means an empty document. The families have different units:
 
     gopher, fineweb   words of `data.filters.words`, punctuation marks included
     technical         *chunks*, runs of non-space characters; a word is one with a letter or digit
@@ -11,30 +10,30 @@ units:
 
 gopher (arXiv:2112.11446 as datatrove 0.10 reads it: `gopher_quality_filter.py`,
 `gopher_repetition_filter.py`):
-    words: without those of symbols alone. mean_word_chars: their mean, not median, length.
+    words: number of words, without symbols. mean_word_chars: their mean, not median, length.
     hash_word_ratio, ellipsis_word_ratio: "#", and "..." or "…", per word of any kind.
     bullet_line_frac, ellipsis_line_frac: share of lines, blank ones included, that begin with "•"
         or "-", or end in an ellipsis.
     alphabetic_word_frac: share of words of any kind that hold a letter.
-    stop_words: distinct ones, in their exact case.
-    dup_line_frac, dup_paragraph_frac: share that is a second or later occurrence. Lines are split
+    stop_words: number of distinct stop words, case-sensitive.
+    dup_line_frac, dup_paragraph_frac: share of second and later occurrences. Lines are split
         at newlines, paragraphs at blank lines; neither is stripped.
     dup_line_char_frac, dup_paragraph_char_frac, top_<n>gram_char_frac, dup_<n>gram_char_frac:
         characters of repetitions (see `data.filters.repetition`) over characters of the text.
-fineweb (arXiv:2406.17557, `fineweb_quality_filter.py`), on the text that FineWeb's C4 line rules
-leave, since its chain edits lines first; fineweb2, whose chain does not, on the text as it is:
-    lines: non-blank ones, which the following are shares of.
-    terminal_line_frac: those that end in a sentence-ending mark of any script; a closing quote
-        does not count. short_line_frac: those of at most 30 characters.
-    dup_line_char_frac: characters in second or later occurrences over those outside newlines.
+fineweb (arXiv:2406.17557, `fineweb_quality_filter.py`), on the text after
+FineWeb's C4 line rules, which its pipeline applies first; fineweb2 on the unedited text:
+    lines: number of non-blank lines, of which the following are shares.
+    terminal_line_frac: lines that end in a sentence-ending mark of any script; a closing quote
+        does not count. short_line_frac: lines of at most 30 characters.
+    dup_line_char_frac: characters in second or later occurrences over all but newlines.
     newline_word_ratio: newlines per word of any kind.
 technical, for documentation:
-    words, mean_word_chars, bullet_line_frac, ellipsis_line_frac: of non-blank, stripped lines, with
-        more kinds of bullets. symbol_word_ratio: the larger of hash signs and ellipses.
+    words, mean_word_chars, bullet_line_frac, ellipsis_line_frac: over non-blank, stripped lines,
+        with more kinds of bullets. symbol_word_ratio: the larger of hash signs and ellipses.
     alphabetic_word_frac: share of chunks with a letter. stop_words: the eight English ones in any
-        case, whatever the language. duplicate_line_frac: of stripped non-blank lines.
+        case, for every language. duplicate_line_frac: of stripped non-blank lines.
     top_2gram_char_frac: characters of the most frequent pair of words, if it occurs twice, over
-        those of all words. lorem_ipsum: occurrences of the filler text.
+        the characters of all words. lorem_ipsum: occurrences of the filler text.
 code: see `data.filters.code`.
 """
 
@@ -67,7 +66,7 @@ TECHNICAL_BULLETS = ("•", "‣", "▪", "●", "-", "*")
 ELLIPSES = ("...", "…")
 SHORT_LINE_CHARS = 30
 MIN_PROSE_LINE_WORDS = 6
-BATCH_CHARS = 1_000_000  # documents measured at once, so that the arrays stay in the cache
+BATCH_CHARS = 1_000_000  # measured at once, so that the arrays fit the cache
 BATCH_DOCUMENTS = 4096
 LINE_SIGNALS = ("lines", "terminal_line_frac", "short_line_frac", "dup_line_char_frac")
 
@@ -77,12 +76,12 @@ _LINE_BREAK, _PARAGRAPH_BREAK = re.compile("\n+"), re.compile("\n{2,}")
 
 def measure_batch(texts: Sequence[str], kinds: Sequence[str],
                   languages: Sequence[str]) -> list[dict[str, float]]:
-    """Signals of many documents: of prose all but code's, of code only those.
+    """Signals of many documents; those of code for code, all others for prose.
 
     Args:
         kinds: "prose" or "code", of each document.
-        languages: of each document, as from `data.filters.language`. It decides the words and the
-            stop words; one without stop words of its own counts the English ones.
+        languages: of each document, as from `data.filters.language`. Determines the words and the
+            stop words; English stop words where the language has none.
     """
     measured: list[dict[str, float]] = [{}] * len(texts)
     batches: dict[str, list[int]] = {}
@@ -112,10 +111,10 @@ def _split(indices: Sequence[int], texts: Sequence[str]) -> Iterator[Sequence[in
 def _measure_prose(vocabulary: Vocabulary, texts: Sequence[str]) -> list[dict[str, float]]:
     edited = [clean_lines(text, FINEWEB_LINE_RULES).text for text in texts]
     by_text = list(map(vocabulary.chunks_of, texts))
-    by_edited = [chunks if left == text else vocabulary.chunks_of(left)
-                 for text, left, chunks in zip(texts, edited, by_text)]
+    by_edited = [chunks if cleaned == text else vocabulary.chunks_of(cleaned)
+                 for text, cleaned, chunks in zip(texts, edited, by_text)]
     num_words = vocabulary.num_words_of_chunk
-    words_left = np.array([num_words[chunks].sum() for chunks in by_edited])
+    edited_words = np.array([num_words[chunks].sum() for chunks in by_edited])
     chunks = _Ragged.join(by_text)
     words = _Ragged(vocabulary.words_of(chunks.values), np.concatenate(
         [[0], np.cumsum(num_words[chunks.values])])[chunks.ends])
@@ -125,7 +124,7 @@ def _measure_prose(vocabulary: Vocabulary, texts: Sequence[str]) -> list[dict[st
     columns |= _measure_words(vocabulary, words, num_chars)
     columns |= _measure_marks(texts, words.sizes)
     columns |= _measure_repeated_lines(texts)
-    for family, of_texts, sizes in (("fineweb", edited, words_left),
+    for family, of_texts, sizes in (("fineweb", edited, edited_words),
                                     ("fineweb2", texts, words.sizes)):
         lines = zip(*map(_measure_lines, of_texts))
         columns |= {f"{family}_{name}": values for name, values in zip(LINE_SIGNALS, lines)}
@@ -138,7 +137,7 @@ def _measure_prose(vocabulary: Vocabulary, texts: Sequence[str]) -> list[dict[st
 
 @dataclasses.dataclass(frozen=True)
 class _Ragged:
-    """Values of several documents, one after the other, and where each ends."""
+    """Concatenated values of several documents, and the end of each."""
 
     values: np.ndarray
     ends: np.ndarray
@@ -152,7 +151,7 @@ class _Ragged:
         return np.diff(self.ends, prepend=0)
 
     def sum(self, values: np.ndarray) -> np.ndarray:
-        """Sums of `values`, which lie like `self.values`, per document."""
+        """Sums per document of `values`, aligned with `self.values`."""
         before = np.concatenate([[0], np.cumsum(values, dtype=np.int64)])
         return np.diff(before[self.ends], prepend=0)
 
@@ -218,7 +217,7 @@ def _measure_repeated_lines(texts: Sequence[str]) -> dict[str, tuple[float, ...]
 
 
 def _count_repeated(items: Sequence[str]) -> tuple[int, int]:
-    """How many of `items` are a second or later occurrence, and their characters."""
+    """Number of second and later occurrences in `items`, and their characters."""
     counts = Counter(items)
     if len(counts) == len(items):
         return 0, 0
@@ -227,7 +226,7 @@ def _count_repeated(items: Sequence[str]) -> tuple[int, int]:
 
 
 def _measure_lines(text: str) -> tuple[float, float, float, float]:
-    """The FineWeb rules' `LINE_SIGNALS`."""
+    """The `LINE_SIGNALS` of the FineWeb rules."""
     lines = [line for line in text.split("\n") if line and not line.isspace()]
     num_lines = max(len(lines), 1)
     terminal = sum(line.endswith(TERMINAL_MARKS) for line in lines)
@@ -271,10 +270,10 @@ def _measure_technical(vocabulary: Vocabulary, chunks: _Ragged,
 
 
 def prose_frac(text: str) -> float:
-    """Share of tokens that stand in sentence-like lines: six tokens or more, a stop word in them.
+    """Share of tokens in sentence-like lines, those of six tokens or more with a stop word.
 
-    The quality number of a document: tables, signatures and generated code score near 0, running
-    explanations near 1.
+    Used as the quality of a document: tables, signatures and generated code score near 0, prose
+    near 1.
     """
     total = prose = 0
     for line in text.splitlines():

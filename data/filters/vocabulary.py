@@ -1,6 +1,6 @@
-"""A vocabulary: chunks of text numbered, and the words of each, so that each is split once.
+"""Vocabulary: a cache of text chunks and of their words, so that each chunk is split once.
 
-Text is tokenised by looking its chunks up; all that is known of words lies in arrays by number.
+Text is tokenised by looking up its chunks; properties of words are stored in arrays by number.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _ENGLISH_STOPS = {word: place for place, word in enumerate(STOP_WORDS, 1)}
 
 
 class Vocabulary(dict):
-    """Chunks seen so far, numbered, and for each its words, numbered too.
+    """Maps the chunks seen so far to numbers, and stores the numbered words of each.
 
     Args:
-        language: decides how chunks are split.
-        stop_words: words that `stop_of_word` numbers from 1 on; 0 is any other.
+        language: of the splitting rules.
+        stop_words: words that `stop_of_word` numbers from 1; all others are 0.
     """
 
     def __init__(self, language: str, stop_words: Sequence[str]):
@@ -80,7 +80,7 @@ class Vocabulary(dict):
 
     @property
     def num_words_of_chunk(self) -> np.ndarray:
-        """Words that each chunk falls into."""
+        """Number of words of each chunk."""
         return _view(self._num_words)
 
     @property
@@ -95,7 +95,7 @@ class Vocabulary(dict):
 
     @property
     def english_stop_of_chunk(self) -> np.ndarray:
-        """Place among `STOP_WORDS` of a chunk in lower case, without its marks; or 0."""
+        """Place among `STOP_WORDS`, from 1, of a chunk in lower case without marks; or 0."""
         return _view(self._chunk_stop)
 
     @property
@@ -110,12 +110,12 @@ class Vocabulary(dict):
 
     @property
     def stop_of_word(self) -> np.ndarray:
-        """Place among the stop words, from 1 on; or 0."""
+        """Place among the stop words, from 1; or 0."""
         return _view(self._word_stop)
 
 
 def _view(values: array) -> np.ndarray:
-    # A copy: an array that is seen through a buffer refuses to grow.
+    # A copy: an array cannot grow while a buffer refers to it.
     return np.array(values)
 
 
@@ -123,7 +123,7 @@ _vocabularies: dict[str, Vocabulary] = {}
 
 
 def vocabulary_of(language: str) -> Vocabulary:
-    """The vocabulary of `language`; all are forgotten when they grow beyond a fixed size."""
+    """The vocabulary of `language`; all are cleared when they exceed a fixed size."""
     known = _vocabularies.values()
     if (sum(map(len, known)) > MAX_REMEMBERED_CHUNKS
             or sum(vocabulary.num_chars for vocabulary in known) > MAX_REMEMBERED_CHARS):

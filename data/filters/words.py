@@ -1,14 +1,13 @@
-"""Words: how a text falls into them.
+"""Splits text into words.
 
-The published filters count words of spaCy's rule tokenizer: a token per word, number, punctuation
-mark or symbol. Such a tokenizer looks at one *chunk* at a time, the characters between two white
-spaces.
+The published filters count tokens of spaCy's rule-based tokenizer: words, numbers, punctuation
+marks and symbols. It processes one *chunk* at a time, a run of non-space characters.
 
 The rules below give the words of spaCy 3.8 (`spacy/lang/punctuation.py`, `lang/en`), except that
     - a chunk beyond `MAX_CHUNK_CHARS`, such as encoded data, is one word;
-    - abbreviations and emoticons are those in common use; of other languages than English only
-      the hyphen and the elision ("l'eau") are modelled, and Latin abbreviations are not;
-    - Chinese and Japanese have no segmenter: each letter that is no ASCII is a word of its own.
+    - abbreviations and emoticons are those in common use; in other languages than
+      English only the hyphen and the elision ("l'eau") are modelled;
+    - Chinese and Japanese are not segmented: each non-ASCII letter is one word.
 """
 
 from __future__ import annotations
@@ -53,12 +52,12 @@ SYMBOLS = frozenset((
     *map(chr, (*range(9), *range(11, 32), *range(127, 160)))))
 
 _QUOTES = "'\"”“`‘´’‚„»«「」『』（）〔〕【】《》〈〉⟦⟧"
-_MARKS = "…,:;!?¿؟¡()[]{}<>_#*&。？！，、；：～·।،۔؛٪" + _QUOTES  # cut off at either end
+_MARKS = "…,:;!?¿؟¡()[]{}<>_#*&。？！，、；：～·।،۔؛٪" + _QUOTES  # split off at ends
 _CURRENCY = "$£€¥฿₽﷼₴₠₡₢₣₤₥₦₧₨₩₪₫₭₮₯₰₱₲₳₵₶₷₸₹₺₻₼₾₿"
 _UNITS = ("km km² km³ m m² m³ dm dm² dm³ cm cm² cm³ mm mm² mm³ ha µm nm yd in ft kg g mg µg t lb "
           "oz m/s km/h kmh mph hPa Pa mbar mb MB kb KB gb GB tb TB T G M K % км км² м м² кг г мг")
 
-# Chunks that have words of their own, or stay whole.
+# Chunks that are not split.
 _WHOLE = """
     \\") <space> C++ and/or w/o ma'am Ma'am o'clock O'clock 's 'S 're 'd 'll 'em 'nuff 'cause
     'Cause 'cos 'Cos 'coz 'Coz 'cuz 'Cuz 'bout doin' goin' nothin' nuthin' ol' somethin' lovin'
@@ -131,7 +130,7 @@ class Splitter:
     """Splits a chunk into the words of a language.
 
     Args:
-        language: two letters, e.g. ``en``; others than those above follow the general rules.
+        language: two letters, e.g. ``en``; other languages follow the general rules.
     """
 
     def __init__(self, language: str):
@@ -158,7 +157,7 @@ class Splitter:
             return tuple(_UNSPACED_WORD.findall(chunk))
         if chunk.isalpha() or len(chunk) > MAX_CHUNK_CHARS:
             return (chunk,)
-        word, mark = chunk[:-1], chunk[-1]  # the usual case, ahead of the general one
+        word, mark = chunk[:-1], chunk[-1]  # fast path
         if mark in ",.;:!?" and word.isalpha() and word.islower() and len(word) > 1 \
                 and word not in self._exceptions:
             return word, mark
@@ -166,7 +165,7 @@ class Splitter:
         return tuple(self._merge([*heads, *self._split_middle(middle), *reversed(tails)]))
 
     def _merge(self, words: list[str]) -> Iterator[str]:
-        """Joins neighbours that stay whole when they stand alone, as in "(see):"."""
+        """Joins neighbouring words that form an exception, e.g. the emoticon in "(see):"."""
         before = ""
         for word in words:
             if before and self._exceptions.get(before + word) == (before + word,):

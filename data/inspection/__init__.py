@@ -1,1 +1,1 @@
-"""What `python -m data.inspect` tells: one document's story, two corpora side by side."""
+"""Reports of `python -m data.inspect`: the trace of a document, two corpora compared."""

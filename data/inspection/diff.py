@@ -1,8 +1,8 @@
-"""Two corpora side by side: what only one holds, what both treat differently, by reason.
+"""Compares two corpora: documents in only one, and documents treated differently, by reason.
 
-Documents are matched by id, which is a hash of source and text as read: the same page has the same
-id in both, whatever the thresholds. Per document 35 bytes are spilled to disk into partitions by
-the hash of the id, and one partition of both corpora is in memory at a time.
+Documents are matched by id, a hash of source and unprocessed text, which does not depend on the
+config. 35 bytes per document are written to disk, partitioned by the hash of the id; one partition
+of both corpora is in memory at a time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import xxhash
 
 from core.page.markup import count, visible
 from data.corpus import KINDS, Corpus, Place
-from data.inspection.story import NUM_CHARS, beginning
+from data.inspection.trace import NUM_CHARS, beginning
 
 PARTITION_DOCUMENTS = 1 << 20   # of both corpora together
 RECORD = np.dtype([("id", "<u8", 2), ("text", "<u8"), ("verdict", "<u2"), ("kind", "u1"),
@@ -28,7 +28,7 @@ CHANGES = ("only_a", "only_b", "verdict_changed", "text_changed")
 
 
 class _Spill:
-    """A corpus as records in partition files, ordered by nothing."""
+    """A corpus as records in partition files, unordered."""
 
     def __init__(self, corpus: Corpus, labels: dict[str, int], folder: Path, num_partitions: int):
         self._paths = [folder / f"{number:04d}" for number in range(num_partitions)]
@@ -59,9 +59,9 @@ class _Spill:
             waiting.clear()
 
     def load(self, partition: int) -> tuple[np.ndarray, np.ndarray]:
-        """Records of a partition by id, and their ids as sortable bytes: one per id, the first.
+        """Records of a partition sorted by id, one per id, and their ids as sortable bytes.
 
-        A text of the same source that came twice has one id: the kept one comes first.
+        Of several records with one id (the same source and text), the kept one is chosen.
         """
         records = np.fromfile(self._paths[partition], RECORD)
         keys = np.ascontiguousarray(records["id"].astype(">u8")).view("V16").ravel()
@@ -73,11 +73,11 @@ class _Spill:
 
 
 def compare(a: Corpus, b: Corpus, num: int) -> dict[str, Any]:
-    """Prints the funnels side by side and `num` documents of every kind of difference.
+    """Prints both funnels and `num` documents of every kind of difference.
 
     Returns:
-        Documents of both corpora, those the same in both, and by reason those only in `a`, only
-        in `b`, with another verdict, and with the same verdict on another text.
+        Documents of both corpora, those equal in both, and by reason those only in `a`, only in
+        `b`, with different verdicts, and with different texts.
     """
     labels: dict[str, int] = {}
     groups: dict[str, Counter] = {change: Counter() for change in CHANGES}
@@ -107,7 +107,7 @@ def compare(a: Corpus, b: Corpus, num: int) -> dict[str, Any]:
 
 
 def _differences(a, b, totals: Counter) -> Iterator[tuple[str, Any, Any]]:
-    """(change, record in a, record in b) for every id that is not the same in both."""
+    """(change, record in a, record in b) for every id that differs between the two."""
     (records_a, keys_a), (records_b, keys_b) = a, b
     totals.update({"a": len(keys_a), "b": len(keys_b)})
     shared, at_a, at_b = np.intersect1d(keys_a, keys_b, assume_unique=True, return_indices=True)
@@ -134,7 +134,7 @@ def _group(change: str, left, right, names: list[str]) -> str:
 
 
 def _print_funnels(a: Corpus, b: Corpus) -> None:
-    """Documents after every stage and for every reason, of both, and the difference."""
+    """Prints documents of both after every stage and for every reason, and the difference."""
     left, right = _funnel_rows(a), _funnel_rows(b)
     stages = list(dict.fromkeys(stage for stage, _ in [*left, *right]))
     print(f"{'':<44}{'A':>12}{'B':>12}{'B - A':>12}")
@@ -146,12 +146,12 @@ def _print_funnels(a: Corpus, b: Corpus) -> None:
 
 
 def _funnel_rows(corpus: Corpus) -> dict[tuple[str, str], int]:
-    """By (stage, reason) what was removed, and by (stage, "") what was left."""
-    left = {(record["stage"], ""): record["documents_out"]
-            for record in corpus.manifest.get("funnel", ())}
+    """Documents removed by (stage, reason), and remaining documents by (stage, "")."""
+    remaining = {(record["stage"], ""): record["documents_out"]
+                 for record in corpus.manifest.get("funnel", ())}
     removed = {(stage, reason): counts["documents"]
                for stage, reason, counts in corpus.removals()}
-    return {("read", ""): corpus.manifest["documents_in"]} | left | removed
+    return {("read", ""): corpus.manifest["documents_in"]} | remaining | removed
 
 
 def _print_sample(a: Corpus, b: Corpus, left, right) -> None:

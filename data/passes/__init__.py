@@ -1,1 +1,1 @@
-"""The passes of a curation, in their order: measure, decide, clean, near, settle, split, write."""
+"""The passes of a curation, in order: measure, decide, clean, near, settle, split, write."""

@@ -1,4 +1,4 @@
-"""What a config of curation must satisfy, told before a page is read."""
+"""Checks of the curation config, made before any input is read."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from core.errors import UserError
 from data.classify.classifier import load_classifier
 from data.extraction.extract import MODES
 from data.filters import harm
+from data.filters.code import CODE_SIGNALS
 from data.filters.presets import PRESETS, line_rules
-from data.filters.rules import check_thresholds
+from data.filters.rules import parse_rule
+from data.filters.signals import PROSE_SIGNALS
 from data.privacy import redaction
 
 
 def check(section: Mapping[str, Any]) -> None:
-    """Raises `UserError` for the first field of ``config.curate`` that makes no sense."""
+    """Raises `UserError` for the first field of ``config.curate`` that is invalid."""
     for domain, names in section["presets"].items():
         for name in [names] if isinstance(names, str) else names:
             if name not in PRESETS:
@@ -48,8 +50,18 @@ def check(section: Mapping[str, Any]) -> None:
     _check_numbers(section)
 
 
+def check_thresholds(field: str, thresholds: Mapping[str, float]) -> None:
+    """Raises `UserError` when a threshold names no signal; `field` is its path in the config."""
+    known = {*PROSE_SIGNALS, *CODE_SIGNALS}
+    for name in thresholds:
+        if parse_rule(name).signal not in known:
+            raise UserError(f"{field}.{name}", "names no signal",
+                            f"write <family>_min_ or <family>_max_ and one of "
+                            f"{', '.join(sorted(known))}")
+
+
 def _check_numbers(section: Mapping[str, Any]) -> None:
-    """Bounds of the numbers: (field, low, high), both inclusive."""
+    """Checks every number against its bounds (field, low, high), both inclusive."""
     infinity = float("inf")
     for field, low, high in (
             ("unit_bytes", 1, infinity), ("run.memory_bytes", 1 << 20, infinity),
@@ -71,7 +83,7 @@ def _check_numbers(section: Mapping[str, Any]) -> None:
 
 
 def check_read(section: Mapping[str, Any], measured: Sequence[Mapping[str, Any]]) -> None:
-    """Raises `UserError` when there is no document, or too many records are damaged."""
+    """Raises `UserError` without a document, or when too many records are damaged."""
     inputs = f"curate.inputs={section['inputs']!r}"
     reasons: dict[str, int] = {}
     for result in measured:
@@ -83,7 +95,7 @@ def check_read(section: Mapping[str, Any], measured: Sequence[Mapping[str, Any]]
     if total and num_corrupt / total > section["max_corrupt_frac"]:
         worst = dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))[:3])
         raise UserError(inputs, f"{num_corrupt} of {total} records are damaged ({worst})",
-                        "mend the files, or raise --config.curate.max_corrupt_frac "
+                        "repair the files, or raise --config.curate.max_corrupt_frac "
                         f"above {section['max_corrupt_frac']}")
     if not num_documents:
         raise UserError(inputs, "holds no document",

@@ -1,8 +1,8 @@
-"""Pass 3, per unit: what is done to the text of the documents that stay.
+"""Pass 3, per unit: cleans the text of the remaining documents.
 
-Repeated lines and boilerplate go, line rules apply, personal data is redacted, word lists and
-classifiers judge, benchmark items are searched for; then the text is hashed, so that documents can
-be compared with each other.
+Drops repeated lines and boilerplate, applies line rules, redacts personal data, applies word lists
+and classifiers, and searches for benchmark items. Then it hashes the text for the comparison of
+documents.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ CLEANED_SCHEMA = pa.schema([
     ("row", pa.int32()), ("id", pa.string()), ("text", pa.string()), ("bytes", pa.int64()),
     ("domain", pa.string()), ("quality", pa.float64()), ("scores", pa.string()),
     ("trimmed", pa.string()), ("redacted", pa.string()), ("hits", pa.string())])
-# What is compared with the rest of the corpus: a document's row, UTF-8 bytes, number of shingles.
+# Documents to compare: row, UTF-8 bytes and number of shingles.
 INDEX_DTYPE = np.dtype([("row", "<i4"), ("bytes", "<i8"), ("shingles", "<i8")])
 
 
 @dataclasses.dataclass
 class Draft:
-    """A document on its way through this pass.
+    """A document in processing.
 
     Attributes:
         sizes: UTF-8 bytes after the line rules, and after redaction.
@@ -62,18 +62,18 @@ class Draft:
     verdict: tuple[str, str, float] | None = None
 
     def remove(self, stage: str, reason: str, score: float) -> None:
-        """Notes the first verdict."""
+        """Records a verdict, unless there is one already."""
         self.verdict = self.verdict or (stage, reason, float(score))
 
 
 def clean(*, output: Path, measured: str, before: str, repeated_blocks: str, boilerplate: str,
           rules: Mapping[str, Any]) -> dict[str, Any]:
-    """Cleans and hashes a unit's documents; writes text, roster, removals and, of what stays,
-    index, band keys and shingles.
+    """Cleans and hashes a unit's documents; writes text, roster, removals and, for the remaining
+    documents, index, band keys and shingles.
 
     Args:
-        measured: the Parquet file that `data.passes.measure` wrote.
-        before: where `data.passes.decide` left the unit's roster.
+        measured: Parquet file written by `data.passes.measure`.
+        before: path of the unit's roster, written by `data.passes.decide`.
         repeated_blocks: array of positions, see `data.dedup.blocks.mark_blocks`.
         boilerplate: array of keys, see `data.dedup.blocks.find_boilerplate`.
         rules: the sections lines, presets, code_domains, privacy, harm, classifiers,
@@ -98,13 +98,13 @@ def clean(*, output: Path, measured: str, before: str, repeated_blocks: str, boi
                 if draft.verdict is not None:
                     verdicts[draft.row] = draft.verdict
                 writer.write(_row(draft))
-            staying = [draft for draft in drafts if draft.verdict is None]
-            grams, offsets = shingle_batch([draft.text for draft in staying],
+            remaining = [draft for draft in drafts if draft.verdict is None]
+            grams, offsets = shingle_batch([draft.text for draft in remaining],
                                            rules["dedup"]["shingle_words"])
             shingles_file.write(grams.astype("<u8").tobytes())
             bands.append(_band_keys(grams, offsets, rules["dedup"]))
             index.append(np.array([(draft.row, draft.sizes[-1], size) for draft, size in
-                                   zip(staying, np.diff(offsets).tolist())], INDEX_DTYPE))
+                                   zip(remaining, np.diff(offsets).tolist())], INDEX_DTYPE))
     os.replace(shingles_path, f"{output}.shingles")
     write_array(f"{output}.bands.npy", np.concatenate([
         np.zeros((0, rules["dedup"]["num_bands"]), np.uint64), *bands]))
@@ -121,7 +121,7 @@ def clean(*, output: Path, measured: str, before: str, repeated_blocks: str, boi
 
 def _drafts(measured: str, roster: Roster, repeated_blocks: str, boilerplate: str,
             rules: Mapping[str, Any]) -> Iterator[list[Draft]]:
-    """Documents that stay, without the lines that the corpus repeats, in batches."""
+    """Remaining documents without repeated lines and boilerplate, in batches."""
     common = np.load(boilerplate, mmap_mode="r")
     marks = blocks.mark_blocks(measured, roster.rows, rules["lines"]["min_block_lines"],
                                np.load(repeated_blocks))
@@ -145,7 +145,7 @@ def _drafts(measured: str, roster: Roster, repeated_blocks: str, boilerplate: st
 
 
 def _drop_lines(draft: Draft, marks: Mapping[str, np.ndarray]) -> None:
-    """Drops the lines that any of `marks` marks; a line counts for the first that does."""
+    """Drops the marked lines; each is counted for the first of `marks` that marks it."""
     line_bytes = np.array([len(line.encode()) + 1 for line in draft.text.split("\n")])
     dropped = np.zeros(len(line_bytes), bool)
     for rule, mark in marks.items():
@@ -170,7 +170,7 @@ class _Cleaner:
         self._find_names = redaction.load_name_finder(names) if names else None
 
     def clean(self, drafts: Sequence[Draft]) -> None:
-        """Brings a batch of drafts to their final text, or to a verdict."""
+        """Produces the final text, or a verdict, of every draft of a batch."""
         for draft in drafts:
             self._apply_line_rules(draft)
             draft.sizes.append(len(draft.text.encode()))
@@ -210,7 +210,7 @@ class _Cleaner:
                 draft.remove("harm_words", "harm_max_bad_words", draft.scores["bad_words"])
 
     def _classify(self, drafts: Sequence[Draft]) -> None:
-        """Scores the drafts; the classifier named `domain` says what domain they are of."""
+        """Scores the drafts; the classifier named `domain` sets their domain."""
         for name, model in self._models.items():
             bounds = self._rules["classifiers"][name]
             if name == "domain":
@@ -230,7 +230,7 @@ class _Cleaner:
 
 
 def load_index(rules: Mapping[str, Any]) -> TaskIndex | None:
-    """The index of the benchmark files of the section `contamination`; None when it names none."""
+    """The index of the benchmark files of the section `contamination`; None without files."""
     if not rules["tasks"]:
         return None
     return load_tasks(rules["tasks"], rules["fields"], ngram_words=rules["ngram_words"],

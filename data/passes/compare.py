@@ -1,7 +1,6 @@
-"""Between the passes: what compares all documents with each other, over keys alone.
+"""Comparisons of all documents between the passes, over keys.
 
-Runs in the process that leads. Memory is bounded by ``memory_bytes`` whatever the corpus' size;
-the keys lie on disk.
+They run in the main process. Memory is bounded by ``memory_bytes``; the keys are on disk.
 """
 
 from __future__ import annotations
@@ -28,15 +27,15 @@ def find_repeats(measured: Sequence[Path], folder: Path, *, by_url: bool, seen: 
     """Finds documents that share their normalised text, or their URL, with an earlier one.
 
     Args:
-        measured: the units, as `data.passes.measure` left them (without suffix).
-        by_url: whether the same URL is a repeat, too.
-        seen: `exact.npy` files of finished corpora, whose documents count as earlier ones.
-        bloom: ``memory_bytes`` of a Bloom filter that takes the place of the exact search for
-            texts, and its ``false_positive_rate``; no memory: the search is exact.
+        measured: outputs of `data.passes.measure`, without suffix.
+        by_url: whether documents of the same URL are repeats.
+        seen: `exact.npy` files of finished corpora, whose documents precede these.
+        bloom: ``memory_bytes`` of a Bloom filter that replaces the exact search for texts, and its
+            ``false_positive_rate``; with 0 bytes the search is exact.
 
     Returns:
-        Per unit a Parquet file: row, reason, and the id of the document that stays (of one in a
-        finished corpus: the name of its file; nothing where a Bloom filter does not know it).
+        Per unit a Parquet file: row, reason, and the id of the kept document (for one in a
+        finished corpus the path of its key file; empty with a Bloom filter).
     """
     if bloom["memory_bytes"]:
         return _find_by_bloom(measured, folder, seen, bloom)
@@ -56,7 +55,7 @@ def find_repeats(measured: Sequence[Path], folder: Path, *, by_url: bool, seen: 
 
 def _find_by_bloom(measured: Sequence[Path], folder: Path, seen: Sequence[Path],
                    bloom: Mapping[str, float]) -> list[Path]:
-    """One look at the keys, in order, in the memory of a Bloom filter."""
+    """Finds repeated texts with a Bloom filter, in one scan of the keys."""
     parts = [*seen, *(Path(f"{path}.exact.npy") for path in measured)]
     arrays = [np.load(part, mmap_mode="r") for part in parts]
     known = BloomSeen(sum(map(len, arrays)), bloom["false_positive_rate"],
@@ -74,7 +73,7 @@ def _find_by_bloom(measured: Sequence[Path], folder: Path, seen: Sequence[Path],
 
 
 class _Ids:
-    """Id of any document: by the number of its key file, and its row there."""
+    """Ids of documents by the number of the key file and the row in it."""
 
     def __init__(self, measured: Sequence[Path], seen: Sequence[Path]):
         self._seen, self._measured = seen, measured
@@ -85,45 +84,45 @@ class _Ids:
             return str(self._seen[part])
         unit = part - num_before
         if unit not in self._columns:
-            if len(self._columns) >= 64:    # ids of so many units are held at once
+            if len(self._columns) >= 64:    # units whose ids are in memory
                 self._columns.pop(next(iter(self._columns)))
             self._columns[unit] = pq.read_table(f"{self._measured[unit]}.parquet",
                                                 columns=["id"])["id"]
         return self._columns[unit][row].as_py()
 
     def num_before(self, reason: str) -> int:
-        """Key files of finished corpora that precede ours."""
+        """Number of key files of finished corpora, which come first."""
         return len(self._seen) if reason == "exact_duplicate" else 0
 
 
 def _write_repeats(path: Path, unit: int, first: Mapping[str, Sequence[Path]], ids: _Ids) -> Path:
-    found: dict[int, dict] = {}
+    repeats: dict[int, dict] = {}
     for reason, outputs in first.items():
         part = ids.num_before(reason) + unit
         for match in np.load(outputs[unit]).tolist():
             row, first_part, first_row = match
-            if (first_part, first_row) != (part, row) and row not in found:
-                found[row] = {"row": row, "reason": reason, "representative": ids.of(
+            if (first_part, first_row) != (part, row) and row not in repeats:
+                repeats[row] = {"row": row, "reason": reason, "representative": ids.of(
                     first_part, first_row, ids.num_before(reason))}
     with TableWriter(path, REPEATS_SCHEMA) as writer:
-        for row in sorted(found):
-            writer.write(found[row])
+        for row in sorted(repeats):
+            writer.write(repeats[row])
     return path
 
 
 def find_repeated_blocks(decided: Sequence[Path], folder: Path, *, min_block_lines: int,
                          memory_bytes: int) -> list[Path]:
-    """Numbers of the blocks of each unit that an earlier place of the corpus holds, ascending."""
+    """Per unit the numbers of the blocks that occurred before in the corpus, ascending."""
     parts = [Path(f"{path}.blocks.npy") for path in decided]
     outputs = [folder / f"blocks.{unit:05d}.first.npy" for unit in range(len(parts))]
     first_occurrences(parts, outputs, memory_bytes=memory_bytes)
     paths = []
     for unit, output in enumerate(outputs):
-        found = np.load(output)
-        is_near = ((found["first_part"] == unit)
-                   & (found["position"] - found["first_position"] < min_block_lines))
+        matches = np.load(output)
+        is_near = ((matches["first_part"] == unit)
+                   & (matches["position"] - matches["first_position"] < min_block_lines))
         path = folder / f"blocks.{unit:05d}.npy"
-        write_array(path, found["position"][~is_near])
+        write_array(path, matches["position"][~is_near])
         paths.append(path)
     return paths
 
@@ -133,7 +132,7 @@ def find_boilerplate(decided: Sequence[Path], folder: Path, *, min_pages: int, m
     """Lines at the ends of many pages of a site; see `data.dedup.blocks.find_boilerplate`."""
     edges = [Path(f"{path}.edges.npy") for path in decided]
     num_bytes = sum(path.stat().st_size for path in edges)
-    found = blocks.find_boilerplate(edges, min_pages, min_frac,
+    keys = blocks.find_boilerplate(edges, min_pages, min_frac,
                                     num_ranges=-(-8 * num_bytes // memory_bytes) or 1)
-    write_array(folder / "boilerplate.npy", found)
+    write_array(folder / "boilerplate.npy", keys)
     return folder / "boilerplate.npy"

@@ -1,7 +1,7 @@
-"""Pass 2, per unit: all that is decided on a document's measurements, without its text.
+"""Pass 2, per unit: decides on documents by their measurements, without their text.
 
-Verdicts: empty, exact duplicate, language, blocked URL, rules. For what stays it writes the keys
-by which the lines of all documents are compared.
+Reasons of removal: empty, exact duplicate, language, blocked URL, rules. For the remaining
+documents it writes the keys of lines for the comparison of documents.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ def decide(*, output: Path, measured: str, repeats: str, presets: Mapping[str, S
     """Decides on a unit's documents; writes roster, removals and line keys.
 
     Args:
-        measured: the Parquet file that `data.passes.measure` wrote.
+        measured: Parquet file written by `data.passes.measure`.
         repeats: table of documents that repeat an earlier one: row, reason, representative.
         presets: names of rule presets by domain, with a ``default``.
-        overrides: thresholds by domain that replace or join those of the presets.
-        languages: ``keep`` (codes; none keeps all) and ``min_score``.
+        overrides: thresholds by domain that replace or extend those of the presets.
+        languages: ``keep`` (codes; empty keeps all) and ``min_score``.
         url_lists: files for `data.filters.harm.load_url_list`.
-        min_block_lines: lines of the shortest block that is removed where it repeats.
+        min_block_lines: lines of the shortest repeated block that is removed.
 
     Returns:
-        ``tallies`` of the stages, and ``histograms`` by domain and signal; the ``bounds``
-        by domain that applied last (those of a language may differ from another's).
+        ``tallies`` of the stages, and ``histograms`` by domain and signal; the last
+        ``bounds`` applied, by domain (they may depend on the language).
     """
     rows = [row for _, row in read_rows(measured, COLUMNS)]
     for row in rows:
@@ -81,10 +81,10 @@ def decide(*, output: Path, measured: str, repeats: str, presets: Mapping[str, S
         "harm": lambda _, row: _blocked(row["source"], url_lists),
         "rules": break_rule,
     }
-    for stage, judge in stages.items():
+    for stage, find_verdict in stages.items():
         roster.begin(stage)
         for number in roster.rows:
-            verdict = judge(number, rows[number])
+            verdict = find_verdict(number, rows[number])
             if verdict is not None:
                 roster.remove(number, *verdict)
     write_array(f"{output}.blocks.npy", blocks.block_keys(measured, roster.rows, min_block_lines))
@@ -98,7 +98,7 @@ def _num_words(row: Row) -> float:
 
 
 def _wrong_language(row: Row, keep: Sequence[str], min_score: float) -> Verdict:
-    if not keep or row["language"] == "und":    # source code and the like has none
+    if not keep or row["language"] == "und":    # e.g. source code
         return None
     if row["language"] not in keep:
         return f"language_{row['language']}", row["language_score"], ""

@@ -1,4 +1,4 @@
-"""The manifest of a corpus: what a curation counted, summed over its units."""
+"""The manifest of a corpus: counters of a curation, summed over its units."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from data.tables import read_rows
 from data.tokenizer import SPLIT_PATTERN, Tokenizer
 
 ESTIMATE_VOCABULARY = 8192
-ESTIMATE_BYTES = 2_000_000      # of each domain's text that tokens are estimated by
+ESTIMATE_BYTES = 2_000_000      # sample of each domain for the estimate of tokens
 EXAMPLE_CHARS, MAX_EXAMPLES = 600, 8
-MIN_ALARM_DOCUMENTS = 5     # a source of fewer is no source to speak of
+MIN_ALARM_DOCUMENTS = 5     # sources with fewer documents raise no alarm
 DEDUP_STAGES = {"exact_dedup", "near_dedup"}
 
 
 def make_funnel(passes: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """One record per stage, in order: documents and bytes in and out, what went and why.
+    """One record per stage, in order: documents and bytes in and out, and removals by reason.
 
     Args:
-        passes: results of the passes that judge, each a list over units.
+        passes: results of the passes that remove documents, each a list over units.
     """
     return [{"stage": stage, **tally} for results in passes
             for stage, tally in merge_tallies(result["tallies"] for result in results).items()]
@@ -48,11 +48,11 @@ def removed_by_reason(funnel: Iterable[Mapping[str, Any]]) -> dict[str, int]:
 def find_alarms(funnel: Sequence[Mapping[str, Any]], measured: Sequence[Mapping[str, Any]],
                 passes: Sequence[Sequence[Mapping[str, Any]]], paths: Sequence[str],
                 max_frac: float) -> list[dict[str, Any]]:
-    """Domains and input files of which deduplication took more than a share.
+    """Domains and input files of which deduplication removed more than `max_frac`.
 
     Args:
         measured: results of the first pass, per unit.
-        passes: results of the passes that judge, each a list over units.
+        passes: results of the passes that remove documents, each a list over units.
         paths: the input file of each unit.
     """
     entered, lost = Counter(), Counter()
@@ -75,7 +75,7 @@ def find_alarms(funnel: Sequence[Mapping[str, Any]], measured: Sequence[Mapping[
 
 
 def merge_histograms(decided: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Histograms of the signals that rules name, by domain, with the bounds to draw.
+    """Histograms of the signals with rules, by domain, with their bounds.
 
     Args:
         decided: results of `data.passes.decide`, per unit.
@@ -83,30 +83,30 @@ def merge_histograms(decided: Sequence[Mapping[str, Any]]) -> list[dict[str, Any
     bounds: dict[str, Mapping[str, float]] = {}
     for unit in decided:
         bounds |= unit["bounds"]
-    found = []
+    histograms = []
     for domain, signals in sorted(merge_tallies(map(_lists, decided)).items()):
         for signal, counts in sorted(signals.items()):
             edges = bin_edges(signal)
             rules = [rule for rule in bounds[domain] if parse_rule(rule).signal == signal]
             sides = {parse_rule(rule).side: bounds[domain][rule] for rule in rules}
-            found.append({
+            histograms.append({
                 "signal": signal, "domain": domain, "edges": edges.tolist(),
                 "counts": [counts.get(str(place), 0) for place in range(len(edges) - 1)],
                 "min": sides.get("min"), "max": sides.get("max"), "rule": ", ".join(rules)})
-    return found
+    return histograms
 
 
 def _lists(unit: Mapping[str, Any]) -> dict[str, dict[str, dict[str, int]]]:
-    """A unit's histograms with the bins as keys, so that they add up like tallies."""
+    """A unit's histograms with the bins as keys, so that `merge_tallies` can add them."""
     return {domain: {signal: {str(place): count for place, count in enumerate(counts) if count}
                      for signal, counts in signals.items()}
             for domain, signals in unit["histograms"].items()}
 
 
 def estimate_bytes_per_token(folder: Path) -> dict[str, float]:
-    """UTF-8 bytes per token of each domain, from a sample: what a tokenizer will roughly make.
+    """Estimates UTF-8 bytes per token of each domain, from a sample.
 
-    The tokenizer is a byte-level BPE of 8,192 tokens that is trained on the sample itself.
+    The tokenizer is a byte-level BPE of 8,192 tokens, trained on the same sample.
 
     Args:
         folder: the documents' Parquet parts.
@@ -128,10 +128,10 @@ def estimate_bytes_per_token(folder: Path) -> dict[str, float]:
 
 def find_contamination(corpus: Corpus, cleaned: Sequence[Mapping[str, Any]],
                        section: Mapping[str, Any]) -> dict[str, Any]:
-    """Hits by benchmark, and the first few with the text that both share."""
+    """Hits by benchmark, and a few examples with the matching text."""
     hits = sum((Counter(result["hits"]) for result in cleaned), Counter())
     examples = []
-    for reason, rows in sorted(corpus.victims(MAX_EXAMPLES).items()):
+    for reason, rows in sorted(corpus.sample_removed(MAX_EXAMPLES).items()):
         for row in rows if reason.startswith("contamination_") else ():
             for hit in json.loads(row["meta"])["hits"][:1]:
                 examples.append({"id": row["id"], "source": row["source"], **hit})
@@ -141,28 +141,28 @@ def find_contamination(corpus: Corpus, cleaned: Sequence[Mapping[str, Any]],
 
 
 def describe_clusters(corpus: Corpus, near_dedup: dict[str, Any]) -> dict[str, Any]:
-    """The near-duplicate summary, its examples with sources and a beginning of the text."""
+    """Adds sources and the beginning of the text to the examples of the near-duplicate summary."""
     wanted = {member["id"] for example in near_dedup["examples"]
               for member in (example, *example["members"])}
     places = {row["id"]: place for kind in KINDS for place, row in corpus.rows(kind, ["id"])
               if row["id"] in wanted}
-    found = {id_: corpus.read_at(place) for id_, place in places.items()}
+    documents = {id_: corpus.read_at(place) for id_, place in places.items()}
     examples = [example | {
-        "source": found[example["id"]]["source"],
-        "text": found[example["id"]]["text"][:EXAMPLE_CHARS],
-        "members": [member | {"source": found[member["id"]]["source"]}
+        "source": documents[example["id"]]["source"],
+        "text": documents[example["id"]]["text"][:EXAMPLE_CHARS],
+        "members": [member | {"source": documents[member["id"]]["source"]}
                     for member in example["members"]]} for example in near_dedup["examples"]]
     return near_dedup | {"examples": examples}
 
 
 def describe_classifiers(classifiers: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What the classifiers in use measured on held-out pages when they were trained."""
+    """Held-out metrics of the classifiers in use, from their training."""
     return [{"name": name, "threshold": rules["min_score"] or rules["max_score"],
              **read_json(Path(rules["model"]) / "metrics.json")}
             for name, rules in sorted(classifiers.items()) if rules["model"]]
 
 
 def peak_memory_bytes() -> int:
-    """Peak resident memory of this process or, if larger, of its largest worker."""
+    """Peak resident memory of this process or of its largest worker, whichever is larger."""
     who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     return max(resource.getrusage(w).ru_maxrss for w in who) * 1024

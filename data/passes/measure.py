@@ -1,7 +1,7 @@
-"""Pass 1, per unit: read, extract, identify the language, measure.
+"""Pass 1, per unit: reads and extracts documents, identifies languages, measures signals.
 
-What it writes depends on the input and on how pages are extracted, and on no threshold: a changed
-rule reads these columns and no page again.
+Its output depends on the input and the extraction alone, not on thresholds: after a change of rules
+these columns are read, not the pages.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ LOST_SCHEMA = pa.schema([("source", pa.string()), ("kind", pa.string()), ("reaso
 
 def measure(*, output: Path, path: str, start: int, stop: int, content: str, domain: str,
             code_domains: Sequence[str], extraction: Mapping[str, Any]) -> dict[str, Any]:
-    """Reads and measures a unit; writes its documents, the records that hold none, and keys.
+    """Reads and measures a unit; writes its documents, records without a document, and keys.
 
-    Beside ``<output>.parquet`` and ``.lost.parquet`` there are ``.exact.npy`` ([n, 2] uint64: the
+    Besides ``<output>.parquet`` and ``.lost.parquet`` it writes ``.exact.npy`` ([n, 2] uint64: the
     normalised text) and ``.url.npy`` ([n] uint64), one key per document.
 
     Args:
         path, start, stop: the unit, see `data.readers.units.Unit`.
-        content: fingerprint of the file, so that a file that changes is read anew.
-        domain: the domain of records that do not name their own.
+        content: fingerprint of the file, so that a changed file is read again.
+        domain: domain of records without one.
         code_domains: domains whose documents are measured as source code.
         extraction: mode ("fast" or "quality"), timeout_secs and max_page_bytes of a page,
             emoji_names and punctuation of `data.extraction.normalise`.
@@ -130,21 +130,21 @@ def _rows(pages: Sequence[tuple[RawRecord, str]], domain: str,
 
 
 def _media_type(record: RawRecord) -> str:
-    """The content type, with the character set that the server declared."""
+    """The content type, with the charset declared by the server."""
     declared = f"; charset={record.charset}" if record.charset else ""
     return record.content_type + declared
 
 
 def _site(source: str) -> str:
-    """Host of a URL; empty for anything else."""
+    """Host of a URL; empty for other sources."""
     try:
         return (urlsplit(source).hostname or "") if "://" in source else ""
-    except ValueError:      # `http://[`: a source is data
+    except ValueError:      # an invalid URL, e.g. `http://[`
         return ""
 
 
 def _same_url(source: str) -> str:
-    """The part of a URL that names the page: no scheme, no fragment, no slash at the end."""
+    """URL without scheme, fragment and trailing slash, in lower case."""
     _, separator, rest = source.partition("://")
     return (rest if separator else source).partition("#")[0].rstrip("/").lower()
 

@@ -1,6 +1,6 @@
-"""Pass 4, per range of band keys: near duplicates. Then, once: clusters and their representatives.
+"""Pass 4, per range of band keys: finds near duplicates. Then clusters and representatives.
 
-A document is named by its number: its place among all that the pass before kept, unit after unit.
+Documents are numbered over all units, in the order of the index of `data.passes.clean`.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ DUPLICATES_SCHEMA = pa.schema([
 
 
 class Documents:
-    """Rows, sizes and shingles of the documents that are compared, from memory-mapped files.
+    """Rows, sizes and shingles of the documents to compare, read from files.
 
     Args:
-        cleaned: the units, as `data.passes.clean` left them (without suffix).
+        cleaned: outputs of `data.passes.clean`, without suffix.
     """
 
     def __init__(self, cleaned: Sequence[str | Path]):
         self._cleaned = list(cleaned)
         self._index = [np.load(f"{path}.index.npy") for path in cleaned]
         self._ends = [np.cumsum(index["shingles"]) for index in self._index]
-        #: Number of each unit's first document, and of all documents.
+        #: Number of the first document of each unit, then the total.
         self.first = np.cumsum([0, *map(len, self._index)])
 
     def __len__(self) -> int:
         return int(self.first[-1])
 
     def place(self, number: int) -> tuple[int, int]:
-        """Unit of a document, and its position among the unit's."""
+        """Unit of a document, and its position in the unit."""
         unit = int(np.searchsorted(self.first, number, "right")) - 1
         return unit, int(number - self.first[unit])
 
@@ -62,7 +62,7 @@ class Documents:
 
 def find_edges(*, output: Path, cleaned: Sequence[str], bounds: Sequence[int], num_bands: int,
                min_jaccard: float) -> dict[str, int]:
-    """Verifies the pairs whose band keys fall into a range; writes the trees of those accepted.
+    """Verifies pairs that share a band key in a range; writes the edges of accepted ones.
 
     Args:
         bounds: of `data.dedup.groups.plan_ranges`.
@@ -83,11 +83,11 @@ def find_edges(*, output: Path, cleaned: Sequence[str], bounds: Sequence[int], n
 
 def cluster(cleaned: Sequence[Path], edges: Sequence[Path], folder: Path,
             min_jaccard: float) -> tuple[list[Path], dict[str, Any]]:
-    """Unites the edges, and chooses what represents each cluster: the longest, then smallest id.
+    """Joins edges into clusters, and chooses representatives: the longest, then smallest id.
 
     Returns:
-        Per unit a Parquet file of the members of clusters (a representative is empty for what
-        stays), and a summary of the clusters for the manifest.
+        Per unit a Parquet file of the members of clusters (`representative` is empty for kept
+        ones), and a summary of the clusters for the manifest.
     """
     documents, forest = Documents(cleaned), Forest()
     for path in edges:
@@ -99,7 +99,7 @@ def cluster(cleaned: Sequence[Path], edges: Sequence[Path], folder: Path,
     examples = []
     for tree in trees:
         tree.sort(key=lambda number: (-int(documents.index(number)["bytes"]), ids[number]))
-        removed = {gone: (kept, similarity) for gone, kept, similarity in
+        removed = {number: (kept, similarity) for number, kept, similarity in
                    choose_representatives(tree, documents.shingles, min_jaccard)}
         for number in tree:
             kept, similarity = removed.get(number, (None, 1.0))
@@ -108,8 +108,8 @@ def cluster(cleaned: Sequence[Path], edges: Sequence[Path], folder: Path,
                 "cluster_size": len(tree), "representative": ids.get(kept, ""),
                 "similarity": similarity})
         examples.append({"size": len(tree), "id": ids[tree[0]], "members": [
-            {"id": ids[gone], "similarity": round(similarity, 4)}
-            for gone, (_, similarity) in itertools.islice(removed.items(), MAX_EXAMPLES)]})
+            {"id": ids[number], "similarity": round(similarity, 4)}
+            for number, (_, similarity) in itertools.islice(removed.items(), MAX_EXAMPLES)]})
         examples = sorted(examples, key=lambda one: (-one["size"], one["id"]))[:MAX_EXAMPLES]
     paths = [folder / f"{unit:05d}.duplicates.parquet" for unit in range(len(cleaned))]
     for path, rows in zip(paths, members):
@@ -123,13 +123,13 @@ def cluster(cleaned: Sequence[Path], edges: Sequence[Path], folder: Path,
 
 
 def _read_ids(cleaned: Sequence[Path], documents: Documents, numbers) -> dict[int, str]:
-    """Ids of the given documents, a unit at a time."""
-    found = {}
+    """Ids of the given documents."""
+    ids = {}
     for unit, group in itertools.groupby(sorted(numbers), key=lambda n: documents.place(n)[0]):
         column = pq.read_table(f"{cleaned[unit]}.parquet", columns=["row", "id"])
         by_row = dict(zip(column["row"].to_pylist(), column["id"].to_pylist()))
-        found.update({number: by_row[int(documents.index(number)["row"])] for number in group})
-    return found
+        ids.update({number: by_row[int(documents.index(number)["row"])] for number in group})
+    return ids
 
 
 def summarise(counts: Sequence[Mapping[str, int]]) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""The roster of a unit: which of its documents are still in, and the books on those that went.
+"""Rosters: the documents of a unit that have not been removed, and records of those removed.
 
-A pass loads the roster that the pass before it left, removes documents from it, each with a stage,
-a reason and a score, and saves what stays. Between two passes nothing about single documents is
-held in memory: rosters and removals are files, one pair per unit.
+A pass loads the roster of the previous pass, removes documents from it, each with a stage, a reason
+and a score, and saves the rest. Between passes nothing about single documents is kept in memory:
+rosters and removals are files, one pair per unit.
 """
 
 from __future__ import annotations
@@ -17,10 +17,6 @@ import pyarrow.parquet as pq
 
 from data.tables import TableWriter
 
-# Stages in the order in which a document meets them; the funnel has one row for each.
-STAGES = ("extract", "exact_dedup", "language", "harm", "rules", "lines", "privacy",
-          "contamination", "near_dedup", "quality", "split", "substrings")
-
 REMOVED_SCHEMA = pa.schema([
     ("row", pa.int32()), ("stage", pa.string()), ("reason", pa.string()), ("score", pa.float64()),
     ("representative", pa.string())])
@@ -29,7 +25,7 @@ ROSTER_SCHEMA = pa.schema([("row", pa.int32()), ("bytes", pa.int64()), ("domain"
 
 @dataclasses.dataclass(frozen=True)
 class Removal:
-    """What became of one document that went."""
+    """Record of one removed document."""
 
     row: int
     stage: str
@@ -39,7 +35,7 @@ class Removal:
 
 
 class Roster:
-    """Documents of a unit that are still in: their rows, UTF-8 sizes and domains.
+    """Remaining documents of a unit: their rows, UTF-8 sizes and domains.
 
     Args:
         rows: rows of the unit's measured file, ascending.
@@ -47,7 +43,7 @@ class Roster:
         domains: domain of each document.
 
     Attributes:
-        removed: what was removed since the roster was made or loaded.
+        removed: removals since the roster was made or loaded.
     """
 
     def __init__(self, rows: Sequence[int], sizes: Sequence[int], domains: Sequence[str]):
@@ -58,13 +54,13 @@ class Roster:
 
     @classmethod
     def load(cls, path: str | Path) -> Roster:
-        """Reads what `save` wrote as `<path>.roster.parquet`."""
+        """Reads `<path>.roster.parquet`, written by `save`."""
         columns = pq.read_table(f"{path}.roster.parquet").to_pydict()
         return cls(columns["row"], columns["bytes"], columns["domain"])
 
     @property
     def rows(self) -> list[int]:
-        """Rows that are still in, ascending."""
+        """Rows of the remaining documents, ascending."""
         return list(self._size)
 
     def __contains__(self, row: int) -> bool:
@@ -74,18 +70,18 @@ class Roster:
         return len(self._size)
 
     def domain(self, row: int) -> str:
-        """Domain of a document that is still in."""
+        """Domain of a remaining document."""
         return self._domain[row]
 
     def begin(self, stage: str) -> None:
-        """Opens the books of a stage; every stage of a pass is opened, also when it is idle."""
+        """Starts the tally of a stage; a pass starts every one of its stages, idle ones too."""
         self._stage = stage
         self._tallies[stage] = {"documents_in": len(self._size),
                                 "bytes_in": sum(self._size.values()),
                                 "removed": {}, "removed_by_domain": {}, "trimmed_bytes": {}}
 
     def remove(self, row: int, reason: str, score: float, representative: str = "") -> None:
-        """Takes a document out, in the stage that is open."""
+        """Removes a document in the current stage."""
         tally = self._tallies[self._stage]
         num_bytes, domain = self._size.pop(row), self._domain.pop(row)
         for table, name in (("removed", reason), ("removed_by_domain", domain)):
@@ -95,7 +91,7 @@ class Roster:
         self.removed.append(Removal(row, self._stage, reason, float(score), representative))
 
     def trim(self, row: int, num_bytes: int, trimmed: Mapping[str, int] = {}) -> None:
-        """Notes a document's new size, and the bytes that went by rule."""
+        """Records a document's new size, and the dropped bytes by rule."""
         self._size[row] = num_bytes
         tally = self._tallies[self._stage]["trimmed_bytes"]
         for rule, size in trimmed.items():
@@ -118,11 +114,11 @@ class Roster:
 
 def read_removed(outputs: Iterable[str | Path]) -> dict[int, Removal]:
     """Removals of a unit by row, over all passes that saved one."""
-    found = {}
+    removals = {}
     for output in outputs:
         for row in pq.read_table(f"{output}.verdicts.parquet").to_pylist():
-            found[row["row"]] = Removal(**row)
-    return found
+            removals[row["row"]] = Removal(**row)
+    return removals
 
 
 def merge_tallies(units: Iterable[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:

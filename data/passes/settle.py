@@ -1,4 +1,4 @@
-"""Pass 5, per unit: verdicts that need the whole corpus, on what was compared."""
+"""Pass 5, per unit: removals that depend on the whole corpus, and held-out candidates."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def settle(*, output: Path, before: str, cleaned: str, duplicates: str, min_qual
     """Removes near duplicates and documents of low quality; proposes pages to hold out.
 
     Args:
-        before: where `data.passes.clean` left the unit's roster.
+        before: path of the unit's roster, written by `data.passes.clean`.
         duplicates: near duplicates of the unit, see `data.passes.near`.
-        min_quality: least quality, found as a percentile of the corpus; None keeps all.
-        heldout: section of that name of the config: domain and frac are read here.
+        min_quality: minimum quality, a percentile of the corpus; None keeps all.
+        heldout: the section heldout of the config, of which domain and frac are used.
 
     Returns:
-        ``tallies`` of the stages; ``candidates``: place in the order of choice (0 to 1), row,
-        position among the cleaned documents and bytes.
+        ``tallies`` of the stages; ``candidates``: rank in the order of choice (0 to 1), row,
+        position among the cleaned documents, and bytes.
     """
     roster = Roster.load(before)
     removed = pq.read_table(duplicates, columns=["row", "similarity", "representative"])

@@ -1,4 +1,4 @@
-"""Pass 6, per unit: what resembles a held-out page goes, whatever its domain."""
+"""Pass 6, per unit: removes documents similar to a held-out page, in every domain."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from data.tables import write_array
 
 
 def save_heldout(path: Path, ids: Sequence[str], shingles: Sequence[np.ndarray]) -> None:
-    """Saves the held-out documents in the form in which the units load them."""
+    """Saves ids and shingles of the held-out documents, for `split`."""
     write_array(f"{path}.shingles.npy", np.concatenate([np.zeros(0, np.uint64), *shingles]))
     write_array(f"{path}.sizes.npy", np.array([len(one) for one in shingles], np.int64))
     write_json(Path(f"{path}.ids.json"), list(ids))
@@ -24,11 +24,11 @@ def save_heldout(path: Path, ids: Sequence[str], shingles: Sequence[np.ndarray])
 
 def split(*, output: Path, before: str, cleaned: str, heldout: str, heldout_rows: Sequence[int],
           rules: Mapping[str, Any]) -> dict[str, Any]:
-    """Removes what resembles or contains a held-out page.
+    """Removes documents that are similar to a held-out page or contain one.
 
     Args:
-        before: where `data.passes.settle` left the unit's roster.
-        cleaned: where `data.passes.clean` left the unit.
+        before: path of the unit's roster, written by `data.passes.settle`.
+        cleaned: output of `data.passes.clean`, without suffix.
         heldout: held-out documents, see `save_heldout`; ``heldout_rows`` are those of this unit.
         rules: the section heldout of the config.
 

@@ -1,6 +1,6 @@
-"""Optional passes: long passages that an earlier document of the corpus holds, to be cut out.
+"""Optional passes: find long passages that occur in an earlier document, to be cut.
 
-The three functions run per unit; between them `find_cuts` compares their keys.
+Three functions run per unit; `find_cuts` compares their keys in between.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from data.passes.roster import Roster
 from data.tables import TableWriter, read_rows, write_array
 
 CUTS_SCHEMA = pa.schema([("row", pa.int32()), ("start", pa.int64()), ("stop", pa.int64())])
-HELD_GROUPS = 8     # row groups of other units whose texts are at hand while passages are verified
+HELD_GROUPS = 8     # row groups of other units whose texts are cached while passages are verified
 
 RunPass = Callable[[Callable, Sequence[Mapping[str, Any]]], list[Path]]
 
@@ -32,8 +32,8 @@ def find_cuts(run: RunPass, cleaned: Sequence[Path], rosters: Sequence[Path],
 
     Args:
         run: runs a function for the units, see `data.curate.Curation`.
-        rosters: where the last pass left them.
-        heldout_rows: documents of each unit that are neither cut nor a reason to cut.
+        rosters: paths of the rosters of the last pass.
+        heldout_rows: documents of each unit that are neither cut nor searched for repeats.
     """
     tasks = [{"cleaned": f"{path}.parquet", "roster": str(roster), "heldout_rows": rows,
               "num_tokens": num_tokens}
@@ -76,7 +76,7 @@ def find_windows(*, output: Path, cleaned: str, roster: str, heldout_rows: Seque
 
 def find_spans(*, output: Path, unit: int, units: Sequence[Mapping[str, Any]],
                windows: Sequence[str], matches: str) -> dict[str, int]:
-    """Writes what is to be cut out of a unit's texts, verified on the texts themselves."""
+    """Writes the spans to cut from a unit's texts, verified on the texts."""
     own = units[unit]
     pairs = list(_texts(own["cleaned"], own["roster"], own["heldout_rows"]))
     spans = repeated_spans(
@@ -84,22 +84,22 @@ def find_spans(*, output: Path, unit: int, units: Sequence[Mapping[str, Any]],
         places_of=lambda part: np.load(f"{windows[part]}.places.npy"),
         text_of=_TextOf(units), min_tokens=own["num_tokens"])
     with TableWriter(f"{output}.parquet", CUTS_SCHEMA) as writer:
-        for place, found in spans.items():
-            for span in found:
+        for place, cuts in spans.items():
+            for span in cuts:
                 writer.write({"row": pairs[place][0], "start": span.start, "stop": span.stop})
     return {"spans": sum(map(len, spans.values()))}
 
 
 def _texts(cleaned: str, roster: str, heldout_rows: Sequence[int]):
-    """Row and text of the documents that take part."""
-    staying, heldout = Roster.load(roster), set(heldout_rows)
+    """Row and text of the remaining documents that are not held out."""
+    remaining, heldout = Roster.load(roster), set(heldout_rows)
     for _, row in read_rows(cleaned, ("row", "text")):
-        if row["row"] in staying and row["row"] not in heldout:
+        if row["row"] in remaining and row["row"] not in heldout:
             yield row["row"], row["text"]
 
 
 class _TextOf:
-    """Text of a document by the number of its unit, and its place among those that take part."""
+    """Text of a document by unit, and by place among the documents of `_texts`."""
 
     def __init__(self, units: Sequence[Mapping[str, Any]]):
         self._units = units
@@ -117,12 +117,12 @@ class _TextOf:
         raise IndexError(place)
 
     def _read_rows(self, unit: int) -> np.ndarray:
-        """Places in the unit's file of the documents that take part."""
+        """Places in the unit's file of the documents of `_texts`."""
         own = self._units[unit]
-        staying, heldout = Roster.load(own["roster"]), set(own["heldout_rows"])
+        remaining, heldout = Roster.load(own["roster"]), set(own["heldout_rows"])
         rows = pq.read_table(own["cleaned"], columns=["row"])["row"].to_pylist()
         return np.array([at for at, row in enumerate(rows)
-                         if row in staying and row not in heldout], np.int64)
+                         if row in remaining and row not in heldout], np.int64)
 
     def _read_group(self, unit: int, group: int) -> pa.ChunkedArray:
         file = pq.ParquetFile(self._units[unit]["cleaned"])

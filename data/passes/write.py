@@ -1,4 +1,4 @@
-"""Pass 7, per unit: the documents to train on, the held-out pages and what was removed."""
+"""Pass 7, per unit: writes training documents, held-out pages and removed documents."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
+from data.dedup.substrings import cut
 from data.documents import SCHEMA, Document
 from data.passes.roster import Roster, read_removed
 from data.tables import TableWriter, read_rows, write_array
@@ -29,11 +30,11 @@ def write(*, output: Path, measured: str, passes: Sequence[str], duplicates: str
     and the exact keys of the documents.
 
     Args:
-        measured: where `data.passes.measure` left the unit.
-        passes: where decide, clean, settle and split left their outputs.
+        measured: output of `data.passes.measure`, without suffix.
+        passes: outputs of decide, clean, settle and split, without suffix.
         duplicates: near duplicates of the unit, see `data.passes.near.cluster`.
-        heldout_rows: documents of this unit that are set aside.
-        cuts: table of spans to cut out of this unit's texts, or nothing.
+        heldout_rows: held-out documents of this unit.
+        cuts: path of a table of spans to cut from this unit's texts, or empty.
 
     Returns:
         ``tallies`` of the stages; documents and bytes by ``domains``, ``languages`` and
@@ -49,11 +50,11 @@ def write(*, output: Path, measured: str, passes: Sequence[str], duplicates: str
     corpus_hash, rows_kept = 0, []
     with (TableWriter(f"{output}.documents.parquet", SCHEMA, BATCH_DOCUMENTS) as kept,
           TableWriter(f"{output}.heldout.parquet", SCHEMA, BATCH_DOCUMENTS) as held_out,
-          TableWriter(f"{output}.removed.parquet", REMOVED_SCHEMA, BATCH_DOCUMENTS) as gone):
+          TableWriter(f"{output}.removed.parquet", REMOVED_SCHEMA, BATCH_DOCUMENTS) as dropped):
         for row, document in _documents(f"{measured}.parquet", f"{passes[1]}.parquet", clusters):
             if row in removed:
-                gone.write(document.row() | {name: getattr(removed[row], name)
-                                             for name in REMOVED_FIELDS})
+                dropped.write(document.row() | {name: getattr(removed[row], name)
+                                                for name in REMOVED_FIELDS})
             elif row in heldout_rows:
                 held_out.write(document.row())
                 _count(counts, "domains_heldout", document)
@@ -70,7 +71,7 @@ def write(*, output: Path, measured: str, passes: Sequence[str], duplicates: str
 
 def _documents(measured: str, cleaned: str,
                clusters: Mapping[int, Mapping[str, Any]]) -> Iterator[tuple[int, Document]]:
-    """All documents of a unit, with the cleaned text of those that came so far."""
+    """All documents of a unit, with their cleaned text if they were cleaned."""
     columns = ("id", "text", "source", "domain", "language", "language_score", "signals",
                "origin")
     cleaned_rows = (row for _, row in read_rows(cleaned, batch_rows=BATCH_DOCUMENTS))
@@ -96,11 +97,7 @@ def _cut(document: Document, spans: Sequence[tuple[int, int]], row: int,
     """The document without the given spans of characters."""
     if not spans:
         return document
-    pieces, end = [], 0
-    for start, stop in spans:
-        pieces.append(document.text[end:start])
-        end = stop
-    text = "".join([*pieces, document.text[end:]])
+    text = cut(document.text, spans)
     num_bytes = len(text.encode())
     cut_bytes = len(document.text.encode()) - num_bytes
     roster.trim(row, num_bytes, {"repeated_substring": cut_bytes})
@@ -109,12 +106,12 @@ def _cut(document: Document, spans: Sequence[tuple[int, int]], row: int,
 
 
 def _read_cuts(path: str) -> dict[int, list[tuple[int, int]]]:
-    """Spans by row; none when the stage is off."""
+    """Spans by row; empty when `path` is."""
     if not path:
         return {}
     spans: dict[int, list[tuple[int, int]]] = {}
-    for cut in pq.read_table(path).to_pylist():
-        spans.setdefault(cut["row"], []).append((cut["start"], cut["stop"]))
+    for span in pq.read_table(path).to_pylist():
+        spans.setdefault(span["row"], []).append((span["start"], span["stop"]))
     return spans
 
 

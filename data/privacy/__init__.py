@@ -1,1 +1,1 @@
-"""Personal data and secrets: found, then redacted, masked, or the document dropped."""
+"""Detection and redaction of personal data and secrets."""

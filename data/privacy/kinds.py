@@ -1,7 +1,7 @@
-"""The kinds of personal data: for each a pattern that proposes and a check that disposes.
+"""The kinds of personal data: for each a pattern for candidates and a check of candidates.
 
-Patterns are for re2, which reads text at one speed whatever is in it. `is_worth_a_look` is the
-union of them all, so that a text without any hit, which most are, is read once.
+Patterns are for re2, whose time is linear in the text. `has_candidate` searches for the union of
+all patterns, so that a text without any match, the usual case, is scanned once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Places = Iterator[tuple[int, int]]
 
 # --- e-mail ---------------------------------------------------------------------------------
 
-# Scripts that put spaces between words: in others an address would swallow the sentence before.
+# Scripts with spaces between words: in others the pattern would match the preceding sentence.
 _LETTERS = r"\p{Latin}\p{Greek}\p{Cyrillic}0-9"
 _EMAIL = rf"[{_LETTERS}_%+][{_LETTERS}._%+-]*@[{_LETTERS}.-]+\.[{_LETTERS}-]{{2,}}"
 _SPELLED_EMAIL = (r"(?i)[a-z0-9][a-z0-9._+-]* ?[\[({<] ?at ?[\])}>] ?[a-z0-9-]+"
@@ -29,11 +29,11 @@ _DOT = re2.compile(r"(?i) dot | ?[\[({<] ?dot ?[\])}>] ?|\.")
 
 @functools.lru_cache(100_000)
 def _is_top_level(label: str) -> bool:
-    """Whether a domain can end in `label`: any two letters, or one of the public suffix list.
+    """Whether a domain can end in `label`: any two letters, or a public suffix.
 
-    The list keeps attribute access in code (``x@weights.mean``) from being read as an address.
+    The check rejects matrix products in code (``x@weights.mean``).
     """
-    from tld import is_tld  # its import reads the list
+    from tld import is_tld  # reads the list on import
 
     return (len(label) == 2 and label.isalpha()) or is_tld(label)
 
@@ -52,7 +52,7 @@ def _find_emails(text: str) -> Places:
 
 
 def _end_of_domain(text: str, start: int, end: int) -> int | None:
-    """Where the longest domain within ``text[start:end]`` ends; None when there is none."""
+    """End of the longest domain within ``text[start:end]``, or None."""
     labels = text[start:end].split(".")
     while len(labels) > 1:
         if labels[-1] and _is_top_level(labels[-1].lower().rstrip("-")):
@@ -64,10 +64,10 @@ def _end_of_domain(text: str, start: int, end: int) -> int | None:
 # --- IP addresses ---------------------------------------------------------------------------
 
 _IPV4 = r"\b(?:[0-9]{1,3}\.){3}[0-9]{1,3}\b"
-# Global unicast is 2000::/3 (RFC 4291); other beginnings would be `dead::beef` and `std::add`.
+# Global unicast is 2000::/3 (RFC 4291); other prefixes would match `dead::beef` and `std::add`.
 _IPV6 = r"\b[23][0-9A-Fa-f]{3}:[0-9A-Fa-f:]*[0-9A-Fa-f]\b"
-# Three single digits begin section numbers, or name servers that the whole world knows; the rest
-# are object identifiers (X.500 attributes, X.509 extensions, elliptic curves).
+# Addresses that begin with three single digits are section numbers or well-known name servers; the
+# others here are object identifiers (X.500 attributes, X.509 extensions, elliptic curves).
 _SECTION = re2.compile(r"(?:[0-9]\.){3}|2\.5\.(?:4|29)\.|1\.3\.(?:101|132)\.")
 _BEFORE_VERSION = re2.compile(
     r"(?i)(?:\b(?:version|ver|release|rev|revision|build|firmware|driver|update|section|sec|"
@@ -84,9 +84,9 @@ def _find_ips(text: str) -> Places:
             yield match.span()
 
 
-def _is_public(found: str) -> bool:
+def _is_public(value: str) -> bool:
     try:
-        address = ipaddress.ip_address(found)
+        address = ipaddress.ip_address(value)
     except ValueError:
         return False
     return address.is_global and not address.is_multicast
@@ -131,9 +131,9 @@ def _find_phones(text: str) -> Places:
 
 
 def _international_chars(number: str) -> int:
-    """Characters of the telephone number that `number` begins with; 0 when it is none.
+    """Characters of the telephone number at the start of `number`, or 0.
 
-    It has 8 to 15 digits and ends where a group does; what follows is another number.
+    It has 8 to 15 digits and ends at the end of a group of digits.
     """
     digits = re2.sub("[^0-9]", "", number)
     if not _COUNTRY_CODE.match(digits) or _DECIMAL.match(number):
@@ -148,8 +148,8 @@ _CARD = (r"\b[2-6][0-9]{13,18}\b|\b[2-6][0-9]{3}(?: [0-9]{4}){3}(?: [0-9]{3})?\b
          r"|\b[2-6][0-9]{3}(?:-[0-9]{4}){3}(?:-[0-9]{3})?\b"
          r"|\b3[0-9]{3}[ -][0-9]{6}[ -][0-9]{4,5}\b")
 # Issuer ranges with their lengths (ISO/IEC 7812): Visa, Mastercard, American Express, Diners Club,
-# Discover, JCB, UnionPay. Visa's rare 13 and 19 digits are left out: those that texts hold are
-# article numbers (EAN) and 64-bit integers.
+# Discover, JCB, UnionPay. Visa's rare numbers of 13 and 19 digits are excluded: in texts,
+# such numbers are article numbers (EAN) and 64-bit integers.
 _ISSUERS = tuple((re2.compile(prefix), lengths) for prefix, lengths in (
     ("4", (16,)), ("5[1-5]|222[1-9]|22[3-9]|2[3-6]|27[01]|2720", (16,)), ("3[47]", (15,)),
     ("30[0-5]|3[689]", (14,)), ("6011|64[4-9]|65", (16,)), ("352[89]|35[3-8]", (16,)),
@@ -169,15 +169,15 @@ _IBAN_CHARS = {country: int(chars) for chars, countries in (     # SWIFT IBAN re
 def _find_cards(text: str) -> Places:
     for match in _compiled(_CARD).finditer(text):
         start, end = match.span()
-        short = end - 4     # without a last group of three: a security code, perhaps
+        short = end - 4     # without a last group of three, which may be a security code
         for candidate in (end, short) if text[short] in " -" else (end,):
             if _is_card(text[start:candidate]) and not _is_inside_number(text, start, candidate):
                 yield start, candidate
                 break
 
 
-def _is_card(found: str) -> bool:
-    digits = found.replace(" ", "").replace("-", "")
+def _is_card(value: str) -> bool:
+    digits = value.replace(" ", "").replace("-", "")
     is_issued = any(len(digits) in lengths and prefix.match(digits)
                     for prefix, lengths in _ISSUERS)
     return is_issued and _luhn_sum(digits) % 10 == 0
@@ -189,7 +189,7 @@ def _luhn_sum(digits: str) -> int:
 
 
 def _is_inside_number(text: str, start: int, end: int) -> bool:
-    """Whether a run of digits is the middle of a decimal, a path or a longer chain of numbers."""
+    """Whether a run of digits is part of a decimal, a path or a longer chain of numbers."""
     before, after = text[max(start - 2, 0):start], text[end:end + 2]
     return (before.endswith(("/", "_")) or (before[-1:] in (".", ",", "-") and before[:1].isdigit())
             or (after[:1] in (".", ",", "-", "/", "_") and after[1:].isdigit())
@@ -209,7 +209,7 @@ def _find_ibans(text: str) -> Places:
 
 
 def _letters_and_digits(text: str, start: int, num: int) -> list[int]:
-    """Places of up to `num` characters of a number from `start` on, single spaces skipped."""
+    """Places of up to `num` characters of a number from `start`, skipping single spaces."""
     places = []
     for at in range(start, min(start + 2 * num, len(text))):
         if text[at] != " " or text[at - 1] == " ":
@@ -225,7 +225,7 @@ def _is_iban(number: str) -> bool:
 
 # --- keys and tokens ------------------------------------------------------------------------
 
-_TOKENS = (     # the prefixes by which issuers mark their tokens
+_TOKENS = (     # prefixes of the issuers
     r"(?:AKIA|ASIA)[A-Z0-9]{16}",                                   # AWS
     r"gh[pousr]_[A-Za-z0-9]{36}", r"github_pat_[A-Za-z0-9_]{40,90}",
     r"glpat-[A-Za-z0-9_-]{20,}",                                    # GitLab
@@ -237,7 +237,7 @@ _TOKENS = (     # the prefixes by which issuers mark their tokens
     r"SG\.[A-Za-z0-9_-]{16,}\.[A-Za-z0-9_-]{16,}",                  # SendGrid
     r"eyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}")    # JSON web token
 _TOKEN = rf"\b(?:{'|'.join(_TOKENS)})"
-# With its end line, or without one: then whatever lines of base64 follow.
+# Up to its end line or, without one, all following lines of base64.
 _KEY_BLOCK = (r"-----BEGIN [A-Z ]*PRIVATE KEY-----(?:(?:[^-]|-[^-])*-----END [A-Z ]*PRIVATE KEY"
               r"-----|(?:[\s\\nr\"'+]*[A-Za-z0-9+/=]{16,})+)")
 _BASE64 = re2.compile(r"[A-Za-z0-9+/=]{16}")
@@ -266,7 +266,7 @@ def _looks_random(token: str) -> bool:
 
 # --------------------------------------------------------------------------------------------
 
-# In the order in which they may claim characters.
+# In order of precedence where spans overlap.
 FINDERS: dict[str, Callable[[str], Places]] = {
     "key": _find_keys, "email": _find_emails, "iban": _find_ibans, "card": _find_cards,
     "ip": _find_ips, "phone": _find_phones}
@@ -281,6 +281,6 @@ def _compiled(pattern: str):
     return re2.compile(pattern)
 
 
-def is_worth_a_look(text: str) -> bool:
+def has_candidate(text: str) -> bool:
     """Whether any pattern of any kind occurs in `text`."""
     return _compiled(_ANYTHING).search(text) is not None

@@ -1,8 +1,8 @@
-"""Personal data and secrets in text: found by rule, then redacted, masked, or the document dropped.
+"""Finds personal data and secrets by rules; redacts or masks them, or drops the document.
 
-`find` says where they are, `apply` what becomes of them: spans can be kept as a column and decided
-on later. Every kind is a pattern that proposes and a check that disposes (a checksum, a registry,
-an entropy), because patterns alone take versions, serial numbers and matrix products for people.
+`find` returns spans, which can be stored; `apply` acts on them. Every kind has a pattern and a
+check of its matches (a checksum, a registry, the entropy), because patterns alone also match
+versions, serial numbers and matrix products.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import NamedTuple
 import re2
 
 from core.errors import UserError
-from data.privacy.kinds import FINDERS, is_worth_a_look
+from data.privacy.kinds import FINDERS, has_candidate
 
-KINDS = (*FINDERS, "name")     # where two claim the same characters, the earlier one has them
+KINDS = (*FINDERS, "name")     # in order of precedence where spans overlap
 ACTIONS = ("redact", "mask", "drop", "keep")
 
 _MASKS = {"email": "email@example.com", "name": "Alex Doe"}
@@ -29,7 +29,7 @@ NameFinder = Callable[[str], Iterable[tuple[int, int]]]
 
 
 class Span(NamedTuple):
-    """Characters ``text[start:end]`` and what they are, one of `KINDS`."""
+    """Characters ``text[start:end]`` and their kind, one of `KINDS`."""
 
     start: int
     end: int
@@ -40,49 +40,49 @@ def find(text: str, kinds: Sequence[str] = KINDS,
          name_finder: NameFinder | None = None) -> list[Span]:
     """Finds personal data and secrets.
 
-    What counts as what:
-        key: private key blocks, JSON web tokens, and tokens whose issuer marked them with a
-            prefix, when they look random.
-        email: anything@domain whose last label is a top-level domain of the public suffix list
-            or any two letters; also ``name [at] example [dot] org``.
+    Kinds:
+        key: private key blocks, JSON web tokens, and tokens with the prefix of an issuer, if
+            their entropy is high.
+        email: an address whose domain ends in a public suffix or in two letters; also ``name [at]
+            example [dot] org``.
         iban: country, length and check digits (ISO 13616).
-        card: 14 to 19 digits of an issuer's range that pass Luhn, in the groups of a card.
-        ip: public addresses, versions 4 and 6; no version, section or chain of numbers.
+        card: 14 to 19 digits of an issuer's range that pass Luhn, in the usual groups.
+        ip: public addresses, versions 4 and 6, but no version or section numbers.
         phone: ``+`` and a country code, North American groups, or digits after a word like "tel".
-        name: whatever `name_finder` finds; without one, nothing.
+        name: the result of `name_finder`.
 
     Args:
         name_finder: see `load_name_finder`.
 
     Returns:
-        Spans in order of appearance, which do not overlap.
+        Disjoint spans in order of appearance.
 
     Raises:
-        UserError: `name_finder` returns something else than places in the text.
+        UserError: `name_finder` returns anything but spans of the text.
     """
-    found: list[Span] = []
-    if is_worth_a_look(text):
+    spans: list[Span] = []
+    if has_candidate(text):
         for kind, finder in FINDERS.items():
             if kind in kinds:
-                found += _not_taken(found, kind, finder(text))
+                spans += _not_taken(spans, kind, finder(text))
     if name_finder is not None and "name" in kinds:
-        found += _not_taken(found, "name", _names(text, name_finder))
-    return sorted(found)
+        spans += _not_taken(spans, "name", _names(text, name_finder))
+    return sorted(spans)
 
 
 def apply(text: str, spans: Sequence[Span],
           actions: Mapping[str, str]) -> tuple[str, dict[str, int]] | None:
-    """Does to every span what its kind's action says.
+    """Applies to every span the action of its kind.
 
     Args:
-        spans: as from `find`, of this very text.
-        actions: kind to action. ``redact`` puts a placeholder such as ``<email>``, ``mask`` a
-            neutral value of the same shape, ``keep`` only counts, as for a kind without action,
-            and ``drop`` lets the whole document go.
+        spans: result of `find` for this text.
+        actions: kind to action. ``redact`` inserts a placeholder such as ``<email>``, ``mask`` a
+            neutral value of the same form, ``keep`` (the default) only counts, and ``drop``
+            removes the document.
 
     Returns:
-        The text and the number of spans by kind; None when the document goes, for the reason that
-        `drop_reason` names.
+        The text and the number of spans by kind; None when the document is removed, for the
+        reason of `drop_reason`.
     """
     if drop_reason(spans, actions) is not None:
         return None
@@ -99,30 +99,30 @@ def apply(text: str, spans: Sequence[Span],
 
 
 def drop_reason(spans: Sequence[Span], actions: Mapping[str, str]) -> str | None:
-    """``privacy_<kind>`` of the first span whose action is ``drop``; None when there is none."""
+    """``privacy_<kind>`` of the first span whose action is ``drop``, or None."""
     return next((f"privacy_{span.kind}" for span in spans
                  if actions.get(span.kind) == "drop"), None)
 
 
 def check_actions(field: str, actions: Mapping[str, str]) -> None:
-    """Raises `UserError` when `actions` names no kind or no action."""
+    """Raises `UserError` for an unknown kind or action."""
     for kind, action in actions.items():
         if kind not in KINDS:
-            raise UserError(f"{field}.{kind}", "is no kind of personal data",
+            raise UserError(f"{field}.{kind}", "is not a kind of personal data",
                             f"choose among {', '.join(KINDS)}")
         if action not in ACTIONS:
-            raise UserError(f"{field}.{kind}={action!r}", "is no action",
+            raise UserError(f"{field}.{kind}={action!r}", "is not an action",
                             f"choose one of {', '.join(ACTIONS)}")
 
 
 def load_name_finder(path: str) -> NameFinder:
     """Imports a finder of personal names, e.g. ``my_package.names.find_names``.
 
-    It is called with a text and returns the ``(start, end)`` of every name in it. We bring none:
-    one that is right for a corpus depends on its language and on what the user may install.
+    It is called with a text and returns the ``(start, end)`` of every name in it. None is included,
+    since a suitable one depends on the language of the corpus.
 
     Raises:
-        UserError: there is no such function.
+        UserError: the function does not exist.
     """
     module, _, name = path.rpartition(".")
     try:
@@ -131,15 +131,15 @@ def load_name_finder(path: str) -> NameFinder:
         raise UserError(f"name_finder={path!r}", f"cannot be imported ({error})",
                         "write package.module.function of an installed package") from None
     if not callable(finder):
-        raise UserError(f"name_finder={path!r}", "is no function",
+        raise UserError(f"name_finder={path!r}", "is not a function",
                         "name a function of a text that returns (start, end) pairs")
     return finder
 
 
-def _not_taken(found: Sequence[Span], kind: str,
+def _not_taken(spans: Sequence[Span], kind: str,
                places: Iterable[tuple[int, int]]) -> Iterator[Span]:
-    """Those of `places` that overlap neither what is found already nor one another."""
-    taken = sorted(found)
+    """Those of `places` that overlap neither `spans` nor one another."""
+    taken = sorted(spans)
     last_end = 0
     for start, end in sorted(places):
         at = bisect.bisect_right(taken, (start, end))
@@ -154,7 +154,7 @@ def _names(text: str, name_finder: NameFinder) -> Iterator[tuple[int, int]]:
         if not (len(place) == 2 and all(isinstance(at, int) for at in place)
                 and 0 <= place[0] < place[1] <= len(text)):
             raise UserError("name_finder", f"returned {place!r} for a text of {len(text)} "
-                            "characters", "let it return (start, end) pairs inside the text")
+                            "characters", "return (start, end) pairs inside the text")
         yield place
 
 

@@ -1,1 +1,1 @@
-"""Raw inputs of any kind, from any place, in units: `units` plans them, `read` reads them."""
+"""Readers of raw inputs in all formats: `units` divides inputs into units, `read` reads one."""

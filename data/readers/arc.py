@@ -1,6 +1,6 @@
 """ARC archives, the format before WARC, plain or gzip, through warcio.
 
-Nothing marks where a record begins, so a file is one unit, and what follows damage is lost.
+Record starts are not marked, so a file is one unit, and records after a damaged one are lost.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from data.readers.records import (
     Item,
     RawRecord,
     Skipped,
+    failure_kind,
     read_capped,
-    why,
 )
 from data.readers.units import Unit
 from data.readers.warc import TEXT_TYPES
@@ -38,7 +38,7 @@ def read(unit: Unit) -> Iterator[Item]:
             stream = storage.decompress(file, codec) if codec else file
             records = iter(ArchiveIterator(stream, arc2warc=True))
             while True:
-                with contextlib.redirect_stderr(io.StringIO()):  # warcio warns there of damage
+                with contextlib.redirect_stderr(io.StringIO()):  # warcio reports damage there
                     record = next(records, None)
                 if record is None:
                     break
@@ -48,7 +48,7 @@ def read(unit: Unit) -> Iterator[Item]:
         yield Corrupt(f"{name}@{num_records}", "arc: damaged")
         return
     except (OSError, EOFError, ValueError) as error:
-        yield Corrupt(f"{name}@{num_records}", f"arc: {why(error)}")
+        yield Corrupt(f"{name}@{num_records}", f"arc: {failure_kind(error)}")
         return
     if not num_records:
         yield Corrupt(name, "arc: holds no record")

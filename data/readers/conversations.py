@@ -1,4 +1,4 @@
-"""Conversations as documents: one paragraph per message, its role in front."""
+"""Renders conversations as documents: one paragraph per message, with its role."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ ROLES = {"human": "user", "gpt": "assistant", "bing": "assistant", "chatgpt": "a
 
 
 def render(messages: Any) -> str | None:
-    """Messages as text, ``Role: content`` with a blank line between; None when they are none.
+    """Messages as text, ``Role: content`` separated by blank lines; None for other values.
 
-    Contents may be strings, or parts of which those with a text count.
+    Contents may be strings, or lists of parts, of which those with a text are used.
     """
     if not isinstance(messages, list):
         return None

@@ -1,4 +1,4 @@
-"""Single documents: text, Markdown, HTML and LaTeX files, alone or many to a folder."""
+"""Single documents: text, Markdown, HTML and LaTeX files, single or in folders."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 from data.readers import latex, storage
-from data.readers.records import MAX_RECORD_BYTES, Corrupt, Item, RawRecord, why
+from data.readers.records import MAX_RECORD_BYTES, Corrupt, Item, RawRecord, failure_kind
 from data.readers.units import Unit, format_of, list_members, split_reader
 
 CONTENT_TYPES = {"text": "text/plain", "markdown": "text/markdown", "html": "text/html"}
@@ -21,22 +21,22 @@ def read_file(unit: Unit) -> Iterator[Item]:
 
 
 def read_folder(unit: Unit) -> Iterator[Item]:
-    """The documents of a folder from one to another; their source is the path below it."""
+    """The documents of a range of a folder; their source is the path below it."""
     folder = split_reader(unit.path)[1]
     try:
         members = list(itertools.islice(list_members(unit.path), unit.start, unit.stop))
     except OSError as error:
-        yield Corrupt(posixpath.basename(folder.rstrip("/")), f"folder: {why(error)}")
+        yield Corrupt(posixpath.basename(folder.rstrip("/")), f"folder: {failure_kind(error)}")
         return
     for name in members:
         yield _read_document(storage.join(folder, name), name)
 
 
 def read_content(path: str) -> bytes | None:
-    """A file's bytes, decompressed; None when they are more than a record may hold.
+    """Decompressed bytes of a file; None when they exceed `MAX_RECORD_BYTES`.
 
     Raises:
-        OSError: it cannot be read or decompressed.
+        OSError: the file cannot be read or decompressed.
     """
     with storage.open_binary(path) as file:
         codec = storage.codec_of(file)
@@ -49,7 +49,7 @@ def _read_document(path: str, source: str) -> Item:
     try:
         content = read_content(path)
     except (OSError, EOFError, ValueError, pa.ArrowException) as error:
-        return Corrupt(source, f"file: {why(error)}")
+        return Corrupt(source, f"file: {failure_kind(error)}")
     if content is None:
         return Corrupt(source, "file: record is too large")
     kind = format_of(path) or "text"

@@ -1,7 +1,7 @@
-"""LaTeX as plain text: prose under Markdown headings, maths as it was written.
+"""Converts LaTeX to plain text: prose under Markdown headings, maths unchanged.
 
-Comments, preamble, figures, tables, bibliography, citations and layout commands go. Macros of the
-author's own are not expanded: their arguments stay.
+Drops comments, preamble, figures, tables, bibliography, citations and layout commands. The author's
+macros are not expanded; their arguments are kept.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _DROPPED = re.compile(
     r"|algorithmic|picture|comment|filecontents)\*?)\}")
 _HEADING = re.compile(rf"\\({'|'.join(LEVELS)})\*?{_OPTION}\s*{_ARGUMENT}", re.S)
 _ABSTRACT = re.compile(r"\\begin\{abstract\}")
-_SILENT = re.compile(   # commands that go with all their arguments
+_SILENT = re.compile(   # commands that are dropped with all their arguments
     r"\\(?:[a-zA-Z]*cite[a-zA-Z]*|label|ref|eqref|autoref|[cC]ref|pageref|vspace|hspace|input"
     r"|include|includegraphics|bibliography|bibliographystyle|usepackage|documentclass|author"
     r"|date|thanks|affiliation|email|institute|address|newcommand|renewcommand|providecommand"
@@ -68,11 +68,11 @@ _SIGNS = (("\\\\", "\n"), ("---", "—"), ("--", "–"), ("``", "“"), ("''", "
 
 
 def read_paper(content: bytes, source: str) -> Item:
-    """A LaTeX file as a record; a file that holds commands alone is skipped."""
+    """A LaTeX file as a record; a file without text is skipped."""
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
-        text = content.decode("latin-1")    # what old papers without inputenc are written in
+        text = content.decode("latin-1")    # the usual encoding of papers without inputenc
     text = to_plain_text(text)
     if not text:
         return Skipped(source, "latex: holds no text")
@@ -80,7 +80,7 @@ def read_paper(content: bytes, source: str) -> Item:
 
 
 def to_plain_text(text: str) -> str:
-    """The text of a LaTeX document, or of a part of one that has no ``\\begin{document}``."""
+    """The text of a LaTeX document, or of a part without ``\\begin{document}``."""
     kept: list[str] = []
 
     def keep(part: str, is_block: bool) -> str:
@@ -99,7 +99,7 @@ def to_plain_text(text: str) -> str:
     text = replace_spans(text, _DROPPED, _closing, lambda *_: "")
     text = replace_spans(text, _MATH, _closing, keep_maths)
     text = _unwrap(_strip_commands(text))
-    while _PLACE.search(text):      # kept text may hold kept text: a listing within maths
+    while _PLACE.search(text):      # kept parts may be nested: a listing within maths
         text = _PLACE.sub(lambda match: kept[int(match[1])], text)
     return text.strip()
 
@@ -109,7 +109,7 @@ def _closing(opening: re.Match[str]) -> re.Pattern[str]:
 
 
 def _body(text: str) -> str:
-    """The title, which may stand in the preamble, and what stands between begin and end."""
+    """The title, which may be in the preamble, and the text between begin and end."""
     begin = _BEGIN_DOCUMENT.search(text)
     if begin is None:
         return text

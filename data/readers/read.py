@@ -1,4 +1,4 @@
-"""Reads a unit: every format behind one function."""
+"""Reads a unit of any format."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ READERS: dict[str, Callable[[units.Unit], Iterator[Item]]] = {
 def read(unit: units.Unit) -> Iterator[Item]:
     """Reads a unit's records in their order; never raises for damaged content.
 
-    The `Corrupt` of a whole file comes from its first unit alone. The word before a path decides
-    the domain; else the record may tell it, or its format: papers, encyclopedia, conversations.
+    The `Corrupt` of a whole file is yielded by its first unit only. The domain is determined by the
+    prefix of the path, else by the record, else by the format (papers, encyclopedia,
+    conversations).
     """
     word, place = units.split_reader(unit.path)
     if word == "repo":
@@ -33,7 +34,7 @@ def read(unit: units.Unit) -> Iterator[Item]:
 
 
 def _check(record: RawRecord, domain: str | None) -> Item:
-    """The record under a name and domain that can be written, unless it holds no text."""
+    """The record with a valid source and domain, or the reason why it has no text."""
     source, content = encodable(record.source), record.content
     if not content or content.isspace():
         return Skipped(source, "empty")

@@ -1,4 +1,4 @@
-"""What a reader gives: a record, or the reason why there is none."""
+"""Items of readers: a record, or the reason why there is none."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-MAX_RECORD_BYTES = 64 << 20     # after decompression: a bomb costs one record, not the process
+MAX_RECORD_BYTES = 64 << 20     # after decompression, so that a bomb exhausts no memory
 READ_BYTES = 1 << 20
-PART_BYTES = 256 << 10       # of a record; some readers reserve what they are asked for
+PART_BYTES = 256 << 10       # of a record; some readers allocate the requested size
 BINARY_SAMPLE_BYTES = 4096
 
 _UNPAIRED = re.compile("[\ud800-\udfff]")
@@ -18,28 +18,28 @@ _BYTE_ORDER_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")
 
 @dataclasses.dataclass(frozen=True)
 class RawRecord:
-    """One page or text as it was found."""
+    """One unprocessed page or text."""
 
     source: str                     # URL, or file name with offset, or path below the input folder
     content: bytes | str            # bytes while the encoding is still unknown
     content_type: str = "text/plain"
-    domain: str | None = None       # None: the input does not say
-    id: str | None = None           # as the input gives it; nothing makes it unique
-    charset: str | None = None      # as the server or the file declares it, true or not
+    domain: str | None = None       # None: not given by the input
+    id: str | None = None           # as in the input; may not be unique
+    charset: str | None = None      # as declared by the server or file
     meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
 class Corrupt:
-    """A record, or the rest of a file, that could not be read."""
+    """A record, or the rest of a file, that cannot be read."""
 
     source: str
-    reason: str                     # a few words without numbers or paths, fit for counting
+    reason: str                     # without numbers or paths, so that it can be counted
 
 
 @dataclasses.dataclass(frozen=True)
 class Skipped:
-    """A sound record that holds no document: an error status, an image, a redirect."""
+    """A valid record without a document: an error status, an image, a redirect."""
 
     source: str
     reason: str
@@ -48,8 +48,8 @@ class Skipped:
 Item = RawRecord | Corrupt | Skipped
 
 
-def why(error: Exception) -> str:
-    """The kind of a failure in fixed words; messages of libraries would split the counts."""
+def failure_kind(error: Exception) -> str:
+    """A fixed phrase for the kind of a failure, so that failures can be counted."""
     if isinstance(error, TimeoutError):
         return "timed out"
     if isinstance(error, FileNotFoundError):
@@ -63,7 +63,7 @@ def why(error: Exception) -> str:
 
 
 def read_capped(stream) -> bytes:
-    """All of a stream, or a little more than `MAX_RECORD_BYTES` of one that is longer."""
+    """Reads a stream, up to slightly more than `MAX_RECORD_BYTES`."""
     part = stream.read(PART_BYTES)
     parts, num_bytes = [part], len(part)
     while num_bytes <= MAX_RECORD_BYTES and (part := stream.read(PART_BYTES)):
@@ -73,7 +73,7 @@ def read_capped(stream) -> bytes:
 
 
 def is_binary(content: bytes) -> bool:
-    """Whether bytes are no text: NULs at the beginning that no UTF-16 or UTF-32 explains."""
+    """Whether bytes are not text: early NULs that are not due to UTF-16 or UTF-32."""
     sample = content[:BINARY_SAMPLE_BYTES]
     if b"\0" not in sample or sample.startswith(_BYTE_ORDER_MARKS):
         return False
@@ -83,5 +83,5 @@ def is_binary(content: bytes) -> bool:
 
 
 def encodable(text: str) -> str:
-    """Text with unpaired surrogates, which UTF-8 cannot hold, as U+FFFD."""
+    """Replaces unpaired surrogates, which UTF-8 cannot encode, by U+FFFD."""
     return text if text.isascii() else _UNPAIRED.sub("\ufffd", text)

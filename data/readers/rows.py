@@ -1,4 +1,4 @@
-"""JSONL and Parquet: a row is a document, or a conversation to be rendered as one."""
+"""Reads JSONL and Parquet, whose rows are documents or conversations."""
 
 from __future__ import annotations
 
@@ -11,14 +11,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.readers import conversations, storage
-from data.readers.records import MAX_RECORD_BYTES, READ_BYTES, Corrupt, Item, RawRecord, why
+from data.readers.records import (
+    MAX_RECORD_BYTES,
+    READ_BYTES,
+    Corrupt,
+    Item,
+    RawRecord,
+    failure_kind,
+)
 from data.readers.units import Unit
 
 COLUMNS = ("text", "source", "url", "domain", "id", *conversations.FIELDS)
 
 
 def read_jsonl(unit: Unit) -> Iterator[Item]:
-    """The lines that begin in a unit; all of a compressed file are in its first."""
+    """The lines that begin in a unit; the first unit has all lines of a compressed file."""
     name, offset = posixpath.basename(unit.path), unit.start
     try:
         with storage.open_binary(unit.path) as file:
@@ -34,13 +41,13 @@ def read_jsonl(unit: Unit) -> Iterator[Item]:
                 elif line.strip():
                     yield _parse_line(line, place)
     except (OSError, EOFError, ValueError, pa.ArrowException) as error:
-        yield Corrupt(f"{name}@{offset}", f"jsonl: {why(error)}")
+        yield Corrupt(f"{name}@{offset}", f"jsonl: {failure_kind(error)}")
 
 
 def _lines(file: BinaryIO, start: int, stop: int | None) -> Iterator[tuple[int, bytes]]:
-    """Lines that begin in [start, stop), with where; of an overlong line only its first part."""
+    """Offsets and lines that begin in [start, stop); an overlong line is truncated."""
     offset = start
-    if start:   # the line that holds the byte before belongs to the unit before
+    if start:   # a line begun before `start` belongs to the previous unit
         file.seek(start - 1)
         offset += _skip_line(file) - 1
     while stop is None or offset < stop:
@@ -58,7 +65,7 @@ def _is_overlong(line: bytes) -> bool:
 
 
 def _skip_line(file: BinaryIO) -> int:
-    """Reads to the end of a line; returns the number of bytes."""
+    """Skips to the end of a line; returns the number of bytes."""
     num_bytes = 0
     while part := file.readline(READ_BYTES):
         num_bytes += len(part)
@@ -78,7 +85,7 @@ def _parse_line(line: bytes, place: str) -> Item:
 
 
 def _from_fields(fields: Mapping[str, Any], place: str, kind: str) -> Item:
-    """A record of the fields text (or messages), source or url, domain and id."""
+    """Makes a record from the fields text (or messages), source or url, domain and id."""
     text, domain = fields.get("text"), fields.get("domain")
     if text is None:
         messages = next((fields[name] for name in conversations.FIELDS if fields.get(name)), None)
@@ -113,7 +120,7 @@ def read_parquet(unit: Unit) -> Iterator[Item]:
                     yield from _read_group(file, group, columns, name)
     except (pa.ArrowException, OSError, ValueError) as error:
         if not unit.start:
-            yield Corrupt(name, f"parquet: {why(error)}")
+            yield Corrupt(name, f"parquet: {failure_kind(error)}")
 
 
 def _group_start(group: pq.RowGroupMetaData) -> int:
@@ -131,4 +138,4 @@ def _read_group(file: pq.ParquetFile, group: int, columns: list[str], name: str)
                 yield _from_fields(fields, f"{name}@{group}+{row}", "parquet")
                 row += 1
     except (pa.ArrowException, OSError, ValueError) as error:
-        yield Corrupt(f"{name}@{group}+{row}", f"parquet: {why(error)}")
+        yield Corrupt(f"{name}@{group}+{row}", f"parquet: {failure_kind(error)}")

@@ -1,7 +1,7 @@
-"""Marked spans of a text, from an opening to the first closing mark, in linear time.
+"""Replaces spans of a text from an opening to the next closing mark, in linear time.
 
-The pattern ``open.*?close`` reads to the end of the text at every opening that nothing closes;
-on a million of them that is for ever.
+The pattern ``open.*?close`` scans to the end of the text at every unclosed opening, which takes
+quadratic time.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections.abc import Callable
 def replace_spans(text: str, opening: re.Pattern[str],
                   closing: Callable[[re.Match[str]], re.Pattern[str] | None],
                   form: Callable[[re.Match[str], str], str]) -> str:
-    """Replaces each span by ``form(opening, inner text)``; an opening without end stays.
+    """Replaces each span by ``form(opening, inner text)``; an unclosed opening is kept.
 
     Args:
-        closing: the pattern that closes an opening; None when the opening is all of the span.
+        closing: the pattern that closes an opening; None when the opening is the whole span.
     """
     parts, position, unclosed = [], 0, set()
     while match := opening.search(text, position):
@@ -35,5 +35,5 @@ def replace_spans(text: str, opening: re.Pattern[str],
 
 
 def strip_lines(text: str) -> str:
-    """The text without blanks at the ends of its lines, and at most one empty line in a row."""
+    """Strips the ends of lines, and replaces successive empty lines by one."""
     return re.sub(r"\n{3,}", "\n\n", "\n".join(line.rstrip(" \t") for line in text.split("\n")))

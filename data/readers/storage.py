@@ -1,6 +1,6 @@
-"""Files near and far: local paths, and URLs through fsspec, opened the same way.
+"""Opens local paths, and URLs through fsspec, in the same way.
 
-Whatever a storage library raises comes out as `OSError`, after a few attempts.
+Errors of storage libraries are raised as `OSError`, after several attempts.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def is_remote(path: str) -> bool:
 
 
 def locate(path: str) -> tuple[AbstractFileSystem, str]:
-    """The file system that holds a path or URL, and its name there.
+    """The file system of a path or URL, and the name of the file in it.
 
     Raises:
         UserError: the scheme is unknown, or its package is not installed.
@@ -71,14 +71,14 @@ def size_bytes(path: str) -> int:
     """Size of a file.
 
     Raises:
-        OSError: there is no such file, or its size is not known.
+        OSError: the file does not exist, or its size is unknown.
     """
     if not is_remote(path):
         return os.stat(path).st_size
     files, name = locate(path)
     size = _attempt(lambda: files.info(name))["size"]
     if size is None:
-        raise OSError(0, "the server does not tell the size of the file", path)
+        raise OSError(0, "the server does not report the size of the file", path)
     return size
 
 
@@ -86,7 +86,7 @@ def open_binary(path: str) -> BinaryIO:
     """Opens a file for reading and seeking.
 
     Raises:
-        OSError: it cannot be opened, or is no regular file: a pipe would be waited for.
+        OSError: the file cannot be opened, or is not a regular file (a pipe would block).
     """
     if is_remote(path):
         return io.BufferedReader(_Remote(path), READ_BYTES)
@@ -96,7 +96,7 @@ def open_binary(path: str) -> BinaryIO:
 
 
 def codec_of(file: BinaryIO) -> str | None:
-    """Compression of a file by its first bytes, whatever its name says."""
+    """Compression of a file, detected by its first bytes."""
     file.seek(0)
     head = file.read(4)
     file.seek(0)
@@ -104,12 +104,12 @@ def codec_of(file: BinaryIO) -> str | None:
 
 
 def decompress(file: BinaryIO, codec: str) -> BinaryIO:
-    """A stream of the decompressed bytes, all members of it; damage is an `OSError`."""
+    """A stream of the decompressed bytes of all members; raises `OSError` for damage."""
     return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(file, "r"), codec), READ_BYTES)
 
 
 def fingerprint(path: str) -> str:
-    """What changes when a file's content does; see `data.readers.units.content_fingerprint`."""
+    """Fingerprint of a file's content; see `data.readers.units.content_fingerprint`."""
     if is_remote(path):
         files, name = locate(path)
         info = _attempt(lambda: files.info(name))
@@ -124,7 +124,7 @@ def fingerprint(path: str) -> str:
 
 
 def list_files(folder: str) -> dict[str, int]:
-    """Size of every file below a folder by its path there, sorted; nothing of a `.git`.
+    """Size of every file below a folder by its relative path, sorted, without `.git`.
 
     Raises:
         OSError: a folder cannot be read.
@@ -132,16 +132,16 @@ def list_files(folder: str) -> dict[str, int]:
     if is_remote(folder):
         files, name = locate(folder)
         root = name.rstrip("/")
-        found = {path[len(root):].lstrip("/"): info["size"] or 0 for path, info in
+        sizes = {path[len(root):].lstrip("/"): info["size"] or 0 for path, info in
                  _attempt(lambda: files.find(root, detail=True)).items()}
-        return {path: found[path] for path in sorted(found) if ".git" not in path.split("/")}
-    found = {}
+        return {path: sizes[path] for path in sorted(sizes) if ".git" not in path.split("/")}
+    sizes = {}
     for place, folders, names in os.walk(folder, onerror=_raise):
         folders[:] = [name for name in folders if name != ".git"]
         for name in names:
             path = os.path.join(place, name)
-            found[os.path.relpath(path, folder)] = os.lstat(path).st_size
-    return dict(sorted(found.items()))
+            sizes[os.path.relpath(path, folder)] = os.lstat(path).st_size
+    return dict(sorted(sizes.items()))
 
 
 def join(folder: str, path: str) -> str:
@@ -154,7 +154,7 @@ def _raise(error: OSError) -> None:
 
 
 class _Remote(io.RawIOBase):
-    """A remote file, opened when it is first read; each read is tried several times."""
+    """A remote file, opened on the first read; each read is tried several times."""
 
     def __init__(self, path: str):
         self._path, self._position, self._file = path, 0, None
@@ -196,13 +196,13 @@ class _Remote(io.RawIOBase):
 
 
 def _attempt(call):
-    """What `call` returns; the last failure of several as `OSError`."""
+    """The result of `call`, tried several times; raises the last failure as `OSError`."""
     for attempt in range(REMOTE_ATTEMPTS):
         try:
             return call()
         except (FileNotFoundError, PermissionError, UserError):
             raise
-        except Exception as error:  # storage libraries have no common class for their failures
+        except Exception as error:  # storage libraries have no common base class of errors
             failure = error if isinstance(error, OSError) else OSError(0, repr(error))
         time.sleep(RETRY_SECS * attempt)
     raise failure

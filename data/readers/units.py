@@ -1,13 +1,13 @@
-"""Inputs and their units: what `config.curate.inputs` may say, and how it is cut.
+"""Inputs of `config.curate.inputs`, and their division into units.
 
 An input is a file, a folder, a glob or a URL (``s3://``, ``gs://``, ``hf://``, ``https://``). Its
-suffix tells the format. Where that is not enough, a word and a colon stand before it:
+format is determined by the suffix. A prefix gives the kind of documents where needed:
 
     book:PATH    the documents are books
     paper:PATH   the documents are papers
-    repo:PATH    the folder is a source tree (so is, without the word, a folder with a `.git`)
+    repo:PATH    the folder is a source tree (also without prefix if it contains `.git`)
 
-Many small documents are one input as a folder, and one each through a glob: give the folder.
+A folder of many small documents is one input; through a glob each document is one.
 A unit depends on the input and the unit size alone, never on the number of workers.
 """
 
@@ -26,7 +26,7 @@ from core.errors import UserError
 from core.progress import log
 from data.readers import storage
 
-# suffix: kind. Documents are read whole, one per file; of a folder, many make a unit.
+# suffix: kind. Documents are read whole, one per file; a unit of a folder has many.
 ARCHIVES = {
     ".warc": "warc", ".warc.gz": "warc", ".warc.zst": "warc", ".wet": "warc", ".wet.gz": "warc",
     ".wet.zst": "warc", ".wat": "warc", ".wat.gz": "warc", ".wat.zst": "warc",
@@ -47,7 +47,7 @@ _READER = re.compile(rf"({'|'.join(READERS)}):(?!//)")
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Unit:
-    """A range of one input: bytes of a file, or of a folder its files from one to another."""
+    """A range of one input: bytes of a file, or files of a folder by number."""
 
     path: str
     start: int
@@ -55,28 +55,28 @@ class Unit:
 
 
 def split_reader(path: str) -> tuple[str | None, str]:
-    """The word before the colon, if there is one, and the place."""
+    """The prefix before the colon, if any, and the path without it."""
     match = _READER.match(path)
     return (match[1], path[match.end():]) if match else (None, path)
 
 
 def format_of(path: str) -> str | None:
-    """A file's format by the longest suffix that fits; None when it is unknown."""
+    """A file's format by its longest known suffix; None when it is unknown."""
     suffix = _suffix(path, FORMATS)
     return FORMATS[suffix] if suffix else None
 
 
 def find_inputs(patterns: str) -> list[str]:
-    """Inputs behind comma-separated files, folders, globs and URLs, sorted, without repeats.
+    """Inputs of comma-separated files, folders, globs and URLs, sorted and distinct.
 
-    A folder stands for the archives below it, and for itself (its path ends in ``/``) when
-    single documents lie there too.
+    A folder is expanded to the archives below it, and to itself (with a final ``/``) when it also
+    contains single documents.
 
     Raises:
         UserError: a pattern matches nothing, names a file of an unknown format, or needs a
             package that is not installed.
     """
-    found: set[str] = set()
+    selected: set[str] = set()
     for pattern in filter(None, (part.strip() for part in patterns.split(","))):
         reader, place = split_reader(pattern)
         matches = _expand(place)
@@ -84,21 +84,21 @@ def find_inputs(patterns: str) -> list[str]:
         if not inputs:
             raise UserError(f"inputs={pattern!r}", "matches no input file",
                             f"give files or folders of {', '.join(FORMATS)}")
-        found.update(f"{reader}:{path}" if reader else path for path in inputs)
-    if not found:
+        selected.update(f"{reader}:{path}" if reader else path for path in inputs)
+    if not selected:
         raise UserError(f"inputs={patterns!r}", "names no input", "give a file, folder or glob")
-    folders = tuple(path for path in found if is_folder(path))
-    return sorted(path for path in found if not _is_held(path, folders))
+    folders = tuple(path for path in selected if is_folder(path))
+    return sorted(path for path in selected if not _is_held(path, folders))
 
 
 def plan(paths: Sequence[str], unit_bytes: int) -> list[Unit]:
-    """Cuts inputs into units of about `unit_bytes` each, without reading them.
+    """Divides inputs into units of about `unit_bytes` each, without reading them.
 
-    A record belongs to the unit in which it begins. What cannot be entered in the middle, a
-    compressed JSONL file for one, is one unit.
+    A record belongs to the unit in which it begins. An input that cannot be read from
+    the middle, e.g. a compressed JSONL file, is one unit.
 
     Raises:
-        UserError: an input has gone since it was found.
+        UserError: an input no longer exists.
     """
     units = []
     for path in paths:
@@ -119,11 +119,11 @@ def plan(paths: Sequence[str], unit_bytes: int) -> list[Unit]:
 
 
 def content_fingerprint(path: str) -> str:
-    """What changes whenever an input's content does.
+    """Fingerprint of an input's content.
 
-    Of a local file, xxh3-128 of its bytes as 32 hex digits; of a folder, of the names and
-    fingerprints of its files. Of a URL, what its storage tells without reading it, spelt out: a
-    checksum (`ETag=...`) or else the time of the last change, and the size.
+    For a local file, xxh3-128 of its bytes as 32 hex digits; for a folder, of the names and
+    fingerprints of its files. For a URL, metadata of its storage: a checksum (`ETag=...`) or else
+    the time of the last change, and the size.
     """
     place = split_reader(path)[1]
     if not is_folder(path):
@@ -141,7 +141,7 @@ def is_folder(path: str) -> bool:
 
 
 def list_members(path: str) -> dict[str, int]:
-    """Size of each file of a folder that belongs to its input, by path below it, sorted."""
+    """Size of each file of a folder input, by relative path, sorted."""
     reader, place = split_reader(path)
     files = storage.list_files(place)
     if reader == "repo":
@@ -161,9 +161,9 @@ def _plan_folder(path: str, unit_bytes: int) -> list[Unit]:
 
 
 def _expand(place: str) -> list[str]:
-    """What a pattern matches; `place` itself when it is no glob."""
+    """Paths that match a pattern; `place` itself when it is not a glob."""
     is_remote = storage.is_remote(place)
-    is_page = place.startswith(("http://", "https://"))     # a question mark begins its query
+    is_page = place.startswith(("http://", "https://"))     # a question mark starts the query
     if is_page or not glob.has_magic(place) or (not is_remote and os.path.exists(place)):
         return [place]
     if not is_remote:
@@ -173,13 +173,13 @@ def _expand(place: str) -> list[str]:
 
 
 def _is_held(path: str, folders: tuple[str, ...]) -> bool:
-    """Whether an input comes with one of the folders already."""
+    """Whether an input is part of one of the folders."""
     is_single = is_folder(path) or _suffix(path, DOCUMENTS) is not None
     return is_single and any(path != folder and path.startswith(folder) for folder in folders)
 
 
 def _inside(place: str, reader: str | None) -> list[str]:
-    """The inputs that a file or folder stands for."""
+    """The inputs of a file or folder."""
     files, name = storage.locate(place)
     if files.isdir(name):
         folder = place.rstrip("/") + "/"
@@ -206,7 +206,7 @@ def _inside_folder(folder: str) -> list[str]:
     unknown = Counter(os.path.splitext(name)[1] or "no suffix"
                       for name, kind in kinds.items() if kind is None)
     if unknown:
-        log(f"inputs: {unknown.total()} files of unknown format below {folder} are left out "
+        log(f"inputs: {unknown.total()} files of unknown format below {folder} are ignored "
             f"({', '.join(f'{suffix} {count}' for suffix, count in unknown.most_common(5))})")
     archives = [storage.join(folder, name) for name in files if _suffix(name, ARCHIVES)]
     has_documents = any(_suffix(name, DOCUMENTS) for name in files)
@@ -214,7 +214,7 @@ def _inside_folder(folder: str) -> list[str]:
 
 
 def _suffix(path: str, suffixes) -> str | None:
-    """The longest of the known suffixes that a path ends in, when it is one of `suffixes`."""
+    """The longest known suffix of a path if it is one of `suffixes`, else None."""
     name = path.lower().partition("?")[0] if storage.is_remote(path) else path.lower()
     longest = max((suffix for suffix in FORMATS if name.endswith(suffix)), key=len, default=None)
     return longest if longest in suffixes else None

@@ -1,9 +1,9 @@
-"""WARC, WET and WAT archives, plain, gzip or zstd, read from any byte on.
+"""WARC, WET and WAT archives, plain, gzip or zstd, read from any byte.
 
-A damaged or oversized record costs itself alone: reading goes on at the next record start. Where
-that is, is told by the bytes (a gzip member that unpacks to ``WARC/``), so units need no index.
-The one thing that this cannot tell apart is an archive stored whole inside a record of another,
-and only when a unit begins in it or the outer record is damaged.
+After a damaged or oversized record, reading continues at the next record start. It is found in the
+bytes (a gzip member that unpacks to ``WARC/``), so units need no index. The records of an archive
+that is stored inside a record are misread as top-level ones if a unit begins in it or the outer
+record is damaged.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from data.readers.records import (
     Item,
     RawRecord,
     Skipped,
+    failure_kind,
     read_capped,
-    why,
 )
 from data.readers.units import Unit
 
@@ -44,17 +44,17 @@ PLAIN_START = re.compile(rb"(?:\A|\r?\n\r?\n)(WARC/[01]\.\d+\r?\n)")
 PLAIN_HEADER = re.compile(rb"WARC/[^\n]*\n(?:[^\r\n]+\r?\n)*?"
                           rb"(?i:content-length):[ \t]*(\d{1,18})\s*?\r?\n(?:[^\r\n]+\r?\n)*\r?\n")
 HEAD_BYTES = 8192
-OVERLAP_BYTES = 64      # a start that lies across two reads is found in the second
+OVERLAP_BYTES = 64      # overlap of successive reads, for a start on their border
 
 
 def read(unit: Unit) -> Iterator[Item]:
-    """The records that begin in a unit; every record of the file comes out of one unit."""
+    """The records that begin in a unit; every record of a file is read by exactly one unit."""
     name = posixpath.basename(unit.path)
     try:
         with storage.open_binary(unit.path) as file:
             yield from _read_file(file, name, unit)
     except (OSError, ValueError) as error:
-        yield Corrupt(name, f"warc: {why(error)}")
+        yield Corrupt(name, f"warc: {failure_kind(error)}")
 
 
 def _read_file(file: BinaryIO, name: str, unit: Unit) -> Iterator[Item]:
@@ -66,14 +66,14 @@ def _read_file(file: BinaryIO, name: str, unit: Unit) -> Iterator[Item]:
         yield Corrupt(name, "warc: does not begin with a record")
     while offset is not None:
         end = yield from _read_from(file, name, codec, offset, unit.stop)
-        # None: all is read; else the place of a record that broke off
+        # None at the end, else the offset of a damaged record
         offset = None if end is None or codec == "zstd" else _find_record(
             file, codec, end + 1, unit.stop)
 
 
 def _read_from(file: BinaryIO, name: str, codec: str | None, offset: int,
                stop: int) -> Iterator[Item]:
-    """Reads records from one start on; returns where one was damaged, if reading broke off."""
+    """Reads records from an offset; returns the offset of a damaged record at which it stopped."""
     file.seek(offset)
     stream = {"gzip": GzipReader, "zstd": ZstdReader}.get(codec, lambda file: file)(file)
     item = None
@@ -86,12 +86,12 @@ def _read_from(file: BinaryIO, name: str, codec: str | None, offset: int,
             offset, item = begins, _read_record(record, f"{name}@{begins}")
             yield item
             if isinstance(item, Corrupt) and codec == "gzip" and _has_start_after(file, offset):
-                return offset       # what is left of the record need not even be unpacked
+                return offset       # saves decompressing the rest of the record
     except (OSError, ValueError) as error:
-        # A record that cannot be parsed begins where its member does.
+        # A record that cannot be parsed begins with its gzip member.
         failed = max(offset, stream.frame_start_position() or 0) if codec else offset
         if failed > offset or not isinstance(item, Corrupt):
-            yield Corrupt(f"{name}@{failed}", f"warc: {why(error)}")
+            yield Corrupt(f"{name}@{failed}", f"warc: {failure_kind(error)}")
         return failed
     if not isinstance(item, Corrupt) and not _ends_whole(file, codec, offset):
         yield Corrupt(f"{name}@{offset}", "warc: file is cut off")
@@ -116,7 +116,7 @@ def _read_record(record: WarcRecord, place: str) -> Item:
         encodings = (http.get("Content-Encoding") or "") if http is not None else ""
         content = read_capped(_decode(record.reader, encodings))
     except (OSError, ValueError) as error:
-        return Corrupt(source, f"warc: record is {why(error)}")
+        return Corrupt(source, f"warc: record is {failure_kind(error)}")
     if len(content) > MAX_RECORD_BYTES:
         return Corrupt(source, "warc: record is too large")
     is_encoded = encodings or (http is not None and "Transfer-Encoding" in http)
@@ -127,23 +127,23 @@ def _read_record(record: WarcRecord, place: str) -> Item:
 
 
 def _decode(reader: WarcReader, encodings: str) -> WarcReader:
-    """The body behind its content encodings; servers also write ``none`` or ``utf-8`` there."""
+    """Decodes the body; unknown content encodings (``none``, ``utf-8``) are ignored."""
     for name in reversed(encodings.lower().split(",")):
         reader = DECODERS.get(name.strip(), lambda reader: reader)(reader)
     return reader
 
 
 def _find_record(file: BinaryIO, codec: str | None, start: int, stop: int) -> int | None:
-    """Where the first record at or after `start` begins; None when none does before `stop`."""
+    """Offset of the first record that begins in [start, stop), or None."""
     position = start if codec or not start else start - OVERLAP_BYTES
     position = max(position, 0)
     while position < stop:
         file.seek(position)
         chunk = file.read(READ_BYTES + OVERLAP_BYTES)
         for offset in _candidates(chunk, codec, at_start=position == 0):
-            found = position + offset
-            if start <= found < stop and _is_start(file, codec, found):
-                return found
+            record_start = position + offset
+            if start <= record_start < stop and _is_start(file, codec, record_start):
+                return record_start
         if len(chunk) <= READ_BYTES:
             return None
         position += READ_BYTES
@@ -164,16 +164,16 @@ def _candidates(chunk: bytes, codec: str | None, at_start: bool) -> Iterator[int
 
 def _has_start_after(file: BinaryIO, offset: int) -> bool:
     position = file.tell()
-    found = _find_record(file, "gzip", offset + 1, sys.maxsize)
+    record_start = _find_record(file, "gzip", offset + 1, sys.maxsize)
     file.seek(position)
-    return found is not None
+    return record_start is not None
 
 
 def _is_start(file: BinaryIO, codec: str | None, offset: int) -> bool:
-    """Whether a unit can begin here; leaves the file where it is.
+    """Whether a record begins at `offset`; does not move the file position.
 
-    Some gzip members end within a record, or hold several. The text of a page may look like the
-    beginning of a plain record, but its length does not lead to the next one.
+    A gzip member may contain several records, or a part of one. The text of a page may resemble
+    the header of a plain record, but its length does not lead to the next record.
     """
     position = file.tell()
     file.seek(offset)
@@ -192,22 +192,22 @@ def _is_start(file: BinaryIO, codec: str | None, offset: int) -> bool:
 
 
 def _ends_whole(file: BinaryIO, codec: str | None, offset: int) -> bool:
-    """Whether the file is complete from `offset`, where its last record begins, to its end."""
+    """Whether the file is complete from `offset`, the start of its last record, to its end."""
     if codec == "zstd":
-        return True         # fastwarc tells
+        return True         # fastwarc raises otherwise
     if codec is None:
-        file.seek(-4, 2)    # at least one record lies before it
+        file.seek(-4, 2)    # the file has at least one record
         return file.read().replace(b"\r", b"").endswith(b"\n\n")
     file.seek(offset)
     member = zlib.decompressobj(31)
-    left = b""
-    while left := left or file.read(READ_BYTES):
+    rest = b""
+    while rest := rest or file.read(READ_BYTES):
         try:
-            while left and not member.eof:
-                member.decompress(left, READ_BYTES)
-                left = member.unconsumed_tail or member.unused_data
+            while rest and not member.eof:
+                member.decompress(rest, READ_BYTES)
+                rest = member.unconsumed_tail or member.unused_data
         except zlib.error:
             return False
-        if member.eof and left:
+        if member.eof and rest:
             member = zlib.decompressobj(31)
     return member.eof

@@ -1,6 +1,6 @@
 """MediaWiki XML dumps, plain, gz, bz2 or zst: articles as plain text, read as a stream.
 
-A dump is one unit: split it by its parts (``pages-articles1.xml.bz2``, ...), as dumps come.
+A file is one unit; large dumps are published in parts (``pages-articles1.xml.bz2``, ...).
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from data.readers.records import (
     Item,
     RawRecord,
     Skipped,
-    why,
+    failure_kind,
 )
 from data.readers.units import Unit
 
 FIELDS = ("title", "ns", "id", "text", "model", "base", "namespace")
-MEDIA_NAMESPACES = ("-2", "6", "14")     # media, files and categories, by whatever name
+MEDIA_NAMESPACES = ("-2", "6", "14")     # media, files and categories
 
 
 def read(unit: Unit) -> Iterator[Item]:
-    """The articles of a dump; redirects and pages that are none (talk, templates) are skipped."""
+    """The articles of a dump; redirects and other pages (talk, templates) are skipped."""
     name = posixpath.basename(unit.path)
     pages = _Pages(name)
     try:
@@ -38,7 +38,7 @@ def read(unit: Unit) -> Iterator[Item]:
             stream = storage.decompress(file, codec) if codec else file
             yield from _read_stream(stream, pages)
     except (OSError, EOFError, ValueError, pa.ArrowException) as error:
-        yield Corrupt(pages.place, f"wiki: {why(error)}")
+        yield Corrupt(pages.place, f"wiki: {failure_kind(error)}")
 
 
 def _read_stream(stream: BinaryIO, pages: _Pages) -> Iterator[Item]:
@@ -57,7 +57,7 @@ def _read_stream(stream: BinaryIO, pages: _Pages) -> Iterator[Item]:
 
 
 class _Pages:
-    """Collects pages from parser events; holds one page at a time, and no more of it than fits."""
+    """Collects pages from parser events; holds one page at a time, of bounded size."""
 
     def __init__(self, name: str):
         self.num_pages, self._name, self._done = 0, name, []
@@ -72,11 +72,11 @@ class _Pages:
 
     @property
     def place(self) -> str:
-        """The page that is being read."""
+        """The current page."""
         return f"{self._name}@{self.num_pages}"
 
     def take(self) -> list[Item]:
-        """What has been completed since the last call."""
+        """Items completed since the last call."""
         done, self._done = self._done, []
         return done
 
@@ -110,7 +110,7 @@ class _Pages:
         else:
             if self._num_chars > MAX_RECORD_BYTES:
                 self._page["too_large"] = name
-            self._page.setdefault(name, value)  # a page's own id comes before its revision's
+            self._page.setdefault(name, value)  # the id of the page precedes that of its revision
 
     def _read_page(self) -> Item:
         page, title = self._page, self._page.get("title", "").strip()
@@ -128,6 +128,6 @@ class _Pages:
                          "encyclopedia", id=page.get("id"), meta={"title": title})
 
     def _address(self, title: str) -> str:
-        """The page's URL, from that of the site's main page."""
+        """The page's URL, derived from that of the site's main page."""
         root, slash, _ = self._base.rpartition("/")
         return f"{root}{slash}{title.replace(' ', '_')}" if slash else f"{self._name}#{title}"

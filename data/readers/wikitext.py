@@ -1,8 +1,9 @@
-"""Wikitext as plain text.
+"""Converts wikitext to plain text.
 
-Templates, tables, files and references go; prose, lists, code and maths stay; headings become
-Markdown's. One pass over the brackets with a stack, so broken nesting costs markup, never text,
-and never time. What WikiExtractor (attardi/wikiextractor) drops is dropped here too, except maths.
+Templates, tables, files and references are dropped; prose, lists, code and maths are kept; headings
+become Markdown. Brackets are matched in one pass with a stack, so unbalanced ones lose no text and
+take linear time. Otherwise the same elements are dropped as by WikiExtractor
+(attardi/wikiextractor), except maths.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from collections.abc import Set
 
 from data.readers.spans import replace_spans, strip_lines
 
-FILE_NAMESPACES = frozenset({"file", "image", "media", "category"})     # English works everywhere
-MAX_DEPTH = 40      # deeper nesting is no article, and its closing brackets would cost n^2
+FILE_NAMESPACES = frozenset({"file", "image", "media", "category"})     # valid in all wikis
+MAX_DEPTH = 40      # deeper nesting would take quadratic time
 
 _COMMENT, _COMMENT_END = re.compile("<!--"), re.compile("-->")
 _KEPT = re.compile(r"<(math|syntaxhighlight|source|pre|nowiki|code)\b[^<>/]*>", re.I)
@@ -34,13 +35,13 @@ _LANGUAGE_LINK = re.compile(r"[a-z]{2,3}(?:-[a-z]+)*:[^|]*$")
 _REDIRECT = re.compile(r"\s*#\s*redirect\b", re.I)
 _PLACE = re.compile("\ue000(\\d+)\ue001")
 
-# Templates that stand for text: the argument that holds it.
+# Templates that represent text, with the number of the argument that contains it.
 _TEXT_TEMPLATES = {"lang": 2, "nowrap": 1, "small": 1, "big": 1, "nobold": 1, "quote": 1,
                    "blockquote": 1, "abbr": 1, "lang-en": 1, "ipa": 1, "math": 1, "mvar": 1}
 
 
 def is_redirect(text: str) -> bool:
-    """Whether a page's text is ``#REDIRECT``, as old dumps without the element have it."""
+    """Whether a page's text is ``#REDIRECT``, as in old dumps without the element."""
     return bool(_REDIRECT.match(text))
 
 
@@ -48,8 +49,8 @@ def to_plain_text(text: str, namespaces: Set[str] = frozenset()) -> str:
     """The prose of a page.
 
     Args:
-        namespaces: further names, in lower case, of the namespaces of files and categories: each
-            wiki has its own beside the English ones.
+        namespaces: local names of the namespaces of files and categories, in lower case; the
+            English ones are always included.
     """
     kept: list[str] = []
 
@@ -60,7 +61,7 @@ def to_plain_text(text: str, namespaces: Set[str] = frozenset()) -> str:
 
     text = text.replace("\ue000", "").replace("\ue001", "")
     text = replace_spans(text, _COMMENT, lambda _: _COMMENT_END, lambda *_: "")
-    text = replace_spans(text, _KEPT, _closing_tag, keep)   # their contents are no wikitext
+    text = replace_spans(text, _KEPT, _closing_tag, keep)   # their contents are not wikitext
     text = replace_spans(text, _DROPPED, _closing_tag, lambda *_: "")
     text = _TAG.sub("", _BREAK.sub("\n", text))
     text = _resolve_brackets(text, FILE_NAMESPACES | namespaces)
@@ -100,7 +101,7 @@ def _resolve(opening: str, inner: str, namespaces: Set[str]) -> str:
     if opening == "{{":
         return _template_text(inner)
     target, _, label = inner.partition("|")
-    is_linked = target.startswith(":")      # [[:File:x]] is a link to the page of the file
+    is_linked = target.startswith(":")      # [[:File:x]] links to the page of the file
     prefix, colon, _ = target.lstrip(":").partition(":")
     if colon and not is_linked and (prefix.strip().lower() in namespaces
                                     or (not label and _LANGUAGE_LINK.match(target))):
@@ -120,9 +121,9 @@ def _template_text(inner: str) -> str:
 
 
 def _drop_empty_sections(text: str) -> str:
-    """Without headings that no text follows before one of their own level or above."""
+    """Drops headings without text before the next heading of the same or a higher level."""
     kept: list[str] = []
-    below: int | None = 0       # level of the heading that comes next, 0: the end; None: text
+    below: int | None = 0       # level of the next heading, 0 at the end; None: text
     for line in reversed(text.split("\n")):
         if heading := _HEADING_LINE.match(line):
             level = len(heading[1])

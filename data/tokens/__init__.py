@@ -1,1 +1,1 @@
-"""From documents to rows of tokens: encoding, shards, packing, mixtures."""
+"""Encoding of documents as rows of tokens: shards, packing, mixtures."""

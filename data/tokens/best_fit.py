@@ -1,12 +1,12 @@
-"""Best-fit packing: which pieces of documents share a row, so that hardly a document is cut.
+"""Best-fit packing: assigns pieces of documents to rows such that few documents are cut.
 
-Documents no longer than a row are packed whole; longer ones are cut into rows first and their
-rest is packed like a document: best-fit decreasing (arXiv 2404.10830) within windows of
-documents, which bound the memory. Pieces of one length are alike, so the search goes over lengths
-and not over pieces (as in arXiv 2107.02027), and costs little more than sorting them.
+Documents no longer than a row are packed whole; longer ones are first cut into rows, and the rest
+is packed like a document, by best-fit decreasing (arXiv 2404.10830) within windows of documents,
+which bound the memory. Pieces of one length are equivalent, so the search is over lengths, not
+pieces (as in arXiv 2107.02027), and costs little more than sorting them.
 
-A piece of n inputs covers n + 1 tokens, the last of which is only a target. Thus every token but
-a document's first is predicted exactly once, and no row spends an input on the last one.
+A piece of n inputs covers n + 1 tokens, the last of which is only a target. Every token but the
+first of a document is therefore predicted exactly once.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from pathlib import Path
 
 import numpy as np
 
-PIECE = np.dtype([("start", "<i8"), ("length", "<i4")])  # its first token in the file; its inputs
+PIECE = np.dtype([("start", "<i8"), ("length", "<i4")])  # first token in the file; number of inputs
 WINDOW_DOCUMENTS = 2**18
 
 
 def open_index(stem: Path, ends: np.ndarray, row_length: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of a token file, packed at the first call and memory-mapped ever after.
+    """The rows of a token file, packed by the first call and memory-mapped by all.
 
-    They are kept beside the tokens in ``{stem}.best_fit-{row_length}.pieces`` and ``.rows``, and
-    may be deleted at any time. Processes that build them at once write the same bytes.
+    They are stored beside the tokens in ``{stem}.best_fit-{row_length}.pieces`` and ``.rows``, and
+    may be deleted at any time. Concurrent processes write the same bytes.
 
     Args:
         stem: the token file without its suffix.
-        ends: where each of its documents ends.
+        ends: end of each of its documents.
 
     Returns:
-        Pieces of all rows, of type `PIECE`; and int64, where each row ends among them.
+        Pieces of all rows, of type `PIECE`; and int64, the end of each row among them.
     """
     pieces_file = stem.with_name(f"{stem.name}.best_fit-{row_length}.pieces")
     rows_file = pieces_file.with_suffix(".rows")
-    if not rows_file.exists():  # it is renamed into place last
+    if not rows_file.exists():  # renamed into place last
         _write_index(pieces_file, rows_file, ends, row_length)
     return np.memmap(pieces_file, PIECE, mode="r"), np.memmap(rows_file, "<i8", mode="r")
 
@@ -48,7 +48,7 @@ def cut(starts: np.ndarray, ends: np.ndarray, row_length: int) -> np.ndarray:
     num_pieces = -(-num_inputs // row_length)
     document = np.repeat(np.arange(len(starts)), num_pieces)
     before = (np.arange(len(document)) - (np.cumsum(num_pieces) - num_pieces)[document]) \
-        * row_length  # inputs of the document that earlier pieces hold
+        * row_length  # inputs of the document in earlier pieces
     pieces = np.empty(len(document), PIECE)
     pieces["start"] = starts[document] + before
     pieces["length"] = np.minimum(num_inputs[document] - before, row_length)
@@ -56,7 +56,7 @@ def cut(starts: np.ndarray, ends: np.ndarray, row_length: int) -> np.ndarray:
 
 
 def best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
-    """Packs by best-fit decreasing: each piece, longest first, goes where it leaves least room.
+    """Packs by best-fit decreasing: each piece, longest first, goes into the fullest row that fits.
 
     Args:
         lengths: of the pieces, from 1 to `capacity`.
@@ -66,11 +66,11 @@ def best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
     """
     waiting = np.argsort(-lengths, kind="stable")  # pieces without a row, longest first
     row_of = np.empty(len(lengths), np.int64)
-    open_rows: dict[int, list[np.ndarray]] = {}  # rows by the room left in them
+    open_rows: dict[int, list[np.ndarray]] = {}  # rows by their free inputs
     rooms: list[int] = []                        # the keys of open_rows, sorted
     num_rows = 0
 
-    def put_back(rows: np.ndarray, room: int) -> None:
+    def reopen(rows: np.ndarray, room: int) -> None:
         if len(rows) and room:
             if room not in open_rows:
                 bisect.insort(rooms, room)
@@ -79,24 +79,24 @@ def best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
     distinct, counts = np.unique(lengths, return_counts=True)
     for length, count in zip(distinct[::-1].tolist(), counts[::-1].tolist()):
         while count:
-            tightest = bisect.bisect_left(rooms, length)
-            if tightest < len(rooms):
-                room = rooms.pop(tightest)
+            fullest = bisect.bisect_left(rooms, length)
+            if fullest < len(rooms):
+                room = rooms.pop(fullest)
                 rows = np.concatenate(open_rows.pop(room))
             else:
                 room = capacity
                 num_new = -(-count // (capacity // length))
                 rows = np.arange(num_rows, num_rows + num_new)
                 num_rows += num_new
-            # The tightest row stays the tightest until no further piece fits: fill it up.
+            # The fullest row remains so until no further piece fits, so it is filled at once.
             each = room // length
             num_placed = min(count, each * len(rows))
             num_full, rest = divmod(num_placed, each)
             row_of[waiting[:num_placed]] = np.repeat(rows, each)[:num_placed]
             waiting, count = waiting[num_placed:], count - num_placed
-            put_back(rows[:num_full], room - each * length)
-            put_back(rows[num_full:num_full + bool(rest)], room - rest * length)
-            put_back(rows[num_full + bool(rest):], room)
+            reopen(rows[:num_full], room - each * length)
+            reopen(rows[num_full:num_full + bool(rest)], room - rest * length)
+            reopen(rows[num_full + bool(rest):], room)
     return row_of
 
 

@@ -1,8 +1,7 @@
-"""Files that notice a flipped bit: a checksum per block, looked at when the block is first read.
+"""Detection of damaged files: a checksum per block, verified when the block is first read.
 
-Training reads rows at random out of files of terabytes. To check them whole at every start would
-take hours and to check nothing would train on whatever the disk returns; a block costs
-microseconds, once per process.
+Training reads rows at random from files of terabytes. Verifying whole files at every start would
+take hours; a block takes microseconds, once per process.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ BLOCK_BYTES = 65_536
 
 
 def sums_path(path: Path) -> Path:
-    """Where the checksums of the file at `path` lie: little-endian uint64, one per block."""
+    """Path of the checksums of the file at `path`: little-endian uint64, one per block."""
     return path.with_name(f"{path.name}.sums")
 
 
@@ -31,25 +30,25 @@ def write_sums(path: Path) -> None:
 
 
 class CheckedArray:
-    """A memory-mapped, one-dimensional array whose slices are checked before they are handed out.
+    """A memory-mapped, one-dimensional array whose slices are verified before they are returned.
 
     Args:
-        path: the file; `write_sums` must have run on it.
+        path: a file with checksums by `write_sums`.
         dtype: of its elements.
 
     Raises:
-        UserError: there are no checksums, or not for a file of this size; and, when a slice is
-            read, that its block is damaged.
+        UserError: the checksums are missing or do not match the size of the file; on access to
+            a slice, its block is damaged.
     """
 
     def __init__(self, path: Path, dtype: np.dtype | str):
         self._path = path
         try:
             self._bytes = np.memmap(path, np.uint8, mode="r")
-            # A plain array over the map: np.memmap itself spends microseconds on every slice.
+            # A plain array over the map: slices of np.memmap take microseconds each.
             self._array = np.asarray(self._bytes).view(dtype)
             self._sums = np.fromfile(sums_path(path), "<u8")
-        except (FileNotFoundError, ValueError):     # ValueError: empty, or not whole elements
+        except (FileNotFoundError, ValueError):     # ValueError: empty, or truncated
             raise self._damaged("or its checksums are missing or cut") from None
         if len(self._sums) != -(-len(self._bytes) // BLOCK_BYTES):
             raise self._damaged("has another size than its checksums")

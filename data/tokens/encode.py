@@ -1,4 +1,4 @@
-"""Documents to token ids, in units of rows: what a worker of `data.pack` does."""
+"""Encodes documents as token ids, in units of rows; run by the workers of `data.pack`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from data.tokens.shards import shuffle_key, write_run
 COLUMNS = ("id", "text", "domain", "meta")
 READ_BATCH = 256  # documents decoded at once
 MIN_UNIT_BYTES, MAX_UNIT_BYTES, MAX_UNITS = 4_000_000, 256_000_000, 1024
-RESERVED = ("best", "heldout")  # names in a token folder that are no domain of the corpus
+RESERVED = ("best", "heldout")  # names in a token folder that are not domains
 DOMAIN_NAME = re.compile(r"\w[\w.-]*")
 LONG_SPACE = re.compile(r"\s{100000}")
 
@@ -32,20 +32,20 @@ Span = tuple[str, int, int, int]  # part, row group, first row in it, number of 
 
 
 def plan_units(folder: Path, unit_bytes: int | None = None) -> list[list[Span]]:
-    """Cuts a folder of Parquet parts into units of rows of about `unit_bytes` each.
+    """Divides a folder of Parquet parts into units of rows of about `unit_bytes` each.
 
     Args:
-        unit_bytes: uncompressed. By default a 1024th of the folder, from 4 to 256 MB: then the
-            merge of 1 TB of tokens still reads slices of 64 KB.
+        unit_bytes: uncompressed. By default a 1024th of the folder, from 4 to 256 MB, so that
+            the merge of 1 TB of tokens reads slices of 64 KB.
 
     Raises:
-        UserError: there is no part, no document, or a part is damaged.
+        UserError: the folder has no part or no document, or a part is damaged.
     """
     parts = sorted(Path(folder).glob("*.parquet"))
     groups = [(str(part), *group) for part in parts for group in _row_groups(part)]
     if not groups:
         raise UserError(str(folder), "holds no documents",
-                        "see what `python -m data.curate` kept, and why")
+                        "see the report of `python -m data.curate`")
     total_bytes = sum(num_bytes for *_, num_bytes in groups)
     unit_bytes = unit_bytes or min(max(total_bytes // MAX_UNITS, MIN_UNIT_BYTES), MAX_UNIT_BYTES)
     units: list[list[Span]] = [[]]
@@ -69,13 +69,13 @@ def encode_unit(output: Path, spans: Sequence[Span], tokenizer: str, seed: int,
     Args:
         tokenizer: tokenizer folder.
         seed: of the shuffle.
-        domain: takes the place of the documents' own domains.
+        domain: replaces the domains of the documents.
 
     Returns:
-        By domain: documents, tokens, bytes of text, and unscored: documents without a quality.
+        Documents, tokens, bytes of text, and documents without a quality (unscored), by domain.
 
     Raises:
-        UserError: a part is damaged, or a domain cannot name a file.
+        UserError: a part is damaged, or a domain is not a valid file name.
     """
     encoder = _load(tokenizer)
     encoded: dict[str, list[tuple[int, float, int, np.ndarray]]] = defaultdict(list)
@@ -93,21 +93,21 @@ def encode_unit(output: Path, spans: Sequence[Span], tokenizer: str, seed: int,
 
 
 def encode_document(tokenizer: Tokenizer, text: str) -> np.ndarray:
-    """Ids of one document as they stand in a token file: <|bos|> text <|end|>.
+    """Ids of one document in a token file: <|bos|> text <|end|>.
 
-    A run of a million spaces overflows the stack of tiktoken's splitter: such a text is encoded
+    A run of a million spaces overflows the stack of tiktoken's splitter, so such a text is encoded
     in pieces, which decode to the same text.
     """
     pieces = [text]
     if len(text) >= 100_000 and LONG_SPACE.search(text):
         pieces = [text[i:i + 100_000] for i in range(0, len(text), 100_000)]
-    # encode_ordinary without its list of Python integers: special tokens' names stay text.
+    # As encode_ordinary, but without a list of Python integers.
     ids = [tokenizer.encoding.encode_to_numpy(piece, disallowed_special=()) for piece in pieces]
     return np.concatenate([[tokenizer.bos], *ids, [tokenizer.end]]).astype(token_dtype(tokenizer))
 
 
 def token_dtype(tokenizer: Tokenizer) -> np.dtype:
-    """Type of a token in the files: little-endian, two bytes where the vocabulary fits them."""
+    """Type of a token in the files: little-endian, of two bytes if the vocabulary fits."""
     return np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
 
 
@@ -124,14 +124,14 @@ def _checked(domain: str, document_id: str) -> str:
 
 
 def _quality(meta: str) -> float:
-    """The quality score; minus infinity, the last place, for a document that has none."""
+    """The quality score; minus infinity, the lowest, for a document without one."""
     score = json.loads(meta).get("quality")
     is_scored = isinstance(score, int | float) and not math.isnan(score)
     return float(score) if is_scored else -math.inf
 
 
 def _row_groups(part: Path) -> Iterator[tuple[int, int, int]]:
-    """Number, rows and uncompressed bytes of each row group that holds any."""
+    """Number, rows and uncompressed bytes of each non-empty row group."""
     with _reading(part):
         file = pq.ParquetFile(part)
         if missing := set(COLUMNS) - set(file.schema_arrow.names):
@@ -154,7 +154,7 @@ def _rows(spans: Iterable[Span]) -> Iterator[Mapping[str, Any]]:
 
 @contextlib.contextmanager
 def _reading(part: Path | str) -> Iterator[None]:
-    """Tells of a damaged part in one line; errors of the disk, which have a number, pass."""
+    """Raises `UserError` for a damaged part; errors of the disk (with an errno) propagate."""
     try:
         yield
     except (pa.ArrowException, OSError, ValueError) as error:

@@ -1,7 +1,7 @@
 """Mixture weights learned from small runs: DoReMi's update, and RegMix's regression.
 
-Pure functions around training runs that the caller makes: DoReMi wants the excess losses of one
-proxy run step by step, RegMix the final losses of many proxy runs with different mixtures.
+Pure functions; the caller does the training runs. DoReMi needs the excess losses of one proxy run
+at each step, RegMix the final losses of many proxy runs with different mixtures.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ import numpy as np
 
 RIDGES = np.logspace(-6, 2, 33)
 NUM_STRENGTHS = 15
-MAX_ROUNDS = 1000       # of sampling, before bounds that hardly any mixture meets are told
+MAX_ROUNDS = 1000       # of sampling, before the bounds are reported as too strict
 
 
 def doremi_update(log_weights: np.ndarray, excess_losses: np.ndarray, *, step_size: float = 1.0,
                   smoothing: float = 1e-3) -> np.ndarray:
-    """One step of the adversary: domains where the proxy lags behind the reference gain weight.
+    """One step of the adversary: raises the weight of domains with a large excess loss.
 
     Source: arXiv:2305.10429, algorithm 1; doremi/trainer.py in sangmichaelxie/doremi.
 
     Args:
-        log_weights: [num_domains], of the step before; normalised or not.
+        log_weights: [num_domains], of the previous step; need not be normalised.
         excess_losses: [num_domains] mean over a domain's tokens of max(proxy loss - reference
-            loss, 0), in nats. Of a domain that the batch lacks, the value of the step before.
-        smoothing: share of the uniform mixture in the result: no domain vanishes.
+            loss, 0), in nats. For a domain without tokens in the batch, the previous value.
+        smoothing: share of the uniform mixture in the result, so that all weights are positive.
 
     Returns:
         [num_domains] normalised log-weights.
@@ -44,29 +44,29 @@ def doremi_average(log_weights: np.ndarray) -> np.ndarray:
 def sample_mixtures(prior: np.ndarray, num_mixtures: int, *, seed: int,
                     strengths: tuple[float, float] = (0.1, 5.0), temperature: float = 0.5,
                     max_ratio: float = 15.0, min_weight: float = 2e-4) -> np.ndarray:
-    """Mixtures around a prior, for proxy runs to be trained on.
+    """Samples mixtures around a prior, for proxy runs.
 
     Each is drawn from a Dirichlet distribution whose strength is one of `NUM_STRENGTHS` spaced
-    evenly in the logarithm: a weak one gives lopsided mixtures, a strong one near copies.
+    evenly in the logarithm: a low one gives sparse mixtures, a high one mixtures near the prior.
     Source: arXiv:2407.01492, section 3.1; mixture_config/synthesize_mixture.py in sail-sg/regmix.
 
     Args:
         prior: [num_domains] natural shares, of any scale.
         temperature: exponent that flattens the prior.
-        max_ratio: a weight is at most so many times its natural share: the proxy of an epoch cap.
-        min_weight: weights are whole multiples of it, so that none stands for a row or two.
+        max_ratio: maximum ratio of a weight to its natural share, in place of a cap on epochs.
+        min_weight: weights are multiples of it, so that no positive weight is negligible.
 
     Returns:
         [num_mixtures, num_domains], rows that sum to 1.
 
     Raises:
-        ValueError: the bounds leave hardly any mixture.
+        ValueError: almost no mixture satisfies the bounds.
     """
     key = np.random.default_rng(seed)
     prior = prior / prior.sum()
     center = prior ** temperature / (prior ** temperature).sum()
     scale = np.logspace(*np.log10(strengths), NUM_STRENGTHS)
-    found, num_found = [], 0
+    batches, num_sampled = [], 0
     for _ in range(MAX_ROUNDS):
         shapes = center * key.choice(scale, num_mixtures)[:, None]
         gammas = np.maximum(key.standard_gamma(shapes), 1e-300)
@@ -74,27 +74,27 @@ def sample_mixtures(prior: np.ndarray, num_mixtures: int, *, seed: int,
         drawn = drawn[(drawn <= prior * max_ratio).all(axis=1)]
         units = np.round(np.where(drawn < min_weight, 0.0, drawn) / min_weight)
         units = units[units.sum(axis=1) > 0]
-        found.append(units / units.sum(axis=1, keepdims=True))
-        num_found += len(units)
-        if num_found >= num_mixtures:
-            return np.concatenate(found)[:num_mixtures]
-    raise ValueError(f"max_ratio={max_ratio} leaves {num_found} mixtures of {num_mixtures}: raise "
-                     "it, or the temperature towards 1")
+        batches.append(units / units.sum(axis=1, keepdims=True))
+        num_sampled += len(units)
+        if num_sampled >= num_mixtures:
+            return np.concatenate(batches)[:num_mixtures]
+    raise ValueError(f"max_ratio={max_ratio} allows {num_sampled} mixtures of {num_mixtures}: "
+                     "raise it, or the temperature towards 1")
 
 
 @dataclasses.dataclass(frozen=True)
 class LossModel:
     """Predicts a proxy run's loss from its mixture.
 
-    The logarithm of the loss is linear in the weights and in their square roots, which lets the
-    gain from more of a domain shrink.
+    The logarithm of the loss is linear in the weights and in their square roots, which models
+    diminishing returns.
 
     Attributes:
         coefficients: [2 * num_domains].
         intercept: of the log-loss.
-        ridge: strength that predicted left-out runs best.
-        rank_correlation: Spearman's, between the losses of runs and what the model predicts of
-            each when it is fitted to the others.
+        ridge: strength of the least leave-one-out error.
+        rank_correlation: Spearman's, between the losses of runs and their leave-one-out
+            predictions.
     """
 
     coefficients: np.ndarray
@@ -114,7 +114,7 @@ def fit_losses(mixtures: np.ndarray, losses: np.ndarray) -> LossModel:
 
     Args:
         mixtures: [num_runs, num_domains], rows that sum to 1.
-        losses: [num_runs] on what the mixture is meant to be good at, positive.
+        losses: [num_runs] on the target of the mixture, positive.
     """
     features, logs = _features(mixtures), np.log(losses)
     center, mean = features.mean(axis=0), logs.mean()
@@ -139,7 +139,7 @@ def best_mixture(model: LossModel, prior: np.ndarray, *, seed: int, num_simulate
                  num_best: int = 100, max_ratio: float = 15.0) -> np.ndarray:
     """The mean of the simulated mixtures with the lowest predicted losses: [num_domains].
 
-    The mean of many guards against a single mixture that the model happens to overrate.
+    The mean reduces the effect of prediction errors on a single mixture.
     Source: arXiv:2407.01492, section 3.3.
 
     Args:

@@ -1,7 +1,7 @@
-"""Mixtures of domains: how many tokens of each, and which row comes when.
+"""Mixtures of domains: the tokens of each domain, and the order of its rows.
 
-A plan says how many tokens of a domain a run sees, and how often that repeats it. Its weights
-feed `mixture`, whose rows follow them exactly at every moment of the run.
+A plan holds the tokens that a run draws from each domain and the resulting epochs. Its weights
+are passed to `mixture`, whose every prefix follows them to within a few rows.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ import numpy as np
 from core.errors import UserError
 from data.tokens.rows import PACKINGS
 
-MAX_DENOMINATOR = 10**12     # of a weight as a fraction
+MAX_DENOMINATOR = 10**12     # of a weight written as a fraction
 
 
 @dataclasses.dataclass(frozen=True)
 class MixturePlan:
-    """What a run sees of each domain.
+    """Tokens that a run draws from each domain.
 
     Attributes:
         weights: share of the run's tokens; they sum to 1.
         tokens: tokens to draw; they sum to the run's.
-        epochs: how often a domain has been seen at the end, earlier phases included.
-        warnings: what departs from the shares asked for, and what is repeated: a line each.
+        epochs: passes over each domain at the end of the run, earlier phases included.
+        warnings: one line for each domain that departs from its requested share or is repeated.
     """
 
     weights: dict[str, float]
@@ -43,25 +43,26 @@ def plan_mixture(sizes_tokens: Mapping[str, int], *, total_tokens: int,
                  upweight: Mapping[str, float] | None = None,
                  max_epochs: float | Mapping[str, float] = math.inf,
                  used_tokens: Mapping[str, int] | None = None) -> MixturePlan:
-    """Shares a budget of tokens among domains.
+    """Distributes a budget of tokens over domains.
 
-    What a domain may not give, because it would be repeated too often, goes to the others in
-    proportion to their shares. A uniform mixture (temperature 0) with a cap is UniMax
+    Tokens that a domain cannot supply within its cap are distributed over the others in proportion
+    to their shares. A uniform mixture (temperature 0) with a cap is UniMax
     (arXiv:2304.09151, algorithm 1); temperature 1 is the natural mixture, 0.5 the prior of RegMix
     (arXiv:2407.01492).
 
     Args:
-        sizes_tokens: tokens that a domain holds.
-        weights: shares by hand, of any scale. A domain that is not named is left out, and said.
-        temperature: instead of weights: a share is proportional to size ** temperature. Neither
-            of the two is temperature 1.
+        sizes_tokens: tokens of each domain.
+        weights: manual shares, of any scale. A domain that is not named is excluded, with a
+            warning.
+        temperature: instead of weights: a share is proportional to size ** temperature. The
+            default, with neither, is temperature 1.
         upweight: factors on the shares of some domains, e.g. ``{"code": 2.0}``.
         max_epochs: the cap, for all domains or for some.
-        used_tokens: what earlier phases of the run have drawn: it counts towards the cap.
+        used_tokens: tokens drawn by earlier phases of the run; they count towards the cap.
 
     Raises:
-        UserError: a domain is not known, a number makes no sense, no domain has a share, or the
-            caps leave less than `total_tokens`.
+        UserError: a domain is unknown, a number is invalid, no domain has a share, or the caps
+            allow fewer than `total_tokens`.
     """
     names = sorted(sizes_tokens)
     caps = max_epochs if isinstance(max_epochs, Mapping) else dict.fromkeys(names, max_epochs)
@@ -77,7 +78,7 @@ def plan_mixture(sizes_tokens: Mapping[str, int], *, total_tokens: int,
     shares = _shares_by_size(sizes, temperature) if weights is None else np.array(
         [float(weights.get(name, 0)) for name in names])
     if weights is not None and temperature is not None:
-        raise UserError(f"temperature={temperature}", "stands beside weights by hand",
+        raise UserError(f"temperature={temperature}", "cannot be combined with weights",
                         "give one of the two")
     shares = shares * [upweight.get(name, 1.0) for name in names]
     if not shares.sum() > 0:
@@ -116,7 +117,7 @@ def _check_numbers(field: str, given: Mapping[str, float], names: Sequence[str])
 
 
 def _fill(shares: np.ndarray, rooms: np.ndarray, total: int) -> np.ndarray:
-    """Whole tokens by share, no domain above its room; they sum to `total`."""
+    """Whole tokens by share, no domain above its entry of `rooms`; they sum to `total`."""
     given, open_ = np.zeros(len(shares)), shares > 0
     available = rooms[open_].sum()
     if available < total:
@@ -152,15 +153,15 @@ def _warnings(names: Sequence[str], shares: np.ndarray, tokens: np.ndarray, room
 
 
 class Interleave:
-    """Which domain gives the row at an index, and which of its rows; a Grain selection map.
+    """Maps an index to a domain and a row of that domain; a Grain selection map.
 
-    Up to every index each domain has given its share of the rows to within a few, and exactly
-    where the shares are whole rows. Grain's own `mix` cuts shares to a hundredth of the smallest,
-    which in a long run is many rows; where that cuts nothing, the two agree.
+    In every prefix the rows of each domain match its share to within a few, and exactly where
+    the share is a whole number. Grain's own `mix` rounds shares to a hundredth of the smallest,
+    which in a long run is many rows; where that rounding is exact, the two agree.
 
     Args:
-        weights: of the domains, positive; 0.1 is taken for the tenth that it stands for.
-        num_rows: length of the mixture; it changes no row.
+        weights: of the domains, positive; read as decimal fractions, so that 0.1 is 1/10.
+        num_rows: length of the mixture; it does not affect the order.
     """
 
     def __init__(self, weights: Sequence[float], num_rows: int):
@@ -187,42 +188,29 @@ class Interleave:
             rest, left = behind, left - proportion
         return counts
 
-    def __repr__(self) -> str:  # Grain checks on restore that the mixture is the same
+    def __repr__(self) -> str:  # Grain compares it on restore
         return f"Interleave({self._proportions}, {self._num_rows})"
 
 
 def mixture(folder: Path, weights: Mapping[str, float], row_length: int, *, num_rows: int,
             seed: int, packing: str = "concatenate") -> grain.MapDataset:
-    """A shuffled, deterministic mix of domains; a domain that ends begins anew in another order.
+    """A shuffled, deterministic mix of domains; each further epoch of a domain is reshuffled.
 
-    No row comes a second time before all rows of its domain have come.
+    No row is repeated before all rows of its domain have been drawn.
 
     Args:
         folder: token folder.
-        weights: share of rows from each domain; domains of weight 0 are left out.
+        weights: share of rows from each domain; domains of weight 0 are excluded.
         packing: how documents become rows, one of `data.tokens.rows.PACKINGS`.
 
     Raises:
-        UserError: no weight is positive, a domain is not in the folder, or there is no such
-            packing.
+        UserError: no weight is positive, a domain is not in the folder, or the packing is
+            unknown.
     """
     shares = _shares(weights)
     parts = [grain.MapDataset.source(rows).seed(seed + i).shuffle().repeat()
              for i, rows in enumerate(_open(folder, shares, row_length, packing).values())]
     return grain.MapDataset.select_from_datasets(parts, Interleave([*shares.values()], num_rows))
-
-
-def count_epochs(folder: Path, weights: Mapping[str, float], row_length: int, *, num_rows: int,
-                 packing: str = "concatenate") -> dict[str, dict[str, float]]:
-    """What `mixture` draws of each domain: rows, drawn (rows with repeats) and epochs.
-
-    Each row comes floor(epochs) or ceil(epochs) times.
-    """
-    shares = _shares(weights)
-    drawn = Interleave([*shares.values()], num_rows).counts(num_rows)
-    return {name: {"rows": len(rows), "drawn": count, "epochs": count / len(rows)}
-            for (name, rows), count in zip(
-                _open(folder, shares, row_length, packing).items(), drawn)}
 
 
 def _shares(weights: Mapping[str, float]) -> dict[str, float]:

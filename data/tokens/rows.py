@@ -1,10 +1,9 @@
 """Token files and the rows that training reads from them.
 
 A token folder holds, per domain, `NAME.tokens` (flat little-endian uint16 or uint32: <|bos|>
-text <|end|> for each document) and `NAME.ends` (little-endian int64: where each document ends),
-each with its checksums, and one `tokens.json`. Rows are cut at load, so that one folder serves
-every row length, and a row is found by its number alone: the whole state of a loader is one
-integer.
+text <|end|> for each document) and `NAME.ends` (little-endian int64: end of each document), each
+with checksums, and one `tokens.json`. Rows are cut at load, so one folder serves every row length.
+A row is determined by its number, so the state of a loader is one integer.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from data.tokenizer import Tokenizer
 from data.tokens.best_fit import open_index
 from data.tokens.checked import CheckedArray
 
-NUM_SHOWN_CHARS = 120  # of a stretch of text, in `show`
+NUM_SHOWN_CHARS = 120  # of a line of `show`
 
 
 class TokenRows:
@@ -33,12 +32,12 @@ class TokenRows:
         folder: token folder.
         domain: which of its files to read.
         row_length: inputs in a row, L.
-        stride: inputs from one row's start to the next; below `row_length` rows overlap, and
-            the overlap is context that is not scored again.
+        stride: distance of row starts, in inputs; below `row_length` rows overlap, and the overlap
+            is context with loss weight 0.
     """
 
     def __init__(self, folder: Path, domain: str, row_length: int, stride: int | None = None):
-        #: All tokens of the domain, memory-mapped and checked as they are read.
+        #: All tokens of the domain, memory-mapped and verified on access.
         self.tokens, self._ends = open_tokens(folder, domain)
         self._row_length, self._stride = row_length, stride or row_length
         self._name = f"{folder}/{domain}/{row_length}/{self._stride}"
@@ -53,29 +52,29 @@ class TokenRows:
         first, last = self._ends.searchsorted((start, start + num_inputs), side="right")
         begins = (self._ends[first:last] - start).tolist()  # of documents, among these tokens
         row = lay_out(tokens[:-1], tokens[1:], [0, *begins], self._row_length)
-        for begin in begins:  # nothing before it tells a document's first token
+        for begin in begins:  # the first token of a document has no context
             row.loss_weights_BL[begin - 1] = 0
         if start:
             row.loss_weights_BL[:self._row_length - self._stride] = 0
         return row
 
-    def __repr__(self) -> str:  # Grain checks on restore that the source is the same
+    def __repr__(self) -> str:  # Grain compares it on restore
         return f"TokenRows({self._name})"
 
 
 class BestFitRows:
     """Random access to the rows of one domain, packed by `data.tokens.best_fit`; a Grain source.
 
-    Documents that fit a row are never cut, and what no piece fills is padding.
+    Documents that fit a row are never cut; the rest of a row is padding.
 
     Args:
-        folder: token folder; the index of rows is made in it when it is not there yet.
+        folder: token folder; the index of rows is created in it if missing.
         domain: which of its files to read.
         row_length: inputs in a row, L.
     """
 
     def __init__(self, folder: Path, domain: str, row_length: int):
-        #: All tokens of the domain, memory-mapped and checked as they are read.
+        #: All tokens of the domain, memory-mapped and verified on access.
         self.tokens, ends = open_tokens(folder, domain)
         self._pieces, self._row_ends = open_index(Path(folder) / domain, ends, row_length)
         self._row_length = row_length
@@ -96,15 +95,15 @@ class BestFitRows:
         return f"BestFitRows({self._name})"
 
 
-#: How documents become rows, by the name that a config gives it.
+#: Packings of documents into rows, by their name in configs.
 PACKINGS = {"concatenate": TokenRows, "best_fit": BestFitRows}
 
 
 def open_tokens(folder: Path, domain: str) -> tuple[CheckedArray, np.ndarray]:
-    """Memory-maps a domain's tokens, checked as they are read, and the ends of its documents.
+    """Memory-maps a domain's tokens, verified on access, and the ends of its documents.
 
     Raises:
-        UserError: the folder does not hold the domain, or its files are damaged or empty.
+        UserError: the folder lacks the domain, or its files are damaged or empty.
     """
     described = read_json(Path(folder) / "tokens.json")
     if domain not in described["domains"]:
@@ -127,8 +126,8 @@ def lay_out(tokens: np.ndarray, targets: np.ndarray, begins: Sequence[int],
     """Makes one row of at most `row_length` inputs, the rest padding; every target weighs 1.
 
     Args:
-        tokens, targets: inputs, and what follows each of them.
-        begins: where each document begins among the inputs; the first one at 0.
+        tokens, targets: inputs, and the token after each.
+        begins: start of each document among the inputs, the first at 0.
     """
     size = len(tokens)
     row = Batch(*np.zeros((2, row_length), np.int32), np.zeros(row_length, np.float32),
@@ -143,15 +142,15 @@ def lay_out(tokens: np.ndarray, targets: np.ndarray, begins: Sequence[int],
 
 
 def show(row: Batch, tokenizer: Tokenizer) -> str:
-    """Tells what a loss sees of a row: a line per stretch of one document and one weight.
+    """Formats a row for inspection: a line per run of one document and one loss weight.
 
-    A line holds the inputs' places, the number of the document in the row, the weight, and the
-    targets as text.
+    A line has the positions in the row, the number of the document, the weight, and the targets as
+    text.
     """
     columns = list(zip(row.segment_ids_BL.tolist(), row.loss_weights_BL.tolist()))
     lines, place = [], 0
-    for (segment, weight), stretch in itertools.groupby(columns):
-        end = place + len(list(stretch))
+    for (segment, weight), run in itertools.groupby(columns):
+        end = place + len(list(run))
         text = repr(tokenizer.decode(row.targets_BL[place:end])) if segment else "(padding)"
         if len(text) > NUM_SHOWN_CHARS:
             half = NUM_SHOWN_CHARS // 2

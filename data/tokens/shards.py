@@ -1,9 +1,9 @@
-"""A global shuffle through disk, in memory that no corpus outgrows.
+"""A global shuffle on disk, in bounded memory.
 
-It is an external sort. Each unit of work leaves *runs*: documents sorted by a seeded hash of their
+It is an external sort. Each unit of work writes *runs*: documents sorted by a seeded hash of their
 ids. Runs are merged bucket by bucket: a bucket is a range of hashes, so it is one slice of every
-run; the slices are read, sorted together and appended to the token file. The order hangs on ids
-and seed alone: not on how the corpus was cut into units, on workers, or on the size of a bucket.
+run; the slices are read, sorted together and appended to the token file. The order depends on
+ids and seed alone, not on units, workers, or the size of a bucket.
 
 A run is two files: `NAME.run`, the tokens, and `NAME.index`, little-endian uint64 [4, documents],
 with the rows KEY, RANK, END and BYTES.
@@ -20,12 +20,12 @@ import xxhash
 
 from core.artifacts import read_json, write_json
 
-KEY, RANK, END, BYTES = range(4)  # hash; place by score; end in the run, in tokens; bytes of text
+KEY, RANK, END, BYTES = range(4)  # hash; rank by score; end in the run, in tokens; bytes of text
 WORST_RANK = 2**64 - 1
 
 
 def shuffle_key(document_id: str, seed: int) -> int:
-    """64 bits that decide a document's place in the shuffled order."""
+    """64-bit hash that determines a document's place in the shuffled order."""
     return xxhash.xxh3_64_intdigest(document_id.encode(), seed=seed)
 
 
@@ -50,14 +50,14 @@ def merge_runs(runs: Sequence[Path], output: Path, dtype: np.dtype, num_buckets:
                max_rank: int = WORST_RANK) -> dict[str, int]:
     """Merges runs into ``{output}.tokens`` and ``{output}.ends``, one bucket in memory at a time.
 
-    A merge that was killed goes on at the bucket that it had reached; ``{name}.merged.json``
-    beside the runs remembers it.
+    A killed merge resumes at the last finished bucket, recorded in ``{name}.merged.json`` beside
+    the runs.
 
     Args:
         runs: paths without suffix in the order of the corpus, which decides between equal keys.
         dtype: of the tokens.
-        num_buckets: parts of the range of hashes; they change memory, not the result.
-        max_rank: documents ranked behind it are left out.
+        num_buckets: parts of the range of hashes; affects memory, not the result.
+        max_rank: documents of a larger rank are excluded.
 
     Returns:
         Documents, tokens, and bytes of text.
@@ -86,20 +86,20 @@ def merge_runs(runs: Sequence[Path], output: Path, dtype: np.dtype, num_buckets:
 
 
 def select_rank(runs: Sequence[Path], num_wanted: int) -> int:
-    """The rank that the best `num_wanted` documents of the runs do not exceed.
+    """The largest rank among the best `num_wanted` documents of the runs.
 
-    A radix selection: four passes over the ranks and 65,536 counters, however many runs.
+    A radix selection: four passes over the ranks, with 65,536 counters.
     """
-    prefix, num_left = 0, num_wanted
+    prefix, num_remaining = 0, num_wanted
     for shift in (48, 32, 16, 0):
         counts = np.zeros(2**16, np.int64)
         for run in runs:
             above, digit = np.divmod(_index(run)[RANK] >> np.uint64(shift), np.uint64(2**16))
             counts += np.bincount(digit[above == prefix].astype(np.int64), minlength=2**16)
         up_to = np.cumsum(counts)
-        found = int(np.searchsorted(up_to, num_left))
-        num_left -= int(up_to[found] - counts[found])
-        prefix = prefix << 16 | found
+        chosen = int(np.searchsorted(up_to, num_remaining))
+        num_remaining -= int(up_to[chosen] - counts[chosen])
+        prefix = prefix << 16 | chosen
     return prefix
 
 
@@ -133,9 +133,9 @@ def _index(run: Path) -> np.ndarray:
 
 
 def _ranks(keys: np.ndarray, scores: Sequence[float]) -> np.ndarray:
-    """Sorts the best first: the score as float32 in the upper half, the hash in the lower one."""
+    """Ranks, best first: the score as float32 in the upper half, the hash in the lower one."""
     bits = np.asarray(scores, np.float32).view(np.uint32)
-    # IEEE 754: positive numbers sort as their bits do, negative ones the other way round.
+    # IEEE 754: positive numbers sort as their bits, negative ones in reverse.
     ascending = np.where(bits >> 31, ~bits, bits | np.uint32(2**31))
     return (~ascending).astype(np.uint64) << np.uint64(32) | keys >> np.uint64(32)
 

@@ -1,4 +1,4 @@
-"""The whole story of one document, stage by stage, until it stayed or went."""
+"""The trace of one document: the result of every stage, up to its verdict."""
 
 from __future__ import annotations
 
@@ -11,55 +11,55 @@ from core.errors import UserError
 from core.page.markup import count, size, visible
 from data.corpus import Corpus
 
-NUM_CHARS, NUM_LINES = 100, 6   # shown of a text
-# Numbers of `meta` that no rule bounds; all others are signals.
+NUM_CHARS, NUM_LINES = 100, 6   # size of an excerpt
+# Numbers of `meta` that are not signals of rules.
 NOT_SIGNALS = ("quality", "cluster_size", "language_score")
 
 Row = Mapping[str, Any]
 
 
-def tell(corpus: Corpus, document_id: str) -> dict[str, Any]:
-    """Prints where a document came from, what every stage did to it, and the verdict.
+def trace(corpus: Corpus, document_id: str) -> dict[str, Any]:
+    """Prints the source of a document, the result of every stage, and the verdict.
 
     Args:
-        document_id: an id, or the beginning of one.
+        document_id: an id or a prefix of one.
 
     Returns:
-        Its columns but the text, its verdict, and the thresholds of its signals.
+        Its columns without the text, its verdict, and the thresholds of its signals.
 
     Raises:
-        UserError: no document, or more than one, has an id that begins so.
+        UserError: no document, or more than one, has such an id.
     """
-    found = corpus.find(document_id)
-    if len(found) != 1:
-        raise UserError(f"doc {document_id!r}", f"{len(found)} documents have such an id",
+    matches = corpus.find(document_id)
+    if len(matches) != 1:
+        raise UserError(f"doc {document_id!r}", f"{len(matches)} documents have such an id",
                         "give the id as `python -m data.inspect rule NAME` prints it")
-    ((full_id, places),) = found.items()
-    row = corpus.read_at(places[0])   # kept before removed, where a text came twice
+    ((full_id, places),) = matches.items()
+    row = corpus.read_at(places[0])   # the kept one of several documents with one id
     meta = json.loads(row["meta"])
     verdict = {"documents": "kept", "heldout": "held out"}.get(places[0].kind, "removed")
-    story = _Story(corpus, row, meta, verdict)
-    print(f"{full_id}  {story.verdict_line()}")
+    report = _Trace(corpus, row, meta, verdict)
+    print(f"{full_id}  {report.verdict_line()}")
     print(f"  source    {visible(row['source'])}\n  domain    {row['domain']}\n"
           f"  language  {row['language']}\n{beginning(row['text'])}\n")
-    for number, (stage, line) in enumerate(story.stages(), 1):
+    for number, (stage, line) in enumerate(report.stages(), 1):
         print(f"  {number:>2}  {stage:<14} {line}")
-    print(f"\n{story.signals_table()}")
+    print(f"\n{report.signals_table()}")
     for other in places[1:]:
-        print(f"  the same id once more in {other.kind}/")
-    story.print_representative()
+        print(f"  the same id also occurs in {other.kind}/")
+    report.print_representative()
     return {"kind": places[0].kind, "verdict": verdict,
             **{name: value for name, value in row.items() if name not in ("text", "meta")},
-            "meta": meta, "thresholds": story.bounds}
+            "meta": meta, "thresholds": report.bounds}
 
 
 def beginning(text: str) -> str:
-    """The first lines of a text that hold something, indented."""
+    """The first non-blank lines of a text, indented."""
     lines = [visible(line[:NUM_CHARS]) for line in text.splitlines() if line.strip()]
     return "\n".join(f"    {line}" for line in lines[:NUM_LINES])
 
 
-class _Story:
+class _Trace:
     def __init__(self, corpus: Corpus, row: Row, meta: Row, verdict: str):
         self._corpus, self._row, self._meta, self._verdict = corpus, row, meta, verdict
         self._cutoffs = {one["name"]: one["threshold"]
@@ -72,13 +72,13 @@ class _Story:
             if histogram["domain"] == row["domain"] and histogram["signal"] in self.signals}
 
     def verdict_line(self) -> str:
-        """The verdict in a few words."""
+        """The verdict in one line."""
         if self._verdict != "removed":
             return {"kept": "kept for training", "held out": "held out"}[self._verdict]
         return f"removed in {self._row['stage']}: {self._removal()}"
 
     def stages(self) -> list[tuple[str, str]]:
-        """(stage, what it did) as far as the document came."""
+        """(stage, result) for every stage that processed the document."""
         trimmed = self._meta.get("trimmed") or {}
         num_bytes = len(self._row["text"].encode()) + sum(trimmed.values())
 
@@ -86,7 +86,7 @@ class _Story:
             return _list("cut", {rule: trimmed[rule] for rule in rules if rule in trimmed},
                          "bytes of ")
 
-        tellers: dict[str, Callable[[Row], str]] = {
+        describe: dict[str, Callable[[Row], str]] = {
             "extract": lambda _: f"about {size(num_bytes)} of text",
             "exact_dedup": lambda _: "no earlier document has the same text",
             "language": lambda _: f"{self._row['language']}, "
@@ -101,20 +101,20 @@ class _Story:
             "substrings": lambda record: cut(record["trimmed_bytes"]),
             "quality": lambda _: f"score {self._meta.get('quality', math.nan):.3f}, least "
                                  f"{self._corpus.manifest.get('min_quality', math.nan):.3f}",
-            "contamination": lambda _: self._found() or "holds no benchmark item",
+            "contamination": lambda _: self._hits() or "holds no benchmark item",
             "split": lambda _: self.verdict_line(),
         }
-        told = []
+        results = []
         for record in self._corpus.manifest.get("funnel", ()):
             stage = record["stage"]
             if self._verdict == "removed" and stage == self._row["stage"]:
-                found = f"; {self._found()}" if stage == "contamination" else ""
-                return [*told, (stage, f"REMOVED: {self._removal()}{found}")]
-            told.append((stage, tellers[stage](record) if stage in tellers else "passed"))
-        return told
+                hits = f"; {self._hits()}" if stage == "contamination" else ""
+                return [*results, (stage, f"REMOVED: {self._removal()}{hits}")]
+            results.append((stage, describe[stage](record) if stage in describe else "passed"))
+        return results
 
     def signals_table(self) -> str:
-        """Every signal with its bounds; what breaks one is marked."""
+        """Every signal with its bounds; values out of bounds are marked."""
         lines = [f"      {'signal':<32}{'value':>12}{'min':>12}{'max':>12}"] if self.signals else []
         for name, value in self.signals.items():
             low, high = (self.bounds.get(name, {}).get(side) for side in ("min", "max"))
@@ -124,7 +124,7 @@ class _Story:
         return "\n".join(lines)
 
     def print_representative(self) -> None:
-        """The beginning of the document that this one duplicates."""
+        """Prints the first lines of the document that this one duplicates."""
         other_id = self._row.get("representative")
         places = self._corpus.find(other_id).get(other_id) if other_id else None
         if places:
@@ -140,14 +140,14 @@ class _Story:
         return f"{row['reason']} = {row['score']:.4g}{limit}{alike}"
 
     def _scores(self) -> str:
-        told = []
+        parts = []
         for name, score in (self._meta.get("scores") or {}).items():
             bound = self._cutoffs.get(name)
             limit = "" if bound is None else f" (threshold {bound:.4g})"
-            told.append(f"{name} {score if isinstance(score, str) else f'{score:.4g}'}{limit}")
-        return ", ".join(told) or "not scored"
+            parts.append(f"{name} {score if isinstance(score, str) else f'{score:.4g}'}{limit}")
+        return ", ".join(parts) or "not scored"
 
-    def _found(self) -> str:
+    def _hits(self) -> str:
         return "; ".join(
             f"{hit['task']} item {hit['item']} ({hit['kind']}, {hit['overlap']:.2f} of it): "
             f"{visible(hit['text'][:NUM_CHARS])}" for hit in self._meta.get("hits") or ())
