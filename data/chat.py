@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from core.errors import UserError
 from data.tokenizer import Tokenizer
+
+ROLES = ("system", "user", "assistant")
 
 
 @dataclasses.dataclass(frozen=True)
 class Message:
     """One turn of a conversation."""
 
-    role: str       # system, user or assistant
+    role: str       # one of `ROLES`
     content: str
 
 
@@ -26,6 +29,31 @@ class Conversation:
     def to_dict(self) -> dict:
         """The conversation as plain JSON."""
         return {"messages": [dataclasses.asdict(m) for m in self.messages], "meta": dict(self.meta)}
+
+
+def make_conversation(messages: Sequence[Mapping[str, str]], where: str = "") -> Conversation:
+    """Makes a conversation from plain dictionaries.
+
+    Args:
+        where: the place of the messages, for error messages.
+
+    Raises:
+        UserError: there is no message, or one lacks a role or content or has an unknown role.
+    """
+    if not messages:
+        raise UserError(f"{where}: messages".lstrip(": "), "holds no message",
+                        'write [{"role": "user", "content": "..."}]')
+    made = []
+    for index, message in enumerate(messages):
+        is_object = isinstance(message, Mapping)
+        role = message.get("role") if is_object else None
+        content = message.get("content") if is_object else None
+        if role not in ROLES or not isinstance(content, str):
+            raise UserError(f"{where}: messages[{index}]".lstrip(": "),
+                            f"needs a role among {', '.join(ROLES)} and text content",
+                            'write {"role": "user", "content": "..."}')
+        made.append(Message(role, content))
+    return Conversation(tuple(made))
 
 
 def ask(question: str, answer: str | None = None, **meta: object) -> Conversation:

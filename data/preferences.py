@@ -69,7 +69,7 @@ def make_preference(row: Mapping[str, Any], where: str) -> Preference:
         raise UserError(where, "needs at least two responses, each a text", remedy)
     if len(ranks) != len(responses) or not all(type(rank) is int and rank > 0 for rank in ranks):
         raise UserError(where, "needs one rank from 1 on for each response", remedy)
-    return Preference(make_conversation(row["messages"]), tuple(responses), tuple(ranks),
+    return Preference(make_conversation(row["messages"], where), tuple(responses), tuple(ranks),
                       row.get("source", ""), row.get("meta", {}))
 
 

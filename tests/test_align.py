@@ -7,31 +7,37 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from align.dpo import make_pair_rows, with_reference
+from align.finetune import make_batches
 from align.losses.preference import PreferenceBatch, answer_logps, dpo_loss
 from align.pairs import make_pairs
-from align.sft import make_rows
+from align.sft import make_conversations, make_rows
 from core.errors import UserError
 from data.batch import Batch, pack_examples, stack
 from data.chat import ask, render
+from data.preferences import Preference
 from data.tokenizer import Tokenizer
+from model.execution import Execution
 from model.parallel.sharding import make_mesh
+from train.setup import Setup
 
-row_logps = jax.jit(answer_logps, static_argnames="config")
-loss = jax.jit(partial(dpo_loss, key=jax.random.key(0)),
+row_logps = jax.jit(partial(answer_logps, execution=Execution()), static_argnames="config")
+loss = jax.jit(partial(dpo_loss, execution=Execution(), key=jax.random.key(0)),
                static_argnames=("config", "beta", "nll_coef"))
 
 TOKENIZER = Tokenizer({bytes([b]): i for i, b in enumerate(range(32, 125))})
-PAIRS = [{"question": "a?", "chosen": "yes", "rejected": "no way"},
-         {"question": "what is b?", "chosen": "it is b", "rejected": "c"},
-         {"question": "c", "chosen": "", "rejected": "word"}]
+PAIRS = [Preference(ask(question), (chosen, rejected), (1, 2)) for question, chosen, rejected in (
+    ("a?", "yes", "no way"), ("what is b?", "it is b", "c"), ("c", "", "word"))]
+SIDES = {"chosen": 0, "rejected": 1}
 
 
 def preferences(params, config, row_length=32) -> PreferenceBatch:
     rows, _ = make_pair_rows(PAIRS, TOKENIZER, row_length)
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
-    return stack(with_reference(rows, params, config=config, mesh=mesh, batch_size=2))
+    return stack(with_reference(rows, params, setup=Setup(config, Execution(), mesh),
+                                batch_size=2))
 
 
 def moved(params):
@@ -51,15 +57,15 @@ def test_first_loss_is_ln_2(params, config):
 
 def test_loss_is_the_formula_in_float64(params, config):
     """arXiv 2305.18290, equation 7, from each answer's own log-probability."""
-    def logp(p, question, answer):
-        tokens, weights = render(ask(question, answer), TOKENIZER)
+    def logp(p, pair, side):
+        question = pair.prompt.messages[0].content
+        tokens, weights = render(ask(question, pair.responses[SIDES[side]]), TOKENIZER)
         row, _ = pack_examples([(tokens, weights)], 40)
         return float(row_logps(p, stack(row), config=config)[0])
 
     policy, beta, total = moved(params), 0.5, 0.0
     for pair in PAIRS:
-        ratios = [logp(policy, pair["question"], pair[side]) -
-                  logp(params, pair["question"], pair[side]) for side in ("chosen", "rejected")]
+        ratios = [logp(policy, pair, side) - logp(params, pair, side) for side in SIDES]
         total += math.log1p(math.exp(-beta * (ratios[0] - ratios[1])))
     loss_sum, _ = loss(policy, preferences(params, config), config=config, beta=beta, nll_coef=0.0)
     assert float(loss_sum) == pytest.approx(total, rel=1e-5)
@@ -70,7 +76,7 @@ def test_nll_coef_adds_the_chosen_answers_loss_per_token(params, config):
     plain, _ = loss(params, pairs, config=config, beta=0.1, nll_coef=0.0)
     both, metrics = loss(params, pairs, config=config, beta=0.1, nll_coef=2.0)
     logp_B = row_logps(params, pairs.chosen, config=config)
-    lengths = [len(pair["chosen"]) + 1 for pair in PAIRS]  # a token per character, and the end
+    lengths = [len(pair.responses[0]) + 1 for pair in PAIRS]  # a token per character, and the end
     expected = -sum(float(logp) / n for logp, n in zip(logp_B, lengths))
     assert float(both - plain) == pytest.approx(2.0 * expected, rel=1e-5)
     assert float(metrics["nll"][0]) == pytest.approx(expected, rel=1e-5)
@@ -102,39 +108,68 @@ def test_only_the_answer_and_its_end_are_scored():
     for (chosen, rejected), pair in zip(rows, PAIRS):
         for row, side in ((chosen, "chosen"), (rejected, "rejected")):
             scored = row.targets_BL[row.loss_weights_BL > 0]
-            assert TOKENIZER.decode(scored) == pair[side] + "<|end|>"
+            assert TOKENIZER.decode(scored) == pair.responses[SIDES[side]] + "<|end|>"
 
 
 def test_a_pair_with_a_long_side_is_left_out_whole():
     rows, num_too_long = make_pair_rows(
-        [*PAIRS, {"question": "q", "chosen": "short", "rejected": "x" * 50}], TOKENIZER, 32)
+        [*PAIRS, Preference(ask("q"), ("short", "x" * 50), (1, 2))], TOKENIZER, 32)
     assert (len(rows), num_too_long) == (len(PAIRS), 1)
 
 
-def test_pairs_are_best_against_worst_and_ties_are_counted():
+def test_a_ranking_trains_on_all_its_pairs_and_a_tie_on_none():
+    ranking = Preference(ask("q"), ("b", "a", "c"), (2, 1, 3))
+    tie = Preference(ask("q"), ("x", "y"), (1, 1))
+    rows, _ = make_pair_rows([ranking, tie], TOKENIZER, 32)
+    sides = [tuple(TOKENIZER.decode(row.targets_BL[row.loss_weights_BL > 0]) for row in pair)
+             for pair in rows]
+    assert sides == [("a<|end|>", "b<|end|>"), ("a<|end|>", "c<|end|>"), ("b<|end|>", "c<|end|>")]
+
+
+def test_pairs_are_best_against_worst_and_close_ones_are_left_out():
     def row(question, completion, score):
         return {"task": "t", "family": "f", "question": question, "completion": completion,
                 "score": score}
     rows = [row("q1", "mid", 0.5), row("q1", "bad", 0.1), row("q1", "good", 0.9),
             row("q2", "x", 0.4), row("q2", "y", 0.4), row("q2", "z", 0.45)]
-    pairs, outcomes = make_pairs(rows, num_samples=3, min_margin=0.1)
-    assert [(p["question"], p["chosen"], p["rejected"]) for p in pairs] == [("q1", "good", "bad")]
-    assert dict(outcomes) == {"paired": 1, "too_close": 1}
+    assert make_pairs(rows, num_samples=3, min_margin=0.1) == [Preference(
+        ask("q1"), ("good", "bad"), (1, 2), "t", {"family": "f", "scores": [0.9, 0.1]})]
+
+
+def make_section(**changes) -> ConfigDict:
+    return ConfigDict(dict(out="sft", row_length=64, batch_size=1, num_epochs=1, seed=0,
+                           tasks={}, inputs="") | changes)
 
 
 def test_sft_loss_sees_the_assistant_alone():
-    class Section:
-        out, row_length, batch_size = "sft", 64, 1
     conversations = [ask("what is it?", "a thing"), ask("and this?", "another")]
-    rows = make_rows(conversations, TOKENIZER, Section)
+    rows = make_rows(conversations, TOKENIZER, make_section())
     batch: Batch = stack(rows)
     scored = batch.targets_BL[batch.loss_weights_BL > 0]
     assert TOKENIZER.decode(scored) == "a thing<|end|>another<|end|>"
     assert set(np.unique(batch.loss_weights_BL)) == {0.0, 1.0}
 
 
-def test_sft_refuses_less_than_one_batch():
-    class Section:
-        out, row_length, batch_size = "sft", 64, 5
+def test_sft_learns_from_files_of_ones_own(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"question": "1?", "answer": "one"}\n'
+                    '{"messages": [{"role": "user", "content": "2?"}, '
+                    '{"role": "assistant", "content": "two"}]}\n')
+    section = make_section(tasks={"verifiable": 3, "documentation": 0}, inputs=str(path))
+    conversations = make_conversations(section, corpus=None)
+    assert len(conversations) == 5
+    answers = {c.messages[0].content: c.messages[1].content for c in conversations}
+    assert answers["1?"] == "one" and answers["2?"] == "two"
+    assert conversations == make_conversations(section, corpus=None)
+
+
+def test_sft_refuses_nothing_to_learn_from():
+    with pytest.raises(UserError, match="tasks, inputs: give no conversation"):
+        make_conversations(make_section(tasks={"verifiable": 0}), corpus=None)
+
+
+def test_less_than_one_batch_is_refused():
+    section = make_section(batch_size=5)
+    rows = make_rows([ask("q", "a")], TOKENIZER, section)
     with pytest.raises(UserError, match="do not fill one batch of 5"):
-        make_rows([ask("q", "a")], TOKENIZER, Section)
+        make_batches(rows, section)

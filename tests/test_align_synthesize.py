@@ -14,16 +14,19 @@ from ml_collections import ConfigDict
 from align.synthesize import build, choose_documents
 from align.synthetic.filters import judge
 from align.synthetic.prompts import STYLES, format_pairs, parse_pairs, split_passages
-from core.artifacts import ROOT, write_json
+from core.artifacts import LAYOUT, ROOT, write_json
 from core.errors import UserError
 from data.documents import Document, read_documents, write_documents
 from data.filters.language import identify
 from data.readers.read import read
 from data.readers.units import plan
 from data.tokenizer import Tokenizer
-from eval.respond.endpoint import EndpointWriter, LocalWriter
+from eval.respond.endpoint import EndpointResponder
+from eval.respond.loaded import load_model
+from eval.respond.local import LocalResponder
 from model.directory import save_model
-from model.generation.generate import Sampling
+from model.execution import Execution
+from model.generation.sampling import Sampling
 
 TEXT = ("the river carried old wooden boats past quiet villages where people waited for letters "
         "and news from towns that nobody there had ever seen because roads were long and winter "
@@ -109,8 +112,9 @@ def make_config(url, **changes):
         out="synthetic", corpus="corpus", model="", endpoint=url, endpoint_model="tiny",
         key_variable="", domains=("pages",), num_documents=0, styles=("encyclopedic", "pairs"),
         passage_words=40, min_passage_words=20, max_frac=2.0, max_new_tokens=64, temperature=0.7,
-        top_p=1.0, batch_size=4, chunk_prompts=6, num_connections=3, timeout_secs=5.0,
-        max_retries=2, backoff_secs=0.001, filters=dict(BOUNDS), seed=0)
+        top_p=1.0, chunk_prompts=6, filters=dict(BOUNDS), seed=0, compute_dtype="float32",
+        matmul="compute", run=dict(batch_size=4, num_connections=3, timeout_secs=5.0,
+                                   max_retries=2, backoff_secs=0.001))
     return ConfigDict(dict(synthesize=section | changes))
 
 
@@ -239,7 +243,7 @@ def test_documents_are_drawn_by_hash(corpus):
 def ask_endpoint(server, prompts=("hello",), **changes):
     options = dict(key_variable="", num_connections=1, timeout_secs=5.0, max_retries=2,
                    backoff_secs=0.001) | changes
-    return EndpointWriter(server.url, "tiny", Sampling(8), **options).write(prompts, 0)
+    return EndpointResponder(server.url, "tiny", Sampling(8), **options).respond(prompts, 0)
 
 
 @pytest.mark.parametrize("fault", [
@@ -323,6 +327,8 @@ def test_an_endpoint_that_rejects_everything_stops_the_run(server, corpus, tmp_p
 @pytest.mark.parametrize("changes, line", [
     ({"endpoint": ""}, "one of them writes"), ({"model": "sft"}, "one of them writes"),
     ({"styles": ("poem",)}, "'poem': no such style"), ({"chunk_prompts": 0}, "is below 1"),
+    ({"run": {**make_config("").synthesize.run, "num_connections": 0}},
+     "synthesize.run.num_connections=0: is below 1"),
     ({"domains": ("books",)}, "no document has a passage")], ids=str)
 def test_contradictions_are_told_before_anything_is_asked(server, corpus, tmp_path, changes, line):
     with pytest.raises(UserError, match=line):
@@ -408,20 +414,21 @@ def model_folder(params, config, tmp_path_factory):
         (folder / name).mkdir()
         save_model(folder / name, params, config, folder / "tokenizer", chat=chat,
                    context_tokens=64)
-        write_json(folder / name / "lineage.json", {"fingerprint": "f00d"})
+        write_json(folder / name / "lineage.json", {"layout": LAYOUT, "fingerprint": "f00d"})
     return folder
 
 
 def test_a_local_model_answers_the_same_every_time(model_folder):
-    writer = LocalWriter(model_folder / "chat", Sampling(8, temperature=1.0), batch_size=2)
+    model = load_model(model_folder / "chat", Execution())
+    responder = LocalResponder(model, Sampling(8, temperature=1.0), batch_size=2)
     prompts = ["first", "x" * 70, "second prompt", "third"]
-    replies = writer.write(prompts, seed=3)
-    assert replies == writer.write(prompts, seed=3) != writer.write(prompts, seed=4)
+    replies = responder.respond(prompts, seed=3)
+    assert replies == responder.respond(prompts, seed=3) != responder.respond(prompts, seed=4)
     assert replies[1] == ("", "prompt_too_long")
     assert {reply.fault for reply in replies} <= {"", "truncated", "prompt_too_long"}
-    assert writer.name == "chat@f00d"
+    assert responder.name == "chat@f00d"
 
 
 def test_a_base_model_is_refused(model_folder):
     with pytest.raises(UserError, match="is a base model"):
-        LocalWriter(model_folder / "base", Sampling(8), batch_size=2)
+        LocalResponder(load_model(model_folder / "base", Execution()), Sampling(8), batch_size=2)

@@ -166,7 +166,7 @@ def test_no_training_document_resembles_a_heldout_page(corpus, config):
 
 def test_output_does_not_depend_on_workers_or_memory(corpus, config, tmp_path):
     config = config.copy_and_resolve_references()
-    config.curate.memory_bytes = 1 << 20
+    config.curate.run.memory_bytes = 1 << 20
     folder, result = _build(config, tmp_path, num_workers=1)
     assert result["corpus_hash"] == corpus[1]["corpus_hash"]
     assert _outputs(folder) == _outputs(corpus[0])

@@ -1,5 +1,6 @@
 """Scores: bits per byte, log-likelihoods, answers and their statistics."""
 
+import dataclasses
 import lzma
 import math
 from functools import partial
@@ -18,27 +19,34 @@ from data.tokenizer import Tokenizer
 from data.tokens.checked import write_sums
 from eval.measures.choices import ChoiceScore, continuation_logps
 from eval.measures.likelihood import bits_per_byte, unigram_bits_per_byte, xz_bits_per_byte
+from eval.respond.loaded import LoadedModel
 from eval.respond.local import complete, make_prompts
 from eval.statistics import mean_and_stderr, win_rate
 from model.families.decoder import forward
-from model.generation.generate import Sampling
+from model.generation.sampling import Sampling
 from model.heads.language import token_logps
 
 # 93 ordinary tokens, so that with 5 special ones the tiny model's 98 are used up.
 RANKS = {bytes([b]): i for i, b in enumerate(range(32, 125))}
 
 
-@partial(jax.jit, static_argnames="config")
-def logps_BL(params, tokens_BL, targets_BL, *, config):
+@partial(jax.jit, static_argnames=("config", "execution"))
+def logps_BL(params, tokens_BL, targets_BL, *, config, execution):
     """Log-probabilities of one unpacked document per row."""
     positions_BL = jnp.arange(tokens_BL.shape[1])[None]
-    x_BLD = forward(params, tokens_BL, positions_BL, jnp.ones_like(tokens_BL), config=config)
-    return token_logps(params, x_BLD, targets_BL, config=config)
+    how = {"config": config, "execution": execution}
+    x_BLD = forward(params, tokens_BL, positions_BL, jnp.ones_like(tokens_BL), **how)
+    return token_logps(params, x_BLD, targets_BL, **how)
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
     return Tokenizer(RANKS)
+
+
+@pytest.fixture(scope="module")
+def model(params, config, execution, tokenizer) -> LoadedModel:
+    return LoadedModel(params, config, execution, tokenizer, chat=True, context_tokens=64)
 
 
 @pytest.fixture(scope="module")
@@ -62,13 +70,13 @@ def tokens(tmp_path_factory, tokenizer):
     return folder
 
 
-def test_bits_per_byte_of_a_uniform_model_is_log2_of_the_vocabulary(params, config, tokens):
-    uniform = jax.tree.map(jnp.zeros_like, params)
-    got = bits_per_byte(uniform, config, tokens, row_length=32, batch_size=4)
+def test_bits_per_byte_of_a_uniform_model_is_log2_of_the_vocabulary(model, tokens):
+    uniform = dataclasses.replace(model, params=jax.tree.map(jnp.zeros_like, model.params))
+    got = bits_per_byte(uniform, tokens, row_length=32, batch_size=4)
     assert got == pytest.approx(math.log2(98), rel=1e-6)  # every ordinary token is one byte
 
 
-def test_bits_per_byte_scores_each_document_as_alone(params, config, tokens, tokenizer):
+def test_bits_per_byte_scores_each_document_as_alone(model, tokens):
     """Rows long enough for everything: the sum of each document's own log-probabilities."""
     ids = np.fromfile(tokens / "heldout.tokens", "<u2").astype(np.int32)
     ends = np.fromfile(tokens / "heldout.ends", "<i8")
@@ -76,15 +84,16 @@ def test_bits_per_byte_scores_each_document_as_alone(params, config, tokens, tok
     for start, end in zip(np.r_[0, ends[:-1]], ends):
         document = ids[start:end]
         inputs, targets = document[None, :-1], document[None, 1:]
-        logps = np.asarray(logps_BL(params, inputs, targets, config=config))[0]
+        logps = np.asarray(logps_BL(model.params, inputs, targets, config=model.config,
+                                    execution=model.execution))[0]
         nats -= logps[:-1].sum()  # all but <|end|>
         num_bytes += len(document) - 2
-    got = bits_per_byte(params, config, tokens, row_length=200, batch_size=2)
+    got = bits_per_byte(model, tokens, row_length=200, batch_size=2)
     assert got == pytest.approx(nats / math.log(2) / num_bytes, rel=1e-5)
 
 
-def test_bits_per_byte_does_not_depend_on_the_batch(params, config, tokens):
-    got = [bits_per_byte(params, config, tokens, row_length=32, batch_size=b) for b in (1, 3, 8)]
+def test_bits_per_byte_does_not_depend_on_the_batch(model, tokens):
+    got = [bits_per_byte(model, tokens, row_length=32, batch_size=b) for b in (1, 3, 8)]
     np.testing.assert_allclose(got, got[0], rtol=1e-6)
 
 
@@ -103,19 +112,19 @@ def test_unigram_and_xz_by_an_independent_count(tokens, tmp_path):
     assert xz_bits_per_byte(tmp_path) == 8 * len(packed) / len("".join(texts).encode())
 
 
-def test_continuations_score_the_same_packed_and_alone(params, config):
+def test_continuations_score_the_same_packed_and_alone(model):
     rng = np.random.default_rng(1)
     examples = [(rng.integers(0, 98, n).tolist(), [0.0] * (n // 2) + [1.0] * (n - n // 2))
                 for n in (6, 12, 9, 24, 5, 17, 8)]
-    packed = continuation_logps(params, config, examples, row_length=40, batch_size=2)
-    alone = np.concatenate([continuation_logps(params, config, [e], row_length=40, batch_size=2)
+    packed = continuation_logps(model, examples, row_length=40, batch_size=2)
+    alone = np.concatenate([continuation_logps(model, [e], row_length=40, batch_size=2)
                             for e in examples])
     np.testing.assert_allclose(packed, alone, rtol=1e-5)
 
 
-def test_a_continuation_longer_than_a_row_is_refused(params, config):
+def test_a_continuation_longer_than_a_row_is_refused(model):
     with pytest.raises(UserError, match=r"eval.row_length=8: does not hold .* of 12 tokens"):
-        continuation_logps(params, config, [([1] * 12, [1.0] * 12)], row_length=8, batch_size=2)
+        continuation_logps(model, [([1] * 12, [1.0] * 12)], row_length=8, batch_size=2)
 
 
 def test_choice_normalisations():
@@ -124,24 +133,35 @@ def test_choice_normalisations():
     assert score.is_right_per_byte
 
 
-def test_completions_do_not_depend_on_batching(params, config, tokenizer):
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_completions_do_not_depend_on_batching(model, temperature):
     questions = [ask(text) for text in ("ab", "a longer question", "c", "what is it?", "xyz")]
-    prompts = make_prompts(questions, tokenizer, chat=True)
-    greedy = Sampling(max_new_tokens=8, temperature=0.0)
-    together = complete(params, config, tokenizer, prompts, greedy, seed=0, batch_size=4)
-    alone = [complete(params, config, tokenizer, [p], greedy, seed=0, batch_size=4)[0]
-             for p in prompts]
-    assert together == alone
+    prompts = make_prompts(model, questions)
+    sampling = Sampling(max_new_tokens=8, temperature=temperature)
+    together, in_twos = (complete(model, prompts, sampling, seed=0, batch_size=size)
+                         for size in (4, 2))
+    assert together == in_twos
     assert len(set(together)) > 1
+    if not temperature:     # a sampled answer depends on its place among the prompts
+        assert together == [complete(model, [prompt], sampling, seed=0, batch_size=4)[0]
+                            for prompt in prompts]
 
 
-def test_a_base_model_is_asked_in_plain_text_with_solved_examples(tokenizer):
-    solved = [ask("One?", "Yes."), ask("Two?", "No.")]
-    prompt, = make_prompts([ask("Three?")], tokenizers.train(
-        ["Question: Answer: One Two Three Yes No " * 20], 270), chat=False, examples=solved)
-    text = tokenizers.train(["Question: Answer: One Two Three Yes No " * 20], 270).decode(prompt)
-    assert text == ("<|bos|>Question: One?\nAnswer: Yes.\n\nQuestion: Two?\nAnswer: No.\n\n"
-                    "Question: Three?\nAnswer:")
+def test_the_same_prompt_twice_gets_two_samples(model):
+    prompts = make_prompts(model, [ask("what is it?")] * 4)
+    sampling = Sampling(max_new_tokens=8, temperature=1.0)
+    drawn = [complete(model, prompts, sampling, seed=seed, batch_size=4) for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert len(set(drawn[0])) > 1
+
+
+def test_a_base_model_is_asked_in_plain_text_with_solved_examples(model):
+    tokenizer = tokenizers.train(["Question: Answer: One Two Three Yes No " * 20], 270)
+    base = dataclasses.replace(model, tokenizer=tokenizer, chat=False)
+    prompt, = make_prompts(base, [ask("Three?")], [ask("One?", "Yes."), ask("Two?", "No.")])
+    assert tokenizer.decode(prompt) == (
+        "<|bos|>Question: One?\nAnswer: Yes.\n\nQuestion: Two?\nAnswer: No.\n\n"
+        "Question: Three?\nAnswer:")
 
 
 def test_statistics():

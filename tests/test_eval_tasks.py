@@ -4,9 +4,12 @@ import random
 
 import pytest
 
+from core.errors import UserError
 from data.chat import ask
 from eval.tasks.documentation import NUM_CHOICES, Documentation
-from eval.tasks.task import answer_of, question_of, split_of
+from eval.tasks.file import load_file_task
+from eval.tasks.registry import TASKS, open_tasks
+from eval.tasks.task import ChoiceTask, answer_of, question_of, split_of
 from eval.tasks.verifiable import FAMILIES, Verifiable
 
 ROWS = tuple((f"pack{p}.mod{m}.f{i}", f"pack{p}.mod{m}", f"pack{p}", f"Does thing {p} {m} {i}.")
@@ -103,3 +106,57 @@ def test_question_of_drops_only_the_answer():
     conversation = ask("Why?", "Because.", task="t")
     assert answer_of(conversation) == "Because."
     assert question_of(conversation) == ask("Why?", task="t")
+
+
+def test_tasks_are_opened_by_name_with_their_counts():
+    opened = open_tasks({"verifiable": 7, "documentation": 0}, corpus=None)
+    assert [(task.name, count) for task, count in opened] == [("verifiable", 7)]
+    assert {"documentation", "verifiable"} <= set(TASKS)
+    assert isinstance(Documentation(ROWS), ChoiceTask) and not isinstance(Verifiable(), ChoiceTask)
+
+
+@pytest.mark.parametrize("counts, message", [
+    ({"arithmetic": 5}, r"tasks.arithmetic: is no task: choose among documentation, verifiable"),
+    ({"verifiable": -1}, "tasks.verifiable=-1: must not be negative"),
+    ({"documentation": 5}, "tasks.documentation: is drawn from a corpus, and none is given"),
+], ids=str)
+def test_impossible_tasks_are_refused(counts, message):
+    with pytest.raises(UserError, match=message):
+        open_tasks(counts, corpus=None)
+
+
+def test_a_file_of_questions_is_a_task(tmp_path):
+    path = tmp_path / "capitals.jsonl"
+    path.write_text('{"question": "France?", "answer": "Paris"}\n'
+                    '{"question": "Italy?", "answer": "Rome"}\n')
+    (task, count), = open_tasks({}, None, str(path))
+    assert (task.name, count) == ("capitals", 2)
+    solved = task.conversations("test", 2, seed=0)
+    assert questions(solved) == {"France?", "Italy?"}
+    assert solved == task.conversations("train", 2, seed=0)
+    assert {c.meta["task"] for c in solved} == {"capitals"}
+    assert task.score(ask("France?", "Paris"), " Paris\n") == 1.0
+    assert task.score(ask("France?", "Paris"), "Rome") == 0.0
+    with pytest.raises(UserError, match="two tasks are called 'capitals'"):
+        open_tasks({}, None, f"{path},{path}")
+
+
+@pytest.mark.parametrize("line, message", [
+    ('{"text": "no question"}', "is neither a conversation nor a question with its answer"),
+    ('"text"', "is neither a conversation nor a question"),
+    ('{"messages": [{"role": "user", "content": "hi"}]}', "does not end with an answer"),
+    ('{"messages": [{"role": "user", "content": 5}]}', r"messages\[0\]: needs a role"),
+    ("{", "is not valid JSON")])
+def test_a_line_that_is_no_solved_question_is_refused_by_its_number(tmp_path, line, message):
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"question": "1?", "answer": "one"}\n' + line + "\n")
+    with pytest.raises(UserError, match=f"mine.jsonl, line 2: {message}"):
+        load_file_task(path)
+
+
+def test_missing_and_empty_files_are_refused(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        load_file_task(tmp_path / "none.jsonl")
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(UserError, match="holds no question"):
+        load_file_task(tmp_path / "empty.jsonl")

@@ -33,7 +33,8 @@ def rows(config):
 def _materialised(params, x_BLD, targets_BL, *, config, execution):
     """The scores by the book, in float32, from numbers rounded to the compute dtype."""
     def rounded(x):  # its gradient is not rounded
-        return x + jax.lax.stop_gradient(x.astype(execution.dtype).astype(jnp.float32) - x)
+        narrow = x.astype(execution.compute_dtype)
+        return x + jax.lax.stop_gradient(narrow.astype(jnp.float32) - x)
 
     weight_DV = params["embed_VD"].T if config.tied else params["head_DV"]
     logits_BLV = jnp.einsum("BLD,DV->BLV", rounded(x_BLD), rounded(weight_DV))

@@ -14,14 +14,14 @@ import yaml
 from small_tokens import write_artifacts
 
 from core.artifacts import ROOT
+from core.entry import Stage
 from core.xla_flags import PRESETS
 from scripts.launch import kubernetes, slurm, tpu
 from scripts.launch.job import Job
 from scripts.stages import StageModule, config_arguments, read_stage
 
 GOLDEN = ROOT / "tests" / "golden" / "launch"
-PACK = StageModule("data.pack", "pack", ("corpus", "tokenizer"), False)
-PRETRAIN = StageModule("train.pretrain", "pretrain", ("tokens",), True)
+PACK, PRETRAIN = read_stage("data.pack"), read_stage("train.pretrain")
 JOB = Job(name="night-run", stages=(PACK, PRETRAIN), workdir="/shared/run", root="/opt/heart wood",
           arguments=("--config=configs/quickstart.py:accelerator", "--config.pretrain.tokens=it's"),
           python="/opt/heart wood/.venv/bin/python", xla_flags="")
@@ -162,7 +162,7 @@ if behaviour != "end":
 def _submit(cluster, tmp_path, behaviours, **allocation):
     """Hands the stage's rendered script to the scheduler."""
     (tmp_path / "toy.py").write_text(STAGE)
-    job = Job("toy", (StageModule("toy", "toy", (), True),), (behaviours,), str(tmp_path),
+    job = Job("toy", (StageModule("toy", Stage("toy", build=print, every_process=True)),), (behaviours,), str(tmp_path),
               str(tmp_path), sys.executable, "")
     script = tmp_path / "toy.sbatch"
     script.write_text(slurm.render(job, slurm.Allocation(nodes=2, **allocation), max_requeues=2))
@@ -273,7 +273,7 @@ def test_two_processes_train_under_the_scheduler(tmp_path, cluster):
     done = _launch(
         "slurm", BASE[0], f"--workdir={tmp_path}", BASE[2], "--submit", "--nodes=2",
         f"--python={sys.executable}", "--config.mesh.fsdp=2", "--config.pretrain.num_steps=4",
-        "--config.pretrain.row_length=32", "--config.pretrain.num_choices=0",
+        "--config.pretrain.row_length=32", "--config.pretrain.run.tasks.documentation=0",
         "--config.pretrain.optimizer.warmup_steps=0", env=cluster)
     assert json.loads(done.stdout)["job"] == "4711"
     said = (tmp_path / "log").read_text()
@@ -288,9 +288,10 @@ def test_no_scheduler_is_one_line(tmp_path):
 
 
 def test_stages_tell_what_they_read_and_whether_processes_join():
-    assert read_stage("train.pretrain").section == "pretrain"
-    assert "tokens" in read_stage("train.pretrain").parents
-    assert read_stage("train.pretrain").every_process and not read_stage("data.pack").every_process
+    module, stage = read_stage("train.pretrain")
+    assert (module, stage.section) == ("train.pretrain", "pretrain")
+    assert "tokens" in stage.parents
+    assert stage.every_process and not read_stage("data.pack").stage.every_process
 
 
 def test_the_configs_arguments_are_handed_on():

@@ -14,13 +14,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.artifacts import ROOT
+from core.artifacts import ROOT, make_lineage, write_json
 from core.errors import UserError
 from data.chat import ask, render_prompt
 from data.tokenizer import Tokenizer
+from eval.respond.loaded import LoadedModel
 from model.directory import save_model
 from model.families.decoder import forward, init
-from model.generation.generate import Sampling
+from model.generation.sampling import Sampling
 from model.heads.language import logits
 from serve import chat
 from serve.chat import Session, stream_text
@@ -30,27 +31,28 @@ CAPACITY = 96
 
 
 @pytest.fixture(scope="module")
-def model(config):
-    """Parameters and config of a model over bytes."""
+def model(config, execution):
+    """A model over bytes that answers in turns."""
     config = dataclasses.replace(config, V=BYTES.vocab_size)
-    return jax.jit(lambda key: init(config, key))(jax.random.key(3)), config
+    params = jax.jit(lambda key: init(config, key))(jax.random.key(3))
+    return LoadedModel(params, config, execution, BYTES, chat=True, context_tokens=CAPACITY)
 
 
 def _session(model, *, max_new_tokens=8, temperature=0.0, **how):
     sampling = Sampling(max_new_tokens, temperature)
-    return Session(*model, BYTES, sampling, **{"capacity": CAPACITY} | how)
+    return Session(model, sampling, **{"capacity": CAPACITY} | how)
 
 
 @pytest.fixture(scope="module")
 def next_token(model):
     """The likeliest next token, from scratch and without a cache."""
-    params, config = model
+    how = {"config": model.config, "execution": model.execution}
 
     @jax.jit
     def run(tokens_BL):
         positions_BL = jnp.arange(CAPACITY)[None]
-        x_BLD = forward(params, tokens_BL, positions_BL, jnp.ones_like(tokens_BL), config=config)
-        return logits(params, x_BLD, config=config)
+        x_BLD = forward(model.params, tokens_BL, positions_BL, jnp.ones_like(tokens_BL), **how)
+        return logits(model.params, x_BLD, **how)
 
     def last(tokens):
         padded_BL = np.zeros((1, CAPACITY), np.int32)
@@ -93,9 +95,8 @@ def test_a_stopped_answer_leaves_a_conversation_that_goes_on(model, next_token):
 def test_nothing_is_read_twice(model, monkeypatch):
     read = []
     prefill = chat.prefill
-    monkeypatch.setattr(chat, "prefill", lambda params, prompt_BL, lengths_B, cache, config: (
-        read.append(int(lengths_B[0])), prefill(params, prompt_BL, lengths_B, cache,
-                                                config=config))[1])
+    monkeypatch.setattr(chat, "prefill", lambda params, prompt_BL, lengths_B, cache, **how: (
+        read.append(int(lengths_B[0])), prefill(params, prompt_BL, lengths_B, cache, **how))[1])
     session = _session(model)
     for text in ("Hello.", "And then?"):
         "".join(session.answer(text))
@@ -125,7 +126,7 @@ def test_reset_is_a_new_conversation(model):
 
 
 def test_a_base_model_continues_each_text(model, next_token):
-    session = _session(model, chat=False)
+    session = _session(dataclasses.replace(model, chat=False))
     for text in ("Once upon", "The end"):
         "".join(session.answer(text))
         prompt = [BYTES.bos, *BYTES.encode(text)]
@@ -155,8 +156,12 @@ def test_the_answer_is_the_text_of_its_tokens(model):
 def folder(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("chat")
     BYTES.save(folder / "source")
-    save_model(folder / "chat", *model, folder / "source", chat=True, context_tokens=96)
-    save_model(folder / "base", *model, folder / "source", chat=False, context_tokens=96)
+    for name, is_chat in (("chat", True), ("base", False)):
+        (folder / name).mkdir()
+        save_model(folder / name, model.params, model.config, folder / "source", chat=is_chat,
+                   context_tokens=96)
+        write_json(folder / name / "lineage.json",
+                   make_lineage(stage=name, config={}, inputs={}, code=""))
     return folder
 
 

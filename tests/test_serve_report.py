@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from ml_collections import ConfigDict
 
+from core.artifacts import LAYOUT
 from core.errors import UserError
 from serve.report import write as report
 from serve.report.run import ARTIFACTS, MODELS, Run, proportion
@@ -62,9 +63,11 @@ def _write_corpus(folder):
 
 
 def _write_eval(folder, model, score):
-    metrics = {"bpb": 1.5, "unigram_bpb": 3.0, "xz_bpb": 2.0, "documentation_acc": score, "documentation_chance": 0.25,
-               "documentation_items": 40, "verifiable_acc": score, "verifiable_items": 8, "open_score": score,
-               "open_stderr": 0.02, "open_items": 6, "secs": 1.0, "peak_memory_bytes": 1e8}
+    metrics = {"bpb": 1.5, "unigram_bpb": 3.0, "xz_bpb": 2.0, "documentation_acc": score,
+               "documentation_chance": 0.25, "documentation_items": 40, "verifiable_acc": score,
+               "verifiable_items": 8, "tasks": ["documentation", "verifiable"],
+               "open_score": score, "open_stderr": 0.02, "open_items": 6, "secs": 1.0,
+               "peak_memory_bytes": 1e8}
     if model != "base":
         metrics |= {"win_rate": 0.7, "win_rate_ci": [0.6, 0.8], "against": "eval_base"}
     _write(folder / "metrics.json", metrics)
@@ -89,7 +92,8 @@ def _write_run(folder):
         _write_rows(folder / name / "metrics.jsonl", [*losses, {"step": 20, "heldout_bpb": 1.5}])
     for name in ARTIFACTS:
         _write(folder / name / "lineage.json", {
-            "stage": name, "fingerprint": f"mark-of-{name}", "command": f"python -m {name}",
+            "layout": LAYOUT, "stage": name, "fingerprint": f"print-of-{name}",
+            "build": f"mark-of-{name}", "command": f"python -m {name}",
             "inputs": {parent: f"mark-of-{parent}" for parent in PARENTS.get(name, ())},
             "config": {"pretrain": {"num_steps": 20, "anneal_frac": 0.3}}, "commit": "c" * 40,
             "uncommitted_changes": False, "python": "3.11", "platform": "Linux",

@@ -15,6 +15,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs.common import make_training, make_training_run
+from core.artifacts import make_lineage, open_partial, read_lineage
 from core.errors import UserError
 from model.config import ModelConfig
 from model.execution import Execution
@@ -59,7 +60,7 @@ def make_section(**rewind):
 
 def run(folder, bad=(), evaluate=None, section=None):
     section = section or make_section()
-    folder.mkdir(exist_ok=True)
+    open_partial(folder, make_lineage(stage="toy", config={}, inputs={}, code=""))
     mesh, optimizer = make_mesh({"data": 1}, jax.devices()[:1]), optax.sgd(0.05)
     make_first = partial(make_state, optimizer=optimizer, key=jax.random.key(0), mesh=mesh)
     abstract_state = make_first({"w_D": jax.ShapeDtypeStruct((4,), jnp.float32)})
@@ -152,7 +153,9 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path, stop_at, bad):
     with pytest.raises(SystemExit) as exit_info:
         run(stopped, bad, evaluate)
     assert exit_info.value.code == 128 + signal.SIGTERM
+    saved = max(int(path.name) for path in (stopped / "checkpoints").iterdir())
     state = run(stopped, bad)
+    assert [process["step"] for process in read_lineage(stopped)["runs"]] == [0, saved]
     assert np.array_equal(state.params["w_D"], expected.params["w_D"])
     assert (stopped / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
 

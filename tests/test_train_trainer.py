@@ -1,5 +1,6 @@
 """The trainer: when first parameters are made, and that nothing holds them a second time."""
 
+import dataclasses
 import gc
 import math
 import shutil
@@ -13,13 +14,15 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs.common import make_optimizer, make_training, make_training_run
-from core.artifacts import make_lineage, write_json
+from core.artifacts import make_lineage, open_partial, write_json
+from core.errors import UserError
 from model.config import ModelConfig
 from model.directory import load_params, save_model
 from model.families.decoder import init
 from model.parallel.sharding import make_mesh
 from train.setup import Setup
 from train.trainer import train
+from train.watch.compilation import Compilations
 
 NUM_STEPS = 4
 MODEL = ModelConfig(V=512, D=128, N=2, H=4, G=2, K=32, F=512)
@@ -45,15 +48,19 @@ def source(tmp_path_factory):
 
 @pytest.fixture
 def run(tmp_path, execution):
-    """`run(make_params, mesh, optimizer)`: trains in one folder and gives the parameters and, for
-    each evaluation, the bytes of arrays that were not there before the training."""
-    write_json(tmp_path / "lineage.json", make_lineage(stage="toy", config={}, inputs={}, code=""))
+    """`run(make_params, mesh, ...)`: trains in one folder and gives the parameters and, for each
+    evaluation, the bytes of arrays that were not there before the training.
 
-    def run(make_params, mesh, **optimizer):
+    A save under way holds copies on the host, which on a CPU look like others; so none is under
+    way while it is measured, unless a test asks for earlier checkpoints.
+    """
+    def run(make_params, mesh, *, model=MODEL, checkpoint_every=NUM_STEPS, **optimizer):
+        open_partial(tmp_path, make_lineage(stage="toy", config={}, inputs={}, code=""))
         section = ConfigDict(make_training(
             out="toy", row_length=8, batch_size=2, optimizer=make_optimizer(
                 clip_norm=0.0, schedule="constant", warmup_steps=0, **optimizer),
-            run=make_training_run(log_every=1, evaluate_every=1, checkpoint_every=2)))
+            run=make_training_run(log_every=1, evaluate_every=1,
+                                  checkpoint_every=checkpoint_every)))
         batches = grain.MapDataset.range(NUM_STEPS).map(lambda _: {"ones_B": np.ones(2, "f4")})
         before, found = live_bytes(), []
 
@@ -62,7 +69,7 @@ def run(tmp_path, execution):
             return {"norm": float(params["final_norm_D"][0])}
 
         params, _ = train(quadratic_loss, batches, make_params, section=section, folder=tmp_path,
-                          setup=Setup(MODEL, execution, mesh), evaluate=evaluate)
+                          setup=Setup(model, execution, mesh), evaluate=evaluate)
         return jax.device_get(params), found
 
     return run
@@ -98,10 +105,21 @@ def test_training_further_holds_the_parameters_once(run, source, tmp_path, axes,
     whole, found = run(load, mesh, **settings)
     assert len(found) == NUM_STEPS and within(found, copies), (found, param_bytes())
 
+    shutil.rmtree(tmp_path / "checkpoints")
+    run(load, mesh, checkpoint_every=2, **settings)
     shutil.rmtree(tmp_path / "checkpoints" / str(NUM_STEPS))
     resumed, found = run(must_not_be_called, mesh, **settings)      # from step 2
     assert len(found) == NUM_STEPS - 2 and within(found, copies), (found, param_bytes())
     jax.tree.map(np.testing.assert_array_equal, resumed, whole)
+
+
+def test_another_models_checkpoint_is_refused_before_anything_is_compiled(run, source):
+    mesh = make_mesh(ONE, jax.devices()[:1])
+    run(partial(load_params, source, MODEL, mesh), mesh, name="sgd", momentum=0.0)
+    other = dataclasses.replace(MODEL, F=256)
+    with Compilations() as compilations, pytest.raises(UserError, match="w_down_FD is float32"):
+        run(must_not_be_called, mesh, model=other, name="sgd", momentum=0.0)
+    assert compilations.programs == {}
 
 
 def must_not_be_called():

@@ -53,7 +53,7 @@ def load_file_task(path: str | Path) -> FileTask:
     for number, row in enumerate(read_jsonl(path), start=1):
         where = f"{path}, line {number}"
         if isinstance(row, dict) and isinstance(row.get("messages"), list):
-            conversation = make_conversation(row["messages"])
+            conversation = make_conversation(row["messages"], where)
         elif isinstance(row, dict) and all(isinstance(row.get(field), str)
                                            for field in ("question", "answer")):
             conversation = ask(row["question"], row["answer"])

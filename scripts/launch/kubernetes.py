@@ -22,6 +22,8 @@ from core.errors import UserError
 from core.processes import COORDINATOR_PORT
 from scripts.launch.job import RUN_STAGE, Job, define_job_flags, deliver, out_path, read_job
 
+# 143 is SIGTERM: the node is drained.
+RETRIED = (entry.EXIT_IO_ERROR, entry.EXIT_PROCESS_LOST, entry.EXIT_INTERRUPTED, 143)
 GRACE_SECS = 120    # between SIGTERM and the end: time to save
 
 _MANIFEST = """\
@@ -96,7 +98,7 @@ def render(job: Job, *, nodes: int, limits: dict[str, int], selector: dict[str, 
                         *(f"run_stage {job.command(stage)}" for stage in job.stages)])
     return _MANIFEST.format(
         name=job.name, nodes=nodes, max_restarts=max_restarts, refused=entry.EXIT_USER_ERROR,
-        retried=f"{entry.EXIT_IO_ERROR}, {entry.EXIT_PROCESS_LOST}, {entry.EXIT_INTERRUPTED}, 143", grace_secs=GRACE_SECS,
+        retried=", ".join(map(str, RETRIED)), grace_secs=GRACE_SECS,
         selector=json.dumps(selector), image=json.dumps(image), root=json.dumps(job.root),
         port=COORDINATOR_PORT, limits=json.dumps(limits), mount=json.dumps(mount),
         claim=json.dumps(claim),
