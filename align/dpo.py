@@ -3,7 +3,7 @@
     python -m align.dpo --config=configs/quickstart.py --workdir=runs/quickstart
 
 The reference is the model that DPO starts from. Its log-probabilities are computed once, by the
-code that trains, so the first step's loss is ln 2 to the last bit that float32 allows.
+same code as in training, so the first step's loss is ln 2 to float32 precision.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from train.setup import Setup
 from train.step import place_batch
 from train.watch import profile
 
-# A pair's rows: the chosen answer's, and the rejected one's.
+# Rows of a pair: (chosen, rejected).
 PairRows = tuple[Batch, Batch]
 
 
@@ -46,7 +46,7 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
     if num_too_long:
         log(f"{section.out}: left out {num_too_long} of {len(rows) + num_too_long} pairs that are "
             f"longer than {section.row_length} tokens")
-    # The reference's parameters are released before those to train are made.
+    # The reference's parameters are freed before those to train are loaded.
     scored = with_reference(rows, load_params(source, setup.config, setup.mesh), setup=setup,
                             batch_size=section.batch_size)
     loss_fn = partial(dpo_loss, beta=section.beta, nll_coef=section.nll_coef)
@@ -57,10 +57,10 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
 
 def make_pair_rows(preferences: Sequence[Preference], tokenizer: Tokenizer,
                    row_length: int) -> tuple[list[PairRows], int]:
-    """Renders pairs, one row per answer; a pair with an answer longer than a row is left out.
+    """Renders pairs, one row per answer; excludes pairs with an answer longer than a row.
 
     Returns:
-        (chosen, rejected) rows, and the number of pairs left out.
+        (chosen, rejected) rows, and the number of excluded pairs.
     """
     def render_row(prompt: Conversation, response: str) -> tuple[list[Batch], int]:
         whole = Conversation((*prompt.messages, Message("assistant", response)))
@@ -78,7 +78,7 @@ def make_pair_rows(preferences: Sequence[Preference], tokenizer: Tokenizer,
 
 def with_reference(rows: Sequence[PairRows], params: Any, *, setup: Setup,
                    batch_size: int) -> list[PreferenceBatch]:
-    """Adds the reference's log-probabilities to every pair, in batches of the training's shape."""
+    """Adds the reference's log-probabilities to every pair, in batches of training's shape."""
     zero = np.float32(0.0)
     bare = [PreferenceBatch(chosen, rejected, zero, zero) for chosen, rejected in rows]
     done: list[PreferenceBatch] = []

@@ -1,4 +1,4 @@
-"""What every stage shares that trains a model further: open it, train, write it again."""
+"""Shared code of fine-tuning stages: open a model, train it, save the result."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from train.trainer import train
 
 
 def open_setup(source: Path, section: ConfigDict, mesh: Mapping[str, int]) -> Setup:
-    """The setup for training a model directory further."""
+    """The setup for fine-tuning a model directory."""
     return make_setup(read_description(source).config, section, mesh)
 
 
 def make_batches(rows: list[Any], section: ConfigDict) -> grain.MapDataset:
-    """Batches of `num_epochs` passes over rows, each pass in an order of its own.
+    """Batches of `num_epochs` passes over rows, each shuffled differently.
 
     Raises:
         UserError: fewer rows than one batch.
@@ -38,11 +38,11 @@ def make_batches(rows: list[Any], section: ConfigDict) -> grain.MapDataset:
 
 def fine_tune(loss_fn: LossFn, batches: grain.MapDataset, source: Path, *, setup: Setup,
               section: ConfigDict, folder: Path, rows_per_example: int = 1) -> dict[str, Any]:
-    """Trains a model directory further and writes the result, a model that answers in turns.
+    """Fine-tunes a model directory and writes the result, a chat model.
 
     Args:
-        source: the model directory to start from; its parameters are read where no checkpoint
-            holds later ones.
+        source: the model directory to start from; its parameters are read unless a checkpoint of
+            this stage exists.
         folder: the model directory to write.
 
     Returns:

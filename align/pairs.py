@@ -1,9 +1,9 @@
-"""Stage: samples several answers per question and labels the best and the worst of them.
+"""Stage: samples several answers per question and pairs the best with the worst.
 
     python -m align.pairs --config=configs/quickstart.py --workdir=runs/quickstart
 
-Writes `pairs.jsonl`, preferences of two responses each, see `data.preferences`. The labeller is the
-task's own `score`: exact match for verifiable tasks, shared words with the documentation otherwise.
+Writes `pairs.jsonl`, preferences of two responses each, see `data.preferences`. Answers are
+ranked by the task's `score`: exact match for verifiable tasks, word F1 for documentation.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from model.generation.sampling import Sampling
 
 
 def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict[str, Any]:
-    """Samples from the SFT model on questions of the training split."""
+    """Samples answers of the SFT model to questions of the training split."""
     section = config.pairs
     tasks = open_tasks(section.tasks, parents.get("corpus"), section.inputs)
     # Another seed than SFT's: new operands, and another order of the documentation questions.
@@ -55,11 +55,11 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
 
 def make_pairs(rows: Sequence[Mapping[str, Any]], num_samples: int,
                min_margin: float) -> list[Preference]:
-    """Best against worst of each question's answers.
+    """Pairs the best with the worst of each question's answers.
 
     Args:
-        rows: scored answers; each question's `num_samples` rows stand together.
-        min_margin: least difference in score that makes a pair.
+        rows: scored answers; each question's `num_samples` rows are contiguous.
+        min_margin: least difference in score of a pair.
     """
     pairs = []
     for first in range(0, len(rows), num_samples):

@@ -1,4 +1,4 @@
-"""Stage: supervised fine-tuning; the loss counts the assistant's tokens only.
+"""Stage: supervised fine-tuning; the loss is over the assistant's tokens only.
 
     python -m align.sft --config=configs/quickstart.py --workdir=runs/quickstart
     python -m align.sft --config=configs/quickstart.py --workdir=runs/quickstart \\
@@ -53,7 +53,7 @@ def make_conversations(section: ConfigDict, corpus: Path | None) -> list[Convers
 
 def make_rows(conversations: Sequence[Conversation], tokenizer: Tokenizer,
               section: ConfigDict) -> list[Batch]:
-    """Packs rendered conversations into rows; those that are too long are counted and logged."""
+    """Packs rendered conversations into rows; logs the number of those that are too long."""
     rows, num_too_long = pack_examples((render(c, tokenizer) for c in conversations),
                                        section.row_length)
     if num_too_long:

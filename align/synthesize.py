@@ -1,10 +1,10 @@
-"""Stage: has a model rephrase a corpus' documents, and ask and answer questions about them.
+"""Stage: generates synthetic documents: rephrasings of a corpus, and questions with answers.
 
     python -m align.synthesize --config=configs/x.py --workdir=runs/x
 
 Reads `documents/` of a corpus. Writes `documents/` of domain "synthetic", which `data.curate` can
-read as an input, and `removed/`, the answers that were not good enough, with the reason of each.
-The work goes chunk by chunk: a run that was killed does at most one chunk again.
+read as an input, and `removed/`, the answers that were filtered out, with the reason of each.
+Processing is by chunk: a run that was killed repeats at most one.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ REMOVED_COLUMNS = {"reason": pa.string(), "score": pa.float64()}
 
 
 class Task(NamedTuple):
-    """One prompt: a passage of a document, and the style that is asked for."""
+    """One prompt: a passage of a document, and the requested style."""
 
     document: Document
     number: int         # of the passage in the document
@@ -52,14 +52,14 @@ class Task(NamedTuple):
 
 
 def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict[str, Any]:
-    """Writes synthetic documents from ``config.synthesize``; see the module's first lines.
+    """Writes synthetic documents by ``config.synthesize``; see the module's docstring.
 
     Returns:
-        documents, bytes, frac (bytes over those of the corpus), asked prompts, documents by
+        documents, bytes, frac (bytes over those of the corpus), prompts sent, documents by
         style, removed answers by reason, passages skipped as too short.
 
     Raises:
-        UserError: the config is contradictory, no document is chosen, no answer is good enough, or
+        UserError: the config is contradictory, no document is chosen, no answer is accepted, or
             the endpoint fails.
     """
     section = config.synthesize
@@ -85,10 +85,10 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
 
 def choose_documents(folder: Path, domains: Sequence[str], num_documents: int,
                      seed: int) -> tuple[list[Document], int]:
-    """Draws documents by a hash of their ids, and holds them in memory.
+    """Samples documents by a hash of their ids; they are held in memory.
 
     Args:
-        domains: those to draw from; none means all.
+        domains: those to sample from; empty means all.
         num_documents: how many; 0 means all.
 
     Returns:
@@ -112,7 +112,7 @@ def choose_documents(folder: Path, domains: Sequence[str], num_documents: int,
 
 
 def make_tasks(documents: Sequence[Document], section: ConfigDict) -> tuple[list[Task], int]:
-    """Every passage of every document in every style; and how many passages were too short."""
+    """Every passage of every document in every style, and the number of passages too short."""
     tasks, num_short = [], 0
     for document in documents:
         for number, passage in enumerate(split_passages(document.text, section.passage_words)):
@@ -125,7 +125,7 @@ def make_tasks(documents: Sequence[Document], section: ConfigDict) -> tuple[list
 
 def _write_chunks(tasks: Sequence[Task], responder: Responder, section: ConfigDict, work: Path,
                   max_bytes: int) -> int:
-    """Has chunk after chunk written until there are `max_bytes`; returns the number of prompts."""
+    """Generates chunks until there are `max_bytes`; returns the number of prompts."""
     num_asked = num_bytes = 0
     num_chunks = -(-len(tasks) // section.chunk_prompts)
     for chunk in range(num_chunks):
@@ -170,7 +170,7 @@ def _make_document(task: Task, verdict: Verdict, model: str) -> Document:
 
 
 def _join(folder: Path, work: Path, max_bytes: int) -> dict[str, Any]:
-    """Joins the chunks; what repeats an earlier answer or exceeds `max_bytes` goes, too."""
+    """Joins the chunks; also removes duplicates and what exceeds `max_bytes`."""
     late: list[Document] = []
     seen: set[str] = set()
     by_style, reasons = Counter(), Counter()
@@ -217,7 +217,7 @@ def _make_responder(section: ConfigDict, parents: Mapping[str, Path]) -> Respond
 def _check(section: ConfigDict) -> None:
     if bool(section.model) == bool(section.endpoint):
         raise UserError(f"synthesize.model={section.model!r}, endpoint={section.endpoint!r}",
-                        "one of them writes, not both or none", "set the other to \"\"")
+                        "exactly one of them must be set", "set the other to \"\"")
     for style in section.styles:
         if style not in STYLES:
             raise UserError(f"synthesize.styles: {style!r}", "no such style",
@@ -233,13 +233,13 @@ def _check(section: ConfigDict) -> None:
 
 
 def _check_replies(replies: Sequence[Reply], section: ConfigDict) -> None:
-    """Stops when the endpoint wants none of a chunk's prompts: then it is not the prompts."""
+    """Raises `UserError` if the endpoint rejects every prompt of a chunk."""
     faults = {reply.fault for reply in replies}
     if all(fault.startswith("rejected_") for fault in faults):
         raise UserError(f"synthesize.endpoint={section.endpoint!r}",
                         f"rejects every prompt ({', '.join(sorted(faults))})",
-                        "check endpoint_model, and max_new_tokens and passage_words against what "
-                        "the model can hold")
+                        "check endpoint_model, and max_new_tokens and passage_words against "
+                        "the model's context")
 
 
 STAGE = Stage("synthesize", build, parents=("corpus", "model"))

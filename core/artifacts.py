@@ -92,7 +92,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
             rows.append(json.loads(line))
         except ValueError as error:
             raise UserError(f"{path}, line {number}", f"is not valid JSON ({error})",
-                            "correct this line") from None
+                            "correct this line, or build its artifact anew") from None
     return rows
 
 

@@ -5,8 +5,8 @@
 
 Writes for each of `tasks` a file of its name: log-probabilities of every choice, or the literal
 prompt, completion and score of every answer; and `open.jsonl` for the sampled answers to
-`open_tasks`. With `against`, an earlier evaluation, it counts wins over that model on the same
-open questions.
+`open_tasks`. With `against`, an earlier evaluation, it computes the win rate over that model on
+the same open questions.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from model.generation.sampling import Sampling
 
 
 def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict[str, Any]:
-    """Runs all measurements; every one has its number of items and its error."""
+    """Runs all measurements, with numbers of items and standard errors."""
     section = config.eval
     tasks = open_tasks(section.tasks, parents.get("corpus"), section.inputs)
     model = load_model(parents["model"], make_execution(section, also=("batch_size",)))
@@ -54,7 +54,7 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
 
 def _measure_choices(model: LoadedModel, task: ChoiceTask, count: int, section: ConfigDict,
                      folder: Path) -> dict[str, Any]:
-    """Accuracy by the likeliest choice, per byte and as it is (`acc_raw`)."""
+    """Accuracy by the likeliest choice, per byte and unnormalised (`acc_raw`)."""
     questions = task.choices("test", count, section.seed)
     if not questions:
         raise UserError(f"tasks.{task.name}", "has no multiple-choice question in the test split",
@@ -90,11 +90,11 @@ def _measure_answers(model: LoadedModel, task: Task, count: int, section: Config
 
 def _measure_open(model: LoadedModel, section: ConfigDict, folder: Path,
                   parents: Mapping[str, Path]) -> dict[str, Any]:
-    """Sampled answers to unseen questions of `open_tasks`, scored by the tasks' own measure."""
+    """Sampled answers to unseen questions of `open_tasks`, with their tasks' scores."""
     opened = open_tasks(section.open_tasks, parents.get("corpus"))
     if not opened:
         return {}
-    # Another seed than that of the exact answers, so that the two are independent.
+    # Another seed than for greedy answers, so that the questions are independent.
     solved = [c for task, count in opened
               for c in task.conversations("test", count, section.seed + 1)]
     sampling = Sampling(section.max_new_tokens, temperature=section.temperature)

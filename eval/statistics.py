@@ -1,4 +1,4 @@
-"""Means with their errors: no score without its uncertainty."""
+"""Means with standard errors, and win rates with intervals."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def mean_and_stderr(values: Sequence[float]) -> tuple[float, float]:
 
 
 def win_rate(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, tuple[float, float]]:
-    """Share of paired scores that we win, ties counting half, and its 95 % interval.
+    """Win rate over paired scores, ties counting half, and its 95 % interval.
 
-    Pairs are independent, so the interval is the normal one of the mean of 1, 1/2 and 0.
+    The interval is the normal one of a mean, for independent pairs.
     """
     outcomes = (np.sign(np.asarray(ours) - np.asarray(theirs)) + 1) / 2
     mean, stderr = mean_and_stderr(outcomes)

@@ -1,10 +1,10 @@
-"""What a model is: its sizes, by the letters that every tensor name and einsum string uses.
+"""Model config: sizes, by the letters that tensor names and einsum strings use.
 
     B batch           L query length    M key length      D width
     V vocabulary      F MLP width       H query heads     G key/value heads
     R = H/G           K head size       N layers          J samples per prompt
-    E experts         C choices of a token among them
-    S pipeline stages U pieces of a batch on their way through them
+    E experts         C experts chosen per token
+    S pipeline stages U microbatches of a pipeline
     P documents of a row that one call of an attention kernel takes
 """
 
@@ -27,14 +27,14 @@ class ModelConfig:
         N: layers.
         H: query heads.
         G: key/value heads (GQA, arXiv 2305.13245); divides H.
-        K: head size; even, because RoPE turns pairs.
-        F: hidden width of the SwiGLU MLP (arXiv 2002.05202), of each expert where there are some.
+        K: head size; even, because RoPE rotates pairs.
+        F: hidden width of the SwiGLU MLP (arXiv 2002.05202), or of each expert.
         E: experts of a layer; 0 is a dense MLP.
-        experts_per_token: experts that each token is sent to.
+        experts_per_token: experts that each token is routed to.
         tied: whether the embedding is also the head.
-        embed_previous: whether each input also gets an embedding of the token before it. It hands
-            the first layer what an induction head needs two layers to compose (arXiv 2209.11895),
-            for the price of a look-up: worth most where tokens to train on are few.
+        embed_previous: whether each input also gets an embedding of the token before it. It gives
+            the first layer what an induction head needs two layers to compute (arXiv 2209.11895),
+            for the cost of a look-up; it helps most when training tokens are few.
         rope_theta: base of the RoPE frequencies (arXiv 2104.09864).
         norm_eps: added to the mean square in RMSNorm (arXiv 1910.07467).
         qk_norm: RMSNorm of queries and keys per head (arXiv 2010.04245).

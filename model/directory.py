@@ -1,6 +1,6 @@
-"""A model directory: parameters, architecture and tokenizer; all that opening a model needs.
+"""Model directories: parameters, architecture and tokenizer, all that opening a model needs.
 
-    params/       Orbax arrays        model.json    the architecture, and how it was trained
+    params/       Orbax arrays        model.json    the architecture and training facts
     tokenizer/    see data.tokenizer  lineage.json  its origin (written by its stage)
 """
 
@@ -24,13 +24,13 @@ from model.parallel.sharding import param_shardings
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """What a model directory holds beside parameters and tokenizer.
+    """The contents of `model.json`.
 
     Attributes:
         config: the architecture.
         tokenizer: fingerprint of the tokenizer that the model was trained with.
-        chat: whether the model was taught to answer in turns; a base model continues text.
-        context_tokens: length of the rows it was trained on; it knows no farther positions.
+        chat: whether the model was fine-tuned on chats; a base model continues text.
+        context_tokens: length of the rows it was trained on, its longest context.
     """
 
     config: ModelConfig
@@ -70,8 +70,8 @@ def read_description(folder: Path) -> Description:
     """Reads `model.json` and checks that the tokenizer belongs to the model.
 
     Raises:
-        UserError: this is no model directory, it is of an earlier layout, or the tokenizer is
-            another.
+        UserError: this is no model directory, it is of an earlier layout, or the tokenizer does
+            not match.
     """
     folder = Path(folder)
     if not (folder / "model.json").exists():
@@ -90,7 +90,7 @@ def read_description(folder: Path) -> Description:
 
 
 def load_params(folder: Path, config: ModelConfig, mesh: Mesh | None = None) -> Params:
-    """Loads a model's parameters, sharded over `mesh`, or onto one device without a mesh.
+    """Loads a model's parameters, sharded over `mesh`; onto one device without a mesh.
 
     Raises:
         UserError: they cannot be read.
@@ -109,11 +109,11 @@ def load_params(folder: Path, config: ModelConfig, mesh: Mesh | None = None) -> 
     except (ValueError, KeyError, OSError) as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise UserError(f"{folder}/params", f"cannot be read ({reason})",
-                        "build the model anew") from None
+                        "rebuild the model") from None
 
 
 def _check_tokenizer(tokenizer: Path, config: ModelConfig) -> str:
-    """The fingerprint of a tokenizer, whose size must be the model's."""
+    """Returns a tokenizer's fingerprint; raises `UserError` if its size is not the model's."""
     described = read_json(tokenizer / "tokenizer.json")
     if described["vocab_size"] != config.V:
         raise UserError(str(tokenizer),

@@ -1,6 +1,6 @@
-"""How a model runs: precision, kernels, and what is kept or computed again.
+"""How a model is computed: precision, kernels, parallelism and rematerialisation.
 
-Every stage chooses this for itself, and a model directory does not store it.
+Each stage sets this on its own; a model directory does not store it.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ class Execution:
     """How the forward and backward pass are computed. Hashable: a static argument of jit.
 
     Attributes:
-        compute_dtype: dtype of matmuls; masters, norms, softmax and loss stay float32.
+        compute_dtype: dtype of matmuls; master weights, norms, softmax and loss are float32.
         matmul: precision of the blocks' matmuls: compute (that dtype), int8 or fp8.
-        attention: backend; auto takes the fastest exact one of this machine.
-        context_attention: how attention crosses the mesh's context axis: ring or all_gather.
-        pipeline_microbatches: pieces a batch is cut into on its way through the mesh's stages;
-            0 takes as many as there are stages.
-        pipeline_rounds: times that a piece passes through the stages: 1 is GPipe
+        attention: backend; auto is the fastest exact one of this machine.
+        context_attention: attention over the mesh's context axis: ring or all_gather.
+        pipeline_microbatches: microbatches that a pipeline cuts a batch into; 0 is the number of
+            stages.
+        pipeline_rounds: times that a microbatch passes through the stages: 1 is GPipe
             (arXiv 1811.06965), more is the circular schedule with its smaller bubble.
-        scan_unroll: layers per iteration of the scan; N unrolls it whole.
-        remat: what the backward pass keeps and what it computes again; see `model.parallel.remat`.
-        loss_chunks: row chunks of the head, so that [B, L, V] is never held when above 1; 0 takes
-            as many as `model.heads.language.LOGITS_BYTES` needs.
+        scan_unroll: layers per iteration of the scan; N unrolls it fully.
+        remat: what is saved for the backward pass; see `model.parallel.remat`.
+        loss_chunks: row chunks of the head; above 1, [B, L, V] is never materialised; 0 derives the
+            number from `model.heads.language.LOGITS_BYTES`.
     """
 
     compute_dtype: str = "float32"
@@ -65,12 +65,11 @@ class Execution:
 
 
 def make_execution(section: ConfigDict, also: Sequence[str] = ()) -> Execution:
-    """Reads a stage's execution from its section.
+    """Reads a stage's `Execution` from its section.
 
     Args:
-        section: `compute_dtype` and `matmul`, which decide the result, stand in the section
-            itself; the other fields of `Execution` in its subsection `run`. What `run` leaves out
-            has its default.
+        section: `compute_dtype` and `matmul`, which affect the result, are in the section itself;
+            the other fields of `Execution` in its subsection `run`, where they have defaults.
         also: other fields that the stage reads from `run`.
 
     Raises:

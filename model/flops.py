@@ -1,6 +1,6 @@
-"""Analytic FLOP counts, and what share of a device's peak a rate of training comes to.
+"""Analytic FLOP counts and model FLOPs utilisation (MFU).
 
-XLA's own cost analysis counts the body of a scan once, so it is no help for stacked layers.
+XLA's own cost analysis counts the body of a scan once, so it is wrong for stacked layers.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from model.config import ModelConfig
 ATTENTION_COUNTS = {"causal": 0.5, "full": 1.0}     # the share of query-key pairs counted
 
 # Dense peaks of one device as JAX counts devices, in FLOP/s: bfloat16, and fp8 where the chip has
-# it. From the makers' data sheets; figures "with sparsity" are halved.
+# it. From the vendors' data sheets; figures "with sparsity" are halved.
 PEAKS = (
     (r"NVIDIA H100 PCIe", 756e12, 1513e12),
     (r"NVIDIA H[12]00 NVL", 835e12, 1671e12),
@@ -32,8 +32,8 @@ PEAKS = (
 def matmul_params(config: ModelConfig) -> int:
     """Parameters that each token is multiplied with: N_matmul of the formulas below.
 
-    The head counts, tied or not; looking an embedding up is no multiplication; norms are left out.
-    Of a mixture of experts, the router and the experts that a token is sent to count.
+    The head counts, tied or not; embedding look-ups and norms do not. Of a mixture of experts, the
+    router and the experts that a token is routed to count.
     """
     c = config
     attention = 2 * c.D * c.H * c.K + 2 * c.D * c.G * c.K
@@ -47,13 +47,13 @@ def forward_flops_per_token(config: ModelConfig, row_length: float,
                             attention: str = "causal") -> float:
     """FLOPs of the forward pass per token: 2 N_matmul + 4 N H K L, half the latter if causal.
 
-    A multiplication and an addition are two. Scores and weighted values take 2 H K each for every
-    key of a layer; a causal query sees half of the row's keys.
+    A multiply-add is two FLOPs. Scores and weighted values take 2 H K each for every key of a
+    layer; a causal query attends to half of the row's keys on average.
 
     Args:
-        row_length: L, positions of a row. Of packed documents, this counts pairs that no backend
-            needs to compute; their own count comes from the mean document length over *tokens*,
-            sum(l^2) / sum(l).
+        row_length: L, positions of a row. For packed documents this counts pairs that no backend
+            needs to compute; use the mean document length over *tokens*, sum(l^2) / sum(l),
+            to count their own.
         attention: which pairs count: `causal` or `full`.
 
     Source: PaLM, arXiv 2204.02311, appendix B (full); causal as Megatron-LM and MaxText count.
@@ -66,20 +66,19 @@ def train_flops_per_token(config: ModelConfig, row_length: float,
                           attention: str = "causal") -> float:
     """FLOPs of a training step per token: 6 N_matmul + 12 N H K L, half the latter if causal.
 
-    Three forward passes' worth, since the backward pass multiplies twice for every multiplication
-    of the forward. What remat computes again is not counted: this is the model's work, not the
-    machine's. See `forward_flops_per_token`.
+    Three times the forward pass, since the backward pass has two multiplications for each of the
+    forward pass. Recomputation by remat is not counted. See `forward_flops_per_token`.
     """
     return 3 * forward_flops_per_token(config, row_length, attention)
 
 
 def peak_flops(device_kind: str, dtype: str = "bfloat16") -> float | None:
-    """Dense peak of one device in FLOP/s; None where it is not known for sure.
+    """Dense peak of one device in FLOP/s; None if unknown.
 
     Args:
         device_kind: as `jax.Device.device_kind` spells it, e.g. ``NVIDIA H200``, ``TPU v5 lite``.
-        dtype: ``bfloat16`` or ``fp8``. Float32 has none: what a device does with it (TF32, several
-            bfloat16 passes) hangs on settings.
+        dtype: ``bfloat16`` or ``fp8``. Float32 has none: its speed depends on settings (TF32,
+            several bfloat16 passes).
     """
     column = {"bfloat16": 0, "fp8": 1}.get(dtype)
     for pattern, *peaks in PEAKS:
@@ -90,10 +89,10 @@ def peak_flops(device_kind: str, dtype: str = "bfloat16") -> float | None:
 
 def mfu(tokens_per_sec: float, config: ModelConfig, row_length: float, *, compute_dtype: str,
         device_kind: str, num_devices: int) -> dict[str, float]:
-    """Model FLOPs utilisation under both conventions, named, or nothing where no peak is known.
+    """Model FLOPs utilisation under both conventions; empty if the peak is unknown.
 
-    Held against the peak of the compute dtype, also where blocks multiply in fp8 or int8, as
-    other systems report it.
+    Relative to the peak of the compute dtype, even if blocks multiply in fp8 or int8, as other
+    systems report it.
 
     Args:
         tokens_per_sec: of all devices together.

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The whole road: from raw pages to a model to chat with, and a report to look at.
+# The quickstart: all stages from raw pages to a chat model and a report.
 #
 #   bash scripts/quickstart.sh [cpu|accelerator|smoke] [WORKDIR]
 #
-# Stages that are done are skipped; a killed run goes on where it stopped. Each stage prints one
-# JSON line; the last line of all sums the road up.
+# Finished stages are skipped; a killed run resumes where it stopped. Each stage prints one JSON
+# line; the last line summarises the run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

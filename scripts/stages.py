@@ -1,4 +1,4 @@
-"""Stages by the names of their modules, and the arguments that they are called with."""
+"""Stages by module name, and the arguments of their config."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def read_stage(module: str) -> StageModule:
     """Imports the module's `STAGE`.
 
     Raises:
-        UserError: there is no such module, or it is no stage.
+        UserError: there is no such module, or it defines no stage.
     """
     path = ROOT.joinpath(*module.split(".")).with_suffix(".py")
     if not path.exists():
@@ -41,7 +41,7 @@ def read_stage(module: str) -> StageModule:
 
 
 def read_stages(modules: Sequence[str], config: ConfigDict) -> list[StageModule]:
-    """The stages, each of which the config must have a section for."""
+    """The stages; raises `UserError` if the config has no section for one."""
     if not modules:
         raise UserError("--stages", "is missing", "try --stages=train.pretrain")
     stages = [read_stage(module) for module in modules]
@@ -53,28 +53,28 @@ def read_stages(modules: Sequence[str], config: ConfigDict) -> list[StageModule]
 
 
 def config_arguments(argv: Sequence[str] | None = None) -> list[str]:
-    """Those arguments of this command line that make up the config, to be handed on.
+    """The command line's arguments that define the config, to pass on to stages.
 
     Raises:
-        UserError: a value stands apart from its flag.
+        UserError: a value is not joined to its flag by =.
     """
-    found = [argument for argument in (sys.argv[1:] if argv is None else argv)
+    arguments = [argument for argument in (sys.argv[1:] if argv is None else argv)
              if argument.lstrip("-").partition("=")[0].split(".")[0] == "config"
              and argument.startswith("-")]
-    for argument in found:
+    for argument in arguments:
         if "=" not in argument:
             raise UserError(argument, "has no value after =", f"write {argument}=VALUE")
-    return found
+    return arguments
 
 
 def load_config(arguments: Sequence[str], what: str) -> ConfigDict:
-    """The config that a stage would see if it were called with these arguments.
+    """The config of a stage that is called with these arguments.
 
     Args:
-        what: what they are, for the message of an error.
+        what: their description, for error messages.
 
     Raises:
-        UserError: a field or a value is not possible.
+        UserError: a field or a value is invalid.
     """
     values, argv = flags.FlagValues(), ["stage", *arguments]
     entry.define_config_flags(values, argv)

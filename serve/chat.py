@@ -1,9 +1,9 @@
-"""A chat in the terminal: streaming, with a KV cache that lives as long as the conversation.
+"""Terminal chat: streaming, with a KV cache for the whole conversation.
 
     python -m serve.chat --model=runs/quickstart/dpo
     echo "What is 3 + 4?" | python -m serve.chat --model=runs/quickstart/dpo
 
-`/reset` forgets the conversation, `/quit` or Ctrl-D leaves, Ctrl-C stops an answer.
+`/reset` clears the conversation, `/quit` or Ctrl-D exits, Ctrl-C stops an answer.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from model.generation.cache import make_cache
 from model.generation.generate import decode, prefill
 from model.generation.sampling import Sampling, sample
 
-# New tokens are padded to one of these lengths, so that three programs serve every message.
+# New tokens are padded to one of these lengths, so that three compiled programs suffice.
 READ_LENGTHS = (32, 128, 512)
 
 _draw = jax.jit(sample, static_argnames="sampling")
 
 
 def stream_text(chunks: Iterable[bytes]) -> Iterator[str]:
-    """Turns bytes into text as they come; a character appears with the last of its bytes."""
+    """Decodes bytes incrementally; a character is yielded with the last of its bytes."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     for chunk in chunks:
         yield decoder.decode(chunk)
@@ -52,14 +52,14 @@ class Session:
     Args:
         model: if it is a base model, each message begins a new text, and the answer is its
             continuation.
-        system: an instruction in front of the conversation; "" for none.
+        system: the system message; "" for none.
         capacity: tokens that the cache holds, answer included.
         seed: of the random draws.
 
     Attributes:
         num_turns: answers given.
         num_tokens: tokens drawn in these.
-        decode_secs: time they took, the first of each answer left out.
+        decode_secs: their time, without the first of each answer.
 
     Raises:
         UserError: the system message and one answer exceed `capacity`.
@@ -77,7 +77,7 @@ class Session:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets every turn; the system message stays."""
+        """Removes every turn; the system message stays."""
         self._turns: list[list[int]] = []
         self._empty_cache()
 
@@ -87,9 +87,9 @@ class Session:
         return [*self._head, *chain.from_iterable(self._turns)]
 
     def answer(self, text: str) -> Iterator[str]:
-        """Takes a turn: yields the pieces of the answer to `text` as they are drawn.
+        """Runs a turn: yields the pieces of the answer to `text` as they are sampled.
 
-        A caller that stops early leaves a usable conversation: the answer ends where it was cut.
+        If the caller stops early, the answer ends there and the conversation stays usable.
 
         Raises:
             UserError: the message is too long for the context.
@@ -106,11 +106,11 @@ class Session:
             to_bytes = self._tokenizer.encoding.decode_single_token_bytes
             yield from stream_text(map(to_bytes, self._draw_answer(turn)))
         finally:
-            if turn[-1] != self._tokenizer.end:  # cut short: closed all the same, and read later
+            if turn[-1] != self._tokenizer.end:  # cut short: the end is read later
                 turn.append(self._tokenizer.end)
 
     def _draw_answer(self, turn: list[int]) -> Iterator[int]:
-        """Draws tokens, adds them to `turn` and to the cache; yields all but the end token."""
+        """Samples tokens, adds them to `turn` and to the cache; yields all but the end token."""
         logits_BV = self._read()
         for index in range(self._sampling.max_new_tokens):
             began = time.monotonic()
@@ -123,14 +123,14 @@ class Session:
             turn.append(token)
             self._num_cached += 1
             self.num_tokens += 1
-            if index > 0:  # the first one may have waited for the compiler
+            if index > 0:  # the first may include compilation
                 self.decode_secs += time.monotonic() - began
             if token == self._tokenizer.end:
                 return
             yield token
 
     def _read(self) -> jax.Array:
-        """Brings all tokens that are not in the cache into it; returns the next logits_BV."""
+        """Adds all tokens that are missing in the cache; returns the next logits_BV."""
         unread = self.tokens[self._num_cached:]
         for first in range(0, len(unread), READ_LENGTHS[-1]):
             piece = unread[first:first + READ_LENGTHS[-1]]
@@ -144,9 +144,9 @@ class Session:
         return logits_BV
 
     def _make_room(self, turn: list[int]) -> None:
-        """Drops the oldest turns when `turn` and its answer do not fit behind them.
+        """Drops the oldest turns if `turn` and its answer do not fit.
 
-        The rest must be read anew, so half of the context is freed at once.
+        The other turns must be read again, so half of the context is freed at once.
         """
         self._check_fits(turn)
         needed = len(turn) + self._sampling.max_new_tokens
@@ -156,7 +156,7 @@ class Session:
         while self._turns and len(self.tokens) + needed > self._capacity // 2:
             self._turns.pop(0)
         log(f"the context of {self._capacity} tokens is full: the oldest "
-            f"{num_turns - len(self._turns)} of {num_turns} turns are forgotten")
+            f"{num_turns - len(self._turns)} of {num_turns} turns are dropped")
         self._empty_cache()
 
     def _check_fits(self, turn: list[int]) -> None:
@@ -173,7 +173,7 @@ class Session:
 
 @contextlib.contextmanager
 def _interrupts() -> Iterator[list[int]]:
-    """Collects Ctrl-C instead of raising, so that the cache is never left half-written."""
+    """Collects Ctrl-C instead of raising, so that the cache stays consistent."""
     received: list[int] = []
     before = signal.signal(signal.SIGINT, lambda number, _: received.append(number))
     try:
@@ -194,18 +194,18 @@ def _print_answer(session: Session, text: str) -> None:
 
 
 def _messages(on_terminal: bool) -> Iterator[str]:
-    """The user's messages, up to the end of the input or `/quit`; blank lines are none."""
+    """The user's messages, up to the end of the input or `/quit`; skips blank lines."""
     sys.stdin.reconfigure(encoding="utf-8", errors="replace")
     while True:
         try:
             text = input("> " if on_terminal else "").strip()
         except EOFError:
-            print(end="\n" if on_terminal else "")  # what follows has a line of its own
+            print(end="\n" if on_terminal else "")  # ends the line of the prompt
             return
         except KeyboardInterrupt:
             if not on_terminal:
                 raise
-            log("\nCtrl-D or /quit leaves")
+            log("\nCtrl-D or /quit exits")
             continue
         if text == "/quit":
             return
@@ -230,15 +230,15 @@ def _open_session() -> Session:
 
 
 def chat() -> dict[str, Any]:
-    """Chats until the input ends; returns the last line of stdout."""
+    """Chats until the input ends; returns the command's result."""
     session = _open_session()
     on_terminal = sys.stdin.isatty()
     if on_terminal:
-        log("/reset forgets the conversation, /quit leaves, Ctrl-C stops an answer")
+        log("/reset clears the conversation, /quit exits, Ctrl-C stops an answer")
     for text in _messages(on_terminal):
         if text == "/reset":
             session.reset()
-            log("the conversation is forgotten")
+            log("the conversation is cleared")
             continue
         try:
             _print_answer(session, text)
@@ -246,7 +246,7 @@ def chat() -> dict[str, Any]:
             if not on_terminal:
                 raise
             log(str(error))
-    num_later = session.num_tokens - session.num_turns  # a first token waits for its message
+    num_later = session.num_tokens - session.num_turns  # without each answer's first token
     rate = num_later / session.decode_secs if num_later else 0.0
     return {"turns": session.num_turns, "tokens": session.num_tokens,
             "tokens_per_sec": round(rate, 1)}
@@ -258,12 +258,12 @@ def _define_flags() -> None:
     flags.DEFINE_integer("top_k", 0, "Keeps the k likeliest tokens; 0 keeps all.")
     flags.DEFINE_float("top_p", 0.95, "Keeps the smallest set of this probability; 1 keeps all.")
     flags.DEFINE_integer("max_new_tokens", 128, "Tokens after which an answer ends at the latest.")
-    flags.DEFINE_integer("context_tokens", None, "Tokens of conversation that the model sees; by "
-                         "default as many as in the rows that it was trained on.")
+    flags.DEFINE_integer("context_tokens", None, "Context length in tokens; by "
+                         "default that of the model's training rows.")
     flags.DEFINE_enum("compute_dtype", None, COMPUTE_DTYPES, "Dtype of matmuls; by default float32 "
                       "on a CPU and bfloat16 elsewhere.")
     flags.DEFINE_integer("seed", 0, "Seed of the random draws.")
-    flags.DEFINE_string("system", "", "Instruction in front of the conversation.")
+    flags.DEFINE_string("system", "", "System message of the conversation.")
 
 
 if __name__ == "__main__":

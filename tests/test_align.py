@@ -1,4 +1,4 @@
-"""Preferences: the loss by its formula, ln 2 at the start, pairs without padding's influence."""
+"""Preferences: the loss by its formula, ln 2 at the start, independence of padding."""
 
 import math
 from functools import partial
@@ -41,7 +41,7 @@ def preferences(params, config, row_length=32) -> PreferenceBatch:
 
 
 def moved(params):
-    """The parameters, a little elsewhere."""
+    """The parameters, slightly perturbed."""
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(7), len(leaves))
     return jax.tree.unflatten(tree, [leaf + 0.05 * jax.random.normal(key, leaf.shape)
@@ -80,7 +80,7 @@ def test_nll_coef_adds_the_chosen_answers_loss_per_token(params, config):
     expected = -sum(float(logp) / n for logp, n in zip(logp_B, lengths))
     assert float(both - plain) == pytest.approx(2.0 * expected, rel=1e-5)
     assert float(metrics["nll"][0]) == pytest.approx(expected, rel=1e-5)
-    assert float(metrics["loss"][0]) == pytest.approx(float(plain)), "reported apart"
+    assert float(metrics["loss"][0]) == pytest.approx(float(plain)), "reported separately"
 
 
 def test_loss_falls_when_the_chosen_answer_gets_likelier(params, config):
@@ -141,7 +141,7 @@ def make_section(**changes) -> ConfigDict:
                            tasks={}, inputs="") | changes)
 
 
-def test_sft_loss_sees_the_assistant_alone():
+def test_sft_loss_is_over_assistant_tokens_only():
     conversations = [ask("what is it?", "a thing"), ask("and this?", "another")]
     rows = make_rows(conversations, TOKENIZER, make_section())
     batch: Batch = stack(rows)
@@ -150,7 +150,7 @@ def test_sft_loss_sees_the_assistant_alone():
     assert set(np.unique(batch.loss_weights_BL)) == {0.0, 1.0}
 
 
-def test_sft_learns_from_files_of_ones_own(tmp_path):
+def test_sft_trains_on_a_users_file(tmp_path):
     path = tmp_path / "mine.jsonl"
     path.write_text('{"question": "1?", "answer": "one"}\n'
                     '{"messages": [{"role": "user", "content": "2?"}, '
@@ -163,7 +163,7 @@ def test_sft_learns_from_files_of_ones_own(tmp_path):
     assert conversations == make_conversations(section, corpus=None)
 
 
-def test_sft_refuses_nothing_to_learn_from():
+def test_sft_refuses_an_empty_training_set():
     with pytest.raises(UserError, match="tasks, inputs: give no conversation"):
         make_conversations(make_section(tasks={"verifiable": 0}), corpus=None)
 

@@ -1,4 +1,4 @@
-"""Synthetic documents from a server on loopback: what is kept, refused, retried and resumed."""
+"""Synthetic documents from a server on loopback: filters, refusals, retries, resumption."""
 
 import json
 import signal
@@ -36,13 +36,13 @@ BOUNDS = {"min_words": 12, "max_repeated_frac": 0.3, "max_copied_frac": 0.5}
 
 
 def make_text(number, num_words=60):
-    """English words in an order of their own."""
+    """English words in an order that depends on `number`."""
     return " ".join(WORDS[(number * 7 + at * (number % 5 + 2)) % len(WORDS)] + ("." * (at % 9 == 8))
                     for at in range(num_words))
 
 
 def turn_around(prompt):
-    """A model: the passage's words backwards, as a question and answer where that is asked for."""
+    """A model: the passage's words in reverse, as a question and answer if requested."""
     words = prompt.partition("Text:\n")[2].split()[::-1]
     if "Question:" in prompt:
         return f"Question: what of {' '.join(words[:8])}?\nAnswer: {' '.join(words[8:])}"
@@ -50,7 +50,7 @@ def turn_around(prompt):
 
 
 class Server:
-    """An OpenAI-compatible endpoint whose every reply a test may replace.
+    """An OpenAI-compatible endpoint whose replies a test can replace.
 
     Attributes:
         reply: takes (prompt, number of the request) and returns status, body, headers.
@@ -115,6 +115,7 @@ def make_config(url, **changes):
         top_p=1.0, chunk_prompts=6, filters=dict(BOUNDS), seed=0, compute_dtype="float32",
         matmul="compute", run=dict(batch_size=4, num_connections=3, timeout_secs=5.0,
                                    max_retries=2, backoff_secs=0.001))
+    section["run"] |= {name: changes.pop(name) for name in list(changes) if name in section["run"]}
     return ConfigDict(dict(synthesize=section | changes))
 
 
@@ -164,7 +165,7 @@ def test_the_order_of_replies_does_not_matter(server, corpus, tmp_path):
     assert seeds[0] == seeds[1] and len(set(seeds[0].values())) == 80
 
 
-def test_a_killed_run_loses_one_chunk_and_no_byte(server, corpus, tmp_path):
+def test_a_killed_run_repeats_one_chunk_with_equal_results(server, corpus, tmp_path):
     run(make_config(server.url), corpus, tmp_path / "whole")
     server.requests.clear()
     reached = threading.Event()
@@ -194,7 +195,7 @@ def test_a_killed_run_loses_one_chunk_and_no_byte(server, corpus, tmp_path):
     assert content(folder) == content(tmp_path / "whole")
 
 
-def test_share_is_capped_and_nothing_is_asked_beyond(server, corpus, tmp_path):
+def test_the_share_is_capped_and_no_more_prompts_are_sent(server, corpus, tmp_path):
     corpus_bytes = sum(len(d.text.encode()) for d in read_documents(corpus / "documents"))
     metrics = run(make_config(server.url, max_frac=0.2), corpus, tmp_path / "out")
     assert 0.15 < metrics["frac"] <= 0.2
@@ -238,7 +239,7 @@ def test_documents_are_drawn_by_hash(corpus):
     assert {document.domain for document in other} == {"code"} and other != some
 
 
-# --- the endpoint when it misbehaves --------------------------------------------------------
+# --- failures of the endpoint ---------------------------------------------------------------
 
 def ask_endpoint(server, prompts=("hello",), **changes):
     options = dict(key_variable="", num_connections=1, timeout_secs=5.0, max_retries=2,
@@ -251,7 +252,7 @@ def ask_endpoint(server, prompts=("hello",), **changes):
     (200, b"<html>", {}), (200, b'{"choices": []}', {}), (200, b"[1]", {}),
     (200, b'{"choices": [{"message": {"content": 7}}]}', {}), (200, b"\xff\xfe", {}),
     (200, b"short", {"Content-Length": "50"})], ids=repr)
-def test_passing_faults_are_tried_again_and_told_in_one_line(server, fault):
+def test_transient_faults_are_retried_and_reported_in_one_line(server, fault):
     server.reply = lambda prompt, number: fault if number < 3 else server.completion("fine")
     assert [reply.text for reply in ask_endpoint(server)] == ["fine"]
     assert len(server.requests) == 3
@@ -262,7 +263,7 @@ def test_passing_faults_are_tried_again_and_told_in_one_line(server, fault):
     assert len(server.requests) == 3 and "\n" not in str(caught.value)
 
 
-def test_silence_and_absence_are_told_in_one_line(server):
+def test_timeouts_and_refused_connections_are_one_line(server):
     gate = threading.Event()
 
     def hang(prompt, number):
@@ -287,7 +288,7 @@ def test_pauses_double_and_respect_retry_after(server, monkeypatch):
     assert pauses == [0.5, 1.0, 7.0, 60.0]
 
 
-def test_the_key_is_sent_and_never_told(server, monkeypatch):
+def test_the_key_is_sent_and_never_printed(server, monkeypatch):
     monkeypatch.setenv("MY_KEY", "secret-123")
     ask_endpoint(server, key_variable="MY_KEY")
     assert server.requests[0][2] == "Bearer secret-123"
@@ -325,12 +326,11 @@ def test_an_endpoint_that_rejects_everything_stops_the_run(server, corpus, tmp_p
 
 
 @pytest.mark.parametrize("changes, line", [
-    ({"endpoint": ""}, "one of them writes"), ({"model": "sft"}, "one of them writes"),
+    ({"endpoint": ""}, "exactly one of them"), ({"model": "sft"}, "exactly one of them"),
     ({"styles": ("poem",)}, "'poem': no such style"), ({"chunk_prompts": 0}, "is below 1"),
-    ({"run": {**make_config("").synthesize.run, "num_connections": 0}},
-     "synthesize.run.num_connections=0: is below 1"),
+    ({"num_connections": 0}, "synthesize.run.num_connections=0: is below 1"),
     ({"domains": ("books",)}, "no document has a passage")], ids=str)
-def test_contradictions_are_told_before_anything_is_asked(server, corpus, tmp_path, changes, line):
+def test_contradictory_configs_are_refused_at_once(server, corpus, tmp_path, changes, line):
     with pytest.raises(UserError, match=line):
         run(make_config(server.url, **changes), corpus, tmp_path / "out")
     assert server.requests == []
@@ -372,7 +372,7 @@ def test_filters(style, answer, reason):
     verdict = judge(answer, PASSAGE, STYLES[style], BOUNDS, identify)
     assert verdict.reason == reason
     if not reason:
-        assert verdict.text in answer, "what a model says around its answer is gone"
+        assert verdict.text in answer, "text around the answer is removed"
 
 
 def test_bounds_are_inclusive():
@@ -389,7 +389,7 @@ def test_bounds_are_inclusive():
     "   **Answer 2:** So.\n1984\n- two\n",
     "Some remark.\n- Question: What\n  is it?\n- Answer: A thing.\nQuestion: lost?\n"
     "1) Question: Why 1984?\nAnswer: So.\n1984\n- two"])
-def test_pairs_are_read_in_all_their_guises(answer):
+def test_pairs_are_parsed_in_all_formats(answer):
     pairs = parse_pairs(answer)
     assert pairs == [("What is it?", "A thing."), ("Why 1984?", "So.\n1984\n- two")]
     assert parse_pairs(format_pairs(pairs)) == pairs

@@ -1,4 +1,4 @@
-"""Artifacts: what counts as the same code, and files that are whole or not there."""
+"""Artifacts: code digests, fingerprints, and atomic writes."""
 
 import json
 
@@ -22,8 +22,8 @@ LAYER = '''def scale(x):
 
 
 @pytest.fixture
-def house(tmp_path, monkeypatch):
-    """A house of three rooms: a stage, what it imports, and the ground floor."""
+def package(tmp_path, monkeypatch):
+    """A package of a stage, a module that it imports, one of core, and another."""
     monkeypatch.setattr(artifacts, "ROOT", tmp_path)
     for name, text in (("train/stage", STAGE), ("model/layer", LAYER), ("core/progress", "A = 1\n"),
                        ("model/other", "B = 1\n")):
@@ -34,29 +34,29 @@ def house(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("file, old, new", [
-    ("train/stage", "# one more", "# another remark"), ("train/stage", "A stage.", "The stage."),
+    ("train/stage", "# one more", "# another comment"), ("train/stage", "A stage.", "The stage."),
     ("train/stage", '    """Builds."""\n', ""), ("train/stage", "return layer", "return  layer"),
     ("core/progress", "A = 1", "A = 2"), ("model/other", "B = 1", "B = 2")], ids=str)
-def test_remarks_layout_and_other_modules_are_not_the_stages_code(house, file, old, new):
-    before, after = _digests(house, file, old, new)
+def test_comments_layout_and_other_modules_do_not_change_a_stages_digest(package, file, old, new):
+    before, after = _digests(package, file, old, new)
     assert before == after
 
 
-def _digests(house, file, old, new):
+def _digests(package, file, old, new):
     """The stage's digest before and after `old` becomes `new` in a file."""
-    path = house / f"{file}.py"
+    path = package / f"{file}.py"
     text = path.read_text()
     assert old in text
-    before = code_digest(house / "train/stage.py")
+    before = code_digest(package / "train/stage.py")
     path.write_text(text.replace(old, new))
-    return before, code_digest(house / "train/stage.py")
+    return before, code_digest(package / "train/stage.py")
 
 
 @pytest.mark.parametrize("file, old, new", [
     ("train/stage", "+ 1", "+ 2"), ("model/layer", "2 * x", "3 * x"),
     ("train/stage", "import layer", "import other as layer")], ids=str)
-def test_code_here_and_in_what_is_imported_counts(house, file, old, new):
-    before, after = _digests(house, file, old, new)
+def test_code_of_the_stage_and_its_imports_changes_its_digest(package, file, old, new):
+    before, after = _digests(package, file, old, new)
     assert before != after
 
 
@@ -101,7 +101,7 @@ def _lineage(**changes):
     return artifacts.make_lineage(**given | changes)
 
 
-def test_config_and_inputs_decide_an_artifact_and_nothing_else_does():
+def test_a_fingerprint_depends_on_config_and_inputs_only():
     mark = _lineage()["fingerprint"]
     for change in ({"inputs": {"tokens": "abd"}}, {"config": {"count": {"upto": 4}}},
                    {"stage": "recount"}):

@@ -1,4 +1,4 @@
-"""Entry points as a user meets them: real processes around a toy stage."""
+"""Entry points: real processes of a toy stage."""
 
 import errno
 import json
@@ -35,7 +35,7 @@ def build(config, parents, folder):
     for number in range(start, section.upto):
         with open(done, "a") as file:
             file.write(".")
-        if section.behave == "die" and number == 1:
+        if section.behave == "interrupt" and number == 1:
             raise KeyboardInterrupt
         if section.behave == "full":
             raise OSError(errno.ENOSPC, "No space left on device", str(done))
@@ -56,14 +56,14 @@ import os, time
 from core.entry import Stage, run_stage
 
 def build(config, parents, folder):
-    """Each process writes a file of its own, and waits for the other's."""
+    """Each process writes its own file, and waits for the other's."""
     mine, count = int(os.environ["HEARTWOOD_PROCESS_ID"]), config.count.upto
     (folder / f"part{mine}").touch()
     while len(list(folder.glob("part*"))) < count:
         time.sleep(0.02)
-    if config.count.behave == "die" and mine == 0:
+    if config.count.behave == "kill" and mine == 0:
         os.kill(os.getpid(), 9)
-    if mine:    # the first is done, and must not carry the folder away
+    if mine:    # the first is done, and must not rename the folder yet
         time.sleep(0.5)
         assert (folder / "part0").exists()
     return {"parts": count}
@@ -119,10 +119,10 @@ def _refuse(toy, stage, *flags, workdir="work"):
     return errors[0]
 
 
-def test_a_stage_is_built_once_and_anew_when_its_config_changes(toy):
+def test_a_stage_is_built_once_and_rebuilt_when_its_config_changes(toy):
     first, _ = _run(toy, "count")
     assert first["skipped"] is False and first["numbers"] == 3 and first["stage"] == "count"
-    again, stderr = _run(toy, "count", "--config.double.times=5")  # another stage's business
+    again, stderr = _run(toy, "count", "--config.double.times=5")  # a field of another stage
     assert again["skipped"] is True and again["numbers"] == 3 and "is up to date" in stderr
     changed, stderr = _run(toy, "count", "--config.count.upto=4")
     assert changed["skipped"] is False and changed["numbers"] == 4
@@ -132,7 +132,7 @@ def test_a_stage_is_built_once_and_anew_when_its_config_changes(toy):
     assert json.loads((toy / "work" / kept[1] / "metrics.json").read_text())["numbers"] == 3
 
 
-def test_how_it_is_run_makes_nothing_anew_and_is_recorded(toy):
+def test_run_settings_do_not_rebuild_and_are_recorded(toy):
     _run(toy, "count")
     again, _ = _run(toy, "count", "--config.count.run.pace=7")
     assert again["skipped"] is True
@@ -141,17 +141,17 @@ def test_how_it_is_run_makes_nothing_anew_and_is_recorded(toy):
     assert [run["run"] for run in lineage["runs"]] == [{"count": {"pace": 1}}]
 
 
-def test_an_unfinished_stage_goes_on_however_it_is_run(toy):
-    _start(toy, "count", "--config.count.behave=die").communicate(timeout=60)
+def test_an_unfinished_stage_resumes_with_other_run_settings(toy):
+    _start(toy, "count", "--config.count.behave=interrupt").communicate(timeout=60)
     (toy / "count.py").write_text(COUNT.replace("raise KeyboardInterrupt", "pass"))
-    result, _ = _run(toy, "count", "--config.count.behave=die", "--config.count.run.pace=7")
+    result, _ = _run(toy, "count", "--config.count.behave=interrupt", "--config.count.run.pace=7")
     assert result["start"] == 2
     runs = json.loads((toy / "work" / "counts" / "lineage.json").read_text())["runs"]
     assert [run["run"]["count"]["pace"] for run in runs] == [1, 7]
     assert all(run["commit"] and run["command"].startswith("python ") for run in runs)
 
 
-def test_new_code_keeps_what_is_finished_and_says_how_to_redo_it(toy):
+def test_new_code_keeps_a_finished_artifact_and_logs_how_to_rebuild(toy):
     _run(toy, "count")
     assert _run(toy, "double")[0]["numbers"] == 6
     (toy / "double.py").write_text(DOUBLE.replace("config.double.times *", "3 *"))
@@ -162,19 +162,19 @@ def test_new_code_keeps_what_is_finished_and_says_how_to_redo_it(toy):
     result, stderr = _run(toy, "double", "--rebuild")
     assert result["numbers"] == 9 and "doubled: --rebuild; the old one is kept as" in stderr
     assert len(list((toy / "work").glob("doubled*"))) == 2
-    (toy / "double.py").write_text("# a remark\n" + (toy / "double.py").read_text())
+    (toy / "double.py").write_text("# a comment\n" + (toy / "double.py").read_text())
     result, stderr = _run(toy, "double")
     assert result["skipped"] is True and "its code has changed" not in stderr
 
 
-def test_new_parents_build_anew_and_so_do_parents_rebuilt_with_new_code(toy):
+def test_changed_parents_rebuild_a_stage(toy):
     _run(toy, "count")
     _run(toy, "double")
     _run(toy, "count", "--rebuild")     # the same code gives the same artifact
     assert _run(toy, "double")[0]["skipped"] is True
     (toy / "count.py").write_text(COUNT.replace('"numbers": section.upto', '"numbers": 5'))
     assert _run(toy, "count")[0]["numbers"] == 3
-    assert _run(toy, "double")[0]["skipped"] is True, "its parent is the one that it was made from"
+    assert _run(toy, "double")[0]["skipped"] is True, "its parent is unchanged"
     _run(toy, "count", "--rebuild")
     result, stderr = _run(toy, "double")
     assert result["numbers"] == 10 and "its inputs changed" in stderr
@@ -182,15 +182,15 @@ def test_new_parents_build_anew_and_so_do_parents_rebuilt_with_new_code(toy):
     assert "its inputs changed" in _run(toy, "double")[1]
 
 
-def test_an_interrupted_rebuild_goes_on(toy):
-    _run(toy, "count", "--config.count.behave=die", expect=130)
+def test_an_interrupted_rebuild_resumes(toy):
+    _run(toy, "count", "--config.count.behave=interrupt", expect=130)
     (toy / "count.py").write_text(COUNT.replace("raise KeyboardInterrupt", "pass"))
-    _run(toy, "count", "--config.count.behave=die")
+    _run(toy, "count", "--config.count.behave=interrupt")
     (toy / "count.py").write_text(COUNT)
-    _run(toy, "count", "--config.count.behave=die", "--rebuild", expect=130)
+    _run(toy, "count", "--config.count.behave=interrupt", "--rebuild", expect=130)
     assert not (toy / "work" / "counts").exists()
     (toy / "count.py").write_text(COUNT.replace("raise KeyboardInterrupt", "pass"))
-    assert _run(toy, "count", "--config.count.behave=die", "--rebuild")[0]["start"] == 2
+    assert _run(toy, "count", "--config.count.behave=interrupt", "--rebuild")[0]["start"] == 2
 
 
 @pytest.mark.parametrize("folder", ["counts", "counts.partial"])
@@ -204,7 +204,7 @@ def test_an_artifact_of_the_earlier_layout_is_refused_in_one_line(toy, folder):
         assert "layout 1 of artifacts" in _refuse(toy, "double")
 
 
-def test_a_read_error_is_one_line_with_a_status_worth_another_try(toy):
+def test_a_read_error_is_one_line_with_a_retriable_status(toy):
     process = _start(toy, "count", "--config.count.behave=unreadable")
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 74
@@ -212,20 +212,20 @@ def test_a_read_error_is_one_line_with_a_status_worth_another_try(toy):
                                        "check the disk if it happens again")
 
 
-def test_an_interrupted_stage_goes_on_where_it_stopped(toy):
-    process = _start(toy, "count", "--config.count.behave=die")
+def test_an_interrupted_stage_resumes_where_it_stopped(toy):
+    process = _start(toy, "count", "--config.count.behave=interrupt")
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130 and "run the same command again" in stderr
     assert not (toy / "work" / "counts").exists()
     (toy / "count.py").write_text(COUNT.replace("raise KeyboardInterrupt", "pass"))
-    result, stderr = _run(toy, "count", "--config.count.behave=die")
+    result, stderr = _run(toy, "count", "--config.count.behave=interrupt")
     assert result["start"] == 2
     assert "going on where an earlier run stopped, although the code has changed" in stderr
     assert not (toy / "work" / "counts.partial").exists()
 
 
 def test_an_unfinished_stage_of_another_config_is_set_aside(toy):
-    _start(toy, "count", "--config.count.behave=die").communicate(timeout=60)
+    _start(toy, "count", "--config.count.behave=interrupt").communicate(timeout=60)
     result, stderr = _run(toy, "count")
     assert result["start"] == 0 and "its config changed; the unfinished one is kept" in stderr
 
@@ -237,7 +237,7 @@ def test_a_second_builder_is_refused_and_a_killed_one_leaves_no_lock(toy):
     while not done.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     try:
-        for behave in ("wait", "die"):  # the same work, and other work of the same name
+        for behave in ("wait", "interrupt"):  # the same work, and other work of the same name
             line = _refuse(toy, "count", f"--config.count.behave={behave}")
             assert "another process is building this artifact" in line
         assert done.read_text() == "."
@@ -291,7 +291,7 @@ def test_a_workdir_that_cannot_be_written_is_one_line(toy):
     assert f"--workdir={toy / 'file'}: cannot be written" in _refuse(toy, "count", workdir="file")
     assert "--workdir=/proc/nowhere: cannot be written" in _refuse(
         toy, "count", workdir="/proc/nowhere")
-    if os.geteuid() > 0:  # permissions do not bind root
+    if os.geteuid() > 0:  # permissions do not apply to root
         (toy / "locked").mkdir(mode=0o500)
         assert os.strerror(errno.EACCES).lower() in _refuse(toy, "count", workdir="locked")
 
@@ -304,14 +304,14 @@ def _start_process(toy, stage, index, *flags, **variables):
 
 @pytest.mark.parametrize("stage, order", [("count", (1, 0)), ("together", (1, 0)),
                                           ("together", (0, 1))])
-def test_two_processes_build_one_artifact_and_tell_one_result(toy, stage, order):
+def test_two_processes_build_one_artifact_and_print_one_result(toy, stage, order):
     for skipped in (False, True):
         started = {index: _start_process(toy, stage, index, "--config.count.upto=2",
                                          "--config.count.behave=slow") for index in order}
-        told = {index: process.communicate(timeout=60) for index, process in started.items()}
-        assert all(process.returncode == 0 for process in started.values()), told
-        assert told[1] == ("", "")
-        assert json.loads(told[0][0])["skipped"] is skipped
+        outputs = {index: process.communicate(timeout=60) for index, process in started.items()}
+        assert all(process.returncode == 0 for process in started.values()), outputs
+        assert outputs[1] == ("", "")
+        assert json.loads(outputs[0][0])["skipped"] is skipped
     folder = toy / "work" / "counts"
     if stage == "count":
         assert (folder / "done").read_text() == ".." and (folder / "builders").read_text() == "0"
@@ -319,17 +319,17 @@ def test_two_processes_build_one_artifact_and_tell_one_result(toy, stage, order)
         assert (folder / "part0").exists() and (folder / "part1").exists()
 
 
-def test_a_process_does_not_outlive_the_first(toy):
-    flags = ("--config.count.upto=2", "--config.count.behave=die")
+def test_a_process_ends_when_the_first_is_killed(toy):
+    flags = ("--config.count.upto=2", "--config.count.behave=kill")
     second, first = (_start_process(toy, "together", index, *flags) for index in (1, 0))
     assert first.wait(timeout=60) == -signal.SIGKILL
     stdout, stderr = second.communicate(timeout=60)
-    assert second.returncode == 75 and not stdout, "a status that is worth another try"
+    assert second.returncode == 75 and not stdout, "the status of a retriable failure"
     assert "process 0 stopped before it was finished" in stderr and "(process 1)" in stderr
     first.communicate()
 
 
-def test_a_refusal_leaves_the_mark_that_a_launcher_asked_for(toy):
+def test_a_refusal_writes_the_launchers_marker_file(toy):
     mark = toy / "refused"
     process = _start_process(toy, "double", 1, HEARTWOOD_REFUSED=str(mark))
     _, stderr = process.communicate(timeout=60)

@@ -1,4 +1,4 @@
-"""The page kit: nothing unescaped, round ticks, names apart, thresholds where they belong."""
+"""The page kit: escaping, ticks, labels and thresholds."""
 
 import itertools
 import math
@@ -24,7 +24,7 @@ def test_ticks_step_by_one_two_or_five():
     assert nice_ticks(0, 20_000, 5) == [0, 5_000, 10_000, 15_000, 20_000]
 
 
-def test_names_beside_curves_keep_their_distance():
+def test_labels_of_curves_do_not_overlap():
     assert spread([50, 52, 200], 26, 0, 220) == [50, 76, 200]
     assert spread([200, 210, 215], 26, 0, 220) == [168, 194, 220]
 
@@ -51,17 +51,17 @@ def test_markup_escapes_all_but_markup():
 COUNTS = Histogram("words", [0, 1, 10, 100, 1000], [1, 2, 3, 4], low=10, high=500)
 
 
-def test_share_beyond_counts_whole_bins_and_says_when_that_is_a_bound():
+def test_share_beyond_counts_whole_bins_and_marks_lower_bounds():
     assert COUNTS.beyond_frac() == (0.3, False)             # 500 lies inside the last bin
     assert Histogram("x", [0, 1, 2], [3, 1], low=1).beyond_frac() == (0.75, True)
     assert Histogram("x", [0, 1, 2], [3, 0], high=1.5).beyond_frac() == (0.0, True)
-    # A most is inclusive: what equals it stays, so the bin that begins there is not all beyond.
+    # An upper bound is inclusive, so the bin that begins at it is not entirely beyond.
     assert Histogram("x", [0, 1, 2], [3, 1], high=1).beyond_frac() == (0.0, False)
     assert Histogram("x", [0, 1], [0]).beyond_frac() == (0.0, True)
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=2, max_size=20))
-def test_bins_are_equally_wide_and_places_never_fall(values):
+def test_bins_are_equally_wide_and_positions_are_monotonic(values):
     for edges in (COUNTS.edges, [0.0, 0.25, 0.5, 0.75, 1.0]):
         scale = BinScale(edges)
         widths = [scale(b) - scale(a) for a, b in itertools.pairwise(edges)]

@@ -1,4 +1,4 @@
-"""Which of how many processes this is: the variables that each launcher sets."""
+"""Number and index of processes, from the variables that each launcher sets."""
 
 import pytest
 
@@ -23,14 +23,14 @@ BY_HAND = {"HEARTWOOD_PROCESS_ID": "0", "HEARTWOOD_NUM_PROCESSES": "2",
     (BY_HAND, Processes(0, 2, "here:99")),
     (SLURM | BY_HAND, Processes(0, 2, "here:99")),
     (SLURM | {"HEARTWOOD_COORDINATOR": "gpu003-ib:7"}, Processes(3, 8, "gpu003-ib:7")),
-    # Each of these is one process alone: a batch script's shell, an array of Jobs, one TPU host.
+    # Single processes: a batch script's shell, an array of Jobs, one TPU host.
     ({"SLURM_JOB_ID": "1234", "SLURM_PROCID": "0", "SLURM_NTASKS": "16"}, Processes()),
     ({"JOB_COMPLETION_INDEX": "1"}, Processes()),
     ({"TPU_WORKER_ID": "0", "TPU_WORKER_HOSTNAMES": "localhost"}, Processes()),
     (SLURM | {"HEARTWOOD_NUM_PROCESSES": "1"}, Processes()),
     ({"HEARTWOOD_COORDINATOR": "here:99"}, Processes()),    # meant for a job that is submitted
 ], ids=range(12))
-def test_each_launcher_is_understood(environment, expected):
+def test_each_launchers_variables_are_read(environment, expected):
     assert find_processes(environment) == expected
 
 
@@ -38,8 +38,8 @@ def test_each_launcher_is_understood(environment, expected):
     ("node7", "node7"), ("a1,b2", "a1"), ("gpu[12,14]", "gpu12"), ("r[3-4]-x,r9-x", "r3-x"),
     ("tux[007-012]", "tux007"), ("h-1.cluster", "h-1.cluster")])
 def test_the_first_host_of_a_node_list(nodes, host):
-    found = find_processes(SLURM | {"SLURM_STEP_NODELIST": nodes})
-    assert found.coordinator.rpartition(":")[0] == host
+    processes = find_processes(SLURM | {"SLURM_STEP_NODELIST": nodes})
+    assert processes.coordinator.rpartition(":")[0] == host
 
 
 @pytest.mark.parametrize("environment, line", [
@@ -51,7 +51,7 @@ def test_the_first_host_of_a_node_list(nodes, host):
     ({"HEARTWOOD_NUM_PROCESSES": "2"}, "HEARTWOOD_NUM_PROCESSES=2: does not say which process"),
     (SLURM | {"SLURM_STEP_NODELIST": ""}, "HEARTWOOD_COORDINATOR='': is not host:port"),
 ], ids=range(7))
-def test_what_does_not_add_up_is_one_line(environment, line):
+def test_inconsistent_variables_are_one_line(environment, line):
     with pytest.raises(UserError) as error:
         find_processes(environment)
     assert str(error.value).startswith(line)

@@ -1,4 +1,4 @@
-"""XLA flags: what the installed jaxlib would abort over is found first, and found once."""
+"""XLA flags: flags that the installed jaxlib would abort on are refused, and checked once."""
 
 import subprocess
 
@@ -31,13 +31,13 @@ def test_every_preset_is_known_to_the_installed_jaxlib(name):
     ("--xla_tpu_anything=true", "unknown flag: --xla_tpu_anything=true: put flags of TPUs into "),
     ("xla_gpu_autotune_level=2", 'Could not open file "xla_gpu_autotune_level=2"'),
 ])
-def test_the_fault_is_named(probes, given, line):
+def test_invalid_flags_are_refused_by_name(probes, given, line):
     with pytest.raises(UserError) as error:
         check_xla_flags({"XLA_FLAGS": given})
     assert str(error.value).startswith(f"XLA_FLAGS={given!r}: {line}")
 
 
-def test_a_verdict_is_kept_by_flags(probes):
+def test_results_are_cached_by_flags(probes):
     good, bad = "--xla_gpu_autotune_level=2", "--xla_no=1"
     for _ in range(2):
         check_xla_flags({"XLA_FLAGS": good})

@@ -26,7 +26,7 @@ from model.families.decoder import forward
 from model.generation.sampling import Sampling
 from model.heads.language import token_logps
 
-# 93 ordinary tokens, so that with 5 special ones the tiny model's 98 are used up.
+# 93 ordinary tokens and 5 special ones: the 98 of the tiny model.
 RANKS = {bytes([b]): i for i, b in enumerate(range(32, 125))}
 
 
@@ -76,7 +76,7 @@ def test_bits_per_byte_of_a_uniform_model_is_log2_of_the_vocabulary(model, token
     assert got == pytest.approx(math.log2(98), rel=1e-6)  # every ordinary token is one byte
 
 
-def test_bits_per_byte_scores_each_document_as_alone(model, tokens):
+def test_bits_per_byte_scores_documents_independently(model, tokens):
     """Rows long enough for everything: the sum of each document's own log-probabilities."""
     ids = np.fromfile(tokens / "heldout.tokens", "<u2").astype(np.int32)
     ends = np.fromfile(tokens / "heldout.ends", "<i8")
@@ -155,7 +155,7 @@ def test_the_same_prompt_twice_gets_two_samples(model):
     assert len(set(drawn[0])) > 1
 
 
-def test_a_base_model_is_asked_in_plain_text_with_solved_examples(model):
+def test_a_base_models_prompt_is_plain_text_with_solved_examples(model):
     tokenizer = tokenizers.train(["Question: Answer: One Two Three Yes No " * 20], 270)
     base = dataclasses.replace(model, tokenizer=tokenizer, chat=False)
     prompt, = make_prompts(base, [ask("Three?")], [ask("One?", "Yes."), ask("Two?", "No.")])

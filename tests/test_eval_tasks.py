@@ -1,4 +1,4 @@
-"""Tasks: splits share nothing, references score fully, scoring is what it says."""
+"""Tasks: splits are disjoint, references score 1, scores match their definitions."""
 
 import random
 
@@ -99,7 +99,7 @@ def test_choices_hold_the_answer_once_with_distractors_of_its_module():
         assert len(set(choice.choices)) == NUM_CHOICES
         assert {module_of[c] for c in choice.choices} == {module_of[right]}
     places = {choice.answer for choice in choices}
-    assert places == set(range(NUM_CHOICES)), "the right answer must stand anywhere"
+    assert places == set(range(NUM_CHOICES)), "the right answer has every position"
 
 
 def test_question_of_drops_only_the_answer():

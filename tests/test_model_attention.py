@@ -42,7 +42,7 @@ def test_rotate_is_multiplication_by_a_complex_number():
                                expected_BLHK, atol=1e-3)
 
 
-def test_rotated_products_depend_on_the_distance_alone():
+def test_rotated_products_depend_only_on_the_distance():
     q_BLHK, k_BLHK = (jnp.asarray(RNG.normal(size=(1, 1, 1, 8))) for _ in range(2))
 
     def product(query_position, key_position):
@@ -72,11 +72,11 @@ def test_grouped_queries_equal_attention_with_repeated_heads():
 
 def test_softmax_has_the_gradient_of_softmax():
     scores, weight = (jnp.asarray(x, jnp.float32) for x in RNG.normal(size=(2, 3, 7)) * 3)
-    (found,), (expected,) = (jax.vjp(f, scores)[1](weight) for f in (softmax, jax.nn.softmax))
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    (actual,), (expected,) = (jax.vjp(f, scores)[1](weight) for f in (softmax, jax.nn.softmax))
+    np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
-def test_attention_keeps_one_matrix_of_weights_for_the_backward_pass(capsys):
+def test_attention_saves_one_matrix_of_weights_for_the_backward_pass(capsys):
     q_BLHK, k_BLGK = jnp.ones((1, 16, 4, 8)), jnp.ones((1, 16, 2, 8))
     mask_BLM = jnp.ones((1, 16, 16), bool)
     print_saved_residuals(lambda *qkv: attend(*qkv, mask_BLM), q_BLHK, k_BLGK, k_BLGK)
@@ -96,7 +96,7 @@ def test_document_mask_is_causal_and_inside_one_document():
     np.testing.assert_array_equal(mask_LM, np.array(expected_LM, bool))
 
 
-def test_cache_mask_sees_what_each_row_holds_and_its_new_tokens():
+def test_cache_mask_covers_cached_and_new_tokens():
     mask_BLM = cache_mask(jnp.array([0, 2]), 2, 5)
     expected_BLM = [[[1, 0, 0, 0, 0], [1, 1, 0, 0, 0]], [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0]]]
     np.testing.assert_array_equal(mask_BLM, np.array(expected_BLM, bool))

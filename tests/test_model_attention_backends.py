@@ -1,7 +1,7 @@
-"""Which backend is chosen, and that each one means what the reference means.
+"""Attention backends: their choice, and equality with the reference.
 
-No GPU or TPU is needed: Pallas kernels run interpreted, cuDNN is stood in for by the reference
-behind the same interface, and all of them are lowered for the platform that they run on.
+No GPU or TPU is needed: Pallas kernels run interpreted, cuDNN is replaced by the reference behind
+the same interface, and all of them are lowered for their platform.
 """
 
 from functools import partial
@@ -71,14 +71,14 @@ def expected(inputs):
     return run(*inputs)
 
 
-def _assert_close(found, expected):
-    for name, a, b in zip(("out", "dq", "dk", "dv"), found, expected):
+def _assert_close(actual, expected):
+    for name, a, b in zip(("out", "dq", "dk", "dv"), actual, expected):
         np.testing.assert_allclose(a, b, atol=5e-6, err_msg=name)
 
 
 @pytest.fixture
 def with_cudnn(monkeypatch):
-    """A process in which JAX finds cuDNN 9.10 and a Hopper GPU, as far as Python can tell."""
+    """Simulates cuDNN 9.10 and a Hopper GPU for JAX's Python code."""
     from jax._src.cudnn import fused_attention_stablehlo as fused
 
     monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91000)
@@ -102,7 +102,7 @@ def with_cudnn(monkeypatch):
     (TPU, {"head_size": 80}, 1, "xla"),
     (TPU, {"attention": "xla"}, 1, "xla"),
 ])
-def test_auto_takes_the_fastest_that_can_run(with_cudnn, machine, changes, num_shards, backend):
+def test_auto_chooses_the_fastest_that_can_run(with_cudnn, machine, changes, num_shards, backend):
     assert choose_backend(*_model(**changes), num_shards, machine) == backend
 
 
@@ -145,11 +145,11 @@ def test_the_log_names_the_backend_and_why_it_is_not_the_fastest(with_cudnn):
         "xla attention, all_gather over 4 context shards")
 
 
-def test_cudnn_is_refused_where_jax_changed_beneath_it(with_cudnn, monkeypatch):
+def test_cudnn_is_refused_if_jax_changed_its_signature(with_cudnn, monkeypatch):
     assert choose_backend(*_model(attention="cudnn"), 1, H200) == "cudnn"
     monkeypatch.setattr(cudnn, "FORWARD", cudnn.FORWARD[1:])
     cudnn.load.cache_clear()
-    with pytest.raises(UserError, match="does not know the _dot_product_attention_fwd_rule of jax"):
+    with pytest.raises(UserError, match="does not support the _dot_product_attention_fwd_rule"):
         choose_backend(*_model(attention="cudnn"), 1, H200)
     assert choose_backend(*_model(), 1, H200) == "pallas"
 
@@ -164,7 +164,7 @@ def test_cudnn_is_refused_where_it_is_not_installed(with_cudnn, monkeypatch):
 
 
 def _masks(documents):
-    """What a call with these documents sees, mask_BLM, and the tokens in them, is_in_BL."""
+    """Mask of a call with these documents, mask_BLM, and the tokens in them, is_in_BL."""
     lengths_BP, offsets_BP = documents.lengths_BP, documents.offsets_BP[:, :-1]
     index_BLP = jnp.arange(L)[None, :, None] - offsets_BP[:, None]
     is_in_BLP = (index_BLP >= 0) & (index_BLP < lengths_BP[:, None]) & (lengths_BP[:, None] > 0)
@@ -173,7 +173,7 @@ def _masks(documents):
 
 
 @pytest.mark.parametrize("per_call", [2, 5, 64])
-def test_lengths_and_offsets_mean_the_mask_of_the_documents(monkeypatch, per_call):
+def test_lengths_and_offsets_give_the_mask_of_the_documents(monkeypatch, per_call):
     monkeypatch.setattr(packed, "DOCUMENTS_PER_CALL", per_call)
     rng = np.random.default_rng(0)
     rows = [_row(sizes[:np.searchsorted(np.cumsum(sizes), L, side="right")])
@@ -209,7 +209,7 @@ def _simulated_backward(q_BLHK, k_BLGK, v_BLGK, documents, stats, out_BLHK, dout
     return tuple(jnp.where(is_in_BLHK, x, jnp.nan) for x in gradients)
 
 
-# As cuDNN: what lies outside of the documents is left as it was in memory.
+# As in cuDNN, values outside of the documents are undefined.
 SIMULATED = Kernel(_simulated_forward, _simulated_backward)
 
 
@@ -237,7 +237,7 @@ def _attend_simulated(*args):
 
 
 @pytest.mark.parametrize("attention", [_reference, _attend_simulated])
-def test_a_mesh_runs_each_shard_in_its_place(attention, inputs, expected):
+def test_a_mesh_runs_each_shard_on_its_device(attention, inputs, expected):
     def attention_here(*qkv):
         return attend_in_place(attention, *qkv, SEGMENT_IDS_BL, POSITIONS_BL)
 
@@ -264,10 +264,10 @@ def _stack(x):
 
 def test_a_packed_kernel_takes_the_stages_of_a_pipeline_as_more_rows(inputs, expected):
     with jax.set_mesh(make_mesh({"stage": 2, "data": 2, "tensor": 2})):
-        found = _with_stages(_attend_simulated)(
+        actual = _with_stages(_attend_simulated)(
             *map(_stack, (*inputs, SEGMENT_IDS_BL, POSITIONS_BL)))
     for s in range(2):
-        _assert_close([x[s] for x in found], expected)
+        _assert_close([x[s] for x in actual], expected)
 
 
 @pytest.mark.parametrize("backend, platform, call", [

@@ -1,4 +1,4 @@
-"""Attention over rows that are cut over the mesh: the same numbers as on one device."""
+"""Attention over rows that are sharded over the mesh: equal to that on one device."""
 
 from functools import partial
 
@@ -63,13 +63,13 @@ def expected(inputs):
     return jax.jit(partial(_with_gradients, reference))(*inputs)
 
 
-def _assert_close(found, expected, atol=5e-6):
-    for name, a, b in zip(("out", "dq", "dk", "dv"), found, expected):
+def _assert_close(actual, expected, atol=5e-6):
+    for name, a, b in zip(("out", "dq", "dk", "dv"), actual, expected):
         np.testing.assert_allclose(a, b, atol=atol, err_msg=name)
 
 
 def _attend_documents(kind, **changes):
-    """Attention that crosses the shards in this way."""
+    """Attention across shards of this kind."""
     config = ModelConfig(V=98, D=32, N=2, H=H, G=G, K=K, F=64)
     execution = Execution(context_attention=kind, **changes)
     return partial(attend_documents, config=config, execution=execution)
@@ -77,7 +77,7 @@ def _attend_documents(kind, **changes):
 
 @pytest.mark.parametrize("section", MESHES, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
-def test_cut_rows_equal_whole_ones_forward_and_backward(kind, section, inputs, expected):
+def test_sharded_rows_equal_whole_ones_forward_and_backward(kind, section, inputs, expected):
     def attention(*qkv):
         return _attend_documents(kind)(*qkv, SEGMENT_IDS_BL, POSITIONS_BL)
 
@@ -88,7 +88,7 @@ def test_cut_rows_equal_whole_ones_forward_and_backward(kind, section, inputs, e
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_stages_of_a_pipeline_each_cut_their_rows(kind, inputs, expected):
+def test_stages_of_a_pipeline_each_shard_their_rows(kind, inputs, expected):
     def run(*stacked):  # [stages, B, ...], as `model.parallel.pipeline` has them
         stages = jax.vmap(_attend_documents(kind), spmd_axis_name="stage")
         out, pull = jax.vjp(lambda *qkv: stages(*qkv, *stacked[4:]), *stacked[:3])
@@ -98,11 +98,11 @@ def test_stages_of_a_pipeline_each_cut_their_rows(kind, inputs, expected):
         return jnp.stack([x, x[::-1]])
 
     with jax.set_mesh(make_mesh({"stage": 2, "context": 2, "data": 2})):
-        found = jax.jit(run)(*map(stack, (*inputs, SEGMENT_IDS_BL, POSITIONS_BL)))
-    _assert_close(found, map(stack, expected))
+        actual = jax.jit(run)(*map(stack, (*inputs, SEGMENT_IDS_BL, POSITIONS_BL)))
+    _assert_close(actual, map(stack, expected))
 
 
-def test_the_order_of_keys_is_told_by_positions_and_not_by_places_in_the_row(inputs, expected):
+def test_the_order_of_keys_is_that_of_positions_and_not_of_row_indices(inputs, expected):
     order_L = np.random.default_rng(1).permutation(L)
     q_BLHK, k_BLGK, v_BLGK, _ = (x[:, order_L] for x in inputs)
     segment_ids_BL, positions_BL = SEGMENT_IDS_BL[:, order_L], POSITIONS_BL[:, order_L]
@@ -112,10 +112,10 @@ def test_the_order_of_keys_is_told_by_positions_and_not_by_places_in_the_row(inp
     np.testing.assert_allclose(out_BLHK, expected[0][:, order_L], atol=5e-6)
 
 
-def test_keys_that_no_query_of_a_shard_sees_are_not_computed_with(inputs):
+def test_keys_that_are_masked_for_a_whole_shard_are_skipped(inputs):
     segment_ids_BL, positions_BL = (jnp.asarray(x, jnp.int32)[None] for x in ROWS[3])
     q_BLHK, k_BLGK, v_BLGK, weight_BLHK = (x[:1] for x in inputs)
-    poisoned_BLGK = v_BLGK.at[:, :L // 2].set(jnp.nan)  # 0 times NaN would be seen
+    poisoned_BLGK = v_BLGK.at[:, :L // 2].set(jnp.nan)  # 0 times NaN would be NaN
 
     def attention(*qkv):
         return attend_in_place(attend_ring, *qkv, segment_ids_BL, positions_BL)
@@ -123,9 +123,9 @@ def test_keys_that_no_query_of_a_shard_sees_are_not_computed_with(inputs):
     with jax.set_mesh(make_mesh({"context": 2}, jax.devices()[:2])):
         run = jax.jit(partial(_with_gradients, attention))
         clean = run(q_BLHK, k_BLGK, v_BLGK, weight_BLHK)
-        found = run(q_BLHK, k_BLGK, poisoned_BLGK, weight_BLHK)
-    assert np.isnan(found[0][:, :L // 2]).all()
-    _assert_close([x[:, L // 2:] for x in found], [x[:, L // 2:] for x in clean], atol=0)
+        actual = run(q_BLHK, k_BLGK, poisoned_BLGK, weight_BLHK)
+    assert np.isnan(actual[0][:, :L // 2]).all()
+    _assert_close([x[:, L // 2:] for x in actual], [x[:, L // 2:] for x in clean], atol=0)
 
 
 def test_softmax_stays_float32_when_the_model_is_bfloat16(inputs, expected):
@@ -140,7 +140,7 @@ def test_softmax_stays_float32_when_the_model_is_bfloat16(inputs, expected):
     assert error < 1.5 * reference_error
 
 
-def test_the_model_is_the_same_on_cut_rows(config, execution, params, batch):
+def test_the_model_is_the_same_on_sharded_rows(config, execution, params, batch):
     run = jax.jit(partial(forward, config=config, execution=execution))
     args = (params, batch.tokens_BL, batch.positions_BL, batch.segment_ids_BL)
     expected_BLD = run(*args)
@@ -148,7 +148,7 @@ def test_the_model_is_the_same_on_cut_rows(config, execution, params, batch):
         np.testing.assert_allclose(run(*args), expected_BLD, atol=1e-5)
 
 
-def test_rematerialisation_that_keeps_attention_does_not_go_round_again(inputs):
+def test_rematerialisation_that_saves_attention_does_not_repeat_the_ring(inputs):
     def count_hops(attention):
         def loss(*qkv):
             return attention(*qkv, SEGMENT_IDS_BL, POSITIONS_BL).sum()

@@ -1,4 +1,4 @@
-"""A model directory comes back the same, and one that does not fit is refused in one line."""
+"""A model directory is restored unchanged, and one that does not fit is refused in one line."""
 
 import dataclasses
 import errno
@@ -35,14 +35,14 @@ def saved(config, tmp_path_factory):
     return params, config, folder / "saved"
 
 
-def test_what_is_saved_comes_back_bit_for_bit(saved):
+def test_parameters_are_restored_bit_for_bit(saved):
     params, config, folder = saved
     tokenizer = json.loads((folder / "tokenizer" / "tokenizer.json").read_text())["fingerprint"]
     assert read_description(folder) == Description(config, tokenizer, chat=True, context_tokens=96)
     jax.tree.map(np.testing.assert_array_equal, load_params(folder, config), params)
 
 
-def test_the_description_holds_the_architecture_and_not_how_it_was_run(saved):
+def test_the_description_has_the_architecture_and_not_the_execution(saved):
     described = json.loads((saved[2] / "model.json").read_text())
     assert set(described) == {"layout", "config", "tokenizer", "chat", "context_tokens"}
     assert described["layout"] == LAYOUT
@@ -104,7 +104,7 @@ def test_another_layout_is_refused_in_one_line(copied, layout):
 @pytest.mark.parametrize("changes, line", [
     ({"H": 6, "G": 4}, "model.H=6: is not divisible by model.G=4"),
     ({"K": 7}, "model.K=7: must be even"), ({"N": 0}, "model.N=0: must be at least 1")], ids=str)
-def test_sizes_that_make_no_model_are_refused(config, changes, line):
+def test_invalid_sizes_are_refused(config, changes, line):
     with pytest.raises(UserError, match=line):
         dataclasses.replace(config, **changes)
 

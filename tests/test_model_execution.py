@@ -1,4 +1,4 @@
-"""How a model runs: read from a stage's section, and refused by the name of the field."""
+"""Execution: read from a stage's section, and errors that name the field."""
 
 import pytest
 from ml_collections import ConfigDict
@@ -11,10 +11,11 @@ def _section(**run):
     return ConfigDict({"out": "base", "compute_dtype": "bfloat16", "matmul": "int8", "run": run})
 
 
-def test_a_stage_reads_what_decides_the_result_from_its_section_and_the_rest_from_run():
+def test_dtypes_are_read_from_the_section_and_other_fields_from_run():
     assert make_execution(_section()) == Execution(compute_dtype="bfloat16", matmul="int8")
-    found = make_execution(_section(remat="full", loss_chunks=4, log_every=10), also=["log_every"])
-    assert found == Execution("bfloat16", "int8", remat="full", loss_chunks=4)
+    execution = make_execution(_section(remat="full", loss_chunks=4, log_every=10),
+                               also=["log_every"])
+    assert execution == Execution("bfloat16", "int8", remat="full", loss_chunks=4)
 
 
 @pytest.mark.parametrize("name", ["rematerialise", "compute_dtype", "matmul", "log_every"])

@@ -29,7 +29,7 @@ def experts(config):
 
 
 def _loop(h_BLD, is_token_BL, weights, config):
-    """Every expert over every token, then weighed: no sorting, no ragged matmul."""
+    """Every expert over every token, then weighted: no sorting, no ragged matmul."""
     logits_BLE = h_BLD @ weights["router_DE"]
     probs_BLE = jnp.exp(logits_BLE) / jnp.exp(logits_BLE).sum(-1, keepdims=True)
     rank_BLE = jnp.argsort(jnp.argsort(-probs_BLE, axis=-1), axis=-1)
@@ -73,13 +73,13 @@ def looped(experts):
     return _value_and_gradient(_loop, experts)
 
 
-def _assert_close(found, expected):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found, expected)
+def _assert_close(actual, expected):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), actual, expected)
 
 
 def test_experts_equal_a_loop_over_experts(experts, looped):
     _assert_close(_value_and_gradient(_mix, experts), looped)
-    assert not np.asarray(looped[1][0])[3, -2:].any(), "padding gets nothing"
+    assert not np.asarray(looped[1][0])[3, -2:].any(), "the output of padding is zero"
 
 
 @pytest.mark.parametrize("axes", [

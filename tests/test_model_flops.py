@@ -32,7 +32,7 @@ def test_llama2_7b_has_its_published_parameters():
     assert matmul_params(LLAMA2_7B) + norms + embedding == 6_738_415_616
 
 
-def test_of_experts_only_those_that_a_token_meets_count(config):
+def test_only_the_experts_of_a_token_are_counted(config):
     config = dataclasses.replace(config, E=8, experts_per_token=2)
     shapes = jax.eval_shape(partial(init, config), jax.random.key(0))["blocks"]
     experts = {name for name in shapes if name.endswith(("_EDF", "_EFD"))}
@@ -92,7 +92,7 @@ def test_mfu_of_published_runs():
 
 @pytest.mark.parametrize("compute_dtype, device_kind", [
     ("bfloat16", "cpu"), ("float32", "NVIDIA H200")])
-def test_there_is_no_mfu_where_no_peak_is_known(compute_dtype, device_kind):
+def test_there_is_no_mfu_without_a_known_peak(compute_dtype, device_kind):
     assert mfu(1e5, GPT2, 1024, compute_dtype=compute_dtype, device_kind=device_kind,
                num_devices=1) == {}
 
@@ -104,7 +104,7 @@ def test_there_is_no_mfu_where_no_peak_is_known(compute_dtype, device_kind):
     ("TPU v4", 275e12), ("TPU v5 lite", 197e12), ("TPU v5", 459e12), ("TPU v5p", 459e12),
     ("TPU v6 lite", 918e12), ("cpu", None), ("NVIDIA L40", None), ("TPU v4 lite", None),
     ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None), ("NVIDIA RTX A100", None)])
-def test_a_peak_is_known_or_not_guessed(kind, expected):
+def test_peaks_of_devices(kind, expected):
     assert peak_flops(kind) == expected
 
 

@@ -1,4 +1,4 @@
-"""Generation: the cache and other rows change no answer, and sampling filters by its rules."""
+"""Generation: independence of the cache and of other rows, and sampling filters."""
 
 from functools import partial
 
@@ -39,7 +39,7 @@ def full_logits(params, config, execution):
 
 def test_cached_decode_equals_the_full_forward(params, config, execution, prompts_BL, full_logits):
     tokens_BL = np.full((3, 12), 7)
-    tokens_BL[:, :8] = prompts_BL  # behind a row's length lies what nobody may look at
+    tokens_BL[:, :8] = prompts_BL  # tokens after a row's length must be ignored
     cache = make_cache(config, execution, 3, 12)
     logits_BV, cache = prefill(params, prompts_BL, LENGTHS_B, cache, config=config,
                                execution=execution)
@@ -86,8 +86,8 @@ def test_generate_is_prefill_and_decode_and_ends_at_the_stop_token(params, confi
     stop = int(new_BL[0, 1])
     stopped_BL, count_B = answer(stop=stop)
     for row in range(3):
-        found = np.flatnonzero(new_BL[row] == stop)
-        expected = found[0] + 1 if len(found) else 4
+        stops = np.flatnonzero(new_BL[row] == stop)
+        expected = stops[0] + 1 if len(stops) else 4
         assert count_B[row] == expected, "the stop token is counted, nothing after it"
         np.testing.assert_array_equal(stopped_BL[row, :expected], new_BL[row, :expected])
 
@@ -100,14 +100,14 @@ def draw(params, config, execution):
     return lambda *rows, stop=-1: jax.device_get(run(*rows, stop=stop))
 
 
-def test_the_keys_decide_a_sampled_answer(draw, prompts_BL):
+def test_a_sampled_answer_depends_on_the_keys(draw, prompts_BL):
     drawn = [draw(prompts_BL, LENGTHS_B, _keys(3, seed))[0] for seed in (1, 1, 2)]
     np.testing.assert_array_equal(drawn[0], drawn[1])
     assert (drawn[0] != drawn[2]).any(axis=1).all(), "every row has its own key"
 
 
 @pytest.mark.parametrize("rows", [[1], [2, 0], [1, 1, 2, 0, 1]], ids=str)
-def test_a_row_is_answered_alike_whatever_rows_are_beside_it(draw, prompts_BL, rows):
+def test_an_answer_does_not_depend_on_other_rows(draw, prompts_BL, rows):
     keys_B, rows = _keys(3), np.array(rows)
     stop = int(draw(prompts_BL, LENGTHS_B, keys_B)[0][0, 2])  # so that row 0 ends before others
     expected_BL, count_B = draw(prompts_BL, LENGTHS_B, keys_B, stop=stop)
@@ -118,7 +118,7 @@ def test_a_row_is_answered_alike_whatever_rows_are_beside_it(draw, prompts_BL, r
         np.testing.assert_array_equal(found_L[:count_B[row]], expected_BL[row, :count_B[row]])
 
 
-def test_a_draw_depends_on_the_logits_and_the_key_of_its_row_alone():
+def test_a_sample_depends_only_on_the_logits_and_the_key_of_its_row():
     keys_B = _keys(50)
     logits_BV = jnp.asarray(np.random.default_rng(0).normal(size=(50, 20)), jnp.float32)
     sampling = Sampling(top_k=10, top_p=0.9)
@@ -137,7 +137,7 @@ def _drawn(num=400, **how):
     ({"temperature": 0}, {2}), ({"top_k": 1}, {2}), ({"top_k": 2}, {0, 2}), ({}, {0, 1, 2, 3}),
     ({"top_p": 0.4}, {2}),       # the first token reaches it alone
     ({"top_p": 0.5001}, {0, 2}), ({"top_p": 0.74}, {0, 2}), ({"top_p": 0.76}, {0, 2, 3}),
-    ({"top_k": 2, "top_p": 0.6}, {2}),  # of the two that are left the first has two thirds
+    ({"top_k": 2, "top_p": 0.6}, {2}),  # of the two that are kept the first has two thirds
     ({"temperature": 0.2, "top_p": 0.9}, {2}),  # temperature comes before top_p
 ], ids=str)
 def test_sampling_keeps_the_smallest_set(how, kept):

@@ -1,4 +1,4 @@
-"""The chunked head and its own backward pass against the loss with all logits at hand."""
+"""The chunked head and its custom backward pass against the loss with all logits."""
 
 import dataclasses
 import re
@@ -31,7 +31,7 @@ def rows(config):
 
 
 def _materialised(params, x_BLD, targets_BL, *, config, execution):
-    """The scores by the book, in float32, from numbers rounded to the compute dtype."""
+    """Reference scores in float32, from values rounded to the compute dtype."""
     def rounded(x):  # its gradient is not rounded
         narrow = x.astype(execution.compute_dtype)
         return x + jax.lax.stop_gradient(narrow.astype(jnp.float32) - x)
@@ -62,13 +62,13 @@ def test_scores_and_gradients_equal_those_of_all_logits(params, rows, config, is
         {} if is_tied else {"head_DV": 10 * params["head_DV"]})
     expected = _scores_and_gradients(_materialised, head_params, x_BLD, targets_BL, cotangents,
                                      config=config, execution=Execution(compute_dtype=dtype))
-    found = _scores_and_gradients(score_targets, head_params, x_BLD, targets_BL, cotangents,
+    actual = _scores_and_gradients(score_targets, head_params, x_BLD, targets_BL, cotangents,
                                   config=config, execution=Execution(compute_dtype=dtype,
                                                                      loss_chunks=num_chunks))
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), found[0], expected[0])
-    # bfloat16 rounds the gradient of each logit to 8 bits; they add up in float32.
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), actual[0], expected[0])
+    # bfloat16 rounds the gradient of each logit to 8 bits; accumulation is in float32.
     tolerance = 1e-5 if dtype == "float32" else 2**-8
-    for a, b in zip(jax.tree.leaves(found[1]), jax.tree.leaves(expected[1])):
+    for a, b in zip(jax.tree.leaves(actual[1]), jax.tree.leaves(expected[1])):
         assert a.dtype == b.dtype == jnp.float32
         np.testing.assert_allclose(a, b, atol=tolerance * np.abs(b).max())
 
@@ -96,7 +96,7 @@ def _memory(config, execution, shape):
     return lowered.compile().memory_analysis().temp_size_in_bytes
 
 
-def test_chunks_save_memory_and_zero_takes_what_the_budget_needs(config, monkeypatch):
+def test_chunks_save_memory_and_zero_derives_their_number(config, monkeypatch):
     config = dataclasses.replace(config, V=2048)
     shape, whole = (8, 64), 4 * 8 * 64 * 2048  # bytes of all logits
     used = {n: _memory(config, Execution(loss_chunks=n), shape) for n in (1, 4, 8)}
@@ -107,13 +107,13 @@ def test_chunks_save_memory_and_zero_takes_what_the_budget_needs(config, monkeyp
     assert _memory(config, Execution(loss_chunks=0), shape) == used[8]
     with jax.set_mesh(make_mesh({"data": 2, "fsdp": 2, "tensor": 2})):
         assert head.chunks_of_budget(shape, config.V) == 1, "eight devices share the logits"
-        assert head.chunks_of_budget((1, 512), config.V) == 4, "one row is not cut over four"
+        assert head.chunks_of_budget((1, 512), config.V) == 4, "one row is not sharded over four"
 
 
 @pytest.mark.parametrize("mesh_section", [{"fsdp": 8}, {"stage": 2, "context": 2, "tensor": 2}],
                          ids=str)
-def test_every_device_works_on_rows_of_its_own(config, mesh_section):
-    """Equal results on eight devices, and in no chunk does a matrix of the head travel."""
+def test_every_device_has_its_own_rows(config, mesh_section):
+    """Equal results on eight devices, and no chunk communicates a matrix of the head."""
     config, execution = dataclasses.replace(config, V=512), Execution(loss_chunks=3)
     rng, shape = np.random.default_rng(1), (8, 20)
     params = {"head_DV": jnp.asarray(rng.normal(size=(config.D, config.V)), jnp.float32)}

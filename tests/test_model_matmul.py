@@ -1,4 +1,4 @@
-"""The matmul hook: what each precision may be wrong by, and that the plain one is not touched."""
+"""Matmuls: error bounds of each precision, and equality of the plain one with einsum."""
 
 import dataclasses
 from functools import partial
@@ -52,7 +52,7 @@ def test_the_compute_dtype_is_a_plain_einsum(equation, dtype):
 
 
 def _error_bound(equation, x, weight, matmul):
-    """The most that rounding both operands can add up to, element by element."""
+    """Elementwise bound of the error from rounding both operands."""
     letters = equation.split("->")[0].split(",")
     if matmul == "int8":  # half a step of each operand's scale
         dx, dweight = (np.abs(a).max(axis=tuple(i for i, c in enumerate(own) if c in other),
@@ -69,34 +69,34 @@ def _error_bound(equation, x, weight, matmul):
 @pytest.mark.parametrize("equation", EQUATIONS)
 def test_products_are_as_close_as_rounding_allows(equation, matmul):
     x, weight = _operands(equation)
-    found = project(equation, x, weight, Execution(matmul=matmul))
+    actual = project(equation, x, weight, Execution(matmul=matmul))
     x, weight = np.asarray(x, np.float64), np.asarray(weight, np.float64)
     exact = np.einsum(equation, x, weight)
-    assert np.all(np.abs(found - exact) <= 1.001 * _error_bound(equation, x, weight, matmul))
-    error = np.linalg.norm(found - exact) / np.linalg.norm(exact)
+    assert np.all(np.abs(actual - exact) <= 1.001 * _error_bound(equation, x, weight, matmul))
+    error = np.linalg.norm(actual - exact) / np.linalg.norm(exact)
     assert 1e-4 < error < {"int8": 0.01, "fp8": 0.05}[matmul], "rounding does happen"
 
 
 @pytest.mark.parametrize("matmul, largest", [("int8", 127), ("fp8", 448)])
-def test_what_is_representable_is_exact(matmul, largest):
+def test_representable_values_are_exact(matmul, largest):
     rng = np.random.default_rng(2)
     x_BLD, weight_DF = rng.integers(-8, 9, (2, 8, 32)), rng.integers(-8, 9, (32, 64))
     x_BLD[:, :, 0], weight_DF[0] = largest, largest  # so that scales are 1
-    found = project("BLD,DF->BLF", jnp.float32(x_BLD), jnp.float32(weight_DF),
+    actual = project("BLD,DF->BLF", jnp.float32(x_BLD), jnp.float32(weight_DF),
                     Execution(matmul=matmul))
-    np.testing.assert_array_equal(found, x_BLD @ weight_DF)
+    np.testing.assert_array_equal(actual, x_BLD @ weight_DF)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("equation", EQUATIONS)
 def test_gradients_are_those_of_the_matmul(equation, dtype):
-    """int8 goes back in the compute dtype; fp8 in e5m2, two bits after the leading one."""
+    """The gradient of int8 is in the compute dtype; that of fp8 in e5m2, with two mantissa bits."""
     x, weight = _operands(equation, dtype)
-    dout, found = _dout(equation, x, weight), {}
+    dout, actual = _dout(equation, x, weight), {}
     for matmul in ("compute", "int8", "fp8"):
         execution = Execution(matmul=matmul, compute_dtype=dtype)
-        found[matmul] = _product_and_gradients(equation, x, weight, dout, execution)[1:]
-    for plain, int8, fp8 in zip(*(found[name] for name in ("compute", "int8", "fp8"))):
+        actual[matmul] = _product_and_gradients(equation, x, weight, dout, execution)[1:]
+    for plain, int8, fp8 in zip(*(actual[name] for name in ("compute", "int8", "fp8"))):
         assert plain.dtype == int8.dtype == fp8.dtype
         plain, int8, fp8 = (np.asarray(g, np.float64).ravel() for g in (plain, int8, fp8))
         np.testing.assert_allclose(int8, plain, atol=(1e-6 if dtype == "float32" else 2**-8)
@@ -107,7 +107,7 @@ def test_gradients_are_those_of_the_matmul(equation, dtype):
 
 
 @pytest.mark.parametrize("matmul", ["int8", "fp8"])
-def test_zeros_stay_zeros_and_what_is_not_finite_is_not_hidden(matmul):
+def test_zeros_stay_zeros_and_non_finite_values_propagate(matmul):
     execution = Execution(matmul=matmul)
     weight_DF = jnp.ones((32, 64))
     for value in (0.0, jnp.nan, jnp.inf):
@@ -117,7 +117,7 @@ def test_zeros_stay_zeros_and_what_is_not_finite_is_not_hidden(matmul):
     assert not np.any(project("BLD,DF->BLF", jnp.zeros((2, 8, 32)), weight_DF, execution))
 
 
-def test_fp8_refuses_sizes_that_the_hardware_does_not_take():
+def test_fp8_refuses_sizes_that_the_hardware_does_not_support():
     execution = Execution(matmul="fp8")
     with pytest.raises(UserError, match=r"^matmul='fp8': H x K = 24 is no multiple of 16: "
                                         r"change --config.model.H or --config.model.K"):

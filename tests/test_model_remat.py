@@ -1,4 +1,4 @@
-"""Rematerialisation: a policy decides what is kept, and nothing about the result."""
+"""Rematerialisation: a policy changes what is saved, and not the result."""
 
 from collections import Counter
 
@@ -13,7 +13,7 @@ from model.parallel.sharding import make_mesh, param_shardings
 from train.loss import next_token_loss
 from train.step import place_batch
 
-# What each tag keeps of a layer of the tiny model, without [N, B, L]: H K = 4 8, G K = 2 8, F = 64.
+# Sizes that each tag saves of a layer of the tiny model: H K = 4 8, G K = 2 8, F = 64.
 SHAPES = {"qkv": [(4, 8), (2, 8), (2, 8)], "attention": [(4, 8)], "hidden": [(64,), (64,)],
           "residual": [(32,)]}
 
@@ -24,7 +24,7 @@ def _loss(config, execution, params, batch):
 
 
 def _kept(config, execution, params, batch):
-    """What the layers' scan keeps for the backward pass, as shapes without [N, B, L]."""
+    """Shapes that the layers' scan saves for the backward pass, without [N, B, L]."""
     def pull_back(params):
         return jax.vjp(lambda p: _loss(config, execution, p, batch), params)[1]
 
@@ -35,12 +35,12 @@ def _kept(config, execution, params, batch):
 
 @pytest.mark.parametrize("policy", ["full", *(f"names:{tag}" for tag in TAGS),
                                     "names:qkv,attention,hidden,residual", "offload:qkv,residual"])
-def test_a_policy_keeps_each_layers_input_and_what_it_names(params, batch, config, policy):
+def test_a_policy_saves_each_layers_input_and_what_it_names(params, batch, config, policy):
     named = [shape for tag in policy.partition(":")[2].split(",") if tag for shape in SHAPES[tag]]
     assert _kept(config, Execution(remat=policy), params, batch) == Counter([(config.D,), *named])
 
 
-def test_none_keeps_more_than_dots_and_dots_more_than_full(params, batch, config):
+def test_none_saves_more_than_dots_and_dots_more_than_full(params, batch, config):
     size = {}
     for policy in ("none", "dots", "full"):
         kept = _kept(config, Execution(remat=policy), params, batch)
@@ -59,9 +59,9 @@ def test_named_policies_change_no_bit(plain, params, batch, config, policy):
     execution = Execution(remat=policy)
     traced = jax.jit(jax.value_and_grad(lambda p: _loss(config, execution, p, batch))).trace(params)
     assert ("<host>" in str(traced.jaxpr)) == policy.startswith("offload")
-    found = traced.lower().compile()(params)
-    # Under XLA's optimisations fusions may differ, and with them the last bits; tests have none.
-    jax.tree.map(np.testing.assert_array_equal, found, plain)
+    actual = traced.lower().compile()(params)
+    # Bitwise equality holds as tests disable XLA's optimisations, under which fusions may differ.
+    jax.tree.map(np.testing.assert_array_equal, actual, plain)
 
 
 def test_offloading_works_on_a_mesh(plain, params, batch, config):

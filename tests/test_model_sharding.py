@@ -1,4 +1,4 @@
-"""Sharding by rules: names say how a parameter is cut, and a mesh that does not fit is refused."""
+"""Sharding rules: parameters are sharded by name, and a mesh that does not fit is refused."""
 
 import dataclasses
 from functools import partial
@@ -61,14 +61,14 @@ def test_an_axis_that_the_mesh_does_not_divide_is_refused(params):
 
 
 def test_paths_have_names_and_names_have_letters(params):
-    found = {leaf_name(path): (param_name(path), letters_of(path, leaf.ndim)) for path, leaf in
+    names = {leaf_name(path): (param_name(path), letters_of(path, leaf.ndim)) for path, leaf in
              jax.tree_util.tree_leaves_with_path({"params": params})}
-    assert found["params/embed_VD"] == ("embed_VD", "VD")
-    assert found["params/blocks/wq_DHK"] == ("wq_DHK", "NDHK")
-    assert found["params/blocks/attn_norm_D"] == ("attn_norm_D", "ND")
+    assert names["params/embed_VD"] == ("embed_VD", "VD")
+    assert names["params/blocks/wq_DHK"] == ("wq_DHK", "NDHK")
+    assert names["params/blocks/attn_norm_D"] == ("attn_norm_D", "ND")
 
 
-def test_a_name_without_its_letters_is_a_bug():
+def test_a_name_without_axis_letters_is_an_error():
     path = (jax.tree_util.DictKey("wq"),)
     with pytest.raises(ValueError, match="does not end in its axis letters"):
         letters_of(path, 2)
@@ -137,7 +137,7 @@ def test_what_a_mesh_divides_is_not_refused(config, execution):
     ((8, 1, 4, 8), "BLHK", ACTIVATION_RULES, (4, 1, 2, 8)),
     ((1, 1, 98), "BLV", ACTIVATION_RULES, (1, 1, 49)),
     ((3, 5, 7), "BLF", ACTIVATION_RULES, (3, 5, 7))], ids=str)
-def test_an_activation_is_cut_as_far_as_the_mesh_divides_it(shape, letters, rules, expected):
+def test_an_activation_is_sharded_as_far_as_the_mesh_divides_it(shape, letters, rules, expected):
     """A mesh of fsdp=2, context=2, tensor=2: what does not divide, as in decoding, stays whole."""
     mesh = make_mesh({"fsdp": 2, "context": 2, "tensor": 2})
     with jax.set_mesh(mesh):
@@ -147,7 +147,7 @@ def test_an_activation_is_cut_as_far_as_the_mesh_divides_it(shape, letters, rule
 
 
 @pytest.mark.parametrize("name", ["adafactor", "schedule_free", "muon"])
-def test_optimizer_state_is_cut_like_its_parameter(config, name):
+def test_optimizer_state_is_sharded_like_its_parameter(config, name):
     config = dataclasses.replace(config, D=256, F=256, V=256)  # adafactor factors from 128 on
     optimizer = make_optimizer(ConfigDict(optimizer_section(
         name=name, schedule="constant", warmup_steps=1)), num_steps=10)
@@ -157,10 +157,10 @@ def test_optimizer_state_is_cut_like_its_parameter(config, name):
     cut, expected = state_shardings(state, params, mesh), param_shardings(params, mesh)
     assert cut["ema"] == expected
     w_gate = params["blocks"]["w_gate_DF"]
-    found = [(leaf.shape, sharding.spec) for (path, leaf), sharding in zip(
+    places = [(leaf.shape, sharding.spec) for (path, leaf), sharding in zip(
         jax.tree_util.tree_leaves_with_path(state["opt_state"]), jax.tree.leaves(cut["opt_state"]))
         if "w_gate_DF" in jax.tree_util.keystr(path)]
-    assert found
-    for shape, place in found:
+    assert places
+    for shape, place in places:
         assert place == (P("stage", "fsdp", "tensor") if shape == w_gate.shape else P()), shape
-    assert any(shape != w_gate.shape for shape, _ in found) == (name == "adafactor")
+    assert any(shape != w_gate.shape for shape, _ in places) == (name == "adafactor")

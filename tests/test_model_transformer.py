@@ -1,4 +1,4 @@
-"""The decoder: who influences whom, and that the way of computing does not change the result."""
+"""The decoder: causality within documents, and independence of the execution."""
 
 import dataclasses
 from functools import partial
@@ -35,7 +35,7 @@ def test_a_position_depends_on_itself_and_earlier_ones_of_its_document(params, c
     assert not np.asarray(gradient_LVD)[:, others].any()
 
 
-def test_packed_documents_equal_documents_alone(params, config, execution):
+def test_packed_documents_equal_separate_documents(params, config, execution):
     run = jax.jit(partial(forward, config=config, execution=execution))
     packed_LD = np.asarray(run(params, TOKENS_BL, POSITIONS_BL, SEGMENTS_BL)[0])
     alone_BL, alone_segments_BL = np.zeros((3, 12), int), np.zeros((3, 12), int)
@@ -66,7 +66,7 @@ def plain(params, batch, config, execution):
 @pytest.mark.parametrize("change", [
     {"scan_unroll": 2}, {"remat": "dots"}, {"remat": "full"}, {"loss_chunks": 4},
     {"loss_chunks": 5}], ids=str)  # 192 positions: 4 divides them, 5 does not
-def test_the_way_of_computing_changes_neither_loss_nor_gradient(plain, params, batch, config,
+def test_execution_changes_neither_loss_nor_gradient(plain, params, batch, config,
                                                                 change):
     traced = _loss_and_gradient(params, batch, config, Execution(**change))
     assert str(traced.jaxpr) != plain[0], f"{change} has no effect"

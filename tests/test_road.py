@@ -1,4 +1,4 @@
-"""The whole road, tiny, by the command that users type; and the README names only what exists."""
+"""The quickstart command at smoke size, and names that the docs refer to."""
 
 import json
 import os
@@ -15,17 +15,17 @@ LAST_LINE_KEYS = {"run_dir", "report", "minutes", "corpus_documents", "corpus_by
 
 
 @pytest.fixture(scope="module")
-def road(tmp_path_factory):
-    """A finished smoke-sized road: its folder, and the JSON lines that its stages printed."""
-    workdir = tmp_path_factory.mktemp("road") / "run"
+def quickstart(tmp_path_factory):
+    """A finished smoke-sized quickstart: its folder, and the JSON lines that its stages printed."""
+    workdir = tmp_path_factory.mktemp("quickstart") / "run"
     done = subprocess.run(["bash", "scripts/quickstart.sh", "smoke", str(workdir)], cwd=ROOT,
                           env=os.environ | {"XLA_FLAGS": ""}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return workdir, [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_the_last_line_sums_the_road_up(road):
-    workdir, lines = road
+def test_the_last_line_summarises_the_run(quickstart):
+    workdir, lines = quickstart
     last = lines[-1]
     assert set(last) >= LAST_LINE_KEYS
     assert set(last["mc_acc"]) == set(last["verifiable_acc"]) == {"base", "sft", "dpo"}
@@ -34,23 +34,23 @@ def test_the_last_line_sums_the_road_up(road):
     assert last["dpo_win_rate_ci"][0] <= last["dpo_win_rate"] <= last["dpo_win_rate_ci"][1]
 
 
-def test_every_artifact_names_its_parents(road):
-    workdir, lines = road
+def test_every_artifact_names_its_parents(quickstart):
+    workdir, lines = quickstart
     folders = {line["path"] for line in lines}
     assert len(folders) == len(lines) == 11
     marks = {}
     for line in lines:
         lineage = json.loads((ROOT / line["path"] / "lineage.json").read_text())
         assert lineage["command"].startswith("python -m ")
-        marks[lineage["fingerprint"]] = line["stage"]
+        marks[lineage["build"]] = line["stage"]
         own = {"embedded", "style", "page"}  # inputs that are no artifacts
         parents = {mark for field, mark in lineage["inputs"].items() if field not in own}
         assert parents <= set(marks), f"{line['stage']} was built before its parent"
     assert not list(workdir.glob("*.partial*"))
 
 
-def test_what_is_done_is_skipped(road):
-    workdir, _ = road
+def test_finished_stages_are_skipped(quickstart):
+    workdir, _ = quickstart
     again = subprocess.run(
         [str(ROOT / ".venv/bin/python"), "-m", "align.pairs",
          "--config=configs/quickstart.py:smoke", f"--workdir={workdir}"],
@@ -65,17 +65,17 @@ def _inspect(*arguments):
     return "\n".join(shown), json.loads(last)
 
 
-def test_the_road_can_be_inspected(road):
-    corpus, tokens = (f"--{name}={road[0] / name}" for name in ("corpus", "tokens"))
-    shown, told = _inspect("row", "pages", "0", tokens, "--row_length=128")
-    assert told["row"] == 0 < told["rows"]
+def test_the_artifacts_can_be_inspected(quickstart):
+    corpus, tokens = (f"--{name}={quickstart[0] / name}" for name in ("corpus", "tokens"))
+    shown, result = _inspect("row", "pages", "0", tokens, "--row_length=128")
+    assert result["row"] == 0 < result["rows"]
     assert "document 1" in shown and "weight 1" in shown
-    _, told = _inspect("rules", corpus)
-    assert told["removed"] == road[1][0]["removed"]
-    reason = next(iter(told["removed"]))
-    shown, told = _inspect("rule", reason, corpus, "--num=1")
-    story, _ = _inspect("doc", told["shown"][0]["id"], corpus)
-    assert reason in shown and reason in story
+    _, result = _inspect("rules", corpus)
+    assert result["removed"] == quickstart[1][0]["removed"]
+    reason = next(iter(result["removed"]))
+    shown, result = _inspect("rule", reason, corpus, "--num=1")
+    history, _ = _inspect("doc", result["shown"][0]["id"], corpus)
+    assert reason in shown and reason in history
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/curation.md"])

@@ -1,4 +1,4 @@
-"""The benchmarks: equal work on both sides, honest fallbacks, intervals with known answers."""
+"""The benchmarks: equal work on both sides, reported failures, confidence intervals."""
 
 import dataclasses
 import json
@@ -32,11 +32,11 @@ WORK = Workload(size="tiny", batch_size=2, row_length=24, dtype="float32", num_s
 
 @pytest.fixture(scope="module")
 def measured():
-    """Our side's figures of a tiny model."""
+    """Heartwood's figures of a tiny model."""
     return bench_train_step.measure(dataclasses.replace(WORK, profile=True))
 
 
-def test_our_side_trains_and_counts_its_time(measured):
+def test_heartwoods_side_trains_and_measures_its_time(measured):
     assert measured["first_loss"] == pytest.approx(math.log(512), rel=0.02)
     assert measured["last_loss"] < measured["first_loss"]
     assert len(measured["step_secs"]) == WORK.num_steps
@@ -82,14 +82,14 @@ def test_both_sides_figures_come_from_all_turns(measured):
 
 def test_unequal_work_is_refused():
     row = {"num_params": 100, "first_loss": math.log(512)}
-    bench_train.check_equal_work({"ours": row, "peer": row, "third": {"error": "gone"}}, 512)
+    bench_train.check_equal_work({"ours": row, "peer": row, "third": {"error": "failed"}}, 512)
     with pytest.raises(UserError, match="differ"):
         bench_train.check_equal_work({"ours": row, "peer": row | {"num_params": 101}}, 512)
     with pytest.raises(UserError, match=r"peer: first loss 3\.100: is not near"):
         bench_train.check_equal_work({"ours": row, "peer": row | {"first_loss": 3.1}}, 512)
 
 
-def test_when_one_side_runs_out_of_memory_both_start_again_with_half(monkeypatch, tmp_path):
+def test_out_of_memory_halves_the_batch_of_both_sides(monkeypatch, tmp_path):
     calls = []
 
     def run(side, work, caches):
@@ -100,18 +100,18 @@ def test_when_one_side_runs_out_of_memory_both_start_again_with_half(monkeypatch
 
     monkeypatch.setattr(bench_train, "run_work", run)
     start = dataclasses.replace(WORK, batch_size=8)
-    works, found = bench_train.take_turns({"ours": start, "peer": start}, tmp_path)
+    works, results = bench_train.take_turns({"ours": start, "peer": start}, tmp_path)
     assert {work.batch_size for work in works.values()} == {2}
-    assert [len(turns) for turns in found.values()] == [2, 2]
+    assert [len(turns) for turns in results.values()] == [2, 2]
     assert [side for side, batch_size, _ in calls if batch_size == 2] == ["ours", "peer"] * 2
     assert calls[0][2] != calls[-2][2], "a smaller batch starts with empty caches"
 
 
-def test_a_side_that_fails_says_why_and_the_other_is_measured(monkeypatch, tmp_path):
+def test_a_failure_of_one_side_is_reported_and_the_other_measured(monkeypatch, tmp_path):
     monkeypatch.setattr(bench_train, "run_work", lambda side, work, caches:
                         {"error": "no torch"} if side == "peer" else {"tokens_per_sec": 1.0})
-    _, found = bench_train.take_turns({"ours": WORK, "peer": WORK}, tmp_path)
-    assert found == {"ours": [{"tokens_per_sec": 1.0}] * 2, "peer": [{"error": "no torch"}]}
+    _, results = bench_train.take_turns({"ours": WORK, "peer": WORK}, tmp_path)
+    assert results == {"ours": [{"tokens_per_sec": 1.0}] * 2, "peer": [{"error": "no torch"}]}
 
 
 def test_search_keeps_the_best_of_each_axis_and_its_budget():
@@ -133,7 +133,7 @@ def test_search_keeps_the_best_of_each_axis_and_its_budget():
 
 
 def _run_peer(argument):
-    """What the peer's side prints; skips where there is no torch or no transformers."""
+    """What the peer prints; skips without torch or transformers."""
     python = os.environ.get("HEARTWOOD_PEER_PYTHON", sys.executable)
     if subprocess.run([python, "-c", "import torch, transformers"],
                       capture_output=True).returncode:
@@ -145,7 +145,7 @@ def _run_peer(argument):
 
 
 def _llama_weights(params, shape):
-    """Our parameters under transformers' names; its linear layers hold [out, in]."""
+    """Heartwood's parameters under transformers' names; its linear layers are [out, in]."""
     width = shape["D"]
     weights = {"model.embed_tokens.weight": params["embed_VD"],
                "model.norm.weight": params["final_norm_D"], "lm_head.weight": params["head_DV"].T}
@@ -167,7 +167,7 @@ def _llama_weights(params, shape):
 def test_loss_and_gradient_are_those_of_llama(documents_per_row, tmp_path):
     work = dataclasses.replace(WORK, documents_per_row=documents_per_row)
     config = bench_train_step.make_config(work)
-    # Larger weights than the first ones: losses that differ from ln V tell more.
+    # Weights larger than initial ones, so that the loss differs from ln V.
     params = jax.tree.map(lambda leaf: 2 * leaf, jax.jit(partial(init, config))(jax.random.key(0)))
     np.savez(tmp_path / "weights.npz", **_llama_weights(jax.device_get(params), work.shape))
     (tmp_path / "workload.json").write_text(work.to_json())
@@ -201,7 +201,7 @@ def test_the_whole_benchmark_runs_and_its_last_line_ends_with_the_ratios(tmp_pat
     assert "error" in tiny["peer"] or tiny["ratio"] > 0
 
 
-def test_flags_beat_the_platforms_defaults_and_mistakes_are_one_line():
+def test_flags_override_the_platforms_defaults_and_errors_are_one_line():
     given = SimpleNamespace(row_length=None, dtype=None, batch=None, steps=7, documents_per_row=1,
                             profile=False, fields=["remat=full", "scan_unroll=2"])
     defaults = bench_train.DEFAULTS["gpu"]
@@ -227,7 +227,7 @@ def test_checkpoint_figures_of_a_tiny_model(tmp_path):
     assert result["restore_secs"] > 0
 
 
-def test_memory_that_is_held_for_a_moment_is_seen():
+def test_peak_memory_includes_a_short_allocation():
     with bench_checkpoints.PeakMemory() as memory:
         before = memory.peak_bytes
         held = np.ones(1 << 25)     # 256 MB
@@ -238,7 +238,7 @@ def test_memory_that_is_held_for_a_moment_is_seen():
 
 # --- recipes ------------------------------------------------------------------------------------
 
-def _plant(folder, name, bpb, **changes):
+def _write_run(folder, name, bpb, **changes):
     run = folder / name
     run.mkdir()
     pretrain = {"out": name, "seed": int(name[-1]), "optimizer": {"name": "muon"}} | changes
@@ -249,22 +249,22 @@ def _plant(folder, name, bpb, **changes):
 
 def test_a_paired_difference_has_students_interval(tmp_path):
     for seed, (plain, other) in enumerate([(1.50, 1.40), (1.60, 1.48), (1.40, 1.32)]):
-        _plant(tmp_path, f"plain_{seed}", plain)
-        _plant(tmp_path, f"other_{seed}", other, optimizer={"name": "adamw"})
-    found = bench_recipe.bench(tmp_path, "plain", ["other"])["differences"]["other"]
+        _write_run(tmp_path, f"plain_{seed}", plain)
+        _write_run(tmp_path, f"other_{seed}", other, optimizer={"name": "adamw"})
+    result = bench_recipe.bench(tmp_path, "plain", ["other"])["differences"]["other"]
     # Differences -0.10, -0.12, -0.08: mean -0.1, deviation 0.02, t(2, 97.5 %) = 4.3027.
     half = 4.302653 * 0.02 / math.sqrt(3)
-    assert found["bpb"] == pytest.approx({"mean": -0.1, "low": -0.1 - half, "high": -0.1 + half})
-    assert found["changes"] == {"pretrain.optimizer.name": ["muon", "adamw"]}
-    assert found["seeds"] == [0, 1, 2]
+    assert result["bpb"] == pytest.approx({"mean": -0.1, "low": -0.1 - half, "high": -0.1 + half})
+    assert result["changes"] == {"pretrain.optimizer.name": ["muon", "adamw"]}
+    assert result["seeds"] == [0, 1, 2]
 
 
-def test_runs_that_do_not_compare_are_refused(tmp_path):
+def test_runs_that_cannot_be_compared_are_refused(tmp_path):
     for seed in range(2):
-        _plant(tmp_path, f"plain_{seed}", 1.5)
-    _plant(tmp_path, "mixed_0", 1.4)
-    _plant(tmp_path, "mixed_1", 1.4, anneal_frac=0.3)
-    _plant(tmp_path, "single_0", 1.4)
+        _write_run(tmp_path, f"plain_{seed}", 1.5)
+    _write_run(tmp_path, "mixed_0", 1.4)
+    _write_run(tmp_path, "mixed_1", 1.4, anneal_frac=0.3)
+    _write_run(tmp_path, "single_0", 1.4)
     with pytest.raises(UserError, match=r"mixed: pretrain.anneal_frac: differs between seeds"):
         bench_recipe.bench(tmp_path, "plain", ["mixed"])
     with pytest.raises(UserError, match=r"seeds \[0\]: are too few"):

@@ -1,4 +1,4 @@
-"""Launchers: golden scripts, and a scheduler made of two programs that runs one for real."""
+"""Launchers: golden scripts, and one script run by a simulated scheduler."""
 
 import json
 import os
@@ -43,7 +43,7 @@ RENDERED = {
 
 @pytest.mark.parametrize("name", RENDERED)
 def test_rendered_scripts_are_golden(name):
-    """After a change that is meant: python -m pytest tests/test_scripts_launch.py, read the
+    """After an intended change: python -m pytest tests/test_scripts_launch.py, read the
     difference, and write the new text with HEARTWOOD_WRITE_GOLDEN=1."""
     text = RENDERED[name]()
     if os.environ.get("HEARTWOOD_WRITE_GOLDEN"):
@@ -53,19 +53,19 @@ def test_rendered_scripts_are_golden(name):
         subprocess.run(["bash", "-n"], input=text, text=True, check=True)
 
 
-def test_the_manifest_says_what_kubernetes_must_know():
+def test_the_manifest_has_the_fields_that_kubernetes_needs():
     manifest = yaml.safe_load(RENDERED["kubernetes.yaml"]())
     assert manifest["kind"] == "JobSet" and manifest["spec"]["network"]["enableDNSHostnames"]
     hosts, = manifest["spec"]["replicatedJobs"]
     job = hosts["template"]["spec"]
     assert job["parallelism"] == job["completions"] == 4 and job["backoffLimit"] == 0
     fail, count = (rule["onExitCodes"]["values"] for rule in job["podFailurePolicy"]["rules"])
-    assert fail == [2] and count == [75, 130, 143]
+    assert fail == [2] and count == [74, 75, 130, 143]
     pod = job["template"]["spec"]
-    assert pod["restartPolicy"] == "Never", "podFailurePolicy wants it"
+    assert pod["restartPolicy"] == "Never", "required by podFailurePolicy"
     container, = pod["containers"]
     given = {variable["name"]: variable["value"] for variable in container["env"]}
-    # JobSet names a pod NAME-JOB-JOBINDEX-PODINDEX, found in the subdomain.
+    # JobSet's host name of a pod is NAME-JOB-JOBINDEX-PODINDEX.SUBDOMAIN.
     assert given == {"HEARTWOOD_NUM_PROCESSES": "4",
                      "HEARTWOOD_COORDINATOR": "night-run-hosts-0-0.night-run:12345"}
     script, = container["args"]
@@ -132,7 +132,7 @@ def cluster(tmp_path):
                          "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
 
 
-# A stage of two processes without jax: each start appends what it is to a file of its own.
+# A stage of two processes without jax: each start appends a line to its process's file.
 STAGE = '''
 import os, signal, sys, time
 from pathlib import Path
@@ -160,10 +160,10 @@ if behaviour != "end":
 
 
 def _submit(cluster, tmp_path, behaviours, **allocation):
-    """Hands the stage's rendered script to the scheduler."""
+    """Submits the stage's rendered script to the scheduler."""
     (tmp_path / "toy.py").write_text(STAGE)
-    job = Job("toy", (StageModule("toy", Stage("toy", build=print, every_process=True)),), (behaviours,), str(tmp_path),
-              str(tmp_path), sys.executable, "")
+    toy = StageModule("toy", Stage("toy", build=print, every_process=True))
+    job = Job("toy", (toy,), (behaviours,), str(tmp_path), str(tmp_path), sys.executable, "")
     script = tmp_path / "toy.sbatch"
     script.write_text(slurm.render(job, slurm.Allocation(nodes=2, **allocation), max_requeues=2))
     return subprocess.Popen(["sbatch", str(script)], env=cluster, text=True,
@@ -173,11 +173,11 @@ def _submit(cluster, tmp_path, behaviours, **allocation):
 @pytest.mark.parametrize("behaviours, ended", [
     ("end", "0 0"),
     ("crash,end", "0 1"),                   # a lost process costs a restart
-    ("crash,crash,crash,end", "137 2"),     # but not for ever
-    ("refuse", "2 0"),                      # although srun says 137 when it kills the other
+    ("crash,crash,crash,end", "137 2"),     # up to max_requeues
+    ("refuse", "2 0"),                      # although srun reports 137 for the other
     ("crash,refuse,end", "2 1"),
 ])
-def test_slurm_runs_the_tasks_again_when_that_may_help(cluster, tmp_path, behaviours, ended):
+def test_slurm_requeues_after_failures_but_not_refusals(cluster, tmp_path, behaviours, ended):
     submitted = _submit(cluster, tmp_path, behaviours)
     submitted.communicate(timeout=60)
     assert (tmp_path / "ended").read_text() == ended, (tmp_path / "log").read_text()
@@ -192,7 +192,7 @@ def test_slurm_with_a_task_for_each_gpu(cluster, tmp_path):
         f"4 127.0.0.1:17111 {i}\n" for i in range(4)}
 
 
-def test_a_preempted_slurm_job_goes_on(cluster, tmp_path):
+def test_a_preempted_slurm_job_resumes(cluster, tmp_path):
     submitted = _submit(cluster, tmp_path, "wait,end")
     deadline = time.monotonic() + 30
     while len(list(tmp_path.glob("ready*"))) < 2 and time.monotonic() < deadline:
@@ -204,7 +204,7 @@ def test_a_preempted_slurm_job_goes_on(cluster, tmp_path):
     assert "status 143: requeued" in (tmp_path / "log").read_text()
 
 
-def test_bash_hands_a_signal_on_and_says_the_status(tmp_path):
+def test_bash_forwards_a_signal_and_returns_the_status(tmp_path):
     """As in a pod, where bash is the first process."""
     child = "import signal, sys, time, pathlib\n" \
             "signal.signal(15, lambda *_: (time.sleep(0.3), sys.exit(7)))\n" \
@@ -215,7 +215,7 @@ def test_bash_hands_a_signal_on_and_says_the_status(tmp_path):
     while not (tmp_path / "ready").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 7, "and not the 143 of the `wait` that was interrupted"
+    assert process.wait(timeout=60) == 7, "not the 143 of the interrupted `wait`"
 
 
 def _launch(launcher, *arguments, env=None):
@@ -276,8 +276,8 @@ def test_two_processes_train_under_the_scheduler(tmp_path, cluster):
         "--config.pretrain.row_length=32", "--config.pretrain.run.tasks.documentation=0",
         "--config.pretrain.optimizer.warmup_steps=0", env=cluster)
     assert json.loads(done.stdout)["job"] == "4711"
-    said = (tmp_path / "log").read_text()
-    assert (tmp_path / "ended").read_text() == "0 0" and "2 x cpu" in said, said
+    output = (tmp_path / "log").read_text()
+    assert (tmp_path / "ended").read_text() == "0 0" and "2 x cpu" in output, output
     assert json.loads((tmp_path / "base/metrics.json").read_text())["steps"] == 4
 
 
@@ -287,13 +287,13 @@ def test_no_scheduler_is_one_line(tmp_path):
     assert done.returncode == 2 and "--submit: there is no sbatch here" in done.stderr
 
 
-def test_stages_tell_what_they_read_and_whether_processes_join():
+def test_stages_declare_their_parents_and_whether_every_process_joins():
     module, stage = read_stage("train.pretrain")
     assert (module, stage.section) == ("train.pretrain", "pretrain")
     assert "tokens" in stage.parents
     assert stage.every_process and not read_stage("data.pack").stage.every_process
 
 
-def test_the_configs_arguments_are_handed_on():
-    found = ["--config=a.py:b", "--workdir=w", "--config.pretrain.seed=1", "--configure=x", "-v"]
-    assert config_arguments(found) == ["--config=a.py:b", "--config.pretrain.seed=1"]
+def test_the_configs_arguments_are_passed_on():
+    argv = ["--config=a.py:b", "--workdir=w", "--config.pretrain.seed=1", "--configure=x", "-v"]
+    assert config_arguments(argv) == ["--config=a.py:b", "--config.pretrain.seed=1"]

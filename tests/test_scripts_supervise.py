@@ -1,4 +1,4 @@
-"""The supervisor around real, tiny processes that crash, are killed, make progress, or obey."""
+"""The supervisor with real processes that crash, are killed, make progress or stop."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import pytest
 
 from core.artifacts import ROOT
 
-# Takes one behaviour after another from its arguments, one a start; `number` counts the starts.
+# Takes one behaviour per start from its arguments; `number` counts the starts.
 CHILD = '''
 import os, pathlib, shutil, signal, sys, time
 workdir = pathlib.Path(sys.argv[1].partition("=")[2])
@@ -30,7 +30,7 @@ if name == "exit":
     sys.exit(int(value))
 if name == "kill":
     os.kill(os.getpid(), int(value))
-if name == "obey":
+if name == "stop":
     def stop(number, frame):
         (workdir / "stopped").write_text(str(number))
         sys.exit(143)
@@ -42,7 +42,7 @@ if name == "obey":
 
 @pytest.fixture
 def child(tmp_path):
-    """Starts a supervisor over the child with these behaviours, one after another."""
+    """Starts a supervisor of the child with these behaviours, one after another."""
     (tmp_path / "child.py").write_text(CHILD)
 
     def start(*behaviours, flags=()):
@@ -61,16 +61,16 @@ def _finish(process):
 
 
 def test_crashes_and_kills_are_restarted_until_the_command_is_done(child):
-    status, told, stderr = _finish(child("exit=1", "kill=9", "kill=6", "exit=75", "exit=0"))
-    assert status == 0 and told["restarts"] == 4
-    assert told["causes"] == ["exit 1", "SIGKILL", "SIGABRT", "exit 75"]
+    status, result, stderr = _finish(child("exit=1", "kill=9", "kill=6", "exit=75", "exit=0"))
+    assert status == 0 and result["restarts"] == 4
+    assert result["causes"] == ["exit 1", "SIGKILL", "SIGABRT", "exit 75"]
     assert [line for line in stderr.splitlines() if line.startswith("SIGKILL")] == [
         "SIGKILL at no checkpoint: restart 2 of 20 in 0s"]
 
 
-def test_a_mistake_of_the_user_is_not_repeated(child):
-    status, told, _ = _finish(child("exit=2", "exit=0"))
-    assert status == 2 and told["restarts"] == 0
+def test_a_user_error_is_not_retried(child):
+    status, result, _ = _finish(child("exit=2", "exit=0"))
+    assert status == 2 and result["restarts"] == 0
 
 
 @pytest.mark.parametrize("behaviours, status, restarts", [
@@ -79,9 +79,9 @@ def test_a_mistake_of_the_user_is_not_repeated(child):
     (["exit=1", "step=4", "exit=1", "step=8", "exit=1", "exit=1", "exit=0"], 1, 5),
     (["step=4", "exit=1", "back=3", "exit=0"], 1, 2),      # an older step is no progress
 ], ids=str)
-def test_it_gives_up_when_restarts_bring_no_progress(child, behaviours, status, restarts):
-    code, told, stderr = _finish(child(*behaviours, flags=["--max_restarts=2"]))
-    assert code == status and told["restarts"] == restarts, stderr
+def test_restarts_without_progress_are_limited(child, behaviours, status, restarts):
+    code, result, stderr = _finish(child(*behaviours, flags=["--max_restarts=2"]))
+    assert code == status and result["restarts"] == restarts, stderr
     assert "giving up after 2 restarts without progress" in stderr
 
 
@@ -93,25 +93,25 @@ def test_waits_double_and_progress_resets_them(child):
     assert "exit 1 at step 1: restart 1 of 20" in stderr
 
 
-def test_a_signal_is_handed_on_once_and_ends_it(child, tmp_path):
-    process = child("obey", "exit=0")
+def test_a_signal_is_forwarded_once_and_ends_the_supervisor(child, tmp_path):
+    process = child("stop", "exit=0")
     deadline = time.monotonic() + 30
     while not (tmp_path / "ready").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    status, told, _ = _finish(process)
-    assert status == 143 and told["stopped_by"] == "SIGTERM" and told["restarts"] == 0
+    status, result, _ = _finish(process)
+    assert status == 143 and result["stopped_by"] == "SIGTERM" and result["restarts"] == 0
     assert (tmp_path / "stopped").read_text() == "15"
     assert (tmp_path / "starts").read_text() == "."
 
 
-def test_a_signal_between_two_tries_ends_it(child, tmp_path):
+def test_a_signal_between_two_restarts_ends_the_supervisor(child, tmp_path):
     process = child("exit=1", flags=["--backoff_secs=30"])
     line = process.stderr.readline()
     assert "restart 1" in line
     process.send_signal(signal.SIGINT)
-    status, told, _ = _finish(process)
-    assert status == 1 and told["stopped_by"] == "SIGINT" and told["secs"] < 25
+    status, result, _ = _finish(process)
+    assert status == 1 and result["stopped_by"] == "SIGINT" and result["secs"] < 25
 
 
 @pytest.mark.parametrize("command, line", [

@@ -1,4 +1,4 @@
-"""Sweeps: axes and their points, one table, what is done is not done again, what failed is told."""
+"""Sweeps: axes and their points, the table, skipping of finished points, reports of failures."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def test_points_are_the_product_of_grids_and_zips():
     assert grid_axis("a.writers=(),('x','y')") == [{"a.writers": "()"}, {"a.writers": "('x','y')"}]
 
 
-def test_random_draws_lie_in_their_ranges_and_stay_when_there_are_more():
+def test_random_draws_are_in_range_and_unchanged_by_more_trials():
     texts = ["a.lr=loguniform(1e-4,1e-1)", "a.N=randint(2,4)", "a.name=choice(muon, adamw)",
              "a.frac=uniform(0.5,1)"]
     few, many = (random_axis(texts, trials=trials, seed=0) for trials in (5, 200))
@@ -51,13 +51,13 @@ def test_random_draws_lie_in_their_ranges_and_stay_when_there_are_more():
     (lambda: random_axis(["a.b=randint(0.5,1)"], trials=1, seed=0), "needs two numbers"),
     (lambda: make_points([grid_axis("a.b=1"), grid_axis("a.b=2")]), "a.b: is set by two axes"),
 ])
-def test_axes_that_make_no_sense_are_one_line(make, line):
+def test_invalid_axes_are_one_line(make, line):
     with pytest.raises(UserError) as error:
         make()
     assert line in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_points_name_tells_its_settings_and_is_a_folders_name():
+def test_a_points_name_lists_its_settings_and_is_a_folders_name():
     assert point_name({"a.lr": "0.1", "a.seed": "0"}) == "lr=0.1,seed=0"
     assert point_name({"a.lr": "0.1", "b.lr": "0.2"}) == "a.lr=0.1,b.lr=0.2"
     odd = {point_name({"a.file": value}) for value in ("x/y", "x y", "x" * 300)}
@@ -103,22 +103,22 @@ def _sweep(parents, workdir, *arguments):
                           capture_output=True, env=os.environ | {"XLA_FLAGS": ""})
 
 
-def test_a_sweep_tells_its_best_and_tries_again_only_what_failed(parents, tmp_path):
-    grid = "--grid=tokenizer.vocab_size=280,100,320"    # 100 is less than the bytes there are
+def test_a_sweep_reports_its_best_and_retries_only_failed_points(parents, tmp_path):
+    grid = "--grid=tokenizer.vocab_size=280,100,320"    # 100 is less than the number of bytes
     first = _sweep(parents, tmp_path, grid, "--parallel=2")
     *table, last = first.stdout.splitlines()
-    told = json.loads(last)
-    assert first.returncode == 1 and told["finished"] == 2 and told["failed"] == 1
-    assert told["best"]["settings"] == {"tokenizer.vocab_size": "320"}
+    result = json.loads(last)
+    assert first.returncode == 1 and result["finished"] == 2 and result["failed"] == 1
+    assert result["best"]["settings"] == {"tokenizer.vocab_size": "320"}
     assert [line.split()[0] for line in table] == ["vocab_size", "320", "280", "failed:"]
-    assert "vocab_size=100: error: " in table[-1], "with the line that says why"
-    rows = [json.loads(line) for line in Path(told["results"]).read_text().splitlines()]
+    assert "vocab_size=100: error: " in table[-1], "with the reason"
+    rows = [json.loads(line) for line in Path(result["results"]).read_text().splitlines()]
     assert [row["status"] for row in rows] == ["finished", "failed", "finished"]
     assert rows[0]["metrics"]["skipped"] is False
     assert (tmp_path / "vocab_size=280" / "tokenizer" / "tokenizer.json").exists()
 
     second = _sweep(parents, tmp_path, grid)
-    rows = [json.loads(line) for line in Path(told["results"]).read_text().splitlines()]
+    rows = [json.loads(line) for line in Path(result["results"]).read_text().splitlines()]
     assert second.returncode == 1 and rows[0]["metrics"]["skipped"] is True
     again = _sweep(parents, tmp_path, "--grid=tokenizer.vocab_size=280", "--launcher=none")
     assert again.returncode == 0 and json.loads(again.stdout.splitlines()[-1])["finished"] == 1
@@ -155,7 +155,7 @@ def test_a_job_array_runs_one_point_in_each_task(parents, tmp_path):
     assert table.returncode == 1 and json.loads(table.stdout.splitlines()[-1])["failed"] == 1
 
 
-def test_an_interrupted_sweep_starts_no_more_and_leaves_nobody_behind(parents, tmp_path):
+def test_an_interrupted_sweep_ends_its_processes_and_starts_no_more(parents, tmp_path):
     process = subprocess.Popen(
         _command(parents, tmp_path, "--grid=tokenizer.vocab_size=" + ",".join(
             str(size) for size in range(280, 300))), cwd=ROOT, stdout=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""The terminal chat: streaming loses nothing, and the cache of a conversation is never wrong."""
+"""The terminal chat: streaming is complete, and the cache equals recomputation."""
 
 import dataclasses
 import json
@@ -69,19 +69,19 @@ def _answer_is_greedy(tokens, before, next_token):
     return all(next_token(tokens[:i]) == tokens[i] for i in range(answer_at, len(tokens) - 1))
 
 
-def test_every_turn_equals_computing_the_conversation_anew(model, next_token):
+def test_every_turn_equals_recomputing_the_conversation(model, next_token):
     session = _session(model, system="Be brief.")
     for text in ("Hello.", "And then?", "x"):
         before = len(session.tokens)
         "".join(session.answer(text))
-        assert session.tokens[-1] == BYTES.end, "an answer that was cut is closed"
+        assert session.tokens[-1] == BYTES.end, "a cut answer ends with the end token"
         assert _answer_is_greedy(session.tokens, before, next_token)
     assert BYTES.decode(session.tokens).startswith(
         "<|bos|><|system|>Be brief.<|end|><|user|>Hello.<|end|><|assistant|>")
     assert session.num_turns == 3
 
 
-def test_a_stopped_answer_leaves_a_conversation_that_goes_on(model, next_token):
+def test_the_conversation_continues_after_a_stopped_answer(model, next_token):
     session = _session(model)
     pieces = session.answer("Hello.")
     next(pieces), next(pieces)
@@ -103,13 +103,13 @@ def test_nothing_is_read_twice(model, monkeypatch):
     assert sum(read) + session.num_tokens == len(session.tokens) - 1, "all but the last end"
 
 
-def test_a_full_context_forgets_the_oldest_turns(model, next_token, capsys):
+def test_a_full_context_drops_the_oldest_turns(model, next_token, capsys):
     session = _session(model)
     for letter in "abcdefg":  # a turn is 4 letters, 8 tokens of answer, 4 special tokens
         "".join(session.answer(4 * letter))
         assert _answer_is_greedy(session.tokens, 0, next_token)
     assert capsys.readouterr().err == \
-        "the context of 96 tokens is full: the oldest 4 of 6 turns are forgotten\n"
+        "the context of 96 tokens is full: the oldest 4 of 6 turns are dropped\n"
     kept = BYTES.decode(session.tokens)
     assert [letter for letter in "abcdefg" if 4 * letter in kept] == ["e", "f", "g"]
     with pytest.raises(UserError, match="--context_tokens=96: does not hold 104 tokens of message"):
@@ -176,11 +176,11 @@ def test_each_line_of_stdin_is_answered(folder, model):
                  text="Hello.\n\nAnd then?\n/reset\nHello.\n/quit\nx\n")
     session = _session(model)
     answers = ["".join(session.answer(text)) for text in ("Hello.", "And then?")]
-    *said, last = done.stdout.decode().split("\n")[:-1]
-    assert "\n".join(said) == "\n".join([*answers, answers[0]]), done.stderr.decode()
+    *printed, last = done.stdout.decode().split("\n")[:-1]
+    assert "\n".join(printed) == "\n".join([*answers, answers[0]]), done.stderr.decode()
     result = json.loads(last)
     assert result["turns"] == 3 and result["tokens"] <= 24 and result["tokens_per_sec"] > 0
-    assert "forgotten" in done.stderr.decode() and done.returncode == 0
+    assert "cleared" in done.stderr.decode() and done.returncode == 0
 
 
 def test_wrong_input_is_one_line(folder, tmp_path):

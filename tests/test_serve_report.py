@@ -1,4 +1,4 @@
-"""The report on a planted run: safe, the same every time, honest about what is missing."""
+"""The report of a synthetic run: safe, deterministic, explicit about missing numbers."""
 
 import json
 import math
@@ -113,16 +113,16 @@ def _build(folders, out):
 
 
 class _Elements(HTMLParser):
-    """All elements of a page; every one must be closed in its turn."""
+    """All elements of a page, which must be properly nested."""
 
     def __init__(self, page):
         super().__init__()
-        self.open, self.found, self.text = [], [], []
+        self.open, self.elements, self.text = [], [], []
         self.feed(page)
         assert not self.open
 
     def handle_starttag(self, name, attributes):
-        self.found.append((name, dict(attributes)))
+        self.elements.append((name, dict(attributes)))
         if name not in VOID:
             self.open.append(name)
 
@@ -133,11 +133,11 @@ class _Elements(HTMLParser):
         self.text.append(data)
 
 
-def test_texts_of_documents_and_answers_run_nothing_and_load_nothing(folders, tmp_path):
+def test_texts_of_documents_and_answers_are_escaped(folders, tmp_path):
     page = _build(folders, tmp_path / "out")[1].decode()
     elements = _Elements(page)
-    assert not {"script", "img", "link", "iframe"} & {name for name, _ in elements.found}
-    for _, attributes in elements.found:
+    assert not {"script", "img", "link", "iframe"} & {name for name, _ in elements.elements}
+    for _, attributes in elements.elements:
         assert not any(name.startswith("on") or name in ("src", "href") for name in attributes)
     shown = [text for text in elements.text if "<script>alert('x')</script>" in text]
     assert len(shown) >= 2 * 2 + 5 * 3  # samples with their sources, and every answer
@@ -161,7 +161,7 @@ def test_same_artifacts_give_the_same_bytes_in_any_order_of_answers(folders, tmp
                for answer in after for model in MODELS)
 
 
-def test_missing_numbers_are_named_and_never_crash(folders, tmp_path):
+def test_missing_numbers_are_reported_without_a_crash(folders, tmp_path):
     for name, changes in {
             "eval_dpo": {"win_rate": math.nan, "win_rate_ci": [math.nan, math.nan],
                          "open_stderr": math.nan, "documentation_items": 0, "bpb": math.nan},
@@ -178,14 +178,14 @@ def test_missing_numbers_are_named_and_never_crash(folders, tmp_path):
     assert " nan" not in text and "nan%" not in page and "inf" not in text.split()
 
 
-def test_edges_follow_fingerprints_and_a_foreign_parent_is_told(folders, tmp_path):
+def test_edges_follow_fingerprints_and_a_foreign_parent_is_reported(folders, tmp_path):
     run = Run(folders)
     assert set(run.edges()) == {(parent, child) for child, parents in PARENTS.items()
                                 for parent in parents}
-    assert run.strangers() == []
+    assert run.foreign_parents() == []
     lineage = json.loads((folders["sft"] / "lineage.json").read_text())
     _write(folders["sft"] / "lineage.json", lineage | {"inputs": {"base": "another"}})
-    assert Run(folders).strangers() == [("sft", "base")]
+    assert Run(folders).foreign_parents() == [("sft", "base")]
     assert b"sft was built from another base" in _build(folders, tmp_path / "out")[1]
 
 
@@ -193,7 +193,7 @@ def test_edges_follow_fingerprints_and_a_foreign_parent_is_told(folders, tmp_pat
                                      "eval_sft/open.jsonl", "corpus/removed/part-00000.parquet"])
 def test_damaged_artifact_is_a_user_error(folders, tmp_path, damaged):
     (tmp_path / damaged).write_text("{")
-    with pytest.raises(UserError, match=rf"{damaged}: .*build its artifact anew"):
+    with pytest.raises(UserError, match=rf"{damaged}.*: .*build its artifact anew"):
         _build(folders, tmp_path / "out")
     assert not (tmp_path / "out" / "report.html").exists()
 

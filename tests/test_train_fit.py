@@ -100,7 +100,7 @@ def test_a_plan_says_what_to_set(config, footprints, monkeypatch):
     assert sentence(result) == (
         "a micro-batch of 64 rows does not fit on 8 x 0.005 GB; the largest that fits has 24 rows: "
         "set --config.pretrain.run.num_microbatches=4"), "three pieces of 64 rows would not divide"
-    assert "cut the model over more devices" in sentence(plan(config, limit_bytes=2_000_000))
+    assert "shard the model over more devices" in sentence(plan(config, limit_bytes=2_000_000))
     result = plan(config, limit_bytes=20_000_000)
     assert result["fits"] and result["largest_microbatch_rows"] == 144
 
@@ -136,5 +136,5 @@ def test_the_command_plans_for_other_machines():
 def test_the_command_needs_to_know_the_memory_of_other_machines():
     done = _run("--devices=4")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == ("error: --devices=4: does not say how much memory they have: add for "
+    assert done.stderr == ("error: --devices=4: needs the memory of one device: add for "
                            "example --memory_gb=80\n")

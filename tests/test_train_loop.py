@@ -1,4 +1,4 @@
-"""The loop: what is skipped, saved, evaluated and read, told by a model of four numbers."""
+"""The loop: what is skipped, saved, evaluated and read, on a model of four numbers."""
 
 import json
 import os
@@ -72,7 +72,7 @@ def run(folder, bad=(), evaluate=None, section=None):
     return loop.run(abstract_state, lambda: make_first({"w_D": jnp.zeros(4)}))
 
 
-def told(folder, name):
+def recorded(folder, name):
     """(step, value) of a metric in the order of the file."""
     rows = read_metrics(folder / "metrics.jsonl")
     return [(int(row["step"]), row[name]) for row in rows if name in row]
@@ -84,10 +84,10 @@ def undisturbed(tmp_path_factory):
     return folder, run(folder)
 
 
-def test_every_step_reads_its_batch_and_each_evaluation_is_told_once(undisturbed):
+def test_every_step_reads_its_batch_and_each_evaluation_is_recorded_once(undisturbed):
     folder, state = undisturbed
-    assert told(folder, "batch") == [(i + 1, i) for i in range(NUM_STEPS)]
-    assert [step for step, _ in told(folder, "w")] == [4, 8, 12, 16, 20, 24]
+    assert recorded(folder, "batch") == [(i + 1, i) for i in range(NUM_STEPS)]
+    assert [step for step, _ in recorded(folder, "w")] == [4, 8, 12, 16, 20, 24]
     assert int(state.step) == NUM_STEPS and not (folder / "rewinds.json").exists()
     spent = json.loads((folder / "goodput.jsonl").read_text())
     assert (spent["resumed"], spent["last"]) == (0, NUM_STEPS)
@@ -96,9 +96,9 @@ def test_every_step_reads_its_batch_and_each_evaluation_is_told_once(undisturbed
 
 def test_a_few_bad_batches_are_refused_and_counted(tmp_path):
     state = run(tmp_path, bad={5, 6, 15})
-    assert [value for _, value in told(tmp_path, "refused")][-1] == 3
+    assert [value for _, value in recorded(tmp_path, "refused")][-1] == 3
     assert np.isfinite(state.params["w_D"]).all() and not (tmp_path / "rewinds.json").exists()
-    assert [step for step, loss in told(tmp_path, "loss") if np.isnan(loss)] == [6, 7, 16]
+    assert [step for step, loss in recorded(tmp_path, "loss") if np.isnan(loss)] == [6, 7, 16]
 
 
 def test_a_stretch_of_bad_batches_is_gone_back_from_and_skipped(tmp_path):
@@ -106,7 +106,7 @@ def test_a_stretch_of_bad_batches_is_gone_back_from_and_skipped(tmp_path):
     # before is 9. Step 13 had read batch 12, and step 14 batch 13 before the news arrived.
     state = run(tmp_path, bad=range(10, 15))
     assert np.isfinite(state.params["w_D"]).all()
-    batches = told(tmp_path, "batch")
+    batches = recorded(tmp_path, "batch")
     assert [step for step, _ in batches] == [*range(1, NUM_STEPS + 1)]
     resumed = int(batches[9][1])
     assert resumed in (14, 15), "one batch more is skipped than was read"
@@ -127,15 +127,15 @@ def test_a_step_that_gave_up_is_neither_evaluated_nor_saved(tmp_path):
     assert evaluated[7:] == [4, 8, 12, 16, 20, 20, 24]
 
 
-def test_who_goes_back_too_often_is_stopped(tmp_path):
+def test_too_many_rewinds_stop_the_run(tmp_path):
     with pytest.raises(UserError, match=r"rewind\.max_retries=2.*used up, after rewinds at steps"):
         run(tmp_path, bad=range(10, NUM_STEPS))
-    with pytest.raises(UserError, match="is used up"):     # and another process knows
+    with pytest.raises(UserError, match="is used up"):     # and so is another process
         run(tmp_path, bad=range(10, NUM_STEPS))
 
 
-def test_trouble_before_the_first_checkpoint_is_told(tmp_path):
-    with pytest.raises(UserError, match="older than every checkpoint"):
+def test_trouble_before_the_first_checkpoint_is_recorded(tmp_path):
+    with pytest.raises(UserError, match="no checkpoint is older"):
         run(tmp_path, bad=range(10), section=make_section(after=2))
 
 
@@ -158,6 +158,23 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path, stop_at, bad):
     assert [process["step"] for process in read_lineage(stopped)["runs"]] == [0, saved]
     assert np.array_equal(state.params["w_D"], expected.params["w_D"])
     assert (stopped / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+
+
+def test_settings_hold_from_the_step_that_a_rewind_restores(tmp_path):
+    def stop(state):
+        if int(state.step) == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {"w": float(state.params["w_D"][0])}
+
+    with pytest.raises(SystemExit):
+        run(tmp_path, evaluate=stop)
+    saved = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+    section = make_section(steps_back=4)    # batches 9 to 11 make steps 10 to 12: back to 6
+    section.run.log_every = 2
+    run(tmp_path, bad=range(9, 12), section=section)
+    restored = json.loads((tmp_path / "rewinds.json").read_text())["rewinds"][0]["restore_step"]
+    assert 0 < restored < saved
+    assert [process["step"] for process in read_lineage(tmp_path)["runs"]] == [0, restored]
 
 
 @pytest.mark.parametrize("is_lost", [True, False])

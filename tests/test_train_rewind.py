@@ -39,7 +39,7 @@ def test_the_nearest_checkpoint_is_announced_when_none_is_far_enough(tmp_path, c
 
 @pytest.mark.parametrize("saved", [(), (998, 1000)])
 def test_without_a_checkpoint_before_the_trouble_it_gives_up(tmp_path, saved):
-    with pytest.raises(UserError, match="step 998: the trouble is older than every checkpoint"):
+    with pytest.raises(UserError, match="step 998: no checkpoint is older than this step"):
         Rewinds(tmp_path / "rewinds.json", _section()).plan(1000, 1000, saved)
 
 

@@ -16,6 +16,8 @@ from core.artifacts import ROOT
 from model.attention import backends
 from train import loop, pretrain
 
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")     # Daft's
+
 MAX_CALLS, MAX_FILES = 12, 15
 
 
@@ -41,6 +43,7 @@ def route(tmp_path_factory):
     calls, files = [], set()
 
     def attend(*_):
+        sys.setprofile(None)
         frame = sys._getframe(1)
         while frame:
             calls.insert(0, _place(frame))

@@ -88,13 +88,13 @@ def test_only_process_0_opens_them(tmp_path, notes, monkeypatch):
                                                   ("wandb", "wandb", "wandb")])
 def test_a_missing_package_is_one_line(tmp_path, monkeypatch, name, package, extra):
     monkeypatch.setitem(sys.modules, package, None)     # as if it were not installed
-    with pytest.raises(UserError, match=rf"^writers='{name}': needs the package {package}: "
+    with pytest.raises(UserError, match=rf"^run.writers='{name}': needs the package {package}: "
                                         rf"pip install -e '.\[{extra}\]'[^\n]*$"):
         make_writers([name], tmp_path, run_name="toy", config=CONFIG, step=0)
 
 
 def test_an_unknown_writer_is_refused(tmp_path):
-    with pytest.raises(UserError, match="writers='mlflow': is none of tensorboard, wandb"):
+    with pytest.raises(UserError, match="run.writers='mlflow': is none of tensorboard, wandb"):
         make_writers(["mlflow"], tmp_path, run_name="toy", config=CONFIG, step=0)
 
 

@@ -1,4 +1,4 @@
-"""Several processes, one computation: joins this process to the others before jax is used."""
+"""Joins several processes into one JAX computation."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ START_SECS = 300
 
 
 def initialize() -> None:
-    """Joins the processes that the environment names; does nothing for one process, or twice.
+    """Connects the processes that the environment names; no-op for one process or if connected.
 
-    To be called before anything that asks jax for its devices. From then on `jax.devices()` are
-    those of all processes, and a process that dies takes the others with it: their heartbeats
-    stop, and the launcher starts them again.
+    Must be called before JAX's devices are used. Afterwards `jax.devices()` are those of all
+    processes, and if one process ends, missing heartbeats end the others, for the launcher to
+    restart.
 
     Raises:
-        ProcessLost: the others did not come within `START_SECS`.
-        UserError: the environment does not add up; see `core.processes`.
+        ProcessLost: the others did not connect within `START_SECS`.
+        UserError: the environment is inconsistent; see `core.processes`.
     """
     processes = find_processes()
     if processes.count == 1 or jax.distributed.is_initialized():
         return
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")     # CPUs: tests, and fallback
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")     # for tests on CPUs
     log(f"waiting for {processes.count} processes at {processes.coordinator}")
     try:
         jax.distributed.initialize(processes.coordinator, processes.count, processes.index,
@@ -34,14 +34,14 @@ def initialize() -> None:
                                    initialization_timeout=START_SECS)
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).strip().splitlines()[0][:200]
-        raise ProcessLost(f"{processes.coordinator}: {processes.count} processes did not come "
-                          f"together ({reason}): see what the others say") from None
+        raise ProcessLost(f"{processes.coordinator}: {processes.count} processes did not "
+                          f"connect ({reason}): see the others' logs") from None
 
 
 def any_process(flag: bool) -> bool:
-    """Whether the flag is up in any process; all must ask at the same step.
+    """Whether the flag is set in any process; all must call this at the same step.
 
-    A signal reaches processes at different steps: what follows from it must be agreed on.
+    Signals reach processes at different steps, so acting on one needs agreement.
     """
     if jax.process_count() == 1:
         return flag

@@ -1,11 +1,11 @@
-"""Reports before a run what fits: compiles the pretraining step without making an array.
+"""Reports whether pretraining fits into memory, by compiling its step without allocating arrays.
 
     python -m train.fit --config=configs/quickstart.py:accelerator
     python -m train.fit --config=configs/quickstart.py:accelerator --devices=8 --memory_gb=80
 
-Prints what the step takes on one device, part by part, and looks for the largest micro-batch that
-fits. With `--devices` the CPU stands in for another machine: parameters, optimizer state and batch
-are exact then, temporaries are those of the CPU's compiler and attention.
+Prints the step's memory on one device by part, and searches for the largest microbatch that fits.
+With `--devices` the CPU simulates another machine: parameters, optimizer state and batch are then
+exact, temporaries are those of the CPU's compiler and attention.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from train.pretrain import make_loss
 from train.setup import Setup, make_setup
 from train.trainer import abstract_params, make_step
 
-PRECISION = 16      # the search ends when it knows the micro-batch to one part in so many
-MAX_LINES = 8       # counts that the search measures before it stops extrapolating
+PRECISION = 16      # the search finds the microbatch to one part in so many
+MAX_LINES = 8       # counts that are measured before bisection replaces extrapolation
 MAX_GROWTH = 64     # how far beyond the largest measured count it extrapolates
 
 
@@ -48,9 +48,9 @@ class Footprint:
         ema: the running average of the parameters.
         other_state: the guard, the step and the key.
         batch: rows of one step.
-        temporaries: what the step holds in between: activations, logits, the gradient.
-        gradient: about that much of the temporaries.
-        peak: arguments, temporaries and what comes out beyond the donated state.
+        temporaries: activations, logits, the gradient.
+        gradient: its approximate share of the temporaries.
+        peak: arguments, temporaries and outputs beyond the donated state.
     """
 
     params: int
@@ -64,13 +64,13 @@ class Footprint:
 
 
 def measure(section: ConfigDict, setup: Setup, *, microbatch_rows: int) -> Footprint | None:
-    """Compiles the step of pretraining and reads off its memory.
+    """Compiles the pretraining step and returns its memory by part.
 
     Args:
         microbatch_rows: rows of one forward pass, over all devices.
 
     Returns:
-        None where the compiler already found that the memory of this device is too small.
+        None if compilation already ran out of this device's memory.
 
     Raises:
         UserError: model, batch and mesh do not fit each other.
@@ -107,12 +107,12 @@ def device_bytes(tree: Any) -> int:
 def search(peak_bytes: Callable[[int], float], limit_bytes: float, start: int) -> int:
     """The largest count whose peak stays within the limit, in few measurements.
 
-    Memory is close to a line in the count, so the next count is where the line through the two
-    largest measured ones meets the limit. A search that this has not ended soon goes on by doubling
-    and bisection.
+    Memory is nearly linear in the count, so the next count is where the line through the two
+    largest measured ones reaches the limit. If that does not converge soon, the search continues by
+    doubling and bisection.
 
     Args:
-        peak_bytes: peak of a count, infinite where it could not be measured; never falls.
+        peak_bytes: peak of a count, infinite if it could not be measured; non-decreasing.
         start: the count to begin with, at least 1.
 
     Returns:
@@ -132,13 +132,13 @@ def search(peak_bytes: Callable[[int], float], limit_bytes: float, start: int) -
             continue
         (a, b), per_count = measured, (peaks[measured[1]] - peaks[measured[0]])
         guess = b + (limit_bytes - peaks[b]) * (b - a) // max(per_count, 1)
-        # Just above a count that fits, so that it is shown to be the largest.
+        # Just above a count that fits, to show that it is the largest.
         count = int(max(guess, low + step))
         count = middle if count >= high else min(count, MAX_GROWTH * b)
 
 
 def memory_limit(memory_gb: float) -> int:
-    """Bytes that one device may hold: as given, of the device, or its share of a CPU's memory."""
+    """Bytes available on one device: as given, the device's, or its share of a CPU's memory."""
     if memory_gb:
         return int(memory_gb * 1e9)
     stats = jax.local_devices()[0].memory_stats()
@@ -148,10 +148,10 @@ def memory_limit(memory_gb: float) -> int:
 
 
 def plan(config: ConfigDict, limit_bytes: int) -> dict[str, Any]:
-    """Measures the config's own step, then searches for the largest micro-batch.
+    """Measures the config's own step, then searches for the largest microbatch.
 
     Returns:
-        The command's result; micro-batches are rows of one forward pass, over all devices.
+        The command's result; microbatches are rows of one forward pass, over all devices.
     """
     section = config.pretrain
     model_config = make_model_config(config.model, config.tokenizer.vocab_size)
@@ -190,7 +190,7 @@ def plan(config: ConfigDict, limit_bytes: int) -> dict[str, Any]:
 
 
 def _table(own: Footprint, limit_bytes: int) -> str:
-    """The parts on one device in MB, line by line."""
+    """A table of the parts on one device in MB."""
     parts = {"parameters": own.params, "optimizer state": own.opt_state,
              "average of the parameters": own.ema, "guard, step, key": own.other_state,
              "batch": own.batch, "temporaries": own.temporaries,
@@ -201,12 +201,12 @@ def _table(own: Footprint, limit_bytes: int) -> str:
 
 
 def sentence(result: dict[str, Any]) -> str:
-    """The answer in words."""
+    """The result as a sentence."""
     rows, largest = result["microbatch_rows"], result["largest_microbatch_rows"]
     where = f"{result['devices']} x {result['limit_bytes'] / 1e9:.3g} GB"
     if not largest:
-        return (f"does not fit on {where} even with the smallest micro-batch: cut the model over "
-                "more devices (--config.mesh) or keep less (--config.pretrain.run.remat)")
+        return (f"does not fit on {where} even with the smallest micro-batch: shard the model over "
+                "more devices (--config.mesh) or save less (--config.pretrain.run.remat)")
     head = f"a micro-batch of {rows} rows {'fits' if result['fits'] else 'does not fit'} on {where}"
     tail = f"the largest that fits has {largest} rows"
     if not result["fits"]:
@@ -215,7 +215,7 @@ def sentence(result: dict[str, Any]) -> str:
 
 
 def main() -> dict[str, Any]:
-    """Parses the flags and plans."""
+    """Reads the flags and runs `plan`."""
     config, devices, memory_gb = (flags.FLAGS.config, flags.FLAGS.devices, flags.FLAGS.memory_gb)
     if config is None:
         raise UserError("--config", "is missing", "try --config=configs/quickstart.py")
@@ -225,7 +225,7 @@ def main() -> dict[str, Any]:
                             "use a config that pretrains")
     if devices:
         if not memory_gb:
-            raise UserError(f"--devices={devices}", "does not say how much memory they have",
+            raise UserError(f"--devices={devices}", "needs the memory of one device",
                             "add for example --memory_gb=80")
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", devices)

@@ -1,11 +1,11 @@
-"""The guard: an update whose loss or gradient is not finite, or far out of line, is refused.
+"""The guard: refuses an update whose loss or gradient is not finite or is an outlier.
 
-A step is out of line when its loss or its gradient norm lies more than `sigmas` standard deviations
+A step is an outlier if its loss or its gradient norm is more than `sigmas` standard deviations
 above the mean of the last W steps, as in OLMo-core (`optim/skip_step_optimizer.py`: 6 over 128).
-OLMo-core lets a refused step into the window as it is, and one spike then hides the next; a window
-of accepted steps alone would refuse for ever once the loss has moved. Here a refused step enters as
-the limit that it broke. One spike widens the line by little, and a level that stays is accepted
-after some refusals, because each moves the limit up by about a tenth of its distance.
+OLMo-core adds a refused step to the window unchanged, so one spike hides the next; a window of
+accepted steps only would refuse forever once the loss has shifted. Here a refused step enters with
+the limit that it exceeded. One spike raises the limit by little, and a new level is accepted after
+some refusals, because each raises the limit by about a tenth of the distance.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ import jax.numpy as jnp
 
 from core.errors import UserError
 
-# The least standard deviation that is believed, as a share of the mean: a loss that has settled to
-# within a thousandth may still move by some per cent on a batch of another kind.
+# The least standard deviation, as a share of the mean: a loss that has settled to within a
+# thousandth may still change by some per cent on a different batch.
 MIN_STD_FRAC = 0.01
-MIN_STD = 1e-6  # so that a window of zeros lets something through in the end
+MIN_STD = 1e-6  # so that a window of zeros does not refuse everything
 
 
 @flax.struct.dataclass
 class Guard:
-    """What the last steps looked like, and how many were refused.
+    """Losses and gradient norms of the last steps, and counts of refusals.
 
     Attributes:
-        losses_W: losses of the last W steps that were finite, the newest last, each cut to the
-            limit of its time; 0 where there was none yet.
+        losses_W: losses of the last W steps that were finite, the newest last, each clipped to
+            the limit at its step; 0 where not filled.
         norms_W: gradient norms of the same steps, likewise.
         num_known: int32, how many of the W entries are filled, from the end.
         num_accepted: int32, steps accepted since the start.
@@ -45,7 +45,7 @@ class Guard:
 
 
 def make_guard(window: int) -> Guard:
-    """A guard that has seen nothing, looking back on `window` steps.
+    """A guard with an empty window of `window` steps.
 
     Raises:
         UserError: the window is too short to have a standard deviation.
@@ -62,8 +62,8 @@ def judge(guard: Guard, loss: jax.Array, gradient_norm: jax.Array, *,
 
     Args:
         loss: of this step, a float32 scalar, like the gradient's norm.
-        sigmas: standard deviations above the mean that are still in line; 0 refuses only what is
-            not finite. While the window is less than half full, nothing finite is refused.
+        sigmas: standard deviations above the mean that are accepted; 0 refuses only what is not
+            finite. While the window is less than half full, nothing finite is refused.
     """
     finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
     loss_limit = _limit(guard.losses_W, guard.num_known, sigmas)
@@ -79,7 +79,7 @@ def judge(guard: Guard, loss: jax.Array, gradient_norm: jax.Array, *,
 
 
 def _limit(values_W: jax.Array, num_known: jax.Array, sigmas: float) -> jax.Array:
-    """The largest value that is in line: mean + sigmas * std, or infinity where none is refused."""
+    """The largest accepted value: mean + sigmas * std, or infinity if none is refused."""
     window = values_W.shape[0]
     if not sigmas:
         return jnp.inf

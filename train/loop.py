@@ -63,6 +63,7 @@ class Loop:
         self._recorder = Recorder(folder, setup=setup, section=section, num_steps=len(batches),
                                   tokens_per_step=tokens_per_step)
         self._profiler = Profiler(requested_window(), folder)
+        self._held_from: int | None = None      # the step from which this process's settings hold
 
     def run(self, abstract_state: TrainState, make_state: Callable[[], TrainState]) -> TrainState:
         """Trains to the last step.
@@ -136,12 +137,15 @@ class Loop:
             state = self._checkpoints.restore_latest(abstract_state, self._batches)
         if state is None:
             state = make_state()
-        if jax.process_index() == 0:
-            hold_from(self._folder, int(state.step))
         self._stand_at(int(state.step))
         return state
 
     def _stand_at(self, step: int) -> None:
+        """Lets everything that watches the run begin at `step`, after a start or a rewind."""
+        if self._held_from is None or step < self._held_from:
+            self._held_from = step
+            if jax.process_index() == 0:
+                hold_from(self._folder, step)
         self._recorder.start(step)
         self._goodput.resume(step)
 

@@ -1,4 +1,4 @@
-"""Losses as sums and weights, divided once: any accumulation and any number of hosts agree."""
+"""Losses as sums and weights, divided once, so that microbatches and hosts do not change them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from model.families.decoder import Params, forward_with_stats
 from model.heads.language import score_targets
 
 # `loss_fn(params, batch, *, config, execution, key) -> (loss_sum, {name: (sum, weight)})`.
-# The entry "loss" must be there: its weight divides the gradient.
+# The entry "loss" is required: its weight divides the gradient.
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 
 
@@ -24,15 +24,15 @@ def next_token_loss(params: Params, batch: Batch, *, config: ModelConfig, execut
     Args:
         z_loss_coef: of the mean square of log Z of the head's softmax, which keeps its logits from
             drifting (PaLM, arXiv 2204.02311, section 5: 1e-4).
-        balance_coef: of the experts' balance loss, averaged over layers; of no effect in a model
-            without experts, as the next one.
+        balance_coef: of the experts' balance loss, averaged over layers; no effect in a model
+            without experts, like the next one.
         router_z_coef: of the router's z-loss, averaged over layers.
 
     Returns:
         The sum to differentiate, and the metrics: `loss` is the cross-entropy alone; `top_logit`
-        the mean over rows of the largest logit behind any target that counts; `z_loss`, where it
-        is on, and the routers' statistics come without their coefficients. The terms of the
-        routers are per microbatch, so they do depend a little on how a batch is cut.
+        the mean over rows of the largest logit at any weighted target; `z_loss`, if enabled, and
+        the routers' statistics do not include their coefficients. The routers' terms are per
+        microbatch, so they depend slightly on the number of microbatches.
     """
     del key  # no dropout
     weights_BL = batch.loss_weights_BL
@@ -46,7 +46,7 @@ def next_token_loss(params: Params, batch: Batch, *, config: ModelConfig, execut
         z_sum = jnp.sum(scores.log_z_BL**2 * weights_BL)
         metrics["z_loss"] = (z_sum, weight)
         loss_sum += z_loss_coef * z_sum
-    # A statistic is a mean already; times the weight it becomes a sum like the others.
+    # Statistics are means; times the weight they become sums like the others.
     if stats:
         loss_sum += weight * (balance_coef * jnp.mean(stats["balance"])
                               + router_z_coef * jnp.mean(stats["router_z"]))

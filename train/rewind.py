@@ -1,13 +1,13 @@
-"""Rewinding a run that has gone astray: back to a checkpoint, and past the batches of the trouble.
+"""Rewinds a run after a loss spike: back to a checkpoint, skipping the batches around the spike.
 
 As in PaLM (arXiv 2204.02311, section 5.1): restart some 100 steps before a spike and skip the 200
 to 500 batches around it; the same batches from another state did not spike again. Steps count
-updates, the loader counts batches on its own, so after a rewind the two no longer agree; the file
-`rewinds.json` says where and by how much, and outlives any kill.
+updates and the loader counts batches, so after a rewind the two differ; `rewinds.json` records
+where and by how much, and is durable.
 
-The loop's part, in this order: `plan`, `record`, delete the checkpoints behind `restore_step`,
-`complete`, restore. A process that starts finishes what `pending` names first. Whenever the run
-stands at a step, restored or reached, it sets its loader to `resume_index(step)` if there is one.
+The loop must, in this order: `plan`, `record`, delete the checkpoints after `restore_step`,
+`complete`, restore. A new process first completes a `pending` rewind. At each step, restored or
+reached, the run sets its loader to `resume_index(step)` if there is one.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from core.progress import log
 
 @dataclasses.dataclass(frozen=True)
 class Rewind:
-    """One way back.
+    """One rewind.
 
     Attributes:
-        step: the step that gave up.
-        restore_step: the checkpoint to go on from.
-        resume_index: the batch to go on with, counted from the loader's start.
+        step: the step that triggered it.
+        restore_step: the checkpoint to continue from.
+        resume_index: the next batch, counted from the loader's start.
     """
 
     step: int
@@ -41,7 +41,7 @@ class Rewind:
 
 
 class Rewinds:
-    """The rewinds of one run, kept in a file.
+    """The rewinds of one run, stored in a file.
 
     Args:
         path: `rewinds.json` in the run's folder.
@@ -58,26 +58,26 @@ class Rewinds:
         self._rewinds, self._num_complete = _read(path) if path.exists() else ([], 0)
 
     def is_due(self, refused_in_row: int) -> bool:
-        """Whether that many refusals in a row are too many."""
+        """Whether that many refusals in a row trigger a rewind."""
         return 0 < self._section.after <= refused_in_row
 
     def plan(self, step: int, next_index: int, checkpoint_steps: Iterable[int]) -> Rewind:
-        """Chooses the checkpoint to restore and the batch to go on with.
+        """Chooses the checkpoint to restore and the next batch.
 
         Args:
             step: the last step, at which `is_due` became true.
-            next_index: the batch that the loader would give next.
+            next_index: the batch that the loader would return next.
             checkpoint_steps: those that can be restored.
 
         Raises:
-            UserError: the retries are used up, or no checkpoint is older than the trouble.
+            UserError: the retries are used up, or no checkpoint is old enough.
         """
         self.check_retries()
         first_refused = step - self._section.after + 1
         older = [saved for saved in checkpoint_steps if saved < first_refused]
         if not older:
-            raise UserError(f"step {first_refused}", "the trouble is older than every checkpoint",
-                            "lower the learning rate, or checkpoint_every to have one before it")
+            raise UserError(f"step {first_refused}", "no checkpoint is older than this step",
+                            "lower the learning rate, or run.checkpoint_every for an earlier one")
         far = [saved for saved in older if saved <= first_refused - self._section.steps_back]
         restore_step = max(far, default=min(older))
         if not far:
@@ -91,28 +91,28 @@ class Rewinds:
             steps = ", ".join(str(rewind.step) for rewind in self._rewinds) or "none"
             raise UserError(f"rewind.max_retries={self._section.max_retries}",
                             f"is used up, after rewinds at steps: {steps}",
-                            "lower the learning rate or look at the data behind these steps")
+                            "lower the learning rate or inspect the data of these steps")
 
     def record(self, rewind: Rewind) -> None:
-        """Writes the rewind to the disk; from here on it happens, whatever dies."""
+        """Writes the rewind to disk; after a crash from here on it is completed."""
         self._rewinds.append(rewind)
         self._write()
 
     @property
     def pending(self) -> Rewind | None:
-        """The rewind that is recorded but not complete: later checkpoints are still to go."""
+        """The rewind that is recorded but not complete: later checkpoints are not yet deleted."""
         return self._rewinds[-1] if self._num_complete < len(self._rewinds) else None
 
     def complete(self) -> None:
-        """Says that no checkpoint behind `pending.restore_step` is left."""
+        """Records that no checkpoint after `pending.restore_step` is left."""
         self._num_complete = len(self._rewinds)
         self._write()
 
     def resume_index(self, step: int) -> int | None:
-        """Where the loader must stand at `step`, if the run was rewound to it; else None.
+        """The loader's index at `step`, if the run was rewound to it; else None.
 
-        A rewind to an earlier step makes those to later steps void: the run comes by there again
-        on another path, whose batches all lie behind.
+        A rewind to an earlier step overrides those to later steps: the run reaches those again with
+        other batches, all of them later ones.
         """
         for rewind in reversed(self._rewinds):
             if rewind.restore_step <= step:
@@ -120,14 +120,14 @@ class Rewinds:
         return None
 
     def _write(self) -> None:
-        """One process writes; the others come to the same plan from the same numbers."""
+        """Writes the file on process 0; the others compute the same plan from the same numbers."""
         if jax.process_index() != 0:
             return
         write_json(self._path, {"num_complete": self._num_complete,
                                 "rewinds": [dataclasses.asdict(each) for each in self._rewinds]})
         folder = os.open(self._path.parent, os.O_RDONLY)
         try:
-            os.fsync(folder)  # the new name of the file, too, must outlive a power cut
+            os.fsync(folder)  # makes the file's new name durable as well
         finally:
             os.close(folder)
 

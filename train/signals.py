@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: the first asks the run to save and stop, the second ends it at once."""
+"""SIGTERM and SIGINT: the first makes the run save and stop, the second ends it at once."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class StopRequest:
     """While entered, a first SIGTERM or SIGINT sets `requested`, and a second ends the process.
 
     A scheduler sends SIGTERM some time before SIGKILL, and a user Ctrl-C. Python runs its handlers
-    between two bytecodes of the main thread, which may sit in a compilation for minutes; so a
-    thread of its own reads the signals' numbers from a pipe, and acts at once. To be entered in the
-    main thread alone; when left, everything is as it was before.
+    between two bytecodes of the main thread, which may be compiling for minutes; so a separate
+    thread reads the signals' numbers from a pipe, and acts at once. To be entered in the main
+    thread only; on exit the previous handlers are restored.
     """
 
     def __init__(self) -> None:
@@ -31,9 +31,9 @@ class StopRequest:
         return self._signum is not None
 
     def leave(self, step: int) -> NoReturn:
-        """Says at which step the run stands and exits, as a shell does: 128 + the signal."""
+        """Logs the run's step and exits with a shell's status: 128 + the signal."""
         log(f"stopped at step {step}; run the same command again to go on")
-        # Another process may have got the signal, and this one only heard of it.
+        # The signal may have been sent to another process only.
         raise SystemExit(128 + (self._signum or signal.SIGTERM))
 
     def __enter__(self) -> StopRequest:
@@ -67,4 +67,4 @@ class StopRequest:
 
 
 def _ignore(signum: int, frame: FrameType | None) -> None:
-    """Stands in for the default, which would end the process before the pipe is read."""
+    """Replaces the default handler, which would end the process before the pipe is read."""

@@ -1,4 +1,4 @@
-"""`TrainState`: the only thing that a step returns."""
+"""`TrainState`: everything that a step updates."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from train.guard import Guard
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that training needs to go on.
+    """Everything that training needs to continue.
 
     Attributes:
         step: int32 scalar, optimizer updates done.
         params: float32 master parameters.
         opt_state: the optimizer's state.
-        guard: what the loss and the gradient were lately, and how many updates were refused.
-        ema: float32 running average of the parameters; None where it is not kept.
-        key: randomness of the run; step s uses `fold_in(key, s)`.
+        guard: recent losses and gradient norms, and how many updates were refused.
+        ema: float32 running average of the parameters; None if not kept.
+        key: PRNG key of the run; step s uses `fold_in(key, s)`.
     """
 
     step: jax.Array

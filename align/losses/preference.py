@@ -1,4 +1,4 @@
-"""Preference losses, and the batch they take."""
+"""Preference losses and their batch."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from train.loss import Metrics
 
 @flax.struct.dataclass
 class PreferenceBatch:
-    """Pairs of answers to the same questions, one row each, and the reference's scores of them.
+    """Pairs of answers to the same questions, one row each, with reference log-probabilities.
 
     Attributes:
         chosen: rows of preferred answers; weights are 1 on answer tokens, <|end|> included.
-        rejected: rows of the others, in the same order.
+        rejected: rows of the rejected answers, in the same order.
         reference_chosen_B: summed log-probability of each chosen answer under the frozen
             reference, in nats.
         reference_rejected_B: the same of the rejected ones.
@@ -58,8 +58,8 @@ def dpo_loss(params: Params, pairs: PreferenceBatch, *, config: ModelConfig, exe
              key: jax.Array, beta: float, nll_coef: float) -> tuple[jax.Array, Metrics]:
     """Direct preference optimization (arXiv 2305.18290, equation 7), summed over pairs.
 
-    The margin can also grow while both answers become unlikely; `nll_coef` times the chosen
-    answer's loss per token holds against it (arXiv 2404.19733, equation 1).
+    The margin can also grow while both answers become less likely; `nll_coef` times the chosen
+    answer's loss per token counteracts that (arXiv 2404.19733, equation 1).
 
     Args:
         beta: strength in nats; larger stays closer to the reference.
@@ -67,8 +67,8 @@ def dpo_loss(params: Params, pairs: PreferenceBatch, *, config: ModelConfig, exe
 
     Metrics: `loss` (the preference part alone: ln 2 before the first step), `nll` (nats per token
     of chosen answers), `accuracy` (a tie counts as a loss), `margin` (difference of implicit
-    rewards), and `chosen_reward`, `rejected_reward`, whose signs tell whether the answers became
-    likelier than under the reference.
+    rewards), and `chosen_reward`, `rejected_reward`, positive if the answers became likelier
+    than under the reference.
     """
     del key  # no dropout: the ratio to the reference must be exact
     chosen_B, rejected_B = pair_logps(params, pairs, config=config, execution=execution)

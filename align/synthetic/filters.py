@@ -1,4 +1,4 @@
-"""Which answers of a model become documents, and why the others do not."""
+"""Filters of a model's answers, with the reason of each removal."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 from align.synthetic.prompts import Style, format_pairs, parse_pairs
 from data.dedup.shingles import shingle
 
-SHINGLE_WORDS = 5       # of what is copied or repeated
-ECHO_WORDS = 8          # of the instruction, in a row
-MIN_LANGUAGE_SCORE = 0.5    # below it, the language of a text is anybody's guess
+SHINGLE_WORDS = 5       # of copies and repetitions
+ECHO_WORDS = 8          # consecutive words of the instruction
+MIN_LANGUAGE_SCORE = 0.5    # below it, a text's language is uncertain
 
 _PREFACE = re.compile(
     r"(?i)^(?:sure|certainly|of course|here(?:'s|’s| is| are)|below is)\b[^\n]*:[ \t]*(?:\n|\Z)")
@@ -28,7 +28,7 @@ Identify = Callable[[str], tuple[str, float]]
 
 
 class Verdict(NamedTuple):
-    """An answer's text as it would stand in a corpus; `reason` is empty when it may."""
+    """A cleaned answer; `reason` is empty if it is accepted."""
 
     text: str
     reason: str
@@ -37,13 +37,13 @@ class Verdict(NamedTuple):
 
 def judge(answer: str, passage: str, style: Style, bounds: Mapping[str, Any],
           identify: Identify) -> Verdict:
-    """Decides on one answer; the first reason counts.
+    """Judges one answer; the first reason that applies is returned.
 
     Reasons:
-        empty: nothing but white space.
-        refusal: it begins with an apology, or speaks of itself as a model.
-        prompt_echo: eight words of the instruction in a row; score: how many such runs.
-        malformed_pairs: not one question with its answer where the style asks for them.
+        empty: only white space.
+        refusal: begins with an apology or a reference to itself as a model.
+        prompt_echo: eight consecutive words of the instruction; score: number of such runs.
+        malformed_pairs: no question with its answer, if the style requires them.
         too_short: fewer words than ``min_words``.
         repetition: a larger share of its word 5-grams than ``max_repeated_frac`` is repeated.
         copy: a larger share of its distinct word 5-grams than ``max_copied_frac`` is the passage's.
@@ -51,7 +51,7 @@ def judge(answer: str, passage: str, style: Style, bounds: Mapping[str, Any],
 
     Args:
         bounds: the bounds named above.
-        identify: tells a text's language and how sure it is, from 0 to 1.
+        identify: returns a text's language and its confidence, from 0 to 1.
     """
     text = _PREFACE.sub("", answer.strip()).strip()
     if not text:

@@ -1,7 +1,7 @@
-"""What a model is asked to make of a passage: rephrasings in several styles, questions and answers.
+"""Prompts: rephrasing of a passage in several styles, and questions with answers.
 
 The styles are those of WRAP (arXiv 2401.16380, section 3) and of Nemotron-CC (arXiv 2412.02595,
-section 2.3), in words of our own.
+section 2.3), with wording of our own.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _BARE = "Write the result only, without any remark before or after it."
 
 @dataclasses.dataclass(frozen=True)
 class Style:
-    """One way to ask.
+    """A style of prompt.
 
     Attributes:
-        name: what configs and `meta` call it.
-        instruction: stands before the passage.
+        name: its name in configs and `meta`.
+        instruction: precedes the passage.
         is_pairs: whether the answer must be ``Question:`` and ``Answer:`` lines.
     """
 
@@ -33,7 +33,7 @@ class Style:
 
     @property
     def prompt_id(self) -> str:
-        """Name and digest: another wording is another prompt."""
+        """Name and digest of the wording."""
         return f"{self.name}-{digest(self.instruction)[:8]}"
 
     def prompt(self, passage: str) -> str:
@@ -58,13 +58,13 @@ STYLES = {style.name: style for style in (
           "with \"Question:\" and each answer with \"Answer:\", on lines of their own. "
           f"{_KEEP_FACTS} {_BARE}", True))}
 
-# Models number and embolden: "1. **Question 1:** ...".
+# Models add numbers and bold face: "1. **Question 1:** ...".
 _MARK = r"^[^\w\n]*(?:\d+[.)]?)?[^\w\n]*{}(?: \d+)?\W*?:"
 _QUESTION, _ANSWER = (re.compile(_MARK.format(word), re.M) for word in ("Question", "Answer"))
 
 
 def parse_pairs(answer: str) -> list[tuple[str, str]]:
-    """The questions of a model's answer with theirs; one without the other is left out."""
+    """Parses (question, answer) pairs of a model's answer; incomplete pairs are skipped."""
     pairs = []
     for block in _QUESTION.split(answer)[1:]:
         question, *replies = _ANSWER.split(block)
@@ -82,8 +82,8 @@ def format_pairs(pairs: list[tuple[str, str]]) -> str:
 def split_passages(text: str, max_words: int) -> Iterator[str]:
     """Cuts a text into passages of at most `max_words`, at line ends where it can.
 
-    A model asked to rephrase more at once leaves out what stands in the middle (arXiv 2401.16380,
-    section 3.1, uses 300 tokens).
+    With longer passages a model omits their middle when rephrasing (arXiv 2401.16380, section 3.1,
+    uses 300 tokens).
     """
     held: list[str] = []
     num_words = 0

@@ -23,7 +23,7 @@ from model.families.decoder import Params
 
 @dataclasses.dataclass(frozen=True)
 class ChoiceScore:
-    """A model's score of one question; all normalisations follow from it.
+    """A model's scores of the choices of one question.
 
     Attributes:
         logps_nats: sum of the log-probabilities of each choice's tokens.
@@ -81,20 +81,20 @@ def continuation_logps(model: LoadedModel,
 
 def _pack_in_order(examples: Sequence[tuple[Sequence[int], Sequence[float]]],
                    row_length: int) -> tuple[list[Batch], list[tuple[int, int]]]:
-    """Packs examples in their order; returns the rows, and each one's row and segment."""
-    rows, places, waiting, size = [], [], [], 0
+    """Packs examples in order; returns the rows, and each example's row and segment."""
+    rows, places, pending, size = [], [], [], 0
     for example in examples:
         if len(example[0]) > row_length + 1:
             raise UserError(f"eval.row_length={row_length}",
                             f"does not hold a question and choice of {len(example[0])} tokens",
                             "set a larger --config.eval.row_length")
         if size + len(example[0]) > row_length + 1:
-            rows += pack_examples(waiting, row_length)[0]
-            waiting, size = [], 0
-        places.append((len(rows), len(waiting)))
-        waiting.append(example)
+            rows += pack_examples(pending, row_length)[0]
+            pending, size = [], 0
+        places.append((len(rows), len(pending)))
+        pending.append(example)
         size += len(example[0])
-    return rows + pack_examples(waiting, row_length)[0], places
+    return rows + pack_examples(pending, row_length)[0], places
 
 
 def score_choices(model: LoadedModel, questions: Sequence[Choice], *, row_length: int,

@@ -19,7 +19,7 @@ def answer_and_score(model: LoadedModel, tasks: Sequence[Task], solved: Sequence
     """Answers the questions of solved conversations and scores each by its own task.
 
     Args:
-        tasks: those that the conversations belong to; a base model gets solved examples of them.
+        tasks: the tasks of the conversations; a base model's prompt has solved examples of them.
 
     Returns:
         One row per conversation: question, reference, literal prompt, completion, score.

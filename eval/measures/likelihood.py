@@ -1,9 +1,9 @@
-"""Bits per byte on held-out pages, and what a model must beat to have learned anything.
+"""Bits per byte on held-out pages, of a model and of two baselines.
 
-Bits per byte do not depend on the tokenizer: the nats of all text tokens, over ln 2 and the UTF-8
-bytes of these tokens; sums over the corpus before the one division. Special tokens are not
-scored. Rows overlap by half, so that every token but the first of a document has at least half a
-row of context where its document has that much.
+Bits per byte allow comparison across tokenizers: the nats of all text tokens, over ln 2 and the
+UTF-8 bytes of these tokens; both are summed over the corpus before the division. Special tokens are
+not scored. Rows overlap by half, so that every token but the first of a document has at least half
+a row of context, or all there is.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ def _nats_and_bytes(params: Params, batch: Batch, bytes_V: jax.Array, *, config:
 
 
 def heldout_batches(tokens: Path, row_length: int, batch_size: int) -> Iterator[Batch]:
-    """The held-out rows of a token folder, half overlapping, in batches of one shape.
+    """The held-out rows of a token folder, overlapping by half, in batches of one shape.
 
-    The last batch is filled with copies of a row that weigh nothing.
+    The last batch is padded with rows of weight 0.
     """
     rows = TokenRows(tokens, "heldout", row_length, stride=row_length // 2)
     for first in range(0, len(rows), batch_size):

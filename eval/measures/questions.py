@@ -1,4 +1,4 @@
-"""A task's accuracy in one number, by whichever way the task is asked."""
+"""A task's accuracy, by multiple choice or by generated answers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_NEW_TOKENS = 32
 
 def score_questions(model: LoadedModel, task: Task, *, split: str, count: int, seed: int,
                     row_length: int, batch_size: int) -> float:
-    """Mean score: accuracy per byte of a `ChoiceTask`, the task's score of greedy answers else."""
+    """Mean score: accuracy per byte of a `ChoiceTask`, else the task's score of greedy answers."""
     if isinstance(task, ChoiceTask):
         scores = score_choices(model, task.choices(split, count, seed), row_length=row_length,
                                batch_size=batch_size)

@@ -1,1 +1,1 @@
-"""What answers prompts: a loaded model, or a server behind an endpoint."""
+"""Responders to prompts: a loaded model, or a server."""

@@ -1,4 +1,4 @@
-"""A server that speaks OpenAI's chat completions, as a `Responder`."""
+"""A server with OpenAI's chat-completions API, as a `Responder`."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from model.generation.sampling import Sampling
 
 MAX_REPLY_BYTES = 16 << 20
 MAX_PAUSE_SECS = 60.0
-REJECTED = (400, 413, 422)      # this prompt is too long or not accepted; the next one may be
-TRANSIENT = (408, 425, 429)     # these, and all from 500 on, may not occur at the next attempt
+REJECTED = (400, 413, 422)      # errors of this prompt only, e.g. too long
+TRANSIENT = (408, 425, 429)     # retried, as are all from 500 on
 
 
 class EndpointResponder:
-    """A server that speaks OpenAI's chat completions, asked over several connections at once.
+    """A server with OpenAI's chat-completions API, used over several connections at once.
 
     Args:
         url: up to the version, e.g. ``http://127.0.0.1:8000/v1``.
-        model: what the server calls the model.
-        key_variable: environment variable that holds the key; "" when the server needs none.
-        timeout_secs: silence after which a request has failed.
-        max_retries: further attempts at a request whose failure is transient (429, 5xx, time-out,
+        model: the server's name of the model.
+        key_variable: environment variable that holds the key; "" if the server needs none.
+        timeout_secs: time without data after which a request has failed.
+        max_retries: further attempts at a request after a transient failure (429, 5xx, time-out,
             broken connection or reply), after pauses of `backoff_secs`, twice that, and so on.
 
     Raises:
-        UserError: the URL is none, or the variable holds no key.
+        UserError: the URL is invalid, or the variable holds no key.
     """
 
     def __init__(self, url: str, model: str, sampling: Sampling, *, key_variable: str,
@@ -45,7 +45,7 @@ class EndpointResponder:
         if parts.scheme not in ("http", "https") or not parts.hostname or not model:
             raise UserError(f"synthesize.endpoint={url!r}, endpoint_model={model!r}",
                             "is no URL of a server with the name of a model",
-                            "write http://host:port/v1, and what the server calls the model")
+                            "write http://host:port/v1, and the server's name of the model")
         self._url, self._model, self._sampling = url.rstrip("/"), model, sampling
         self._key = _read_key(key_variable)
         self._num_connections, self._timeout_secs = num_connections, timeout_secs
@@ -54,20 +54,20 @@ class EndpointResponder:
         self.name = model
 
     def respond(self, prompts: Sequence[str], seed: int) -> list[Reply]:
-        """Asks for all prompts; see `Responder`.
+        """Sends all prompts; see `Responder`.
 
         Raises:
             UserError: a request failed for good.
         """
         with ThreadPoolExecutor(self._num_connections) as pool:
-            asked = [pool.submit(self._ask, prompt, seed) for prompt in prompts]
+            futures = [pool.submit(self._send, prompt, seed) for prompt in prompts]
             try:
-                return [reply.result() for reply in asked]
+                return [future.result() for future in futures]
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
-    def _ask(self, prompt: str, seed: int) -> Reply:
+    def _send(self, prompt: str, seed: int) -> Reply:
         body = json.dumps({
             "model": self._model, "messages": [{"role": "user", "content": prompt}],
             "max_tokens": self._sampling.max_new_tokens, "top_p": self._sampling.top_p,
@@ -79,7 +79,7 @@ class EndpointResponder:
             except _TransientError as error:
                 if attempt == self._max_retries:
                     raise self._failure(f"{error}, attempt {attempt + 1} of {attempt + 1}",
-                                        "see to the server and run again to go on") from None
+                                        "check the server and run again to go on") from None
                 pause_secs = max(self._backoff_secs * 2 ** attempt, error.retry_after_secs)
                 time.sleep(min(pause_secs, MAX_PAUSE_SECS))
 
@@ -112,7 +112,7 @@ class EndpointResponder:
         raise self._failure(message, "check endpoint, endpoint_model and the key")
 
     def _failure(self, message: str, remedy: str) -> UserError:
-        if self._key:   # some servers repeat it
+        if self._key:   # some servers echo it
             message = message.replace(self._key, "<key>")
         return UserError(f"synthesize.endpoint={self._url!r}", message, remedy)
 

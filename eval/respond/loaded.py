@@ -1,4 +1,4 @@
-"""A loaded model: all that it takes to ask it something."""
+"""A loaded model with its tokenizer."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class LoadedModel:
         config: the architecture.
         execution: how it runs here.
         tokenizer: the tokenizer that it was trained with.
-        chat: whether it answers in turns; a base model continues text.
+        chat: whether it is a chat model; a base model continues text.
         context_tokens: length of the rows it was trained on.
-        name: what to call it in records: its folder's name and fingerprint.
+        name: for records: its folder's name and fingerprint.
     """
 
     params: Params
@@ -42,10 +42,10 @@ def load_model(folder: Path, execution: Execution, mesh: Mesh | None = None) -> 
     """Opens a model directory.
 
     Args:
-        mesh: cuts the parameters; without one they lie on one device.
+        mesh: to shard the parameters over; without one they are on one device.
 
     Raises:
-        UserError: it is no model directory, is damaged, or its tokenizer is another.
+        UserError: it is no model directory, is damaged, or its tokenizer does not match.
     """
     folder = Path(folder)
     described = read_description(folder)

@@ -1,4 +1,4 @@
-"""Answers of a loaded model, in words; batched, in few compiled shapes."""
+"""Batched answers of a loaded model, with few compiled shapes."""
 
 from __future__ import annotations
 
@@ -32,8 +32,7 @@ def make_prompts(model: LoadedModel, questions: Sequence[Conversation],
                  examples: Sequence[Conversation] = ()) -> list[list[int]]:
     """Prompts of conversations whose last message is the user's.
 
-    A model that answers in turns gets the conversation; a base model `render_plain` with
-    `examples`.
+    A chat model's prompt is the conversation; a base model's is `render_plain` with `examples`.
     """
     if model.chat:
         return [render_prompt(question, model.tokenizer) for question in questions]
@@ -44,9 +43,9 @@ def complete(model: LoadedModel, prompts: Sequence[Sequence[int]], sampling: Sam
              seed: int, batch_size: int) -> list[str]:
     """Completes prompts; the stop token is cut off.
 
-    Prompts of similar length share a batch. The last batch is filled with repeats, so every
-    batch of one length bucket has one shape. Each prompt has randomness of its own, by its place
-    in `prompts`, so that `batch_size` does not change what is drawn.
+    Prompts of similar length share a batch. The last batch is padded with repeats, so every
+    batch of one length bucket has one shape. Each prompt has its own PRNG key, by its index in
+    `prompts`, so that samples do not depend on `batch_size`.
 
     Returns:
         One completion per prompt, in the order of `prompts`.
@@ -85,10 +84,10 @@ def answer(model: LoadedModel, prompts: Sequence[Sequence[int]], sampling: Sampl
 
 
 class LocalResponder:
-    """A `Responder` that asks a loaded model, which must have been taught to answer in turns.
+    """A `Responder` by a loaded chat model.
 
     Raises:
-        UserError: it was not.
+        UserError: it is a base model.
     """
 
     def __init__(self, model: LoadedModel, sampling: Sampling, batch_size: int):

@@ -1,4 +1,4 @@
-"""What answers prompts in bulk, whatever is behind it."""
+"""The interface of what answers prompts in bulk."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 
 
 class Reply(NamedTuple):
-    """A model's answer; `fault` says why it is none, and is empty otherwise."""
+    """A model's answer; `fault` is the reason of a failure, else empty."""
 
     text: str
     fault: str = ""
@@ -17,7 +17,7 @@ class Responder(Protocol):
     """Answers prompts.
 
     Attributes:
-        name: what records call the model.
+        name: the model's name in records.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Documentation questions: "What does this function do?", split by package so nothing leaks."""
+"""Documentation questions: "What does this function do?", split by package to avoid leakage."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from data.chat import Conversation, ask
 from eval.tasks.task import Choice, answer_of, split_of
 
 NUM_CHOICES = 4
-TEST_PARTS = 4  # one package in four is asked about in the test alone
+TEST_PARTS = 4  # one package in four is in the test split
 
 
 @dataclasses.dataclass(frozen=True)
 class Documentation:
-    """First sentences of docstrings, asked for by qualified name; a `Task`.
+    """Questions for the first sentence of a docstring, by qualified name; a `Task`.
 
     Attributes:
         rows: (name, module, package, summary) of each documented object.
@@ -67,10 +67,10 @@ class Documentation:
 
 
 def load_documentation(corpus: Path | None) -> Documentation:
-    """Reads the questions that came with the embedded corpus.
+    """Reads the questions of the embedded corpus.
 
     Raises:
-        UserError: there is no corpus, or it has none.
+        UserError: there is no corpus, or it has no questions.
     """
     if corpus is None:
         raise UserError("tasks.documentation", "is drawn from a corpus, and none is given",

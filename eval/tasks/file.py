@@ -1,4 +1,4 @@
-"""Solved questions in a user's own file, as a task.
+"""A task of solved questions from a user's file.
 
 A line of the file is a conversation that ends with the assistant's answer, or a question with its
 answer:
@@ -21,7 +21,7 @@ from eval.tasks.task import answer_of
 
 @dataclasses.dataclass(frozen=True)
 class FileTask:
-    """Conversations of a file; a `Task`. The user decides what is trained on and what is tested.
+    """Conversations of a file; a `Task`. The user decides which files are for training and testing.
 
     Attributes:
         name: the file's name without its ending.
@@ -32,14 +32,14 @@ class FileTask:
     solved: tuple[Conversation, ...]
 
     def conversations(self, split: str, num: int, seed: int) -> list[Conversation]:
-        """Up to `num` of them, in an order that `seed` decides; both splits are the whole file."""
+        """Up to `num` of them, shuffled by `seed`; both splits are the whole file."""
         del split
         picked = list(self.solved)
         random.Random(seed).shuffle(picked)
         return picked[:num]
 
     def score(self, conversation: Conversation, completion: str) -> float:
-        """1 when the completion is the answer, outer white space aside."""
+        """1 if the completion equals the answer up to outer white space."""
         return float(completion.strip() == answer_of(conversation).strip())
 
 

@@ -1,4 +1,4 @@
-"""Tasks by name: the one place where stages look them up."""
+"""Tasks by name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from eval.tasks.file import load_file_task
 from eval.tasks.task import Task
 from eval.tasks.verifiable import Verifiable
 
-# What makes each task, given the corpus that some of them are drawn from.
+# Factories of the tasks, given the corpus that some are drawn from.
 TASKS: dict[str, Callable[[Path | None], Task]] = {
     "documentation": load_documentation,
     "verifiable": lambda corpus: Verifiable(),
@@ -20,12 +20,12 @@ TASKS: dict[str, Callable[[Path | None], Task]] = {
 
 def open_tasks(counts: Mapping[str, int], corpus: Path | None,
                inputs: str = "") -> list[tuple[Task, int]]:
-    """Opens tasks, each with the number of questions wanted of it.
+    """Opens tasks, each with its number of questions.
 
     Args:
-        counts: questions by name of the task; a task with 0 is left out.
+        counts: number of questions by name of the task; tasks with 0 are skipped.
         corpus: folder of the corpus, for the tasks that are drawn from it.
-        inputs: files of the user's own questions, by commas; all of each are wanted.
+        inputs: files of the user's own questions, separated by commas; all are used.
 
     Raises:
         UserError: a name is unknown, a count is negative, or a task cannot be opened.

@@ -1,4 +1,4 @@
-"""What a task is. Its `score` serves evaluation and, unchanged, as a reward."""
+"""The interface of tasks; `score` is used for evaluation and as a reward."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ class Task(Protocol):
         """`num` solved conversations of a split; train and test share no question."""
 
     def score(self, conversation: Conversation, completion: str) -> float:
-        """How good `completion` is as the last answer of `conversation`, from 0 to 1."""
+        """Score of `completion` as the last answer of `conversation`, from 0 to 1."""
 
 
 @runtime_checkable
 class ChoiceTask(Protocol):
-    """A task that is also asked as multiple choice."""
+    """A task with multiple-choice questions."""
 
     def choices(self, split: str, num: int, seed: int) -> list[Choice]:
         """Up to `num` multiple-choice questions of a split."""
 
 
 def split_of(text: str, num_parts: int = 10) -> str:
-    """Assigns one in `num_parts` texts to the test split, by hash: the same on every machine."""
+    """Assigns one in `num_parts` texts to the test split, by a machine-independent hash."""
     bucket = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % num_parts
     return "test" if bucket == 0 else "train"
 

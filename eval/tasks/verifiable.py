@@ -1,6 +1,6 @@
-"""Verifiable tasks: arithmetic and strings, made by a program and scored by exact match.
+"""Verifiable tasks: generated arithmetic and string questions, scored by exact match.
 
-Operands are split by hash, so the test asks with operands that no training question had.
+Questions are split by hash, so no test question is among those of training.
 """
 
 from __future__ import annotations
@@ -87,5 +87,5 @@ class Verifiable:
         return list(made.values())
 
     def score(self, conversation: Conversation, completion: str) -> float:
-        """1 when the completion is the answer to the character, outer white space aside."""
+        """1 if the completion equals the answer up to outer white space."""
         return float(completion.strip() == answer_of(conversation))

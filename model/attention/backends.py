@@ -1,12 +1,12 @@
-"""Which code computes attention: a choice made once from config and machine, and logged.
+"""Attention backends: one is chosen from config and machine, and logged.
 
-    xla      anywhere; holds a layer's scores, [B, H, L, L]
+    xla      any device; materialises a layer's scores, [B, H, L, L]
     cudnn    NVIDIA GPUs from compute capability 9.0 on, bfloat16
     pallas   NVIDIA GPUs from compute capability 8.0 on, bfloat16
     splash   TPUs
 
-All are exact for packed rows. Where the mesh cuts rows over `context`, attention crosses the shards
-in plain XLA, block by block: see `model.attention.blockwise`.
+All are exact for packed rows. Where the mesh shards rows over `context`, attention across shards
+runs in plain XLA, block by block: see `model.attention.blockwise`.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from model.execution import Execution
 KERNELS = {"cudnn": cudnn.attend, "pallas": attend_triton, "splash": attend_splash}
 ACROSS_SHARDS = {"ring": attend_ring, "all_gather": attend_gathered}
 FASTEST_FIRST = {"gpu": ("cudnn", "pallas", "xla"), "tpu": ("splash", "xla")}
-# Oldest compute capability, and the head sizes from and to.
+# Lowest compute capability, and the smallest and largest head size.
 CUDA_RULES = {"cudnn": ((9, 0), 8, 256), "pallas": ((8, 0), 16, 128)}
 
 
 class Machine(NamedTuple):
-    """What a backend's rules ask about the devices.
+    """What a backend's rules depend on.
 
     Attributes:
         platform: as `jax.default_backend` names it.
         name: the kind of device.
-        capability: CUDA compute capability; (0, 0) for whatever is no NVIDIA GPU.
+        capability: CUDA compute capability; (0, 0) for anything but an NVIDIA GPU.
     """
 
     platform: str
@@ -54,11 +54,11 @@ def attend_documents(q_BLHK: jax.Array, k_BLGK: jax.Array, v_BLGK: jax.Array,
 
     Args:
         segment_ids_BL: document of each token in its row, from 1; 0 is padding, which attends
-            to padding and so stays finite. The tokens of a document are neighbours.
+            to padding and so stays finite. The tokens of a document are contiguous.
         positions_BL: position of each token in its document.
 
     Raises:
-        UserError: the backend that `execution` asks for cannot run here.
+        UserError: the backend that `execution` names cannot run here.
     """
     num_shards = num_context_shards(q_BLHK.shape[1])
     backend = choose_backend(config, execution, num_shards)
@@ -71,35 +71,36 @@ def attend_documents(q_BLHK: jax.Array, k_BLGK: jax.Array, v_BLGK: jax.Array,
 
 
 def num_context_shards(row_length: int) -> int:
-    """Into how many pieces the current mesh cuts rows; 1 without a mesh or where it cannot."""
+    """Shards that the current mesh cuts rows into; 1 without a mesh or if it does not divide."""
     size = jax.sharding.get_abstract_mesh().shape.get("context", 1)
     return 1 if row_length % size else size
 
 
 def choose_backend(config: ModelConfig, execution: Execution, num_shards: int = 1,
                    machine: Machine | None = None) -> str:
-    """The backend for this model: the one asked for, or for `auto` the fastest that can run.
+    """The backend for this model: the one requested, or for `auto` the fastest that can run.
 
     Args:
         num_shards: size of the mesh's `context` axis.
         machine: the devices' kind; None for this process's own.
 
     Raises:
-        UserError: `execution` asks for a backend that cannot run here.
+        UserError: `execution` names a backend that cannot run here.
     """
     machine = machine or this_machine()
-    wanted = execution.attention
-    if wanted == "auto":
+    requested = execution.attention
+    if requested == "auto":
         return next(backend for backend in _fastest_first(machine)
                     if obstacle(backend, config, execution, num_shards, machine) is None)
-    if rule := obstacle(wanted, config, execution, num_shards, machine):
-        raise UserError(f"attention={wanted!r}", rule, "change that, or set run.attention to auto")
-    return wanted
+    if rule := obstacle(requested, config, execution, num_shards, machine):
+        raise UserError(f"attention={requested!r}", rule,
+                        "change that, or set run.attention to auto")
+    return requested
 
 
 def describe(config: ModelConfig, execution: Execution, mesh: Mesh,
              machine: Machine | None = None) -> str:
-    """For the log: the backend and, where `auto` did not take the fastest, the reason."""
+    """Text for the log: the backend and, if `auto` did not choose the fastest, the reason."""
     machine, num_shards = machine or this_machine(), mesh.shape["context"]
     backend = choose_backend(config, execution, num_shards, machine)
     text = f"{backend} attention"
@@ -127,7 +128,7 @@ def _fastest_first(machine: Machine) -> tuple[str, ...]:
 
 def obstacle(backend: str, config: ModelConfig, execution: Execution, num_shards: int,
              machine: Machine) -> str | None:
-    """The rule that keeps a backend from running, as the end of a sentence; None if none does."""
+    """The rule that prevents a backend from running, as a predicate; None if it can run."""
     if backend == "xla":
         return None
     if backend == "splash":

@@ -1,9 +1,9 @@
-"""Attention over keys that come block by block, on one device or round a ring of devices.
+"""Attention over blocks of keys, on one device or around a ring of devices.
 
-The softmax grows with every block (arXiv 2205.14135, algorithm 1), and the backward pass computes
-the weights again from its normaliser (algorithm 4), so that one block of scores is held at a time.
-A query sees the keys of its own document whose position is not behind its own. That needs no row
-index: the tokens of a row may lie on any device, in any order.
+The softmax is accumulated block by block (arXiv 2205.14135, algorithm 1), and the backward pass
+recomputes the weights from its normaliser (algorithm 4), so only one block of scores is held at a
+time. A query attends to keys of its own document at its own or earlier positions. The mask needs
+no row index: the tokens of a row may be on any device, in any order.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Keys(NamedTuple):
 
 
 class Softmax(NamedTuple):
-    """What is known of the attention of each query after some of its keys, in float32."""
+    """Partial attention of each query over the keys processed so far, in float32."""
 
     out_BGRLK: jax.Array  # values weighted by exp(score - top), not yet divided by `total`
     top_BGRL: jax.Array  # largest score so far
@@ -47,7 +47,7 @@ class Softmax(NamedTuple):
 
 def attend_gathered(q_BLHK: jax.Array, k_BLGK: jax.Array, v_BLGK: jax.Array,
                     segment_ids_BL: jax.Array, positions_BL: jax.Array) -> jax.Array:
-    """Attention of one shard of positions, to whom all keys and values are brought at once.
+    """Attention of one shard of queries to all keys and values, gathered at once.
 
     Runs under `shard_map` over `context`; takes and returns its shard of `attend_documents`.
     """
@@ -58,7 +58,7 @@ def attend_gathered(q_BLHK: jax.Array, k_BLGK: jax.Array, v_BLGK: jax.Array,
 
 def attend_ring(q_BLHK: jax.Array, k_BLGK: jax.Array, v_BLGK: jax.Array,
                 segment_ids_BL: jax.Array, positions_BL: jax.Array) -> jax.Array:
-    """Attention of one shard of positions, to whom all keys come in turn (arXiv 2310.01889).
+    """Attention of one shard of queries to the key shards in turn (arXiv 2310.01889).
 
     Runs under `shard_map` over `context`; takes and returns its shard of `attend_documents`.
     """
@@ -69,7 +69,7 @@ def attend_ring(q_BLHK: jax.Array, k_BLGK: jax.Array, v_BLGK: jax.Array,
 
 def attend_blocks(q_BLHK: jax.Array, segment_ids_BL: jax.Array, positions_BL: jax.Array,
                   keys: Keys, *, num_hops: int) -> jax.Array:
-    """Grouped-query attention to `keys`, and to those of the `num_hops` - 1 next shards."""
+    """Grouped-query attention to `keys` and to those of the next `num_hops` - 1 shards."""
     batch, length, num_heads, head_size = q_BLHK.shape
     num_groups = keys.k_BMGK.shape[2]
     q_BLGRK = q_BLHK.reshape(batch, length, num_groups, num_heads // num_groups, head_size)
@@ -83,12 +83,12 @@ def _attend(num_hops, queries, keys):
 
 
 def _forward(num_hops, queries, keys):
-    """The output, and what the backward pass needs: of a size that does not grow with the ring."""
+    """The output and the residuals, whose size does not grow with the ring."""
     state = _no_keys(queries.q_BLGRK)
     if num_hops > 1:
-        def hop(carry, _):  # the next keys are on their way while these are used
+        def hop(carry, _):  # sends the keys on while they are used
             state, keys = carry
-            return (_fold(state, queries, keys), _pass_on(keys)), None
+            return (_fold(state, queries, keys), _send_to_next(keys)), None
 
         (state, last), _ = jax.lax.scan(hop, (state, keys), length=num_hops - 1)
     else:
@@ -97,14 +97,14 @@ def _forward(num_hops, queries, keys):
     out_BGRLK = state.out_BGRLK / state.total_BGRL[..., None]
     out_BLGRK = jnp.moveaxis(out_BGRLK, 3, 1).astype(queries.q_BLGRK.dtype)
     log_z_BGRL = state.top_BGRL + jnp.log(state.total_BGRL)
-    # Rematerialisation that keeps both does not go round the ring again.
+    # Rematerialisation that saves both does not repeat the ring.
     out_BLGRK, log_z_BGRL = checkpoint_name((out_BLGRK, log_z_BGRL), "attention")
     return out_BLGRK, (queries, keys, out_BLGRK, log_z_BGRL)
 
 
-def _backward(num_hops, kept, dout_BLGRK):
-    """Gradients of queries, keys and values; those of keys and values travel with them."""
-    queries, keys, out_BLGRK, log_z_BGRL = kept
+def _backward(num_hops, residuals, dout_BLGRK):
+    """Gradients of queries, keys and values; the latter two move around the ring with them."""
+    queries, keys, out_BLGRK, log_z_BGRL = residuals
     delta_BGRL = jnp.einsum("BLGRK,BLGRK->BGRL", out_BLGRK, dout_BLGRK,
                             preferred_element_type=jnp.float32)
     fold = partial(_fold_backward, queries, dout_BLGRK, log_z_BGRL, delta_BGRL)
@@ -113,7 +113,7 @@ def _backward(num_hops, kept, dout_BLGRK):
         dq_BLGRK, keys, dk_BMGK, dv_BMGK = carry
         dq_BLGRK, dk_here_BMGK, dv_here_BMGK = fold(dq_BLGRK, keys)
         carry = keys, dk_BMGK + dk_here_BMGK, dv_BMGK + dv_here_BMGK
-        return (dq_BLGRK, *(_pass_on(carry) if num_hops > 1 else carry)), None
+        return (dq_BLGRK, *(_send_to_next(carry) if num_hops > 1 else carry)), None
 
     zeros = [jnp.zeros(x.shape, jnp.float32)
              for x in (queries.q_BLGRK, keys.k_BMGK, keys.v_BMGK)]
@@ -133,8 +133,8 @@ def _no_keys(q_BLGRK):
     return Softmax(jnp.zeros((*shape, head_size)), jnp.full(shape, MASKED), jnp.zeros(shape))
 
 
-def _pass_on(shard):
-    """Hands a shard to the next device of the ring and takes that of the one before."""
+def _send_to_next(shard):
+    """Sends a shard to the next device of the ring and returns that of the previous one."""
     size = jax.lax.axis_size("context")
     ring = [(i, (i + 1) % size) for i in range(size)]
     return jax.tree.map(partial(jax.lax.ppermute, axis_name="context", perm=ring), shard)
@@ -155,7 +155,9 @@ def _join(blocks):
 
 
 def _visible(queries, keys):
-    """Who sees whom: mask_BLM. The same as `document_mask` where positions rise in a document."""
+    """Causal mask within each document, from positions: mask_BLM.
+
+    Equals `document_mask` if positions increase along each document."""
     same_BLM = queries.segment_ids_BL[:, :, None] == keys.segment_ids_BM[:, None, :]
     return same_BLM & (queries.positions_BL[:, :, None] >= keys.positions_BM[:, None, :])
 
@@ -167,13 +169,13 @@ def _scores(queries, keys):
 
 
 def _fold(state, queries, keys):
-    """Takes a shard of keys into the state; a block that no query sees costs its mask alone."""
+    """Adds a shard of keys to the state; blocks that are masked for all queries are skipped."""
     def take(state, block, mask_BLM):
         scores_BGRLM = jnp.where(mask_BLM[:, None, None], _scores(queries, block), MASKED)
         top_BGRL = jnp.maximum(state.top_BGRL, scores_BGRLM.max(-1))
         shrink_BGRL = jnp.exp(state.top_BGRL - top_BGRL)
-        # Before its first visible key, a query takes masked ones for exp(0). That key wipes them
-        # out, as it shrinks by exp(MASKED); and there is one, for every query sees itself.
+        # Before a query's first visible key, masked keys have weight exp(0). That key then scales
+        # them by exp(MASKED) = 0; it always exists, as every query attends to itself.
         weights_BGRLM = jnp.exp(scores_BGRLM - top_BGRL[..., None])
         new_BGRLK = jnp.einsum("BGRLM,BMGK->BGRLK", weights_BGRLM.astype(block.v_BMGK.dtype),
                                block.v_BMGK, preferred_element_type=jnp.float32)

@@ -1,7 +1,7 @@
 """cuDNN's fused attention for packed rows.
 
-`jax.nn.dot_product_attention` does not hand segments to cuDNN, so this calls what lies beneath it.
-`load` is the one place that touches private names of JAX, and looks at them before it uses them.
+`jax.nn.dot_product_attention` does not pass segments to cuDNN, so this calls the private functions
+that it is built on. `load` is the only place that uses private names of JAX, and checks them first.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def attend(q_BLHK: jax.Array, k_BLGK: jax.Array, v_BLGK: jax.Array, segment_ids_
     if q_BLHK.size >= 2**31:
         raise UserError(f"{q_BLHK.shape[0]} rows of {q_BLHK.shape[1]} tokens on one device",
                         f"are {q_BLHK.size} numbers a layer; cuDNN counts them in 32 bits",
-                        "take a smaller batch, more microbatches or another mesh")
+                        "use a smaller batch, more microbatches or another mesh")
     length = q_BLHK.shape[1]
-    args = (fill_blocks(x, 2) for x in (q_BLHK, k_BLGK, v_BLGK, segment_ids_BL))  # it takes even L
+    args = (fill_blocks(x, 2) for x in (q_BLHK, k_BLGK, v_BLGK, segment_ids_BL))  # L must be even
     return attend_packed(load(), *args)[:, :length]
 
 
@@ -46,7 +46,7 @@ def load() -> Kernel:
     """cuDNN's attention and its gradient, as JAX's own custom gradient calls them.
 
     Raises:
-        RuntimeError: the installed JAX or cuDNN has them not; says what is missing.
+        RuntimeError: the installed JAX or cuDNN lacks them; names what is missing.
     """
     try:
         from jax._src.cudnn import fused_attention_stablehlo as fused
@@ -56,12 +56,12 @@ def load() -> Kernel:
         mask, layout = fused.MaskType.PADDING_CAUSAL, fused.AttentionLayout.BTNH.value
         version = fused.check_cudnn_version()
     except (ImportError, AttributeError) as error:
-        raise RuntimeError(f"needs what jax {jax.__version__} has not: {error}") from None
+        raise RuntimeError(f"needs functions that jax {jax.__version__} lacks: {error}") from None
     except RuntimeError:
         raise RuntimeError("needs cuDNN, which JAX does not find") from None
     for rule, expected in ((forward, FORWARD), (backward, BACKWARD)):
         if tuple(inspect.signature(rule).parameters) != expected:
-            raise RuntimeError(f"does not know the {rule.__name__} of jax {jax.__version__}")
+            raise RuntimeError(f"does not support the {rule.__name__} of jax {jax.__version__}")
     if version < OLDEST_CUDNN:
         raise RuntimeError(f"needs cuDNN {OLDEST_CUDNN}, not {version}")
     # seed, dropout, (bias, gradient of bias), mask, layout, window, version, statistics wanted
@@ -70,10 +70,10 @@ def load() -> Kernel:
 
 
 def _make_kernel(forward_rule, backward_rule, settings):
-    """Wraps the two rules; what they keep is (operands..., statistics [B * P, H, L], output)."""
+    """Wraps the two rules; their residuals are (operands..., statistics [B * P, H, L], output)."""
     def operands(q_BLHK, k_BLGK, v_BLGK, documents: Documents):
         # JAX 0.10 computes the offsets of keys with the number of query heads
-        # (github.com/jax-ml/jax/pull/39521): right only where both are the same.
+        # (github.com/jax-ml/jax/pull/39521): right only if both are the same.
         num_repeats = q_BLHK.shape[2] // k_BLGK.shape[2]
         k_BLHK, v_BLHK = (jnp.repeat(x, num_repeats, axis=2) for x in (k_BLGK, v_BLGK))
         unused, lengths_BP, offsets_BP = jnp.zeros(0, q_BLHK.dtype), *documents
@@ -81,15 +81,16 @@ def _make_kernel(forward_rule, backward_rule, settings):
                 unused, unused)
 
     def forward(q_BLHK, k_BLGK, v_BLGK, documents):
-        out_BLHK, kept = forward_rule(*operands(q_BLHK, k_BLGK, v_BLGK, documents),
-                                      q_BLHK.shape[-1]**-0.5, *settings)
-        stats = kept[-2]
+        out_BLHK, residuals = forward_rule(*operands(q_BLHK, k_BLGK, v_BLGK, documents),
+                                           q_BLHK.shape[-1]**-0.5, *settings)
+        stats = residuals[-2]
         return out_BLHK, stats.reshape(q_BLHK.shape[0], -1, *stats.shape[1:])
 
     def backward(q_BLHK, k_BLGK, v_BLGK, documents, stats, out_BLHK, dout_BLHK):
-        kept = (*operands(q_BLHK, k_BLGK, v_BLGK, documents),
-                stats.reshape(-1, *stats.shape[2:]), out_BLHK)
-        dq_BLHK, *dkv_BLHK = backward_rule(q_BLHK.shape[-1]**-0.5, *settings, kept, dout_BLHK)[:3]
+        residuals = (*operands(q_BLHK, k_BLGK, v_BLGK, documents),
+                     stats.reshape(-1, *stats.shape[2:]), out_BLHK)
+        dq_BLHK, *dkv_BLHK = backward_rule(q_BLHK.shape[-1]**-0.5, *settings, residuals,
+                                           dout_BLHK)[:3]
         return dq_BLHK, *(x.reshape(*k_BLGK.shape[:3], -1, x.shape[-1]).sum(3) for x in dkv_BLHK)
 
     return Kernel(forward, backward)

@@ -1,8 +1,8 @@
 """Attention by a kernel that takes packed documents as lengths and offsets.
 
-Such a kernel fixes how many documents a row may have when it is compiled, and its memory grows
-with that number. So one call takes the first documents of every row, and further calls take the
-next, as many as the fullest row of the batch needs: exact for any row, one call for most.
+The number of documents in a row is fixed when such a kernel is compiled, and its memory grows with
+that number. So the first call processes the first documents of every row and further calls the
+next ones, as many as the row with most documents needs: exact for any row, one call for most.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.custom_batching import custom_vmap
 
-DOCUMENTS_PER_CALL = 32  # of a row; letter P. The kernel keeps a float32 per token, head and these.
+DOCUMENTS_PER_CALL = 32  # of a row; letter P. Memory: float32 per token, head and document
 
 
 class Documents(NamedTuple):
-    """Some documents of each row, one behind the other; -1 stands where a row has no more."""
+    """Some consecutive documents of each row; -1 where a row has no more."""
 
     lengths_BP: jax.Array
     offsets_BP: jax.Array  # [B, P+1], the last always -1
 
 
 class Kernel(NamedTuple):
-    """A kernel and its gradient; what they give outside of the documents is not looked at.
+    """A kernel and its gradient; their results outside of the documents are ignored.
 
     forward(q, k, v, documents) -> out_BLHK, stats [B, ...]
     backward(q, k, v, documents, stats, out_BLHK, dout_BLHK) -> dq_BLHK, dk_BLGK, dv_BLGK
@@ -40,18 +40,18 @@ class Kernel(NamedTuple):
 def number_documents(segment_ids_BL: jax.Array) -> jax.Array:
     """Number of each token's document in its row, from 0: a document is a run of one segment id.
 
-    So padding is one too. Then every token lies in some document, and what the kernel leaves
-    unwritten is never seen.
+    Padding counts as one too, so every token is in some document, and what the kernel leaves
+    unwritten is never read.
     """
     before_BL = jnp.pad(segment_ids_BL[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
     return jnp.cumsum(segment_ids_BL != before_BL, axis=1) - 1
 
 
 def list_documents(number_BL: jax.Array, call: int | jax.Array) -> Documents:
-    """The documents that the `call`-th call takes: those numbered from call * P on."""
+    """The documents of the `call`-th call: those numbered from call * P on."""
     num_p = _num_per_call(number_BL)
-    wanted_P = call * num_p + jnp.arange(num_p)
-    is_in_BLP = number_BL[:, :, None] == wanted_P[None, None]
+    number_P = call * num_p + jnp.arange(num_p)
+    is_in_BLP = number_BL[:, :, None] == number_P[None, None]
     lengths_BP = is_in_BLP.sum(1, dtype=jnp.int32)
     offsets_BP = jnp.argmax(is_in_BLP, axis=1).astype(jnp.int32)
     lengths_BP, offsets_BP = (jnp.where(lengths_BP > 0, x, -1) for x in (lengths_BP, offsets_BP))
@@ -74,17 +74,17 @@ def _forward(kernel, q_BLHK, k_BLGK, v_BLGK, segment_ids_BL):
 
     out_BLHK, stats = run(list_documents(number_BL, 0))
     out_BLHK = jax.lax.fori_loop(1, _num_calls(number_BL), call, out_BLHK)
-    # Rematerialisation that keeps both does not call the kernel again.
+    # Rematerialisation that saves both does not call the kernel again.
     out_BLHK, stats = checkpoint_name((out_BLHK, stats), "attention")
     return out_BLHK, (q_BLHK, k_BLGK, v_BLGK, number_BL, stats, out_BLHK)
 
 
-def _backward(kernel, kept, dout_BLHK):
-    *qkv, number_BL, stats, out_BLHK = kept
+def _backward(kernel, residuals, dout_BLHK):
+    *qkv, number_BL, stats, out_BLHK = residuals
     forward = partial(_as_rows(kernel.forward), *qkv)
     backward = partial(_as_rows(kernel.backward), *qkv)
 
-    def call(n, gradients):  # only the first call has kept its statistics
+    def call(n, gradients):  # only the first call's statistics are saved
         documents = list_documents(number_BL, n)
         new = backward(documents, forward(documents)[1], out_BLHK, dout_BLHK)
         return tuple(_take(number_BL, n, *pair) for pair in zip(new, gradients))
@@ -101,18 +101,18 @@ def _num_per_call(number_BL):
 
 
 def _num_calls(number_BL):
-    """Calls that the fullest row needs."""
+    """Number of calls that the row with most documents needs."""
     return number_BL.max() // _num_per_call(number_BL) + 1
 
 
 def _take(number_BL, call, new_BLHK, old_BLHK):
-    """Takes what the `call`-th call gave for the tokens of its documents."""
+    """Replaces `old_BLHK` by the result of the `call`-th call for the tokens of its documents."""
     is_new_BL = number_BL // _num_per_call(number_BL) == call
     return jnp.where(is_new_BL[:, :, None, None], new_BLHK, old_BLHK)
 
 
 def _as_rows(function):
-    """Makes `vmap` of a function over rows mean more rows, as a kernel knows no further axis."""
+    """Makes `vmap` of a function over rows add rows, as kernels support no further batch axis."""
     wrapped = custom_vmap(function)
 
     @wrapped.def_vmap

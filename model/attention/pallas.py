@@ -1,6 +1,6 @@
-"""Attention by the kernels that come with Pallas: Triton on GPUs, splash attention on TPUs.
+"""Attention by the kernels that ship with Pallas: Triton on GPUs, splash attention on TPUs.
 
-Both know segments, and take rows of whole blocks: behind a row comes padding, a segment of its own.
+Both support segments and need rows of whole blocks: rows are padded with a segment of its own.
 """
 
 from __future__ import annotations

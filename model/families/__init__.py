@@ -1,1 +1,1 @@
-"""Topologies: each file has `init`, `forward` and `extend` of one."""
+"""Model families: each file has `init`, `forward` and `extend` of one."""

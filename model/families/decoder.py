@@ -1,7 +1,7 @@
-"""The decoder: a stack of blocks of attention and MLP, each behind a norm, on a residual stream.
+"""The decoder: pre-norm blocks of attention and MLP on a residual stream.
 
-The block is a linen module used purely; the stack is plain JAX: `vmap` of `init` for stacked
-parameters, `lax.scan` over `apply`. A KV cache is an argument and a result.
+The block is a linen module used as pure functions; the stack is plain JAX: `vmap` of `init` for
+stacked parameters, `lax.scan` over `apply`. A KV cache is an argument and a result.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ Params = Any
 
 
 class Block(nn.Module):
-    """One layer: attention, then MLP, each behind a norm and added to the residual stream."""
+    """One layer: attention, then MLP, each after a norm and added to the residual stream."""
 
     config: ModelConfig
     execution: Execution
 
     @property
     def residual_scale(self) -> float:
-        """Of the weights that write into the stream: keeps its variance independent of depth."""
+        """Scale of output projections that makes the stream's variance independent of depth."""
         return (2 * self.config.N) ** -0.5
 
     def weight(self, name: str, shape: tuple[int, ...], fan_in: int,
@@ -53,7 +53,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x_BLD, positions_BL, segment_ids_BL=None, cached=None):
-        """Runs the layer over packed rows, or, given a cache, over new tokens behind it.
+        """Runs the layer over packed rows or, given a cache, over the tokens that follow it.
 
         Args:
             segment_ids_BL: document of each token; a token attends inside its own document.
@@ -64,7 +64,7 @@ class Block(nn.Module):
         """
         c = self.config
         h_BLD = rms_norm(x_BLD, self.ones("attn_norm_D", c.D), c.norm_eps)
-        h_BLD = constrain(h_BLD, "BLD")  # gathers the positions that the stream had over `tensor`
+        h_BLD = constrain(h_BLD, "BLD")  # gathers positions over `tensor`
         out_BLD, cached = attention(self, h_BLD, positions_BL, segment_ids_BL, cached)
         x_BLD = checkpoint_name(constrain(x_BLD + out_BLD, "BLD", STREAM_RULES), "residual")
 
@@ -105,7 +105,7 @@ def forward_with_stats(params: Params, tokens_BL: jax.Array, positions_BL: jax.A
         segment_ids_BL: document of each token; a token attends inside its own document.
 
     Returns:
-        x_BLD: hidden states; `logits` or a loss in `model.heads.language` takes them from there.
+        x_BLD: hidden states, the input of `model.heads.language`.
         Statistics of the layers, each [N].
     """
     previous_BL = jnp.where(positions_BL > 0, jnp.roll(tokens_BL, 1, axis=1), -1)
@@ -131,7 +131,7 @@ def forward(params: Params, tokens_BL: jax.Array, positions_BL: jax.Array,
 
 def extend(params: Params, tokens_BL: jax.Array, cache: Cache, *, config: ModelConfig,
            execution: Execution) -> tuple[jax.Array, Cache]:
-    """Runs new tokens behind those in the cache; prefill and decode are this one function.
+    """Runs the tokens that follow those in the cache; prefill and decode both call it.
 
     Args:
         tokens_BL: the new tokens; the caller marks with `Cache.advance` how many are real.

@@ -1,4 +1,4 @@
-"""The KV cache: keys and values of tokens seen so far."""
+"""The KV cache: keys and values of earlier tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from model.execution import Execution
 
 @flax.struct.dataclass
 class Cache:
-    """Keys and values of the tokens seen so far, for all layers.
+    """Keys and values of earlier tokens, for all layers.
 
     Attributes:
         k_NBMGK: keys, already rotated.
@@ -27,7 +27,7 @@ class Cache:
     last_B: jax.Array
 
     def advance(self, tokens_BL: jax.Array, count_B: jax.Array) -> Cache:
-        """Takes the first `count_B` (at least 1) of each row's written tokens as real."""
+        """Appends the first `count_B` (at least 1) of each row's written tokens to the cache."""
         last_BL = jnp.take_along_axis(tokens_BL, count_B[:, None] - 1, axis=1)
         return self.replace(length_B=self.length_B + count_B, last_B=last_BL[:, 0])
 

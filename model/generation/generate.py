@@ -1,4 +1,4 @@
-"""Generation: prefill and decode with a KV cache, the whole loop in one compiled program."""
+"""Generation: prefill and decode with a KV cache, in one compiled program."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def prefill(params: Params, prompts_BL: jax.Array, lengths_B: jax.Array, cache: 
             config: ModelConfig, execution: Execution) -> tuple[jax.Array, Cache]:
     """Runs right-padded prompts; returns logits_BV of each row's last real token, and the cache.
 
-    Padding is written to the cache too, but behind `length_B`, where it is overwritten before
-    anything attends to it.
+    Padding is written to the cache too, but after `length_B`, where it is overwritten before any
+    token attends to it.
     """
     x_BLD, cache = extend(params, prompts_BL, cache, config=config, execution=execution)
     last_BLD = jnp.take_along_axis(x_BLD, (lengths_B - 1)[:, None, None], axis=1)
@@ -43,22 +43,22 @@ def decode(params: Params, token_B: jax.Array, cache: Cache, *, config: ModelCon
 def generate(params: Params, prompts_BL: jax.Array, lengths_B: jax.Array, keys_B: jax.Array, *,
              config: ModelConfig, execution: Execution, sampling: Sampling,
              stop: int) -> tuple[jax.Array, jax.Array]:
-    """Answers right-padded prompts.
+    """Samples completions of right-padded prompts.
 
     Args:
-        lengths_B: real tokens of each prompt, at least 1.
-        keys_B: randomness of each row.
-        stop: token that ends an answer; it is part of what is returned.
+        lengths_B: tokens of each prompt without padding, at least 1.
+        keys_B: PRNG key of each row.
+        stop: token that ends a completion; it is included in the result.
 
     Returns:
-        new_BL: the new tokens, [B, max_new_tokens]; and count_B, how many of them are real.
+        new_BL: the new tokens, [B, max_new_tokens]; and count_B, how many of them are valid.
     """
     batch = prompts_BL.shape[0]
     cache = make_cache(config, execution, batch, prompts_BL.shape[1] + sampling.max_new_tokens)
     logits_BV, cache = prefill(params, prompts_BL, lengths_B, cache, config=config,
                                execution=execution)
 
-    def is_open(carry):
+    def is_running(carry):
         step, _, _, done_B, *_ = carry
         return (step < sampling.max_new_tokens) & ~jnp.all(done_B)
 
@@ -74,5 +74,5 @@ def generate(params: Params, prompts_BL: jax.Array, lengths_B: jax.Array, keys_B
 
     new_BL = jnp.zeros((batch, sampling.max_new_tokens), jnp.int32)
     carry = (0, new_BL, jnp.zeros(batch, jnp.int32), jnp.zeros(batch, bool), logits_BV, cache)
-    _, new_BL, count_B, *_ = jax.lax.while_loop(is_open, draw, carry)
+    _, new_BL, count_B, *_ = jax.lax.while_loop(is_running, draw, carry)
     return new_BL, count_B

@@ -1,4 +1,4 @@
-"""Sampling: how the next token is drawn."""
+"""Sampling of the next token: temperature, top-k and top-p."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from core.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn.
+    """Settings of sampling.
 
     Attributes:
-        max_new_tokens: tokens after which an answer ends even without a stop token.
+        max_new_tokens: longest completion.
         temperature: divides the logits; 0 takes the most likely token.
         top_k: keeps the k most likely tokens; 0 keeps all.
         top_p: keeps the smallest set of tokens whose probability reaches p (arXiv 1904.09751);
@@ -52,7 +52,7 @@ def sample(logits_BV: jax.Array, sampling: Sampling, keys_B: jax.Array) -> jax.A
 
 
 def _kept(logits_BV: jax.Array, sampling: Sampling) -> jax.Array:
-    """Which tokens survive top-k and top-p; the most likely one always does."""
+    """Mask of the tokens that top-k and top-p keep; the most likely one is always kept."""
     order_BV = jnp.argsort(-logits_BV, axis=-1)
     sorted_BV = jnp.take_along_axis(logits_BV, order_BV, axis=-1)
     rank_BV = jnp.arange(logits_BV.shape[-1])[None]

@@ -1,12 +1,12 @@
-"""From hidden states to log-probabilities: head and cross-entropy in one, without [B, L, V].
+"""Language-model head fused with cross-entropy, without [B, L, V].
 
-Rows go through the head chunk by chunk, and the backward pass makes each chunk's logits again.
-Inside, the letters of a row of hidden states are
+Rows are processed chunk by chunk, and the backward pass recomputes each chunk's logits. Inside, the
+letters of a row of hidden states are
 
-    Q chunks          X devices that share the rows          T rows of a chunk on one device
+    Q chunks          X devices that rows are sharded over          T rows of a chunk on one device
 
-so that every device works on rows of its own in every chunk, and nothing but the head's weight
-and its gradient travels between them.
+so that every device has its own rows in every chunk, and only the head's weight and its gradient
+are communicated.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from model.families.decoder import Params
 from model.parallel.sharding import HEAD_RULES, PARAM_RULES, constrain, fitting_spec
 
 # Float32 logits that one device holds at a time when `loss_chunks` is 0. At V=50k it is 5,000
-# rows: enough that adding to the weight's gradient, D x V numbers a chunk, costs little beside
-# the matmuls, and under 1 % of the memory of an 80 GB device.
+# rows: enough that accumulating the weight's gradient, D x V numbers a chunk, costs little next to
+# the matmuls, and about 1 % of the memory of an 80 GB device.
 LOGITS_BYTES = 2**30
 
 
@@ -59,10 +59,10 @@ class Scores:
 
 def score_targets(params: Params, x_BLD: jax.Array, targets_BL: jax.Array, *,
                   config: ModelConfig, execution: Execution) -> Scores:
-    """Scores each target: the one function behind pretraining, SFT, DPO and evaluation.
+    """Scores each target: used by pretraining, SFT, DPO and evaluation alike.
 
-    Matmuls run in the compute dtype and add up in float32, as does the weight's gradient over
-    chunks; softmax and loss are float32. With a single chunk its logits are kept for the backward
+    Matmuls run in the compute dtype and accumulate in float32, as does the weight's gradient over
+    chunks; softmax and loss are float32. The logits of a single chunk are saved for the backward
     pass, which saves a quarter of the head's work.
 
     Args:
@@ -97,7 +97,7 @@ def _score(num_chunks, dtype, x_BLD, weight_DV, targets_BL) -> Scores:
 
 
 def _forward(num_chunks, dtype, x_BLD, weight_DV, targets_BL):
-    """The scores and, for the backward pass, the inputs, log_z and the logits of a lone chunk."""
+    """The scores and the residuals: inputs, log_z and, if there is one chunk, its logits."""
     cast_DV = constrain(weight_DV.astype(dtype), "DV")
 
     def score(_, rows):
@@ -125,7 +125,7 @@ def _backward(num_chunks, dtype, residuals, cotangents):
         if logits_XTV is None:
             logits_XTV = _logits(x_XTD, cast_DV)
         p_XTV = jnp.exp(logits_XTV - log_z_XT[..., None])
-        # A comparison fuses with the sum around it: no one-hot array is made.
+        # The comparison fuses with the sum around it: no one-hot array is materialised.
         tokens_XTV = jax.lax.broadcasted_iota(targets_XT.dtype, logits_XTV.shape, 2)
         onehot_XTV = jnp.where(tokens_XTV == targets_XT[..., None], dlogp_XT[..., None], 0)
         dlogits_XTV = (onehot_XTV + p_XTV * (dlog_z_XT - dlogp_XT)[..., None]).astype(dtype)
@@ -136,7 +136,7 @@ def _backward(num_chunks, dtype, residuals, cotangents):
 
     rows = [_split(rows, num_chunks) for rows in
             (x_BLD.astype(dtype), targets_BL, log_z_BL, cotangents.logp_BL, cotangents.log_z_BL)]
-    # One sum per device, added up over devices once: not a collective in every chunk.
+    # One sum per device, reduced over devices once instead of in every chunk.
     axes_B, axes_L = _row_axes(x_BLD.shape)
     zeros_XDV = _cut(jnp.zeros((rows[0].shape[1], *weight_DV.shape), jnp.float32),
                            P(axes_B + axes_L, None, "tensor"))
@@ -153,7 +153,7 @@ def _logits(x_XTD: jax.Array, cast_DV: jax.Array) -> jax.Array:
 
 
 def _split(rows: jax.Array, num_chunks: int) -> jax.Array:
-    """[B, L, ...] to [Q, X, T, ...], the last chunk filled up with zeros, which weigh nothing."""
+    """[B, L, ...] to [Q, X, T, ...]; the last chunk is padded with zeros."""
     (batch, length, *rest), (axes_B, axes_L) = rows.shape, _row_axes(rows.shape)
     over_B, over_L = _num_devices(axes_B), _num_devices(axes_L)
     rows = rows.reshape(over_B, batch // over_B, over_L, length // over_L, *rest)
@@ -167,7 +167,7 @@ def _split(rows: jax.Array, num_chunks: int) -> jax.Array:
 
 
 def _join(rows: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Undoes `_split`: [Q, X, T, ...] to [B, L, ...], whose sizes `shape` begins with."""
+    """Inverts `_split`: [Q, X, T, ...] to [B, L, ...], with B and L from `shape`."""
     (batch, length, *_), rest, (axes_B, axes_L) = shape, rows.shape[3:], _row_axes(shape)
     over_B, over_L = _num_devices(axes_B), _num_devices(axes_L)
     rows = jnp.moveaxis(rows, 0, 1).reshape(over_B * over_L, -1, *rest)
@@ -178,7 +178,7 @@ def _join(rows: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def _row_axes(shape: tuple[int, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The axes of the current mesh that cut B and L, where they divide them."""
+    """The axes of the current mesh that shard B and L, where they divide them."""
     if jax.sharding.get_abstract_mesh().empty:
         return (), ()
     axes = [(entry,) if isinstance(entry, str) else entry or ()
@@ -187,12 +187,12 @@ def _row_axes(shape: tuple[int, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]
 
 
 def _num_devices(axes: tuple[str, ...]) -> int:
-    """Devices along axes of the current mesh; 1 without a mesh."""
+    """Number of devices along axes of the current mesh; 1 without a mesh."""
     return math.prod(jax.sharding.get_abstract_mesh().shape.get(axis, 1) for axis in axes)
 
 
 def _cut(x: jax.Array, spec: P) -> jax.Array:
-    """Cuts `x` over the current mesh; without a mesh it stays whole."""
+    """Shards `x` over the current mesh; returns it unchanged without a mesh."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, spec)

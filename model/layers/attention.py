@@ -14,7 +14,7 @@ from model.layers.norms import rms_norm
 from model.layers.positions import rotate
 from model.parallel.sharding import constrain
 
-# (k_BMGK, v_BMGK, length_B): keys and values of earlier tokens, and how many of them each row has.
+# (k_BMGK, v_BMGK, length_B): keys and values of earlier tokens, and their number in each row.
 LayerCache = tuple[jax.Array, jax.Array, jax.Array]
 
 
@@ -27,11 +27,11 @@ def attention(block: nn.Module, h_BLD: jax.Array, positions_BL: jax.Array,
         block: the layer that declares the weights; see `model.families.decoder.Block`.
         h_BLD: normed hidden states.
         segment_ids_BL: document of each token; a token attends inside its own document.
-        cached: None, or the cache that the new keys and values are written to behind `length_B`;
+        cached: None, or the cache that the new keys and values are written to at `length_B`;
             attention then runs over its whole capacity M.
 
     Returns:
-        What is added to the residual stream, [B, L, D], and the updated (k_BMGK, v_BMGK) or None.
+        The addition to the residual stream, [B, L, D], and the updated (k_BMGK, v_BMGK) or None.
     """
     c, execution = block.config, block.execution
     wq_DHK = block.weight("wq_DHK", (c.D, c.H, c.K), c.D)
@@ -45,7 +45,7 @@ def attention(block: nn.Module, h_BLD: jax.Array, positions_BL: jax.Array,
         k_BLGK = rms_norm(k_BLGK, block.ones("k_norm_K", c.K), c.norm_eps)
     q_BLHK = rotate(q_BLHK, positions_BL, c.rope_theta)
     k_BLGK = rotate(k_BLGK, positions_BL, c.rope_theta)
-    # Gradients are placed likewise; unconstrained, XLA cuts attention's backward pass over L.
+    # Constrains gradients too: otherwise XLA shards attention's backward pass over L.
     q_BLHK = checkpoint_name(constrain(q_BLHK, "BLHK"), "qkv")
     k_BLGK = checkpoint_name(constrain(k_BLGK, "BLGK"), "qkv")
     v_BLGK = checkpoint_name(constrain(v_BLGK, "BLGK"), "qkv")
@@ -64,7 +64,7 @@ def attention(block: nn.Module, h_BLD: jax.Array, positions_BL: jax.Array,
 
 def _write(cached: LayerCache, k_BLGK: jax.Array,
            v_BLGK: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Writes new keys and values behind the cached ones of each row."""
+    """Writes new keys and values after the cached ones of each row."""
     k_BMGK, v_BMGK, length_B = cached
     rows_BL = jnp.arange(k_BLGK.shape[0])[:, None]
     index_BL = length_B[:, None] + jnp.arange(k_BLGK.shape[1])[None]

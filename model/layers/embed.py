@@ -14,11 +14,11 @@ from model.parallel.sharding import STREAM_RULES, constrain
 
 def init_embeddings(config: ModelConfig, key: jax.Array,
                     previous_key: jax.Array) -> dict[str, jax.Array]:
-    """Fresh float32 tables: embed_VD and, where the model has it, embed_previous_VD."""
+    """Initialises float32 tables: embed_VD and, if the model has it, embed_previous_VD."""
     # A tied embedding is also the head, so it starts at the head's scale.
     scale = config.D**-0.5 if config.tied else 1.0
     tables = {"embed_VD": scale * jax.random.normal(key, (config.V, config.D))}
-    if config.embed_previous:  # smaller than the token's own at first
+    if config.embed_previous:  # initially smaller than the token's own
         tables["embed_previous_VD"] = 0.3 * scale * jax.random.normal(
             previous_key, (config.V, config.D))
     return tables
@@ -29,12 +29,12 @@ def embed(params: Mapping[str, jax.Array], tokens_BL: jax.Array, previous_BL: ja
     """Looks tokens up and scales them to unit variance.
 
     Args:
-        previous_BL: the token before each; -1 where its document has none.
+        previous_BL: the previous token of each in its document; -1 if there is none.
 
     Returns:
         x_BLD in the compute dtype.
     """
-    def look_up(table_VD, indices_BL):  # whole rows, as B has the mesh axis that cuts D at rest
+    def look_up(table_VD, indices_BL):  # whole rows, as B takes the mesh axis that shards D
         table_VD = constrain(table_VD.astype(execution.compute_dtype), "VD")
         return constrain(table_VD[indices_BL], "BLD")
 

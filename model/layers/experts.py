@@ -1,7 +1,7 @@
 """Mixture of experts: a router sends each token to a few of E MLPs (arXiv 1701.06538).
 
-No token is dropped and no expert has a capacity, so neither the mesh nor the other tokens of the
-batch change what a token gets. The experts' matmuls run in the compute dtype.
+No token is dropped and no expert has a capacity, so a token's output depends neither on the mesh
+nor on the other tokens of the batch. The experts' matmuls run in the compute dtype.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from model.parallel.sharding import ACTIVATION_RULES, Rules, constrain, fitting_
 
 Stats = dict[str, jax.Array]
 
-# How the experts' weights lie while they work.
+# Sharding of the experts' weights in the forward and backward pass.
 WEIGHT_RULES: Rules = {**ACTIVATION_RULES, "E": "expert"}
 
 
 def experts(block: nn.Module, h_BLD: jax.Array,
             segment_ids_BL: jax.Array | None) -> tuple[jax.Array, Stats]:
-    """Sends every token through its `experts_per_token` experts, each a SwiGLU MLP.
+    """Applies to every token its `experts_per_token` experts, each a SwiGLU MLP.
 
     Args:
         block: the layer that declares the weights; see `model.families.decoder.Block`.
         h_BLD: normed hidden states.
-        segment_ids_BL: 0 where there is padding, which gets zeros and does not count; None where
-            there is none.
+        segment_ids_BL: 0 at padding, whose output is zero and which is not counted; None if there
+            is no padding.
 
     Returns:
         The experts' outputs, weighted and summed, as [B, L, D], and sums for `summarise`.
@@ -50,7 +50,7 @@ def mix_experts(h_BLD: jax.Array, is_token_BL: jax.Array, weights: dict[str, jax
     """`experts` with given weights.
 
     Args:
-        is_token_BL: False where there is padding.
+        is_token_BL: False at padding.
         weights: float32 router_DE, w_gate_EDF, w_up_EDF, w_down_EFD.
         dtype: of the experts' matmuls.
     """
@@ -77,10 +77,10 @@ def summarise(sums: Stats) -> Stats:
     """The layers' statistics, [N] each, from sums over all tokens of the batch, [N, ...].
 
     Returns:
-        balance: E times the sum over experts of the share of choices that went there times the
-            mean probability; 1 when balanced (arXiv 2101.03961, equation 4, over all C choices).
+        balance: E times the sum over experts of their share of choices times their mean
+            probability; 1 when balanced (arXiv 2101.03961, equation 4, over all C choices).
         router_z: mean square of the log of the router's normaliser (arXiv 2202.08906, equation 5).
-        max_load: the largest share of choices that one expert got; 1/E when balanced.
+        max_load: the largest share of choices of one expert; 1/E when balanced.
     """
     tokens_N = jnp.maximum(sums["num_tokens"], 1.0)
     load_NE, prob_NE = sums["load_E"], sums["prob_E"]
@@ -91,7 +91,7 @@ def summarise(sums: Stats) -> Stats:
 
 
 def _run_experts(h_BLD, gates_BLC, experts_BLC, weights):
-    """Each device runs its own experts over the tokens of all devices along `expert`."""
+    """Runs each device's experts over the tokens of all devices along `expert`."""
     if jax.sharding.get_abstract_mesh().empty:
         return _run_own_experts(h_BLD, gates_BLC, experts_BLC, *weights)
     tokens = [fitting_spec(letters, leaf.shape) for letters, leaf in
@@ -110,24 +110,24 @@ def _run_experts(h_BLD, gates_BLC, experts_BLC, weights):
             return jax.lax.psum_scatter(out_BLD, "expert", tiled=True)
         return jax.lax.psum(out_BLD, "expert")
 
-    # D arrives whole: it is gathered over `fsdp` as that of every weight. E and F stay cut.
-    cut = [spec(letters, WEIGHT_RULES) for letters in ("EDF", "EDF", "EFD")]
-    return jax.shard_map(run, in_specs=(*tokens, *cut), out_specs=tokens[0])(
+    # D is gathered over `fsdp`, as for every weight; E and F stay sharded.
+    specs = [spec(letters, WEIGHT_RULES) for letters in ("EDF", "EDF", "EFD")]
+    return jax.shard_map(run, in_specs=(*tokens, *specs), out_specs=tokens[0])(
         h_BLD, gates_BLC, experts_BLC, *weights)
 
 
 def _run_own_experts(h_BLD, gates_BLC, experts_BLC, w_gate_EDF, w_up_EDF, w_down_EFD):
-    """The weighted sum of those choices that lie among these E experts; zero for the others.
+    """Weighted sum over the choices that are among these E experts; other choices add zero.
 
-    Choices are sorted by expert, so that each expert's rows are one block of a ragged matmul. Both
-    sorting and undoing it are permutations: nothing is added in an order that could vary.
+    Choices are sorted by expert, so that each expert's rows are one block of a ragged matmul.
+    Sorting and its inverse are permutations, so the order of additions is fixed.
     """
     num_experts, num_choices = w_gate_EDF.shape[0], experts_BLC.shape[-1]
     expert_T = experts_BLC.reshape(-1)
     expert_T = jnp.where((expert_T >= 0) & (expert_T < num_experts), expert_T, num_experts)
     order_T = jnp.argsort(expert_T)
     sizes_E = jnp.sum(jax.nn.one_hot(expert_T, num_experts, dtype=jnp.int32), axis=0)
-    # A kernel may leave anything in the rows behind the last group, on the way back as well.
+    # Rows after the last group are undefined, in the backward pass as well.
     is_own_T1 = (jnp.arange(expert_T.size) < jnp.sum(sizes_E))[:, None]
 
     rows_TD = jnp.repeat(h_BLD.reshape(-1, h_BLD.shape[-1]), num_choices, axis=0)[order_T]

@@ -1,13 +1,13 @@
-"""The one hook that every matmul of a block goes through.
+"""Matmuls of a block, in the compute dtype, int8 or fp8.
 
-Values are quantised anew in every call, from the largest magnitude at hand, and straight through:
-the gradient is that of the matmul, as if nothing had been rounded.
+Values are quantised in every call by their current largest magnitude, with a straight-through
+gradient: that of the matmul, as if nothing had been rounded.
 
     compute  the compute dtype, forward and backward
     int8     forward int8 x int8 -> int32, one scale for each row of `x` and each output channel
              (arXiv 2208.07339, section 3); backward the compute dtype
-    fp8      e4m3 x e4m3 forward, e5m2 x e4m3 backward (arXiv 2209.05433), added up in float32, one
-             scale for each tensor
+    fp8      e4m3 x e4m3 forward, e5m2 x e4m3 backward (arXiv 2209.05433), accumulated in float32,
+             one scale for each tensor
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from core.errors import UserError
 from model.execution import Execution
 
 SMALLEST_AMAX = 1e-30  # instead of 0, so that zeros stay zeros; NaN stays NaN
-FP8_MULTIPLE = 16      # of the sizes that the tensor cores' fp8 matmul takes
+FP8_MULTIPLE = 16      # that sizes of the tensor cores' fp8 matmul must be divisible by
 
 
 def project(equation: str, x: jax.Array, weight: jax.Array, execution: Execution) -> jax.Array:
@@ -37,7 +37,7 @@ def project(equation: str, x: jax.Array, weight: jax.Array, execution: Execution
         The product in the dtype of `x`.
 
     Raises:
-        UserError: fp8 does not take a weight of this shape.
+        UserError: fp8 does not support a weight of this shape.
     """
     if execution.matmul == "compute":
         return jnp.einsum(equation, x, weight.astype(execution.compute_dtype))
@@ -60,13 +60,13 @@ def _project_int8(equation, x, weight):
     weight_int8, weight_scale = _quantise_int8(weight, in_weight, in_x)
     # 127**2 fits 133,000 times into int32: more than any width.
     total = jnp.einsum(equation, x_int8, weight_int8, preferred_element_type=jnp.int32)
-    scale = [jnp.expand_dims(scale, [i for i, c in enumerate(out) if c not in kept])
-             for scale, kept in ((x_scale, in_x), (weight_scale, in_weight))]
+    scale = [jnp.expand_dims(scale, [i for i, c in enumerate(out) if c not in letters])
+             for scale, letters in ((x_scale, in_x), (weight_scale, in_weight))]
     return (total.astype(jnp.float32) * scale[0] * scale[1]).astype(x.dtype)
 
 
 def _quantise_int8(x: jax.Array, letters: str, others: str) -> tuple[jax.Array, jax.Array]:
-    """`x` in steps of a scale, which has the letters of `x` that are not among `others`."""
+    """Returns int8 `x` and its scales over the letters of `x` that are not among `others`."""
     summed = [i for i, c in enumerate(letters) if c in others]
     x = x.astype(jnp.float32)
     scale = jnp.maximum(jnp.max(jnp.abs(x), axis=summed, keepdims=True), SMALLEST_AMAX) / 127
@@ -104,7 +104,7 @@ def _project_fp8(equation, x, weight):
 
 
 def _quantise_fp8(x: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
-    """`x` in units of a scalar scale, which takes its largest magnitude to that of `dtype`."""
+    """Returns `x` in `dtype` and the scalar scale that maps its largest magnitude to `dtype`'s."""
     x, largest = x.astype(jnp.float32), float(jnp.finfo(dtype).max)
     scale = jnp.maximum(jnp.max(jnp.abs(x)), SMALLEST_AMAX) / largest
     return (x / scale).astype(dtype), scale
@@ -112,7 +112,7 @@ def _quantise_fp8(x: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]
 
 def _einsum_fp8(equation: str, a: tuple[jax.Array, jax.Array],
                 b: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """An einsum of quantised operands in float32; `jnp.einsum` would not mix e4m3 and e5m2."""
+    """Einsum of quantised operands in float32; `jnp.einsum` does not mix e4m3 and e5m2."""
     in_a, in_b, out = _letters(equation)
     summed = [c for c in in_a if c in in_b]
     contract = [[letters.index(c) for c in summed] for letters in (in_a, in_b)]

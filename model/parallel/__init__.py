@@ -1,1 +1,1 @@
-"""How a model is cut over devices: sharding rules, the stack of layers, pipeline, remat."""
+"""Parallelism and memory: sharding rules, the stack of layers, pipeline, remat."""

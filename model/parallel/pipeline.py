@@ -22,22 +22,17 @@ from model.parallel.sharding import (
 )
 
 
-def bubble_frac(num_stages: int, num_microbatches: int, num_rounds: int) -> float:
-    """Share of a pipeline's ticks in which a stage has nothing to do (arXiv 2104.04473, 2.2)."""
-    return (num_stages - 1) / (num_rounds * num_microbatches + num_stages - 1)
-
-
 def run_pipeline(layer: Callable, blocks: Any, x_BLD: jax.Array, positions_BL: jax.Array,
                  segment_ids_BL: jax.Array, *,
                  execution: Execution) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Runs the layers as a pipeline of S stages; see `model.parallel.stack.run_layers`.
 
-    In each tick every stage works on one of the U pieces of the batch and hands it on: one
-    program over an axis S that lies on the mesh (arXiv 2105.04663, section 3.3). At tick t stage s
-    has item t - s: items count the pieces of the first round, then those of the second, and so on.
-    In round r stage s runs the r-th of its runs of layers. One round is GPipe (arXiv 1811.06965),
-    more are the interleaved schedule (arXiv 2104.04473, section 2.2). Before its first item and
-    after its last a stage computes something that nothing reads.
+    In each tick every stage processes one of the U microbatches and sends it to the next stage: one
+    program over an axis S that is sharded over the mesh (arXiv 2105.04663, section 3.3). At tick t
+    stage s has item t - s; items number the microbatches of the first round, then those of the
+    second, and so on. In round r stage s runs the r-th of its runs of layers. One round is GPipe
+    (arXiv 1811.06965), more are the interleaved schedule (arXiv 2104.04473, section 2.2). Results
+    of a stage before its first and after its last item are discarded.
     """
     num_s, num_rounds = num_stages(), execution.pipeline_rounds
     num_u = execution.pipeline_microbatches or num_s
@@ -63,8 +58,8 @@ def run_pipeline(layer: Callable, blocks: Any, x_BLD: jax.Array, positions_BL: j
                           spmd_axis_name="stage")
 
     def tick(carry, t):
-        # Only stage 0 reads its queue: a piece waits there for its first round, then for the next.
-        # That all stages have one lets the last stage deliver by the shift that moves all others.
+        # Only stage 0 reads its queue, which holds the microbatches that wait for a round. All
+        # stages have one, so that the last one returns its output by the shift that moves all.
         x_SBLD, queue_SUBLD = carry
         is_first_S111 = (own_s == 0).reshape(-1, 1, 1, 1)
         x_SBLD = jnp.where(is_first_S111, queue_SUBLD[:, t % num_u], x_SBLD)
@@ -79,7 +74,7 @@ def run_pipeline(layer: Callable, blocks: Any, x_BLD: jax.Array, positions_BL: j
     x_UBLD = _split(x_BLD, num_u)
     queue_SUBLD = constrain(jnp.broadcast_to(x_UBLD[None], (num_s, *x_UBLD.shape)), "SUBLD",
                             STREAM_RULES)
-    # An idle stage works on something real too: of zeros a layer might make infinities.
+    # Idle stages get real inputs as well: a layer might compute infinities from zeros.
     x_SBLD = constrain(queue_SUBLD[:, 0], "SBLD", STREAM_RULES)
     (_, queue_SUBLD), stats = jax.lax.scan(tick, (x_SBLD, queue_SUBLD),
                                            jnp.arange(num_items + num_s - 1))
@@ -92,16 +87,16 @@ def run_pipeline(layer: Callable, blocks: Any, x_BLD: jax.Array, positions_BL: j
     return _join(queue_SUBLD[0]), jax.tree.map(sum_pieces, stats)
 
 
-# Primitives that only move or cast: cheap to do again, and all that happens to weights alone.
+# Primitives that only move or cast: cheap to recompute, and the only ones applied to weights alone.
 _MOVES = ("broadcast_in_dim", "convert_element_type", "dynamic_slice", "gather", "reshape",
           "squeeze", "transpose")
 
 
 def _remat_stage(run_stage: Callable, policy: str) -> Callable:
-    """`remat` of a stage as a whole: in each tick it keeps its input and what `policy` says.
+    """Applies `remat` to a whole stage: each tick saves its input and what `policy` names.
 
-    With `none` that is every result but moves and casts. Without this the backward pass would keep
-    the stage's weights, cut out and cast, once for each tick.
+    With `none` that is every result but moves and casts. Otherwise the backward pass would save the
+    stage's weights, sliced and cast, once for each tick.
     """
     if policy != "none":
         return remat(run_stage, policy)
@@ -113,9 +108,9 @@ def _remat_stage(run_stage: Callable, policy: str) -> Callable:
 
 
 def _cut_into_stages(blocks: Any, num_rounds: int, num_stages: int) -> Any:
-    """Blocks [N, ...] as [rounds, S, layers of a run, ...], each run on its stage.
+    """Reshapes blocks [N, ...] to [rounds, S, layers of a run, ...], each run on its stage.
 
-    With more than one round a stage's layers are no neighbours along N, so this moves parameters
+    With more than one round a stage's layers are not contiguous along N, so this moves parameters
     between stages, once a step and not once a tick.
     """
     def cut(path, leaf):
@@ -128,10 +123,10 @@ def _cut_into_stages(blocks: Any, num_rounds: int, num_stages: int) -> Any:
 
 
 def _split(x: jax.Array, num_u: int) -> jax.Array:
-    """Rows [B, ...] as pieces [U, B/U, ...]; every U-th row, so that each device splits its own."""
+    """Rows [B, ...] to microbatches [U, B/U, ...]: every U-th row, so devices split their own."""
     return jnp.swapaxes(x.reshape(-1, num_u, *x.shape[1:]), 0, 1)
 
 
 def _join(x: jax.Array) -> jax.Array:
-    """Undoes `_split`."""
+    """Inverts `_split`."""
     return jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])

@@ -1,10 +1,10 @@
-"""Rematerialisation: what the backward pass computes again instead of keeping.
+"""Rematerialisation: which results are saved for the backward pass; it recomputes the others.
 
-    none            keeps everything that the backward pass uses
-    dots            keeps what matmuls with a weight gave, computes the rest again
-    full            keeps each layer's input alone, computes the layer again
-    names:TAG,...   keeps the layer's input and what is tagged so
-    offload:TAG,... the same, but what is tagged waits in the host's memory
+    none            saves everything that the backward pass uses
+    dots            saves results of matmuls with a weight
+    full            saves only each layer's input
+    names:TAG,...   saves the layer's input and the tagged results
+    offload:TAG,... the same, but holds the tagged results in the host's memory
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import jax
 
 from core.errors import UserError
 
-POLICIES = ("none", "dots", "full")  # those that name no tags
+POLICIES = ("none", "dots", "full")  # without tags
 
-# What a layer tags with `checkpoint_name`, so that a policy may name it: queries, keys and values
-# as attention takes them; what it gives; the MLP's gate and up; the stream between the two.
+# Results that a layer tags with `checkpoint_name`: queries, keys and values as input to attention;
+# its output; the MLP's gate and up projections; the residual stream between attention and MLP.
 TAGS = ("qkv", "attention", "hidden", "residual")
 
 
@@ -38,7 +38,7 @@ def check_policy(policy: str) -> None:
 
 
 def remat(layer: Callable, policy: str) -> Callable:
-    """Wraps a layer so that its backward pass keeps only what `policy`, not "none", names."""
+    """Wraps a layer so that only what `policy` names is saved; `policy` is not "none"."""
     policies = jax.checkpoint_policies
     kind, _, tags = policy.partition(":")
     saveable = {
@@ -49,5 +49,5 @@ def remat(layer: Callable, policy: str) -> Callable:
             names_which_can_be_saved=[], names_which_can_be_offloaded=tags.split(","),
             offload_src="device", offload_dst="pinned_host"),
     }[kind]()
-    # Inside a scan XLA cannot merge the second computation with the first, so CSE may stay on.
+    # Inside a scan XLA cannot merge the recomputation with the original, so CSE may stay on.
     return jax.checkpoint(layer, policy=saveable, prevent_cse=False)

@@ -1,6 +1,6 @@
-"""Sharding by rules: tables say where on the mesh an axis letter lies.
+"""Sharding rules: tables map axis letters to mesh axes.
 
-A parameter's name ends in its axis letters (`wq_DHK`), so the name alone says how it is cut.
+A parameter's name ends in its axis letters (`wq_DHK`), so the name determines its sharding.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from core.errors import UserError
 from model.config import ModelConfig
 from model.execution import Execution
 
-# From the slowest link to the fastest: neighbours along `tensor` talk most.
+# From the slowest link to the fastest: `tensor` communicates most.
 MESH_AXES = ("stage", "data", "fsdp", "expert", "context", "tensor")
 
 Rules = Mapping[str, str | tuple[str, ...] | None]
@@ -28,22 +28,22 @@ Rules = Mapping[str, str | tuple[str, ...] | None]
 PARAM_RULES: Rules = {"V": "tensor", "D": "fsdp", "F": "tensor", "H": "tensor", "G": "tensor",
                       "K": None, "N": "stage", "E": "expert"}
 
-# Activations inside a layer: rows over all axes that only cut the batch, positions over `context`,
-# the hidden axes over `tensor`.
+# Activations inside a layer: rows over all axes that only shard the batch, positions over
+# `context`, the hidden axes over `tensor`.
 ACTIVATION_RULES: Rules = {"B": ("data", "fsdp", "expert"), "L": "context", "D": None,
                            "F": "tensor", "H": "tensor", "G": "tensor", "K": None, "V": "tensor",
                            "E": None, "C": None, "S": "stage", "U": None}
 
 # The residual stream between attention and MLP: positions over `tensor` too, so that norms and
-# what is kept for the backward pass are cut as well (sequence parallelism, arXiv 2205.05198).
+# saved activations are sharded as well (sequence parallelism, arXiv 2205.05198).
 STREAM_RULES: Rules = {**ACTIVATION_RULES, "L": ("context", "tensor")}
 
-# Behind the layers a pipeline's stages share the rows, so that each does its part of the head.
+# After the layers, rows are sharded over a pipeline's stages too: each computes part of the head.
 HEAD_RULES: Rules = {**ACTIVATION_RULES, "B": ("data", "fsdp", "expert", "stage")}
 
 
 def make_mesh(section: Mapping[str, int], devices: list[jax.Device] | None = None) -> Mesh:
-    """Makes the mesh of the `mesh` config section.
+    """Makes the mesh of a config's `mesh` section.
 
     Args:
         section: size of each axis; a missing one is 1, and one may be -1: all remaining devices.
@@ -71,7 +71,7 @@ def make_mesh(section: Mapping[str, int], devices: list[jax.Device] | None = Non
 
 def check_mesh(config: ModelConfig, execution: Execution, mesh: Mesh, *, batch_size: int,
                row_length: int) -> None:
-    """Refuses a model, batch or row that the mesh does not divide, before anything is compiled.
+    """Raises `UserError` if the mesh does not divide model, batch or row; run before compilation.
 
     Args:
         batch_size: rows of one forward pass, over all devices.
@@ -99,7 +99,7 @@ def check_mesh(config: ModelConfig, execution: Execution, mesh: Mesh, *, batch_s
 
 def _check_pipeline(config: ModelConfig, execution: Execution, mesh: Mesh,
                     batch_size: int) -> None:
-    """Refuses stages, rounds and microbatches that do not fit each other."""
+    """Raises `UserError` if stages, rounds and microbatches do not fit each other."""
     stages, rounds = mesh.shape["stage"], execution.pipeline_rounds
     if stages == 1:
         return
@@ -123,7 +123,7 @@ def _check_pipeline(config: ModelConfig, execution: Execution, mesh: Mesh,
 
 
 def _check_divides(letter: str, size: int, mesh: Mesh) -> None:
-    """Refuses a parameter axis that its mesh axis does not divide."""
+    """Raises `UserError` if the mesh axis does not divide the parameter's axis."""
     axis = PARAM_RULES[letter]
     parts = mesh.shape[axis] if axis else 1
     if size % parts:
@@ -132,7 +132,7 @@ def _check_divides(letter: str, size: int, mesh: Mesh) -> None:
 
 
 def num_batch_shards(mesh: Mesh) -> int:
-    """Into how many pieces the mesh cuts a batch."""
+    """Number of shards that the mesh cuts a batch into."""
     return math.prod(mesh.shape[axis] for axis in ACTIVATION_RULES["B"])
 
 
@@ -149,21 +149,21 @@ def spec(letters: str, rules: Rules = ACTIVATION_RULES) -> P:
 def fitting_spec(letters: str, shape: tuple[int, ...], rules: Rules = ACTIVATION_RULES) -> P:
     """`spec` on the current mesh without the mesh axes that do not divide the tensor's axis.
 
-    A single row that is decoded token by token has an L and often a B that no mesh divides.
+    E.g. in decoding of a single row, L and often B are 1.
     """
     sizes = jax.sharding.get_abstract_mesh().shape
     parts = []
     for entry, size in zip(spec(letters, rules), shape):
-        kept = []
+        axes = []
         for axis in (entry,) if isinstance(entry, str) else entry or ():
-            if size % math.prod([sizes[a] for a in kept], start=sizes[axis]) == 0:
-                kept.append(axis)
-        parts.append(tuple(kept) or None)
+            if size % math.prod([sizes[a] for a in axes], start=sizes[axis]) == 0:
+                axes.append(axis)
+        parts.append(tuple(axes) or None)
     return P(*parts)
 
 
 def constrain(x: jax.Array, letters: str, rules: Rules = ACTIVATION_RULES) -> jax.Array:
-    """Pins an activation to its place on the current mesh; without a mesh it stays as it is."""
+    """Shards an activation over the current mesh; returns it unchanged without a mesh."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, fitting_spec(letters, x.shape, rules))
@@ -209,11 +209,11 @@ def param_shardings(params: Any, mesh: Mesh) -> Any:
 
 
 def state_shardings(state: Any, params: Any, mesh: Mesh) -> Any:
-    """Shardings of a train state: whatever mirrors a parameter is cut like it, the rest is copied.
+    """Shardings of a train state: leaves that mirror a parameter like it, the rest replicated.
 
-    Moments and averages live in trees of their own, or in a small state for each parameter, so a
-    leaf is matched by its shape and the part of its path that is a parameter's. Adafactor's
-    factored moments have another shape and are small: copies.
+    Moments and averages are trees of their own, or a small state for each parameter, so a leaf is
+    matched by its shape and the part of its path that is a parameter's. Adafactor's factored
+    moments have another shape and are small, hence replicated.
     """
     places = {leaf_name(path): sharding for path, sharding in
               jax.tree_util.tree_leaves_with_path(param_shardings(params, mesh))}

@@ -14,14 +14,14 @@ from model.parallel.remat import remat
 from model.parallel.sharding import num_stages
 
 # `layer(x_BLD, block, positions_BL, segment_ids_BL) -> (x_BLD, stats)`. Statistics are sums over
-# tokens, so that those of the pieces of a batch add up to those of the batch.
+# tokens, so that those of microbatches add up to those of the batch.
 Layer = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
 
 
 def run_layers(layer: Layer, blocks: Any, x_BLD: jax.Array, positions_BL: jax.Array,
                segment_ids_BL: jax.Array, *,
                execution: Execution) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Runs all layers over packed rows: one scan, or a pipeline where the mesh has stages.
+    """Runs all layers over packed rows: a scan, or a pipeline if the mesh has stages.
 
     Args:
         blocks: parameters stacked along a leading axis N.

@@ -1,1 +1,1 @@
-"""Benchmarks: side by side with what users would pick instead."""
+"""Benchmarks against the libraries that users would use instead."""

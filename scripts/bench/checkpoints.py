@@ -1,13 +1,13 @@
-"""What a checkpoint costs: seconds on the critical path against a step, and memory of the host.
+"""Benchmark of checkpoints: seconds on the critical path, relative to a step, and host memory.
 
     python -m scripts.bench.checkpoints [--size=30M] [--folder=DIR]
 
 A state of the given size is trained on synthetic rows, in windows of a few steps; every other
-window begins with a save, which goes on in the background while the window's steps run. Blocked is
-the time until `save` returns; the cost is a window with a save less one without, so it counts what
-the background takes from the steps; left is what remained to be written at the window's end, and
-should be near 0 for the cost to be whole. Memory is the process's, sampled, at its highest during
-windows with a save less that of windows without, against the bytes of the state.
+window begins with a save, which continues in the background while the window's steps run. Blocked
+is the time until `save` returns; the cost is a window with a save less one without, so it includes
+the slowdown of the steps; left is the time that the save still took after the window, and should be
+near 0 for the cost to be complete. Memory is the sampled peak of the process during windows with a
+save less that of windows without, relative to the bytes of the state.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from train.checkpoints.checkpoints import Checkpoints
 from train.step import place_batch
 
 SAMPLE_SECS = 0.002
-NUM_BATCHES = 1 << 20      # of the made-up loader: it never ends
+NUM_BATCHES = 1 << 20      # of the synthetic loader: more than any run reads
 
 
 class PeakMemory:
-    """Samples this process's resident memory; `peak_bytes` is the highest since it was entered."""
+    """Samples this process's resident memory; `peak_bytes` is the highest since `__enter__`."""
 
     def __enter__(self) -> PeakMemory:
         self.peak_bytes = resident_bytes()
@@ -57,7 +57,7 @@ class PeakMemory:
 
 
 def resident_bytes() -> int:
-    """Resident memory of this process now (Linux: proc(5) status)."""
+    """Current resident memory of this process (Linux: proc(5) status)."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines()
                 if line.startswith("VmRSS:"))
     return int(line.split()[1]) * 1024
@@ -65,7 +65,7 @@ def resident_bytes() -> int:
 
 def run_window(state: Any, train_step: Callable, batch: Batch, num_steps: int,
                save: Callable[[Any], None] | None) -> tuple[Any, dict[str, float]]:
-    """Runs a window, after a save where there is one to do; the state and what it took."""
+    """Runs a window, after a save if given; returns the state and the measurements."""
     jax.block_until_ready(state)
     with PeakMemory() as memory:
         began = time.perf_counter()
@@ -80,10 +80,10 @@ def run_window(state: Any, train_step: Callable, batch: Batch, num_steps: int,
 
 
 def bench(work: Workload, folder: Path, num_saves: int) -> dict[str, Any]:
-    """Runs windows with and without a save in turns; the figures.
+    """Alternates windows with and without a save; returns the figures.
 
     Args:
-        work: `num_steps` is that of a window.
+        work: `num_steps` is per window.
     """
     setup = make_setup(work)
     state, train_step = make_training(setup, num_steps=1_000_000)
@@ -99,9 +99,9 @@ def bench(work: Workload, folder: Path, num_saves: int) -> dict[str, Any]:
                 state, train_step, batch, work.num_steps,
                 lambda saved, to=checkpoints: to.save(saved, batches))
             began = time.perf_counter()
-            checkpoints.close()     # so that the next window is without, to the end
+            checkpoints.close()     # so that no save runs in the next window
             with_save["left_secs"] = time.perf_counter() - began
-            if turn:    # the first compiles, and its save makes folders and threads
+            if turn:    # the first turn compiles and creates folders and threads
                 plain.append(without)
                 saving.append(with_save)
                 log(f"save {turn}: blocked {with_save['blocked_secs']:.3f} s, window "
@@ -136,7 +136,7 @@ def _summary(plain: list[dict[str, float]], saving: list[dict[str, float]], num_
 
 
 def main() -> dict[str, Any]:
-    """Reads the flags and measures, in a scratch folder where none is given."""
+    """Reads the flags and measures, in a temporary folder."""
     given = flags.FLAGS
     if given.size not in SIZES:
         raise UserError(f"--size={given.size}", "is no known size",
@@ -156,7 +156,7 @@ def main() -> dict[str, Any]:
 
 if __name__ == "__main__":
     flags.DEFINE_string("size", "30M", f"Among {', '.join(SIZES)}.")
-    flags.DEFINE_string("folder", None, "Folder on the disk to measure; the system's scratch one.")
+    flags.DEFINE_string("folder", None, "Folder on the measured disk; by default a temporary one.")
     flags.DEFINE_integer("batch", 8, "Rows of a step.", lower_bound=1)
     flags.DEFINE_integer("row_length", 128, "Inputs of a row.", lower_bound=2)
     flags.DEFINE_integer("steps", 6, "Steps of a window.", lower_bound=1)

@@ -1,10 +1,10 @@
-"""A whole curation at one and at eight times the same corpus: speed, and memory that stays.
+"""Benchmark of curation at one and eight times the same corpus: speed and memory.
 
     python -m scripts.bench.curate --corpus=runs/quickstart-cpu/corpus [--megabytes=16]
 
 The prose of a corpus is written as JSONL, once and eight times; in every copy a third of the words
-are altered, so that the copies are no duplicates of each other. Both are curated by the command
-that users run (configs/curate.py:local, units of 8 MB, comparisons in 64 MB). Memory is the peak
+are altered, so that the copies are no duplicates of each other. Both are curated by the users'
+command (configs/curate.py:local, units of 8 MB, comparisons in 64 MB). Memory is the peak
 of the largest process. The ratio is memory at eight times over memory at one time.
 """
 
@@ -34,10 +34,10 @@ def write_copies(texts: Sequence[str], num_copies: int, path: Path) -> int:
     num_bytes = 0
     with open(path, "w") as file:
         for copy in range(num_copies):
-            chance = random.Random(copy)
+            rng = random.Random(copy)
             for number, text in enumerate(texts):
                 altered = "\n".join(" ".join(
-                    f"{word}{copy}" if chance.random() < ALTERED_FRAC else word
+                    f"{word}{copy}" if rng.random() < ALTERED_FRAC else word
                     for word in line.split(" ")) for line in text.split("\n"))
                 num_bytes += len(altered.encode())
                 file.write(json.dumps({"text": altered, "source": f"{copy}/{number}"}) + "\n")
@@ -45,7 +45,7 @@ def write_copies(texts: Sequence[str], num_copies: int, path: Path) -> int:
 
 
 def curate(path: Path, workdir: Path) -> dict[str, Any]:
-    """Runs the command; returns what its last line says."""
+    """Runs the command; returns its result."""
     done = subprocess.run(
         [sys.executable, "-m", "data.curate", "--config=configs/curate.py:local",
          f"--workdir={workdir}", f"--config.curate.inputs={path}",
@@ -64,15 +64,15 @@ def main() -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "copies.jsonl"
             num_bytes = write_copies(texts, num_copies, path)
-            told = curate(path, Path(folder) / "work")
+            metrics = curate(path, Path(folder) / "work")
         result[f"x{num_copies}"] = {
-            "bytes": num_bytes, "documents_in": told["documents_in"],
-            "documents": told["documents"], "secs": told["secs"],
-            "stage_secs": told["stage_secs"], "peak_memory_bytes": told["peak_memory_bytes"],
-            "mb_per_sec": round(num_bytes / 1e6 / told["secs"], 3)}
-        print(f"x{num_copies}: {num_bytes / 1e6:.1f} MB, {told['documents_in']} documents, "
-              f"{told['secs']:.1f} s, {num_bytes / 1e6 / told['secs']:.2f} MB/s, "
-              f"{told['peak_memory_bytes'] / 1e6:.0f} MB of memory")
+            "bytes": num_bytes, "documents_in": metrics["documents_in"],
+            "documents": metrics["documents"], "secs": metrics["secs"],
+            "stage_secs": metrics["stage_secs"], "peak_memory_bytes": metrics["peak_memory_bytes"],
+            "mb_per_sec": round(num_bytes / 1e6 / metrics["secs"], 3)}
+        print(f"x{num_copies}: {num_bytes / 1e6:.1f} MB, {metrics['documents_in']} documents, "
+              f"{metrics['secs']:.1f} s, {num_bytes / 1e6 / metrics['secs']:.2f} MB/s, "
+              f"{metrics['peak_memory_bytes'] / 1e6:.0f} MB of memory")
     memory = [result[f"x{num_copies}"]["peak_memory_bytes"] for num_copies in COPIES]
     return result | {"ratio": round(memory[1] / memory[0], 3)}
 

@@ -1,14 +1,14 @@
-"""The data engine against datatrove: the same documents, the same rules, one core, one run.
+"""Benchmark of the data engine against datatrove, on the same documents and rules, on one core.
 
     python -m scripts.bench.data --corpus=runs/quickstart-cpu/corpus [--megabytes=4]
 
 Texts are those of a corpus (documents and removed ones alike) and, where HEARTWOOD_DATASETS is set,
-real web pages and articles. Both sides run FineWeb's English chain as its users do: Gopher's rules,
-C4's on lines, FineWeb's; what passes is redacted and gets a MinHash signature of 14 x 8 hashes over
-word 5-grams. Then once more with every document going through every step. Ours identifies the
-language as well; datatrove's fastText model would have to be downloaded. Seconds are CPU seconds of
-this process; each side runs three times and the median counts. Without the extra `peers`, which
-wants an environment of its own, our side is timed alone.
+real web pages and articles. Both sides run FineWeb's English chain: Gopher's rules, C4's on
+lines, FineWeb's; documents that pass are redacted and get a MinHash signature of 14 x 8 hashes over
+word 5-grams. A second run applies every step to every document. Heartwood also identifies the
+language; datatrove's fastText model would have to be downloaded. Seconds are CPU seconds of this
+process, the median of three runs. Without the extra `peers`, which needs an environment of its own,
+only Heartwood is timed.
 
 Near duplicates are checked on the same corpus against the Jaccard similarity of all pairs.
 """
@@ -52,16 +52,16 @@ Step = Callable[[Sequence[str]], Sequence[str]]     # texts in, texts that pass 
 
 
 def read_corpus(folder: Path, max_bytes: int, with_code: bool = False) -> list[str]:
-    """Texts of a corpus, kept and removed, in the order of ids, which is a random one."""
-    corpus, found = Corpus(folder), []
+    """Texts of a corpus, kept and removed, in the order of ids, which is random."""
+    corpus, rows = Corpus(folder), []
     for kind in ("documents", "removed"):
-        found += [(row["id"], row["text"]) for _, row in corpus.rows(kind, ["id", "text", "domain"])
+        rows += [(row["id"], row["text"]) for _, row in corpus.rows(kind, ["id", "text", "domain"])
                   if with_code or row["domain"] != "code"]
-    return _take([text for _, text in sorted(found)], max_bytes)
+    return _take([text for _, text in sorted(rows)], max_bytes)
 
 
 def read_web(datasets: Path, max_bytes: int) -> list[str]:
-    """Pages of the article extraction benchmark, extracted by us, and the sample of C4."""
+    """Pages of the article extraction benchmark, extracted by Heartwood, and the sample of C4."""
     texts = [extract(gzip.decompress(path.read_bytes()), "text/html")
              for path in sorted((datasets / "web_extraction").rglob("*.html.gz"))]
     for path in sorted((datasets / "text_small").glob("*.jsonl*")):
@@ -82,10 +82,10 @@ def _take(texts: Sequence[str], max_bytes: int) -> list[str]:
     return taken
 
 
-# --- ours ---------------------------------------------------------------------------------------
+# --- Heartwood ----------------------------------------------------------------------------------
 
 def our_steps(keep_all: bool) -> dict[str, Step]:
-    """The chain in four steps, as the engine's passes run it."""
+    """Heartwood's chain in four steps, as its passes run it."""
     bounds, rules = thresholds("fineweb", "en"), line_rules("fineweb")
 
     def language(texts):
@@ -119,7 +119,7 @@ def our_steps(keep_all: bool) -> dict[str, Step]:
 # --- datatrove ----------------------------------------------------------------------------------
 
 def datatrove_steps(folder: str, keep_all: bool) -> dict[str, Step] | None:
-    """The same chain of datatrove; None where it is not installed."""
+    """The same chain of datatrove; None if it is not installed."""
     try:
         from datatrove.data import Document
         from datatrove.pipeline import filters
@@ -162,22 +162,22 @@ def datatrove_steps(folder: str, keep_all: bool) -> dict[str, Step] | None:
 # --- measuring ----------------------------------------------------------------------------------
 
 def time_chain(steps: dict[str, Step], texts: Sequence[str]) -> dict[str, float]:
-    """CPU seconds of each step on what the steps before it let pass; the median of the runs."""
+    """CPU seconds of each step on the output of the previous step; the median of the runs."""
     runs: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(NUM_RUNS):
-        staying = texts
+        passing = texts
         for name, step in steps.items():
             began = time.process_time()
-            staying = step(staying)
+            passing = step(passing)
             runs[name].append(time.process_time() - began)
-    return {name: statistics.median(secs) for name, secs in runs.items()} | {"kept": len(staying)}
+    return {name: statistics.median(secs) for name, secs in runs.items()} | {"kept": len(passing)}
 
 
 def compare(name: str, texts: Sequence[str], folder: str, keep_all: bool) -> dict[str, Any]:
     """Times both chains on one set of texts; prints a table.
 
     Args:
-        keep_all: takes every document through every step, and not only to the first broken rule.
+        keep_all: applies every step to every document instead of stopping at the first rule.
     """
     megabytes = sum(len(text.encode()) for text in texts) / 1e6
     ours, theirs = our_steps(keep_all), datatrove_steps(folder, keep_all)
@@ -208,8 +208,8 @@ def check_near_duplicates(folder: Path) -> dict[str, Any]:
     """Recall and precision of near-duplicate removal against the similarity of all pairs.
 
     Over a corpus, with the bands by which it was curated. Recall is over pairs of J >= 0.8, of
-    which one has to go (or both go for others); precision over removed documents, whose
-    representative must have J >= 0.7.
+    which at least one must be removed; precision over removed documents, whose representative must
+    have J >= 0.7.
     """
     rules = Corpus(folder).lineage["config"]["curate"]["dedup"]
     num_bands, min_jaccard = rules["num_bands"], rules["min_jaccard"]
@@ -228,18 +228,18 @@ def check_near_duplicates(folder: Path) -> dict[str, Any]:
     removed = {}
     for tree in edges.forest.trees():
         tree.sort(key=lambda number: (-len(texts[number].encode()), number))
-        for gone, kept, _ in choose_representatives(tree, grams.__getitem__, min_jaccard):
-            removed[gone] = kept
-    found = sum(first in removed or second in removed for first, second in pairs)
-    right = sum(jaccard(grams[gone], grams[kept]) >= 0.7 for gone, kept in removed.items())
+        for number, kept, _ in choose_representatives(tree, grams.__getitem__, min_jaccard):
+            removed[number] = kept
+    num_caught = sum(first in removed or second in removed for first, second in pairs)
+    right = sum(jaccard(grams[number], grams[kept]) >= 0.7 for number, kept in removed.items())
     return {"documents": len(texts), "pairs": len(pairs), "removed": len(removed),
-            "recall": round(found / max(len(pairs), 1), 4),
+            "recall": round(num_caught / max(len(pairs), 1), 4),
             "precision": round(right / max(len(removed), 1), 4),
             "acceptance_rate": round(edges.num_accepted / max(edges.num_verified, 1), 4)}
 
 
 def _all_pairs(grams: Sequence[np.ndarray]) -> Iterator[tuple[tuple[int, int], float]]:
-    """Similarities of all pairs that share a shingle, by an inverted index: exact."""
+    """Exact similarities of all pairs that share a shingle, by an inverted index."""
     sizes = np.array(list(map(len, grams)))
     owners = np.repeat(np.arange(len(grams)), sizes)
     hashes = np.concatenate(grams)

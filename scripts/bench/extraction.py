@@ -1,11 +1,11 @@
-"""How well and how fast text comes out of web pages, next to the libraries as they come.
+"""Benchmark of text extraction from web pages: F1 and speed against other libraries.
 
     python -m scripts.bench.extraction --benchmark=PATH/web_extraction
 
 PATH holds pages of scrapinghub/article-extraction-benchmark: `html/ID.html.gz` and
-`ground_truth.json.gz`. First the roofline: parsing the pages, and nothing else. Then, in turns,
-every extractor over all the pages: F1 by the benchmark's own metric, and MB of HTML per second of
-CPU time, the median of the rounds. One JSON line last.
+`ground_truth.json.gz`. First the roofline: parsing the pages only. Then, in turns, every extractor
+over all the pages: F1 by the benchmark's own metric, and MB of HTML per second of CPU time, the
+median of the rounds. Prints one JSON line last.
 """
 
 from __future__ import annotations
@@ -52,17 +52,17 @@ class Score:
 def score(texts: Sequence[str], gold: Sequence[str]) -> Score:
     """Means over pages of the precision and recall of word 4-grams, and the F1 of these means.
 
-    After evaluate.py of scrapinghub/article-extraction-benchmark: words in their own case, grams
-    counted as often as they occur, pages without a gram left out of the mean.
+    As in evaluate.py of scrapinghub/article-extraction-benchmark: case-sensitive words, grams
+    counted with multiplicity, pages without a gram excluded from the mean.
     """
     precisions, recalls = [], []
-    for text, wanted_text in zip(texts, gold, strict=True):
-        found, wanted = _shingles(text), _shingles(wanted_text)
-        shared = (found & wanted).total()
-        if found:
-            precisions.append(shared / found.total())
-        if wanted:
-            recalls.append(shared / wanted.total())
+    for text, gold_text in zip(texts, gold, strict=True):
+        predicted, expected = _shingles(text), _shingles(gold_text)
+        shared = (predicted & expected).total()
+        if predicted:
+            precisions.append(shared / predicted.total())
+        if expected:
+            recalls.append(shared / expected.total())
     precision, recall = statistics.mean(precisions), statistics.mean(recalls)
     return Score(precision, recall, 2 * precision * recall / (precision + recall))
 
@@ -109,8 +109,8 @@ EXTRACTORS: Mapping[str, Extract] = {
 
 
 def _cpu_secs() -> float:
-    """CPU time of this process and of the children that have ended."""
-    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    """CPU seconds of this process and of its finished children."""
+    usages = [resource.getrusage(of) for of in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 

@@ -1,6 +1,6 @@
-"""datatrove's filters and ours on the same texts: for the parity test and the benchmark.
+"""datatrove's and Heartwood's filters on the same texts, for the parity test and the benchmark.
 
-A *judge* takes texts and says for each why it goes, or None. Both sides name their own reasons.
+A *judge* maps texts to the reason of each removal, or None. Both sides use their own reasons.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Judge = Callable[[Sequence[str]], list[str | None]]
 
 
 def datatrove_judge(filters: Sequence[Any]) -> Judge:
-    """Runs a document through datatrove filters until one drops it; they may edit the text."""
+    """Judges a document by datatrove filters, up to the first that drops it; they may edit it."""
     from datatrove.data import Document
 
     def judge(text: str) -> str | None:
@@ -35,7 +35,7 @@ def datatrove_judge(filters: Sequence[Any]) -> Judge:
 
 
 def rule_judge(bounds: Mapping[str, float], language: str = "en") -> Judge:
-    """Measures all signals, and decides by `bounds`."""
+    """Judges by all signals and `bounds`."""
 
     def judge(texts: Sequence[str]) -> list[str | None]:
         measured = measure_batch(texts, ["prose"] * len(texts), [language] * len(texts))
@@ -46,7 +46,7 @@ def rule_judge(bounds: Mapping[str, float], language: str = "en") -> Judge:
 
 
 def line_judge(rules: Mapping[str, Any]) -> Judge:
-    """Applies line rules."""
+    """Judges by line rules."""
 
     def judge(texts: Sequence[str]) -> list[str | None]:
         removals = [clean_lines(text, rules).removal for text in texts]
@@ -56,7 +56,7 @@ def line_judge(rules: Mapping[str, Any]) -> Judge:
 
 
 def fineweb_judge() -> Judge:
-    """The whole English chain: Gopher's rules, C4's on lines, FineWeb's on what they left."""
+    """Judges by the whole English chain: Gopher's rules, C4's on lines, then FineWeb's."""
     bounds = thresholds("fineweb", "en")
     gopher = {rule: bound for rule, bound in bounds.items() if rule.startswith("gopher")}
     fineweb = {rule: bound for rule, bound in bounds.items() if rule.startswith("fineweb")}
@@ -75,7 +75,7 @@ def fineweb_judge() -> Judge:
 
 
 def make_pairs() -> dict[str, tuple[Judge, Judge]]:
-    """Filters by name: datatrove's with its defaults, and ours under the matching preset."""
+    """Filters by name: datatrove's with its defaults, and Heartwood's with the matching preset."""
     from datatrove.pipeline import filters
 
     gopher, fineweb = thresholds("gopher", "en"), thresholds("fineweb", "en")

@@ -1,12 +1,12 @@
-"""`transformers`' LlamaForCausalLM under torch.compile: the other side of `scripts.bench.train`.
+"""The peer of `scripts.bench.train`: `transformers`' LlamaForCausalLM under torch.compile.
 
     PYTHON -m scripts.bench.peer_llama WORKLOAD   # JSON of `scripts.bench.train_workload.Workload`
-    PYTHON -m scripts.bench.peer_llama roofline   # matrix product and copy, as torch does them
+    PYTHON -m scripts.bench.peer_llama roofline   # matrix product and copy in torch
     PYTHON -m scripts.bench.peer_llama FOLDER     # loss of given weights, for the parity test
 
-Runs in whatever environment has torch and transformers, so it imports nothing of ours that needs a
-package. SDPA, fused AdamW, float32 masters under autocast; head and loss are compiled together,
-which spares the peer a float32 copy of the logits.
+Runs in any environment with torch and transformers, so it imports nothing of Heartwood that needs
+a package. SDPA, fused AdamW, float32 master weights under autocast; head and loss are compiled
+together, which avoids a float32 copy of the logits.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ from scripts.bench.train_workload import (
     summarise,
 )
 
-IGNORED = -100  # target that torch's cross-entropy leaves out
+IGNORED = -100  # target that torch's cross-entropy ignores
 
 
 def make_model(shape: dict[str, int], row_length: int, attention: str) -> Any:
-    """A float32 Llama of our letters.
+    """A float32 Llama of the given sizes, by Heartwood's letters.
 
     Args:
         attention: sdpa, or causal: SDPA with its causal flag and no mask. Under torch.compile
-            transformers cannot see that positions are those of one document, builds a mask, and
-            SDPA with a mask has no flash kernel; the flag is what a user who looks would take.
+            transformers cannot tell that positions are those of one document and builds a mask, and
+            SDPA with a mask has no flash kernel; the flag is what a careful user would choose.
     """
     from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    AttentionInterface.register("causal", sdpa_attention_forward)   # without a mask function
+    AttentionInterface.register("causal", sdpa_attention_forward)   # no mask function
     config = LlamaConfig(
         vocab_size=shape["V"], hidden_size=shape["D"], num_hidden_layers=shape["N"],
         num_attention_heads=shape["H"], num_key_value_heads=shape["G"], head_dim=shape["K"],
@@ -71,7 +71,7 @@ def make_loss(model: Any, device: str, bf16: bool) -> Callable[..., Any]:
 
 
 def to_tensors(rows: tuple[np.ndarray, np.ndarray], device: str, packed: bool) -> tuple:
-    """Tokens, targets and, where a row holds several documents, positions (else None)."""
+    """Tokens, targets and, if a row holds several documents, positions (else None)."""
     import torch
 
     tokens_BM, segments_BM = rows
@@ -91,8 +91,8 @@ def to_tensors(rows: tuple[np.ndarray, np.ndarray], device: str, packed: bool) -
 def measure(work: Workload) -> dict[str, Any]:
     """Trains on synthetic batches; returns `summarise`'s figures.
 
-    The device's own clock is read on a GPU, so that the host need not wait for a step before it
-    starts the next; nothing is fetched.
+    On a GPU the device's clock is used, so that the host need not wait for a step before it starts
+    the next; nothing is fetched.
     """
     import torch
 
@@ -154,14 +154,14 @@ def roofline() -> dict[str, Any]:
 
         return fastest_secs(wait)
 
-    found = {}
+    rates = {}
     for dtype in ("float32", "bfloat16"):
         a, b = (torch.randn(side, side, device=device).to(getattr(torch, dtype)) for _ in "ab")
-        found[f"{dtype}_matmul_flops_per_sec"] = 2 * side**3 / timed(lambda a=a, b=b: a @ b)
+        rates[f"{dtype}_matmul_flops_per_sec"] = 2 * side**3 / timed(lambda a=a, b=b: a @ b)
     source = torch.ones(num_bytes // 4, device=device)
     target = torch.empty_like(source)
-    found["copy_bytes_per_sec"] = 2 * num_bytes / timed(lambda: target.copy_(source))
-    return found | {"threads": torch.get_num_threads()}
+    rates["copy_bytes_per_sec"] = 2 * num_bytes / timed(lambda: target.copy_(source))
+    return rates | {"threads": torch.get_num_threads()}
 
 
 def score(folder: Path) -> dict[str, float]:
@@ -180,7 +180,7 @@ def score(folder: Path) -> dict[str, float]:
 
 
 def versions() -> dict[str, str]:
-    """Of what this side runs on."""
+    """Versions of the peer's packages."""
     import torch
     import transformers
 
@@ -188,14 +188,14 @@ def versions() -> dict[str, str]:
 
 
 def main(argument: str) -> dict[str, Any]:
-    """Does what the argument asks for."""
+    """Runs the mode that the argument selects."""
     if argument == "roofline":
         return roofline()
     if not argument.startswith("{"):
         return score(Path(argument))
     try:
         return measure(Workload(**json.loads(argument)))
-    except RuntimeError as error:   # of the allocator, or of a compiler that it stopped
+    except RuntimeError as error:   # by the allocator, possibly during compilation
         if "out of memory" not in str(error).lower():
             raise
         return OUT_OF_MEMORY

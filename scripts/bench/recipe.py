@@ -1,12 +1,12 @@
-"""Which pretraining recipe ends better: paired differences over seeds, with their intervals.
+"""Compares pretraining recipes: paired differences over seeds, with confidence intervals.
 
     python -m scripts.bench.recipe --runs=runs/sweep --baseline=muon_plain \\
         --against=muon_anneal,adamw_anneal
 
 Reads finished models in folders RECIPE_SEED, e.g. muon_plain_0. Seeds pair runs, because a seed
 fixes the initial weights and the order of the rows; the interval is Student's over the pairs'
-differences. Runs must have the same data, model and tokens; what else their configs differ in is
-printed, and is the recipe. Less bits per byte is better.
+differences. Runs must have the same data, model and tokens; other differences of their configs are
+printed as the recipe. Fewer bits per byte are better.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from core.artifacts import read_json, read_lineage
 from core.errors import UserError
 from eval.statistics import mean_and_stderr
 
-# Fields that say nothing about the recipe.
+# Fields that are not part of the recipe.
 INCIDENTAL = {"pretrain.out", "pretrain.seed"}
 
 
@@ -72,10 +72,10 @@ def read_runs(folder: Path, recipe: str) -> dict[int, Run]:
 
 
 def compare(baseline: Mapping[int, Run], other: Mapping[int, Run]) -> dict[str, Any]:
-    """Differences other - baseline in bits per byte and seconds over the seeds that both have.
+    """Differences other - baseline in bits per byte and seconds over their common seeds.
 
     Raises:
-        UserError: fewer than two seeds pair, or the runs saw other data or numbers of tokens.
+        UserError: fewer than two common seeds, or the runs used other data or numbers of tokens.
     """
     seeds = sorted(set(baseline) & set(other))
     if len(seeds) < 2:
@@ -127,11 +127,11 @@ def bench(folder: Path, baseline: str, against: Sequence[str]) -> dict[str, Any]
               + f"  {summary[recipe]['median_secs']:.0f} s")
     compared = {}
     for recipe in against:
-        compared[recipe] = found = compare(runs[baseline], runs[recipe])
-        bpb, secs = found["bpb"], found["secs"]
+        compared[recipe] = result = compare(runs[baseline], runs[recipe])
+        bpb, secs = result["bpb"], result["secs"]
         print(f"{recipe} - {baseline}: {bpb['mean']:+.4f} bits per byte ({bpb['low']:+.4f} to "
-              f"{bpb['high']:+.4f}), {secs['mean']:+.0f} s, {len(found['seeds'])} seeds")
-        for name, (a, b) in found["changes"].items():
+              f"{bpb['high']:+.4f}), {secs['mean']:+.0f} s, {len(result['seeds'])} seeds")
+        for name, (a, b) in result["changes"].items():
             print(f"  {name}: {a} -> {b}")
     return {"baseline": baseline, "recipes": summary, "differences": compared}
 
@@ -147,6 +147,6 @@ def main() -> dict[str, Any]:
 
 if __name__ == "__main__":
     flags.DEFINE_string("runs", None, "Folder of finished models, RECIPE_SEED each.")
-    flags.DEFINE_string("baseline", None, "Recipe that the others are held against.")
+    flags.DEFINE_string("baseline", None, "Recipe that the others are compared with.")
     flags.DEFINE_list("against", [], "The other recipes.")
     entry.run(main)

@@ -1,12 +1,12 @@
-"""How fast rows of tokens reach a training loop, and what packing costs; one JSON line last.
+"""Benchmark of data loading: tokens per second of a training loop's rows, and costs of packing.
 
     python -m scripts.bench.tokens --tokens=runs/quickstart/tokens --domain=pages
-    python -m scripts.bench.tokens                     # on 50 million made-up tokens
+    python -m scripts.bench.tokens                     # on 50 million synthetic tokens
 
-First the roofline: rows of a numpy memmap in shuffled order, without Grain. Then, in turns and
-all through a shuffled, batched Grain `MapDataset` read by one thread as training reads it: bare
-rows from the memmap, bare rows from ArrayRecord, and the rows that a loss needs (targets, weights,
-segments, positions) in both packings. Then what either packing cuts and pads.
+First the roofline: rows of a numpy memmap in shuffled order, without Grain. Then, in turns, each
+through a shuffled, batched Grain `MapDataset` read by one thread as in training: plain rows from
+the memmap, plain rows from ArrayRecord, and training rows (targets, weights, segments, positions)
+in both packings. Then the shares that either packing cuts and pads. Prints one JSON line last.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ NUM_ROUNDS = 5
 
 
 class MemmapRows:
-    """Rows as plain slices: what a loop written by hand would read."""
+    """Rows as plain slices, as in a hand-written loop."""
 
     def __init__(self, tokens: np.ndarray, row_length: int):
         self._tokens, self._row_length = tokens, row_length
@@ -48,7 +48,7 @@ class MemmapRows:
         return self._tokens[start:start + self._row_length + 1]
 
 
-def write_made_up_tokens(folder: Path, num_tokens: int = 50_000_000) -> None:
+def write_synthetic_tokens(folder: Path, num_tokens: int = 50_000_000) -> None:
     """Writes a token folder of random documents, of log-normal length with a mean near 1,000."""
     rng = np.random.default_rng(0)
     lengths = np.maximum(rng.lognormal(6.2, 1.2, num_tokens // 1000).astype(np.int64), 2)
@@ -62,7 +62,7 @@ def write_made_up_tokens(folder: Path, num_tokens: int = 50_000_000) -> None:
 
 
 def rows_per_sec(rows: Iterator[Any], num_reads: int, rows_per_read: int) -> float:
-    """Reads `num_reads` times, after a first time that starts what there is to start."""
+    """Rate over `num_reads` reads, after a warm-up read."""
     next(rows)
     began = time.perf_counter()
     for _ in range(num_reads):
@@ -75,20 +75,20 @@ def measure(tokens: np.ndarray, sources: Mapping[str, grain.MapDataset], row_len
     """Median tokens per second of the roofline and of every source, measured in turns."""
     bare = MemmapRows(tokens, row_length)
     order = np.random.default_rng(0).permutation(len(bare))
-    found: dict[str, list[float]] = {name: [] for name in ("roofline", *sources)}
+    speeds: dict[str, list[float]] = {name: [] for name in ("roofline", *sources)}
     for _ in range(NUM_ROUNDS):
         plain = (bare[i].astype(np.int32) for i in itertools.cycle(order))
-        found["roofline"].append(rows_per_sec(plain, num_batches * BATCH_SIZE, 1))
+        speeds["roofline"].append(rows_per_sec(plain, num_batches * BATCH_SIZE, 1))
         for name, source in sources.items():
             made = batches(source.seed(0).shuffle().repeat(), BATCH_SIZE)
             iterator = iter(made.to_iter_dataset(grain.ReadOptions(num_threads=1)))
-            found[name].append(rows_per_sec(iterator, num_batches, BATCH_SIZE))
+            speeds[name].append(rows_per_sec(iterator, num_batches, BATCH_SIZE))
             iterator.close()
-    return {name: statistics.median(rates) * row_length for name, rates in found.items()}
+    return {name: statistics.median(rates) * row_length for name, rates in speeds.items()}
 
 
 def packing_shares(ends: np.ndarray, row_length: int, num_best_fit_rows: int) -> dict[str, Any]:
-    """What each packing cuts (of all documents; of those that fit a row) and pads (of inputs)."""
+    """Shares that each packing cuts (of all documents; of those that fit a row) and pads."""
     starts = np.r_[0, ends[:-1]]
     num_inputs = ends - starts - 1
     fits = num_inputs <= row_length
@@ -104,7 +104,7 @@ def packing_shares(ends: np.ndarray, row_length: int, num_best_fit_rows: int) ->
 
 
 def write_array_record(path: Path, rows: MemmapRows) -> grain.MapDataset:
-    """Writes rows as ArrayRecord, uncompressed, one to a group: token ids hardly compress."""
+    """Writes rows as ArrayRecord, uncompressed, one per group, as token ids hardly compress."""
     writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
     for i in range(len(rows)):
         writer.write(rows[i].tobytes())
@@ -140,17 +140,17 @@ def bench(folder: Path, domain: str, row_length: int, num_batches: int,
 
 
 def main() -> dict[str, Any]:
-    """Reads the flags and measures, in a scratch folder of its own."""
+    """Reads the flags and measures, in a temporary folder."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(flags.FLAGS.tokens or scratch)
         if not flags.FLAGS.tokens:
-            write_made_up_tokens(folder)
+            write_synthetic_tokens(folder)
         return bench(folder, flags.FLAGS.domain, flags.FLAGS.row_length, flags.FLAGS.num_batches,
                      Path(scratch))
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("tokens", None, "Token folder; made up when not given.")
+    flags.DEFINE_string("tokens", None, "Token folder; synthetic if not given.")
     flags.DEFINE_string("domain", "pages", "Domain of the folder to read.")
     flags.DEFINE_integer("row_length", 1024, "Inputs in a row.", lower_bound=1)
     flags.DEFINE_integer("num_batches", 100, "Batches of 32 rows per measurement.", lower_bound=1)

@@ -1,17 +1,17 @@
-"""A training step of ours against transformers' Llama in torch: same shape, same batch, one run.
+"""Benchmark of a training step against transformers' Llama in torch: same shape, same batch.
 
     python -m scripts.bench.train [--sizes=124M,350M,1.3B] [--peer_python=/path/to/python]
-    python -m scripts.bench.train --sizes=350M --search     # on a GPU: what is fastest there?
+    python -m scripts.bench.train --sizes=350M --search     # on a GPU: searches settings
 
-The rooflines come first. Then, for each size, ours and the peer take turns, twice, each time in a
-process of its own on an otherwise idle device: the first turn compiles into empty caches, the
-second finds them filled. A rate is that of the median step of both turns; the first steps do not
-count. Ours fetches metrics and places a batch every step, as training does; the peer keeps its
-batches on the device and fetches nothing.
+The rooflines are measured first. Then, for each size, Heartwood and the peer run alternately, twice
+each, in processes of their own on an otherwise idle device: the first turn compiles with empty
+caches, the second with filled ones. A rate is that of the median step of both turns, without the
+first steps. Heartwood fetches metrics and places a batch every step, as training does; the peer
+keeps its batches on the device and fetches nothing.
 
-Equal work: the counts of parameters must agree, and the first loss of either must be near that of
-a uniform guess. Batches are the same unless `--search` finds another one for either side. The peer
-runs in `--peer_python`, where torch and transformers are installed.
+Equal work: the counts of parameters must agree, and both first losses must be near that of a
+uniform guess. Batch sizes are equal unless `--search` chooses another for either side. The peer
+runs in `--peer_python`, which has torch and transformers.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from scripts.bench.train_workload import OUT_OF_MEMORY, SIZES, Workload
 SIDES, NUM_TURNS, PROCESS_SECS = ("ours", "peer"), 2, 1800
 MAX_FIRST_LOSS_ERROR = 0.06     # of ln V: initial logits are small but not zero
 
-# Where no flag says otherwise. Batches are rows, halved until both sides fit.
+# Defaults by platform. Batches are in rows, and are halved until both sides fit.
 DEFAULTS = {
     "cpu": dict(sizes=["124M"], row_length=256, dtype="float32", steps=5,
                 batch={}, other_batch=2, fields={"scan_unroll": 4}),
@@ -56,10 +56,10 @@ NAMED_SIZES = DEFAULTS["gpu"]["sizes"]
 
 
 def run_side(side: str, argument: str, caches: Path) -> dict[str, Any]:
-    """One process of a side: its last line, or `error` with the reason why there is none.
+    """Runs one process of a side; returns its last line, or `error` with the reason of its failure.
 
     Args:
-        caches: folder of what the side's compiler keeps.
+        caches: folder of the side's compilation caches.
     """
     command = {"ours": [sys.executable, "-m", "scripts.bench.train_step"],
                "peer": [flags.FLAGS.peer_python, "-m", "scripts.bench.peer_llama"]}[side]
@@ -75,7 +75,7 @@ def run_side(side: str, argument: str, caches: Path) -> dict[str, Any]:
                         "give a Python that has torch and transformers") from None
     except subprocess.TimeoutExpired:
         return {"error": f"took more than {PROCESS_SECS} s"}
-    if done.returncode == -9:   # this is how Linux ends a process when memory runs out
+    if done.returncode == -9:   # SIGKILL, by Linux when memory runs out
         return OUT_OF_MEMORY
     if done.returncode:
         return {"error": (done.stderr.strip().splitlines() or ["it wrote nothing"])[-1][:300]}
@@ -83,22 +83,22 @@ def run_side(side: str, argument: str, caches: Path) -> dict[str, Any]:
 
 
 def run_work(side: str, work: Workload, caches: Path) -> dict[str, Any]:
-    """One measurement, its clock started now."""
+    """Runs one measurement, whose clock starts now."""
     return run_side(side, dataclasses.replace(work, started=time.time()).to_json(), caches)
 
 
 def take_turns(works: Mapping[str, Workload],
                caches: Path) -> tuple[dict[str, Workload], dict[str, list[dict[str, Any]]]]:
-    """All turns of both sides, with smaller batches from the start when memory runs out.
+    """Runs all turns of both sides; starts again with half the batch when memory runs out.
 
     Returns:
-        The workloads that ran in the end, and what each side's processes said.
+        The workloads that ran in the end, and the results of each side's processes.
     """
     works = dict(works)
-    found: dict[str, list[dict[str, Any]]] = {side: [] for side in works}
+    results: dict[str, list[dict[str, Any]]] = {side: [] for side in works}
     for turn in range(NUM_TURNS):
         for side, work in works.items():
-            if found[side] and "error" in found[side][-1]:
+            if results[side] and "error" in results[side][-1]:
                 continue
             log(f"{work.size}: {side}, turn {turn + 1}, {work.batch_size} x {work.row_length} "
                 f"tokens {work.fields or ''}")
@@ -110,13 +110,13 @@ def take_turns(works: Mapping[str, Workload],
                 return take_turns(halved, caches)
             if "error" in result:
                 log(f"{work.size}: {side}: {result['error']}")
-            found[side].append(result)
-    return works, found
+            results[side].append(result)
+    return works, results
 
 
 def figures(work: Workload, turns: list[dict[str, Any]], device: str,
             matmul_flops_per_sec: float) -> dict[str, Any]:
-    """What a side's turns come to.
+    """Summarises a side's turns.
 
     Args:
         matmul_flops_per_sec: the fastest square product that was measured in this dtype.
@@ -148,10 +148,10 @@ def figures(work: Workload, turns: list[dict[str, Any]], device: str,
 
 
 def check_equal_work(sides: Mapping[str, Mapping[str, Any]], vocab_size: int) -> None:
-    """Both sides have as many parameters, and guess uniformly at first.
+    """Checks that both sides have equally many parameters and near-uniform initial predictions.
 
     Raises:
-        UserError: they do not, so that a ratio would say nothing.
+        UserError: they do not, so that a ratio would be meaningless.
     """
     counts = {side: row["num_params"] for side, row in sides.items() if "num_params" in row}
     if len(set(counts.values())) > 1:
@@ -164,7 +164,7 @@ def check_equal_work(sides: Mapping[str, Mapping[str, Any]], vocab_size: int) ->
 
 
 def bench_size(start: Workload, machine: Mapping[str, Any], caches: Path) -> dict[str, Any]:
-    """Searches where asked to, measures both sides, prints their lines; the size's figures."""
+    """Searches if requested, measures both sides, prints their lines; returns the figures."""
     works = {"ours": start, "peer": dataclasses.replace(start, fields={})}
     result: dict[str, Any] = {"row_length": start.row_length, "dtype": start.dtype,
                               "documents_per_row": start.documents_per_row,
@@ -176,11 +176,11 @@ def bench_size(start: Workload, machine: Mapping[str, Any], caches: Path) -> dic
                 work, side, lambda trial, side=side: run_work(side, trial, caches / "search"),
                 flags.FLAGS.search_secs / len(works))
             result["search"] += rows
-    works, found = take_turns(works, caches)
+    works, results = take_turns(works, caches)
     rate = max(row[f"{start.dtype}_matmul_flops_per_sec"]
                for row in machine["rooflines"].values())
     sides = {side: figures(works[side], turns, machine["device"], rate)
-             for side, turns in found.items()}
+             for side, turns in results.items()}
     check_equal_work(sides, start.shape["V"])
     for side, row in sides.items():
         print(f"{start.size:5} {side:5} {_line(row)}", flush=True)
@@ -201,18 +201,18 @@ def _line(row: Mapping[str, Any]) -> str:
             f"matrix product, {row['batch_size']} rows, {row['peak_memory_bytes'] / 1e9:.1f} GB, "
             f"compiled in {compiled} s (cold / warm), {row['attention']} attention")
     if "profile" in row:
-        found = row["profile"]
-        kinds = ", ".join(f"{name} {frac:.1%}" for name, frac in found["kinds"].items())
-        line += (f"\n  {found['products_frac']:.1%} of the time in operations with a matrix "
-                 f"product, idle {found['idle_frac']:.1%}: {kinds}")
+        profile = row["profile"]
+        kinds = ", ".join(f"{name} {frac:.1%}" for name, frac in profile["kinds"].items())
+        line += (f"\n  {profile['products_frac']:.1%} of the time in operations with a matrix "
+                 f"product, idle {profile['idle_frac']:.1%}: {kinds}")
     return line
 
 
 def measure_machine(caches: Path) -> dict[str, Any]:
-    """The rooflines, by either side's library, and what the device is."""
+    """The rooflines, by either side's library, and the device's kind."""
     rooflines = {side: run_side(side, "roofline", caches) for side in SIDES}
     if "error" in rooflines["ours"]:
-        raise UserError("roofline", rooflines["ours"]["error"], "see whether jax runs here")
+        raise UserError("roofline", rooflines["ours"]["error"], "check that jax runs here")
     for side, row in list(rooflines.items()):
         if "error" in row:
             log(f"{side}: {row['error']}: install torch and transformers (pip install -e .[peers])"
@@ -228,7 +228,7 @@ def measure_machine(caches: Path) -> dict[str, Any]:
 
 
 def make_workload(size: str, given: Any, defaults: Mapping[str, Any]) -> Workload:
-    """The workload of a size, by flags and, where they are silent, defaults of the platform.
+    """The workload of a size, by flags and the platform's defaults.
 
     Args:
         given: the flags.
@@ -244,8 +244,8 @@ def make_workload(size: str, given: Any, defaults: Mapping[str, Any]) -> Workloa
                         "choose one of them")
     fields = dict(defaults["fields"])
     for pair in given.fields:
-        name, found, value = pair.partition("=")
-        if not found:
+        name, equals, value = pair.partition("=")
+        if not equals:
             raise UserError(f"--fields={pair}", "has no value", "write --fields=remat=full")
         fields[name] = int(value) if value.isdecimal() else value
     return Workload(
@@ -258,7 +258,7 @@ def make_workload(size: str, given: Any, defaults: Mapping[str, Any]) -> Workloa
 def main() -> dict[str, Any]:
     """Runs the benchmark; returns its figures, the ratios last."""
     for size in flags.FLAGS.sizes or NAMED_SIZES:
-        make_workload(size, flags.FLAGS, DEFAULTS["gpu"])   # a mistake shows before all measuring
+        make_workload(size, flags.FLAGS, DEFAULTS["gpu"])   # checks flags before measuring
     with tempfile.TemporaryDirectory() as scratch:
         machine = measure_machine(Path(scratch))
         defaults = DEFAULTS["cpu" if machine["platform"] == "cpu" else "gpu"]
@@ -270,7 +270,7 @@ def main() -> dict[str, Any]:
             results[work.size] = bench_size(work, machine, Path(scratch))
             result = machine | {"sizes": results, "ratio": {
                 size: row.get("ratio") for size, row in results.items()}}
-            if flags.FLAGS.json:    # after each size: a run of hours may be cut short
+            if flags.FLAGS.json:    # after each size, as a long run may be interrupted
                 write_json(Path(flags.FLAGS.json), result)
     for size, row in results.items():
         if "not_run" in row:
@@ -279,7 +279,7 @@ def main() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_list("sizes", [], f"Among {', '.join(SIZES)}; on a CPU 124M when not given.")
+    flags.DEFINE_list("sizes", [], f"Among {', '.join(SIZES)}; on a CPU 124M by default.")
     flags.DEFINE_integer("row_length", None, "Inputs of a row.", lower_bound=2)
     flags.DEFINE_integer("batch", None, "Rows of a step.", lower_bound=1)
     flags.DEFINE_integer("documents_per_row", 1, "Documents packed into a row.", lower_bound=1)

@@ -1,7 +1,7 @@
-"""Where the time of our training step goes: matrix products, or all that stands around them.
+"""Profiles Heartwood's training step: time in matrix products and in other operations.
 
-An operation of the trace is a fusion of many; whether a product is among them is read from the
-compiled program, because names of fusions tell it only sometimes.
+An operation of the trace is a fusion of many; whether it contains a product is read from the
+compiled program, because names of fusions are not reliable.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CALLED = re.compile(r"(?:calls|to_apply)=%?([\w.\-]+)")
 
 
 def find_products(program: str) -> set[str]:
-    """Names of the operations of an HLO program that multiply matrices, themselves or inside."""
+    """Names of the operations of an HLO program that contain a matrix product."""
     bodies: dict[str, list[str]] = {}
     lines: list[str] = []
     for line in program.splitlines():
@@ -42,12 +42,12 @@ def find_products(program: str) -> set[str]:
         return bool(PRODUCT.search(line)) or any(
             any(map(multiplies, bodies.get(name, ()))) for name in CALLED.findall(line))
 
-    return {found[1] for body in bodies.values() for line in body
-            if (found := INSTRUCTION.match(line)) and multiplies(line)}
+    return {match[1] for body in bodies.values() for line in body
+            if (match := INSTRUCTION.match(line)) and multiplies(line)}
 
 
 def profile_step(train_step: Callable, state: Any, batch: Batch) -> dict[str, Any]:
-    """Traces some steps; the state is used up.
+    """Traces some steps; the state is donated.
 
     Returns:
         products_frac: share of the operations' time that is in those with a matrix product.
@@ -57,7 +57,7 @@ def profile_step(train_step: Callable, state: Any, batch: Batch) -> dict[str, An
     """
     products = find_products(train_step.lower(state, batch).compile().as_text())
     options = jax.profiler.ProfileOptions()
-    options.python_tracer_level = 0     # it slows the host that it is to watch
+    options.python_tracer_level = 0     # it slows the host
     with tempfile.TemporaryDirectory() as folder:
         jax.profiler.start_trace(folder, profiler_options=options)
         for _ in range(NUM_STEPS):

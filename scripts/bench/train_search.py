@@ -1,7 +1,7 @@
-"""What a training step is fastest with on a device: a search by axes within a time budget.
+"""Coordinate search for the fastest settings of a training step, within a time budget.
 
-One axis after the other, each value in a process of its own and the best kept before the next:
-the whole product would take hours. The peer has its batch and its attention to choose.
+Axes are searched one after the other, each value in a process of its own, as the full product would
+take hours. The peer's axes are batch size and attention.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ Measure = Callable[[Workload], dict[str, Any]]      # one process: `tokens_per_s
 
 def search(start: Workload, side: str, measure: Measure,
            budget_secs: float) -> tuple[Workload, list[dict[str, Any]]]:
-    """The fastest settings that were found, and a row for each trial and for each left out.
+    """The fastest settings, and a row for each trial, run or skipped.
 
     Args:
         start: settings to start from.
-        side: ours or peer: which axes there are.
-        budget_secs: no trial begins after it; those that would have say so.
+        side: ours or peer; decides the axes.
+        budget_secs: no trial begins after it; skipped trials have an `error`.
     """
     until, best, best_speed = time.monotonic() + budget_secs, start, 0.0
     seen, rows = set(), []
@@ -42,21 +42,21 @@ def search(start: Workload, side: str, measure: Measure,
             seen.add(trial.to_json())
             row = {"side": side, "batch_size": trial.batch_size, **trial.fields}
             if time.monotonic() > until:
-                found = {"error": "not run: the time for the search was over"}
+                result = {"error": "not run: the time for the search was over"}
             else:
-                found = measure(dataclasses.replace(trial, num_steps=NUM_STEPS))
-            row |= {name: found[name] for name in
+                result = measure(dataclasses.replace(trial, num_steps=NUM_STEPS))
+            row |= {name: result[name] for name in
                     ("error", "tokens_per_sec", "peak_memory_bytes", "compile_secs")
-                    if name in found}
+                    if name in result}
             rows.append(row)
             log(f"search: {row}")
-            if found.get("tokens_per_sec", 0.0) > best_speed:
-                best, best_speed = trial, found["tokens_per_sec"]
+            if result.get("tokens_per_sec", 0.0) > best_speed:
+                best, best_speed = trial, result["tokens_per_sec"]
     return best, rows
 
 
 def _axes(start: Workload, side: str) -> Iterator[list[dict[str, Any]]]:
-    """For each axis the changes that it tries."""
+    """The changes to try, for each axis."""
     if side == "peer":
         yield [{"batch_factor": factor} for factor in BATCH_FACTORS]
         if start.documents_per_row == 1:    # packed documents need a mask
@@ -71,7 +71,7 @@ def _axes(start: Workload, side: str) -> Iterator[list[dict[str, Any]]]:
 
 
 def _changed(best: Workload, start: Workload, change: dict[str, Any]) -> Workload:
-    """The best settings so far with one change; batches are multiples of the first one."""
+    """The best settings so far with one change; batch sizes are multiples of the first one."""
     fields = {name: value for name, value in change.items() if name != "batch_factor"}
     batch_size = best.batch_size
     if "batch_factor" in change:

@@ -1,7 +1,7 @@
-"""Our side of `scripts.bench.train`: one measurement in a process of its own.
+"""Heartwood's side of `scripts.bench.train`: one measurement in a process of its own.
 
     python -m scripts.bench.train_step WORKLOAD     # JSON of a `train_workload.Workload`
-    python -m scripts.bench.train_step roofline     # matrix product and copy, as XLA does them
+    python -m scripts.bench.train_step roofline     # matrix product and copy in XLA
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ OPTIMIZER = dict(ADAMW, name="adamw", mu_dtype="float32", lr_multipliers={}, sch
 
 
 def make_setup(work: Workload) -> Setup:
-    """Our model of the workload's shape, without norms of queries and keys, as Llama has none."""
+    """A model of the workload's shape, without norms of queries and keys, as Llama has none."""
     return Setup(ModelConfig(**work.shape, qk_norm=False),
                  Execution(compute_dtype=work.dtype, **work.fields),
                  make_mesh({"data": 1}, jax.devices()[:1]))
 
 
 def make_training(setup: Setup, num_steps: int = 1000) -> tuple[TrainState, TrainStep]:
-    """The first state and the step that training uses, with AdamW."""
+    """The initial state and training's own step, with AdamW."""
     optimizer = make_optimizer(ConfigDict(OPTIMIZER), num_steps)
     params = jax.jit(partial(init, setup.config))(jax.random.key(0))
     state = make_state(params, optimizer, jax.random.key(1), setup.mesh)
@@ -75,11 +75,11 @@ def make_batches(work: Workload) -> list[Batch]:
 
 def run_steps(train_step: Callable, state: Any, batches: Iterator[Batch], num_steps: int,
               mesh: Any) -> tuple[Any, list[dict[str, float]]]:
-    """Steps as the training loop takes them: metrics are fetched one step late.
+    """Runs steps as the training loop does: metrics are fetched one step late.
 
     Returns:
-        The state, and for each step its loss, when it was done (`end`), the host's seconds in
-        placing its batch (`data_secs`), and in fetching metrics that were ready (`fetch_secs`).
+        The state, and for each step its loss, the time of its end (`end`), and the host's seconds
+        for placing its batch (`data_secs`) and fetching its finished metrics (`fetch_secs`).
     """
     done, pending = [], None
 
@@ -105,7 +105,7 @@ def run_steps(train_step: Callable, state: Any, batches: Iterator[Batch], num_st
 
 
 def bare_step_secs(train_step: Callable, state: Any, batch: Batch) -> tuple[Any, float]:
-    """The state, and seconds of a step without loading or fetching: the device alone."""
+    """The state, and seconds of a step without loading or fetching."""
     state, metrics = train_step(state, batch)
     jax.block_until_ready(metrics)
     began = time.perf_counter()
@@ -116,7 +116,7 @@ def bare_step_secs(train_step: Callable, state: Any, batch: Batch) -> tuple[Any,
 
 
 def measure(work: Workload) -> dict[str, Any]:
-    """Trains on synthetic batches with the step that training uses; `summarise`'s figures."""
+    """Trains on synthetic batches with training's own step; returns `summarise`'s figures."""
     setup = make_setup(work)
     state, train_step = make_training(setup)
     mesh = setup.mesh
@@ -151,23 +151,23 @@ def roofline() -> dict[str, Any]:
     device = jax.devices()[0]
     side, num_bytes = roofline_sizes(device.platform == "cpu")
     multiply, add = jax.jit(jnp.matmul), jax.jit(lambda x: x + 1, donate_argnums=0)
-    found: dict[str, Any] = {}
+    rates: dict[str, Any] = {}
     for dtype in ("float32", "bfloat16"):
         a, b = (jax.random.normal(jax.random.key(i), (side, side), dtype) for i in range(2))
         secs = fastest_secs(lambda a=a, b=b: multiply(a, b).block_until_ready())
-        found[f"{dtype}_matmul_flops_per_sec"] = 2 * side**3 / secs
+        rates[f"{dtype}_matmul_flops_per_sec"] = 2 * side**3 / secs
     x = jnp.ones(num_bytes // 4)
 
-    def copy() -> None:     # in place: a new array each time would measure the system's pages
+    def copy() -> None:     # in place: new arrays would measure page allocation
         nonlocal x
         x = add(x).block_until_ready()
 
-    found["copy_bytes_per_sec"] = 2 * num_bytes / fastest_secs(copy)
-    return found | {"platform": device.platform, "device": device.device_kind}
+    rates["copy_bytes_per_sec"] = 2 * num_bytes / fastest_secs(copy)
+    return rates | {"platform": device.platform, "device": device.device_kind}
 
 
 def main(argument: str) -> dict[str, Any]:
-    """Does what the argument asks for."""
+    """Runs the mode that the argument selects."""
     if argument == "roofline":
         return roofline()
     try:

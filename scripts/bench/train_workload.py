@@ -1,7 +1,7 @@
-"""What `scripts.bench.train` measures: model shapes, the batch, how a step is counted.
+"""Workloads of `scripts.bench.train`: model shapes, batches, timing.
 
-Numpy and the standard library alone, because the torch side reads it too, in an environment where
-nothing of ours need be installed.
+Uses only numpy and the standard library, because the peer imports it in an environment where
+Heartwood's packages need not be installed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 VOCAB_SIZE = 50_304     # GPT-2's, rounded up to a multiple of 128
 
-# Sizes are named by the parameters that take part in matrix products: all but the embedding.
+# Sizes are named by their parameters in matrix products: all but the embedding.
 SIZES = {
     "tiny": dict(V=512, D=64, N=2, H=4, G=2, K=16, F=192),      # for tests
     "30M": dict(V=8_192, D=512, N=7, H=8, G=8, K=64, F=1_408),
@@ -36,19 +36,19 @@ OUT_OF_MEMORY = {"error": "out of memory"}
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """One measurement, as it travels to the process that makes it.
+    """One measurement, as passed to its process.
 
     Attributes:
         size: key of `SIZES`.
         batch_size: rows of a step; there is no accumulation.
         row_length: inputs of a row.
-        documents_per_row: documents of equal length in a row. With one, both sides attend to the
-            same positions with the fastest kernel they have.
-        dtype: dtype of matmuls; masters and optimizer state are float32.
+        documents_per_row: documents of equal length in a row. With one, both sides use their
+            fastest causal kernel.
+        dtype: dtype of matmuls; master weights and optimizer state are float32.
         num_steps: steps that are timed.
         fields: of our `Execution`, e.g. remat; for the peer, `attention`.
-        profile: whether our side traces some steps at the end.
-        started: `time.time()` when the process was asked for, in seconds.
+        profile: whether Heartwood's side traces some steps at the end.
+        started: `time.time()` when the process was started, in seconds.
     """
 
     size: str
@@ -63,7 +63,7 @@ class Workload:
 
     @property
     def shape(self) -> dict[str, int]:
-        """The model's letters."""
+        """The model's sizes by letter."""
         return SIZES[self.size]
 
     @property
@@ -72,7 +72,7 @@ class Workload:
         return self.batch_size * self.row_length
 
     def to_json(self) -> str:
-        """As one argument of a command."""
+        """JSON, for the command line."""
         return json.dumps(dataclasses.asdict(self))
 
 
@@ -86,7 +86,7 @@ def make_rows(work: Workload) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def fastest_secs(run: Callable[[], Any], num_runs: int = 7) -> float:
-    """Seconds of the fastest `run`, which must wait for its result: a roofline is a best case."""
+    """Seconds of the fastest `run`, which must wait for its result."""
     run()
     secs = []
     for _ in range(num_runs):
@@ -97,7 +97,7 @@ def fastest_secs(run: Callable[[], Any], num_runs: int = 7) -> float:
 
 
 def roofline_sizes(on_cpu: bool) -> tuple[int, int]:
-    """Side of the square matrices, and bytes of the array that is copied."""
+    """Side of the square matrices, and bytes of the copied array."""
     return (2048, 1 << 28) if on_cpu else (8192, 1 << 32)
 
 
@@ -106,9 +106,9 @@ def summarise(work: Workload, ends: Sequence[float], first_step_secs: float,
     """Figures of one process.
 
     Args:
-        ends: when each timed step was known to be done, and before them the last warm-up step.
+        ends: time of the end of the last warm-up step and of each timed step.
         first_step_secs: of the first step, which compiles.
-        measured: what else the side has to say.
+        measured: other figures of the side.
     """
     secs = np.diff(ends).tolist()
     step_secs = statistics.median(secs)

@@ -1,1 +1,1 @@
-"""The crash matrix: real runs, killed and damaged, against an undisturbed one."""
+"""The crash matrix: real runs with injected faults, compared with an undisturbed one."""

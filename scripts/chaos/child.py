@@ -1,4 +1,4 @@
-"""Pretraining with a fault planted among its batches, for `scripts.chaos.matrix`.
+"""Pretraining with a fault injected into one batch, for `scripts.chaos.matrix`.
 
     python -m scripts.chaos.child --fault=nan --at=9 ...    and the flags of train.pretrain
 """
@@ -16,12 +16,12 @@ from data.batch import Batch
 from train import pretrain
 from train.watch import profile
 
-FAULT = flags.DEFINE_enum("fault", None, ["nan", "reader"], "What to plant.", required=True)
+FAULT = flags.DEFINE_enum("fault", None, ["nan", "reader"], "Fault to inject.", required=True)
 AT = flags.DEFINE_integer("at", 9, "In which batch, counted from 0.")
 
 
-def spoil(index: int, batch: Batch) -> Batch:
-    """A batch whose loss is no number, or a reading thread that fails."""
+def inject(index: int, batch: Batch) -> Batch:
+    """Injects the fault: a batch whose loss is NaN, or an error of the reading thread."""
     if index != AT.value:
         return batch
     if FAULT.value == "reader":
@@ -30,11 +30,11 @@ def spoil(index: int, batch: Batch) -> Batch:
 
 
 def make_batches(section, tokens):
-    """The batches of pretraining, one of them spoilt."""
-    return sound_batches(section, tokens).map_with_index(spoil)
+    """The batches of pretraining, one of them with the fault."""
+    return intact_batches(section, tokens).map_with_index(inject)
 
 
-sound_batches = pretrain.make_batches
+intact_batches = pretrain.make_batches
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
-"""What can happen to a run, one function a fault; each runs real processes to the very end.
+"""Faults of a run, one function each, on real processes.
 
-Every one plants its fault, lets the run go on until it has finished, and compares it with the run
-that nothing happened to.
+Each injects its fault, lets the run finish, and compares it with the undisturbed run.
 """
 
 from __future__ import annotations
@@ -21,23 +20,23 @@ from typing import Any
 from core.entry import EXIT_IO_ERROR
 from scripts.chaos.process import CHECKPOINT_EVERY, TINY, Run, differences, final_bits, make_tokens
 
-MIDDLE = 2 * CHECKPOINT_EVERY + 1   # a step at which two checkpoints should be on the disk
+MIDDLE = 2 * CHECKPOINT_EVERY + 1   # a step at which two checkpoints should be on disk
 
 
 @dataclasses.dataclass
 class Outcome:
-    """What a fault led to.
+    """The result of a fault.
 
     Attributes:
-        trials: times that it was planted.
-        lost: committed steps from which the next process could have gone on, but did not.
-        redone: most steps of finished work that had to be done again after one of the faults.
-        redone_amid_save: the same where a save was under way; it is in the background, and so many
-            steps more had passed.
-        identical: runs that ended, to the bit, as the undisturbed one did.
-        runs: of so many.
-        planted, detected: corruptions, and those of them that were noticed and announced.
-        faults: what was not as it should be.
+        trials: times that it was injected.
+        lost: committed steps from which the next process should have continued, but did not.
+        redone: most finished steps that had to be repeated after one of the faults.
+        redone_amid_save: the same if a save was in progress in the background, which adds the
+            steps since it began.
+        identical: runs that ended bit for bit as the undisturbed one did.
+        runs: total number of runs.
+        planted, detected: corruptions, and those of them that were logged.
+        faults: violated expectations.
     """
 
     trials: int = 0
@@ -51,26 +50,26 @@ class Outcome:
     faults: list[str] = dataclasses.field(default_factory=list)
 
     def count_redone(self, run: Run) -> int:
-        """Counts what the death of a process costs; the newest step on the disk."""
+        """Counts the steps to be repeated after a kill; returns the newest step on disk."""
         newest = max(run.committed(), default=0)
         redone = run.reported() - newest
-        if run.is_saving():     # its leftovers say so
+        if run.is_saving():     # unfinished files are left
             self.redone_amid_save = max(self.redone_amid_save, redone)
-            # A save waits for the one before.
-            self.expect(redone <= 2 * CHECKPOINT_EVERY, f"{redone} steps are to be redone")
+            # A save waits for the previous one.
+            self.expect(redone <= 2 * CHECKPOINT_EVERY, f"{redone} steps must be repeated")
         else:
             self.redone = max(self.redone, redone)
-            self.expect(redone <= CHECKPOINT_EVERY, f"{redone} steps are to be redone")
+            self.expect(redone <= CHECKPOINT_EVERY, f"{redone} steps must be repeated")
         return newest
 
     def expect(self, condition: bool, what: str) -> None:
-        """Notes what is not as it should be."""
+        """Records a violated expectation."""
         if not condition:
             self.faults.append(what)
 
 
 class Stage:
-    """Where the faults are played: a token folder, and what the undisturbed run left."""
+    """Inputs of the faults: a token folder, and the results of the undisturbed run."""
 
     def __init__(self, workdir: Path, seed: int = 0):
         self._workdir, self.random = workdir, random.Random(seed)
@@ -81,23 +80,23 @@ class Stage:
 
     def new(self, name: str, *, module: str = "train.pretrain", tokens: Path | None = None,
             **flags: Any) -> Run:
-        """A run that has not begun, in a folder of that name."""
+        """A run that is not yet started, in a folder of that name."""
         parents = {"tokens": tokens or self._tokens, "corpus": self._tokens.parent / "corpus"}
         return Run(self._workdir / name, TINY | parents, module=module, **flags)
 
     def stopped(self, name: str) -> Run:
-        """A run that was killed behind its second checkpoint."""
+        """A run that was killed after its second checkpoint."""
         run = self.new(name)
         run.send_when(lambda: run.reported() >= MIDDLE and len(run.committed()) == 2,
                       signal.SIGKILL)
         return run
 
     def copy_of_tokens(self, name: str) -> Path:
-        """A token folder of the same fingerprint, to be damaged."""
+        """A copy of the token folder, to be damaged."""
         return shutil.copytree(self._tokens, self._workdir / name)
 
     def conclude(self, run: Run, outcome: Outcome) -> None:
-        """Lets the run finish, and compares it."""
+        """Lets the run finish, and compares it with the undisturbed one."""
         run.finish()
         different = differences(self.bits, final_bits(run))
         outcome.runs += 1
@@ -106,7 +105,7 @@ class Stage:
 
 
 def kill(stage: Stage, trials: int, *, amid_save: bool = False) -> Outcome:
-    """SIGKILL at random moments; each process goes on from where the one before was killed."""
+    """SIGKILL at random moments; each process resumes after the previous kill."""
     outcome, number = Outcome(), 0
     while outcome.trials < trials:
         run, newest, code = stage.new(f"killed{'_amid_save' * amid_save}{number}"), 0, -1
@@ -116,7 +115,7 @@ def kill(stage: Stage, trials: int, *, amid_save: bool = False) -> Outcome:
             code = run.send_when(
                 lambda: run.reported() >= target and (run.is_saving() or not amid_save),  # noqa: B023
                 signal.SIGKILL)
-            if code:    # else it was quicker than the kill
+            if code:    # else the run finished before the kill
                 outcome.trials += 1
                 outcome.lost += 0 < run.restored() < newest
                 newest = outcome.count_redone(run)
@@ -126,7 +125,7 @@ def kill(stage: Stage, trials: int, *, amid_save: bool = False) -> Outcome:
 
 
 def terminate(stage: Stage, trials: int) -> Outcome:
-    """SIGTERM and SIGINT: the run saves, says so, and exits as a shell would; nothing is redone."""
+    """SIGTERM and SIGINT: the run saves, logs it, and exits with 128 + n; no step is repeated."""
     outcome = Outcome()
     for number in range(trials):
         signum = (signal.SIGTERM, signal.SIGINT)[number % 2]
@@ -134,19 +133,19 @@ def terminate(stage: Stage, trials: int) -> Outcome:
         code = run.send_when(lambda: run.reported() >= target, signum)  # noqa: B023
         outcome.trials += 1
         outcome.expect(code == 128 + signum, f"{signum.name}: ended with {code}")
-        outcome.expect("run the same command again to go on" in run.said(), "it did not say so")
+        outcome.expect("run the same command again to go on" in run.said(), "it was not logged")
         reported, newest = run.reported(), outcome.count_redone(run)
-        outcome.expect(newest == reported, "steps are to be redone after a signal")
+        outcome.expect(newest == reported, "steps must be repeated after a signal")
         stage.conclude(run, outcome)
         outcome.lost += run.restored() < newest
     return outcome
 
 
 def terminate_twice(stage: Stage) -> Outcome:
-    """A second SIGTERM ends the run at once, and costs what a SIGKILL does."""
+    """A second SIGTERM ends the run at once, like a SIGKILL."""
     outcome, run = Outcome(trials=1), stage.new("terminated_twice")
     code = run.send_when(lambda: run.reported() >= MIDDLE, signal.SIGTERM, signal.SIGTERM)
-    # Unless it was saved and gone before the second one came.
+    # 143 in either case: killed by the second signal, or finished after the first.
     outcome.expect(code == 128 + signal.SIGTERM, f"ended with {code}")
     newest = outcome.count_redone(run)
     stage.conclude(run, outcome)
@@ -155,7 +154,7 @@ def terminate_twice(stage: Stage) -> Outcome:
 
 
 def flip_files(stage: Stage, pattern: str = "*") -> Outcome:
-    """One flipped bit in each file of the newest checkpoint whose path matches, a run for each."""
+    """Flips one bit in each matching file of the newest checkpoint, in a run for each."""
     outcome, stopped = Outcome(), stage.stopped("flipped")
     step = max(stopped.committed())
     folder = stopped.checkpoints / str(step)
@@ -170,7 +169,7 @@ def flip_files(stage: Stage, pattern: str = "*") -> Outcome:
 
 
 def cut_files(stage: Stage) -> Outcome:
-    """The largest file of the newest checkpoint truncated, then emptied, then missing."""
+    """Truncates, empties and deletes the largest file of the newest checkpoint."""
     outcome, stopped = Outcome(), stage.stopped("cut")
     step = max(stopped.committed())
     for size in (0.5, 0.0, None):
@@ -186,14 +185,14 @@ def cut_files(stage: Stage) -> Outcome:
 
 
 def _expect_noticed(stage: Stage, run: Run, step: int, outcome: Outcome, must: bool = True) -> None:
-    """Lets a run with a damaged step go on: it must say so, and end as if nothing had been."""
+    """Resumes a run with a damaged step, which must be logged and must not change the result."""
     older = run.committed()[-2]
     stage.conclude(run, outcome)
     noticed = f"checkpoint {step} is damaged" in run.said()
     outcome.trials, outcome.planted = outcome.trials + 1, outcome.planted + 1
     outcome.detected += noticed
-    outcome.expect(noticed or not must, f"{run.workdir.name} was not noticed")
-    outcome.expect(run.restored() == (older if noticed else step), f"went on at {run.restored()}")
+    outcome.expect(noticed or not must, f"{run.workdir.name} was not detected")
+    outcome.expect(run.restored() == (older if noticed else step), f"resumed at {run.restored()}")
 
 
 def _copy(stage: Stage, run: Run, name: str) -> Run:
@@ -209,7 +208,7 @@ def _flip_bit(path: Path, source: random.Random) -> None:
 
 
 def damage_shards(stage: Stage) -> Outcome:
-    """Token files flipped and cut: the run refuses in one line, and goes on with sound ones."""
+    """Damages token files: the run refuses them in one line, and resumes once they are restored."""
     outcome = Outcome()
     for suffix, cut in ((".tokens", False), (".tokens", True), (".ends", False),
                         (".tokens.sums", False)):
@@ -217,43 +216,43 @@ def damage_shards(stage: Stage) -> Outcome:
         tokens = stage.copy_of_tokens(f"{name}_tokens")
         run = stage.new(name, tokens=tokens)
         path = tokens / f"pages{suffix}"
-        sound = path.read_bytes()
+        intact = path.read_bytes()
         if cut:
-            os.truncate(path, len(sound) // 2)
+            os.truncate(path, len(intact) // 2)
         else:
             _flip_bit(path, stage.random)
         code = run.wait(run.start())
         outcome.trials, outcome.planted = outcome.trials + 1, outcome.planted + 1
         outcome.detected += _is_refused(run, code, "data.pack")
         outcome.expect(_is_refused(run, code, "data.pack"), f"{name}: ended with {code}")
-        path.write_bytes(sound)
+        path.write_bytes(intact)
         stage.conclude(run, outcome)
     return outcome
 
 
 def _is_refused(run: Run, code: int, words: str) -> bool:
-    """Whether the process ended as bad input does: status 2, one line, no traceback."""
-    said = run.said()
-    return code == 2 and words in said.splitlines()[-1] and "Traceback" not in said
+    """Whether the process ended as for bad input: status 2, one line, no traceback."""
+    stderr = run.said()
+    return code == 2 and words in stderr.splitlines()[-1] and "Traceback" not in stderr
 
 
 def fill_disk(stage: Stage) -> Outcome:
-    """A disk too small for any checkpoint: training goes on, and the last save is refused."""
+    """A disk too small for any checkpoint: training continues, and the last save is an error."""
     outcome, run = Outcome(trials=1), stage.new("full")
     run.checkpoints.mkdir(parents=True)
     with _mounted(run.checkpoints, "-t", "tmpfs", "-o", "size=1m", "tmpfs"):
         code = run.wait(run.start())
         outcome.expect(_is_refused(run, code, "no space left"), f"ended with {code}")
-        outcome.expect("step 4 could not be saved" in run.said(), "the first save was not missed")
-        outcome.expect(run.reported() >= TINY["num_steps"] - 1, "training did not go on")
+        outcome.expect("step 4 could not be saved" in run.said(), "the first save did not fail")
+        outcome.expect(run.reported() >= TINY["num_steps"] - 1, "training did not continue")
     stage.conclude(run, outcome)
     return outcome
 
 
 def limit_files(stage: Stage) -> Outcome:
-    """Every write of more than some bytes fails, in the middle of a save: nothing is left behind.
+    """Limits file sizes, so that saves fail midway: no partial files may be left.
 
-    The limit lies between what a run writes beside checkpoints and what a checkpoint holds.
+    The limit is above the sizes of a run's other files and below those of a checkpoint's.
     """
     outcome, run = Outcome(trials=1), stage.new("limited")
 
@@ -261,16 +260,16 @@ def limit_files(stage: Stage) -> Outcome:
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (60_000, 60_000))
     run.wait(process)
     outcome.expect("could not be saved (file too large)" in run.said(), "no save failed")
-    outcome.expect(not run.committed() and not run.is_saving(), "something was left behind")
+    outcome.expect(not run.committed() and not run.is_saving(), "unfinished files are left")
     stage.conclude(run, outcome)
     return outcome
 
 
 def forbid_writing(stage: Stage) -> Outcome:
-    """The workdir becomes read-only between two processes: one line; then the run goes on."""
+    """Makes the workdir read-only between two processes: a one-line error; then the run resumes."""
     outcome, run = Outcome(trials=1), stage.stopped("read_only")
     newest = outcome.count_redone(run)
-    log = run.log   # what is said must not be lost to the very fault
+    log = run.log   # stderr must go to a writable folder
     run.log = run.workdir.with_suffix(".txt")
     with _mounted(run.workdir, "--bind", str(run.workdir)):
         subprocess.run(["mount", "-o", "remount,ro,bind", run.workdir], check=True)
@@ -292,7 +291,7 @@ def _mounted(folder: Path, *arguments: str) -> Iterator[None]:
 
 
 def spoil_batch(stage: Stage) -> Outcome:
-    """A batch whose loss is no number: refused and counted, whether the run is killed or not."""
+    """A batch whose loss is NaN: refused and counted, whether or not the run is killed."""
     outcome, ends = Outcome(trials=1), []
     for name in ("nan", "nan_killed"):
         run = stage.new(name, module="scripts.chaos.child", fault="nan")
@@ -310,7 +309,7 @@ def spoil_batch(stage: Stage) -> Outcome:
 
 
 def kill_reader(stage: Stage) -> Outcome:
-    """The thread that reads batches fails: the run ends, with a status worth another try."""
+    """The thread that reads batches fails: the run ends with the status of a transient error."""
     outcome = Outcome(trials=1)
     failing = stage.new("reader", module="scripts.chaos.child", fault="reader")
     code = failing.wait(failing.start())
@@ -324,5 +323,5 @@ def kill_reader(stage: Stage) -> Outcome:
 
 
 def is_root() -> bool:
-    """Whether folders can be mounted, which two of the faults need."""
+    """Whether folders can be mounted, as two of the faults require."""
     return os.geteuid() == 0

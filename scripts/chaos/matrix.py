@@ -1,12 +1,12 @@
-"""The crash matrix: real runs, killed and damaged in every way, against one that was left alone.
+"""The crash matrix: real runs with injected faults, compared with an undisturbed one.
 
     python -m scripts.chaos.matrix [--trials=10] [--only=kill,damage_shards] [--workdir=DIR]
 
 The last line sums up: committed steps lost, runs that ended bit for bit as the undisturbed one,
-corruptions planted and noticed, and the most steps that were redone: at most the interval between
-two saves and, where a save was under way in the background, the steps since its begin as well. A
-corruption counts as unnoticed also where it lies in a file that decides nothing; that the run is
-the same to the bit is demanded of all. Status 1 when anything is not as it should be.
+corruptions injected and detected, and the most steps that were repeated: at most the interval
+between two saves and, if a save was in progress in the background, the steps since its begin as
+well. Corruptions of files without effect count as undetected too; every run must be identical to
+the bit. Status 1 if an expectation is violated.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from scripts.chaos import faults as chaos_faults
 from scripts.chaos.faults import Outcome, Stage
 from scripts.chaos.process import CHECKPOINT_EVERY
 
-NEED_ROOT = ("fill_disk", "forbid_writing")     # they mount
+NEED_ROOT = ("fill_disk", "forbid_writing")     # they mount folders
 
 
 def make_faults(trials: int) -> dict[str, Callable[[Stage], Outcome]]:
@@ -43,24 +43,25 @@ def make_faults(trials: int) -> dict[str, Callable[[Stage], Outcome]]:
 
 
 def play(stage: Stage, faults: dict[str, Callable[[Stage], Outcome]]) -> dict[str, Outcome]:
-    """Plays the faults, one after the other."""
+    """Runs the faults, one after the other."""
     outcomes = {}
     for name, fault in faults.items():
         if name in NEED_ROOT and not chaos_faults.is_root():
-            log(f"{name}: left out, for only root can mount")
+            log(f"{name}: skipped, as only root can mount")
             continue
         began = time.monotonic()
-        outcomes[name] = found = fault(stage)
-        log(f"{name:16} {found.trials:3} times, {found.identical}/{found.runs} runs identical, "
-            f"{found.detected}/{found.planted} corruptions noticed, {found.lost} steps lost, at "
-            f"most {found.redone} redone ({found.redone_amid_save} amid a save), "
+        outcomes[name] = outcome = fault(stage)
+        log(f"{name:16} {outcome.trials:3} times, {outcome.identical}/{outcome.runs} runs "
+            f"identical, {outcome.detected}/{outcome.planted} corruptions detected, "
+            f"{outcome.lost} steps lost, at most {outcome.redone} repeated "
+            f"({outcome.redone_amid_save} during a save), "
             f"{format_secs(time.monotonic() - began)}"
-            + "".join(f"\n  FAULT {fault}" for fault in found.faults))
+            + "".join(f"\n  FAULT {fault}" for fault in outcome.faults))
     return outcomes
 
 
 def main() -> dict[str, Any]:
-    """Reads the flags, plays, sums up."""
+    """Reads the flags, runs the faults, sums up."""
     faults = make_faults(flags.FLAGS.trials)
     names = flags.FLAGS.only or list(faults)
     if unknown := set(names) - set(faults):
@@ -81,6 +82,6 @@ def main() -> dict[str, Any]:
 
 if __name__ == "__main__":
     flags.DEFINE_integer("trials", 10, "Random kills.", lower_bound=1)
-    flags.DEFINE_list("only", [], "Faults to play; all of them if empty.")
-    flags.DEFINE_string("workdir", None, "Folder for the runs; the system's scratch one if none.")
+    flags.DEFINE_list("only", [], "Faults to inject; all of them if empty.")
+    flags.DEFINE_string("workdir", None, "Folder for the runs; by default a temporary one.")
     entry.run(main, status=lambda result: int(bool(result["faults"])))

@@ -1,4 +1,4 @@
-"""A tiny run as a real process: started, watched, killed, gone on with, and compared to the bit."""
+"""Runs a tiny stage as a real process that can be signalled, resumed and compared bit for bit."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WAIT_SECS = 300
 
 
 def environment() -> dict[str, str]:
-    """One device and a compiler that does little: the quickest program, for its start is all."""
+    """Environment of one device with few optimisations, as compilation dominates the time."""
     return {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
             "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"} | os.environ | {
@@ -39,8 +39,8 @@ class Run:
     """One stage in a folder of its own.
 
     Args:
-        workdir: gets the artifact, its partial folder, and what the processes said.
-        module: the stage, or a script that is like it.
+        workdir: for the artifact, its partial folder, and the processes' stderr.
+        module: the stage, or a script that wraps it.
         settings: fields of the stage's section, dotted.
         section: the stage's section, `out` its artifact's name.
         flags: further flags of the module.
@@ -60,32 +60,32 @@ class Run:
         self.log = workdir / "stderr.txt"
 
     def start(self) -> subprocess.Popen:
-        """Starts a process; what it says goes to a file, which `said` reads."""
+        """Starts a process with stderr in a file, which `said` reads."""
         with open(self.log, "wb") as log_file:
             return subprocess.Popen(self._command, cwd=ROOT, env=environment(), stderr=log_file,
                                     stdout=subprocess.DEVNULL)
 
     def said(self) -> str:
-        """What the last process wrote to stderr."""
+        """The stderr of the last process."""
         return self.log.read_text(errors="replace")
 
     def wait(self, process: subprocess.Popen) -> int:
-        """Waits for the end; the exit code."""
+        """Waits for the end; returns the exit code."""
         try:
             return process.wait(timeout=WAIT_SECS)
         finally:
             process.kill()
 
     def finish(self) -> None:
-        """Runs to the end, which must be a good one."""
+        """Runs to the end; raises if the process fails."""
         code = self.wait(self.start())
         if code:
             raise RuntimeError(f"{self.workdir} ended with {code}:\n{self.said()[-3000:]}")
 
     def send_when(self, condition: Callable[[], bool], *signals: signal.Signals) -> int:
-        """Starts a process and sends it signals once the condition holds; the exit code.
+        """Starts a process and sends it signals once the condition holds; returns the exit code.
 
-        It is 0 when the process was quicker.
+        It is 0 if the process finished earlier.
         """
         process = self.start()
         try:
@@ -94,7 +94,7 @@ class Run:
                 time.sleep(0.001)
             for signum in signals:
                 process.send_signal(signum)
-                time.sleep(0.02)    # two of a kind at once would be one
+                time.sleep(0.02)    # equal pending signals would merge
         finally:
             code = self.wait(process)
         return code
@@ -107,39 +107,39 @@ class Run:
         return int(steps[-1]) if steps else 0
 
     def committed(self) -> list[int]:
-        """The steps that are on the disk whole, the oldest first."""
+        """The steps that are completely on disk, the oldest first."""
         names = os.listdir(self.checkpoints) if self.checkpoints.exists() else []
         return sorted(int(name) for name in names if name.isdecimal())
 
     def is_saving(self) -> bool:
-        """Whether a save is under way."""
+        """Whether a save is in progress."""
         return any(".deleted" not in path.name
                    for path in self.checkpoints.glob("*.orbax-checkpoint-tmp*"))
 
     def restored(self) -> int:
-        """The step that the last process began with."""
-        found = re.search(r"restored step (\d+)", self.said())
-        return int(found[1]) if found else 0
+        """The step that the last process restored; 0 if none."""
+        match = re.search(r"restored step (\d+)", self.said())
+        return int(match[1]) if match else 0
 
 
 def final_bits(run: Run) -> dict[str, bytes]:
-    """All that a finished run leaves: arrays and loader of the last checkpoint, and the metrics."""
+    """Results of a finished run: arrays and loader of the last checkpoint, and the metrics."""
     steps = (path for path in (run.final / "checkpoints").iterdir() if path.name.isdecimal())
     step = max(steps, key=lambda path: int(path.name))
     with warnings.catch_warnings(), ocp.StandardCheckpointer() as checkpointer:
         warnings.filterwarnings("ignore", message="Sharding info not provided")
         tree = checkpointer.restore((step / "state").absolute())
-    found = {jax.tree_util.keystr(path): np.asarray(leaf).tobytes()
+    arrays = {jax.tree_util.keystr(path): np.asarray(leaf).tobytes()
              for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
     record = read_json(step / "record" / "metadata")
-    return found | {"loader": repr(record["batches"]).encode(),
+    return arrays | {"loader": repr(record["batches"]).encode(),
                     "metrics": (run.final / "metrics.jsonl").read_bytes()}
 
 
-def differences(expected: dict[str, bytes], found: dict[str, bytes]) -> list[str]:
-    """Names of what is not the same to the bit."""
-    return sorted(name for name in expected.keys() | found.keys()
-                  if expected.get(name) != found.get(name))
+def differences(expected: dict[str, bytes], actual: dict[str, bytes]) -> list[str]:
+    """Names of entries that differ in any bit."""
+    return sorted(name for name in expected.keys() | actual.keys()
+                  if expected.get(name) != actual.get(name))
 
 
 def run_module(module: str, workdir: Path, *flags: str) -> None:
@@ -150,7 +150,7 @@ def run_module(module: str, workdir: Path, *flags: str) -> None:
 
 
 def make_tokens(workdir: Path, domains: Sequence[str] = ("pages", "code")) -> Path:
-    """A token folder made by the real stages from documents of made-up words."""
+    """Makes a token folder by the real stages from documents of made-up words."""
     rng = np.random.default_rng(0)
     words = [f"{a}{b}{c}" for a in "bcdfgl" for b in "aeiou" for c in ("n", "rt", "lking", "s")]
     for split, count in (("documents", 120), ("heldout", 12)):

@@ -1,4 +1,4 @@
-"""What all launchers share: the flags of a job, checked, and the commands that it runs."""
+"""Flags and commands of a job, shared by all launchers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Job:
     Attributes:
         name: of the job; letters, digits and dashes.
         stages: in order.
-        arguments: the config, as every stage gets it.
+        arguments: the config's arguments, the same for every stage.
         workdir: a folder on a disk that all machines share.
         root: the checkout on these machines.
         python: the interpreter there.
@@ -41,7 +41,7 @@ class Job:
 
     @property
     def refused(self) -> str:
-        """File that a process leaves when it refuses its input, which no other try would mend."""
+        """File that a process creates when it refuses its input, so that it is not retried."""
         return f"{self.workdir}/.{self.name}-refused"
 
     def command(self, stage: StageModule) -> str:
@@ -72,11 +72,11 @@ def read_job() -> Job:
     """The job that the flags describe.
 
     Raises:
-        UserError: one of them is missing or not possible.
+        UserError: one of them is missing or invalid.
     """
     given = flags.FLAGS
     config, workdir = entry.config_and_workdir()
-    if not re.fullmatch(r"/[\w./@+=,-]+", given.workdir):   # what every scheduler's syntax can hold
+    if not re.fullmatch(r"/[\w./@+=,-]+", given.workdir):   # valid in every scheduler's syntax
         raise UserError(f"--workdir={given.workdir}", "must be an absolute path, without blanks, "
                         "on a disk that all machines share", "write it from /, or mount it there")
     if given.xla_flags not in PRESETS:
@@ -92,12 +92,12 @@ def read_job() -> Job:
 
 
 def out_path() -> Path | None:
-    """Where `--out` wants the result."""
+    """The path given by `--out`; None if not given."""
     return Path(flags.FLAGS.out) if flags.FLAGS.out else None
 
 
-# Runs stages one after another and hands SIGTERM on: bash alone would die of it, or, as the first
-# process of a container, ignore it. `wait` returns early when a trap has run, hence the loop.
+# Runs stages one after another and forwards SIGTERM: bash alone would exit or, as the first process
+# of a container, ignore it. `wait` returns early when a trap has run, hence the loop.
 RUN_STAGE = """\
 run_stage() {
   "$@" &
@@ -113,7 +113,7 @@ trap 'kill -TERM "$child" 2>/dev/null' TERM"""
 
 
 def check_options(options: Sequence[str], start: str, flag: str) -> None:
-    """Refuses options of a scheduler that would not survive a line of their own."""
+    """Raises `UserError` for scheduler options that are not one line with the right start."""
     for option in options:
         if not option.startswith(start) or "\n" in option:
             raise UserError(f"{flag}={option!r}", f"must be one line that begins with {start}",
@@ -121,7 +121,7 @@ def check_options(options: Sequence[str], start: str, flag: str) -> None:
 
 
 def deliver(text: str, path: Path | None) -> dict[str, str]:
-    """Prints what was rendered, or writes it to a file that its owner may run."""
+    """Prints a script, or writes it to an executable file."""
     if path is None:
         print(text)
         return {}

@@ -1,13 +1,13 @@
-"""Kubernetes: prints a JobSet that runs stages in one pod a node.
+"""Kubernetes: prints a JobSet that runs stages in one pod per node.
 
     python -m scripts.launch.kubernetes --config=configs/quickstart.py:accelerator \\
         --workdir=/shared/run --root=/app --python=python --stages=train.pretrain --nodes=4 \\
         --gpus_per_node=8 --image=REGISTRY/heartwood --claim=shared --out=run.yaml
     kubectl apply -f run.yaml
 
-JobSet (jobset.sigs.k8s.io) makes the headless service by which pods find process 0, and starts all
-pods again when one fails: a crash, an eviction (saved, 143) or a lost peer (75). A pod that
-refuses its input (2) fails the whole set at once.
+JobSet (jobset.sigs.k8s.io) creates the headless service by which pods find process 0, and restarts
+all pods when one fails: a crash, an eviction (saved, 143) or a lost peer (75). A pod that refuses
+its input (2) fails the whole set at once.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from scripts.launch.job import RUN_STAGE, Job, define_job_flags, deliver, out_pa
 
 # 143 is SIGTERM: the node is drained.
 RETRIED = (entry.EXIT_IO_ERROR, entry.EXIT_PROCESS_LOST, entry.EXIT_INTERRUPTED, 143)
-GRACE_SECS = 120    # between SIGTERM and the end: time to save
+GRACE_SECS = 120    # between SIGTERM and SIGKILL, to save
 
 _MANIFEST = """\
 apiVersion: jobset.x-k8s.io/v1alpha2
@@ -92,7 +92,7 @@ def render(job: Job, *, nodes: int, limits: dict[str, int], selector: dict[str, 
     Args:
         limits: resources of a pod, e.g. ``{"nvidia.com/gpu": 8}``.
         selector: labels of the nodes that pods may run on.
-        claim, mount: the shared disk, and where pods see it.
+        claim, mount: the shared disk, and its path in pods.
     """
     script = "\n".join([*job.exports(), RUN_STAGE,
                         *(f"run_stage {job.command(stage)}" for stage in job.stages)])
@@ -113,7 +113,7 @@ def _pairs(given: list[str]) -> dict[str, str]:
 
 
 def main() -> dict[str, Any]:
-    """Delivers the manifest."""
+    """Prints or writes the manifest."""
     given, job = flags.FLAGS, read_job()
     if job.workdir != given.mount and not job.workdir.startswith(f"{given.mount.rstrip('/')}/"):
         raise UserError(f"--workdir={job.workdir}", f"is not on the shared disk at {given.mount}",
@@ -127,12 +127,12 @@ def main() -> dict[str, Any]:
 
 if __name__ == "__main__":
     define_job_flags()
-    flags.DEFINE_integer("nodes", 1, "Pods, one a node.", lower_bound=1)
+    flags.DEFINE_integer("nodes", 1, "Pods, one per node.", lower_bound=1)
     flags.DEFINE_integer("gpus_per_node", 0, "Accelerators of a pod.", lower_bound=0)
     flags.DEFINE_string("resource", "nvidia.com/gpu", "Their name; google.com/tpu for TPUs.")
     flags.DEFINE_multi_string("selector", [], "label=value of nodes that pods may run on.")
     flags.DEFINE_string("image", None, "Container image with the checkout in it.", required=True)
     flags.DEFINE_string("claim", None, "PersistentVolumeClaim of the shared disk.", required=True)
-    flags.DEFINE_string("mount", "/shared", "Where pods see the shared disk.")
-    flags.DEFINE_integer("max_restarts", 100, "How often all pods may start again.", lower_bound=0)
+    flags.DEFINE_string("mount", "/shared", "Path of the shared disk in pods.")
+    flags.DEFINE_integer("max_restarts", 100, "Restarts of all pods.", lower_bound=0)
     entry.run(main)

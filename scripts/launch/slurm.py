@@ -1,12 +1,12 @@
-"""SLURM: prints a batch script that runs stages over nodes, and submits it where asked to.
+"""SLURM: prints a batch script that runs stages over nodes, and submits it on request.
 
     python -m scripts.launch.slurm --config=configs/quickstart.py:accelerator \\
         --workdir=/shared/run --stages=train.pretrain --nodes=4 --gpus_per_node=8 [--submit]
 
-One task a node drives all its GPUs; with --tasks=gpu, one task a GPU. Two minutes before its time
-is over, or when it is preempted, every task gets SIGTERM, saves and ends; the job is then queued
-again under the same number and goes on from its checkpoints. So it does after a crash, up to
---max_requeues times; a user's mistake (status 2) ends it at once.
+One task per node uses all its GPUs; with --tasks=gpu, there is one task per GPU. Two minutes before
+its time limit, or when it is preempted, every task gets SIGTERM, saves and ends; the job is then
+requeued under the same number and resumes from its checkpoints. It is requeued after a crash as
+well, up to --max_requeues times; a user error (status 2) ends it at once.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from scripts.launch.job import (
 )
 from scripts.stages import StageModule
 
-SIGNAL_SECS = 120   # between SIGTERM and the end: time to save
+SIGNAL_SECS = 120   # between SIGTERM and SIGKILL, to save
 
 
 @dataclasses.dataclass(frozen=True)
 class Allocation:
-    """What a job asks SLURM for.
+    """Resources that a job requests from SLURM.
 
     Attributes:
         nodes: machines.
-        gpus_per_node, cpus_per_task: 0 asks for none in particular.
-        tasks: "node" or "gpu": what one process drives.
+        gpus_per_node, cpus_per_task: 0 requests none.
+        tasks: "node" or "gpu": what one process uses.
         minutes: the job's time limit; 0 leaves it to the partition.
         options: further options of sbatch, e.g. ``--partition=a100``.
     """
@@ -62,8 +62,8 @@ class Allocation:
         """The first lines of a batch script.
 
         Args:
-            signalled: who gets SIGTERM ahead of the end: the tasks of srun, or with "B:" the
-                script itself.
+            signalled: recipient of SIGTERM before the end: "" for the tasks of srun, "B:" for
+                the script itself.
         """
         asked = [f"--job-name={name}", f"--nodes={self.nodes}",
                  f"--ntasks-per-node={self.tasks_per_node}",
@@ -80,14 +80,14 @@ def render(job: Job, allocation: Allocation, max_requeues: int) -> str:
     lines = [*allocation.header(job.name), f"#SBATCH --output={job.workdir}/{job.name}-%j.log", "",
              "set -uo pipefail", f"cd {shlex.quote(job.root)} || exit 2", *job.exports(),
              f"export HEARTWOOD_REFUSED={shlex.quote(job.refused)}"]
-    if allocation.cpus_per_task:    # since 22.05 srun does not take it over by itself
+    if allocation.cpus_per_task:    # since 22.05 srun does not inherit it
         lines.append(f"export SRUN_CPUS_PER_TASK={allocation.cpus_per_task}")
     lines += ["", _FUNCTION.format(max_requeues=max_requeues), ""]
     return "\n".join(lines + [_stage_line(job, stage, allocation) for stage in job.stages]) + "\n"
 
 
 # The status of srun is the highest among its tasks, and those that it kills after the first has
-# failed say 137: only the mark tells that one refused its input, which another try would not end.
+# failed have 137: only the marker file shows that a task refused its input and must not be retried.
 _FUNCTION = """\
 run_stage() {{  # NODES TASKS COMMAND...
   rm -f "$HEARTWOOD_REFUSED"
@@ -117,7 +117,7 @@ def _stage_line(job: Job, stage: StageModule, allocation: Allocation) -> str:
 
 
 def submit(script: Path) -> str:
-    """Hands a script to sbatch; the job's number.
+    """Submits a script by sbatch; returns the job's number.
 
     Raises:
         UserError: there is no sbatch, or it refuses the script.
@@ -134,19 +134,19 @@ def submit(script: Path) -> str:
 
 
 def define_slurm_flags() -> None:
-    """Declares what SLURM is asked for."""
+    """Declares the flags of an `Allocation`."""
     flags.DEFINE_integer("nodes", 1, "Machines.", lower_bound=1)
     flags.DEFINE_integer("gpus_per_node", 0, "GPUs of each; 0 on machines without.", lower_bound=0)
     flags.DEFINE_integer("cpus_per_task", 0, "Cores of a task; 0 is SLURM's own choice.",
                          lower_bound=0)
-    flags.DEFINE_enum("tasks", "node", ["node", "gpu"], "What one process drives.")
+    flags.DEFINE_enum("tasks", "node", ["node", "gpu"], "What one process uses.")
     flags.DEFINE_integer("minutes", 0, "Time limit; 0 is the partition's.", lower_bound=0)
     flags.DEFINE_multi_string("sbatch", [], "A further option, e.g. --sbatch=--partition=a100.")
     flags.DEFINE_bool("submit", False, "Submit the script as well.")
 
 
 def read_allocation() -> Allocation:
-    """What the flags ask for."""
+    """The `Allocation` of the flags."""
     given = flags.FLAGS
     check_options(given.sbatch, "--", "--sbatch")
     return Allocation(given.nodes, given.gpus_per_node, given.cpus_per_task, given.tasks,
@@ -154,7 +154,7 @@ def read_allocation() -> Allocation:
 
 
 def main() -> dict[str, Any]:
-    """Delivers the script, and submits it where asked to."""
+    """Prints or writes the script, and submits it on request."""
     job, allocation = read_job(), read_allocation()
     text = render(job, allocation, flags.FLAGS.max_requeues)
     path = out_path()
@@ -167,5 +167,5 @@ def main() -> dict[str, Any]:
 if __name__ == "__main__":
     define_job_flags()
     define_slurm_flags()
-    flags.DEFINE_integer("max_requeues", 50, "How often the job may start again.", lower_bound=0)
+    flags.DEFINE_integer("max_requeues", 50, "Requeues of the job.", lower_bound=0)
     entry.run(main)

@@ -1,15 +1,15 @@
-"""Keeps a command going: starts it again when it dies, as long as that helps.
+"""Supervises a command: restarts it after failures as long as it makes progress.
 
     python -m scripts.launch.supervise --max_restarts=20 -- python -m train.pretrain --config=... \\
         --workdir=runs/mine
 
-A command that ends with 0, or with 2 (a user's mistake, which the next try would repeat), is left
-alone; so is one that was stopped by a signal to the supervisor, which hands it on. Anything else,
-a crash, a kill, a lost peer, starts the command again after `backoff_secs`, twice that, four times
-that, up to five minutes. A newer checkpoint or another finished artifact under the command's
-`--workdir` is progress: the count of restarts and the wait begin anew.
+A command that ends with 0, or with 2 (a user error, which a restart would repeat), is not
+restarted; nor is one that was stopped by a signal to the supervisor, which forwards it. After
+anything else (a crash, a kill, a lost peer) the command is restarted after `backoff_secs`, twice
+that, four times that, up to five minutes. A newer checkpoint or another finished artifact under the
+command's `--workdir` is progress: it resets the count of restarts and the wait.
 
-The exit status is the command's last one, 128 + n for signal n. The last line tells, as JSON, the
+The exit status is the command's last one, 128 + n for signal n. The last line is JSON with the
 restarts and their causes.
 """
 
@@ -39,7 +39,7 @@ class Supervisor:
 
     Args:
         command: the command and its arguments.
-        workdir: where its artifacts and checkpoints appear; None sees no progress.
+        workdir: where its artifacts and checkpoints appear; with None there is never progress.
         max_restarts: restarts without progress between them.
         backoff_secs: the first wait before a restart.
     """
@@ -52,9 +52,9 @@ class Supervisor:
         self._stopped_by: signal.Signals | None = None
 
     def run(self) -> dict[str, Any]:
-        """Runs the command; its last status, restarts, their causes, and seconds over all."""
+        """Runs the command; returns its last status, restarts, their causes, and seconds."""
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._hand_on)
+            signal.signal(number, self._forward)
         began, causes, in_a_row, reached = time.monotonic(), [], 0, self._progress()
         while True:
             status = self._run_once()
@@ -79,30 +79,30 @@ class Supervisor:
 
     def _run_once(self) -> int:
         try:
-            # A session of its own: Ctrl-C reaches the command through us alone, and so once.
+            # A session of its own, so that Ctrl-C reaches the command only once, through us.
             self._process = subprocess.Popen(self._command, start_new_session=True)
         except OSError as error:
             raise UserError(self._command[0], f"cannot be started ({error.strerror.lower()})",
                             "name a program after --") from None
-        if self._stopped_by:    # the signal came before there was anybody to hand it to
+        if self._stopped_by:    # the signal came before the process existed
             self._process.send_signal(self._stopped_by)
         code = self._process.wait()
         return 128 - code if code < 0 else code
 
-    def _hand_on(self, number: int, _: Any) -> None:
+    def _forward(self, number: int, _: Any) -> None:
         self._stopped_by = signal.Signals(number)
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(number)
 
     def _wait(self, secs: float) -> bool:
-        """Waits, and returns whether nobody stopped us meanwhile."""
+        """Waits, and returns whether no signal arrived."""
         deadline = time.monotonic() + secs
         while not self._stopped_by and (left := deadline - time.monotonic()) > 0:
             time.sleep(min(left, 0.1))
         return not self._stopped_by
 
     def _progress(self) -> tuple[int, int]:
-        """Finished artifacts, and the newest step of an unfinished one."""
+        """Number of finished artifacts, and the newest step of an unfinished one."""
         if self._workdir is None:
             return (0, 0)
         return (sum(1 for path in self._workdir.glob("*/lineage.json")
@@ -130,11 +130,11 @@ def _place(progress: tuple[int, int]) -> str:
 
 
 def find_workdir(command: Sequence[str]) -> Path | None:
-    """The value of the command's own ``--workdir``; None where it has none."""
+    """The value of the command's ``--workdir``; None if it has none."""
     for argument, following in zip(command, [*command[1:], ""]):
-        name, found, value = argument.partition("=")
+        name, equals, value = argument.partition("=")
         if name in ("--workdir", "-workdir"):
-            return Path(value if found else following)
+            return Path(value if equals else following)
     return None
 
 
@@ -152,7 +152,7 @@ if __name__ == "__main__":
                          lower_bound=0)
     flags.DEFINE_float("backoff_secs", 5.0, "Wait before the first restart.", lower_bound=0.0)
     split = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
-    asked = sys.argv[split + 1:]
+    command = sys.argv[split + 1:]
     sys.argv = sys.argv[:split]
-    os.environ["PYTHONUNBUFFERED"] = "1"    # a killed command's last lines are its cause
-    entry.run(lambda: main(asked), status=lambda result: result["status"])
+    os.environ["PYTHONUNBUFFERED"] = "1"    # so that a killed command's last lines are not lost
+    entry.run(lambda: main(command), status=lambda result: result["status"])

@@ -1,13 +1,13 @@
-"""TPU VMs: prints a script that asks for a slice, runs stages on all its hosts, and asks again.
+"""TPU VMs: prints a script that requests a slice and runs stages on all its hosts.
 
     python -m scripts.launch.tpu --config=configs/quickstart.py:accelerator \\
         --workdir=/mnt/shared/run --root=/mnt/shared/heartwood --stages=train.pretrain \\
         --zone=us-east5-b --accelerator_type=v5litepod-64 --runtime_version=v2-alpha-tpuv5-lite
 
-The script runs where `gcloud` does. It queues a request for the slice (--spot where wanted), waits
-for it, runs the stages on every host, and deletes the slice when they are done. A slice that was
-taken away is asked for again, and the stages go on from their checkpoints. `workdir` and `root`
-lie on a disk that every host has mounted, such as Filestore: --startup=FILE mounts it.
+The script needs `gcloud`. It queues a request for the slice (optionally --spot), waits for it, runs
+the stages on every host, and deletes the slice when they are done. A preempted slice is requested
+again, and the stages resume from their checkpoints. `workdir` and `root` are on a disk that every
+host has mounted, such as Filestore: --startup=FILE mounts it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from core.errors import require_file
 from core.processes import COORDINATOR_PORT
 from scripts.launch.job import RUN_STAGE, Job, define_job_flags, deliver, out_path, read_job
 
-# Who is who stands in the metadata of each host: `id:port:address` of all of them, by commas.
+# Each host's metadata lists all hosts as `id:port:address`, separated by commas.
 _FIND_PROCESSES = f"""\
 metadata() {{
   curl -sf -H 'Metadata-Flavor: Google' \\
@@ -99,7 +99,7 @@ def render(job: Job, *, zone: str, accelerator_type: str, runtime_version: str, 
 
 
 def main() -> dict[str, Any]:
-    """Delivers the script."""
+    """Prints or writes the script."""
     given, job = flags.FLAGS, read_job()
     if given.startup:
         require_file("--startup", given.startup, "name a shell script, or leave it out")
@@ -116,8 +116,8 @@ if __name__ == "__main__":
     flags.DEFINE_string("accelerator_type", None, "E.g. v5litepod-64.", required=True)
     flags.DEFINE_string("runtime_version", None, "E.g. v2-alpha-tpuv5-lite.", required=True)
     flags.DEFINE_string("project", "", "Cloud project; gcloud's own by default.")
-    flags.DEFINE_bool("spot", False, "Take capacity that may be taken away.")
+    flags.DEFINE_bool("spot", False, "Use preemptible capacity.")
     flags.DEFINE_string("startup", "", "Script that each host runs when it boots.")
-    flags.DEFINE_integer("max_restarts", 100, "How often the stages may start again.",
+    flags.DEFINE_integer("max_restarts", 100, "Restarts of the stages.",
                          lower_bound=0)
     entry.run(main)

@@ -1,4 +1,4 @@
-"""Axes of a sweep, as the command line writes them, and the points that they span."""
+"""Axes of a sweep, parsed from the command line, and their product."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from core.errors import UserError
 
-# What a point sets: config field -> value, as text that --config.FIELD= takes.
+# Settings of a point: config field -> value, as the text of --config.FIELD=.
 Settings = dict[str, str]
 Axis = list[Settings]
 
@@ -27,7 +27,7 @@ def zip_axis(text: str) -> Axis:
     """``a=1,2;b=3,4``: fields that change together.
 
     Raises:
-        UserError: they do not have as many values each.
+        UserError: their numbers of values differ.
     """
     columns = [_split("--zip", part) for part in text.split(";")]
     if len({len(values) for _, values in columns}) != 1:
@@ -40,8 +40,8 @@ def zip_axis(text: str) -> Axis:
 def random_axis(texts: Sequence[str], *, trials: int, seed: int) -> Axis:
     """``field=loguniform(a,b)``, ``uniform``, ``randint`` (ends included) or ``choice``.
 
-    A trial's draw depends on seed, field and the trial's number alone, so that more trials keep
-    the earlier ones.
+    A trial's draw depends only on seed, field and the trial's number, so that adding trials does
+    not change the earlier ones.
     """
     fields = [_parse_draw(text) for text in texts]
     return [{field: _draw(kind, values, np.random.default_rng(
@@ -50,7 +50,7 @@ def random_axis(texts: Sequence[str], *, trials: int, seed: int) -> Axis:
 
 
 def make_points(axes: Sequence[Axis]) -> list[Settings]:
-    """The product of all axes, equal points once.
+    """The product of all axes, without duplicates.
 
     Raises:
         UserError: two axes set the same field.
@@ -65,10 +65,10 @@ def make_points(axes: Sequence[Axis]) -> list[Settings]:
 
 
 def _split(flag: str, text: str) -> tuple[str, list[str]]:
-    field, found, rest = text.strip().partition("=")
-    # At commas, but not within brackets: a value may be a tuple.
+    field, equals, rest = text.strip().partition("=")
+    # Split at commas outside of brackets: a value may be a tuple.
     values = [value.strip() for value in re.split(r",(?![^(\[]*[)\]])", rest)]
-    if not found or not all(values) or not re.fullmatch(r"\w+(\.\w+)+", field):
+    if not equals or not all(values) or not re.fullmatch(r"\w+(\.\w+)+", field):
         raise UserError(f"{flag}={text}", "is not section.field=value,value",
                         f"write {flag}=pretrain.seed=0,1")
     return field, values

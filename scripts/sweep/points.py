@@ -1,4 +1,4 @@
-"""Points of a sweep: where each runs, what it reads, how it is run, and what is kept of it."""
+"""Points of a sweep: their folders and commands, and running them."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Point:
     Attributes:
         settings: the fields' values.
         folder: its workdir.
-        modules: what it runs, in order.
-        arguments: the config, as each of them gets it.
+        modules: stages to run, in order.
+        arguments: the config's arguments, the same for each of them.
     """
 
     settings: Settings
@@ -46,15 +46,15 @@ class Point:
 
 def plan_points(stages: Sequence[StageModule], points: Sequence[Settings], config: ConfigDict,
                 given: Sequence[str], *, workdir: Path, parents: Path | None) -> list[Point]:
-    """Gives every point its folder and its command line.
+    """Makes the points, with folders and command lines.
 
     Args:
-        config: the config before a point's settings.
-        given: the arguments that made it.
-        parents: workdir of what stages read and none of them builds.
+        config: the config without a point's settings.
+        given: the arguments that define it.
+        parents: workdir of artifacts that stages read and none of them builds.
 
     Raises:
-        UserError: such a parent is missing.
+        UserError: such an artifact is missing.
     """
     fields = list(points[0])
     shared = shared_parents(stages, config, fields, parents)
@@ -66,7 +66,7 @@ def plan_points(stages: Sequence[StageModule], points: Sequence[Settings], confi
 
 def shared_parents(stages: Sequence[StageModule], config: ConfigDict, swept: Sequence[str],
                    parents: Path | None) -> list[str]:
-    """Arguments that point stages at the artifacts that all points share."""
+    """Arguments that set the paths of the artifacts that all points share."""
     arguments, built = [], set()
     for _, stage in stages:
         for field in stage.parents:
@@ -83,13 +83,13 @@ def shared_parents(stages: Sequence[StageModule], config: ConfigDict, swept: Seq
 
 
 def short_names(fields: Sequence[str]) -> dict[str, str]:
-    """The last part of each field's name, or all of it where two would be the same."""
+    """The last part of each field's name, or all of it if two would be equal."""
     last = [field.rpartition(".")[2] for field in fields]
     return {field: name if last.count(name) == 1 else field for field, name in zip(fields, last)}
 
 
 def point_name(settings: Settings) -> str:
-    """A folder's name; a digest stands in for what a name cannot hold."""
+    """A folder's name from settings; a digest is added if characters are replaced or cut."""
     names = short_names(list(settings))
     whole = ",".join(f"{names[field]}={value}" for field, value in settings.items())
     name = re.sub(r"[^\w.+=,-]", "_", whole)
@@ -102,11 +102,11 @@ class Runner:
     """Runs points, several at once; each stage is a process of its own."""
 
     def __init__(self):
-        self._live: set[subprocess.Popen] = set()
+        self._running: set[subprocess.Popen] = set()
         self._lock, self._stopped = threading.Lock(), False
 
     def run(self, points: Sequence[Point], parallel: int) -> None:
-        """Runs all points; an interrupt ends those under way and starts no more."""
+        """Runs all points; an interrupt ends the running ones and starts no more."""
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         with ThreadPoolExecutor(parallel) as pool:
             try:
@@ -123,18 +123,18 @@ class Runner:
     def _stop(self) -> None:
         with self._lock:
             self._stopped = True
-            for process in self._live:
+            for process in self._running:
                 process.terminate()
 
     def _run_point(self, point: Point) -> dict[str, Any]:
-        """Runs the stages until one fails; what the last one printed, kept as `result.json`."""
+        """Runs the stages until one fails; returns the result, saved as `result.json`."""
         point.folder.mkdir(parents=True, exist_ok=True)
         row: dict[str, Any] = {"point": point.folder.name, "settings": point.settings,
                                "status": "finished"}
         for module in point.modules:
-            code, printed, said = self._run_stage(point, module)
+            code, printed, stderr = self._run_stage(point, module)
             if code:
-                row |= {"status": "failed", "stage": module, "error": _reason(code, said)}
+                row |= {"status": "failed", "stage": module, "error": _reason(code, stderr)}
                 break
             row["metrics"] = json.loads(printed.splitlines()[-1])
         write_json(point.folder / "result.json", row)
@@ -147,25 +147,25 @@ class Runner:
             process = subprocess.Popen(
                 [sys.executable, "-m", module, *point.arguments, f"--workdir={point.folder}"],
                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-            self._live.add(process)
-        printed, said = process.communicate()
+            self._running.add(process)
+        printed, stderr = process.communicate()
         with self._lock:
-            self._live.remove(process)
+            self._running.remove(process)
         with open(point.folder / "log.txt", "a") as file:
-            file.write(said)
-        return process.returncode, printed, said
+            file.write(stderr)
+        return process.returncode, printed, stderr
 
 
-def _reason(code: int, said: str) -> str:
-    """The line that tells best why a stage failed: our own, or the last."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    ours = [line for line in lines if line.startswith("error: ")]
-    died = f"killed by signal {-code}" if code < 0 else f"exit {code}"
-    return (ours or lines[-1:] or [died])[-1]
+def _reason(code: int, stderr: str) -> str:
+    """The most informative line about a stage's failure: its `error:` line, or the last."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("error: ")]
+    status = f"killed by signal {-code}" if code < 0 else f"exit {code}"
+    return (errors or lines[-1:] or [status])[-1]
 
 
 def read_results(points: Sequence[Point], path: Path) -> list[dict[str, Any]]:
-    """What is known of every point, in order; written to `path`, one JSON line each."""
+    """The results of all points, in order; also written to `path`, one JSON line each."""
     rows = []
     for point in points:
         kept = point.folder / "result.json"

@@ -1,4 +1,4 @@
-"""A sweep: stages run once for every setting of some config fields, and one table of results.
+"""Sweeps: runs stages for every setting of some config fields, and prints a table of results.
 
     python -m scripts.sweep.run --config=configs/quickstart.py:smoke --workdir=runs/sweep \\
         --parents=runs/quickstart-smoke --stages=train.pretrain \\
@@ -6,14 +6,14 @@
 
 Every `--grid` is an axis, and so is every `--zip="a=1,2;b=3,4"`, whose fields change together; the
 points are their product. `--random=field=loguniform(1e-4,1e-1)` (also uniform, randint, choice)
-draws a value for each of `--trials` trials, which are one axis more. Settings are tried on the
-config before anything runs.
+draws a value for each of `--trials` trials, which form one more axis. Settings are checked against
+the config before anything runs.
 
-A point is a workdir of its own, named by its settings, under `--workdir`; what its stages read and
-do not build lies in `--parents`. Points that are finished skip themselves and failed ones are
-tried again when the same command is called again. `results.jsonl` has a line per point; the
-printed table has a line per setting, seeds averaged. --launcher=slurm renders (and --submit
-submits) one job array, after which --launcher=none prints its table.
+A point is a workdir of its own, named by its settings, under `--workdir`; artifacts that its stages
+read and do not build are in `--parents`. If the same command is called again, finished points are
+skipped and failed ones retried. `results.jsonl` has a line per point; the printed table has a line
+per setting, averaged over seeds. --launcher=slurm renders (and --submit submits) one job array;
+afterwards --launcher=none prints its table.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ from scripts.sweep.table import average_seeds, show_table
 
 
 def read_points() -> list[Point]:
-    """The sweep's points by the flags, each tried on the config.
+    """The sweep's points by the flags, each checked against the config.
 
     Raises:
-        UserError: an axis, a field or a value is not possible, or a parent is missing.
+        UserError: an axis, a field or a value is invalid, or a parent is missing.
     """
     given = flags.FLAGS
     config, workdir = entry.config_and_workdir()
@@ -74,7 +74,7 @@ def render_array(points: list[Point], allocation: Allocation, parallel: int) -> 
 
 
 def submit_array(points: list[Point]) -> dict[str, Any]:
-    """Delivers the job array's script, and submits it where asked to."""
+    """Prints or writes the job array's script, and submits it on request."""
     given, workdir = flags.FLAGS, points[0].folder.parent
     path = Path(given.out) if given.out else None
     if given.submit and path is None:
@@ -85,7 +85,7 @@ def submit_array(points: list[Point]) -> dict[str, Any]:
 
 
 def run_one(points: list[Point], number: int) -> dict[str, Any]:
-    """Runs one point, as a task of a job array does; the table is for whoever waits for all."""
+    """Runs one point, as a task of a job array; prints no table."""
     if not 0 <= number < len(points):
         raise UserError(f"--point={number}", f"is not among 0 to {len(points) - 1}",
                         "leave it out to run all")
@@ -95,7 +95,7 @@ def run_one(points: list[Point], number: int) -> dict[str, Any]:
 
 
 def main() -> dict[str, Any]:
-    """Runs, or has SLURM run, what is not done yet; the table's figures."""
+    """Runs the unfinished points, here or by SLURM; returns the table's figures."""
     given, points = flags.FLAGS, read_points()
     workdir = points[0].folder.parent
     log(f"sweep: {len(points)} points in {workdir}")
@@ -123,11 +123,11 @@ if __name__ == "__main__":
     flags.DEFINE_multi_string("random", [], "field=loguniform(a,b), uniform, randint, choice.")
     flags.DEFINE_integer("trials", 8, "Random draws.", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "Of the random draws.")
-    flags.DEFINE_string("parents", None, "Workdir of what the points share.")
+    flags.DEFINE_string("parents", None, "Workdir of the artifacts that the points share.")
     flags.DEFINE_enum("launcher", "local", ["local", "slurm", "none"], "What runs the points.")
     flags.DEFINE_integer("parallel", 1, "Points at once.", lower_bound=1)
-    flags.DEFINE_integer("point", None, "Run this one alone.")
+    flags.DEFINE_integer("point", None, "Run only this one.")
     flags.DEFINE_string("metric", "heldout_bpb", "Result of the last stage to sort by.")
-    flags.DEFINE_enum("best", "lowest", ["lowest", "highest"], "Which end of the table is up.")
+    flags.DEFINE_enum("best", "lowest", ["lowest", "highest"], "Which mean comes first.")
     flags.DEFINE_string("out", None, "File for the batch script, instead of printing it.")
     entry.run(main, status=lambda result: 1 if result["failed"] else 0)

@@ -13,10 +13,10 @@ from scripts.sweep.points import short_names
 
 def average_seeds(rows: Sequence[Mapping[str, Any]], metric: str, *,
                   lowest: bool) -> list[dict[str, Any]]:
-    """Groups finished points that differ in fields named `seed` alone.
+    """Averages finished points that differ only in fields named `seed`.
 
     Args:
-        metric: of the last stage's result; dots lead into it, e.g. ``multiple_choice.accuracy``.
+        metric: of the last stage's result; dots select nested values, e.g. ``mc_acc.sft``.
         lowest: whether the lowest mean comes first.
 
     Returns:
@@ -40,7 +40,7 @@ def average_seeds(rows: Sequence[Mapping[str, Any]], metric: str, *,
 
 def show_table(rows: Sequence[Mapping[str, Any]], averaged: Sequence[Mapping[str, Any]],
                metric: str) -> str:
-    """The table, and below it a line for each point that failed."""
+    """Formats the table, and below it a line for each failed point."""
     fields = [field for field in averaged[0]["settings"]] if averaged else []
     names = short_names(fields)
     cells = [[names[field] for field in fields] + [metric, "points"]]

@@ -1,4 +1,4 @@
-"""Charts that only the report of a run has: whiskers of the models, lineage of the artifacts."""
+"""Charts of the run report: whiskers of the models, lineage of the artifacts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ COLUMN, ROW, ROW_TOP = 142, 96, 34
 PLACES = {"corpus": (0, 1), "tokenizer": (1, 1), "tokens": (2, 1), "base": (3, 1), "sft": (4, 1),
           "pairs": (5, 0), "dpo": (6, 1), "eval_base": (3, 2), "eval_sft": (4, 2),
           "eval_dpo": (6, 2)}
-# What many artifacts read runs on a bus around the boxes: distance from them, entry beside middle.
+# Edges from often-read artifacts pass around the boxes: distance from them, offset of the entry.
 BUSES = {"corpus": (28, -10), "tokens": (16, 10)}
 
 
@@ -76,7 +76,7 @@ def _direct(parent: str, child: str) -> str:
 
 
 def _bus(parent: str, child: str) -> str:
-    """Above all boxes, or below them for the evaluations; round corners of 8 pixels."""
+    """Path above all boxes, or below them for evaluations, with corners of radius 8."""
     away, beside = BUSES[parent]
     (x1, y1), (x2, y2) = _corner(parent), _corner(child)
     x1, x2 = x1 + NODE_WIDTH // 2, x2 + NODE_WIDTH // 2 + beside

@@ -1,4 +1,4 @@
-"""A finished run's artifacts, read once, and the numbers that its report shows."""
+"""A finished run's artifacts, and the numbers of its report."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from eval.statistics import Z_95, mean_and_stderr
 ARTIFACTS = ("corpus", "tokenizer", "tokens", "base", "eval_base", "sft", "eval_sft", "pairs",
              "dpo", "eval_dpo")
 MODELS = ("base", "sft", "dpo")
-NUM_QUESTIONS = {"verifiable": 3, "open": 2}  # that are shown with every model's answer
+NUM_QUESTIONS = {"verifiable": 3, "open": 2}  # shown with every model's answer
 
 
 @dataclasses.dataclass(frozen=True)
 class Artifact:
-    """A finished artifact: where it is, where it comes from, what it measured."""
+    """A finished artifact: folder, lineage and metrics."""
 
     name: str
     folder: Path
@@ -32,7 +32,7 @@ class Artifact:
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A mean with its 95 % interval; nan where nothing was measured."""
+    """A mean with its 95 % interval; nan if nothing was measured."""
 
     value: float
     low: float
@@ -71,33 +71,33 @@ class Run:
                       for model in MODELS for source in NUM_QUESTIONS}
 
     def secs(self) -> float:
-        """Seconds of all stages together."""
+        """Total seconds of all stages."""
         return math.fsum(artifact.metrics["secs"] for artifact in self.artifacts.values())
 
     def curve(self, name: str, metric: str) -> list[tuple[float, float]]:
-        """A training's metric over its steps; values that are no finite number are left out."""
+        """A training's metric over its steps, without values that are not finite."""
         rows = read_jsonl(self.artifacts[name].folder / "metrics.jsonl")
         return [(row["step"], row[metric]) for row in rows
                 if row.get(metric) is not None and math.isfinite(row[metric])]
 
     def tokens_per_sec(self, name: str) -> float:
-        """Speed of a training at its last logged step; nan where none was logged."""
+        """Speed of a training at its last logged step; nan if none was logged."""
         rows = read_jsonl(self.artifacts[name].folder / "speed.jsonl")
         return rows[-1]["tokens_per_sec"] if rows else math.nan
 
     def families(self) -> dict[str, dict[str, Estimate]]:
         """Accuracy of every family of verifiable questions, by model."""
-        found: dict[str, dict[str, Estimate]] = defaultdict(dict)
+        estimates: dict[str, dict[str, Estimate]] = defaultdict(dict)
         for model in MODELS:
             scores = defaultdict(list)
             for row in self._rows[model, "verifiable"]:
                 scores[row["family"]].append(row["score"])
             for family, values in scores.items():
-                found[family][model] = proportion(mean_and_stderr(values)[0], len(values))
-        return dict(sorted(found.items()))
+                estimates[family][model] = proportion(mean_and_stderr(values)[0], len(values))
+        return dict(sorted(estimates.items()))
 
     def answers(self) -> list[Answers]:
-        """Questions that every model answered: the first by the SHA-256 of their text."""
+        """Questions that every model answered: the first by SHA-256 of their text."""
         picked = []
         for source, number in NUM_QUESTIONS.items():
             by_question = [{row["question"]: row for row in self._rows[model, source]
@@ -116,7 +116,7 @@ class Run:
         return [(owner[mark], artifact.name) for artifact in self.artifacts.values()
                 for mark in artifact.lineage["inputs"].values() if mark in owner]
 
-    def strangers(self) -> list[tuple[str, str]]:
+    def foreign_parents(self) -> list[tuple[str, str]]:
         """(artifact, field) for every parent artifact that is not the one shown here."""
         marks = {artifact.lineage["build"] for artifact in self.artifacts.values()}
         return [(artifact.name, field) for artifact in self.artifacts.values()
@@ -125,7 +125,7 @@ class Run:
 
 
 def proportion(mean: float, num_items: int) -> Estimate:
-    """A share of right answers with its Wilson interval (JASA 22, 1927), honest near 0 and 1."""
+    """A share of right answers with its Wilson interval (JASA 22, 1927), valid near 0 and 1."""
     if not num_items or not math.isfinite(mean):
         return Estimate(math.nan, math.nan, math.nan)
     scale = 1 + Z_95**2 / num_items

@@ -30,7 +30,7 @@ MODEL_NAMES = {"base": "Base", "sft": "SFT", "dpo": "DPO"}
 
 
 def headline(run: Run) -> Markup:
-    """What was built, and the key numbers as a strip."""
+    """The summary of what was built, and tiles of key numbers."""
     corpus, base, shape = run.corpus.manifest, run.artifacts["base"].metrics, run.shape
     pairs = run.artifacts["pairs"].metrics["pairs"]
     lede = (f"{count(corpus['documents_in'])} raw documents were curated to "
@@ -59,7 +59,7 @@ def headline(run: Run) -> Markup:
 
 
 def _opponent(metrics: Mapping[str, Any]) -> str:
-    """The model that an evaluation counted its wins over."""
+    """The model that an evaluation's win rate is against."""
     against = metrics.get("against", "none")
     return MODEL_NAMES.get(against.removeprefix("eval_"), against)
 
@@ -70,7 +70,7 @@ def _climb(run: Run, metric: str) -> list[Markup]:
 
 
 def curation(run: Run) -> Markup:
-    """The funnel by stage and domain, what each domain lost where, and every reason."""
+    """The funnel by stage and domain, losses of each domain, and removal reasons."""
     manifest = run.corpus.manifest
     return layout.section(
         "The funnel", f"{percent(manifest['documents'] / max(manifest['documents_in'], 1), 0)} of "
@@ -79,7 +79,7 @@ def curation(run: Run) -> Markup:
         "stage removed; the thin line below is the text that is left.",
         card_funnel.draw_funnel(run.corpus), card_funnel.domain_table(run.corpus),
         tag("p", card_funnel.trim_note(run.corpus), class_="note"),
-        tag("h3", "Why documents went"),
+        tag("h3", "Why documents were removed"),
         tag("p", f"Open a reason to read up to {card_funnel.NUM_SAMPLES} of its documents, those "
             "of the smallest content hash. The corpus' own page, report.html in its folder, shows "
             "the rest: signals, duplicates, languages, speed.", class_="note"),
@@ -112,7 +112,7 @@ def training(run: Run) -> Markup:
     return layout.section(
         "Learning", (f"Pretraining ends with {percent(section['anneal_frac'], 0)} of its steps on "
                      "the best data (shaded). " if annealed else "")
-        + f"{percent(base.metrics['goodput_frac'], 0)} of pretraining's time went into its steps. "
+        + f"{percent(base.metrics['goodput_frac'], 0)} of pretraining's time was spent on steps. "
         "Long curves: every logged value faint, their running mean bold and its last value "
         "printed.",
         tag("div", [draw_panel(panel) for panel in panels], class_="panels"))
@@ -141,7 +141,7 @@ def _fewer(ours: float, theirs: float) -> str:
 
 
 def evaluation(run: Run) -> Markup:
-    """The table of the three models, every share with its interval drawn."""
+    """The table of the three models, with intervals drawn."""
     evals = run.evals
 
     def shares(value: str, items: str) -> dict[str, Estimate]:
@@ -241,12 +241,12 @@ def lineage(run: Run) -> Markup:
              format_secs(artifact.metrics["secs"]), size(artifact.metrics["peak_memory_bytes"]),
              layout.commit(artifact.lineage), layout.command(artifact.lineage["command"])]
             for artifact in artifacts]
-    strangers = [tag("p", f"Take care: {name} was built from another {field} than the one shown "
-                     "here.", class_="warning") for name, field in run.strangers()]
+    warnings = [tag("p", f"Warning: {name} was built from another {field} than the one shown "
+                     "here.", class_="warning") for name, field in run.foreign_parents()]
     return layout.section(
         "Where everything comes from", "Each artifact names its parents by fingerprint. A click "
         "selects a whole command; time and memory are those of the process that finished it.",
-        strangers,
+        warnings,
         tag("div", draw_lineage({a.name: a.lineage["fingerprint"] for a in artifacts},
                                 run.edges()), class_="scroll"),
         layout.table(["artifact", "fingerprint", "time", "peak memory", "commit", "command"], rows,
@@ -258,7 +258,7 @@ def lineage(run: Run) -> Markup:
 
 
 def _versions(run: Run) -> Markup:
-    """Interpreter, platform and library versions, stages with the same ones together."""
+    """Interpreter, platform and library versions, grouped by stages with equal ones."""
     stages: dict[str, list[str]] = defaultdict(list)
     for artifact in run.artifacts.values():
         stages[layout.versions(artifact.lineage)].append(artifact.name)

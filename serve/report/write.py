@@ -1,9 +1,9 @@
-"""Stage: one self-contained page about a whole run, pictures first.
+"""Stage: writes a self-contained report of a run.
 
     python -m serve.report.write --config=configs/quickstart.py --workdir=runs/quickstart
 
-Writes `report.html`: no script, no network, everything inlined. The same artifacts give the same
-bytes.
+Writes `report.html`: no scripts, no network access, everything inlined. Equal artifacts give
+equal bytes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
         UserError: a file of an artifact is missing or damaged.
     """
     run = Run(parents)
-    for name, field in run.strangers():
+    for name, field in run.foreign_parents():
         log(f"report: {name} was built from another {field} than the one that is shown")
     (folder / "report.html").write_text(render_page(run), encoding="utf-8")
     return {"run_dir": str(folder.parent),
@@ -52,7 +52,7 @@ def render_page(run: Run) -> str:
 
 
 def key_numbers(run: Run) -> dict[str, Any]:
-    """The numbers that tell whether a run succeeded."""
+    """The key numbers of a run."""
     base, dpo, manifest = run.evals["base"], run.evals["dpo"], run.corpus.manifest
     return {"minutes": round(run.secs() / 60, 2), "corpus_documents": manifest["documents"],
             "corpus_bytes": manifest["bytes"], "base_bpb": base["bpb"],

@@ -1,1 +1,1 @@
-"""Checkpoints: saved in the background, verified on restore, bounded in number."""
+"""Checkpoints: saved in the background, verified on restore, limited in number."""

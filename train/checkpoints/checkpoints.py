@@ -3,14 +3,14 @@
     <folder>/<step>/state/          the arrays, by Orbax
     <folder>/<step>/record/         JSON: the loader's state; shape, dtype and digest of every array
     <folder>/<step>/files.json      checksums of all these files
-    <folder>/<step>.damaged/        a step that did not restore to what was saved, set aside
-    <folder>/<step>.orbax-checkpoint-tmp/   a save under way, or what a killed one left
+    <folder>/<step>.damaged/        a step that was damaged, set aside
+    <folder>/<step>.orbax-checkpoint-tmp/   a save in progress, or left by a killed one
 
-A step appears under its name when all of it is written. Before it is read, its files are compared
-with their checksums; what was restored from them is compared with digests that were taken on the
-devices before anything was written, so that a fault on the way counts as well. Damage is announced,
-and the next older step is taken. (Two small files of Orbax's own, `_CHECKPOINT_METADATA` and
-`commit_success.txt`, get their last bytes when all sums are made; nothing restored hangs on them.)
+A step gets its name when it is completely written. Before it is read, its files are compared with
+their checksums; the restored arrays are compared with digests computed on the devices before the
+save, so that errors in between are detected as well. Damage is logged, and the next older step is
+restored. (Two small files of Orbax's own, `_CHECKPOINT_METADATA` and `commit_success.txt`, are
+finished after the checksums; nothing restored depends on them.)
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from train.checkpoints.retention import TMP_SUFFIX, StepFolders
 from train.distributed import any_process
 from train.state import TrainState
 
-# A save needs its arrays' bytes, which do not compress, and some more for names and metadata.
+# Disk space of a save: its arrays, which do not compress, plus names and metadata.
 SPACE_FACTOR, SPACE_BYTES = 1.05, 1 << 20
-# What Orbax, TensorStore and JSON raise when files are not what they were.
+# Exceptions of Orbax, TensorStore and JSON on damaged files.
 DAMAGE_ERRORS = (ValueError, KeyError, TypeError, IndexError, AttributeError, OSError)
 REFUSAL_ERRNOS = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE)
 
@@ -45,45 +45,45 @@ REFUSAL_ERRNOS = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE)
 class Checkpoints:
     """Orbax checkpoints of one run; saving does not block the next step.
 
-    With several processes all of them call every method alike, on one shared folder; process 0
-    decides and deletes. Their loaders must be in equal states, as those of `data.tokens` are.
+    With several processes, all must make the same calls, on one shared folder; process 0 decides
+    and deletes. Their loaders must be in equal states, as those of `data.tokens` are.
 
     Args:
-        folder: where steps are kept, each in a folder of its own.
+        folder: has a folder for each step.
         keep: how many of the newest steps to keep.
-        keep_every: steps that it divides are kept for ever; 0 keeps none for ever.
+        keep_every: steps that it divides are kept forever; 0 keeps none forever.
     """
 
     def __init__(self, folder: Path, *, keep: int = 2, keep_every: int = 0):
         if keep < 1:
-            raise UserError(f"keep_checkpoints={keep}", "must be at least 1", "set it to 2")
+            raise UserError(f"run.keep_checkpoints={keep}", "must be at least 1", "set it to 2")
         self._folder = folder.absolute()
-        # Process 0 alone lists and deletes; the others ask it.
+        # Only process 0 lists and deletes; it broadcasts the list.
         self._folders = (StepFolders(self._folder, keep, keep_every) if jax.process_index() == 0
                          else None)
-        self._saving: int | None = None     # the step that is being written in the background
-        # A folder that cannot be made is to be known at once, not after Orbax's ten minutes.
+        self._saving: int | None = None     # the step being written in the background
+        # If a folder cannot be made, fail at once and not after Orbax's ten minutes.
         options = ocp.options.AsyncOptions(create_directories_asynchronously=False,
                                            post_finalization_callback=self._write_sums)
         self._checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(),
                                                    async_options=options)
 
     def steps(self) -> list[int]:
-        """The steps that were saved whole, the oldest first."""
+        """The steps that were saved completely, the oldest first."""
         return _from_first(self._folders.steps() if self._folders is not None else [])
 
     def save(self, state: TrainState, batches: grain.DatasetIterator, *,
              required: bool = False) -> bool:
         """Starts saving the state and the position of its loader.
 
-        A disk without room costs a checkpoint, not the run: it is said loudly, and the next save
+        A full disk costs a checkpoint, not the run: it is logged as a warning, and the next save
         tries again.
 
         Args:
-            required: waits for the end, and raises where nothing could be saved.
+            required: waits for the end, and raises if the step could not be saved.
 
         Returns:
-            Whether the step is saved or on its way.
+            Whether the step is saved or being saved.
 
         Raises:
             UserError: a number in the state is not finite; nothing is written.
@@ -106,9 +106,9 @@ class Checkpoints:
 
     def restore_latest(self, state: TrainState,
                        batches: grain.DatasetIterator) -> TrainState | None:
-        """The newest intact state, its loader set to the same step; None if none was saved.
+        """Restores the newest intact state, and its loader's position; None if none was saved.
 
-        A damaged step is announced and set aside, and the next older one is tried.
+        A damaged step is logged and set aside, and the next older one is tried.
 
         Args:
             state: gives shapes, dtypes and shardings, and may be abstract.
@@ -128,7 +128,7 @@ class Checkpoints:
         return None
 
     def restore(self, step: int, state: TrainState, batches: grain.DatasetIterator) -> TrainState:
-        """The state of one step, as `restore_latest`; if it is damaged, raises `UserError`."""
+        """Restores one step, as `restore_latest` does; raises `UserError` if it is damaged."""
         try:
             return self._restore(step, state, batches)
         except DamagedError as damage:
@@ -137,14 +137,14 @@ class Checkpoints:
                             "run again to go on from another one") from None
 
     def delete_after(self, step: int) -> None:
-        """Deletes the steps behind `step`."""
+        """Deletes the steps after `step`."""
         self._settle()
         if self._folders is not None:
             self._folders.delete_after(step)
         _barrier("delete_after")
 
     def close(self) -> None:
-        """Waits for a save under way; that it failed is said, not raised."""
+        """Waits for a save in progress; its failure is logged, not raised."""
         self._settle()
         self._checkpointer.close()
 
@@ -162,13 +162,13 @@ class Checkpoints:
         return self._wait() if wait else None
 
     def _write_sums(self) -> None:
-        """Called by Orbax's thread when all files of the step are written, before it is renamed."""
+        """Writes checksums; called by Orbax's thread after all files and before renaming."""
         if self._folders is not None:
             (folder,) = self._folder.glob(f"{self._saving}{TMP_SUFFIX}*")
             write_sums(folder)
 
     def _wait(self) -> OSError | None:
-        """Waits for the save under way; the error of the disk that it met."""
+        """Waits for the save in progress; returns its disk error, if any."""
         try:
             self._checkpointer.wait_until_finished()
         except (OSError, ValueError) as error:
@@ -178,7 +178,7 @@ class Checkpoints:
         return None
 
     def _settle(self) -> None:
-        """Waits for the save under way, says how it ended, and deletes what is no longer kept."""
+        """Waits for the save in progress, logs its failure, and deletes old steps."""
         if self._saving is not None:
             step = self._saving
             self._report(step, self._wait(), required=False)
@@ -192,8 +192,8 @@ class Checkpoints:
             self._folders.remove_leftovers()
         if required:
             raise error
-        log(f"WARNING: step {step} could not be saved ({error.strerror.lower()}): training goes "
-            "on, and the next save tries again")
+        log(f"WARNING: step {step} could not be saved ({error.strerror.lower()}): training "
+            "continues, and the next save tries again")
         return False
 
     def _make_room(self, state_bytes: int) -> OSError | None:
@@ -230,7 +230,7 @@ class Checkpoints:
         return record
 
     def _check_files(self, step: int, part: str = "") -> None:
-        """Every process looks at its share of the files; all of them come to the same verdict."""
+        """Checks each process's share of the files; raises `DamagedError` on all if one is bad."""
         damage = ""
         try:
             check_sums(self._folder / str(step), part=part, index=jax.process_index(),
@@ -238,28 +238,28 @@ class Checkpoints:
         except DamagedError as error:
             damage = str(error)
         if any_process(bool(damage)):
-            raise DamagedError(damage or "says another process")
+            raise DamagedError(damage or "reported by another process")
 
     def _read(self, step: int, **items: Any) -> Any:
-        """One item of a step; damage that shows itself becomes `DamagedError`, on all processes."""
-        found, damage = None, ""
+        """Reads one item of a step; raises `DamagedError` on all processes if it is damaged."""
+        item, damage = None, ""
         try:
             restored = self._checkpointer.restore(self._folder / str(step),
                                                   args=ocp.args.Composite(**items))
-            (found,) = (restored[name] for name in items)
+            (item,) = (restored[name] for name in items)
         except Exception as error:
             cause = _root_cause(error)
             if not isinstance(cause, DAMAGE_ERRORS) or _is_refusal(cause):
                 raise
             damage = f"{min(items)}: {_first_line(cause)}"
         if any_process(bool(damage)):
-            raise DamagedError(damage or "says another process")
-        return found
+            raise DamagedError(damage or "reported by another process")
+        return item
 
     def _set_aside(self, step: int, damage: DamagedError) -> None:
         if self._folders is not None:
             name = self._folders.set_aside(step)
-            log(f"WARNING: checkpoint {step} is damaged ({damage}): kept as {name}, going back to "
+            log(f"WARNING: checkpoint {step} is damaged ({damage}): kept as {name}, restoring "
                 "an older one")
         _barrier("set_aside")
 
@@ -271,7 +271,7 @@ def _as_tree(state: TrainState, words_of_key: Any) -> dict[str, Any]:
 
 
 def _as_shapes(state: TrainState) -> dict[str, Any]:
-    """What `_as_tree` gives, without the numbers."""
+    """Shapes, dtypes and shardings of `_as_tree`."""
     shapes = jax.eval_shape(lambda state: _as_tree(state, jax.random.key_data), state)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, _as_tree(state, lambda key: key))
     return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(
@@ -279,14 +279,14 @@ def _as_shapes(state: TrainState) -> dict[str, Any]:
 
 
 def _root_cause(error: BaseException) -> BaseException:
-    """What Orbax wraps into exceptions of no particular kind."""
+    """The innermost cause of an exception that Orbax wrapped."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error
 
 
 def _is_refusal(error: BaseException) -> bool:
-    """Whether a file may be sound, but could not be opened or held."""
+    """Whether a file could not be opened for lack of permission or resources: no sign of damage."""
     return (getattr(error, "errno", None) in REFUSAL_ERRNOS
             or any(status in str(error) for status in ("PERMISSION_DENIED", "RESOURCE_EXHAUSTED")))
 

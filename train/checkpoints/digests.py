@@ -1,9 +1,9 @@
-"""Digests: 64 bits per array, computed where the array lies, equal however it is cut.
+"""Digests: 64 bits per array, computed on its devices, independent of its sharding.
 
 A digest is two sums, modulo 2^32, over the array's 32-bit words. Each word is first mixed with its
-place by a function that no two words share (the finalizer of MurmurHash3), so one word that
-changes always changes both sums, and any other damage goes unseen with probability 2^-64. Sums
-modulo 2^32 do not depend on the order of addition, hence not on the mesh.
+position by a bijection (the finalizer of MurmurHash3), so a change of one word always changes both
+sums, and any other damage is missed with probability 2^-64. Sums modulo 2^32 do not depend on the
+order of addition, hence not on the mesh.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from model.parallel.sharding import leaf_name
 
-# Per lane: what an element's place is multiplied by, and what is added. Odd, so that no two of the
-# first 2^32 places share a product; from the fractional parts of the golden ratio, pi and sqrt(3).
+# Per lane: the factor of an element's position, and the offset. Factors are odd, so that the first
+# 2^32 products are distinct; from the fractional parts of the golden ratio, pi and sqrt(3).
 LANES = ((0x9E3779B1, 0x243F6A88), (0xBB67AE85, 0x13198A2F))
 
 Leaves = dict[str, jax.Array]
@@ -33,19 +33,19 @@ def named_leaves(tree: Any) -> Leaves:
 
 
 def start_digests(leaves: Leaves) -> jax.Array:
-    """Starts computing digests on the devices; to be called before anything donates the leaves.
+    """Starts computing digests on the devices; call it before the leaves are donated.
 
     Args:
         leaves: arrays of any dtype but typed keys, on one mesh.
 
     Returns:
-        uint32 [leaves, 3]: the two sums, and 1 where every number is finite; see `read_digests`.
+        uint32 [leaves, 3]: the two sums, and 1 if every number is finite; see `read_digests`.
     """
     arrays = list(leaves.values())
     sharding = arrays[0].sharding
     if not isinstance(sharding, NamedSharding):
         return _program(None)(arrays)
-    with jax.set_mesh(sharding.mesh):    # one program, whether the caller has set the mesh or not
+    with jax.set_mesh(sharding.mesh):    # one program, whether or not the caller has set the mesh
         return _program(NamedSharding(sharding.mesh, PartitionSpec()))(arrays)
 
 
@@ -53,7 +53,7 @@ def read_digests(leaves: Leaves, words: jax.Array) -> tuple[dict[str, str], list
     """Waits for `start_digests`; 16 hex digits for each leaf, and the leaves that are not finite.
 
     Args:
-        leaves: for their names alone; they may have been donated.
+        leaves: only their names are used; they may have been donated.
     """
     rows = np.asarray(words).tolist()
     digests = {name: f"{low:08x}{high:08x}" for name, (low, high, _) in zip(leaves, rows)}
@@ -72,8 +72,8 @@ def _digest_leaves(arrays: list[jax.Array]) -> jax.Array:
 
 def _digest(array: jax.Array) -> list[jax.Array]:
     words = _as_words(array)
-    places = _places(words.shape)
-    return [jnp.sum(_mix(words ^ (places * np.uint32(factor) + np.uint32(start))),
+    positions = _positions(words.shape)
+    return [jnp.sum(_mix(words ^ (positions * np.uint32(factor) + np.uint32(start))),
                     dtype=jnp.uint32) for factor, start in LANES]
 
 
@@ -87,17 +87,17 @@ def _as_words(array: jax.Array) -> jax.Array:
     return lax.bitcast_convert_type(array, jnp.dtype(f"uint{bits}")).astype(jnp.uint32)
 
 
-def _places(shape: tuple[int, ...]) -> jax.Array:
-    """Each element's number in row-major order, modulo 2^32, cut as the elements are."""
-    places = jnp.zeros(shape, jnp.uint32)
+def _positions(shape: tuple[int, ...]) -> jax.Array:
+    """Each element's index in row-major order, modulo 2^32, with the array's shape."""
+    positions = jnp.zeros(shape, jnp.uint32)
     for axis in range(len(shape)):
         stride = np.uint32(math.prod(shape[axis + 1:]) % 2**32)
-        places += lax.broadcasted_iota(jnp.uint32, shape, axis) * stride
-    return places
+        positions += lax.broadcasted_iota(jnp.uint32, shape, axis) * stride
+    return positions
 
 
 def _mix(words: jax.Array) -> jax.Array:
-    """MurmurHash3's 32-bit finalizer (Appleby, `fmix32`): one to one, each bit stirs all others."""
+    """MurmurHash3's 32-bit finalizer (Appleby, `fmix32`): a bijection, each bit affects all."""
     words = (words ^ (words >> 16)) * np.uint32(0x85EBCA6B)
     words = (words ^ (words >> 13)) * np.uint32(0xC2B2AE35)
     return words ^ (words >> 16)

@@ -1,12 +1,11 @@
-"""Checksums of a checkpoint's files, so that no reader has to make sense of a damaged one.
+"""Checksums of a checkpoint's files, checked before they are read.
 
-Orbax restores most flipped bits without a word, and of what it does notice it tells in pages of
-tracebacks, one process at a time, while the others wait for it. `files.json` is written before a
-step gets its name:
+Orbax does not detect most flipped bits, and reports the others in long tracebacks of one process
+while the others wait. `files.json` is written before a step gets its name:
 
     {"files": {"state/d/8cdb77...": "16 hex", ...}, "digest": "16 hex"}
 
-Every sum is XXH3's, 64 bits; the last one is over the others.
+All are 64-bit XXH3; `digest` is over the others.
 """
 
 from __future__ import annotations
@@ -23,26 +22,26 @@ CHUNK_BYTES = 1 << 22
 
 
 class DamagedError(Exception):
-    """A checkpoint is not what was saved."""
+    """A checkpoint differs from what was saved."""
 
 
 def write_sums(folder: Path) -> None:
-    """Sums up all files in the subfolders of `folder`."""
+    """Writes the checksums of all files in the subfolders of `folder`."""
     files = {str(path.relative_to(folder)): _sum_file(path)
              for path in sorted(folder.glob("*/**/*")) if path.is_file()}
     write_json(folder / NAME, {"files": files, "digest": _sum_sums(files)})
 
 
 def check_sums(folder: Path, *, part: str = "", index: int = 0, count: int = 1) -> None:
-    """Compares the files with their sums.
+    """Compares the files with their checksums.
 
     Args:
-        part: the subfolder to look at; empty for all of them.
-        index, count: which share of the files to read, of how many.
+        part: the subfolder to check; empty for all of them.
+        index, count: check the `index`-th of `count` shares of the files.
 
     Raises:
         DamagedError: names the file that is missing or has changed.
-        OSError: a file may not be read.
+        OSError: a file cannot be read.
     """
     try:
         saved = json.loads((folder / NAME).read_bytes())
@@ -54,10 +53,10 @@ def check_sums(folder: Path, *, part: str = "", index: int = 0, count: int = 1) 
     names = [name for name in sorted(files) if name.startswith(part)]
     for name in names[index::count]:
         try:
-            found = _sum_file(folder / name)
+            total = _sum_file(folder / name)
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise DamagedError(f"{name} is missing") from None
-        if found != files[name]:
+        if total != files[name]:
             raise DamagedError(f"{name} has changed")
 
 

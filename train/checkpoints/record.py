@@ -1,4 +1,4 @@
-"""The record of a checkpoint: what was saved, so that a restore can tell whether it got it back.
+"""The record of a checkpoint: step, loader's state, and shape, dtype and digest of each array.
 
     {"step": 12, "batches": {...},
      "leaves": {"params/embed_VD": {"shape": [98, 32], "dtype": "float32", "digest": "16 hex"}}}
@@ -23,7 +23,7 @@ def make_record(step: int, batches: Any, leaves: dict[str, jax.Array],
 
     Args:
         batches: the loader's state, plain data.
-        leaves: arrays by name; only their shapes and dtypes are looked at.
+        leaves: arrays by name; only their shapes and dtypes are used.
         digests: 16 hex digits by the same names.
     """
     return {"step": step, "batches": batches, "leaves": {
@@ -32,28 +32,28 @@ def make_record(step: int, batches: Any, leaves: dict[str, jax.Array],
 
 
 def check_digests(record: Record, digests: dict[str, str]) -> None:
-    """Raises `DamagedError`, naming the first leaf that is not what was saved."""
+    """Raises `DamagedError`, naming the first leaf whose digest differs."""
     for name, digest in digests.items():
         if digest != record["leaves"][name]["digest"]:
             raise DamagedError(f"{name} is not what was saved")
 
 
 def check_architecture(record: Record, shapes: Any, where: str) -> None:
-    """Raises `UserError`, naming the first leaf that differs, if the state is of another model.
+    """Raises `UserError`, naming the first leaf of another shape or dtype than the model's.
 
     Args:
-        shapes: tree of what the model at hand would save.
+        shapes: tree of shapes and dtypes of the current model's state.
         where: the checkpoint, for the message.
     """
     remedy = "go back to the config of that run, or choose another --workdir"
     expected = {name: (list(leaf.shape), str(leaf.dtype))
                 for name, leaf in named_leaves(shapes).items()}
-    found = {name: (leaf["shape"], leaf["dtype"]) for name, leaf in record["leaves"].items()}
-    for name in [*expected, *found]:
-        if name not in found:
+    saved = {name: (leaf["shape"], leaf["dtype"]) for name, leaf in record["leaves"].items()}
+    for name in [*expected, *saved]:
+        if name not in saved:
             raise UserError(where, f"has no {name}, which this config's model has", remedy)
         if name not in expected:
-            raise UserError(where, f"has {name}, which this config's model has not", remedy)
-        if expected[name] != found[name]:
-            sides = [f"{dtype} {tuple(shape)}" for shape, dtype in (found[name], expected[name])]
+            raise UserError(where, f"has {name}, which this config's model lacks", remedy)
+        if expected[name] != saved[name]:
+            sides = [f"{dtype} {tuple(shape)}" for shape, dtype in (saved[name], expected[name])]
             raise UserError(where, f"{name} is {sides[0]}, this config's is {sides[1]}", remedy)

@@ -1,4 +1,4 @@
-"""The folder of a run's checkpoints: what is kept, what may go, and what is left over."""
+"""Retention: which of a run's checkpoints are kept, and deletion of the others."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from pathlib import Path
 from core.artifacts import free_name
 from core.progress import log
 
-TMP_SUFFIX = ".orbax-checkpoint-tmp"    # Orbax's own name for a step that is being written
+TMP_SUFFIX = ".orbax-checkpoint-tmp"    # Orbax's suffix of a step that is being written
 DELETED_SUFFIX = f".deleted{TMP_SUFFIX}"
 
 
 class StepFolders:
-    """The folders of the saved steps, named by their numbers; for one process alone.
+    """The folders of the saved steps, named by their numbers; used by one process only.
 
     Args:
-        folder: holds them; made when it is not there.
+        folder: contains them; created if missing.
         keep: how many of the newest to keep.
-        keep_every: steps that it divides are kept for ever; 0 keeps none for ever.
+        keep_every: steps that it divides are kept forever; 0 keeps none forever.
     """
 
     def __init__(self, folder: Path, keep: int, keep_every: int):
@@ -28,11 +28,11 @@ class StepFolders:
         self.remove_leftovers()
 
     def steps(self) -> list[int]:
-        """The steps that were saved whole, the oldest first."""
+        """The steps that were saved completely, the oldest first."""
         return sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdecimal())
 
     def damaged(self) -> list[Path]:
-        """What `set_aside` has put aside."""
+        """The folders that `set_aside` renamed."""
         return sorted(self._folder.glob("*.damaged*"))
 
     def set_aside(self, step: int) -> str:
@@ -42,22 +42,22 @@ class StepFolders:
         return target.name
 
     def delete_after(self, step: int) -> None:
-        """Deletes the steps behind `step`, the newest first."""
+        """Deletes the steps after `step`, the newest first."""
         for later in reversed(self.steps()):
             if later > step:
                 self._delete(self._folder / str(later))
 
     def delete_old(self) -> None:
-        """Deletes the steps that are neither new nor kept for ever."""
-        for path in self._passing(self._keep):
+        """Deletes the steps that are neither among the newest nor kept forever."""
+        for path in self._expired(self._keep):
             self._delete(path)
 
     def make_room(self, need_bytes: int) -> bool:
-        """Whether there is room, after deleting damaged and old steps if that helps.
+        """Whether there is enough disk space, after deleting damaged and old steps if that helps.
 
-        The newest step and those that are kept for ever stay.
+        The newest step and those that are kept forever are not deleted.
         """
-        spare = [*self.damaged(), *self._passing(1)]
+        spare = [*self.damaged(), *self._expired(1)]
         if self._free_bytes() + sum(map(_size_bytes, spare)) < need_bytes:
             return False
         while self._free_bytes() < need_bytes and spare:
@@ -66,20 +66,20 @@ class StepFolders:
         return self._free_bytes() >= need_bytes
 
     def remove_leftovers(self) -> None:
-        """Deletes what failed saves and killed processes left; it would hold its space for ever."""
+        """Deletes files left by failed saves and killed processes."""
         for path in self._folder.glob(f"*{TMP_SUFFIX}*"):
             shutil.rmtree(path, ignore_errors=True)
 
-    def _passing(self, num_newest: int) -> list[Path]:
-        """The steps behind the newest ones that are not kept for ever, the oldest first."""
+    def _expired(self, num_newest: int) -> list[Path]:
+        """The steps before the newest ones that are not kept forever, the oldest first."""
         return [self._folder / str(step) for step in self.steps()[:-num_newest]
                 if not self._keep_every or step % self._keep_every]
 
     def _delete(self, path: Path) -> None:
-        """Renames before it deletes, so that a half-deleted step is never taken for a whole one."""
-        doomed = path.with_name(path.name + DELETED_SUFFIX)
-        os.rename(path, doomed)
-        shutil.rmtree(doomed)
+        """Renames, then deletes, so that a partly deleted step is not taken for a complete one."""
+        renamed = path.with_name(path.name + DELETED_SUFFIX)
+        os.rename(path, renamed)
+        shutil.rmtree(renamed)
 
     def _free_bytes(self) -> int:
         return shutil.disk_usage(self._folder).free

@@ -1,7 +1,7 @@
-"""Muon (arXiv 2502.16982): momentum made orthogonal, matrix by matrix, on any mesh.
+"""Muon (arXiv 2502.16982): orthogonalised momentum of each matrix, on any mesh.
 
-Blocks are stacked along N and experts along E, so nothing here goes by rank: the usual rule, "every
-2-D leaf", would pick the embedding and leave out every block. A parameter's name says what it is.
+Blocks are stacked along N and experts along E, so matrices are selected by name and not by rank:
+the usual rule, "every 2-D leaf", would include the embedding and exclude every block.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import optax
 
 from model.parallel.sharding import PARAM_RULES, Rules, constrain, letters_of, param_name
 
-# The weights that are matrices, with the letters they sum over. N and E count matrices; the other
+# The weights that are matrices, with the letters they sum over. N and E are batch axes; the other
 # letters are the output.
 MATRICES = {"wq_DHK": "D", "wk_DGK": "D", "wv_DGK": "D", "wo_HKD": "HK",
             "w_gate_DF": "D", "w_up_DF": "D", "w_down_FD": "F",
@@ -27,9 +27,9 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 NUM_ITERATIONS = 5
 UPDATE_RMS = 0.2  # of an update's entries, about AdamW's, so that rates carry over (section 2.2)
 
-# Newton-Schulz needs whole matrices. Cut as the parameters are, each of its products would cross
-# the mesh, and replicas would all do the same; instead layers are dealt out to the devices and back
-# again. One mesh axis moves at a time, so that each hop is one all-to-all, and the last is none.
+# Newton-Schulz needs whole matrices. Sharded as the parameters are, each of its products would need
+# communication, and replicas would repeat the work; instead layers are distributed over the devices
+# and back. One mesh axis moves at a time: each hop is one all-to-all, the last needs none.
 _WHOLE: Rules = {**dict.fromkeys("DHGKF"), "E": "expert"}
 HOPS: tuple[Rules, ...] = (
     PARAM_RULES,
@@ -44,9 +44,9 @@ def is_matrix(params: Any) -> Any:
 
 
 def matrix_shape(path: tuple[Any, ...], leaf: jax.Array) -> tuple[int, ...]:
-    """A weight's shape as matrices [..., inputs, outputs]; that of other parameters as it is.
+    """A weight's shape as matrices [..., inputs, outputs]; unchanged for other parameters.
 
-    Axes that count matrices stay apart, so that a mesh may go on cutting each of them.
+    Batch axes are not merged, so that a mesh can still shard each of them.
     """
     reduced = MATRICES.get(param_name(path))
     if reduced is None:
@@ -61,21 +61,20 @@ def matrix_shape(path: tuple[Any, ...], leaf: jax.Array) -> tuple[int, ...]:
 def orthogonalise() -> optax.GradientTransformation:
     """Replaces each matrix U S V^T by about U V^T, scaled to the RMS of `UPDATE_RMS`.
 
-    Newton-Schulz runs in bfloat16, as in its reference implementation: it only has to bring
-    singular values near 1, and in float32 it would cost several times as much. A CPU, which has no
-    fast bfloat16, stays in float32.
+    Newton-Schulz runs in bfloat16, as in its reference implementation: singular values need only be
+    near 1, and float32 would cost several times as much. CPUs use float32, as bfloat16 is slow.
     """
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
 
     def orthogonalise_leaf(path, leaf):
         letters = letters_of(path, leaf.ndim)
-        x, is_dealt = leaf.astype(dtype), _can_deal(letters, leaf.shape)
-        for rules in HOPS[1:] if is_dealt else ():
+        x, is_distributed = leaf.astype(dtype), _can_distribute(letters, leaf.shape)
+        for rules in HOPS[1:] if is_distributed else ():
             x = constrain(x, letters, rules)
         matrices = x.reshape(matrix_shape(path, leaf))
         scale = UPDATE_RMS * max(matrices.shape[-2:]) ** 0.5
         x = (scale * newton_schulz(matrices)).reshape(leaf.shape)
-        for rules in HOPS[-2::-1] if is_dealt else ():
+        for rules in HOPS[-2::-1] if is_distributed else ():
             x = constrain(x, letters, rules)
         return x.astype(leaf.dtype)
 
@@ -83,8 +82,8 @@ def orthogonalise() -> optax.GradientTransformation:
         lambda updates, _: jax.tree_util.tree_map_with_path(orthogonalise_leaf, updates))
 
 
-def _can_deal(letters: str, shape: tuple[int, ...]) -> bool:
-    """Whether there are layers for each device along `fsdp`; else the partitioner finds its way."""
+def _can_distribute(letters: str, shape: tuple[int, ...]) -> bool:
+    """Whether layers divide among the devices along `fsdp`; else the partitioner decides."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or letters[0] != "N":
         return False
@@ -96,7 +95,7 @@ def newton_schulz(x: jax.Array) -> jax.Array:
     norm = jnp.linalg.norm(x.astype(jnp.float32), axis=(-2, -1), keepdims=True)
     x = (x / (norm + 1e-7)).astype(x.dtype)
     is_tall = x.shape[-2] > x.shape[-1]
-    if is_tall:  # the shorter side makes the smaller products
+    if is_tall:  # products over the shorter side are smaller
         x = x.mT
     a, b, c = COEFFICIENTS
     for _ in range(NUM_ITERATIONS):

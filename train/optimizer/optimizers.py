@@ -1,7 +1,7 @@
 """Optimizers by name, with rules by parameter name.
 
 Weight decay applies to the blocks, Muon to the matrices that `train.optimizer.muon` lists, and
-learning rates may be multiplied by pattern.
+learning rates can be scaled by name pattern.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from model.parallel.sharding import letters_of, param_name
 from train.optimizer.muon import MATRICES, is_matrix, matrix_shape, orthogonalise
 from train.optimizer.schedules import make_schedule
 
-# Fields of the section that each optimizer reads, beside those that all of them do.
+# Fields that each optimizer reads, besides those that all of them read.
 SHARED_FIELDS = ("learning_rate", "weight_decay", "clip_norm", "lr_multipliers", "schedule",
                  "warmup_steps", "final_frac")
 FIELDS = {"adamw": ("b1", "b2", "eps", "mu_dtype"),
@@ -34,19 +34,18 @@ MU_DTYPES = ("float32", "bfloat16")
 
 
 def make_optimizer(section: ConfigDict, num_steps: int) -> optax.GradientTransformation:
-    """Clipping by the global norm, then the named optimizer; weight decay is decoupled in all.
+    """Makes the named optimizer, after clipping by the global norm; weight decay is decoupled.
 
     `adamw`: arXiv 1711.05101. `muon`: Muon for matrices (arXiv 2502.16982), NAdamW with
     `adam_learning_rate` for the rest. `lion`: arXiv 2302.06675. `adafactor`: factored second
     moments, no first; the learning rate is relative to each matrix's RMS (arXiv 1804.04235,
     algorithm 4). `sgd`: with Nesterov's momentum. `schedule_free`: AdamW's form of
-    arXiv 2405.15682, whose parameters are not those to evaluate: see `eval_params`.
+    arXiv 2405.15682, whose training parameters are not those to evaluate: see `eval_params`.
 
     Args:
         section: `name`, `SHARED_FIELDS` and what `FIELDS` lists for the name. `clip_norm` 0 never
-            clips. `lr_multipliers` maps patterns of parameter names, as in a shell, to factors of
-            the learning rate; the longest pattern that matches counts. `mu_dtype` is the dtype in
-            which the first moment is kept.
+            clips. `lr_multipliers` maps shell patterns of parameter names to factors of the
+            learning rate; the longest match applies. `mu_dtype` is the first moment's dtype.
 
     Raises:
         UserError: a field is missing or breaks a rule; or, from the optimizer's `init`, a pattern
@@ -79,7 +78,7 @@ def make_optimizer(section: ConfigDict, num_steps: int) -> optax.GradientTransfo
 
 
 def eval_params(opt_state: Any, params: Any) -> Any:
-    """The parameters to evaluate and to keep: schedule-free's average, else `params` themselves."""
+    """The parameters to evaluate and to save: schedule-free's average, else `params` themselves."""
     states = jax.tree.leaves(opt_state, is_leaf=lambda leaf: isinstance(leaf, ScheduleFreeState))
     for state in states:
         if isinstance(state, ScheduleFreeState):
@@ -159,7 +158,7 @@ DIRECTIONS: Mapping[str, Callable[[ConfigDict], optax.GradientTransformation]] =
 
 
 def _by_matrix(transformation: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Applies a transformation to each layer's and each expert's matrix as if it were alone."""
+    """Applies a transformation to each layer's and each expert's matrix separately."""
     def apply(function, path, leaf, *others):
         shape = matrix_shape(path, leaf)
         num_counts = (len(shape) - 2 if param_name(path) in MATRICES

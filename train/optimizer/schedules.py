@@ -14,7 +14,7 @@ def make_schedule(section: ConfigDict, num_steps: int) -> optax.Schedule:
     """A multiplier of the learning rate: linear warmup from 0 to 1, then the named schedule.
 
     `constant`: stays at 1.
-    `linear`: falls in a straight line to `final_frac` at the end of the run.
+    `linear`: falls linearly to `final_frac` at the end of the run.
     `cosine`: falls along half a cosine to `final_frac` (arXiv 1608.03983, equation 5).
     `wsd`: stays at 1, then falls linearly over the last `decay_frac` of the run to `final_frac`
     (warmup, stable, decay: arXiv 2405.18392).
@@ -49,7 +49,7 @@ def make_schedule(section: ConfigDict, num_steps: int) -> optax.Schedule:
 
 
 def _stable_then_decay(section: ConfigDict, num_steps: int) -> optax.Schedule:
-    """What follows the warmup of `wsd`; its step 0 is the first after the warmup."""
+    """The schedule after the warmup of `wsd`; its step 0 is the first after the warmup."""
     warmup, decay = section.warmup_steps, round(section.decay_frac * num_steps)
     if warmup < 0 or decay < 0 or warmup + decay > num_steps:
         raise UserError(f"optimizer.warmup_steps={warmup}",

@@ -1,1 +1,1 @@
-"""What watches a run and changes nothing in it: metrics, goodput, profiles, compilations."""
+"""Observation of a run without effect on it: metrics, goodput, profiles, compilations."""

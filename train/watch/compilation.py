@@ -1,6 +1,7 @@
-"""What was compiled, how long it took, and what came out of the persistent cache.
+"""Counts compilations, their time, and hits of the persistent cache.
 
-A run that compiles a program twice has a shape or a sharding that changes: hours on a large model.
+A program that is compiled twice in a run has a shape or a sharding that changes, which can cost
+hours on a large model.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ CACHE_HIT = "/jax/compilation_cache/cache_hits"
 
 @dataclasses.dataclass
 class Program:
-    """What became of the programs of one name.
+    """Compilations of the programs of one name.
 
     Attributes:
-        num_compiled: times that it was compiled, for whatever shapes, the cache's hits included.
-        num_cached: how many of these came from the persistent cache.
+        num_compiled: times that it was compiled, for any shapes, cache hits included.
+        num_cached: how many of these were read from the persistent cache.
         secs: time in the compiler or in reading the cache.
     """
 
@@ -31,11 +32,10 @@ class Program:
 
 
 class Compilations:
-    """Counts compilations of this process from its making until `close`.
+    """Counts compilations of this process from its creation until `close`.
 
     Args:
-        on_compiled: called with the seconds of each, e.g. to book them; on the thread that
-            compiled.
+        on_compiled: called with the seconds of each, on the thread that compiled.
 
     Attributes:
         programs: by name, e.g. ``jit(train_step)``.
@@ -47,8 +47,8 @@ class Compilations:
         self._lock = threading.Lock()       # checkpointing compiles on threads of its own
         self._thread = threading.local()    # a hit is reported just before its program
         self._is_open = True
-        jax.monitoring.register_event_listener(self._hear_event)
-        jax.monitoring.register_event_duration_secs_listener(self._hear_duration)
+        jax.monitoring.register_event_listener(self._on_event)
+        jax.monitoring.register_event_duration_secs_listener(self._on_duration)
 
     def __enter__(self) -> Compilations:
         return self
@@ -57,28 +57,29 @@ class Compilations:
         self.close()
 
     def summary(self) -> dict[str, float]:
-        """Programs compiled, those of them from the cache, and seconds: for a metrics file."""
+        """Number of programs compiled, of those from the cache, and seconds, as metrics."""
         with self._lock:
-            found = list(self.programs.values())
-        return {"num_programs_compiled": sum(program.num_compiled for program in found),
-                "num_programs_cached": sum(program.num_cached for program in found),
-                "compile_secs": sum(program.secs for program in found)}
+            programs = list(self.programs.values())
+        return {"num_programs_compiled": sum(program.num_compiled for program in programs),
+                "num_programs_cached": sum(program.num_cached for program in programs),
+                "compile_secs": sum(program.secs for program in programs)}
 
     def line(self) -> str:
-        """The summary for people."""
-        found = self.summary()
-        return (f"compiled {found['num_programs_compiled']} programs in "
-                f"{found['compile_secs']:.1f} s ({found['num_programs_cached']} from the cache)")
+        """The summary as a line of the log."""
+        summary = self.summary()
+        return (f"compiled {summary['num_programs_compiled']} programs in "
+                f"{summary['compile_secs']:.1f} s ({summary['num_programs_cached']} from the "
+                "cache)")
 
     def close(self) -> None:
-        """Stops counting. The listeners stay, deaf: JAX 0.11 need not let them be taken off."""
+        """Stops counting. The listeners stay registered: JAX has no public way to remove them."""
         self._is_open = False
 
-    def _hear_event(self, event: str, **labels: str | int) -> None:
+    def _on_event(self, event: str, **labels: str | int) -> None:
         if event == CACHE_HIT:
             self._thread.hit = True
 
-    def _hear_duration(self, event: str, secs: float, **labels: str | int) -> None:
+    def _on_duration(self, event: str, secs: float, **labels: str | int) -> None:
         if event != COMPILED or not self._is_open:
             return
         hit, self._thread.hit = getattr(self._thread, "hit", False), False

@@ -1,4 +1,4 @@
-"""Optional metrics of a step: where in the model gradients, weights and updates are large."""
+"""Optional metrics of a step: norms of gradients, weights and updates by parameter."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def diagnose(params: Any, gradient: Any, update: Any) -> dict[str, jax.Array]:
     `gradient_norm/NAME`, `weight_norm/NAME`: Euclidean norms, of each layer where blocks are
     stacked, e.g. `gradient_norm/blocks/wq_DHK/3`. `update_ratio/NAME`: RMS of the update over RMS
     of the weights; about 1e-3 is usual, and 1e-2 late in a run is a warning.
-    `attention_logit_bound/3`: no attention logit of that layer can be larger. It is known without
-    running the layer only where queries and keys are normed, and is left out elsewhere.
+    `attention_logit_bound/3`: an upper bound of that layer's attention logits. It is computed from
+    the weights, so it exists only if queries and keys are normed.
 
     Args:
         params: before the update.
@@ -50,10 +50,10 @@ def _norms(tree: Any) -> dict[str, jax.Array]:
 
 
 def _logit_bound(q_norm_NK: jax.Array, k_norm_NK: jax.Array) -> jax.Array:
-    """Largest possible |q k| / sqrt(K) of each layer: RMSNorm makes vectors of length sqrt(K).
+    """Largest possible |q k| / sqrt(K) of each layer: RMSNorm gives vectors of length sqrt(K).
 
-    Its scales stretch them by no more than their largest entry, RoPE turns them and keeps their
-    length, and by Cauchy-Schwarz the product is at most that of the lengths.
+    Its scales stretch them by at most their largest entry, RoPE keeps their length, and by
+    Cauchy-Schwarz the product is at most that of the lengths.
     """
     largest_N = jnp.max(jnp.abs(q_norm_NK), axis=1) * jnp.max(jnp.abs(k_norm_NK), axis=1)
     return q_norm_NK.shape[1] ** 0.5 * largest_N

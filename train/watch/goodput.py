@@ -1,15 +1,15 @@
-"""Goodput: which share of a run's time, restarts included, went into steps that count.
+"""Goodput: the share of a run's time, restarts included, that was spent on steps that count.
 
-`goodput.jsonl` has one line per attempt, that is per process, or per stretch of one that went back
-in steps. A process writes its own line over every few seconds, so that a kill loses no more. The
-causes are those of ml-goodput-measurement, which needs a cloud's logs:
+`goodput.jsonl` has one line per attempt: per process, or per part of one between rewinds. A process
+rewrites its line every few seconds, so that a kill loses no more than that. The causes are those of
+ml-goodput-measurement, which needs a cloud's logs:
 
     step        steps that count
-    wasted      steps that a later attempt did again
+    wasted      steps that a later attempt repeated
     startup     from the process's start to the first step: imports, data, initialisation
     compile, data_wait, restore, save (its blocking part), evaluate
     down        between two processes
-    other       the rest: a step that was not finished, the end of the run
+    other       the rest: unfinished steps, the end of the run
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from core.progress import format_secs
 CAUSES = ("step", "startup", "compile", "data_wait", "restore", "save", "evaluate", "other")
 
 # began: wall clock; resumed, last: steps; secs: by cause. It ended at began + sum(secs), by the
-# monotonic clock: within a process the wall clock may jump as it likes.
+# monotonic clock: the wall clock may jump.
 Attempt = dict[str, Any]
 
 
 class Goodput:
-    """Books the time of a run. For one thread: the loop's.
+    """Accounts for the time of a run. Used by the training loop's thread only.
 
-    What passes outside of phases is booked at the next `step` as that step's.
+    Time outside of phases is counted at the next `step` as that step's.
 
     Args:
-        path: the file; attempts that it holds already are counted. Only process 0 writes it.
+        path: the file; attempts that it already holds are counted. Only process 0 writes it.
         age_secs: how long this process has run already.
-        flush_secs: at most that often the file is written, at ends of steps and phases.
+        flush_secs: least time between two writes, at ends of steps and phases.
         clock, wall: monotonic and wall clock, in seconds.
     """
 
@@ -52,7 +52,7 @@ class Goodput:
         self._clock, self._flush_secs = clock, flush_secs
         self._earlier, self._offset = _read(path)
         self._thread = threading.current_thread()
-        self._phases = ["pending"]      # time outside of phases waits for `step` to claim it
+        self._phases = ["pending"]      # time outside of phases, until the next `step`
         self._file = None   # a descriptor
         if jax.process_index() == 0:
             self._file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
@@ -62,7 +62,7 @@ class Goodput:
 
     @contextmanager
     def spend(self, cause: str) -> Iterator[None]:
-        """Books a phase under `cause`; a phase within it counts for itself alone."""
+        """Counts a phase under `cause`; a phase nested in it is not counted twice."""
         if cause not in CAUSES:
             raise ValueError(f"{cause!r} is none of {CAUSES}")
         self._settle()
@@ -77,7 +77,7 @@ class Goodput:
     def claim(self, cause: str, secs: float) -> None:
         """Moves the last `secs` from the running phase to `cause`, e.g. compilation in a step.
 
-        On another thread than the loop's it does nothing: the loop did not wait.
+        Does nothing on other threads than the loop's, which did not wait.
         """
         if threading.current_thread() is self._thread:
             self._settle()
@@ -86,7 +86,7 @@ class Goodput:
             self._secs[cause] += moved
 
     def resume(self, step: int) -> None:
-        """Says at which step work begins: 0, a restored one, or one that the loop goes back to."""
+        """Records the step from which work continues: 0, a restored one, or that of a rewind."""
         self._settle()
         if self._resumed is not None:
             self._write()
@@ -99,7 +99,7 @@ class Goodput:
         self._write()
 
     def step(self, step: int) -> None:
-        """Says that `step` is done."""
+        """Records that `step` is done."""
         self._settle()
         self._book_pending("step")
         self._last = step
@@ -112,20 +112,21 @@ class Goodput:
         secs = account([*self._earlier, self._attempt()])
         total = sum(secs.values())
         return ({"total_secs": total, "goodput_frac": secs["step"] / max(total, 1e-9)}
-                | {f"{cause}_secs": found for cause, found in secs.items()}
-                | {f"{cause}_frac": found / max(total, 1e-9) for cause, found in secs.items()})
+                | {f"{cause}_secs": spent for cause, spent in secs.items()}
+                | {f"{cause}_frac": spent / max(total, 1e-9) for cause, spent in secs.items()})
 
     def line(self) -> str:
-        """The summary for people: what cost at least 0.1 %, the largest first."""
-        found = self.summary()
-        costs = sorted(((found[f"{cause}_frac"], cause) for cause in (*CAUSES, "wasted", "down")
+        """The summary as a line of the log: causes of at least 0.1 %, the largest first."""
+        summary = self.summary()
+        costs = sorted(((summary[f"{cause}_frac"], cause) for cause in (*CAUSES, "wasted", "down")
                         if cause != "step"), reverse=True)
         listed = [f"{cause} {100 * frac:.1f} %" for frac, cause in costs if frac >= 0.001]
-        return (f"goodput {100 * found['goodput_frac']:.1f} % of {format_secs(found['total_secs'])}"
+        total = format_secs(summary["total_secs"])
+        return (f"goodput {100 * summary['goodput_frac']:.1f} % of {total}"
                 + (f" ({', '.join(listed)})" if listed else ""))
 
     def close(self) -> None:
-        """Writes the last of it."""
+        """Writes the last state and closes the file."""
         self._settle()
         self._write()
         if self._file is not None:
@@ -138,7 +139,7 @@ class Goodput:
         self._write()
 
     def _settle(self) -> None:
-        """Books what has passed since the last call under the running phase."""
+        """Counts the time since the last call under the running phase."""
         now = self._clock()
         self._secs[self._phases[-1]] += now - self._mark
         self._mark = now
@@ -158,7 +159,7 @@ class Goodput:
             self._write()
 
     def _write(self) -> None:
-        """Writes this attempt's line over its last version, never shorter, in one system call."""
+        """Overwrites this attempt's line in one system call; a line never gets shorter."""
         self._written = self._mark
         if self._file is not None:
             attempt = self._attempt()
@@ -171,12 +172,12 @@ class Goodput:
 def account(attempts: list[Attempt]) -> dict[str, float]:
     """Seconds by cause over all attempts, in their order; they add up to the whole run.
 
-    Steps that a later attempt did again are moved from `step` to `wasted`, at the mean time of a
-    step of the attempt that did them first. A wall clock that was set back between two attempts
-    makes the pause between them 0.
+    Steps that a later attempt repeated are moved from `step` to `wasted`, at the mean step time of
+    the attempt that first ran them. If the wall clock was set back between two attempts, the pause
+    between them counts as 0.
     """
     secs = dict.fromkeys((*CAUSES, "wasted", "down"), 0.0)
-    stretches: list[tuple[int, int, float]] = []    # steps after .. to, and their seconds
+    ranges: list[tuple[int, int, float]] = []    # steps after .. to, and their seconds
     ended = None
     for attempt in attempts:
         if ended is not None:
@@ -186,13 +187,13 @@ def account(attempts: list[Attempt]) -> dict[str, float]:
             secs[cause] += spent
         if (resumed := attempt["resumed"]) is None:
             continue
-        for i, (after, to, spent) in enumerate(stretches):
+        for i, (after, to, spent) in enumerate(ranges):
             kept = min(max(resumed, after), to)
             wasted = spent * (to - kept) / max(to - after, 1)
             secs["step"] -= wasted
             secs["wasted"] += wasted
-            stretches[i] = (after, kept, spent - wasted)
-        stretches.append((resumed, attempt["last"], attempt["secs"]["step"]))
+            ranges[i] = (after, kept, spent - wasted)
+        ranges.append((resumed, attempt["last"], attempt["secs"]["step"]))
     return secs
 
 
@@ -205,7 +206,7 @@ def _read(path: Path) -> tuple[list[Attempt], int]:
         except ValueError:
             attempt = None
         if attempt is None or not line.endswith(b"\n"):
-            break       # torn by a machine that went down
+            break       # cut off by a crash
         attempts.append(attempt)
         offset += len(line)
     return attempts, offset

@@ -1,7 +1,6 @@
-"""A window of steps under the profiler, told as a table: ``--profile=START:STOP``.
+"""Profiles a window of steps and logs a table: ``--profile=START:STOP``.
 
-The trace itself lies in ``profile/`` beside the metrics, for Perfetto or XProf; the table needs
-neither.
+The trace itself is in ``profile/`` next to the metrics, for Perfetto or XProf.
 """
 
 from __future__ import annotations
@@ -28,10 +27,10 @@ class Window:
 
     @classmethod
     def parse(cls, text: str | None) -> Window | None:
-        """Reads ``START:STOP``; nothing is no window.
+        """Parses ``START:STOP``; None for an empty text.
 
         Raises:
-            UserError: it is something else.
+            UserError: it is anything else.
         """
         if not text:
             return None
@@ -43,7 +42,7 @@ class Window:
 
 
 class _WindowParser(flags.ArgumentParser):
-    """Refuses a wrong window where flags are parsed, before anything is compiled."""
+    """Parser of the flag, which rejects a wrong window before anything is compiled."""
 
     syntactic_help = "START:STOP"
 
@@ -58,7 +57,7 @@ def define_flag() -> None:
 
 
 def requested_window() -> Window | None:
-    """What the command line says, where it has such a flag."""
+    """The value of ``--profile``; None if the flag is not defined."""
     return flags.FLAGS.profile if "profile" in flags.FLAGS else None
 
 
@@ -76,24 +75,24 @@ class Profiler:
         self._is_tracing = False
 
     def before(self, step: int, arrays: Any) -> None:
-        """Starts the trace ahead of the window's first step, once `arrays` are computed."""
+        """Starts the trace before the window's first step, once `arrays` are computed."""
         if (self._window and not self._is_tracing
                 and self._window.first <= step <= self._window.last):
             jax.block_until_ready(arrays)
             options = jax.profiler.ProfileOptions()
-            options.python_tracer_level = 0     # it slows the host that it is to watch
+            options.python_tracer_level = 0     # it slows the host
             jax.profiler.start_trace(self._folder, profiler_options=options)
             self._is_tracing = True
 
     def after(self, step: int, arrays: Any) -> None:
-        """Ends the trace behind the window's last step, once `arrays` are computed."""
+        """Ends the trace after the window's last step, once `arrays` are computed."""
         if self._is_tracing and step >= self._window.last:
             jax.block_until_ready(arrays)
             self._stop()
 
     def close(self, arrays: Any) -> None:
-        """Ends a trace that the run's end cut short, once `arrays` are computed; says so if the
-        window was never reached."""
+        """Ends an unfinished trace once `arrays` are computed; logs if the window was never
+        reached."""
         if self._is_tracing:
             jax.block_until_ready(arrays)
             self._stop()
@@ -112,7 +111,7 @@ class Profiler:
             log(format_table(devices[0]))
         for other in devices[1:]:
             log(_headline(other))
-        log(f"profile: all of it is in {self._folder}")
+        log(f"profile: trace and tables of all devices are in {self._folder}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +119,7 @@ class Op:
     """All runs of one operation on a device.
 
     Attributes:
-        category: what kind of operation it is, where the device says so.
+        category: kind of operation, if the device reports it.
         total_ms: time in it, without operations that it contains (a loop's body).
         frac: share of the device's time in operations; those of a device add up to 1.
     """
@@ -134,11 +133,11 @@ class Op:
 
 @dataclasses.dataclass(frozen=True)
 class DeviceProfile:
-    """What one device did.
+    """Operations and idle time of one device.
 
     Attributes:
         window_ms: from the start of its first operation to the end of its last.
-        idle_frac: share of the window in which no operation ran, on whatever stream.
+        idle_frac: share of the window in which no operation ran on any stream.
         ops: the costliest first.
     """
 
@@ -159,7 +158,7 @@ def read_profile(path: Path) -> list[DeviceProfile]:
             if device := device_of(stats):
                 op = str(stats.get("hlo_op", event.name)), str(stats.get("hlo_category", ""))
                 events.append((event.start_ns, event.start_ns + event.duration_ns, device, op))
-        events.sort(key=lambda found: (found[0], -found[1]))
+        events.sort(key=lambda event: (event[0], -event[1]))
         for (start, end, device, op), own in zip(events, _own_times(events)):
             spans[device].append((start, end))
             own_ns[device][op].append(own)
@@ -169,8 +168,8 @@ def read_profile(path: Path) -> list[DeviceProfile]:
 def _op_lines(planes: list[Any]) -> Iterable[tuple[Any, Any]]:
     """The lines that hold operations, each with a function from an event's stats to its device.
 
-    On a GPU these are streams, whatever runs on them; on a TPU the line "XLA Ops". The CPU's
-    operations run on threads of the host, among much else.
+    On a GPU these are all streams; on a TPU the line "XLA Ops". The CPU's operations are among the
+    other events of the host's threads.
     """
     devices = [plane for plane in planes if plane.name.startswith("/device:")]
     for plane in devices:
@@ -186,7 +185,7 @@ def _op_lines(planes: list[Any]) -> Iterable[tuple[Any, Any]]:
 
 
 def _own_times(events: list[tuple]) -> list[float]:
-    """Time of each event of a line without those inside it; sorted by start, the longer first."""
+    """Time of each event of a line without nested events; input sorted by start, longer first."""
     own, open_events = [], []
     for i, (start, end, *_) in enumerate(events):
         own.append(end - start)

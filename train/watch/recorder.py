@@ -1,6 +1,6 @@
-"""The record of a run: each step's metrics, the speed, and the progress line.
+"""Records a run: each step's metrics, the speed, and the progress line.
 
-A step is reported when the next one is under way, so that nothing waits for the device.
+A step is reported while the next one runs, so that the host does not wait for the device.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from train.watch.writers import Writer, make_writers
 
 
 class Recorder:
-    """Writes `metrics.jsonl`, `speed.jsonl` and what the config's writers need.
+    """Writes `metrics.jsonl`, `speed.jsonl` and to the config's writers.
 
-    To be entered, then started at a step.
+    A context manager; call `start` inside of it.
 
     Args:
         folder: gets the files.
@@ -35,7 +35,7 @@ class Recorder:
     Attributes:
         reported: the last step whose metrics were reported.
         refused_in_row: updates refused in a row, up to that step.
-        pending: the step that is not reported yet, with its metrics on the device; or None.
+        pending: the step that is not yet reported, with its metrics on the device; or None.
     """
 
     def __init__(self, folder: Path, *, setup: Setup, section: ConfigDict, num_steps: int,
@@ -50,7 +50,7 @@ class Recorder:
         self.reported, self.refused_in_row, self.pending = 0, 0, None
 
     def start(self, step: int) -> None:
-        """Opens the files of a run that stands at `step`; closes those of a run that went back."""
+        """Opens the files of a run at `step`; on a rewind, closes the open ones first."""
         self.close_files()
         self._files = [MetricsFile(self._folder / f"{name}.jsonl", step)
                        for name in ("metrics", "speed")]
@@ -66,12 +66,12 @@ class Recorder:
         self._clocked_step, self._clock = step, time.monotonic()
 
     def report(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
-        """Reports the step before, and holds the metrics of `step` until the next call."""
+        """Reports the previous step, and holds the metrics of `step` until the next call."""
         self.flush()
         self.pending = (step, metrics)
 
     def flush(self) -> None:
-        """Reports the step that is held, if there is one; waits for the device."""
+        """Reports the pending step, if any; waits for the device."""
         if self.pending is None:
             return
         (step, metrics), self.pending = self.pending, None
@@ -91,22 +91,22 @@ class Recorder:
             file.write(step, values)
 
     def has(self, step: int, name: str) -> bool:
-        """Whether a metric of that name is recorded at `step`; every process must ask."""
+        """Whether a metric of that name is recorded at `step`; every process must call it."""
         return self._files[0].has(step, name)
 
     def sync(self) -> None:
-        """Brings all metrics to the disk."""
+        """Syncs all metrics to disk."""
         self._files[0].sync()
 
     @contextlib.contextmanager
     def off_the_clock(self) -> Iterator[None]:
-        """Excludes what is not training from the rate of tokens."""
+        """Excludes the time inside it from the rate of tokens."""
         began = time.monotonic()
         yield
         self._clock += time.monotonic() - began
 
     def close_files(self) -> None:
-        """Brings the files to the disk and closes them."""
+        """Syncs the files to disk and closes them."""
         for file in self._files:
             file.close()
         self._files = []
@@ -119,7 +119,7 @@ class Recorder:
         self.close_files()
 
     def _write_speed(self, step: int) -> None:
-        """Tokens per second since the last time, and what follows from it."""
+        """Writes tokens per second since the last call, MFU and peak memory."""
         now = time.monotonic()
         rate = (step - self._clocked_step) * self._tokens_per_step / max(now - self._clock, 1e-9)
         self._clocked_step, self._clock = step, now

@@ -1,6 +1,6 @@
-"""Metrics to watch a run by: TensorBoard and Weights & Biases, beside the JSON lines.
+"""Writers of metrics to TensorBoard and Weights & Biases.
 
-The JSON lines are the record; these are views of it, lost without harm.
+The JSON lines are the record; these are only views of it.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from core.errors import UserError
 
 
 class Writer(Protocol):
-    """Where metrics go besides the file."""
+    """A destination of metrics besides the file."""
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Hands over the values of a step."""
+        """Writes the values of a step."""
 
     def close(self) -> None:
-        """Hands over what is left and waits for it."""
+        """Writes what is buffered and waits for it."""
 
 
 class TensorBoard:
-    """Event files in ``<folder>/tensorboard``; what a killed process wrote past `step` is hidden.
+    """Event files in ``<folder>/tensorboard``; values of a killed process after `step` are hidden.
 
     Args:
         step: the restored step.
@@ -37,28 +37,28 @@ class TensorBoard:
 
     def __init__(self, folder: Path, *, step: int, config: ConfigDict):
         module = _import("tensorboardX", "tensorboard", "tb")
-        # The file's name is the second; without a suffix a quick restart overwrites the file.
+        # A file is named by the second; without a suffix a quick restart would overwrite it.
         self._writer = module.SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1,
                                             flush_secs=10, filename_suffix=f".{step}")
         if step == 0:
             self._writer.add_text("config", f"```yaml\n{config}\n```", 0)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Hands over the values of a step."""
+        """Writes the values of a step."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Writes what is left."""
+        """Writes what is buffered."""
         self._writer.close()
 
 
 class WeightsAndBiases:
-    """One run on W&B, gone on with by every process of the run; account and project are the
+    """One run on W&B, resumed by later processes; account and project are the
     user's, by `wandb login`, WANDB_PROJECT and WANDB_MODE=offline.
 
-    Steps are a metric that the others are drawn over, because W&B's own step never goes back, as
-    a restored run does.
+    Steps are a metric and the x-axis of the others, because W&B's own step cannot decrease, as a
+    restored run requires.
     """
 
     def __init__(self, folder: Path, *, run_name: str, config: ConfigDict):
@@ -74,26 +74,26 @@ class WeightsAndBiases:
         self._run.define_metric("*", step_metric="step")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Hands over the values of a step."""
+        """Writes the values of a step."""
         self._run.log({"step": step, **values})
 
     def close(self) -> None:
-        """Waits until all is sent."""
+        """Waits until everything is sent."""
         self._run.finish()
 
 
 def make_writers(names: Iterable[str], folder: Path, *, run_name: str, config: ConfigDict,
                  step: int) -> list[Writer]:
-    """Opens the writers of the config field `writers`: ``tensorboard``, ``wandb``.
+    """Opens the writers of the config field `run.writers`: ``tensorboard``, ``wandb``.
 
     Args:
-        folder: gets their files.
-        run_name: what the run is called, e.g. ``quickstart/base``.
-        config: shown beside the curves.
+        folder: for their files.
+        run_name: name of the run, e.g. ``quickstart/base``.
+        config: shown next to the curves.
         step: the restored step.
 
     Returns:
-        None of them on other processes than the first.
+        An empty list on processes other than the first.
 
     Raises:
         UserError: a name is unknown, or its package is not installed.
@@ -102,8 +102,8 @@ def make_writers(names: Iterable[str], folder: Path, *, run_name: str, config: C
              "wandb": lambda: WeightsAndBiases(folder, run_name=run_name, config=config)}
     for name in names:
         if name not in known:
-            raise UserError(f"writers={name!r}", f"is none of {', '.join(known)}",
-                            "set --config.SECTION.writers")
+            raise UserError(f"run.writers={name!r}", f"is none of {', '.join(known)}",
+                            "set --config.SECTION.run.writers")
     return [known[name]() for name in names] if jax.process_index() == 0 else []
 
 
@@ -111,5 +111,5 @@ def _import(module: str, writer: str, extra: str) -> ModuleType:
     try:
         return import_module(module)
     except ImportError:
-        raise UserError(f"writers={writer!r}", f"needs the package {module}",
-                        f"pip install -e '.[{extra}]', or leave it out of writers") from None
+        raise UserError(f"run.writers={writer!r}", f"needs the package {module}",
+                        f"pip install -e '.[{extra}]', or leave it out of run.writers") from None
