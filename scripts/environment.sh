@@ -1,5 +1,5 @@
-# Sourced by the other scripts: makes .venv, installs Heartwood into it, sets $python.
-# usage: source scripts/environment.sh [EXTRA]
+# Sourced by the other scripts: makes an environment, installs Heartwood into it, sets $python.
+# usage: source scripts/environment.sh [EXTRAS [FOLDER]]    # a,b   .venv
 
 find_python() {
   local candidate
@@ -13,17 +13,24 @@ find_python() {
   return 2
 }
 
-extra=${1:-}
-python=$PWD/.venv/bin/python
-# A mark per extra and per setup.py: an interrupted or outdated installation is redone.
-mark=$PWD/.venv/.installed-$extra-$(cksum < setup.py | cut -d' ' -f1)
-if [ ! -e "$mark" ]; then
+make_environment() {
+  local extras=$1 folder=$PWD/$2 checksum mark base
+  checksum=$(cksum < setup.py | cut -d' ' -f1)
+  # A mark per extras and per setup.py: an interrupted or outdated installation is redone.
+  mark=$folder/.installed-$extras-$checksum
+  python=$folder/bin/python
+  if [ -e "$mark" ]; then return; fi
+  # Each step says itself that it failed: `set -e` is off where the caller tests for failure.
   if ! "$python" -m pip --version >/dev/null 2>&1; then
-    rm -rf .venv
-    base=$(find_python)
-    "$base" -m venv .venv
+    rm -rf "$folder"
+    base=$(find_python) || return
+    "$base" -m venv "$folder" || return
   fi
-  echo "installing Heartwood and its packages into .venv" >&2
-  "$python" -m pip install --quiet --disable-pip-version-check --editable ".${extra:+[$extra]}" >&2
-  touch "$mark"
-fi
+  echo "installing Heartwood and its packages into $2" >&2
+  "$python" -m pip install --quiet --disable-pip-version-check \
+    --editable ".${extras:+[$extras]}" >&2 || return
+  # Who has extras has the plain installation too.
+  touch "$mark" "$folder/.installed--$checksum"
+}
+
+make_environment "${1:-}" "${2:-.venv}"

@@ -1,15 +1,33 @@
 #!/usr/bin/env bash
-# Runs the linter and the tests; `--full` adds what needs a peer's library or a large file.
+# Runs the linter and the tests, side by side on at most four cores.
 #
-#   bash scripts/test.sh [--full] [PYTEST ARGUMENTS]
+#   bash scripts/test.sh [--full] [PYTEST ARGUMENTS]     # -n0: in one process
+#
+# `--full` then runs those marked `full`, one after another: some are timed or measure memory. They
+# have .venv-peers, where the optional parts are and what Heartwood is compared with (3 GB with a
+# CPU build of torch; where pip finds none, as on x86 Linux with its plain index, several more for
+# CUDA: set PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL). Where it cannot be made, they have .venv and
+# skip what needs more.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-selection="not full"
+full=
 if [ "${1:-}" = --full ]; then
-  selection=""
+  full=yes
   shift
 fi
 source scripts/environment.sh dev
 "$python" -m ruff check .
-exec "$python" -m pytest -m "$selection" "$@"
+# A file's tests stay in one worker: they share what is costly.
+status=0
+"$python" -m pytest -m "not full" -n logical --maxprocesses 4 --dist loadfile "$@" || status=$?
+if [ -z "$full" ]; then exit "$status"; fi
+# 5: the arguments select none of these tests, which is no failure here.
+if [ "$status" != 0 ] && [ "$status" != 5 ]; then exit "$status"; fi
+
+plain=$python
+if ! source scripts/environment.sh dev,peers,ray,tb .venv-peers; then
+  echo "warning: .venv-peers cannot be made: tests that need peers' libraries are skipped" >&2
+  python=$plain
+fi
+exec "$python" -m pytest -m full -rs "$@"

@@ -11,7 +11,9 @@ from core.artifacts import ROOT
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compiling is nearly all that tests do
-os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".cache" / "jax")
+# A folder per worker: JAX writes an entry in place, where another process could read half of it.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(
+    ROOT / ".cache" / "jax" / os.environ.get("PYTEST_XDIST_WORKER", ""))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 
@@ -31,6 +33,11 @@ settings.register_profile("house", deadline=None, database=None, derandomize=Tru
 settings.load_profile("house")
 
 TINY = ModelConfig(V=98, D=32, N=2, H=4, G=2, K=8, F=64, embed_previous=True)
+
+
+def pytest_make_parametrize_id(val, argname):
+    """Bytes do not name a test: compressed ones hold the time, and workers must agree on names."""
+    return argname if isinstance(val, bytes) else None
 
 
 @pytest.fixture(scope="session")

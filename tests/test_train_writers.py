@@ -94,7 +94,7 @@ def test_a_missing_package_is_one_line(tmp_path, monkeypatch, name, package, ext
 
 
 def test_an_unknown_writer_is_refused(tmp_path):
-    with pytest.raises(UserError, match="run.writers='mlflow': is none of tensorboard, wandb"):
+    with pytest.raises(UserError, match=r"run\.writers='mlflow': is none of tensorboard, wandb"):
         make_writers(["mlflow"], tmp_path, run_name="toy", config=CONFIG, step=0)
 
 
