@@ -18,9 +18,10 @@ if [ "${1:-}" = --full ]; then
 fi
 source scripts/environment.sh dev
 "$python" -m ruff check .
-# A file's tests stay in one worker: they share what is costly.
+# A file's tests stay in one worker, as they share fixtures; tests/conftest.py orders the files.
 status=0
-"$python" -m pytest -m "not full" -n logical --maxprocesses 4 --dist loadfile "$@" || status=$?
+"$python" -m pytest -m "not full" -n logical --maxprocesses 4 --dist loadfile \
+  --no-loadscope-reorder "$@" || status=$?
 if [ -z "$full" ]; then exit "$status"; fi
 # 5: the arguments select none of these tests, which is no failure here.
 if [ "$status" != 0 ] && [ "$status" != 5 ]; then exit "$status"; fi

@@ -35,6 +35,17 @@ settings.load_profile("house")
 TINY = ModelConfig(V=98, D=32, N=2, H=4, G=2, K=8, F=64, embed_previous=True)
 
 
+# These begin first, so that no worker is left alone with one of them at the end.
+LONGEST_FILES = ("test_road", "test_data_curate", "test_train_resume", "test_train_mesh",
+                 "test_train_trainer", "test_train_fit", "test_train_optimizer", "test_train_step")
+
+
+def pytest_collection_modifyitems(items):
+    """Orders files by `LONGEST_FILES`, then as they were."""
+    rank = {name: place for place, name in enumerate(LONGEST_FILES)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
 def pytest_make_parametrize_id(val, argname):
     """Bytes do not name a test: compressed ones hold the time, and workers must agree on names."""
     return argname if isinstance(val, bytes) else None

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from core.artifacts import ROOT
+from core.artifacts import ROOT, make_lineage, write_json
 from core.errors import UserError
 from model.families.decoder import init
 from scripts.bench import checkpoints as bench_checkpoints
@@ -248,8 +248,8 @@ def _write_run(folder, name, bpb, **changes):
     run.mkdir()
     pretrain = {"out": name, "seed": int(name[-1]), "optimizer": {"name": "muon"}} | changes
     (run / "metrics.json").write_text(json.dumps({"heldout_bpb": bpb, "secs": 10.0, "tokens": 9}))
-    (run / "lineage.json").write_text(json.dumps(
-        {"config": {"pretrain": pretrain}, "inputs": {"tokens": "a"}}))
+    write_json(run / "lineage.json", make_lineage(
+        stage="pretrain", config={"pretrain": pretrain}, inputs={"tokens": "a"}, code=""))
 
 
 def test_a_paired_difference_has_students_interval(tmp_path):
