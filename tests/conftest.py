@@ -46,11 +46,6 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
-def pytest_make_parametrize_id(val, argname):
-    """Bytes do not name a test: compressed ones hold the time, and workers must agree on names."""
-    return argname if isinstance(val, bytes) else None
-
-
 @pytest.fixture(scope="session")
 def config() -> ModelConfig:
     """The tiny model's sizes."""
