@@ -3,11 +3,10 @@
 #
 #   bash scripts/test.sh [--full] [PYTEST ARGUMENTS]     # -n0: in one process
 #
-# `--full` then runs those marked `full`, one after another: some are timed or measure memory. They
-# have .venv-peers, where the optional parts are and what Heartwood is compared with (3 GB with a
-# CPU build of torch; where pip finds none, as on x86 Linux with its plain index, several more for
-# CUDA: set PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL). Where it cannot be made, they have .venv and
-# skip what needs more.
+# `--full` then runs those marked `full`. They have .venv-peers, with the optional parts and what
+# Heartwood is compared with (3 GB with a CPU build of torch; where pip finds none, as on x86 Linux
+# with its plain index, several more for CUDA: set PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL). Where it
+# cannot be made, they have .venv and skip what needs more.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -16,12 +15,13 @@ if [ "${1:-}" = --full ]; then
   full=yes
   shift
 fi
+# A file's tests stay in one worker, as they share fixtures; tests/conftest.py orders the files.
+workers=(-n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder)
+
 source scripts/environment.sh dev
 "$python" -m ruff check .
-# A file's tests stay in one worker, as they share fixtures; tests/conftest.py orders the files.
 status=0
-"$python" -m pytest -m "not full" -n logical --maxprocesses 4 --dist loadfile \
-  --no-loadscope-reorder "$@" || status=$?
+"$python" -m pytest -m "not full" "${workers[@]}" "$@" || status=$?
 if [ -z "$full" ]; then exit "$status"; fi
 # 5: the arguments select none of these tests, which is no failure here.
 if [ "$status" != 0 ] && [ "$status" != 5 ]; then exit "$status"; fi
@@ -31,4 +31,4 @@ if ! source scripts/environment.sh dev,peers,ray,tb .venv-peers; then
   echo "warning: .venv-peers cannot be made: tests that need peers' libraries are skipped" >&2
   python=$plain
 fi
-exec "$python" -m pytest -m full -rs "$@"
+exec "$python" -m pytest -m full -rs "${workers[@]}" "$@"

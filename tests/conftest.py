@@ -36,8 +36,9 @@ TINY = ModelConfig(V=98, D=32, N=2, H=4, G=2, K=8, F=64, embed_previous=True)
 
 
 # These begin first, so that no worker is left alone with one of them at the end.
-LONGEST_FILES = ("test_road", "test_data_curate", "test_train_resume", "test_train_mesh",
-                 "test_train_trainer", "test_train_fit", "test_train_optimizer", "test_train_step")
+LONGEST_FILES = ("test_train_crash", "test_road", "test_data_curate", "test_train_resume",
+                 "test_train_mesh", "test_train_trainer", "test_train_fit", "test_train_optimizer",
+                 "test_train_step")
 
 
 def pytest_collection_modifyitems(items):
