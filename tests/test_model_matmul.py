@@ -148,6 +148,7 @@ def _losses(config, execution, batch):
     return train(jax.jit(partial(init, config))(jax.random.key(0)))
 
 
+@pytest.mark.full
 def test_a_tiny_model_learns_as_well_in_low_precision(config, batch):
     config = dataclasses.replace(config, N=1)
     losses = {name: _losses(config, Execution(matmul=name), batch)
