@@ -1,6 +1,7 @@
 """The peer of `scripts.bench.train`: `transformers`' LlamaForCausalLM under torch.compile.
 
     PYTHON -m scripts.bench.peer_llama WORKLOAD   # JSON of `scripts.bench.train_workload.Workload`
+    PYTHON -m scripts.bench.peer_llama -          # the same from stdin, read after importing torch
     PYTHON -m scripts.bench.peer_llama roofline   # matrix product and copy in torch
     PYTHON -m scripts.bench.peer_llama FOLDER     # loss of given weights, for the parity test
 
@@ -191,6 +192,11 @@ def versions() -> dict[str, str]:
 
 def main(argument: str) -> dict[str, Any]:
     """Runs the mode that the argument selects."""
+    if argument == "-":
+        import torch        # before the workload is known, so that it need not wait for them
+        import transformers  # noqa: F401
+
+        argument = sys.stdin.readline()
     if argument == "roofline":
         return roofline()
     if not argument.startswith("{"):
