@@ -209,8 +209,40 @@ def _simulated_backward(q_BLHK, k_BLGK, v_BLGK, documents, stats, out_BLHK, dout
     return tuple(jnp.where(is_in_BLHK, x, jnp.nan) for x in gradients)
 
 
+def _simulated_forward_whole(*qkv):
+    num_rows = len(qkv[0])
+    causal_BLM = document_mask(jnp.ones((num_rows, L)))
+    return attend(*qkv, causal_BLM), jnp.full((num_rows, H, L), 7.0)
+
+
+def _simulated_backward_whole(q_BLHK, k_BLGK, v_BLGK, stats_BHL, out_BLHK, dout_BLHK):
+    def attention(*qkv):
+        return _simulated_forward_whole(*qkv)[0]
+
+    gradients = jax.vjp(attention, q_BLHK, k_BLGK, v_BLGK)[1](dout_BLHK)
+    return tuple(jnp.where((stats_BHL == 7).all(), x, jnp.nan) for x in gradients)
+
+
 # As in cuDNN, values outside of the documents are undefined.
-SIMULATED = Kernel(_simulated_forward, _simulated_backward)
+SIMULATED = Kernel(_simulated_forward, _simulated_backward, _simulated_forward_whole,
+                   _simulated_backward_whole)
+
+
+def test_rows_of_one_document_take_the_causal_kernel(inputs):
+    def refuse(*_):
+        return jnp.full((B, L, H, K), jnp.nan), jnp.zeros((B, min(32, L), H, L))
+
+    kernel = SIMULATED._replace(forward=refuse)
+
+    def run(segment_ids_BL):
+        return jax.jit(partial(_with_gradients, lambda *qkv: attend_packed(
+            kernel, *qkv, segment_ids_BL)))(*inputs)
+
+    ones_BL = jnp.ones((B, L), jnp.int32)
+    reference = jax.jit(partial(_with_gradients, lambda *qkv: _reference(*qkv, ones_BL)))(*inputs)
+    _assert_close(run(ones_BL), reference)
+    two_in_one_row_BL = ones_BL.at[1, 20:].set(2)
+    assert np.isnan(run(two_in_one_row_BL)[0]).all(), "the packed kernel did not run"
 
 
 @pytest.mark.parametrize("per_call", [4, 64])

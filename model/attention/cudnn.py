@@ -53,7 +53,7 @@ def load() -> Kernel:
 
         forward = fused._dot_product_attention_fwd_rule
         backward = fused._dot_product_attention_bwd_rule
-        mask, layout = fused.MaskType.PADDING_CAUSAL, fused.AttentionLayout.BTNH.value
+        masks, layout = fused.MaskType, fused.AttentionLayout.BTNH.value
         version = fused.check_cudnn_version()
     except (ImportError, AttributeError) as error:
         raise RuntimeError(f"needs functions that jax {jax.__version__} lacks: {error}") from None
@@ -64,13 +64,16 @@ def load() -> Kernel:
             raise RuntimeError(f"does not support the {rule.__name__} of jax {jax.__version__}")
     if version < OLDEST_CUDNN:
         raise RuntimeError(f"needs cuDNN {OLDEST_CUDNN}, not {version}")
-    # seed, dropout, (bias, gradient of bias), mask, layout, window, version, statistics wanted
-    settings = (0, 0.0, (False, False), mask, layout, None, version, False)
-    return _make_kernel(forward, backward, settings)
+    def settings(mask):
+        # seed, dropout, (bias, gradient of bias), mask, layout, window, version, statistics wanted
+        return 0, 0.0, (False, False), mask, layout, None, version, False
+
+    return Kernel(*_make_packed(forward, backward, settings(masks.PADDING_CAUSAL)),
+                  *_make_whole(forward, backward, settings(masks.CAUSAL)))
 
 
-def _make_kernel(forward_rule, backward_rule, settings):
-    """Wraps the two rules; their residuals are (operands..., statistics [B * P, H, L], output)."""
+def _make_packed(forward_rule, backward_rule, settings):
+    """The kernel of packed rows; residuals are (operands..., statistics [B * P, H, L], output)."""
     def operands(q_BLHK, k_BLGK, v_BLGK, documents: Documents):
         # JAX 0.10 computes the offsets of keys with the number of query heads
         # (github.com/jax-ml/jax/pull/39521): right only if both are the same.
@@ -86,11 +89,27 @@ def _make_kernel(forward_rule, backward_rule, settings):
         stats = residuals[-2]
         return out_BLHK, stats.reshape(q_BLHK.shape[0], -1, *stats.shape[1:])
 
-    def backward(q_BLHK, k_BLGK, v_BLGK, documents, stats, out_BLHK, dout_BLHK):
+    def backward(q_BLHK, k_BLGK, v_BLGK, documents, stats_BPHL, out_BLHK, dout_BLHK):
         residuals = (*operands(q_BLHK, k_BLGK, v_BLGK, documents),
-                     stats.reshape(-1, *stats.shape[2:]), out_BLHK)
+                     stats_BPHL.reshape(-1, *stats_BPHL.shape[2:]), out_BLHK)
         dq_BLHK, *dkv_BLHK = backward_rule(q_BLHK.shape[-1]**-0.5, *settings, residuals,
                                            dout_BLHK)[:3]
         return dq_BLHK, *(x.reshape(*k_BLGK.shape[:3], -1, x.shape[-1]).sum(3) for x in dkv_BLHK)
 
-    return Kernel(forward, backward)
+    return forward, backward
+
+
+def _make_whole(forward_rule, backward_rule, settings):
+    """The kernel of rows that are one document each: no lengths, no offsets."""
+    def forward(q_BLHK, k_BLGK, v_BLGK):
+        unused = (jnp.zeros(0, q_BLHK.dtype),) * 7
+        out_BLHK, residuals = forward_rule(q_BLHK, k_BLGK, v_BLGK, *unused,
+                                           q_BLHK.shape[-1]**-0.5, *settings)
+        return out_BLHK, residuals[-2]
+
+    def backward(q_BLHK, k_BLGK, v_BLGK, stats_BHL, out_BLHK, dout_BLHK):
+        unused = (jnp.zeros(0, q_BLHK.dtype),) * 7
+        residuals = (q_BLHK, k_BLGK, v_BLGK, *unused, stats_BHL, out_BLHK)
+        return tuple(backward_rule(q_BLHK.shape[-1]**-0.5, *settings, residuals, dout_BLHK)[:3])
+
+    return forward, backward

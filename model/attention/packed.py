@@ -3,6 +3,8 @@
 The number of documents in a row is fixed when such a kernel is compiled, and its memory grows with
 that number. So the first call processes the first documents of every row and further calls the
 next ones, as many as the row with most documents needs: exact for any row, one call for most.
+Where every row is a single document, the kernel's plain causal form runs instead, which is two to
+three times as fast on an H200 (docs/benchmarks.md).
 """
 
 from __future__ import annotations
@@ -27,14 +29,20 @@ class Documents(NamedTuple):
 
 
 class Kernel(NamedTuple):
-    """A kernel and its gradient; their results outside of the documents are ignored.
+    """A kernel and its gradient, for packed rows and for rows of one document each.
 
-    forward(q, k, v, documents) -> out_BLHK, stats [B, ...]
-    backward(q, k, v, documents, stats, out_BLHK, dout_BLHK) -> dq_BLHK, dk_BLGK, dv_BLGK
+    Results outside of the documents are ignored.
+
+    forward(q, k, v, documents) -> out_BLHK, stats_BPHL
+    backward(q, k, v, documents, stats_BPHL, out_BLHK, dout_BLHK) -> dq_BLHK, dk_BLGK, dv_BLGK
+    forward_whole(q, k, v) -> out_BLHK, stats_BHL
+    backward_whole(q, k, v, stats_BHL, out_BLHK, dout_BLHK) -> dq_BLHK, dk_BLGK, dv_BLGK
     """
 
     forward: Callable
     backward: Callable
+    forward_whole: Callable
+    backward_whole: Callable
 
 
 def number_documents(segment_ids_BL: jax.Array) -> jax.Array:
@@ -67,30 +75,54 @@ def attend_packed(kernel: Kernel, q_BLHK: jax.Array, k_BLGK: jax.Array, v_BLGK: 
 
 def _forward(kernel, q_BLHK, k_BLGK, v_BLGK, segment_ids_BL):
     number_BL = number_documents(segment_ids_BL)
-    run = partial(_as_rows(kernel.forward), q_BLHK, k_BLGK, v_BLGK)
-
-    def call(n, out_BLHK):
-        return _take(number_BL, n, run(list_documents(number_BL, n))[0], out_BLHK)
-
-    out_BLHK, stats = run(list_documents(number_BL, 0))
-    out_BLHK = jax.lax.fori_loop(1, _num_calls(number_BL), call, out_BLHK)
+    out_BLHK, stats_BPHL = _as_rows(partial(_run_forward, kernel))(
+        q_BLHK, k_BLGK, v_BLGK, number_BL)
     # Rematerialisation that saves both does not call the kernel again.
-    out_BLHK, stats = checkpoint_name((out_BLHK, stats), "attention")
-    return out_BLHK, (q_BLHK, k_BLGK, v_BLGK, number_BL, stats, out_BLHK)
+    out_BLHK, stats_BPHL = checkpoint_name((out_BLHK, stats_BPHL), "attention")
+    return out_BLHK, (q_BLHK, k_BLGK, v_BLGK, number_BL, stats_BPHL, out_BLHK)
+
+
+def _run_forward(kernel, q_BLHK, k_BLGK, v_BLGK, number_BL):
+    """The output, and the statistics of the first call; those of whole rows are at P = 0."""
+    run = partial(kernel.forward, q_BLHK, k_BLGK, v_BLGK)
+
+    def whole():
+        out_BLHK, stats_BHL = kernel.forward_whole(q_BLHK, k_BLGK, v_BLGK)
+        unused = (0, _num_per_call(number_BL) - 1)
+        return out_BLHK, jnp.pad(stats_BHL[:, None], ((0, 0), unused, (0, 0), (0, 0)))
+
+    def packed():
+        def call(n, out_BLHK):
+            return _take(number_BL, n, run(list_documents(number_BL, n))[0], out_BLHK)
+
+        out_BLHK, stats_BPHL = run(list_documents(number_BL, 0))
+        return jax.lax.fori_loop(1, _num_calls(number_BL), call, out_BLHK), stats_BPHL
+
+    return jax.lax.cond(number_BL.max() == 0, whole, packed)
 
 
 def _backward(kernel, residuals, dout_BLHK):
-    *qkv, number_BL, stats, out_BLHK = residuals
-    forward = partial(_as_rows(kernel.forward), *qkv)
-    backward = partial(_as_rows(kernel.backward), *qkv)
+    return *_as_rows(partial(_run_backward, kernel))(*residuals, dout_BLHK), None
 
-    def call(n, gradients):  # only the first call's statistics are saved
-        documents = list_documents(number_BL, n)
-        new = backward(documents, forward(documents)[1], out_BLHK, dout_BLHK)
-        return tuple(_take(number_BL, n, *pair) for pair in zip(new, gradients))
 
-    gradients = backward(list_documents(number_BL, 0), stats, out_BLHK, dout_BLHK)
-    return *jax.lax.fori_loop(1, _num_calls(number_BL), call, gradients), None
+def _run_backward(kernel, q_BLHK, k_BLGK, v_BLGK, number_BL, stats_BPHL, out_BLHK, dout_BLHK):
+    qkv = q_BLHK, k_BLGK, v_BLGK
+
+    def whole():
+        return kernel.backward_whole(*qkv, stats_BPHL[:, 0], out_BLHK, dout_BLHK)
+
+    def packed():
+        def call(n, gradients):  # only the first call's statistics are saved
+            documents = list_documents(number_BL, n)
+            _, stats_BPHL = kernel.forward(*qkv, documents)
+            new = kernel.backward(*qkv, documents, stats_BPHL, out_BLHK, dout_BLHK)
+            return tuple(_take(number_BL, n, *pair) for pair in zip(new, gradients))
+
+        gradients = kernel.backward(*qkv, list_documents(number_BL, 0), stats_BPHL, out_BLHK,
+                                    dout_BLHK)
+        return jax.lax.fori_loop(1, _num_calls(number_BL), call, tuple(gradients))
+
+    return jax.lax.cond(number_BL.max() == 0, whole, packed)
 
 
 attend_packed.defvjp(_forward, _backward)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -65,17 +66,18 @@ def random(seed: int, *shape: int, dtype: str = "float32") -> jax.Array:
 
 
 def documents(num_rows: int, length: int, num_documents: int) -> tuple[jax.Array, jax.Array]:
-    """Segments and positions of rows of documents of uneven length, with some padding at the end.
+    """Segments and positions of rows of documents of uneven length.
 
-    Every row ends its documents elsewhere.
+    Every row ends its documents elsewhere; most have some padding at the end, unless a row is to be
+    a single document, for which backends have kernels of their own.
     """
     rng = np.random.default_rng(num_documents)
     segments_BL = np.zeros((num_rows, length), np.int32)
     positions_BL = np.zeros((num_rows, length), np.int32)
     for row in range(num_rows):
         cuts = np.sort(rng.choice(np.arange(1, length - 8), num_documents - 1, replace=False))
-        ends = np.r_[0, cuts, length - row % 8]
-        for number, (start, end) in enumerate(zip(ends[:-1], ends[1:]), start=1):
+        ends = np.r_[0, cuts, length - (row % 8 if num_documents > 1 else 0)]
+        for number, (start, end) in enumerate(pairwise(ends), start=1):
             segments_BL[row, start:end] = number
             positions_BL[row, start:end] = np.arange(end - start)
     return jnp.asarray(segments_BL), jnp.asarray(positions_BL)
@@ -245,7 +247,7 @@ def check_cache() -> tuple[float, float]:
 def check_repetition() -> tuple[float, float]:
     """The parameters after a step that runs twice from one state; 0 if they are equal to the bit.
 
-    Resuming to the bit needs it; a difference as large as rounding is what atomic additions give.
+    Resuming to the bit needs it. On a GPU, cuDNN adds gradients of attention in any order.
     """
     dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     mesh = make_mesh({"data": 1}, jax.devices()[:1])
@@ -258,7 +260,7 @@ def check_repetition() -> tuple[float, float]:
         step = make_train_step(loss, optimizer, state, mesh)
         with jax.set_mesh(mesh):
             results.append(_flat(step(state, make_batch())[0].params))
-    return relative_error(*results), FLOAT32
+    return relative_error(*results), 0.0 if dtype == "float32" else BFLOAT16
 
 
 def list_checks() -> dict[str, Check]:
@@ -267,7 +269,7 @@ def list_checks() -> dict[str, Check]:
     checks: dict[str, Check] = {
         f"{backend} attention, heads of {head_size}, {num_documents} documents a row":
             partial(check_attention, backend, head_size, num_documents)
-        for backend in backends for head_size, num_documents in ((64, 3), (128, 40))}
+        for backend in backends for head_size, num_documents in ((64, 3), (128, 40), (128, 1))}
     checks |= {f"loss and gradient in {dtype}": partial(check_loss, dtype)
                for dtype in ("bfloat16", "float32")}
     checks |= {f"chunked head in {dtype}": partial(check_head, dtype)

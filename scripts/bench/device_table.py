@@ -9,6 +9,7 @@ Row = Mapping[str, Any]
 
 TITLES = {"checks": "Correctness", "training": "Training", "again": "Training, warm cache",
           "peer": "Training, transformers' Llama", "search": "Search",
+          "profile": "Training, by operation",
           "attention": "Attention", "head": "Head and loss", "optimizer": "Optimizer",
           "generation": "Generation"}
 
@@ -51,7 +52,7 @@ COLUMNS: dict[str, dict[str, Callable[[Row], str]]] = {
                    "prefill, tokens/s": _number("prefill_tokens_per_sec", 0),
                    "decode, tokens/s": _number("decode_tokens_per_sec", 0),
                    "ms a step": _number("step_ms", 3), "GB/s": _number("gb_per_sec", 0)},
-    **dict.fromkeys(("training", "again", "peer", "search"), _TRAINING),
+    **dict.fromkeys(("training", "again", "peer", "profile", "search"), _TRAINING),
 }
 
 

@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
@@ -32,12 +32,13 @@ def run_ceilings() -> Iterator[dict[str, Any]]:
                                    "versions": {"jax": jax.__version__}}
 
 
-def run_checks(names: list[str]) -> Iterator[dict[str, Any]]:
-    """The named checks, all without names; several compile at the same time."""
+def run_checks(only: Sequence[str] = (), done: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+    """The checks, some of which compile at the same time; see `run_parts`."""
     checks = device_checks.list_checks()
-    yield {"names": names or list(checks)}
+    names = [name for name in only or checks if name not in done]
+    yield {"names": names}
     with ThreadPoolExecutor(min(NUM_THREADS, os.cpu_count() or 1)) as pool:
-        running = {pool.submit(_checked, checks[name]): name for name in names or checks}
+        running = {pool.submit(_checked, checks[name]): name for name in names}
         for future in as_completed(running):
             yield {"name": running[future], **future.result()}
 
@@ -50,11 +51,18 @@ def _checked(check: device_checks.Check) -> dict[str, Any]:
     return {"relative_error": error, "limit": limit, "passed": error <= limit}
 
 
-def run_parts(table: str, names: list[str]) -> Iterator[dict[str, Any]]:
-    """The named measurements of a table of `device_parts`, all without names."""
+def run_parts(table: str, only: Sequence[str] = (),
+              done: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+    """The measurements of a table of `device_parts`; the first row lists their names.
+
+    Args:
+        only: the names to measure, if not all.
+        done: those to leave out.
+    """
     parts = device_parts.list_parts()[table]
-    yield {"names": names or list(parts)}
-    for name in names or parts:
+    names = [name for name in only or parts if name not in done]
+    yield {"names": names}
+    for name in names:
         try:
             yield {"name": name, **parts[name]()}
         except Exception as failure:
@@ -75,7 +83,8 @@ def _reason(failure: Exception) -> str:
     if "RESOURCE_EXHAUSTED" in str(failure):
         return "out of memory"
     text = " ".join(str(failure).split()) or type(failure).__name__
-    return text[:300] if isinstance(failure, UserError) else f"{type(failure).__name__}: {text}"[:300]
+    kind = "" if isinstance(failure, UserError) else f"{type(failure).__name__}: "
+    return f"{kind}{text}"[:300]
 
 
 JOBS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {

@@ -193,9 +193,7 @@ def versions() -> dict[str, str]:
 def main(argument: str) -> dict[str, Any]:
     """Runs the mode that the argument selects."""
     if argument == "-":
-        import torch        # before the workload is known, so that it need not wait for them
-        import transformers  # noqa: F401
-
+        versions()      # imports torch and transformers, before the workload is known
         argument = sys.stdin.readline()
     if argument == "roofline":
         return roofline()
