@@ -1,6 +1,10 @@
-"""What all configs share: a strict parser of the part behind the colon."""
+"""What all configs share: every field with its default, and the sizes that follow from a depth."""
 
 from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -62,6 +66,45 @@ def make_training(**changes) -> dict:
         seed=0) | changes
 
 
+def make_pretrain(**changes) -> ConfigDict:
+    """The section `pretrain` with every field; sizes of the run come from `changes`."""
+    return ConfigDict(make_training(
+        out="base", tokens="tokens", corpus="corpus",
+        anneal_frac=0.0,            # of the steps, on `anneal_mixture` instead of `mixture`
+        mixture=dict(), anneal_mixture=dict(),      # shares of domains
+        temperature=1.0,            # when all of mixture is 0: shares follow size ** temperature
+        upweight=dict(), max_epochs=0.0,    # by domain; how often a domain may come, 0 = no cap
+        packing="concatenate",      # or best_fit: documents shorter than a row are never cut
+        z_loss_coef=0.0, balance_coef=0.01, router_z_coef=0.001,    # the latter two: experts only
+        run=make_training_run()) | changes)
+
+
+def make_model(**changes) -> ConfigDict:
+    """The section `model`; `model.config` explains its letters."""
+    return ConfigDict(dict(E=0, experts_per_token=2, tied=False, embed_previous=False,
+                           rope_theta=10_000.0, qk_norm=True) | changes)
+
+
+def make_mesh(**changes) -> ConfigDict:
+    """The section `mesh`: devices along each axis, -1 for all that remain."""
+    return ConfigDict(dict(stage=1, data=-1, fsdp=1, expert=1, context=1, tensor=1) | changes)
+
+
+def make_tokens(*, vocab_size: int, tokenizer_bytes: int, **changes) -> ConfigDict:
+    """The sections `tokenizer` and `pack`.
+
+    Args:
+        tokenizer_bytes: of the corpus, that the tokenizer learns from.
+        changes: of `pack`.
+    """
+    return ConfigDict(dict(
+        tokenizer=dict(out="tokenizer", corpus="corpus", vocab_size=vocab_size,
+                       max_bytes=tokenizer_bytes),
+        pack=dict(out="tokens", corpus="corpus", tokenizer="tokenizer",
+                  best_domains=(), best_frac=0.5,   # what annealing calls the best data
+                  seed=0) | changes))
+
+
 def make_optimizer(**changes) -> dict:
     """The section `optimizer` of a trainer; `train.optimizer.optimizers` explains its fields."""
     return dict(
@@ -110,3 +153,96 @@ def make_curate() -> ConfigDict:
                      domain="web"),
         seed=0,
         run=dict(memory_bytes=2_000_000_000)))  # for comparing documents, whatever their number
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """A depth at which the numbers of a run were measured; others are scaled from it.
+
+    Attributes:
+        depth: layers.
+        aspect: width over depth.
+        head_size: K.
+        vocab_size: of the tokenizer.
+        row_length: inputs of a row.
+        tokens_per_param: horizon over the parameters in matrix products.
+        batch_tokens: inputs of a step.
+        learning_rate: of Muon, whose updates have an RMS of 0.2 times it.
+        weight_decay: decoupled.
+    """
+
+    depth: int
+    aspect: int
+    head_size: int
+    vocab_size: int
+    row_length: int
+    tokens_per_param: float
+    batch_tokens: int
+    learning_rate: float
+    weight_decay: float
+
+
+REFERENCES = {
+    # nanochat, scripts/base_train.py at 92d63d4: depth 12, 2^19 tokens, 12 tokens per parameter.
+    # Its Muon step of 0.02 has an RMS of 0.02/sqrt(768), which is 0.2 times 0.0036 here. The decay
+    # is that of arXiv 2502.16982, whose updates have the same RMS.
+    "accelerator": Reference(12, 64, 128, 32_768, 2048, 12.0, 2**19, 0.0036, 0.1),
+    # The quickstart: the best of docs/benchmarks.md for six minutes on two cores.
+    "cpu": Reference(4, 32, 64, 2048, 256, 2.28, 4096, 0.02, 0.1),
+}
+BATCH_EXPONENT = 0.383      # of the best batch over the horizon: arXiv 2505.13738
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """What follows from a depth; see `scale_by_depth`."""
+
+    model: dict[str, Any]
+    vocab_size: int
+    row_length: int
+    batch_size: int
+    num_steps: int
+    learning_rate: float
+    weight_decay: float
+
+
+def scale_by_depth(depth: int, platform: str) -> Scale:
+    """The sizes of a pretraining run by the depth of its model, around `REFERENCES[platform]`.
+
+    Width is proportional to depth, in whole heads; the MLP has 8/3 of it, so that its three
+    matrices have the parameters of two with 4 (arXiv 2002.05202, section 2). The horizon is
+    proportional to the parameters in matrix products (arXiv 2203.15556); the batch grows as the
+    horizon to the power 0.383 (arXiv 2505.13738), as a power of two. The learning rate grows as the
+    square root of the batch, and falls as that of the width: an orthogonal update keeps its norm,
+    so the RMS of its entries falls. The weight decay keeps the number of epochs that an update is
+    remembered, B / (learning rate x decay x horizon), as it is (arXiv 2405.13698).
+    """
+    reference = REFERENCES[platform]
+    width, num_params = _width_and_params(depth, reference)
+    reference_width, reference_params = _width_and_params(reference.depth, reference)
+    horizon_frac = num_params / reference_params
+    batch_tokens = 2 ** round(math.log2(reference.batch_tokens * horizon_frac**BATCH_EXPONENT))
+    batch_root = (batch_tokens / reference.batch_tokens) ** 0.5
+    width_root = (reference_width / width) ** 0.5
+    num_heads = width // reference.head_size
+    return Scale(
+        model=dict(D=width, N=depth, H=num_heads, G=num_heads, K=reference.head_size,
+                   F=_hidden_width(width), embed_previous=True),
+        vocab_size=reference.vocab_size, row_length=reference.row_length,
+        batch_size=max(1, batch_tokens // reference.row_length),
+        num_steps=round(reference.tokens_per_param * num_params / batch_tokens),
+        learning_rate=reference.learning_rate * batch_root * width_root,
+        weight_decay=reference.weight_decay * batch_root / (width_root * horizon_frac))
+
+
+def _width_and_params(depth: int, reference: Reference) -> tuple[int, int]:
+    """D, and the parameters in matrix products: 4 D^2 + 3 D F a layer, and the head."""
+    heads = max(1, math.ceil(depth * reference.aspect / reference.head_size))
+    width = heads * reference.head_size
+    layer = 4 * width**2 + 3 * width * _hidden_width(width)
+    return width, depth * layer + width * reference.vocab_size
+
+
+def _hidden_width(width: int) -> int:
+    """F, a multiple of 128."""
+    return 128 * math.ceil(width * 8 / 3 / 128)

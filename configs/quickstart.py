@@ -18,11 +18,16 @@ from ml_collections import ConfigDict
 from configs.common import (
     make_curate,
     make_inference_run,
+    make_mesh,
+    make_model,
     make_optimizer,
     make_precision,
+    make_pretrain,
+    make_tokens,
     make_training,
     make_training_run,
     parse_variant,
+    scale_by_depth,
 )
 
 
@@ -35,34 +40,21 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.curate.presets.default = ("technical",)
     c.curate.heldout.update(frac=0.04, domain="pages")
 
-    c.tokenizer = ConfigDict(dict(
-        out="tokenizer", corpus="corpus", vocab_size=2048, max_bytes=20_000_000))
-
-    c.pack = ConfigDict(dict(
-        out="tokens", corpus="corpus", tokenizer="tokenizer",
-        best_domains=("pages",), best_frac=0.5,  # what annealing calls the best data
-        seed=0))
-
-    c.mesh = ConfigDict(dict(stage=1, data=-1, fsdp=1, expert=1, context=1, tensor=1))
-
-    c.model = ConfigDict(dict(
-        D=128, N=4, H=2, G=2, K=64, F=384, E=0, experts_per_token=2, tied=False,
-        embed_previous=True, rope_theta=10_000.0, qk_norm=True))
-
-    c.pretrain = ConfigDict(make_training(
-        out="base", tokens="tokens", corpus="corpus", row_length=256, batch_size=16,
-        num_steps=620,
-        anneal_frac=0.0,            # at this size it costs 0.008 bits per byte, docs/benchmarks.md
+    scale = scale_by_depth(4, "cpu")
+    c.update(make_tokens(vocab_size=scale.vocab_size, tokenizer_bytes=20_000_000,
+                         best_domains=("pages",)))
+    c.mesh = make_mesh()
+    c.model = make_model(**scale.model)
+    c.pretrain = make_pretrain(
+        row_length=scale.row_length, batch_size=scale.batch_size, num_steps=scale.num_steps,
+        # Annealing costs 0.008 bits per byte at this size, docs/benchmarks.md.
         mixture=dict(pages=1.0, code=0.0), anneal_mixture=dict(best=0.5, pages=0.5),
-        temperature=1.0,            # when all of mixture is 0: shares follow size ** temperature
-        upweight=dict(), max_epochs=0.0,    # by domain; how often a domain may come, 0 = no cap
-        packing="concatenate",      # or best_fit: documents shorter than a row are never cut
-        z_loss_coef=0.0, balance_coef=0.01, router_z_coef=0.001,    # the latter two: experts only
         optimizer=make_optimizer(
-            name="muon", learning_rate=0.02, adam_learning_rate=0.02, weight_decay=0.1,
+            name="muon", learning_rate=scale.learning_rate,
+            adam_learning_rate=scale.learning_rate, weight_decay=scale.weight_decay,
             schedule="wsd", warmup_steps=20, decay_frac=0.8),
         run=make_training_run(scan_unroll=4, loss_chunks=4, tasks=dict(documentation=0),
-                              evaluate_every=310)))
+                              evaluate_every=310))
 
     c.sft = ConfigDict(make_training(
         out="sft", model="base", corpus="corpus",

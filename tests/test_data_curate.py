@@ -164,6 +164,7 @@ def test_no_training_document_resembles_a_heldout_page(corpus, config):
             assert np.isin(page, grams).mean() < rules.max_containment
 
 
+@pytest.mark.full
 def test_output_does_not_depend_on_workers_or_memory(corpus, config, tmp_path):
     config = config.copy_and_resolve_references()
     config.curate.run.memory_bytes = 1 << 20
@@ -214,6 +215,7 @@ def test_ten_kills_do_not_change_the_result(corpus, config, tmp_path):
     assert _outputs(tmp_path / "corpus") == _outputs(corpus[0])
 
 
+@pytest.mark.full
 def test_the_tasks_of_a_job_array_write_the_same_bytes(corpus, config, tmp_path):
     helper = subprocess.Popen(_command(config, tmp_path, "--task=1/2"), cwd=ROOT,
                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -339,6 +341,7 @@ def test_bad_config_is_reported_before_a_page_is_read(tmp_path, field, value, me
         _build(config, tmp_path)
 
 
+@pytest.mark.full
 def test_long_passages_that_occurred_before_are_cut(tmp_path):
     key = np.random.default_rng(3)
     passage = " ".join(f"{word}{key.integers(100)}" for word in key.choice(WORDS, 60))
@@ -358,6 +361,7 @@ def test_long_passages_that_occurred_before_are_cut(tmp_path):
     assert result["bytes"] == last["bytes_out"]
 
 
+@pytest.mark.full
 def test_a_bloom_filter_finds_the_same_exact_duplicates(corpus, config, tmp_path):
     config = config.copy_and_resolve_references()
     config.curate.dedup.bloom.memory_bytes = 100_000

@@ -21,7 +21,6 @@ from scripts.bench import recipe as bench_recipe
 from scripts.bench import train as bench_train
 from scripts.bench import train_step as bench_train_step
 from scripts.bench.train_profile import find_products
-from scripts.bench.train_search import search
 from scripts.bench.train_workload import OUT_OF_MEMORY, Workload
 from train.loss import next_token_loss
 
@@ -112,24 +111,6 @@ def test_a_failure_of_one_side_is_reported_and_the_other_measured(monkeypatch, t
                         {"error": "no torch"} if side == "peer" else {"tokens_per_sec": 1.0})
     _, results = bench_train.take_turns({"ours": WORK, "peer": WORK}, tmp_path)
     assert results == {"ours": [{"tokens_per_sec": 1.0}] * 2, "peer": [{"error": "no torch"}]}
-
-
-def test_search_keeps_the_best_of_each_axis_and_its_budget():
-    def speed(work):
-        if work.batch_size > 2:
-            return OUT_OF_MEMORY
-        fields = work.fields
-        return {"tokens_per_sec": 100.0 + 10 * (fields.get("attention") == "cudnn")
-                + fields.get("loss_chunks", 0) + work.batch_size
-                - 50 * (fields.get("remat", "none") != "none")}
-
-    best, rows = search(WORK, "ours", speed, budget_secs=60)
-    assert best.batch_size == 2
-    assert best.fields["attention"] == "cudnn" and best.fields["loss_chunks"] == 32
-    assert best.fields.get("remat", "none") == "none"
-    assert any(row.get("error") == "out of memory" for row in rows)
-    best, rows = search(WORK, "ours", speed, budget_secs=-1)
-    assert best == WORK and all("time for the search" in row["error"] for row in rows)
 
 
 def _need_peer():

@@ -120,6 +120,7 @@ def told(run, name):
     return {int(row["step"]): row[name] for row in rows if name in row}
 
 
+@pytest.mark.full
 def test_what_only_watches_changes_at_a_restart_and_changes_no_bit(killed, tmp_path):
     changes = {"run.log_every": 5, "run.evaluate_every": 4, "run.checkpoint_every": 3,
                "run.keep_checkpoints": 3, "run.keep_every": 6, "run.diagnostics": True,

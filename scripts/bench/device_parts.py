@@ -23,7 +23,7 @@ from model.families.decoder import init, num_params
 from model.generation.generate import generate
 from model.generation.sampling import Sampling
 from model.heads.language import score_targets
-from scripts.bench.train_workload import SIZES, VOCAB_SIZE
+from scripts.bench.train_workload import VOCAB_SIZE, make_config
 from train.optimizer.optimizers import make_optimizer
 
 NUM_CALLS, NUM_ROUNDS = 10, 3
@@ -113,8 +113,8 @@ def measure_head(num_chunks: int) -> Row:
             "temporaries_gb": memory.temp_size_in_bytes / 1e9}
 
 
-def _shape(size: str) -> ModelConfig:
-    return ModelConfig(**SIZES["tiny" if _is_cpu() else size], qk_norm=False)
+def _config(size: str) -> ModelConfig:
+    return make_config("tiny" if _is_cpu() else size)
 
 
 def measure_optimizer(name: str) -> Row:
@@ -125,7 +125,7 @@ def measure_optimizer(name: str) -> Row:
     """
     section = ConfigDict(optimizer_fields(name=name, schedule="constant", warmup_steps=0))
     optimizer = make_optimizer(section, num_steps=10)
-    config = _shape("350M")
+    config = _config("350M")
     params = jax.jit(partial(init, config))(jax.random.key(0))
     gradient = jax.tree.map(jnp.ones_like, params)
     opt_state = jax.jit(optimizer.init)(params)
@@ -152,7 +152,7 @@ def measure_generation(size: str, batch_size: int) -> Row:
     `gb_per_sec` counts a decode step's necessary reads: every weight once but the embedding, and
     the keys and values of the positions that are filled.
     """
-    config, execution = _shape(size), Execution(compute_dtype=_dtype())
+    config, execution = _config(size), Execution(compute_dtype=_dtype())
     length, few, many = (32, 2, 10) if _is_cpu() else (1024, 8, 136)
     params = jax.jit(lambda key: jax.tree.map(lambda leaf: leaf.astype(_dtype()),
                                               init(config, key)))(jax.random.key(0))

@@ -23,10 +23,9 @@ from absl import flags
 from core.artifacts import ROOT, read_json, write_json
 from core.errors import UserError
 from core.progress import log
-from model.config import ModelConfig
 from model.flops import peak_flops, train_flops_per_token
 from scripts.bench.device_table import format_tables
-from scripts.bench.train_workload import SIZES, Workload
+from scripts.bench.train_workload import Workload, make_config
 
 TABLES = ("checks", "training", "again", "peer", "attention", "generation", "profile", "optimizer",
           "head", "search")
@@ -62,7 +61,8 @@ class Trial:
     def name(self) -> str:
         """The line's name in the table."""
         settings = [f"{name}={value}" for name, value in self.fields.items()]
-        return " ".join([self.size, f"{self.rows}x{self.row_length}", *settings, self.xla_flags])
+        return " ".join(filter(None, (self.size, f"{self.rows}x{self.row_length}", *settings,
+                                      self.xla_flags)))
 
     def workload(self, num_steps: int, profile: bool = False) -> dict[str, Any]:
         """The workload of one process, whose clock starts when it is sent."""
@@ -117,9 +117,10 @@ class Workers:
                        "JAX_COMPILATION_CACHE_DIR": str(self._folder / "jax"),
                        "TORCHINDUCTOR_CACHE_DIR": str(self._folder / "inductor"),
                        "TRITON_CACHE_DIR": str(self._folder / "triton")}
-        return subprocess.Popen(
-            [self._pythons[side], *COMMANDS[side]], cwd=ROOT, env=environment, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr(side).open("a"))
+        with self._stderr(side).open("a") as stderr:
+            return subprocess.Popen(
+                [self._pythons[side], *COMMANDS[side]], cwd=ROOT, env=environment, text=True,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr)
 
     def _stderr(self, side: str) -> Path:
         return self._folder / f"{side}.log"
@@ -138,9 +139,10 @@ class Workers:
         with contextlib.suppress(BrokenPipeError):  # it died before: its exit status tells
             process.stdin.write(json.dumps(job) + "\n")
             process.stdin.close()
-        for line in process.stdout:
-            if line.startswith("{"):
-                add(json.loads(line))
+        with process.stdout as output:
+            for line in output:
+                if line.startswith("{") and line.endswith("\n"):   # else it was cut
+                    add(json.loads(line))
         status = process.wait()
         timer.cancel()
         if time.monotonic() - began >= secs:
@@ -282,7 +284,7 @@ def _with_utilisation(trial: Trial, row: Row, machine: Row) -> Row:
         {"slowest_step_secs": max(row["step_secs"])} if "step_secs" in row else {})
     if "tokens_per_sec" not in row:
         return row
-    config = ModelConfig(**SIZES[trial.size], qk_norm=False)
+    config = make_config(trial.size)
     peak = peak_flops(machine["device"], trial.dtype)
     for count in ("causal", "full"):
         flops = row["tokens_per_sec"] * train_flops_per_token(config, trial.row_length, count)

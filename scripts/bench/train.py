@@ -1,7 +1,6 @@
 """Benchmark of a training step against transformers' Llama in torch: same shape, same batch.
 
     python -m scripts.bench.train [--sizes=124M,350M,1.3B] [--peer_python=/path/to/python]
-    python -m scripts.bench.train --sizes=350M --search     # on a GPU: searches settings
 
 The rooflines are measured first. Then, for each size, Heartwood and the peer run alternately, twice
 each, in processes of their own on an otherwise idle device: the first turn compiles with empty
@@ -10,8 +9,8 @@ first steps. Heartwood fetches metrics and places a batch every step, as trainin
 keeps its batches on the device and fetches nothing.
 
 Equal work: the counts of parameters must agree, and both first losses must be near that of a
-uniform guess. Batch sizes are equal unless `--search` chooses another for either side. The peer
-runs in `--peer_python`, which has torch and transformers.
+uniform guess. Batch sizes are equal. The peer runs in `--peer_python`, which has torch and
+transformers. `scripts.bench.device` searches a GPU's fastest settings.
 """
 
 from __future__ import annotations
@@ -37,9 +36,7 @@ from core.errors import UserError
 from core.progress import log
 from model.execution import COMPUTE_DTYPES
 from model.flops import peak_flops, train_flops_per_token
-from scripts.bench.train_search import search
-from scripts.bench.train_step import make_setup
-from scripts.bench.train_workload import OUT_OF_MEMORY, SIZES, Workload
+from scripts.bench.train_workload import OUT_OF_MEMORY, SIZES, Workload, make_config
 
 SIDES, NUM_TURNS, PROCESS_SECS = ("ours", "peer"), 2, 1800
 MAX_FIRST_LOSS_ERROR = 0.06     # of ln V: initial logits are small but not zero
@@ -125,7 +122,7 @@ def figures(work: Workload, turns: list[dict[str, Any]], device: str,
         return turns[-1] | {"batch_size": work.batch_size}
     step_secs = [secs for turn in turns for secs in turn["step_secs"]]
     speed = work.num_tokens / statistics.median(step_secs)
-    config = make_setup(dataclasses.replace(work, fields={})).config
+    config = make_config(work.size)
     flops = {"causal": train_flops_per_token(
                  config, work.row_length / work.documents_per_row, "causal"),
              "full": train_flops_per_token(config, work.row_length, "full")}
@@ -164,18 +161,11 @@ def check_equal_work(sides: Mapping[str, Mapping[str, Any]], vocab_size: int) ->
 
 
 def bench_size(start: Workload, machine: Mapping[str, Any], caches: Path) -> dict[str, Any]:
-    """Searches if requested, measures both sides, prints their lines; returns the figures."""
+    """Measures both sides, prints their lines; returns the figures."""
     works = {"ours": start, "peer": dataclasses.replace(start, fields={})}
     result: dict[str, Any] = {"row_length": start.row_length, "dtype": start.dtype,
                               "documents_per_row": start.documents_per_row,
                               "asked_batch_size": start.batch_size}
-    if flags.FLAGS.search:
-        result["search"] = []
-        for side, work in works.items():
-            works[side], rows = search(
-                work, side, lambda trial, side=side: run_work(side, trial, caches / "search"),
-                flags.FLAGS.search_secs / len(works))
-            result["search"] += rows
     works, results = take_turns(works, caches)
     rate = max(row[f"{start.dtype}_matmul_flops_per_sec"]
                for row in machine["rooflines"].values())
@@ -288,7 +278,5 @@ if __name__ == "__main__":
     flags.DEFINE_list("fields", [], "Of our Execution, e.g. remat=full,scan_unroll=4.")
     flags.DEFINE_string("peer_python", sys.executable, "Python with torch and transformers.")
     flags.DEFINE_bool("profile", False, "Trace our side's last steps: products against the rest.")
-    flags.DEFINE_bool("search", False, "Search both sides' fastest settings first.")
-    flags.DEFINE_integer("search_secs", 1200, "Time for the search of a size.", lower_bound=1)
     flags.DEFINE_string("json", None, "File that gets the figures as well.")
     entry.run(main)

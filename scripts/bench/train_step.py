@@ -22,7 +22,6 @@ from ml_collections import ConfigDict
 
 from data.batch import Batch, make_row, stack
 from model.attention.backends import choose_backend
-from model.config import ModelConfig
 from model.execution import Execution
 from model.families.decoder import init, num_params
 from model.parallel.sharding import make_mesh
@@ -33,6 +32,7 @@ from scripts.bench.train_workload import (
     OUT_OF_MEMORY,
     Workload,
     fastest_secs,
+    make_config,
     make_rows,
     roofline_sizes,
     summarise,
@@ -50,9 +50,8 @@ OPTIMIZER = dict(ADAMW, name="adamw", mu_dtype="float32", lr_multipliers={}, sch
 
 
 def make_setup(work: Workload) -> Setup:
-    """A model of the workload's shape, without norms of queries and keys, as Llama has none."""
-    return Setup(ModelConfig(**work.shape, qk_norm=False),
-                 Execution(compute_dtype=work.dtype, **work.fields),
+    """The workload's model, on one device."""
+    return Setup(make_config(work.size), Execution(compute_dtype=work.dtype, **work.fields),
                  make_mesh({"data": 1}, jax.devices()[:1]))
 
 

@@ -1,6 +1,6 @@
-"""Workloads of `scripts.bench.train`: model shapes, batches, timing.
+"""Workloads of the training benchmarks: model shapes, batches, timing.
 
-Uses only numpy and the standard library, because the peer imports it in an environment where
+Needs only numpy and the standard library, because the peer imports it in an environment where
 Heartwood's packages need not be installed.
 """
 
@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from model.config import ModelConfig
+
 VOCAB_SIZE = 50_304     # GPT-2's, rounded up to a multiple of 128
 
 # Sizes are named by their parameters in matrix products: all but the embedding.
@@ -25,6 +27,12 @@ SIZES = {
     "350M": dict(V=VOCAB_SIZE, D=1_024, N=24, H=16, G=16, K=64, F=2_752),
     "1.3B": dict(V=VOCAB_SIZE, D=2_048, N=24, H=16, G=16, K=128, F=5_504),
 }
+
+
+def make_config(size: str) -> ModelConfig:
+    """The model of a size, without norms of queries and keys, as Llama has none."""
+    return ModelConfig(**SIZES[size], qk_norm=False)
+
 
 # AdamW on both sides: arXiv 1711.05101 with the numbers of arXiv 2005.14165.
 ADAMW = dict(learning_rate=3e-4, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1, clip_norm=1.0)
