@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from configs.common import make_optimizer as optimizer_fields
 from data.batch import Batch
 from model.attention.backends import FASTEST_FIRST, attend_documents
 from model.attention.reference import attend, document_mask
@@ -28,6 +27,7 @@ from model.heads.language import logits, score_targets
 from model.layers.experts import mix_experts
 from model.layers.matmul import project
 from model.parallel.sharding import make_mesh
+from scripts.bench.train_step import OPTIMIZER
 from train.loss import next_token_loss
 from train.optimizer.optimizers import FIELDS, make_optimizer
 from train.step import make_state, make_train_step
@@ -145,9 +145,7 @@ def _flat(tree: Any) -> np.ndarray:
 
 def check_optimizer(name: str) -> tuple[float, float]:
     """The second update of an optimizer from random gradients, against the CPU's."""
-    section = ConfigDict(optimizer_fields(name=name, schedule="constant", warmup_steps=0,
-                                          weight_decay=0.1))
-    optimizer = make_optimizer(section, num_steps=10)
+    optimizer = make_optimizer(ConfigDict(OPTIMIZER | {"name": name}), num_steps=10)
     config = ModelConfig(V=512, D=64, N=2, H=4, G=2, K=16, F=192)
     params = make_params(config)
     gradients = [jax.tree.map(lambda leaf, seed=seed: np.random.default_rng(
@@ -251,7 +249,7 @@ def check_repetition() -> tuple[float, float]:
     """
     dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     mesh = make_mesh({"data": 1}, jax.devices()[:1])
-    optimizer = make_optimizer(ConfigDict(optimizer_fields(schedule="constant", warmup_steps=0)), 9)
+    optimizer = make_optimizer(ConfigDict(OPTIMIZER), num_steps=10)
     loss = partial(next_token_loss, config=MODEL, execution=Execution(dtype))
     results = []
     for _ in range(2):

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from configs.common import make_optimizer as optimizer_fields
 from model.attention.backends import FASTEST_FIRST, attend_documents
 from model.config import ModelConfig
 from model.execution import Execution
@@ -23,6 +22,7 @@ from model.families.decoder import init, num_params
 from model.generation.generate import generate
 from model.generation.sampling import Sampling
 from model.heads.language import score_targets
+from scripts.bench.train_step import OPTIMIZER
 from scripts.bench.train_workload import VOCAB_SIZE, make_config
 from train.optimizer.optimizers import make_optimizer
 
@@ -123,8 +123,7 @@ def measure_optimizer(name: str) -> Row:
     `gb_per_sec` counts what must be moved: parameters, gradient and first moment, and AdamW's
     second one, each read, and all but the gradient written.
     """
-    section = ConfigDict(optimizer_fields(name=name, schedule="constant", warmup_steps=0))
-    optimizer = make_optimizer(section, num_steps=10)
+    optimizer = make_optimizer(ConfigDict(OPTIMIZER | {"name": name}), num_steps=10)
     config = _config("350M")
     params = jax.jit(partial(init, config))(jax.random.key(0))
     gradient = jax.tree.map(jnp.ones_like, params)
