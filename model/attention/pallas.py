@@ -1,9 +1,14 @@
 """Attention by the kernels that ship with Pallas: Triton on GPUs, splash attention on TPUs.
 
+JAX 0.11 calls the Triton kernel deprecated. It stays for GPUs of compute capability 8, an A100 for
+example, where cuDNN takes no packed rows; on Hopper it is slower than cuDNN (docs/benchmarks.md).
+
 Both support segments and need rows of whole blocks: rows are padded with a segment of its own.
 """
 
 from __future__ import annotations
+
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +23,9 @@ def attend_triton(q_BLHK: jax.Array, k_BLGK: jax.Array, v_BLGK: jax.Array,
                   segment_ids_BL: jax.Array, positions_BL: jax.Array, *,
                   interpret: bool = False) -> jax.Array:
     """`attend_documents` by the Triton kernel, on one device; `interpret` runs it on a CPU."""
-    from jax.experimental.pallas.ops.gpu.attention import mha
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from jax.experimental.pallas.ops.gpu.attention import mha
 
     del positions_BL
     length, num_repeats = q_BLHK.shape[1], q_BLHK.shape[2] // k_BLGK.shape[2]

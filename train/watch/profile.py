@@ -6,6 +6,7 @@ The trace itself is in ``profile/`` next to the metrics, for Perfetto or XProf.
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -149,6 +150,13 @@ class DeviceProfile:
 
 def read_profile(path: Path) -> list[DeviceProfile]:
     """Reads an ``.xplane.pb`` file. A trace without operations gives an empty list."""
+    with warnings.catch_warnings():
+        # jaxlib's bindings warn inside C++, where a warning that is an error aborts the process.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return _read_profile(path)
+
+
+def _read_profile(path: Path) -> list[DeviceProfile]:
     spans = defaultdict(list)   # by device: (start_ns, end_ns)
     own_ns = defaultdict(lambda: defaultdict(list))     # by device and (op, category)
     for line, device_of in _op_lines(list(jax.profiler.ProfileData.from_file(str(path)).planes)):
