@@ -230,7 +230,7 @@ SIMULATED = Kernel(_simulated_forward, _simulated_backward, _simulated_forward_w
 
 def test_rows_of_one_document_take_the_causal_kernel(inputs):
     def refuse(*_):
-        return jnp.full((B, L, H, K), jnp.nan), jnp.zeros((B, min(32, L), H, L))
+        return jnp.full((B, L, H, K), jnp.nan), jnp.zeros((B, packed.DOCUMENTS_PER_CALL, H, L))
 
     kernel = SIMULATED._replace(forward=refuse)
 

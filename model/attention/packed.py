@@ -18,7 +18,10 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.custom_batching import custom_vmap
 
-DOCUMENTS_PER_CALL = 32  # of a row; letter P. Memory: float32 per token, head and document
+# Of a row; letter P. Memory is float32 per token, head and document, and each costs time even where
+# a row has fewer: with 8 documents a call takes 1.4 ms at 32, 0.9 at 16, 0.65 at 8
+# (docs/benchmarks.md). Most rows of 2,048 tokens hold at most 16.
+DOCUMENTS_PER_CALL = 16
 
 
 class Documents(NamedTuple):

@@ -330,7 +330,10 @@ def _rounds(starts: list[Trial]) -> Iterator[list[tuple[Trial, dict[str, Any]]]]
 def make_table(bench: Bench, table: str, starts: list[Trial]) -> None:
     """Measures the lines of one table."""
     if table == "checks":
-        measure_named(bench, table, {"kind": "checks"})
+        # Its threads run programs side by side, and CUDA refuses that while one records a buffer.
+        on_gpu = bench.machine["platform"] == "gpu"
+        measure_named(bench, table, {"kind": "checks",
+                                     "xla_flags": COMMAND_BUFFERS if on_gpu else ""})
     elif table == "search":
         search(bench, starts)
     elif table in ("training", "again", "peer", "profile"):
