@@ -7,7 +7,9 @@
 
 Sizes, rope_theta, learning rate, warmup and the batch of 4M tokens are those of arXiv 2407.21783
 (table 3 and section 3.4.1). Parameters, gradient and AdamW's moments take 16 bytes a parameter,
-16 GB on each of eight devices; only each layer's input is kept for the backward pass.
+16 GB on each of eight devices; only each layer's input is kept for the backward pass. By the last
+command the peak is 65.9 GB with 8 rows at a time, most of it the scores of a CPU's attention, which
+cuDNN never holds.
 
 Cost: 5.1e10 FLOPs a token at rows of 8,192; eight H100 at 40 % of their peak see 61,000 tokens a
 second, 5.3B a day. The 20B tokens of this config are a start and not Meta's 15T. Not run yet.

@@ -236,6 +236,7 @@ def test_ray_writes_the_same_bytes(corpus, config, tmp_path):
     assert _outputs(tmp_path / "corpus") == _outputs(corpus[0])
 
 
+@pytest.mark.full
 def test_new_thresholds_read_no_page_again(config, tmp_path):
     folder, _ = _build(config, tmp_path)
     measured = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("corpus.measured/*")}

@@ -221,6 +221,7 @@ def test_a_killed_merge_resumes(workdir, expected, tmp_path, monkeypatch):
     assert len(calls) == num_buckets + 1, "only the interrupted bucket is read again"
 
 
+@pytest.mark.full
 def test_a_killed_encoding_resumes(workdir, tmp_path):
     """SIGKILL between the units of a larger corpus: a second run completes the same bytes."""
     _write_corpus(tmp_path / "corpus", _documents(30_000), 2)

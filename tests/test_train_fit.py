@@ -119,6 +119,7 @@ def _run(*arguments):
         capture_output=True, text=True, cwd=ROOT, env=env)
 
 
+@pytest.mark.full
 def test_the_command_plans_for_other_machines():
     """A device of 10 MB holds a row of 256 tokens, but not the two that its config gives it."""
     done = _run("--devices=4", "--memory_gb=0.01", "--config.mesh.fsdp=4",
