@@ -202,6 +202,15 @@ def test_retention_keeps_the_newest_and_every_tenth(tmp_path, one_device):
     checkpoints.close()
 
 
+def test_going_back_keeps_its_step_though_a_save_ends_meanwhile(tmp_path, one_device):
+    checkpoints = save_steps(tmp_path, one_device, 9, 10, keep=2)
+    assert checkpoints.save(make_state(12, one_device), make_rows(12))  # in the background
+    checkpoints.delete_after(9)     # with 10 and 12, step 9 would be too old to be kept
+    assert checkpoints.steps() == [9]
+    checkpoints.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["9"]
+
+
 def test_a_state_that_is_not_finite_is_not_saved(tmp_path, one_device):
     checkpoints, state = Checkpoints(tmp_path), make_state(2, one_device)
     state.params["blocks"]["w_DF"] = state.params["blocks"]["w_DF"].at[0, 1, 2].set(jnp.nan)

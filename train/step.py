@@ -86,7 +86,8 @@ def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation, st
         ema = state.ema
         if ema is not None:
             ema = _choose(accepted, optax.incremental_update(params, ema, 1 - ema_decay), ema)
-        metrics |= {"param_norm": optax.tree.norm(params),
+        # The barrier: fused into the update, this sum makes it 2.4 times as slow on an H200.
+        metrics |= {"param_norm": optax.tree.norm(jax.lax.optimization_barrier(params)),
                     "refused": guard.num_refused.astype(jnp.float32),
                     "refused_in_row": guard.refused_in_row.astype(jnp.float32)}
         if diagnostics:

@@ -137,9 +137,14 @@ class Checkpoints:
                             "run again to go on from another one") from None
 
     def delete_after(self, step: int) -> None:
-        """Deletes the steps after `step`."""
-        self._settle()
+        """Deletes the steps after `step`, the one being saved too, and none for its age.
+
+        A save that ends here would otherwise make `step` itself too old to be kept.
+        """
+        if self._saving is not None:
+            self._wait()    # were it to fail: it is deleted anyway
         if self._folders is not None:
+            self._folders.remove_leftovers()
             self._folders.delete_after(step)
         _barrier("delete_after")
 
