@@ -19,7 +19,8 @@ def quickstart(tmp_path_factory):
     """A finished smoke-sized quickstart: its folder, and the JSON lines that its stages printed."""
     workdir = tmp_path_factory.mktemp("quickstart") / "run"
     done = subprocess.run(["bash", "scripts/quickstart.sh", "smoke", str(workdir)], cwd=ROOT,
-                          env=os.environ | {"XLA_FLAGS": ""}, capture_output=True, text=True)
+                          env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"}, capture_output=True,
+                          text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return workdir, [json.loads(line) for line in done.stdout.splitlines()]
 

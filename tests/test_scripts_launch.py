@@ -129,7 +129,7 @@ def cluster(tmp_path):
         (programs / name).write_text(f"#!{sys.executable}\n{text}")
         (programs / name).chmod(0o755)
     return os.environ | {"PATH": f"{programs}:{os.environ['PATH']}", "FAKE_SLURM": str(tmp_path),
-                         "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+                         "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(ROOT)}
 
 
 # A stage of two processes without jax: each start appends a line to its process's file.
@@ -221,7 +221,7 @@ def test_bash_forwards_a_signal_and_returns_the_status(tmp_path):
 def _launch(launcher, *arguments, env=None):
     return subprocess.run(
         [sys.executable, "-m", f"scripts.launch.{launcher}", *arguments], cwd=ROOT, text=True,
-        capture_output=True, env=env or os.environ | {"XLA_FLAGS": ""})
+        capture_output=True, env=env or os.environ | {"JAX_NUM_CPU_DEVICES": "1"})
 
 
 BASE = ("--config=configs/quickstart.py:smoke", "--workdir=/shared/run", "--stages=train.pretrain")
@@ -283,7 +283,7 @@ def test_two_processes_train_under_the_scheduler(tmp_path, cluster):
 
 def test_no_scheduler_is_one_line(tmp_path):
     done = _launch("slurm", BASE[0], f"--workdir={tmp_path}", BASE[2], "--submit",
-                   env=os.environ | {"PATH": "/nowhere", "XLA_FLAGS": ""})
+                   env=os.environ | {"PATH": "/nowhere", "JAX_NUM_CPU_DEVICES": "1"})
     assert done.returncode == 2 and "--submit: there is no sbatch here" in done.stderr
 
 

@@ -100,7 +100,7 @@ def _command(parents, workdir, *arguments):
 
 def _sweep(parents, workdir, *arguments):
     return subprocess.run(_command(parents, workdir, *arguments), cwd=ROOT, text=True,
-                          capture_output=True, env=os.environ | {"XLA_FLAGS": ""})
+                          capture_output=True, env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"})
 
 
 def test_a_sweep_reports_its_best_and_retries_only_failed_points(parents, tmp_path):
@@ -147,9 +147,10 @@ def test_a_job_array_runs_one_point_in_each_task(parents, tmp_path):
     assert done.returncode == 0, done.stderr
     script = (tmp_path / "sweep.sbatch").read_text()
     assert "#SBATCH --array=0-1%2\n" in script and "#SBATCH --partition=cpu\n" in script
-    codes = [subprocess.run(["bash", str(tmp_path / "sweep.sbatch")], capture_output=True,
-                            env=os.environ | {"SLURM_ARRAY_TASK_ID": str(task), "XLA_FLAGS": ""}
-                            ).returncode for task in range(2)]
+    codes = [subprocess.run(
+        ["bash", str(tmp_path / "sweep.sbatch")], capture_output=True,
+        env=os.environ | {"SLURM_ARRAY_TASK_ID": str(task), "JAX_NUM_CPU_DEVICES": "1"}
+        ).returncode for task in range(2)]
     assert codes == [0, 1]
     table = _sweep(parents, tmp_path, grid, "--launcher=none")
     assert table.returncode == 1 and json.loads(table.stdout.splitlines()[-1])["failed"] == 1
@@ -159,7 +160,7 @@ def test_an_interrupted_sweep_ends_its_processes_and_starts_no_more(parents, tmp
     process = subprocess.Popen(
         _command(parents, tmp_path, "--grid=tokenizer.vocab_size=" + ",".join(
             str(size) for size in range(280, 300))), cwd=ROOT, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True, env=os.environ | {"XLA_FLAGS": ""})
+        stderr=subprocess.PIPE, text=True, env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"})
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("*/result.json")) and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -40,7 +40,7 @@ def start(command: list[str], *, processes: int, devices: int) -> list[subproces
     return [subprocess.Popen(
         [sys.executable, *command], cwd=ROOT, text=True, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, env=os.environ | {
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "JAX_NUM_CPU_DEVICES": str(devices),
             "HEARTWOOD_PROCESS_ID": str(index), "HEARTWOOD_NUM_PROCESSES": str(processes),
             "HEARTWOOD_COORDINATOR": coordinator}) for index in range(processes)]
 

@@ -160,12 +160,10 @@ COMPUTED = {"remat": ({"run.remat": "full"}, {}), "scan_unroll": ({"run.scan_unr
 
 @pytest.mark.full
 @pytest.mark.parametrize("name", COMPUTED)
-def test_how_it_is_computed_changes_at_a_restart_and_changes_the_rounding(killed, tmp_path, name,
-                                                                          monkeypatch):
+def test_how_it_is_computed_changes_at_a_restart_and_changes_the_rounding(killed, tmp_path, name):
     changes, flags = COMPUTED[name]
-    if name == "mesh":
-        monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")
-    changed = killed.go_on(tmp_path / name, changes, **flags)
+    num_devices = 2 if name == "mesh" else 1
+    changed = killed.go_on(tmp_path / name, changes, num_devices=num_devices, **flags)
     (first, before), (second, after) = killed.check_went_on(changed, {name} - {"mesh"})
     if name == "mesh":
         assert (first["mesh"]["fsdp"], second["mesh"]["fsdp"]) == (1, 2)

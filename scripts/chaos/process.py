@@ -27,12 +27,12 @@ TINY = {"num_steps": NUM_STEPS, "row_length": 32, "run.checkpoint_every": CHECKP
 WAIT_SECS = 300
 
 
-def environment() -> dict[str, str]:
-    """Environment of one device with few optimisations, as compilation dominates the time."""
+def environment(num_devices: int = 1) -> dict[str, str]:
+    """Environment of simulated devices with few optimisations, as compiling takes most time."""
     return {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
             "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"} | os.environ | {
-                "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+                "JAX_NUM_CPU_DEVICES": str(num_devices), "JAX_PLATFORMS": "cpu"}
 
 
 class Run:
@@ -43,12 +43,13 @@ class Run:
         module: the stage, or a script that wraps it.
         settings: fields of the stage's section, dotted.
         section: the stage's section, `out` its artifact's name.
+        num_devices: simulated devices.
         flags: further flags of the module.
     """
 
     def __init__(self, workdir: Path, settings: dict[str, object], *,
                  module: str = "train.pretrain", section: str = "pretrain", out: str = "base",
-                 **flags: object):
+                 num_devices: int = 1, **flags: object):
         self.workdir, self.final = workdir, workdir / out
         self.partial = workdir / f"{out}.partial"
         self.checkpoints = self.partial / "checkpoints"
@@ -58,11 +59,12 @@ class Run:
             f"--workdir={workdir}", *(f"--{name}={value}" for name, value in flags.items()),
             *(f"--config.{section}.{name}={value}" for name, value in settings.items())]
         self.log = workdir / "stderr.txt"
+        self._environment = environment(num_devices)
 
     def start(self) -> subprocess.Popen:
         """Starts a process with stderr in a file, which `said` reads."""
         with open(self.log, "wb") as log_file:
-            return subprocess.Popen(self._command, cwd=ROOT, env=environment(), stderr=log_file,
+            return subprocess.Popen(self._command, cwd=ROOT, env=self._environment, stderr=log_file,
                                     stdout=subprocess.DEVNULL)
 
     def said(self) -> str:
