@@ -27,7 +27,7 @@ from core import artifacts
 from core.errors import UserError
 from core.processes import ProcessLost, find_processes
 from core.progress import format_secs, log
-from core.xla_flags import check_xla_flags
+from core.xla_flags import apply_xla_settings, check_xla_flags
 
 EXIT_USER_ERROR = 2
 EXIT_IO_ERROR = 74        # EX_IOERR of sysexits(3): the same command may succeed
@@ -83,8 +83,10 @@ def run(main: Callable[[], Mapping[str, Any]],
     if fault := flag_fault(flags.FLAGS, sys.argv):
         _fail(fault)
     try:
-        is_first = find_processes().index == 0
+        processes = find_processes()
+        is_first = processes.index == 0
         check_xla_flags()
+        apply_xla_settings(os.environ, processes.count)
         result = main()
     except UserError as error:
         _fail(str(error))

@@ -15,7 +15,6 @@ from small_tokens import write_artifacts
 
 from core.artifacts import ROOT
 from core.entry import Stage
-from core.xla_flags import PRESETS
 from scripts.launch import kubernetes, slurm, tpu
 from scripts.launch.job import Job
 from scripts.stages import StageModule, config_arguments, read_stage
@@ -24,7 +23,7 @@ GOLDEN = ROOT / "tests" / "golden" / "launch"
 PACK, PRETRAIN = read_stage("data.pack"), read_stage("train.pretrain")
 JOB = Job(name="night-run", stages=(PACK, PRETRAIN), workdir="/shared/run", root="/opt/heart wood",
           arguments=("--config=configs/quickstart.py:accelerator", "--config.pretrain.tokens=it's"),
-          python="/opt/heart wood/.venv/bin/python", xla_flags="")
+          python="/opt/heart wood/.venv/bin/python")
 
 RENDERED = {
     "slurm_nodes.sbatch": lambda: slurm.render(
@@ -236,7 +235,6 @@ BASE = ("--config=configs/quickstart.py:smoke", "--workdir=/shared/run", "--stag
     ((BASE[0], "--workdir=/shared/my run", BASE[2]), "--workdir=/shared/my run: must be an abs"),
     ((BASE[0], "--workdir=gs://bucket/run", BASE[2]), "--workdir=gs://bucket/run: must be an abs"),
     ((*BASE, "--config.pretrain.num_step=3"), "--config: no such field: 'num_step' Did you mean"),
-    ((*BASE, "--xla_flags=fast"), "--xla_flags=fast: is no known preset"),
     ((*BASE, "--name=Night Run"), "--name='Night Run': must be lower-case letters"),
     ((*BASE, "--sbatch=partition=a"), "--sbatch='partition=a': must be one line that begins with"),
     ((*BASE, "--nodes=0"), "flag --nodes=0"),
@@ -248,11 +246,10 @@ def test_what_cannot_be_launched_is_one_line(arguments, line):
 
 
 def test_a_script_is_printed_or_written_or_submitted(tmp_path, cluster):
-    preset = "--xla_flags=multi_gpu"
-    printed = _launch("slurm", *BASE, preset)
+    printed = _launch("slurm", *BASE)
     *lines, last = printed.stdout.splitlines()
     assert lines[0] == "#!/usr/bin/env bash" and json.loads(last)["launcher"] == "slurm"
-    assert f"export XLA_FLAGS='{PRESETS['multi_gpu']}'" in lines
+    assert "export JAX_COMPILATION_CACHE_DIR=/shared/run/.cache/jax" in lines
     path = tmp_path / "job.yaml"
     written = _launch("kubernetes", *BASE, "--image=i", "--claim=c", f"--out={path}")
     assert json.loads(written.stdout) == {"launcher": "kubernetes", "nodes": 1, "file": str(path)}

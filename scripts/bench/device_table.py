@@ -75,7 +75,8 @@ def _describe(machine: Row) -> str:
             + f". A product of square matrices runs at "
             f"{machine['bfloat16_matmul_flops_per_sec'] / 1e12:,.1f} TFLOP/s in bfloat16 and "
             f"{machine['float32_matmul_flops_per_sec'] / 1e12:,.1f} in float32, a copy at "
-            f"{machine['copy_bytes_per_sec'] / 1e9:,.0f} GB/s read and written.")
+            f"{machine['copy_bytes_per_sec'] / 1e9:,.0f} GB/s read and written."
+            + (f" `XLA_FLAGS`: {machine['xla_flags']}." if machine.get("xla_flags") else ""))
 
 
 def _format_table(columns: Mapping[str, Callable[[Row], str]], rows: Mapping[str, Row]) -> str:

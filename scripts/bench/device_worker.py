@@ -29,6 +29,7 @@ def run_ceilings() -> Iterator[dict[str, Any]]:
     """The device, its memory, and the fastest product and copy on it."""
     stats = jax.devices()[0].memory_stats() or {}
     yield train_step.roofline() | {"memory_bytes": stats.get("bytes_limit"),
+                                   "xla_flags": os.environ.get("XLA_FLAGS", ""),
                                    "versions": {"jax": jax.__version__}}
 
 

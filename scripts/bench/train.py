@@ -60,7 +60,7 @@ def run_side(side: str, argument: str, caches: Path) -> dict[str, Any]:
     """
     command = {"ours": [sys.executable, "-m", "scripts.bench.train_step"],
                "peer": [flags.FLAGS.peer_python, "-m", "scripts.bench.peer_llama"]}[side]
-    environment = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92", **os.environ, "HF_HUB_OFFLINE": "1",
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1",
                    "JAX_COMPILATION_CACHE_DIR": str(caches / "jax"),
                    "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"),
                    "TRITON_CACHE_DIR": str(caches / "triton")}

@@ -13,7 +13,6 @@ from absl import flags
 from core import entry
 from core.artifacts import ROOT
 from core.errors import UserError
-from core.xla_flags import PRESETS, check_xla_flags
 from scripts.stages import StageModule, config_arguments, read_stages
 
 
@@ -28,7 +27,6 @@ class Job:
         workdir: a folder on a disk that all machines share.
         root: the checkout on these machines.
         python: the interpreter there.
-        xla_flags: for XLA_FLAGS; may be empty.
     """
 
     name: str
@@ -37,7 +35,6 @@ class Job:
     workdir: str
     root: str
     python: str
-    xla_flags: str
 
     @property
     def refused(self) -> str:
@@ -51,10 +48,7 @@ class Job:
 
     def exports(self) -> list[str]:
         """Shell lines that set the environment of every stage."""
-        lines = [f"export JAX_COMPILATION_CACHE_DIR={shlex.quote(f'{self.workdir}/.cache/jax')}"]
-        if self.xla_flags:
-            lines.append(f"export XLA_FLAGS={shlex.quote(self.xla_flags)}")
-        return lines
+        return [f"export JAX_COMPILATION_CACHE_DIR={shlex.quote(f'{self.workdir}/.cache/jax')}"]
 
 
 def define_job_flags() -> None:
@@ -64,7 +58,6 @@ def define_job_flags() -> None:
     flags.DEFINE_string("name", "heartwood", "Name of the job.")
     flags.DEFINE_string("root", str(ROOT), "The checkout, where the job runs.")
     flags.DEFINE_string("python", None, "The interpreter there; ROOT/.venv/bin/python by default.")
-    flags.DEFINE_string("xla_flags", "none", f"A preset of flags: {', '.join(PRESETS)}.")
     flags.DEFINE_string("out", None, "File to write to, instead of printing.")
 
 
@@ -79,16 +72,11 @@ def read_job() -> Job:
     if not re.fullmatch(r"/[\w./@+=,-]+", given.workdir):   # valid in every scheduler's syntax
         raise UserError(f"--workdir={given.workdir}", "must be an absolute path, without blanks, "
                         "on a disk that all machines share", "write it from /, or mount it there")
-    if given.xla_flags not in PRESETS:
-        raise UserError(f"--xla_flags={given.xla_flags}", "is no known preset",
-                        f"choose among {', '.join(PRESETS)}")
-    check_xla_flags({"XLA_FLAGS": PRESETS[given.xla_flags]})
     if not re.fullmatch(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?", given.name):
         raise UserError(f"--name={given.name!r}", "must be lower-case letters, digits and dashes, "
                         "at most 40, a letter first", "choose another --name")
     return Job(given.name, tuple(read_stages(given.stages, config)), tuple(config_arguments()),
-               str(workdir), given.root, given.python or f"{given.root}/.venv/bin/python",
-               PRESETS[given.xla_flags])
+               str(workdir), given.root, given.python or f"{given.root}/.venv/bin/python")
 
 
 def out_path() -> Path | None:
