@@ -35,6 +35,7 @@ EXIT_PROCESS_LOST = 75    # EX_TEMPFAIL of sysexits(3): the same command may suc
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141    # as a shell reports SIGPIPE
 
+LIBRARIES = ("absl", "array_record", "grain", "orbax")     # whose flags `--help` leaves out
 START_SECS = 600.0    # that processes of one run may start apart
 
 # `build(config, parents, folder) -> metrics`: reads the parents' folders, writes into `folder`.
@@ -73,10 +74,15 @@ def run(main: Callable[[], Mapping[str, Any]],
         status: Callable[[Mapping[str, Any]], int] = lambda result: 0) -> None:
     """Runs a command: parses flags, prints its result as one JSON line, exits with its status.
 
+    With `--help` it prints the module's docstring and the flags instead.
+
     Args:
         main: called without arguments after the flags are parsed; returns plain data.
         status: the exit status that a result means, where it may mean something else than 0.
     """
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        print(describe_command(sys.modules["__main__"].__doc__ or "", flags.FLAGS))
+        sys.exit()
     _set_compile_cache()
     os.environ.setdefault("DO_NOT_TRACK", "1")
     logging.set_verbosity(logging.FATAL)  # what Orbax logs as an error, it raises as well
@@ -219,6 +225,19 @@ def _set_compile_cache() -> None:
     folder = os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     if "jax" in sys.modules:    # imported already, by the stage, and past reading the variable
         sys.modules["jax"].config.update("jax_compilation_cache_dir", folder)
+
+
+def describe_command(docstring: str, values: flags.FlagValues) -> str:
+    """The text of `--help`: what the command does, and its flags with their defaults."""
+    lines = [inspect.cleandoc(docstring), "", "Flags:"]
+    own = [flag for module, defined in values.flags_by_module_dict().items() for flag in defined
+           if module.partition(".")[0] not in LIBRARIES]
+    for flag in sorted(own, key=lambda flag: flag.name):
+        default = f" [{flag.default}]" if flag.default not in (None, False, "", []) else ""
+        lines.append(f"  --{flag.name}: {' '.join(flag.help.split())}{default}")
+    if "config" in values:
+        lines += ["", "Fields of the config are flags too: --config.SECTION.FIELD=VALUE"]
+    return "\n".join(lines)
 
 
 def flag_fault(values: flags.FlagValues, argv: Sequence[str]) -> str:

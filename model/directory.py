@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -18,7 +17,7 @@ from jax.sharding import Mesh, SingleDeviceSharding
 from core.artifacts import LAYOUT, check_layout, read_json, write_json
 from core.errors import UserError, as_disk_error
 from model.config import ModelConfig, make_model_config
-from model.families.decoder import Params, init
+from model.families.decoder import Params, abstract_params
 from model.parallel.sharding import param_shardings
 
 
@@ -95,7 +94,7 @@ def load_params(folder: Path, config: ModelConfig, mesh: Mesh | None = None) -> 
     Raises:
         UserError: they cannot be read.
     """
-    shapes = jax.eval_shape(partial(init, config), jax.random.key(0))
+    shapes = abstract_params(config)
     if mesh is None:
         device = SingleDeviceSharding(jax.local_devices()[0])
         shardings = jax.tree.map(lambda _: device, shapes)

@@ -13,10 +13,11 @@ from core.xla_flags import check_xla_flags
 # Before jax is imported; subprocesses inherit all of it.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
-os.environ["XLA_FLAGS"] = ""
+os.environ["XLA_FLAGS"] = "--xla_cpu_parallel_codegen_split_count=1"
 with suppress(UserError):   # of jaxlib 0.10: without them tiny programs compile in half the time
-    check_xla_flags({"XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false"})
-    os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false"
+    older = f"{os.environ['XLA_FLAGS']} --xla_cpu_use_fusion_emitters=false"
+    check_xla_flags({"XLA_FLAGS": older})
+    os.environ["XLA_FLAGS"] = older
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compiling is nearly all that tests do
 # A folder per worker: JAX writes an entry in place, where another process could read half of it.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(

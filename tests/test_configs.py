@@ -13,9 +13,10 @@ from core.errors import UserError
 from data.batch import Batch
 from model.config import make_model_config
 from model.execution import make_execution
+from model.families.decoder import abstract_params
 from train.pretrain import make_loss
 from train.setup import RUN_FIELDS, make_setup
-from train.trainer import abstract_params, make_step
+from train.trainer import make_step
 
 VARIANTS = ("cpu", "accelerator", "smoke")
 
@@ -33,7 +34,7 @@ def test_one_step_lowers_on_eight_devices(name):
     model_config = make_model_config(config.model, config.tokenizer.vocab_size)
     setup = make_setup(model_config, section, {"data": 2, "fsdp": 4, "tensor": 1})
     make_first, step = make_step(make_loss(section), setup, section, num_steps=section.num_steps)
-    state = make_first(abstract_params(setup))
+    state = make_first(abstract_params(setup.config))
     row = partial(jax.ShapeDtypeStruct, (section.batch_size, section.row_length))
     batch = Batch(row(jnp.int32), row(jnp.int32), row(jnp.float32), row(jnp.int32), row(jnp.int32))
     with jax.set_mesh(setup.mesh):

@@ -132,6 +132,15 @@ def test_a_stage_is_built_once_and_rebuilt_when_its_config_changes(toy):
     assert json.loads((toy / "work" / kept[1] / "metrics.json").read_text())["numbers"] == 3
 
 
+def test_help_shows_what_a_command_does_and_its_flags(toy):
+    (toy / "count.py").write_text('"""Counts to a number."""\n' + COUNT)
+    process = _start(toy, "count", "--help")
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0 and not stderr and not (toy / "work").exists()
+    assert stdout.startswith("Counts to a number.\n\nFlags:\n  --config: Experiment: configs/")
+    assert "\n  --workdir: Folder" in stdout and "logtostderr" not in stdout
+
+
 def test_run_settings_do_not_rebuild_and_are_recorded(toy):
     _run(toy, "count")
     again, _ = _run(toy, "count", "--config.count.run.pace=7")

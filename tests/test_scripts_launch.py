@@ -162,7 +162,7 @@ def _submit(cluster, tmp_path, behaviours, **allocation):
     """Submits the stage's rendered script to the scheduler."""
     (tmp_path / "toy.py").write_text(STAGE)
     toy = StageModule("toy", Stage("toy", build=print, every_process=True))
-    job = Job("toy", (toy,), (behaviours,), str(tmp_path), str(tmp_path), sys.executable, "")
+    job = Job("toy", (toy,), (behaviours,), str(tmp_path), str(tmp_path), sys.executable)
     script = tmp_path / "toy.sbatch"
     script.write_text(slurm.render(job, slurm.Allocation(nodes=2, **allocation), max_requeues=2))
     return subprocess.Popen(["sbatch", str(script)], env=cluster, text=True,
@@ -223,7 +223,7 @@ def _launch(launcher, *arguments, env=None):
         capture_output=True, env=env or os.environ | {"JAX_NUM_CPU_DEVICES": "1"})
 
 
-BASE = ("--config=configs/quickstart.py:smoke", "--workdir=/shared/run", "--stages=train.pretrain")
+BASE = ("--config=configs/quickstart.py:smoke", "--workdir=/shared/run", "--stages=data.pack")
 
 
 @pytest.mark.parametrize("arguments, line", [

@@ -5,7 +5,6 @@ import math
 import os
 import subprocess
 import sys
-from functools import partial
 
 import jax
 import pytest
@@ -15,7 +14,7 @@ from core.artifacts import ROOT
 from core.errors import UserError
 from model.config import make_model_config
 from model.execution import make_execution
-from model.families.decoder import init
+from model.families.decoder import abstract_params
 from model.parallel.sharding import letters_of, make_mesh
 from train.fit import PRECISION, measure, plan, search, sentence
 from train.setup import RUN_FIELDS, Setup
@@ -44,7 +43,7 @@ def footprints(config):
 def _param_bytes(config, num_shards):
     """Float32 parameters, those with a D cut into shards."""
     model_config = make_model_config(config.model, config.tokenizer.vocab_size)
-    shapes = jax.eval_shape(partial(init, model_config), jax.random.key(0))
+    shapes = abstract_params(model_config)
     return sum(4 * leaf.size // (num_shards if "D" in letters_of(path, leaf.ndim) else 1)
                for path, leaf in jax.tree_util.tree_leaves_with_path(shapes))
 

@@ -1,14 +1,13 @@
 """Muon's matrices: which they are, how precisely they are treated, and that no mesh matters."""
 
 import dataclasses
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from model.families.decoder import init
+from model.families.decoder import abstract_params
 from model.parallel.sharding import make_mesh, param_shardings
 from train.optimizer.muon import is_matrix, newton_schulz, orthogonalise
 
@@ -20,7 +19,7 @@ SHAPES = {"wq_DHK": (N, D, H, K), "wo_HKD": (N, H, K, D), "w_up_EDF": (N, E, D, 
 @pytest.mark.parametrize("num_experts", [0, 4])
 def test_every_block_weight_but_the_router_is_a_matrix(config, num_experts):
     config = dataclasses.replace(config, E=num_experts)
-    params = jax.eval_shape(partial(init, config), jax.random.key(0))
+    params = abstract_params(config)
     blocks = is_matrix(params)["blocks"]
     assert {name for name, value in blocks.items() if value} == {
         name for name, leaf in params["blocks"].items() if leaf.ndim > 2} - {"router_DE"}

@@ -18,7 +18,7 @@ from core.artifacts import make_lineage, open_partial, write_json
 from core.errors import UserError
 from model.config import ModelConfig
 from model.directory import load_params, save_model
-from model.families.decoder import init
+from model.families.decoder import abstract_params, init
 from model.parallel.sharding import make_mesh
 from train.setup import Setup
 from train.trainer import train
@@ -82,7 +82,7 @@ def live_bytes():
 
 
 def param_bytes():
-    shapes = jax.eval_shape(partial(init, MODEL), jax.random.key(0))
+    shapes = abstract_params(MODEL)
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
 
 

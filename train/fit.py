@@ -28,10 +28,11 @@ from core.errors import UserError
 from core.progress import log
 from data.batch import Batch
 from model.config import make_model_config
+from model.families.decoder import abstract_params
 from model.parallel.sharding import check_mesh, num_batch_shards, spec
 from train.pretrain import make_loss
 from train.setup import Setup, make_setup
-from train.trainer import abstract_params, make_step
+from train.trainer import make_step
 
 PRECISION = 16      # the search finds the microbatch to one part in so many
 MAX_LINES = 8       # counts that are measured before bisection replaces extrapolation
@@ -78,7 +79,7 @@ def measure(section: ConfigDict, setup: Setup, *, microbatch_rows: int) -> Footp
     section = section.copy_and_resolve_references()
     section.batch_size = microbatch_rows * section.run.num_microbatches
     make_first, step = make_step(make_loss(section), setup, section, num_steps=section.num_steps)
-    state = make_first(abstract_params(setup))
+    state = make_first(abstract_params(setup.config))
     row = partial(jax.ShapeDtypeStruct, (section.batch_size, section.row_length),
                   sharding=NamedSharding(setup.mesh, spec("BL")))
     batch = Batch(row(jnp.int32), row(jnp.int32), row(jnp.float32), row(jnp.int32), row(jnp.int32))

@@ -27,12 +27,12 @@ from eval.respond.loaded import LoadedModel
 from eval.tasks.registry import open_tasks
 from model.config import make_model_config
 from model.directory import save_model
-from model.families.decoder import Params, init, num_params
+from model.families.decoder import Params, abstract_params, init, num_params
 from model.parallel.sharding import param_shardings
 from train.distributed import initialize
 from train.loss import next_token_loss
 from train.setup import Setup, make_setup
-from train.trainer import abstract_params, train
+from train.trainer import train
 from train.watch import profile
 from train.watch.metrics import read_metrics
 
@@ -64,7 +64,7 @@ def make_loss(section: ConfigDict) -> Callable:
 
 def init_params(setup: Setup, seed: int) -> Params:
     """Fresh parameters, made in their place on the mesh."""
-    shardings = param_shardings(abstract_params(setup), setup.mesh)
+    shardings = param_shardings(abstract_params(setup.config), setup.mesh)
     with jax.set_mesh(setup.mesh):
         return jax.jit(partial(init, setup.config), out_shardings=shardings)(jax.random.key(seed))
 

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from core.errors import UserError
 from core.progress import format_count, log
 from model.attention.backends import describe
-from model.families.decoder import init, num_params
+from model.families.decoder import abstract_params, num_params
 from model.parallel.sharding import check_mesh
 from train.loop import Loop
 from train.optimizer.optimizers import eval_params, make_optimizer
@@ -59,7 +59,7 @@ def train(loss_fn: LossFn, batches: grain.MapDataset, make_params: Callable[[], 
     loop = Loop(train_step, batches, setup=setup, section=section, folder=folder,
                 tokens_per_step=tokens_per_step,
                 evaluate=evaluate and (lambda state: evaluate(trained_params(state))))
-    state = loop.run(make_first(abstract_params(setup)), lambda: make_first(make_params()))
+    state = loop.run(make_first(abstract_params(setup.config)), lambda: make_first(make_params()))
     return trained_params(state), {"goodput_frac": round(loop.goodput_frac(), 4)}
 
 
@@ -86,14 +86,9 @@ def make_step(loss_fn: LossFn, setup: Setup, section: ConfigDict, *, num_steps: 
                          keep_ema=section.ema_decay > 0)
     loss_fn = partial(loss_fn, config=setup.config, execution=setup.execution)
     return make_first, make_train_step(
-        loss_fn, optimizer, make_first(abstract_params(setup)), setup.mesh,
+        loss_fn, optimizer, make_first(abstract_params(setup.config)), setup.mesh,
         num_microbatches=num_microbatches, guard_sigmas=section.guard.sigmas,
         ema_decay=section.ema_decay, diagnostics=section.run.diagnostics)
-
-
-def abstract_params(setup: Setup) -> Any:
-    """Shapes and dtypes of the model's parameters."""
-    return jax.eval_shape(partial(init, setup.config), jax.random.key(0))
 
 
 def trained_params(state: TrainState) -> Any:

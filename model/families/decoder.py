@@ -6,7 +6,7 @@ stacked parameters, `lax.scan` over `apply`. A KV cache is an argument and a res
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import flax.linen as nn
@@ -159,7 +159,12 @@ def extend(params: Params, tokens_BL: jax.Array, cache: Cache, *, config: ModelC
     return x_BLD, cache.replace(k_NBMGK=k_NBMGK, v_NBMGK=v_NBMGK)
 
 
+@lru_cache
+def abstract_params(config: ModelConfig) -> Params:
+    """Shapes and dtypes of `init`'s parameters; one tree for all callers, who leave it as it is."""
+    return jax.eval_shape(partial(init, config), jax.random.key(0))
+
+
 def num_params(config: ModelConfig) -> int:
     """Counts the parameters without making them."""
-    shapes = jax.eval_shape(partial(init, config), jax.random.key(0))
-    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    return sum(leaf.size for leaf in jax.tree.leaves(abstract_params(config)))

@@ -21,7 +21,7 @@ from model.attention.backends import FASTEST_FIRST, attend_documents
 from model.attention.reference import attend, document_mask
 from model.config import ModelConfig
 from model.execution import Execution
-from model.families.decoder import extend, forward, init
+from model.families.decoder import abstract_params, extend, forward
 from model.generation.cache import make_cache
 from model.heads.language import logits, score_targets
 from model.layers.experts import mix_experts
@@ -85,7 +85,7 @@ def documents(num_rows: int, length: int, num_documents: int) -> tuple[jax.Array
 
 def make_params(config: ModelConfig) -> Any:
     """Random parameters, on the host: made without compiling a model's own `init`."""
-    shapes = jax.eval_shape(partial(init, config), jax.random.key(0))
+    shapes = abstract_params(config)
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda leaf: 1 / 16 * rng.standard_normal(leaf.shape, np.float32), shapes)
 
