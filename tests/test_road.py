@@ -53,7 +53,7 @@ def test_every_artifact_names_its_parents(quickstart):
 def test_finished_stages_are_skipped(quickstart):
     workdir, _ = quickstart
     again = subprocess.run(
-        [str(ROOT / ".venv/bin/python"), "-m", "align.pairs",
+        [str(ROOT / ".venv/bin/python"), "-m", "data.pack",
          "--config=configs/quickstart.py:smoke", f"--workdir={workdir}"],
         cwd=ROOT, capture_output=True, text=True, check=True)
     assert json.loads(again.stdout)["skipped"] is True

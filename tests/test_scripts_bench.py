@@ -35,6 +35,7 @@ def measured():
     return bench_train_step.measure(dataclasses.replace(WORK, profile=True))
 
 
+@pytest.mark.full
 def test_heartwoods_side_trains_and_measures_its_time(measured):
     assert measured["first_loss"] == pytest.approx(math.log(512), rel=0.02)
     assert measured["last_loss"] < measured["first_loss"]
@@ -69,6 +70,7 @@ ENTRY %main (p: f32[4,4]) -> f32[4,4] {
     assert find_products(program) == {"dot.1", "call.2", "fusion.3", "custom-call.5"}
 
 
+@pytest.mark.full
 def test_both_sides_figures_come_from_all_turns(measured):
     slow = measured | {"step_secs": [secs + 1 for secs in measured["step_secs"]]}
     row = bench_train.figures(WORK, [measured, slow], "NVIDIA H200", 1e12)
@@ -204,6 +206,7 @@ def test_flags_override_the_platforms_defaults_and_errors_are_one_line():
 
 # --- checkpoints --------------------------------------------------------------------------------
 
+@pytest.mark.full
 def test_checkpoint_figures_of_a_tiny_model(tmp_path):
     result = bench_checkpoints.bench(WORK, tmp_path / "checkpoints", num_saves=1)
     num_params = 164_160

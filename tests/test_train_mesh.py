@@ -22,8 +22,9 @@ EXPERTS = DENSE | {"E": 4}
 CIRCULAR = {"pipeline_rounds": 2, "pipeline_microbatches": 4, "remat": "full"}
 
 # Optimizer, model, mesh, changes that only say how to compute, accumulation.
-CASES = [("adamw", DENSE, {"fsdp": 2, "context": 2, "tensor": 2}, {}, 2)]
-FULL_CASES = [("adamw", DENSE, {"stage": 2, "fsdp": 2, "context": 2}, CIRCULAR, 1),
+CASES = [("adamw", DENSE, {"fsdp": 2, "tensor": 2}, {}, 2)]
+FULL_CASES = [("adamw", DENSE, {"fsdp": 2, "context": 2, "tensor": 2}, {}, 2),
+              ("adamw", DENSE, {"stage": 2, "fsdp": 2, "context": 2}, CIRCULAR, 1),
               ("adamw", EXPERTS, {"stage": 2, "expert": 2, "tensor": 2}, {}, 1),
               ("adamw", DENSE, {"data": 1}, {}, 4),
               ("adamw", DENSE, {"data": 2}, {}, 2),
