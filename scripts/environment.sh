@@ -37,4 +37,7 @@ make_environment() {
 # faults instead of 97,000, and a step of the quickstart 15 % less time (docs/benchmarks.md).
 export GLIBC_TUNABLES=${GLIBC_TUNABLES-glibc.malloc.hugetlb=1}
 
+# Where it is set, each of the many processes compiles all our modules anew.
+unset PYTHONDONTWRITEBYTECODE
+
 make_environment "${1:-}" "${2:-.venv}"
