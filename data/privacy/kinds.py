@@ -20,7 +20,11 @@ Places = Iterator[tuple[int, int]]
 
 # Scripts with spaces between words: in others the pattern would match the preceding sentence.
 _LETTERS = r"\p{Latin}\p{Greek}\p{Cyrillic}0-9"
-_EMAIL = rf"[{_LETTERS}_%+][{_LETTERS}._%+-]*@[{_LETTERS}.-]+\.[{_LETTERS}-]{{2,}}"
+_EMAIL = (rf"[{_LETTERS}_%+](?:[{_LETTERS}._%+-]|'[{_LETTERS}])*"
+          rf"@[{_LETTERS}.-]+\.[{_LETTERS}-]{{2,}}")
+# Users of remotes: ``git@host:path``, ``ssh://git@host:2222/path``. Other users may be persons.
+_REMOTE_USERS = ("git@", "hg@", "svn@")
+_REMOTE_PATH = re2.compile(r":[\w~/]")
 _SPELLED_EMAIL = (r"(?i)[a-z0-9][a-z0-9._+-]* ?[\[({<] ?at ?[\])}>] ?[a-z0-9-]+"
                   r"(?:(?: ?[\[({<] ?dot ?[\])}>] ?|\.)[a-z0-9-]+)+"
                   r"|[a-z0-9][a-z0-9._+-]* at [a-z0-9-]+(?: dot [a-z0-9-]+)+")
@@ -31,11 +35,13 @@ _DOT = re2.compile(r"(?i) dot | ?[\[({<] ?dot ?[\])}>] ?|\.")
 def _is_top_level(label: str) -> bool:
     """Whether a domain can end in `label`: any two letters, or a public suffix.
 
-    The check rejects matrix products in code (``x@weights.mean``).
+    The check rejects matrix products in code (``x@weights.mean``, ``q@k.mT``).
     """
     from tld import is_tld  # reads the list on import
 
-    return (len(label) == 2 and label.isalpha()) or is_tld(label)
+    if label[:1].islower() and not label.islower():
+        return False
+    return (len(label) == 2 and label.isalpha()) or is_tld(label.lower())
 
 
 def _find_emails(text: str) -> Places:
@@ -44,18 +50,26 @@ def _find_emails(text: str) -> Places:
             start, end = match.span()
             at = text.index("@", start)
             end = _end_of_domain(text, at + 1, end)
-            if end is not None:
+            if end is not None and not _is_code(text, start, end):
                 yield start, end
     for match in _compiled(_SPELLED_EMAIL).finditer(text):
         if _is_top_level(_DOT.split(match.group())[-1].lower()):
             yield match.span()
 
 
+def _is_code(text: str, start: int, end: int) -> bool:
+    """Whether an address is a handle (``@me@host``), a call (``x@y.to(z)``) or a remote."""
+    if text[max(start - 1, 0):start] == "@" or text[end:end + 1] == "(":
+        return True
+    is_remote = text[max(start - 3, 0):start] == "://" or _REMOTE_PATH.match(text, end)
+    return bool(text.startswith(_REMOTE_USERS, start) and is_remote)
+
+
 def _end_of_domain(text: str, start: int, end: int) -> int | None:
     """End of the longest domain within ``text[start:end]``, or None."""
     labels = text[start:end].split(".")
     while len(labels) > 1:
-        if labels[-1] and _is_top_level(labels[-1].lower().rstrip("-")):
+        if labels[-1] and _is_top_level(labels[-1].rstrip("-")):
             return start + len(".".join(labels).rstrip("-"))
         labels.pop()
     return None
@@ -70,9 +84,17 @@ _IPV6 = r"\b[23][0-9A-Fa-f]{3}:[0-9A-Fa-f:]*[0-9A-Fa-f]\b"
 # others here are object identifiers (X.500 attributes, X.509 extensions, elliptic curves).
 _SECTION = re2.compile(r"(?:[0-9]\.){3}|2\.5\.(?:4|29)\.|1\.3\.(?:101|132)\.")
 _BEFORE_VERSION = re2.compile(
-    r"(?i)(?:\b(?:version|ver|release|rev|revision|build|firmware|driver|update|section|sec|"
+    r"(?i)(?:\b(?:ver|release|rev|revision|build|firmware|driver|section|sec|"
     r"chapter|clause|article|table|figure|oid|rfc ?[0-9]+|v)s?(?: number| no)?[ =.:#]*"
-    r"|[=<>~!]= ?|[a-z][-_])$|(?-i)\b[A-Z][A-Za-z]+/$")
+    r"|(?:version|release|revision|build)s?[^\w\n]{0,5}"           # AssemblyVersion("4.12.0.17")
+    r"|\b(?:update|upgrade|downgrade)[sd]?(?: to| from)?[ =.:#]*"
+    r"|[=<>~!]= ?|[a-z][-_]|(?:^|[^\w/.:-])[a-z][\w.+-]*/"         # nginx/1.25.3.12
+    r"|[\w.-]+:[\w.-]+:)$")                                        # Maven's group:name:version
+# ``Oracle 11.2.0.4``, where at least two of the last three numbers have one digit.
+_AFTER_PRODUCT = re2.compile(r"\b([A-Z][A-Za-z]+)(?: [A-Z]{1,3}[0-9]{1,2})? $")
+_NO_PRODUCTS = frozenset((
+    "From", "To", "At", "By", "On", "In", "Is", "Host", "Server", "Address", "Client", "Peer",
+    "Gateway", "Router", "Ping", "Banned", "Blocked", "User"))
 
 
 def _find_ips(text: str) -> Places:
@@ -93,9 +115,19 @@ def _is_public(value: str) -> bool:
 
 
 def _is_numbering(text: str, start: int, end: int) -> bool:
-    before, after = text[max(start - 24, 0):start], text[end:end + 2]
+    before, after = text[max(start - 32, 0):start], text[end:end + 2]
     in_chain = before.endswith(".") or (after[:1] == "." and after[1:].isdigit())
-    return bool(in_chain or _SECTION.match(text[start:end]) or _BEFORE_VERSION.search(before))
+    has_suffix = after[:1] == "-" and after[1:].isalpha()
+    return bool(in_chain or has_suffix or _SECTION.match(text[start:end])
+                or _BEFORE_VERSION.search(before) or _is_of_product(before, text[start:end]))
+
+
+def _is_of_product(before: str, value: str) -> bool:
+    product = _AFTER_PRODUCT.search(before)
+    if product is None or product[1] in _NO_PRODUCTS or product[1].isupper():
+        return False
+    first, *rest = map(int, value.split("."))
+    return first < 40 and sum(number < 10 for number in rest) >= 2
 
 
 # --- phone numbers --------------------------------------------------------------------------
