@@ -20,6 +20,17 @@ def test_control_characters_are_removed():
     assert normalise(unicodedata.normalize("NFD", "é")) == "é"
 
 
+def test_what_divides_text_becomes_a_line_end_or_a_space():
+    assert normalise("the harbour\x0cSecond page\x0bitem\x85next\x1crecord\x1funit") == (
+        "the harbour\nSecond page\nitem\nnext\nrecord unit")
+    assert normalise("ភាសា\u200bខ្មែរ zero\u200bwidth نمی\u200cخواهم") == (
+        "ភាសា\u200bខ្មែរ zerowidth نمی\u200cخواهم")
+
+
+def test_quotes_of_windows_that_became_control_characters_are_quotes():
+    assert normalise("\x93Yes\x94 \x96 it\x92s \x805\x85 at \x81last") == "“Yes” – it’s €5… at last"
+
+
 def test_mojibake_is_repaired_and_true_text_is_not():
     assert normalise("It doesnâ€™t matter, dÃ©jÃ  vu") == "It doesn’t matter, déjà vu"
     assert normalise("Ã\x9cberraschung, StraÃ\x9fe") == "Überraschung, Straße"

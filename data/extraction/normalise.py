@@ -5,10 +5,17 @@ from __future__ import annotations
 import re
 import unicodedata
 
-# Control characters, zero-width spaces, word joiners, soft hyphens, byte order marks and lone
-# surrogates.
+# Control characters, word joiners, soft hyphens, byte order marks, lone surrogates, and zero-width
+# spaces where words are not divided by them: Thai, Lao, Tibetan, Burmese and Khmer have no others.
 _CONTROL = re.compile(
-    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u00ad\u200b\u2060\ufeff\ufffe\uffff\ud800-\udfff]")
+    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u00ad\u2060\ufeff\ufffe\uffff\ud800-\udfff]"
+    r"|(?<![\u0e00-\u109f\u1780-\u17ff])\u200b")
+# Those that divide text: page and line tabulation, the separators of files, groups, records and
+# units, and the line end of EBCDIC. All others vanish.
+_DIVIDERS = {**dict.fromkeys("\x0b\x0c\x1c\x1d\x1e\x85", "\n"), "\x1f": " "}
+# Quotes and dashes of Windows-1252 that were decoded as Latin-1.
+_C1_QUOTES = re.compile(r"[\x91-\x97]")
+_C1 = re.compile(r"[\x80-\x9f]")
 _SPACES = re.compile(r"[\u00a0\u2000-\u200a\u202f\u205f\u3000]")
 _BLANK_LINES = re.compile(r"\n{4,}")
 _MOJIBAKE_LEADS = "ÂÃâï"
@@ -30,8 +37,8 @@ _EMOJI_GLUE = re.compile(r"(?<=:)[\u200d\ufe0e\ufe0f]+")
 def normalise(text: str, *, emoji_names: bool = False, punctuation: bool = False) -> str:
     """Repairs and normalises text without changing its layout.
 
-    NFC, mojibake repaired, plain spaces, ``\\n`` line ends, no control characters, no trailing
-    spaces, at most two blank lines in a row, none at either end.
+    NFC, mojibake repaired, plain spaces, ``\\n`` line ends, also for page breaks and the like, no
+    control characters, no trailing spaces, at most two blank lines in a row, none at either end.
 
     Args:
         emoji_names: writes emoji as ``:name:``, by the names of this Python's Unicode version.
@@ -42,7 +49,7 @@ def normalise(text: str, *, emoji_names: bool = False, punctuation: bool = False
     is_ascii = text.isascii()
     if not is_ascii:
         text = _repair(text)
-    text = _CONTROL.sub("", text)
+    text = _CONTROL.sub(lambda match: _DIVIDERS.get(match[0], ""), text)
     if not is_ascii:
         text = _SPACES.sub(" ", unicodedata.normalize("NFC", text))
         if punctuation:
@@ -60,7 +67,9 @@ def _repair(text: str) -> str:
     if any(lead in text for lead in _MOJIBAKE_LEADS) and _MOJIBAKE.search(text):
         import ftfy  # slow to import, and few pages need it
 
-        return ftfy.fix_encoding(text)      # 1.6 MB/s, so the cheap test comes first
+        text = ftfy.fix_encoding(text)      # 1.6 MB/s, so the cheap test comes first
+    if _C1_QUOTES.search(text):
+        text = _C1.sub(lambda match: match[0].encode("latin-1").decode("cp1252", "ignore"), text)
     return text
 
 
