@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import fsspec
 import pyarrow as pa
@@ -40,13 +41,18 @@ def make_files() -> dict[str, bytes]:
 
 
 FILES = make_files()
+PAGES = {"links.html": b'<p>See <a href="rows.jsonl">these rows</a>.'}
 
 
 class RangeHandler(http.server.BaseHTTPRequestHandler):
-    """Serves `FILES` with ranges; `/hang/...` stops after the headers, `/flaky/...` fails once."""
+    """Serves `FILES` with ranges; `/hang/...` stops after the headers, `/flaky/...` fails once.
+
+    `/status/429/...` answers so twice, `/status/403/...` always.
+    """
 
     protocol_version = "HTTP/1.1"
     flaked, ranges, released = set(), [], threading.Event()
+    refused: ClassVar[list[str]] = []
 
     def do_HEAD(self):
         self.answer(with_body=False)
@@ -56,7 +62,14 @@ class RangeHandler(http.server.BaseHTTPRequestHandler):
 
     def answer(self, with_body: bool) -> None:
         *_, way, name = self.path.split("/")
-        data, asked = FILES.get(name), self.headers.get("Range")
+        if way.isdecimal() and (way == "403" or self.refused.count(way) < 4):
+            self.refused.append(way)
+            self.send_response(int(way))
+            self.send_header("Retry-After", "0" if way == "429" else "soon")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        data, asked = (FILES | PAGES).get(name), self.headers.get("Range")
         is_flaky = way == "flaky" and with_body and asked not in self.flaked
         if data is None or is_flaky:
             self.flaked.add(asked)
@@ -170,6 +183,45 @@ def test_a_server_that_hangs_is_one_corrupt_item(address, monkeypatch, name):
     unit, = plan([f"{address}/hang/{name}"], 1 << 40)
     item, = read(unit)
     assert isinstance(item, Corrupt) and item.reason.endswith("timed out")
+
+
+@pytest.mark.parametrize("status", ["429", "503"])
+def test_a_busy_server_is_asked_again(address, monkeypatch, status):
+    monkeypatch.setattr(storage, "RETRY_SECS", 0)
+    page = f"{address}/status/{status}/rows.jsonl"
+    assert find_inputs(page) == [page]
+    assert RangeHandler.refused.count(status) == 4      # HEAD and GET, twice
+    assert len(read_all([page])) == len(ROWS)
+
+
+def test_a_server_asks_for_the_time_to_wait(monkeypatch):
+    waits, error = [], OSError("busy")
+    error.status, error.message, error.headers = 429, "Too Many Requests", {"Retry-After": "7"}
+    monkeypatch.setattr(storage.time, "sleep", waits.append)
+
+    def refuse():
+        raise FileNotFoundError("page") from error
+
+    with pytest.raises(OSError, match="the server answers 429 Too Many Requests"):
+        storage.attempt(refuse)
+    assert waits == [7, 7, 7]
+    error.headers = {"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}
+    with pytest.raises(OSError, match="429"):
+        storage.attempt(refuse)
+    assert waits[3:] == [1, 2, 4]
+
+
+def test_a_server_that_refuses_is_one_line_at_once(address):
+    page = f"{address}/status/403/rows.jsonl"
+    with pytest.raises(UserError, match=r"looked up \(the server answers 403 Forbidden\)"):
+        find_inputs(page)
+    assert RangeHandler.refused.count("403") == 2
+    with pytest.raises(UserError, match="403"):
+        plan([page], 1000)
+
+
+def test_a_page_is_a_page_although_it_holds_links(address):
+    assert find_inputs(f"{address}/plain/links.html") == [f"{address}/plain/links.html"]
 
 
 def test_a_missing_page_is_a_user_error(address):

@@ -1,6 +1,6 @@
 """Opens local paths, and URLs through fsspec, in the same way.
 
-Errors of storage libraries are raised as `OSError`, after several attempts.
+Errors of storage libraries are raised as `OSError`; what may pass is tried several times before.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import os
 import posixpath
 import stat
 import time
-from typing import Any, BinaryIO
+from collections.abc import Callable
+from typing import Any, BinaryIO, TypeVar
 
 import fsspec
 import pyarrow as pa
@@ -20,10 +21,15 @@ from fsspec import AbstractFileSystem
 from core.errors import UserError
 from data.readers.records import READ_BYTES
 
+T = TypeVar("T")
+
 REMOTE_BLOCK_BYTES = 8 << 20
 REMOTE_TIMEOUT_SECS = 60.0
-REMOTE_ATTEMPTS = 3
-RETRY_SECS = 1.0
+REMOTE_ATTEMPTS = 4
+RETRY_SECS = 1.0            # before the second attempt; doubles from one to the next
+MAX_RETRY_AFTER_SECS = 120  # that a server may ask for
+# HTTP's answers after which the same request may succeed: a server that is slow, busy or broken.
+PASSING_STATUSES = (408, 425, 429, 500, 502, 503, 504)
 
 PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub",
             "http": "aiohttp", "https": "aiohttp"}
@@ -35,6 +41,33 @@ CHANGE_TIMES = ("LastModified", "last_modified", "Last-Modified", "updated", "mt
 def is_remote(path: str) -> bool:
     """Whether a path is a URL."""
     return "://" in path
+
+
+def is_page(path: str) -> bool:
+    """Whether a path is a URL of the web, where a question mark begins the query."""
+    return path.startswith(("http://", "https://"))
+
+
+def is_folder(path: str) -> bool:
+    """Whether there is a folder at a path; on the web, where any page may hold links, / ends one.
+
+    Raises:
+        OSError: the storage refuses the answer.
+    """
+    if is_page(path):
+        return path.endswith("/")
+    files, name = locate(path)
+    return attempt(lambda: files.isdir(name))
+
+
+def exists(path: str) -> bool:
+    """Whether there is a file at a path; raises `OSError` if the storage refuses the answer."""
+    files, name = locate(path)
+    try:
+        attempt(lambda: files.info(name))
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def locate(path: str) -> tuple[AbstractFileSystem, str]:
@@ -76,7 +109,7 @@ def size_bytes(path: str) -> int:
     if not is_remote(path):
         return os.stat(path).st_size
     files, name = locate(path)
-    size = _attempt(lambda: files.info(name))["size"]
+    size = attempt(lambda: files.info(name))["size"]
     if size is None:
         raise OSError(0, "the server does not report the size of the file", path)
     return size
@@ -112,7 +145,7 @@ def fingerprint(path: str) -> str:
     """Fingerprint of a file's content; see `data.readers.units.content_fingerprint`."""
     if is_remote(path):
         files, name = locate(path)
-        info = _attempt(lambda: files.info(name))
+        info = attempt(lambda: files.info(name))
         marks = next(([f"{key}={info[key]}"] for key in CHECKSUMS if info.get(key)), None)
         marks = marks or [f"{key}={info[key]}" for key in CHANGE_TIMES if info.get(key)][:1]
         return " ".join([*marks, f"size={info['size']}"])
@@ -133,7 +166,7 @@ def list_files(folder: str) -> dict[str, int]:
         files, name = locate(folder)
         root = name.rstrip("/")
         sizes = {path[len(root):].lstrip("/"): info["size"] or 0 for path, info in
-                 _attempt(lambda: files.find(root, detail=True)).items()}
+                 attempt(lambda: files.find(root, detail=True)).items()}
         return {path: sizes[path] for path in sorted(sizes) if ".git" not in path.split("/")}
     sizes = {}
     for place, folders, names in os.walk(folder, onerror=_raise):
@@ -175,7 +208,7 @@ class _Remote(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer) -> int:
-        data = _attempt(lambda: self._read(len(buffer)))
+        data = attempt(lambda: self._read(len(buffer)))
         buffer[:len(data)] = data
         self._position += len(data)
         return len(data)
@@ -195,14 +228,43 @@ class _Remote(io.RawIOBase):
         super().close()
 
 
-def _attempt(call):
-    """The result of `call`, tried several times; raises the last failure as `OSError`."""
-    for attempt in range(REMOTE_ATTEMPTS):
+def attempt(call: Callable[[], T]) -> T:
+    """The result of a request to a storage.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError: any other failure, the last one if it might have passed.
+    """
+    for number in range(REMOTE_ATTEMPTS):
         try:
             return call()
-        except (FileNotFoundError, PermissionError, UserError):
+        except UserError:
             raise
         except Exception as error:  # storage libraries have no common base class of errors
-            failure = error if isinstance(error, OSError) else OSError(0, repr(error))
-        time.sleep(RETRY_SECS * attempt)
-    raise failure
+            answer = _find_answer(error)
+            failure = _as_os_error(error, answer)
+            lasts = isinstance(failure, FileNotFoundError | PermissionError) or (
+                answer is not None and answer.status not in PASSING_STATUSES)
+            if lasts or number == REMOTE_ATTEMPTS - 1:
+                raise failure from error
+        time.sleep(max(RETRY_SECS * 2**number, _retry_after_secs(answer)))
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _find_answer(error: BaseException | None) -> Any:
+    """The exception with the status of HTTP: fsspec raises others, missing files, from it."""
+    while error is not None and not isinstance(getattr(error, "status", None), int):
+        error = error.__cause__
+    return error
+
+
+def _as_os_error(error: Exception, answer: Any) -> OSError:
+    if answer is not None and answer.status not in (404, 410):
+        return OSError(0, f"the server answers {answer.status} {answer.message}".rstrip())
+    return error if isinstance(error, OSError) else OSError(0, repr(error))
+
+
+def _retry_after_secs(answer: Any) -> float:
+    """Seconds that a busy server asks to wait (RFC 9110, 10.2.3); its form of a date is ignored."""
+    asked = str((getattr(answer, "headers", None) or {}).get("Retry-After", ""))
+    return min(int(asked), MAX_RETRY_AFTER_SECS) if asked.isdecimal() else 0.0

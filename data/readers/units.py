@@ -73,14 +73,18 @@ def find_inputs(patterns: str) -> list[str]:
     contains single documents.
 
     Raises:
-        UserError: a pattern matches nothing, names a file of an unknown format, or needs a
-            package that is not installed.
+        UserError: a pattern matches nothing, names a file of an unknown format, cannot be looked
+            up, or needs a package that is not installed.
     """
     selected: set[str] = set()
     for pattern in filter(None, (part.strip() for part in patterns.split(","))):
         reader, place = split_reader(pattern)
-        matches = _expand(place)
-        inputs = [path for match in matches for path in _inside(match, reader)]
+        try:
+            inputs = [path for match in _expand(place) for path in _inside(match, reader)]
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"inputs={pattern!r}", f"cannot be looked up ({reason})",
+                            "give what this machine may read, or try again later") from None
         if not inputs:
             raise UserError(f"inputs={pattern!r}", "matches no input file",
                             f"give files or folders of {', '.join(FORMATS)}")
@@ -162,14 +166,14 @@ def _plan_folder(path: str, unit_bytes: int) -> list[Unit]:
 
 def _expand(place: str) -> list[str]:
     """Paths that match a pattern; `place` itself when it is not a glob."""
-    is_remote = storage.is_remote(place)
-    is_page = place.startswith(("http://", "https://"))     # a question mark starts the query
-    if is_page or not glob.has_magic(place) or (not is_remote and os.path.exists(place)):
+    if storage.is_page(place) or not glob.has_magic(place):
         return [place]
-    if not is_remote:
+    if not storage.is_remote(place):
+        if os.path.exists(place):
+            return [place]
         return glob.glob(place, recursive=True)
     files, name = storage.locate(place)
-    return [files.unstrip_protocol(match) for match in files.glob(name)]
+    return [files.unstrip_protocol(match) for match in storage.attempt(lambda: files.glob(name))]
 
 
 def _is_held(path: str, folders: tuple[str, ...]) -> bool:
@@ -180,15 +184,13 @@ def _is_held(path: str, folders: tuple[str, ...]) -> bool:
 
 def _inside(place: str, reader: str | None) -> list[str]:
     """The inputs of a file or folder."""
-    files, name = storage.locate(place)
-    if files.isdir(name):
+    if storage.is_folder(place):
         folder = place.rstrip("/") + "/"
         if reader == "repo":
             return [folder]
-        if files.exists(f"{name.rstrip('/')}/.git"):
-            return [f"repo:{folder}"]
-        return _inside_folder(folder)
-    if not files.exists(name):
+        files, name = storage.locate(f"{folder}.git")
+        return [f"repo:{folder}"] if files.exists(name) else _inside_folder(folder)
+    if not storage.exists(place):
         return []
     if reader == "repo":
         raise UserError(f"inputs='repo:{place}'", "is not a folder", "give a source tree")
