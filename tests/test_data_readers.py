@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import UserError
+from data.passes.measure import same_url
 from data.readers import rows, storage
 from data.readers.read import read
 from data.readers.records import Corrupt, RawRecord, Skipped, is_binary
@@ -206,6 +207,30 @@ def test_fingerprint_follows_the_bytes_and_the_names(tmp_path):
     full = content_fingerprint(f"{tmp_path}/")
     path.rename(tmp_path / "b.txt")
     assert len({empty, full, content_fingerprint(f"{tmp_path}/")}) == 3
+
+
+def test_the_source_is_a_url_where_the_row_holds_one(tmp_path):
+    path, url = tmp_path / "rows.jsonl", "https://example.org/page"
+    fields = [{"source": "books", "metadata": {"url": url}}, {"source": "books", "url": url},
+              {"source": "books", "meta": {"url": url}}, {"source": url, "url": "https://b.org/"},
+              {"source": "books"}, {"metadata": "no mapping", "url": "page 7"}, {"metadata": {}}]
+    expected = [url, url, url, url, "books", "page 7"]
+    path.write_text("\n".join(json.dumps({"text": "t", **row}) for row in fields))
+    *sources, last = (item.source for item in read_all([path]))
+    assert sources == expected and last.startswith("rows.jsonl@")
+    for row, source in zip(fields[:-1], expected):      # a column of Parquet has one type
+        pq.write_table(pa.Table.from_pylist([{"text": "t", **row}]), tmp_path / "row.parquet")
+        assert [item.source for item in read_all([tmp_path / "row.parquet"])] == [source]
+
+
+def test_spellings_of_a_page_are_one_page_and_others_are_not():
+    page = same_url("https://Example.org/a/B?q=C")
+    assert page == same_url("http://example.ORG/a/B?q=C#top") == same_url("s://example.org/a/B?q=C/")
+    pages = ("https://example.org/a/b?q=C", "https://example.org/a/B?q=c", "https://example.org/",
+             "https://example.org/#/guide/1", "https://example.org/#/guide/2")
+    assert len({page, *map(same_url, pages)}) == 6
+    assert same_url("https://example.org") == same_url(pages[2])
+    assert same_url("books") == same_url("part-1.jsonl@16") == ""
 
 
 def test_an_empty_file_is_reported_in_every_format(tmp_path):

@@ -189,12 +189,9 @@ MISLABELLED = {
     "page.warc.gz": b"<html><p>no archive</p></html>",
     "packed-page.warc.gz": gzip.compress(b"<html><p>no archive</p></html>"),
     "table.warc": b"PAR1" + bytes(range(256)) * 9,
-    "empty.warc.gz": b"",
-    "packed-empty.warc.gz": gzip.compress(b""),
     "half.warc": b"WARC/1.0\r\nWARC-Type: respo",
     "page.arc.gz": b"<html><p>no archive</p></html>",
     "noise.arc.gz": gzip.compress(bytes(range(256)) * 99)[:-9],
-    "empty.arc": b"",
     "noise.warc.zst": b"\x28\xb5\x2f\xfd" + bytes(range(200)),
 }
 
@@ -205,6 +202,14 @@ def test_other_files_are_one_corrupt_item(tmp_path, name):
     items = read_all(tmp_path / name)
     assert isinstance(items[-1], Corrupt) and "record" not in reasons(items)
     assert not any(character.isdigit() for item in items for character in item.reason)
+
+
+@pytest.mark.parametrize("name", ["a.warc", "a.warc.gz", "a.arc", "a.arc.gz"])
+def test_an_empty_archive_is_no_damage(tmp_path, name):
+    for content in (b"", gzip.compress(b"")):
+        (tmp_path / name).write_bytes(content)
+        item, = read_all(tmp_path / name)
+        assert isinstance(item, Skipped) and item.reason.endswith(": file is empty")
 
 
 def test_plain_and_zst_archives_hold_what_the_gzip_does(tmp_path, pages):

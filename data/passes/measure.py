@@ -84,7 +84,8 @@ def measure(*, output: Path, path: str, start: int, stop: int, content: str, dom
                 counts["domains"][row["domain"]] += 1
                 text_bytes += row["bytes"]
                 exact_keys.append(_key_words(exact_key(row["text"])))
-                url_keys.append(xxhash.xxh3_64_intdigest(_same_url(row["source"]).encode()))
+                page = same_url(row["source"]) or row["id"]     # a file is a page of its own
+                url_keys.append(xxhash.xxh3_64_intdigest(page.encode()))
                 measured.write(row)
     write_array(f"{output}.exact.npy", np.array(exact_keys, np.uint64).reshape(-1, 2))
     write_array(f"{output}.url.npy", np.array(url_keys, np.uint64))
@@ -143,10 +144,19 @@ def _site(source: str) -> str:
         return ""
 
 
-def _same_url(source: str) -> str:
-    """URL without scheme, fragment and trailing slash, in lower case."""
+def same_url(source: str) -> str:
+    """What all spellings of a page's URL share; empty for what is no URL.
+
+    Scheme, the host's case, a trailing slash and a fragment make no other page, but path and query
+    do by their case (RFC 3986, section 6.2.2.1), and a fragment that is a route, ``#/guide/2``.
+    """
     _, separator, rest = source.partition("://")
-    return (rest if separator else source).partition("#")[0].rstrip("/").lower()
+    if not separator:
+        return ""
+    address, _, fragment = rest.partition("#")
+    host, slash, path = address.partition("/")
+    route = f"#{fragment}" if fragment.startswith(("/", "!")) else ""
+    return f"{host.lower()}{slash}{path}".rstrip("/") + route
 
 
 def _key_words(key: str) -> tuple[int, int]:

@@ -33,6 +33,9 @@ def read(unit: Unit) -> Iterator[Item]:
     """All records of an ARC file."""
     name, num_records = posixpath.basename(unit.path), 0
     try:
+        if storage.is_empty(unit.path):
+            yield Skipped(name, "arc: file is empty")
+            return
         with storage.open_binary(unit.path) as file:
             codec = storage.codec_of(file)
             stream = storage.decompress(file, codec) if codec else file

@@ -22,6 +22,7 @@ from data.readers.records import (
 from data.readers.units import Unit
 
 COLUMNS = ("text", "source", "url", "domain", "id", *conversations.FIELDS)
+METADATA = ("metadata", "meta")     # whose field `url` is read too, as Dolma has it
 
 
 def read_jsonl(unit: Unit) -> Iterator[Item]:
@@ -99,9 +100,16 @@ def _from_fields(fields: Mapping[str, Any], place: str, kind: str) -> Item:
         return Corrupt(place, f"{kind}: `text` is not a string")
     if len(text) > MAX_RECORD_BYTES:
         return Corrupt(place, f"{kind}: record is too large")
-    source, id_ = fields.get("source") or fields.get("url") or place, fields.get("id")
-    return RawRecord(str(source), text, "text/plain", None if domain is None else str(domain),
-                     None if id_ is None else str(id_))
+    id_ = fields.get("id")
+    return RawRecord(_find_source(fields) or place, text, "text/plain",
+                     None if domain is None else str(domain), None if id_ is None else str(id_))
+
+
+def _find_source(fields: Mapping[str, Any]) -> str:
+    """The first URL of the fields, else their source: the name of a collection, of a file."""
+    inner = [fields[name].get("url") for name in METADATA if isinstance(fields.get(name), Mapping)]
+    named = [str(value) for value in (fields.get("source"), fields.get("url"), *inner) if value]
+    return next((value for value in named if "://" in value), (named or [""])[0])
 
 
 def read_parquet(unit: Unit) -> Iterator[Item]:
@@ -111,6 +119,7 @@ def read_parquet(unit: Unit) -> Iterator[Item]:
         with storage.open_binary(unit.path) as raw:
             file = pq.ParquetFile(raw)
             columns = [name for name in COLUMNS if name in file.schema_arrow.names]
+            columns += [f"{name}.url" for name in METADATA if _has_url(file.schema_arrow, name)]
             if not {"text", *conversations.FIELDS} & set(columns):
                 if not unit.start:
                     yield Corrupt(name, "parquet: no field `text` or `messages`")
@@ -121,6 +130,13 @@ def read_parquet(unit: Unit) -> Iterator[Item]:
     except (pa.ArrowException, OSError, ValueError) as error:
         if not unit.start:
             yield Corrupt(name, f"parquet: {failure_kind(error)}")
+
+
+def _has_url(schema: pa.Schema, name: str) -> bool:
+    """Whether a column of a Parquet file is a struct with a field `url`."""
+    place = schema.get_field_index(name)
+    return place >= 0 and pa.types.is_struct(schema.field(place).type) and (
+        schema.field(place).type.get_field_index("url") >= 0)
 
 
 def _group_start(group: pq.RowGroupMetaData) -> int:

@@ -141,6 +141,14 @@ def decompress(file: BinaryIO, codec: str) -> BinaryIO:
     return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(file, "r"), codec), READ_BYTES)
 
 
+def is_empty(path: str) -> bool:
+    """Whether a file, decompressed, holds no byte; raises `OSError` for damage."""
+    with open_binary(path) as file:
+        codec = codec_of(file)
+        with decompress(file, codec) if codec else file as stream:
+            return not stream.read(1)
+
+
 def fingerprint(path: str) -> str:
     """Fingerprint of a file's content; see `data.readers.units.content_fingerprint`."""
     if is_remote(path):

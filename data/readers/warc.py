@@ -63,7 +63,8 @@ def _read_file(file: BinaryIO, name: str, unit: Unit) -> Iterator[Item]:
         return
     offset = 0 if codec == "zstd" else _find_record(file, codec, unit.start, unit.stop)
     if offset != 0 and not unit.start:
-        yield Corrupt(name, "warc: does not begin with a record")
+        yield (Skipped(name, "warc: file is empty") if storage.is_empty(unit.path)
+               else Corrupt(name, "warc: does not begin with a record"))
     while offset is not None:
         end = yield from _read_from(file, name, codec, offset, unit.stop)
         # None at the end, else the offset of a damaged record
