@@ -268,8 +268,9 @@ def test_two_processes_train_under_the_scheduler(tmp_path, cluster):
         probe.bind(("127.0.0.1", 0))
         cluster["HEARTWOOD_COORDINATOR"] = f"127.0.0.1:{probe.getsockname()[1]}"
     done = _launch(
-        "slurm", BASE[0], f"--workdir={tmp_path}", BASE[2], "--submit", "--nodes=2",
-        f"--python={sys.executable}", "--config.mesh.fsdp=2", "--config.pretrain.num_steps=4",
+        "slurm", BASE[0], f"--workdir={tmp_path}", "--stages=train.pretrain", "--submit",
+        "--nodes=2", f"--python={sys.executable}", "--config.mesh.fsdp=2",
+        "--config.pretrain.num_steps=4",
         "--config.pretrain.row_length=32", "--config.pretrain.run.tasks.documentation=0",
         "--config.pretrain.optimizer.warmup_steps=0", env=cluster)
     assert json.loads(done.stdout)["job"] == "4711"
