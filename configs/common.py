@@ -143,6 +143,7 @@ def make_curate() -> ConfigDict:
             domain=dict(model="", min_score=0.0, max_score=1.0),
             toxicity=dict(model="", min_score=0.0, max_score=0.4),
             nsfw=dict(model="", min_score=0.0, max_score=0.4)),
+        filters=(),                 # functions of your own, "module.function"; see data/filters/own
         keep_top_frac=1.0,          # of all documents, by quality
         contamination=dict(tasks=(), fields=(), ngram_words=13, near_overlap=0.6),
         dedup=dict(by_url=False, shingle_words=5, num_bands=20, rows_per_band=8, min_jaccard=0.8,

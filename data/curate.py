@@ -27,6 +27,7 @@ from ml_collections import ConfigDict
 from core.artifacts import code_digest, digest, write_json
 from core.entry import Stage, run_stage
 from core.errors import UserError
+from core.functions import defining_file
 from core.progress import log
 from data import engine
 from data.card.page import write_card
@@ -34,6 +35,7 @@ from data.corpus import Corpus
 from data.dedup.groups import plan_ranges
 from data.embedded import corpus as embedded
 from data.engine import run_units
+from data.filters.own import load_filter
 from data.passes import (
     clean,
     compare,
@@ -198,7 +200,7 @@ class Curation:
             self.decided, folder, min_pages=lines["min_site_pages"],
             min_frac=lines["min_site_frac"], memory_bytes=memory_bytes)
         rules = {name: self.section[name] for name in (
-            "lines", "presets", "code_domains", "privacy", "harm", "classifiers",
+            "lines", "presets", "code_domains", "privacy", "harm", "classifiers", "filters",
             "contamination", "dedup")}
         self.cleaned = self._run(clean.clean, [
             {"measured": f"{measured}.parquet", "before": str(decided), "rules": rules,
@@ -385,7 +387,8 @@ def fingerprint_inputs(config: ConfigDict) -> dict[str, str]:
     models = [model.model for model in section.classifiers.values() if model.model]
     named = (*section.harm.url_lists, *section.harm.word_lists, *section.contamination.tasks,
              *section.against, *models)
-    return raw | {name: _fingerprint(Path(name)) for name in named}
+    own = {name: _fingerprint(defining_file(load_filter(name))) for name in section.filters}
+    return raw | {name: _fingerprint(Path(name)) for name in named} | own
 
 
 def _fingerprint(path: Path) -> str:

@@ -266,14 +266,20 @@ def test_documents_of_an_earlier_corpus_are_duplicates(corpus, config, tmp_path)
     assert result["removed"]["exact_duplicate"] == len(known)
 
 
-def test_lists_languages_and_benchmarks_decide_by_config(tmp_path):
+def test_lists_languages_benchmarks_and_own_filters_decide_by_config(tmp_path, monkeypatch):
     key = np.random.default_rng(1)
     pages = {name: _page(key) for name in ("https://bad.example/x", "https://fine.example/a",
-                                           "swears", "german", "leaks")}
+                                           "swears", "german", "leaks", "recipe")}
     item = "a train leaves the station at noon and travels west for ninety seven minutes exactly"
     pages["swears"] += "\nwhat a grubblewort this is"
     pages["leaks"] += f"\n{item}, said the book."
     pages["german"] = "Die Würde des Menschen ist unantastbar und sie zu achten ist Pflicht. " * 9
+    pages["recipe"] += "\nStir in the flour, then bake for an hour. Mail cook@example.org for more."
+    (tmp_path / "kitchen.py").write_text(
+        "def recipes(document):\n"
+        "    assert '<email>' in document.text or 'cook' not in document.text\n"
+        "    return document.meta['gopher_words'] if 'bake' in document.text else None\n")
+    monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "urls.txt").write_text("bad.example\n")
     (tmp_path / "words.txt").write_text("grubblewort\n")
     (tmp_path / "trains.jsonl").write_text(json.dumps({"question": item}) + "\n")
@@ -285,15 +291,22 @@ def test_lists_languages_and_benchmarks_decide_by_config(tmp_path):
     config.curate.harm.update(url_lists=(str(tmp_path / "urls.txt"),),
                               word_lists=(str(tmp_path / "words.txt"),))
     config.curate.contamination.tasks = (str(tmp_path / "trains.jsonl"),)
+    config.curate.filters = ("kitchen.recipes",)
+    before = curate.fingerprint_inputs(config)
     folder, _ = _build(config, tmp_path)
     reasons = {source: row["reason"] for source, row in _removed(folder).items()}
     assert reasons.pop("https://bad.example/x").startswith("url_")
     task = f"{tmp_path.name}/trains"
     assert reasons == {"swears": "harm_max_bad_words", "german": "language_de",
-                       "leaks": f"contamination_{task}"}
+                       "leaks": f"contamination_{task}", "recipe": "recipes"}
+    assert _removed(folder)["recipe"]["score"] > 50      # the signal that the filter returned
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["contamination"]["tasks"] == {task: {"items": 1, "hits": 1}}
     assert "ninety seven minutes" in manifest["contamination"]["examples"][0]["text"]
+    with open(tmp_path / "kitchen.py", "a") as file:
+        file.write("\n\n# changed\n")
+    assert before.keys() == curate.fingerprint_inputs(config).keys()
+    assert before != curate.fingerprint_inputs(config)
 
 
 def test_a_source_that_loses_most_to_deduplication_raises_an_alarm(tmp_path, capsys):
@@ -329,6 +342,8 @@ def test_bad_input_is_one_error_line(tmp_path, content, message):
     ("against", ("/nowhere",), "is not a finished corpus"),
     ("harm.word_lists", ("/nowhere",), "nowhere"),
     ("extraction.mode", "slow", "there is no such extractor"),
+    ("filters", ("json.no_such_function",), "cannot be imported"),
+    ("filters", ("json.decoder",), "is not a function"),
 ])
 def test_bad_config_is_reported_before_a_page_is_read(tmp_path, field, value, message):
     config = _config(str(tmp_path / "missing"))

@@ -16,6 +16,7 @@ STAGE_NOTES = {
     "extract": "text found in the record", "exact_dedup": "same text as an earlier document",
     "language": "identified, with a score", "rules": "signals against thresholds",
     "harm": "URLs on lists", "harm_words": "words on lists", "classifiers": "scored by models",
+    "filters": "functions of your own",
     "lines": "repeated blocks cut", "privacy": "personal data found",
     "near_dedup": "MinHash neighbours, verified",
     "substrings": "long repeated passages cut", "quality": "the best by score",

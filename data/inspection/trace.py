@@ -95,6 +95,7 @@ class _Trace:
             "harm": lambda _: "its URL is on no list",
             "harm_words": lambda _: "few or no words on the lists",
             "classifiers": lambda _: self._scores(),
+            "filters": lambda _: "no function of your own removes it",
             "lines": lambda record: cut(record["trimmed_bytes"]),
             "privacy": lambda _: _list("redacted", self._meta.get("redacted") or {}, "× "),
             "near_dedup": lambda _: self._cluster(),

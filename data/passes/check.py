@@ -11,6 +11,7 @@ from data.classify.classifier import load_classifier
 from data.extraction.extract import MODES
 from data.filters import harm
 from data.filters.code import CODE_SIGNALS
+from data.filters.own import load_filter
 from data.filters.presets import PRESETS, line_rules
 from data.filters.rules import parse_rule
 from data.filters.signals import PROSE_SIGNALS
@@ -39,6 +40,8 @@ def check(section: Mapping[str, Any]) -> None:
     for model in section["classifiers"].values():
         if model["model"]:
             load_classifier(Path(model["model"]))
+    for path in section["filters"]:
+        load_filter(path)
     for corpus in section["against"]:
         if not (Path(corpus) / "exact.npy").exists():
             raise UserError(f"curate.against={corpus!r}", "is not a finished corpus",

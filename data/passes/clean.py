@@ -1,8 +1,8 @@
 """Pass 3, per unit: cleans the text of the remaining documents.
 
-Drops repeated lines and boilerplate, applies line rules, redacts personal data, applies word lists
-and classifiers, and searches for benchmark items. Then it hashes the text for the comparison of
-documents.
+Drops repeated lines and boilerplate, applies line rules, redacts personal data, applies word lists,
+classifiers and the user's own filters, and searches for benchmark items. Then it hashes the text
+for the comparison of documents.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from data.classify.classifier import Classifier, load_classifier
 from data.contamination.index import TaskIndex, load_tasks
 from data.dedup import blocks
 from data.dedup.shingles import band_keys, minhash_batch, shingle_batch
-from data.filters import harm
+from data.documents import Document
+from data.filters import harm, own
 from data.filters.lines import clean_lines
 from data.filters.presets import line_rules
 from data.filters.signals import prose_frac
@@ -31,7 +32,7 @@ from data.privacy import redaction
 from data.tables import TableWriter, read_rows, write_array
 
 BATCH_DOCUMENTS = 256
-STAGES = ("lines", "privacy", "harm_words", "classifiers", "contamination")
+STAGES = ("lines", "privacy", "harm_words", "classifiers", "filters", "contamination")
 CLEANED_SCHEMA = pa.schema([
     ("row", pa.int32()), ("id", pa.string()), ("text", pa.string()), ("bytes", pa.int64()),
     ("domain", pa.string()), ("quality", pa.float64()), ("scores", pa.string()),
@@ -45,14 +46,18 @@ class Draft:
     """A document in processing.
 
     Attributes:
+        signals: JSON of those that `data.passes.measure` found.
         sizes: UTF-8 bytes after the line rules, and after redaction.
         verdict: stage, reason and score when it was removed.
     """
 
     row: int
     id: str
+    source: str
     domain: str
+    language: str
     text: str
+    signals: str
     is_code: bool
     sizes: list[int] = dataclasses.field(default_factory=list)
     trimmed: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -76,7 +81,7 @@ def clean(*, output: Path, measured: str, before: str, repeated_blocks: str, boi
         before: path of the unit's roster, written by `data.passes.decide`.
         repeated_blocks: array of positions, see `data.dedup.blocks.mark_blocks`.
         boilerplate: array of keys, see `data.dedup.blocks.find_boilerplate`.
-        rules: the sections lines, presets, code_domains, privacy, harm, classifiers,
+        rules: the fields lines, presets, code_domains, privacy, harm, classifiers, filters,
             contamination and dedup of the config.
 
     Returns:
@@ -125,14 +130,14 @@ def _drafts(measured: str, roster: Roster, repeated_blocks: str, boilerplate: st
     common = np.load(boilerplate, mmap_mode="r")
     marks = blocks.mark_blocks(measured, roster.rows, rules["lines"]["min_block_lines"],
                                np.load(repeated_blocks))
-    columns = ("id", "text", "site", "domain", "line_hashes")
+    columns = ("id", "text", "source", "site", "domain", "language", "signals", "line_hashes")
     batch = []
     for number, row in read_rows(measured, columns, BATCH_DOCUMENTS):
         if number not in roster:
             continue
         _, mark = next(marks)
-        draft = Draft(number, row["id"], row["domain"], row["text"],
-                      row["domain"] in rules["code_domains"])
+        draft = Draft(number, row["id"], row["source"], row["domain"], row["language"],
+                      row["text"], row["signals"], row["domain"] in rules["code_domains"])
         if not draft.is_code:
             _drop_lines(draft, {"repeated_block": mark, "site_boilerplate": blocks.mark_edges(
                 np.asarray(row["line_hashes"], np.uint64), row["site"], common)})
@@ -165,6 +170,7 @@ class _Cleaner:
         self._models: dict[str, Classifier] = {
             name: load_classifier(Path(model["model"]))
             for name, model in rules["classifiers"].items() if model["model"]}
+        self._filters = {path: own.load_filter(path) for path in rules["filters"]}
         self._tasks = load_index(rules["contamination"])
         names = rules["privacy"]["name_finder"]
         self._find_names = redaction.load_name_finder(names) if names else None
@@ -178,6 +184,8 @@ class _Cleaner:
             draft.sizes.append(len(draft.text.encode()))
             self._count_bad_words(draft)
         self._classify(drafts)
+        for draft in drafts if self._filters else ():
+            self._apply_own_filters(draft)
         for draft in drafts if self._tasks else ():
             self._find_benchmarks(draft)
 
@@ -221,6 +229,16 @@ class _Cleaner:
                 draft.scores[name] = round(score, 5)
                 if not bounds["min_score"] <= score <= bounds["max_score"]:
                     draft.remove("classifiers", f"classifier_{name}", score)
+
+    def _apply_own_filters(self, draft: Draft) -> None:
+        """Asks the user's filters about a remaining document, until one removes it."""
+        meta = json.loads(draft.signals) | draft.scores
+        document = Document(draft.id, draft.text, draft.source, draft.domain, draft.language, meta)
+        for path, judge in self._filters.items():
+            if draft.verdict is not None:
+                return
+            if (score := own.apply(path, judge, document)) is not None:
+                draft.remove("filters", path.rpartition(".")[2], score)
 
     def _find_benchmarks(self, draft: Draft) -> None:
         draft.hits = [dataclasses.asdict(hit) for hit in self._tasks.find(draft.text)]

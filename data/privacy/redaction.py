@@ -8,7 +8,6 @@ versions, serial numbers and matrix products.
 from __future__ import annotations
 
 import bisect
-import importlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -16,6 +15,7 @@ from typing import NamedTuple
 import re2
 
 from core.errors import UserError
+from core.functions import load_function
 from data.privacy.kinds import FINDERS, has_candidate
 
 KINDS = (*FINDERS, "name")     # in order of precedence where spans overlap
@@ -124,16 +124,7 @@ def load_name_finder(path: str) -> NameFinder:
     Raises:
         UserError: the function does not exist.
     """
-    module, _, name = path.rpartition(".")
-    try:
-        finder = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"name_finder={path!r}", f"cannot be imported ({error})",
-                        "write package.module.function of an installed package") from None
-    if not callable(finder):
-        raise UserError(f"name_finder={path!r}", "is not a function",
-                        "name a function of a text that returns (start, end) pairs")
-    return finder
+    return load_function("curate.privacy.name_finder", path)
 
 
 def _not_taken(spans: Sequence[Span], kind: str,
