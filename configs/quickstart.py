@@ -54,7 +54,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             adam_learning_rate=scale.learning_rate, weight_decay=scale.weight_decay,
             schedule="wsd", warmup_steps=20, decay_frac=0.8),
         run=make_training_run(scan_unroll=4, loss_chunks=4, tasks=dict(documentation=0),
-                              evaluate_every=310))
+                              evaluate_every=scale.num_steps // 2))
 
     c.sft = ConfigDict(make_training(
         out="sft", model="base", corpus="corpus",
