@@ -12,6 +12,7 @@ that a change of thresholds does not read the pages again.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shutil
 import time
@@ -40,6 +41,7 @@ from data.passes import (
     decide,
     measure,
     near,
+    reading,
     settle,
     split,
     substrings,
@@ -58,7 +60,7 @@ from data.passes.manifest import (
     removed_by_reason,
 )
 from data.passes.roster import merge_tallies
-from data.readers.units import content_fingerprint, find_inputs, plan
+from data.readers.units import LeftOut, content_fingerprint, find_inputs, find_left_out, plan
 from data.tables import concatenate_arrays
 
 QUALITY_BINS = 1 << 16
@@ -143,7 +145,10 @@ class Curation:
 
     def find(self) -> list[str]:
         """The input files; generates the embedded corpus if it is the input."""
+        self.left_out: list[LeftOut] = []
         if self.section["inputs"] != "embedded":
+            self.left_out = find_left_out(self.section["inputs"])
+            reading.log_left_out(self.left_out)
             return find_inputs(self.section["inputs"])
         final = self.kept / f"embedded-{digest(_embedded_inputs(self.section))}"
         partial = final.with_suffix(".partial")
@@ -163,13 +168,19 @@ class Curation:
         content = {path: content_fingerprint(path) for path in paths}
         self.units = plan(paths, self.section["unit_bytes"])
         tasks = [{"path": unit.path, "start": unit.start, "stop": unit.stop,
-                  "content": content[unit.path],
-                  **{name: self.section[name] for name in ("domain", "code_domains",
-                                                           "extraction")}}
-                 for unit in self.units]
+                  "content": content[unit.path], "extraction": self.section["extraction"],
+                  "reading": reading.make_rules(self.section)} for unit in self.units]
+        if limit := self.section["limit"]:
+            tasks = reading.find_first(self._measure, tasks, limit)
+            self.units = self.units[:len(tasks)]
+        self._measure(tasks)
+        self.fields = reading.check_fields(self.section, self.results["measure"])
+        check_read(self.section, self.results["measure"])
+
+    def _measure(self, tasks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         self.measured = self._run(measure.measure, tasks, key=code_digest(measure.__file__),
                                   folder=self.kept)
-        check_read(self.section, self.results["measure"])
+        return self.results["measure"]
 
     def decide(self) -> None:
         """Finds exact duplicates, then runs pass 2."""
@@ -267,7 +278,8 @@ class Curation:
             {"measured": str(self.measured[unit]),
              "passes": [str(outputs[unit]) for outputs in passes],
              "duplicates": str(self.duplicates[unit]), "heldout_rows": self.heldout_rows[unit],
-             "cuts": self.cuts[unit]} for unit in range(len(self.units))])
+             "cuts": self.cuts[unit], "columns": self._columns()}
+            for unit in range(len(self.units))])
         for kind in ("documents", "heldout", "removed", "lost"):
             (self.folder / kind).mkdir(exist_ok=True)
             for unit, (output, measured) in enumerate(zip(outputs, self.measured)):
@@ -278,6 +290,10 @@ class Curation:
                     os.replace(f"{output}.{kind}.parquet", part)
         concatenate_arrays([Path(f"{output}.exact.npy") for output in outputs],
                            self.folder / "exact.npy")       # for `against`
+
+    def _columns(self) -> dict[str, str]:
+        """Columns beside those of every corpus, with the fields that they are taken from."""
+        return {name: field for name, field in self.section["columns"].items() if name != "domain"}
 
     def report(self) -> dict[str, Any]:
         """Writes the manifest and the data card; returns the run's metrics."""
@@ -295,7 +311,8 @@ class Curation:
             "redacted": self._sum("clean", "redacted"),
             "corrupt": self._sum("measure", "corrupt"), "stage_secs": self.stage.secs}
         manifest = metrics | {
-            "skipped": self._sum("measure", "skipped"), "funnel": funnel,
+            "skipped": self._sum("measure", "skipped"), **self.fields,
+            "left_out": [dataclasses.asdict(one) for one in self.left_out], "funnel": funnel,
             "histograms": merge_histograms(self.results["decide"]),
             "near_dedup": self.near_dedup,
             **({} if self.min_quality is None else {"min_quality": self.min_quality}),

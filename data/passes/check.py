@@ -15,10 +15,12 @@ from data.filters.presets import PRESETS, line_rules
 from data.filters.rules import parse_rule
 from data.filters.signals import PROSE_SIGNALS
 from data.privacy import redaction
+from data.readers import fields
 
 
 def check(section: Mapping[str, Any]) -> None:
     """Raises `UserError` for the first field of ``config.curate`` that is invalid."""
+    fields.from_config(section)
     for domain, names in section["presets"].items():
         for name in [names] if isinstance(names, str) else names:
             if name not in PRESETS:
@@ -64,9 +66,9 @@ def _check_numbers(section: Mapping[str, Any]) -> None:
     """Checks every number against its bounds (field, low, high), both inclusive."""
     infinity = float("inf")
     for field, low, high in (
-            ("unit_bytes", 1, infinity), ("run.memory_bytes", 1 << 20, infinity),
-            ("max_corrupt_frac", 0, 1), ("keep_top_frac", 0, 1),
-            ("lines.min_block_lines", 1, infinity), ("lines.min_site_pages", 2, infinity),
+            ("limit", 0, infinity), ("unit_bytes", 1, infinity),
+            ("run.memory_bytes", 1 << 20, infinity), ("max_corrupt_frac", 0, 1),
+            ("keep_top_frac", 0, 1), ("lines.min_block_lines", 1, infinity), ("lines.min_site_pages", 2, infinity),
             ("lines.min_site_frac", 0, 1), ("languages.min_score", 0, 1),
             ("dedup.shingle_words", 1, 64), ("dedup.num_bands", 1, 1024),
             ("dedup.rows_per_band", 1, 1024), ("dedup.min_jaccard", 0, 1),

@@ -32,22 +32,9 @@ def read_folder(unit: Unit) -> Iterator[Item]:
         yield _read_document(storage.join(folder, name), name)
 
 
-def read_content(path: str) -> bytes | None:
-    """Decompressed bytes of a file; None when they exceed `MAX_RECORD_BYTES`.
-
-    Raises:
-        OSError: the file cannot be read or decompressed.
-    """
-    with storage.open_binary(path) as file:
-        codec = storage.codec_of(file)
-        stream = storage.decompress(file, codec) if codec else file
-        content = stream.read(MAX_RECORD_BYTES + 1)
-    return content if len(content) <= MAX_RECORD_BYTES else None
-
-
 def _read_document(path: str, source: str) -> Item:
     try:
-        content = read_content(path)
+        content = storage.read_whole(path, MAX_RECORD_BYTES)
     except (OSError, EOFError, ValueError, pa.ArrowException) as error:
         return Corrupt(source, f"file: {failure_kind(error)}")
     if content is None:

@@ -5,16 +5,22 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 
-from data.readers import arc, files, repository, rows, units, warc, wiki
+from data.readers import arc, columns, delimited, files, repository, rows, units, warc, wiki
+from data.readers.fields import USUAL, Fields
 from data.readers.records import Item, RawRecord, Skipped, encodable, is_binary
 
 READERS: dict[str, Callable[[units.Unit], Iterator[Item]]] = {
-    "warc": warc.read, "arc": arc.read, "jsonl": rows.read_jsonl, "parquet": rows.read_parquet,
-    "wiki": wiki.read}
+    "warc": warc.read, "arc": arc.read, "wiki": wiki.read}
+ROW_READERS: dict[str, Callable[[units.Unit, Fields], Iterator[Item]]] = {
+    "json": rows.read, "csv": delimited.read, "tsv": delimited.read,
+    "parquet": columns.read_parquet, "arrow": columns.read_arrow}
 
 
-def read(unit: units.Unit) -> Iterator[Item]:
+def read(unit: units.Unit, fields: Fields = USUAL) -> Iterator[Item]:
     """Reads a unit's records in their order; never raises for damaged content.
+
+    Args:
+        fields: which fields of a row mean what.
 
     The `Corrupt` of a whole file is yielded by its first unit only. The domain is determined by the
     prefix of the path, else by the record, else by the format (papers, encyclopedia,
@@ -26,8 +32,9 @@ def read(unit: units.Unit) -> Iterator[Item]:
     elif units.is_folder(unit.path):
         items = files.read_folder(unit)
     else:
-        unit = dataclasses.replace(unit, path=place)
-        items = READERS.get(units.format_of(place) or "", files.read_file)(unit)
+        unit, kind = dataclasses.replace(unit, path=place), units.format_of(place) or ""
+        items = (ROW_READERS[kind](unit, fields) if kind in ROW_READERS
+                 else READERS.get(kind, files.read_file)(unit))
     domain = units.READERS[word] if word else None
     for item in items:
         yield _check(item, domain) if isinstance(item, RawRecord) else item

@@ -17,6 +17,21 @@ _BYTE_ORDER_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")
 
 
 @dataclasses.dataclass(frozen=True)
+class RowNotes:
+    """How a row became a record, for the manifest.
+
+    Attributes:
+        text: the field that holds the text.
+        missing: fields that the config names and the row lacks.
+        cut: fields that are not kept with the document.
+    """
+
+    text: str
+    missing: tuple[str, ...] = ()
+    cut: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class RawRecord:
     """One unprocessed page or text."""
 
@@ -26,7 +41,8 @@ class RawRecord:
     domain: str | None = None       # None: not given by the input
     id: str | None = None           # as in the input; may not be unique
     charset: str | None = None      # as declared by the server or file
-    meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)   # as in the input
+    notes: RowNotes | None = None   # of a row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +51,7 @@ class Corrupt:
 
     source: str
     reason: str                     # without numbers or paths, so that it can be counted
+    fields: tuple[str, ...] = ()    # of a row of which none is known to hold the text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +60,7 @@ class Skipped:
 
     source: str
     reason: str
+    fields: tuple[str, ...] = ()
 
 
 Item = RawRecord | Corrupt | Skipped

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 from data.readers import storage
-from data.readers.files import read_content
 from data.readers.records import Corrupt, Item, RawRecord, Skipped, failure_kind, is_binary
 from data.readers.units import Unit, list_members, split_reader
 
@@ -100,7 +99,7 @@ def _licence_of(folder: str, members: dict[str, int]) -> dict[str, str]:
     if name is None:
         return {}
     try:
-        content = read_content(storage.join(folder, name)) or b""
+        content = storage.read_whole(storage.join(folder, name)) or b""
     except (OSError, EOFError, ValueError, pa.ArrowException):
         content = b""       # reported when the file itself is read
     return {"licence_file": name, "licence": name_licence(content.decode("utf-8", "replace"))}
@@ -120,7 +119,7 @@ def _read_source(path: str, source: str, size: int, licence: dict[str, str]) -> 
     if size > MAX_SOURCE_BYTES:
         return Skipped(source, "repo: file is too large")
     try:
-        content = read_content(path)
+        content = storage.read_whole(path)
     except (OSError, EOFError, ValueError, pa.ArrowException) as error:
         return Corrupt(source, f"repo: {failure_kind(error)}")
     if content is None:

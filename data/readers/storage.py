@@ -6,6 +6,7 @@ Errors of storage libraries are raised as `OSError`; what may pass is tried seve
 from __future__ import annotations
 
 import io
+import lzma
 import os
 import posixpath
 import stat
@@ -19,7 +20,7 @@ import xxhash
 from fsspec import AbstractFileSystem
 
 from core.errors import UserError
-from data.readers.records import READ_BYTES
+from data.readers.records import MAX_RECORD_BYTES, READ_BYTES
 
 T = TypeVar("T")
 
@@ -33,7 +34,8 @@ PASSING_STATUSES = (408, 425, 429, 500, 502, 503, 504)
 
 PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub",
             "http": "aiohttp", "https": "aiohttp"}
-MAGICS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2"}
+MAGICS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2",
+          b"\xfd7zXZ\0": "xz", b"\x04\x22\x4d\x18": "lz4"}
 CHECKSUMS = ("ETag", "etag", "checksum", "md5Hash", "md5", "crc32c", "sha256", "blob_id")
 CHANGE_TIMES = ("LastModified", "last_modified", "Last-Modified", "updated", "mtime", "created")
 
@@ -131,14 +133,43 @@ def open_binary(path: str) -> BinaryIO:
 def codec_of(file: BinaryIO) -> str | None:
     """Compression of a file, detected by its first bytes."""
     file.seek(0)
-    head = file.read(4)
+    head = file.read(6)
     file.seek(0)
     return next((codec for magic, codec in MAGICS.items() if head.startswith(magic)), None)
 
 
 def decompress(file: BinaryIO, codec: str) -> BinaryIO:
     """A stream of the decompressed bytes of all members; raises `OSError` for damage."""
+    if codec == "xz":
+        return io.BufferedReader(_Xz(file), READ_BYTES)
     return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(file, "r"), codec), READ_BYTES)
+
+
+class _Xz(lzma.LZMAFile):
+    """A decompressed stream whose reads are as long as asked, and whose errors are `OSError`s."""
+
+    def read(self, size: int = -1) -> bytes:
+        parts, left = [], size
+        try:
+            while left and (part := super().read(left)):
+                parts.append(part)
+                left -= len(part) if size >= 0 else 0
+        except lzma.LZMAError as error:
+            raise OSError(str(error)) from None
+        return b"".join(parts)
+
+
+def read_whole(path: str, max_bytes: int = MAX_RECORD_BYTES) -> bytes | None:
+    """Decompressed bytes of a file; None when they are more than `max_bytes`.
+
+    Raises:
+        OSError: the file cannot be read or decompressed.
+    """
+    with open_binary(path) as file:
+        codec = codec_of(file)
+        stream = decompress(file, codec) if codec else file
+        content = stream.read(max_bytes + 1)
+    return content if len(content) <= max_bytes else None
 
 
 def is_empty(path: str) -> bool:
@@ -170,28 +201,46 @@ def list_files(folder: str) -> dict[str, int]:
     Raises:
         OSError: a folder cannot be read.
     """
+    return walk(folder)[0]
+
+
+def walk(folder: str) -> tuple[dict[str, int], dict[str, str]]:
+    """The files of `list_files`, and the links that lead to no further file, with the reason.
+
+    Links are followed, but a folder is entered once, and none that holds `folder`.
+    """
     if is_remote(folder):
         files, name = locate(folder)
         root = name.rstrip("/")
         sizes = {path[len(root):].lstrip("/"): info["size"] or 0 for path, info in
                  attempt(lambda: files.find(root, detail=True)).items()}
-        return {path: sizes[path] for path in sorted(sizes) if ".git" not in path.split("/")}
-    sizes = {}
-    for place, folders, names in os.walk(folder, onerror=_raise):
-        folders[:] = [name for name in folders if name != ".git"]
-        for name in names:
-            path = os.path.join(place, name)
-            sizes[os.path.relpath(path, folder)] = os.lstat(path).st_size
-    return dict(sorted(sizes.items()))
+        return {path: sizes[path] for path in sorted(sizes)
+                if ".git" not in path.split("/")}, {}
+    above = os.path.join(os.path.realpath(folder), "")
+    sizes, left_out, entered, folders, links = {}, {}, set(), [folder], []
+    while folders or links:     # links last: of two ways to a folder, the one without is taken
+        place = folders.pop() if folders else links.pop(0)
+        target = os.path.realpath(place)
+        if target in entered or (place != folder and above.startswith(os.path.join(target, ""))):
+            left_out[os.path.relpath(place, folder)] = "link to a folder that is read already"
+            continue
+        entered.add(target)
+        with os.scandir(place) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                name = os.path.relpath(entry.path, folder)
+                if entry.is_dir():
+                    if entry.name != ".git":
+                        (links if entry.is_symlink() else folders).append(entry.path)
+                elif entry.is_symlink() and not os.path.exists(entry.path):
+                    left_out[name] = "link to a file that does not exist"
+                else:
+                    sizes[name] = entry.stat().st_size
+    return dict(sorted(sizes.items())), left_out
 
 
 def join(folder: str, path: str) -> str:
     """A path below a folder or URL."""
     return posixpath.join(folder, path)
-
-
-def _raise(error: OSError) -> None:
-    raise error
 
 
 class _Remote(io.RawIOBase):

@@ -1,13 +1,19 @@
 """Inputs of `config.curate.inputs`, and their division into units.
 
 An input is a file, a folder, a glob or a URL (``s3://``, ``gs://``, ``hf://``, ``https://``). Its
-format is determined by the suffix. A prefix gives the kind of documents where needed:
+format is determined by the suffix, in upper or lower case. A prefix gives the kind of documents
+where needed:
 
     book:PATH    the documents are books
     paper:PATH   the documents are papers
     repo:PATH    the folder is a source tree (also without prefix if it contains `.git`)
 
-A folder of many small documents is one input; through a glob each document is one.
+``@PATH`` names a file that lists inputs, one a line, without a meaning of commas; empty lines and
+those that begin with ``#`` are passed over, and relative paths start where the command runs. Inputs
+are separated by commas; a comma in a name is written ``\\,``, or as it is if the name exists.
+
+A folder of many small documents is one input; through a glob each document is one. In a folder,
+hidden files are read, and links are followed; a folder to which several paths lead is read once.
 A unit depends on the input and the unit size alone, never on the number of workers.
 """
 
@@ -17,32 +23,39 @@ import dataclasses
 import glob
 import os
 import re
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import xxhash
 
 from core.errors import UserError
-from core.progress import log
 from data.readers import storage
 
+PACKINGS = (".gz", ".bz2", ".xz", ".zst", ".lz4")
 # suffix: kind. Documents are read whole, one per file; a unit of a folder has many.
-ARCHIVES = {
-    ".warc": "warc", ".warc.gz": "warc", ".warc.zst": "warc", ".wet": "warc", ".wet.gz": "warc",
-    ".wet.zst": "warc", ".wat": "warc", ".wat.gz": "warc", ".wat.zst": "warc",
-    ".arc": "arc", ".arc.gz": "arc",
-    ".jsonl": "jsonl", ".jsonl.gz": "jsonl", ".jsonl.zst": "jsonl", ".json.gz": "jsonl",
-    ".json.zst": "jsonl", ".parquet": "parquet",
-    ".xml": "wiki", ".xml.gz": "wiki", ".xml.bz2": "wiki", ".xml.zst": "wiki",
-}
-DOCUMENTS = {
-    ".txt": "text", ".txt.gz": "text", ".txt.zst": "text", ".md": "markdown", ".html": "html",
-    ".htm": "html", ".html.gz": "html", ".tex": "latex", ".tex.gz": "latex",
-}
+ROWS = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".tsv": "tsv"}
+TABLES = {".parquet": "parquet", ".arrow": "arrow", ".ipc": "arrow", ".feather": "arrow"}
+PAGES = {".txt": "text", ".rst": "text", ".md": "markdown", ".markdown": "markdown",
+         ".html": "html", ".htm": "html", ".xhtml": "html", ".tex": "latex"}
+
+
+def _packed(suffixes: Mapping[str, str],
+            packings: Sequence[str] = PACKINGS) -> dict[str, str]:
+    """Suffixes with their kinds, plain and compressed."""
+    return {suffix + packing: kind for suffix, kind in suffixes.items()
+            for packing in ("", *packings)}
+
+
+ARCHIVES = (_packed({".warc": "warc", ".wet": "warc", ".wat": "warc"}, (".gz", ".zst"))
+            | _packed({".arc": "arc", ".xml": "wiki"} | ROWS) | TABLES)
+DOCUMENTS = _packed(PAGES)
 FORMATS = ARCHIVES | DOCUMENTS
-SPLITTABLE = (".warc", ".warc.gz", ".wet", ".wet.gz", ".wat", ".wat.gz", ".jsonl", ".parquet")
+KNOWN = (f".warc, .wet, .wat, .arc, .xml, {', '.join((*ROWS, *TABLES, *PAGES))} "
+         f"(most of them also with {', '.join(PACKINGS)})")
+SPLITTABLE = (".warc", ".warc.gz", ".wet", ".wet.gz", ".wat", ".wat.gz", ".jsonl", ".ndjson",
+              ".json", ".parquet")
 READERS = {"book": "books", "paper": "papers", "repo": "code"}      # word: domain
 _READER = re.compile(rf"({'|'.join(READERS)}):(?!//)")
+MAX_EXAMPLES = 5
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -52,6 +65,17 @@ class Unit:
     path: str
     start: int
     stop: int
+
+
+@dataclasses.dataclass(frozen=True)
+class LeftOut:
+    """Files of the input folders that are not read, for one reason."""
+
+    reason: str
+    suffix: str
+    files: int
+    bytes: int
+    examples: tuple[str, ...]
 
 
 def split_reader(path: str) -> tuple[str | None, str]:
@@ -67,7 +91,7 @@ def format_of(path: str) -> str | None:
 
 
 def find_inputs(patterns: str) -> list[str]:
-    """Inputs of comma-separated files, folders, globs and URLs, sorted and distinct.
+    """Inputs of comma-separated files, folders, globs, URLs and lists of them, sorted and distinct.
 
     A folder is expanded to the archives below it, and to itself (with a final ``/``) when it also
     contains single documents.
@@ -77,7 +101,7 @@ def find_inputs(patterns: str) -> list[str]:
             up, or needs a package that is not installed.
     """
     selected: set[str] = set()
-    for pattern in filter(None, (part.strip() for part in patterns.split(","))):
+    for pattern in split_patterns(patterns):
         reader, place = split_reader(pattern)
         try:
             inputs = [path for match in _expand(place) for path in _inside(match, reader)]
@@ -87,12 +111,49 @@ def find_inputs(patterns: str) -> list[str]:
                             "give what this machine may read, or try again later") from None
         if not inputs:
             raise UserError(f"inputs={pattern!r}", "matches no input file",
-                            f"give files or folders of {', '.join(FORMATS)}")
+                            f"give files or folders of {KNOWN}; write \\, for a comma in a name")
         selected.update(f"{reader}:{path}" if reader else path for path in inputs)
     if not selected:
         raise UserError(f"inputs={patterns!r}", "names no input", "give a file, folder or glob")
     folders = tuple(path for path in selected if is_folder(path))
     return sorted(path for path in selected if not _is_held(path, folders))
+
+
+def split_patterns(patterns: str) -> list[str]:
+    """The patterns of `config.curate.inputs`, those of lists among them.
+
+    Raises:
+        UserError: a list cannot be read.
+    """
+    parts = [part.replace("\\,", ",") for part in re.split(r"(?<!\\),", patterns)]
+    names = []
+    while parts:
+        whole = 1       # parts of a name that holds commas
+        if not _names_file(parts[0]):
+            whole = next((number for number in range(2, len(parts) + 1)
+                          if _names_file(",".join(parts[:number]))), 1)
+        names.append(",".join(parts[:whole]).strip())
+        parts = parts[whole:]
+    return [pattern for name in names if name for pattern in (
+        _read_list(name) if name.startswith("@") else [name])]
+
+
+def _names_file(part: str) -> bool:
+    place = split_reader(part.strip())[1]
+    return bool(place) and not storage.is_remote(place) and os.path.exists(place)
+
+
+def _read_list(name: str) -> list[str]:
+    try:
+        content = storage.read_whole(name[1:])
+    except (OSError, EOFError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"inputs={name!r}", f"the list cannot be read ({reason})",
+                        "give a file with one input a line") from None
+    if content is None:
+        raise UserError(f"inputs={name!r}", "the list is too large", "divide it")
+    lines = os.fsdecode(content).lstrip("\ufeff").splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
 def plan(paths: Sequence[str], unit_bytes: int) -> list[Unit]:
@@ -196,7 +257,7 @@ def _inside(place: str, reader: str | None) -> list[str]:
         raise UserError(f"inputs='repo:{place}'", "is not a folder", "give a source tree")
     if format_of(place) is None:
         raise UserError(f"inputs={place!r}", "has an unknown format",
-                        f"give files of {', '.join(FORMATS)}")
+                        f"give files of {KNOWN}")
     if not storage.is_remote(place) and not os.path.isfile(place):
         raise UserError(f"inputs={place!r}", "is not a regular file", "give a file or folder")
     return [place]
@@ -204,15 +265,33 @@ def _inside(place: str, reader: str | None) -> list[str]:
 
 def _inside_folder(folder: str) -> list[str]:
     files = storage.list_files(folder)
-    kinds = {name: format_of(name) for name in files}
-    unknown = Counter(os.path.splitext(name)[1] or "no suffix"
-                      for name, kind in kinds.items() if kind is None)
-    if unknown:
-        log(f"inputs: {unknown.total()} files of unknown format below {folder} are ignored "
-            f"({', '.join(f'{suffix} {count}' for suffix, count in unknown.most_common(5))})")
     archives = [storage.join(folder, name) for name in files if _suffix(name, ARCHIVES)]
     has_documents = any(_suffix(name, DOCUMENTS) for name in files)
     return archives + [folder] * has_documents
+
+
+def find_left_out(patterns: str) -> list[LeftOut]:
+    """What the folders among the inputs hold that is not read, the most frequent first."""
+    groups: dict[tuple[str, str], list[tuple[str, int]]] = {}
+    for pattern in split_patterns(patterns):
+        for folder in _expand(split_reader(pattern)[1]):
+            if split_reader(pattern)[0] != "repo" and storage.is_folder(folder):
+                files, links = storage.walk(folder)
+                unknown = [(name, "unknown format", size) for name, size in files.items()
+                           if format_of(name) is None]
+                for name, reason, size in [*unknown, *((*link, 0) for link in links.items())]:
+                    groups.setdefault((reason, _last_suffix(name)), []).append(
+                        (storage.join(folder, name), size))
+    found = [LeftOut(reason, suffix, len(files), sum(size for _, size in files),
+                     tuple(name for name, _ in files[:MAX_EXAMPLES]))
+             for (reason, suffix), files in groups.items()]
+    return sorted(found, key=lambda one: (-one.files, one.reason, one.suffix))
+
+
+def _last_suffix(name: str) -> str:
+    """The suffix of a file, before that of its compression too: ``.tar.gz``."""
+    root, suffix = os.path.splitext(name.lower())
+    return (os.path.splitext(root)[1] if suffix in PACKINGS else "") + suffix or "no suffix"
 
 
 def _suffix(path: str, suffixes) -> str | None:

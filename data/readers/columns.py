@@ -1,0 +1,124 @@
+"""Reads tables of Arrow, whose rows are documents or conversations: Parquet, Feather, IPC files.
+
+Only the columns that are needed are read. Columns of bytes, as of images, are needed as a text
+alone.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data.readers import storage
+from data.readers.fields import TEXT_FIELDS, Fields, make_record
+from data.readers.records import Corrupt, Item, failure_kind
+from data.readers.units import Unit
+
+BATCH_ROWS = 1024
+FILE_MAGIC = b"ARROW1"
+
+
+def read_parquet(unit: Unit, fields: Fields) -> Iterator[Item]:
+    """The row groups that begin in a unit."""
+    name = posixpath.basename(unit.path)
+    try:
+        with storage.open_binary(unit.path) as raw:
+            file = pq.ParquetFile(raw)
+            columns, unread = _select(file.schema_arrow, fields)
+            for group in range(file.metadata.num_row_groups):
+                if unit.start <= _group_start(file.metadata.row_group(group)) < unit.stop:
+                    batches = file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns)
+                    yield from _read_batches(batches, f"{name}@{group}+", "parquet", fields, unread)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        if not unit.start:
+            yield Corrupt(name, f"parquet: {failure_kind(error)}")
+
+
+def read_arrow(unit: Unit, fields: Fields) -> Iterator[Item]:
+    """The rows of a file in Arrow's format of files (Feather) or of streams (Hugging Face's)."""
+    name = posixpath.basename(unit.path)
+    try:
+        with storage.open_binary(unit.path) as raw:
+            is_file = raw.peek(len(FILE_MAGIC)).startswith(FILE_MAGIC)
+            if is_file:
+                file = pa.ipc.open_file(raw)
+                batches = (file.get_batch(number) for number in range(file.num_record_batches))
+            else:
+                file = batches = pa.ipc.open_stream(raw)
+            columns, unread = _select(file.schema, fields)
+            tops = list(dict.fromkeys(column.partition(".")[0] if column not in file.schema.names
+                                      else column for column in columns))
+            parts = (batch.select(tops).slice(start, BATCH_ROWS) for batch in batches
+                     for start in range(0, batch.num_rows, BATCH_ROWS))
+            yield from _read_batches(parts, f"{name}@", "arrow", fields, unread)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        yield Corrupt(name, f"arrow: {failure_kind(error)}")
+
+
+def _select(schema: pa.Schema, fields: Fields) -> tuple[list[str], list[str]]:
+    """The columns to read, dotted inside of structs, and those left out for their type."""
+    texts = {fields.text} if fields.text else set(TEXT_FIELDS)
+    read, unread = [], []
+    for name in fields.select(schema.names):
+        column = name if name in schema.names else name.partition(".")[0]
+        kind = schema.field(column).type
+        if _holds_bytes(kind) and not {column, name} & {text.partition(".")[0] for text in texts}:
+            unread.append(name)
+        elif name == column or not pa.types.is_struct(kind):
+            read.append(column)
+        elif kind.get_field_index(name.removeprefix(f"{column}.").partition(".")[0]) >= 0:
+            read.append(name)
+    return list(dict.fromkeys(read)) or schema.names[:1], unread    # rows are counted by one
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or (
+            pa.types.is_fixed_size_binary(kind) or pa.types.is_binary_view(kind)):
+        return True
+    return any(_holds_bytes(kind.field(place).type) for place in range(kind.num_fields))
+
+
+def _read_batches(batches: Iterator[pa.RecordBatch], place: str, kind: str, fields: Fields,
+                  unread: list[str]) -> Iterator[Item]:
+    row = 0
+    try:
+        for batch in batches:
+            for values in _in_microseconds(batch).to_pylist(maps_as_pydicts="lossy"):
+                yield make_record(values, f"{place}{row}", kind, fields, unread)
+                row += 1
+    except (pa.ArrowException, OSError, ValueError) as error:
+        yield Corrupt(f"{place}{row}", f"{kind}: {failure_kind(error)}")
+
+
+def _in_microseconds(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """A batch without nanoseconds, for which Python has no type."""
+    schema = pa.schema([(field.name, _coarser(field.type)) for field in batch.schema])
+    if schema.types == batch.schema.types:
+        return batch
+    return pa.RecordBatch.from_arrays(
+        [column.cast(kind, safe=False) for column, kind in zip(batch.columns, schema.types)],
+        schema=schema)
+
+
+def _coarser(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_timestamp(kind) and kind.unit == "ns":
+        return pa.timestamp("us", kind.tz)
+    if pa.types.is_time64(kind) and kind.unit == "ns":
+        return pa.time64("us")
+    if pa.types.is_duration(kind) and kind.unit == "ns":
+        return pa.duration("us")
+    if pa.types.is_struct(kind):
+        return pa.struct([(field.name, _coarser(field.type)) for field in kind])
+    if pa.types.is_list(kind):
+        return pa.list_(_coarser(kind.value_type))
+    return kind
+
+
+def _group_start(group: pq.RowGroupMetaData) -> int:
+    """The first byte of a row group."""
+    column = group.column(0)
+    starts = column.dictionary_page_offset, column.data_page_offset
+    return min(start for start in starts if start is not None)
