@@ -60,7 +60,7 @@ from data.passes.manifest import (
     removed_by_reason,
 )
 from data.passes.roster import merge_tallies
-from data.readers.units import LeftOut, content_fingerprint, find_inputs, find_left_out, plan
+from data.readers.units import LeftOut, content_fingerprint, find_inputs, plan, search
 from data.tables import concatenate_arrays
 
 QUALITY_BINS = 1 << 16
@@ -145,11 +145,11 @@ class Curation:
 
     def find(self) -> list[str]:
         """The input files; generates the embedded corpus if it is the input."""
-        self.left_out: list[LeftOut] = []
+        self.left_out: Sequence[LeftOut] = ()
         if self.section["inputs"] != "embedded":
-            self.left_out = find_left_out(self.section["inputs"])
+            paths, self.left_out = search(self.section["inputs"])
             reading.log_left_out(self.left_out)
-            return find_inputs(self.section["inputs"])
+            return paths
         final = self.kept / f"embedded-{digest(_embedded_inputs(self.section))}"
         partial = final.with_suffix(".partial")
         if not final.exists():

@@ -76,7 +76,7 @@ def test_a_cut_between_two_rows_gives_each_to_one_unit(tmp_path):
 
 def test_damaged_lines_are_named_and_the_rest_is_read(tmp_path):
     path = tmp_path / "rows.jsonl"
-    path.write_bytes(b'{"text": "one"}\n{"text": \n[1]\n\n{"body": "x"}\n{"text": "\xff"}\n'
+    path.write_bytes(b'{"text": "one"}\n{"text": \n[1]\n\n{"name": "x"}\n{"text": "\xff"}\n'
                      b'{"text": 5}\n{"text": " "}\n{"text": "a\\ud800b"}\n' + b"[" * 10**5 + b"\n"
                      b'{"text": "two", "url": "u", "id": 7}')
     items = read_all([path])
@@ -119,8 +119,8 @@ def test_broken_parquet_is_named_once_per_file(tmp_path):
         path.write_bytes(damaged)
         items = read_all([path], 500)
         assert sum(isinstance(item, Corrupt) for item in items) == 1, items
-    pq.write_table(pa.table({"body": ["x"]}), path)
-    assert reasons(read_all([path], 50)) == ["parquet: no field `text` or `messages`"]
+    pq.write_table(pa.table({"name": ["x", "y"]}), path)
+    assert reasons(read_all([path], 50)) == ["parquet: no field `text` or `messages`"] * 2
 
 
 def test_a_folder_is_expanded_to_archives_and_itself(tmp_path):

@@ -66,9 +66,10 @@ def _check_numbers(section: Mapping[str, Any]) -> None:
     """Checks every number against its bounds (field, low, high), both inclusive."""
     infinity = float("inf")
     for field, low, high in (
-            ("limit", 0, infinity), ("unit_bytes", 1, infinity),
-            ("run.memory_bytes", 1 << 20, infinity), ("max_corrupt_frac", 0, 1),
-            ("keep_top_frac", 0, 1), ("lines.min_block_lines", 1, infinity), ("lines.min_site_pages", 2, infinity),
+            ("limit", 0, infinity),
+            ("unit_bytes", 1, infinity), ("run.memory_bytes", 1 << 20, infinity),
+            ("max_corrupt_frac", 0, 1), ("keep_top_frac", 0, 1),
+            ("lines.min_block_lines", 1, infinity), ("lines.min_site_pages", 2, infinity),
             ("lines.min_site_frac", 0, 1), ("languages.min_score", 0, 1),
             ("dedup.shingle_words", 1, 64), ("dedup.num_bands", 1, 1024),
             ("dedup.rows_per_band", 1, 1024), ("dedup.min_jaccard", 0, 1),

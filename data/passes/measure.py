@@ -57,11 +57,11 @@ def measure(*, output: Path, path: str, start: int, stop: int, content: str,
     Returns:
         Counts: documents, raw and text bytes, documents by domain, corrupt and skipped records by
         reason; rows by the field of their text, by configured fields that they lack, and by
-        fields that are not kept; the fields of the first row without a text.
+        fields that are not kept; rows without a text, and the fields of the first.
     """
     counts = {name: Counter() for name in ("corrupt", "skipped", "domains", "text_fields",
                                            "missing_fields", "cut_fields")}
-    textless: Sequence[str] = ()
+    textless: dict[str, Any] = {"rows": 0, "fields": ()}
     documents = text_bytes = raw_bytes = 0
     exact_keys, url_keys = [], []
     with (TableWriter(f"{output}.parquet", MEASURED_SCHEMA, 256) as measured,
@@ -83,7 +83,8 @@ def measure(*, output: Path, path: str, start: int, stop: int, content: str,
                         continue
                     failure = Corrupt(item.source, outcome.reason)
                 kind = "corrupt" if isinstance(failure, Corrupt) else "skipped"
-                textless = textless or failure.fields
+                textless["rows"] += kind == "corrupt" and bool(failure.fields)
+                textless["fields"] = textless["fields"] or failure.fields
                 counts[kind][failure.reason] += 1
                 lost.write({"source": failure.source, "kind": kind, "reason": failure.reason})
             _count_fields(counts, [record.notes for record, _ in pages if record.notes])
@@ -98,7 +99,7 @@ def measure(*, output: Path, path: str, start: int, stop: int, content: str,
     write_array(f"{output}.exact.npy", np.array(exact_keys, np.uint64).reshape(-1, 2))
     write_array(f"{output}.url.npy", np.array(url_keys, np.uint64))
     return {"documents": documents, "bytes": text_bytes, "raw_bytes": raw_bytes,
-            "textless": list(textless),
+            "textless": textless,
             **{kind: dict(counter) for kind, counter in counts.items()}}
 
 

@@ -57,17 +57,18 @@ def check_fields(section: Mapping[str, Any], measured: Results) -> dict[str, dic
     """Logs which fields were used and which are not kept; returns `sum_fields`.
 
     Raises:
-        UserError: there are rows, but none has a text, or a field that the config names.
+        UserError: too many rows have no text, or none has a field that the config names.
     """
     sums = sum_fields(measured)
     num_rows = sum(sums["text_fields"].values())
-    textless = next((result["textless"] for result in measured if result["textless"]), [])
-    if textless and not any(result["documents"] for result in measured):
+    textless = sum(result["textless"]["rows"] for result in measured)
+    first = next((names for result in measured if (names := result["textless"]["fields"])), ())
+    is_empty = first and not any(result["documents"] for result in measured)
+    if is_empty or textless > section["max_corrupt_frac"] * (num_rows + textless):
         name = section["text_field"]
-        what = "this field" if name else "a text in one of the usual fields"
-        raise UserError(f"curate.text_field={name!r}",
-                        f"no row has {what} (the first has {', '.join(textless)})",
-                        "name the field with --config.curate.text_field")
+        raise UserError(f"curate.text_field={name!r}", f"{textless:,} of {num_rows + textless:,} "
+                        f"rows have no {'such' if name else 'usual'} field (the first has "
+                        f"{', '.join(first)})", "name the field with --config.curate.text_field")
     for name, count in sums["missing_fields"].items():
         if count == num_rows:
             raise UserError(_place(section, name), "is in no row of the inputs",

@@ -74,4 +74,5 @@ def _read_record(record: ArcWarcRecord, place: str) -> Item:
     if record.raw_stream.limit > 0:
         return Corrupt(source, "arc: record is cut off")
     charset = parameters.partition("charset=")[2].strip(" \"'") or None
-    return RawRecord(source, content, content_type, charset=charset)
+    return RawRecord(source, content, content_type, charset=charset,
+                     meta={"date": record.rec_headers.get_header("WARC-Date")})

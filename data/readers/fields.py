@@ -23,6 +23,7 @@ ID_FIELDS = ("id", "doc_id", "_id", "uuid", "hexsha")
 URL_FIELDS = ("source", "url", "uri", "link", "metadata.url", "meta.url")
 DOMAIN_FIELD = "domain"
 TAKEN = {*SCHEMA.names, *REMOVED_FIELDS}
+ABSENT = "no field"
 MAX_NAMES = 20          # of a row without a text, for the message
 
 
@@ -104,7 +105,8 @@ def make_record(row: Mapping[str, Any], place: str, kind: str, fields: Fields,
     """
     used, text, problem = _find_text(row, fields.text)
     if problem:
-        return Corrupt(place, f"{kind}: {problem}", tuple(sorted(map(str, row))[:MAX_NAMES]))
+        names = tuple(sorted(map(str, row))[:MAX_NAMES]) if problem.startswith(ABSENT) else ()
+        return Corrupt(place, f"{kind}: {problem}", names)
     if len(text) > MAX_RECORD_BYTES:
         return Corrupt(place, f"{kind}: record is too large")
     is_conversation = len(used) > 1 or used[0] in conversations.FIELDS
@@ -138,7 +140,8 @@ def _find_text(row: Mapping[str, Any],
         return *pair, ""
     if empty:
         return empty, "", ""
-    return (), "", problem or (f"no field `{name}`" if name else "no field `text` or `messages`")
+    absent = f"{ABSENT} `{name}`" if name else f"{ABSENT} `text` or `messages`"
+    return (), "", problem or absent
 
 
 def _as_text(value: Any, field: str, row: Mapping[str, Any]) -> str | bytes | None:

@@ -216,18 +216,18 @@ def walk(folder: str) -> tuple[dict[str, int], dict[str, str]]:
                  attempt(lambda: files.find(root, detail=True)).items()}
         return {path: sizes[path] for path in sorted(sizes)
                 if ".git" not in path.split("/")}, {}
-    above = os.path.join(os.path.realpath(folder), "")
+    above, start = os.path.join(os.path.realpath(folder), ""), len(os.path.join(folder, ""))
     sizes, left_out, entered, folders, links = {}, {}, set(), [folder], []
     while folders or links:     # links last: of two ways to a folder, the one without is taken
         place = folders.pop() if folders else links.pop(0)
         target = os.path.realpath(place)
         if target in entered or (place != folder and above.startswith(os.path.join(target, ""))):
-            left_out[os.path.relpath(place, folder)] = "link to a folder that is read already"
+            left_out[place[start:]] = "link to a folder that is read already"
             continue
         entered.add(target)
         with os.scandir(place) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
-                name = os.path.relpath(entry.path, folder)
+                name = entry.path[start:]
                 if entry.is_dir():
                     if entry.name != ".git":
                         (links if entry.is_symlink() else folders).append(entry.path)

@@ -23,7 +23,8 @@ import dataclasses
 import glob
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
+from typing import NamedTuple
 
 import xxhash
 
@@ -56,6 +57,7 @@ SPLITTABLE = (".warc", ".warc.gz", ".wet", ".wet.gz", ".wat", ".wat.gz", ".jsonl
 READERS = {"book": "books", "paper": "papers", "repo": "code"}      # word: domain
 _READER = re.compile(rf"({'|'.join(READERS)}):(?!//)")
 MAX_EXAMPLES = 5
+MAX_NAME_PARTS = 16     # that the commas of a name may divide it into
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -69,13 +71,20 @@ class Unit:
 
 @dataclasses.dataclass(frozen=True)
 class LeftOut:
-    """Files of the input folders that are not read, for one reason."""
+    """Files in the folders and globs of the inputs that are not read, for one reason."""
 
     reason: str
     suffix: str
     files: int
     bytes: int
     examples: tuple[str, ...]
+
+
+class Inputs(NamedTuple):
+    """What `search` finds: inputs, sorted and distinct, and what is not read."""
+
+    paths: list[str]
+    left_out: list[LeftOut]
 
 
 def split_reader(path: str) -> tuple[str | None, str]:
@@ -91,7 +100,12 @@ def format_of(path: str) -> str | None:
 
 
 def find_inputs(patterns: str) -> list[str]:
-    """Inputs of comma-separated files, folders, globs, URLs and lists of them, sorted and distinct.
+    """The inputs that `search` finds."""
+    return search(patterns).paths
+
+
+def search(patterns: str) -> Inputs:
+    """Inputs of comma-separated files, folders, globs, URLs and lists of them.
 
     A folder is expanded to the archives below it, and to itself (with a final ``/``) when it also
     contains single documents.
@@ -100,11 +114,16 @@ def find_inputs(patterns: str) -> list[str]:
         UserError: a pattern matches nothing, names a file of an unknown format, cannot be looked
             up, or needs a package that is not installed.
     """
-    selected: set[str] = set()
+    selected, unread = set(), {}
     for pattern in split_patterns(patterns):
         reader, place = split_reader(pattern)
         try:
-            inputs = [path for match in _expand(place) for path in _inside(match, reader)]
+            matches = _expand(place)
+            if matches != [place]:      # of a glob, as of a folder, what is known is read
+                unread |= {match: ("unknown format", storage.size_bytes(match))
+                           for match in matches if _is_unknown(match)}
+            inputs = [path for match in matches if match not in unread
+                      for path in _inside(match, reader, unread)]
         except OSError as error:
             reason = error.strerror or error
             raise UserError(f"inputs={pattern!r}", f"cannot be looked up ({reason})",
@@ -116,7 +135,8 @@ def find_inputs(patterns: str) -> list[str]:
     if not selected:
         raise UserError(f"inputs={patterns!r}", "names no input", "give a file, folder or glob")
     folders = tuple(path for path in selected if is_folder(path))
-    return sorted(path for path in selected if not _is_held(path, folders))
+    return Inputs(sorted(path for path in selected if not _is_held(path, folders)),
+                  _group(unread))
 
 
 def split_patterns(patterns: str) -> list[str]:
@@ -130,7 +150,7 @@ def split_patterns(patterns: str) -> list[str]:
     while parts:
         whole = 1       # parts of a name that holds commas
         if not _names_file(parts[0]):
-            whole = next((number for number in range(2, len(parts) + 1)
+            whole = next((number for number in range(2, min(len(parts), MAX_NAME_PARTS) + 1)
                           if _names_file(",".join(parts[:number]))), 1)
         names.append(",".join(parts[:whole]).strip())
         parts = parts[whole:]
@@ -243,48 +263,46 @@ def _is_held(path: str, folders: tuple[str, ...]) -> bool:
     return is_single and any(path != folder and path.startswith(folder) for folder in folders)
 
 
-def _inside(place: str, reader: str | None) -> list[str]:
-    """The inputs of a file or folder."""
+def _is_unknown(match: str) -> bool:
+    return format_of(match) is None and not storage.is_folder(match)
+
+
+def _inside(place: str, reader: str | None, unread: dict[str, tuple[str, int]]) -> list[str]:
+    """The inputs of a file or folder; adds what is not read to `unread`, with reason and size."""
     if storage.is_folder(place):
         folder = place.rstrip("/") + "/"
         if reader == "repo":
             return [folder]
         files, name = storage.locate(f"{folder}.git")
-        return [f"repo:{folder}"] if files.exists(name) else _inside_folder(folder)
+        return [f"repo:{folder}"] if files.exists(name) else _inside_folder(folder, unread)
     if not storage.exists(place):
         return []
     if reader == "repo":
         raise UserError(f"inputs='repo:{place}'", "is not a folder", "give a source tree")
     if format_of(place) is None:
-        raise UserError(f"inputs={place!r}", "has an unknown format",
-                        f"give files of {KNOWN}")
+        raise UserError(f"inputs={place!r}", "has an unknown format", f"give files of {KNOWN}")
     if not storage.is_remote(place) and not os.path.isfile(place):
         raise UserError(f"inputs={place!r}", "is not a regular file", "give a file or folder")
     return [place]
 
 
-def _inside_folder(folder: str) -> list[str]:
-    files = storage.list_files(folder)
+def _inside_folder(folder: str, unread: dict[str, tuple[str, int]]) -> list[str]:
+    files, links = storage.walk(folder)
+    unread |= {storage.join(folder, name): (reason, 0) for name, reason in links.items()}
+    unread |= {storage.join(folder, name): ("unknown format", size)
+               for name, size in files.items() if format_of(name) is None}
     archives = [storage.join(folder, name) for name in files if _suffix(name, ARCHIVES)]
     has_documents = any(_suffix(name, DOCUMENTS) for name in files)
     return archives + [folder] * has_documents
 
 
-def find_left_out(patterns: str) -> list[LeftOut]:
-    """What the folders among the inputs hold that is not read, the most frequent first."""
-    groups: dict[tuple[str, str], list[tuple[str, int]]] = {}
-    for pattern in split_patterns(patterns):
-        for folder in _expand(split_reader(pattern)[1]):
-            if split_reader(pattern)[0] != "repo" and storage.is_folder(folder):
-                files, links = storage.walk(folder)
-                unknown = [(name, "unknown format", size) for name, size in files.items()
-                           if format_of(name) is None]
-                for name, reason, size in [*unknown, *((*link, 0) for link in links.items())]:
-                    groups.setdefault((reason, _last_suffix(name)), []).append(
-                        (storage.join(folder, name), size))
-    found = [LeftOut(reason, suffix, len(files), sum(size for _, size in files),
-                     tuple(name for name, _ in files[:MAX_EXAMPLES]))
-             for (reason, suffix), files in groups.items()]
+def _group(unread: Mapping[str, tuple[str, int]]) -> list[LeftOut]:
+    """Files by reason and suffix, the most frequent first."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for path in sorted(unread):
+        groups.setdefault((unread[path][0], _last_suffix(path)), []).append(path)
+    found = [LeftOut(reason, suffix, len(paths), sum(unread[path][1] for path in paths),
+                     tuple(paths[:MAX_EXAMPLES])) for (reason, suffix), paths in groups.items()]
     return sorted(found, key=lambda one: (-one.files, one.reason, one.suffix))
 
 
@@ -294,8 +312,10 @@ def _last_suffix(name: str) -> str:
     return (os.path.splitext(root)[1] if suffix in PACKINGS else "") + suffix or "no suffix"
 
 
-def _suffix(path: str, suffixes) -> str | None:
+def _suffix(path: str, suffixes: Container[str]) -> str | None:
     """The longest known suffix of a path if it is one of `suffixes`, else None."""
-    name = path.lower().partition("?")[0] if storage.is_remote(path) else path.lower()
-    longest = max((suffix for suffix in FORMATS if name.endswith(suffix)), key=len, default=None)
+    name = path.partition("?")[0] if storage.is_remote(path) else path
+    parts = name.lower().rpartition("/")[2].rsplit(".", 2)
+    longest = next((suffix for suffix in (f".{'.'.join(parts[1:])}", f".{parts[-1]}")
+                    if suffix in FORMATS), None) if len(parts) > 1 else None
     return longest if longest in suffixes else None

@@ -124,7 +124,8 @@ def _read_record(record: WarcRecord, place: str) -> Item:
     if not is_encoded and len(content) < record.content_length:
         return Corrupt(source, "warc: record is cut off")
     return RawRecord(source, content, content_type, headers.get(DOMAIN_FIELD),
-                     headers.get("WARC-Record-ID"), record.http_charset)
+                     headers.get("WARC-Record-ID"), record.http_charset,
+                     {"date": headers.get("WARC-Date")})
 
 
 def _decode(reader: WarcReader, encodings: str) -> WarcReader:
