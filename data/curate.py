@@ -165,12 +165,13 @@ class Curation:
 
     def measure(self, paths: Sequence[str]) -> None:
         """Pass 1. Its outputs are kept beside the artifact, for later runs."""
-        content = {path: content_fingerprint(path) for path in paths}
+        limit = self.section["limit"]
+        content = {path: content_fingerprint(path, by_time=limit > 0) for path in paths}
         self.units = plan(paths, self.section["unit_bytes"])
         tasks = [{"path": unit.path, "start": unit.start, "stop": unit.stop,
                   "content": content[unit.path], "extraction": self.section["extraction"],
                   "reading": reading.make_rules(self.section)} for unit in self.units]
-        if limit := self.section["limit"]:
+        if limit:
             tasks = reading.find_first(self._measure, tasks, limit)
             self.units = self.units[:len(tasks)]
         self._measure(tasks)
@@ -398,7 +399,8 @@ def fingerprint_inputs(config: ConfigDict) -> dict[str, str]:
     if section.inputs == "embedded":
         raw = {"embedded": digest(_embedded_inputs(section))}
     else:
-        raw = {path: content_fingerprint(path) for path in find_inputs(section.inputs)}
+        raw = {path: content_fingerprint(path, by_time=section.limit > 0)
+               for path in find_inputs(section.inputs)}
     models = [model.model for model in section.classifiers.values() if model.model]
     named = (*section.harm.url_lists, *section.harm.word_lists, *section.contamination.tasks,
              *section.against, *models)

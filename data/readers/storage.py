@@ -180,7 +180,7 @@ def is_empty(path: str) -> bool:
             return not stream.read(1)
 
 
-def fingerprint(path: str) -> str:
+def fingerprint(path: str, *, by_time: bool = False) -> str:
     """Fingerprint of a file's content; see `data.readers.units.content_fingerprint`."""
     if is_remote(path):
         files, name = locate(path)
@@ -188,6 +188,9 @@ def fingerprint(path: str) -> str:
         marks = next(([f"{key}={info[key]}"] for key in CHECKSUMS if info.get(key)), None)
         marks = marks or [f"{key}={info[key]}" for key in CHANGE_TIMES if info.get(key)][:1]
         return " ".join([*marks, f"size={info['size']}"])
+    if by_time:
+        status = os.stat(path)
+        return f"mtime_ns={status.st_mtime_ns} size={status.st_size}"
     state = xxhash.xxh3_128()
     with open_binary(path) as file:
         while chunk := file.read(READ_BYTES):

@@ -203,20 +203,23 @@ def plan(paths: Sequence[str], unit_bytes: int) -> list[Unit]:
     return units
 
 
-def content_fingerprint(path: str) -> str:
+def content_fingerprint(path: str, *, by_time: bool = False) -> str:
     """Fingerprint of an input's content.
 
     For a local file, xxh3-128 of its bytes as 32 hex digits; for a folder, of the names and
     fingerprints of its files. For a URL, metadata of its storage: a checksum (`ETag=...`) or else
     the time of the last change, and the size.
+
+    Args:
+        by_time: takes time and size of local files too, without reading them, for trials.
     """
     place = split_reader(path)[1]
     if not is_folder(path):
-        return storage.fingerprint(place)
+        return storage.fingerprint(place, by_time=by_time)
     state = xxhash.xxh3_128()
     for name in list_members(path):
-        state.update(f"{name}\n{storage.fingerprint(storage.join(place, name))}\n".encode(
-            "utf-8", "surrogateescape"))
+        mark = storage.fingerprint(storage.join(place, name), by_time=by_time)
+        state.update(f"{name}\n{mark}\n".encode("utf-8", "surrogateescape"))
     return state.hexdigest()
 
 
