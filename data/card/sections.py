@@ -201,17 +201,21 @@ def speed(corpus: Corpus) -> Markup:
 
 
 def unread(corpus: Corpus) -> Markup:
-    """Records without a document, by reason."""
+    """Records without a document, by reason, and files that were not read."""
     corrupt, skipped = (corpus.manifest.get(kind, {}) for kind in ("corrupt", "skipped"))
-    if not corrupt and not skipped:
+    left_out = {f"{group['suffix']}: {group['reason']}": group["files"]
+                for group in corpus.manifest.get("left_out", ())}
+    if not corrupt and not skipped and not left_out:
         return section("Records that gave no document", "Every record was read.")
     parts = [tag("div", tag("h3", title), tag("p", note, class_="note"),
                  _bars(_largest_first(counts)))
              for title, note, counts in (
                  ("Damaged", "not readable in their declared format", corrupt),
-                 ("Skipped", "readable, but without text to train on", skipped)) if counts]
+                 ("Skipped", "readable, but without text to train on", skipped),
+                 ("Files left out", "in the folders of the inputs", left_out)) if counts]
     return section("Records that gave no document", f"{count(sum(corrupt.values()))} damaged, "
-                   f"{count(sum(skipped.values()))} skipped.", tag("div", parts, class_="pair"))
+                   f"{count(sum(skipped.values()))} skipped, {count(sum(left_out.values()))} files "
+                   "left out.", tag("div", parts, class_="pair"))
 
 
 def origin(corpus: Corpus) -> Markup:

@@ -166,5 +166,10 @@ def _find_string(row: Mapping[str, Any], names: Iterable[str]) -> str | None:
 
 def _find_source(row: Mapping[str, Any]) -> str:
     """The first URL of the usual fields, else the first of them: the name of a collection."""
-    named = [str(value) for name in URL_FIELDS if (value := lookup(row, name))]
-    return next((value for value in named if "://" in value), (named or [""])[0])
+    first = ""
+    for name in URL_FIELDS:
+        if value := lookup(row, name):
+            if "://" in str(value):
+                return str(value)
+            first = first or str(value)
+    return first

@@ -25,12 +25,12 @@ def lookup(row: Any, name: str) -> Any:
             row = json.loads(row)
         except (ValueError, RecursionError):
             return None
-    if not isinstance(row, Mapping):
+    if not isinstance(row, dict):
         return None
     if name in row:
         return row[name]
     head, dot, rest = name.partition(".")
-    return lookup(row.get(head), rest) if dot else None
+    return lookup(row[head], rest) if dot and head in row else None
 
 
 def keep(row: Mapping[str, Any], used: Sequence[str],
@@ -51,11 +51,12 @@ def keep(row: Mapping[str, Any], used: Sequence[str],
                 kept[name] = as_json(value)
             except (ValueError, RecursionError):
                 cut.append(name)
-    sizes = sorted((len(json.dumps(kept[name])), name) for name in rest if name in kept)
-    for (_, name), total in zip(sizes, itertools.accumulate(size for size, _ in sizes)):
-        if total > MAX_META_BYTES and name not in named:
-            del kept[name]
-            cut.append(name)
+    if rest and len(json.dumps(kept)) > MAX_META_BYTES:
+        sizes = sorted((len(json.dumps(kept[name])), name) for name in rest if name in kept)
+        for (_, name), total in zip(sizes, itertools.accumulate(size for size, _ in sizes)):
+            if total > MAX_META_BYTES and name not in named:
+                del kept[name]
+                cut.append(name)
     for name in named:
         if "." in name and name not in row and name.partition(".")[0] in kept:
             kept.pop(name, None)    # kept with the whole object
@@ -69,7 +70,7 @@ def _without(row: Mapping[str, Any], used: Sequence[str]) -> dict[str, Any]:
         head, dot, inner = name.partition(".")
         if name in rest:
             del rest[name]
-        elif dot and isinstance(rest.get(head), Mapping):
+        elif dot and isinstance(rest.get(head), dict):
             rest[head] = _without(rest[head], [inner])
     return rest
 
@@ -84,11 +85,11 @@ def as_json(value: Any) -> Any:
     """
     if isinstance(value, str):
         return encodable(value)
-    if value is None or isinstance(value, bool | int):
+    if value is None or isinstance(value, int):     # or bool
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return {encodable(str(name)): as_json(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
         return [as_json(inner) for inner in value]
