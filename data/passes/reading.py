@@ -71,7 +71,7 @@ def check_fields(section: Mapping[str, Any], measured: Results) -> dict[str, dic
                         f"{', '.join(first)})", "name the field with --config.curate.text_field")
     for name, count in sums["missing_fields"].items():
         if count == num_rows:
-            raise UserError(_place(section, name), "is in no row of the inputs",
+            raise UserError(_place(section, name), "has a value in no row of the inputs",
                             "name a field that they have")
         log(f"curate: {count:,} of {num_rows:,} rows have no field `{name}` "
             f"({_place(section, name)})")

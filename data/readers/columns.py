@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterator
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -83,37 +84,50 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 
 def _read_batches(batches: Iterator[pa.RecordBatch], place: str, kind: str, fields: Fields,
                   unread: list[str]) -> Iterator[Item]:
-    row = 0
+    number = 0
     try:
         for batch in batches:
-            for values in _in_microseconds(batch).to_pylist(maps_as_pydicts="lossy"):
-                yield make_record(values, f"{place}{row}", kind, fields, unread)
-                row += 1
+            rows, failed = _to_rows(batch)
+            for row in rows:
+                yield make_record(row, f"{place}{number}", kind, fields, [*failed, *unread])
+                number += 1
     except (pa.ArrowException, OSError, ValueError) as error:
-        yield Corrupt(f"{place}{row}", f"{kind}: {failure_kind(error)}")
+        yield Corrupt(f"{place}{number}", f"{kind}: {failure_kind(error)}")
 
 
-def _in_microseconds(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """A batch without nanoseconds, for which Python has no type."""
-    schema = pa.schema([(field.name, _coarser(field.type)) for field in batch.schema])
-    if schema.types == batch.schema.types:
-        return batch
-    return pa.RecordBatch.from_arrays(
-        [column.cast(kind, safe=False) for column, kind in zip(batch.columns, schema.types)],
-        schema=schema)
+def _to_rows(batch: pa.RecordBatch) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows of Python values, and the columns that have no such values."""
+    columns, failed = {}, []
+    for name, column in zip(batch.schema.names, batch.columns):
+        try:
+            column = column.cast(_without_times(column.type))
+            columns[name] = column.to_pylist(maps_as_pydicts="lossy")
+        except (pa.ArrowException, ValueError):
+            failed.append(name)
+    if not columns:
+        return [{} for _ in range(batch.num_rows)], failed
+    return [dict(zip(columns, values)) for values in zip(*columns.values())], failed
 
 
-def _coarser(kind: pa.DataType) -> pa.DataType:
-    if pa.types.is_timestamp(kind) and kind.unit == "ns":
-        return pa.timestamp("us", kind.tz)
-    if pa.types.is_time64(kind) and kind.unit == "ns":
-        return pa.time64("us")
-    if pa.types.is_duration(kind) and kind.unit == "ns":
-        return pa.duration("us")
-    if pa.types.is_struct(kind):
-        return pa.struct([(field.name, _coarser(field.type)) for field in kind])
-    if pa.types.is_list(kind):
-        return pa.list_(_coarser(kind.value_type))
+def _without_times(kind: pa.DataType) -> pa.DataType:
+    """A type with times and dates as strings, durations as numbers: Python's do not hold them all.
+
+    It has neither nanoseconds nor years above 9999.
+    """
+    types = pa.types
+    if types.is_timestamp(kind) or types.is_date(kind) or types.is_time(kind):
+        return pa.string()
+    if types.is_duration(kind):
+        return pa.int64()
+    if types.is_struct(kind):
+        return pa.struct([(field.name, _without_times(field.type)) for field in kind])
+    if types.is_map(kind):
+        return pa.map_(_without_times(kind.key_type), _without_times(kind.item_type))
+    if types.is_fixed_size_list(kind):
+        return pa.list_(_without_times(kind.value_type), kind.list_size)
+    if types.is_list(kind) or types.is_large_list(kind):
+        make = pa.list_ if types.is_list(kind) else pa.large_list
+        return make(_without_times(kind.value_type))
     return kind
 
 

@@ -160,8 +160,11 @@ def _as_text(value: Any, field: str, row: Mapping[str, Any]) -> str | bytes | No
 def _find_string(row: Mapping[str, Any], names: Iterable[str]) -> str | None:
     """The first of some fields that has a value, as a string."""
     value = next((value for name in names if (value := lookup(row, name)) not in (None, "")), None)
-    return value.decode(errors="replace") if isinstance(value, bytes) else (
-        None if value is None else str(value))
+    return None if value is None else _as_string(value)
+
+
+def _as_string(value: Any) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def _find_source(row: Mapping[str, Any]) -> str:
@@ -169,7 +172,8 @@ def _find_source(row: Mapping[str, Any]) -> str:
     first = ""
     for name in URL_FIELDS:
         if value := lookup(row, name):
-            if "://" in str(value):
-                return str(value)
-            first = first or str(value)
+            value = _as_string(value)
+            if "://" in value:
+                return value
+            first = first or value
     return first

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import itertools
 import json
 import math
@@ -78,7 +77,7 @@ def _without(row: Mapping[str, Any], used: Sequence[str]) -> dict[str, Any]:
 def as_json(value: Any) -> Any:
     """A value of JSON or Arrow as strict JSON: no NaN, no half of a surrogate pair.
 
-    Times become ISO 8601, bytes the text that they encode, decimals strings.
+    Bytes become the text that they encode, decimals and other values strings.
 
     Raises:
         ValueError: bytes are not UTF-8.
@@ -95,6 +94,4 @@ def as_json(value: Any) -> Any:
         return [as_json(inner) for inner in value]
     if isinstance(value, bytes):
         return value.decode()
-    if isinstance(value, datetime.date | datetime.time):
-        return value.isoformat()
     return str(value)
