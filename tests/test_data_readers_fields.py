@@ -172,6 +172,8 @@ def test_calls_of_tools_are_rendered_and_turns_without_content_left_out():
         'Assistant: I look.\ntides({"port": "B"})\n\nUser: 16:10')
     assert conversations.render([TURNS[0], {"from": "gpt", "value": None},
                                  {"role": "user", "content": [{"type": "image"}]}]) == text[:24]
+    assert conversations.render({"from": ["human", "gpt"], "value": ["Why?", "So."]}) == (
+        "User: Why?\n\nAssistant: So.")
     for wrong in ([3], [{"content": "a"}], [{"role": "user", "content": 3}], "text", None):
         assert conversations.render(wrong) is None, wrong
 
@@ -191,5 +193,7 @@ def test_pairs_and_bare_strings_are_turns():
     asked = record_of({"instruction": "Why?", "context": "A rope.", "response": "So."})
     assert asked.content == "User: Why?\n\nA rope.\n\nAssistant: So."
     assert asked.notes.text == "instruction, context, response"
+    chosen = record_of({"chosen": TURNS[:1], "rejected": TURNS}, Fields(text="chosen"))
+    assert (chosen.domain, chosen.content) == ("conversations", "User: When is high tide?")
     assert record_of({"messages": TURNS[:1], "system": "Be brief."}).content == (
         "System: Be brief.\n\nUser: When is high tide?")

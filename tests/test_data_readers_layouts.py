@@ -54,6 +54,7 @@ def test_every_layout_gives_the_same_rows(tmp_path):
         "c.json": json.dumps(ROWS, indent=2).encode(), "d.jsonl": json.dumps(ROWS).encode(),
         "e.json": json.dumps({"version": 1, "data": ROWS}, indent=2).encode(),
         "f.json": "\n".join(json.dumps(row, indent=1) for row in ROWS).encode(),
+        "h.jsonl": LINES.decode().encode("utf-16"),
         "g.json": b"\xef\xbb\xbf[\n" + LINES.rstrip().replace(b"\n", b",\n") + b"\n]\n",
         "a.csv": delimited_lines(","), "b.csv": b"\xef\xbb\xbf" + delimited_lines(";"),
         "c.csv": delimited_lines(",").decode().encode("utf-16"), "a.tsv": delimited_lines("\t"),
@@ -168,7 +169,8 @@ def test_lists_commas_and_globs_name_inputs(tmp_path, monkeypatch):
     assert inputs.paths == ["#c.txt", smith, "a.txt", "b.txt"]
     assert inputs.left_out == [LeftOut("unknown format", ".exe", 1, 4, ("d.exe",))]
     for wrong, message in (("@none.txt", "list cannot be read"), ("none, a.txt", r"write \\,"),
-                           ("d.exe", "unknown format"), ("*.exe", "matches no input")):
+                           ("d.exe", "unknown format"),
+                           ("*.exe", r"no input file, but others \(.exe 1\)")):
         with pytest.raises(UserError, match=message):
             find_inputs(wrong)
 

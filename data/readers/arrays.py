@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 from data.readers.fields import Fields, make_record
 from data.readers.records import MAX_RECORD_BYTES, READ_BYTES, Corrupt, Item
 
+UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 LONGEST_MARK = len(r"\ud800\udc00")    # that an error in a cut value may stand before
 BETWEEN = re.compile(r"[\s,]*")
 _UNDECODED = re.compile("[\udc80-\udcff]")      # bytes that are not UTF-8
@@ -47,11 +48,15 @@ def _unwrap(value: Any, fields: Fields) -> list[Any]:
 
 
 class _Text:
-    """The text of a file, read as far as needed; bytes that are not UTF-8 become surrogates."""
+    """The text of a file in UTF-8, or UTF-16 with its mark, read as far as needed.
+
+    Bytes that are not UTF-8 become surrogates.
+    """
 
     def __init__(self, file: BinaryIO):
+        encoding = "utf-16" if file.peek(2).startswith(UTF_16) else "utf-8-sig"
         self._file = file
-        self._decoder = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape")
+        self._decoder = codecs.getincrementaldecoder(encoding)("surrogateescape")
         self.text, self.position, self.is_whole = "", 0, False
 
     def extend(self) -> None:

@@ -30,11 +30,14 @@ def render(messages: Any, system: Any = None) -> str | None:
     """A conversation as text, ``Role: content`` separated by blank lines; None for other values.
 
     Args:
-        messages: a list of turns, or its JSON.
+        messages: a list of turns, or its JSON; or lists by field, as Hugging Face's older data
+            sets have them.
         system: what comes first if the turns hold no message of that role.
     """
     if isinstance(messages, str):
         messages = _parse(messages)
+    if isinstance(messages, dict) and all(isinstance(part, list) for part in messages.values()):
+        messages = [dict(zip(messages, values)) for values in zip(*messages.values())]
     if not isinstance(messages, list):
         return None
     turns = []

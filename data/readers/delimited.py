@@ -6,7 +6,6 @@ CSV file is the most frequent one of its header.
 
 from __future__ import annotations
 
-import codecs
 import csv
 import io
 import posixpath
@@ -15,13 +14,13 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 from data.readers import storage
+from data.readers.arrays import UTF_16
 from data.readers.fields import Fields, make_record
 from data.readers.records import MAX_RECORD_BYTES, Corrupt, Item, failure_kind
 from data.readers.units import Unit, format_of
 
 DELIMITERS = ",;\t|"
 HEAD_BYTES = 1 << 16
-UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def read(unit: Unit, fields: Fields) -> Iterator[Item]:

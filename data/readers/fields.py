@@ -109,7 +109,7 @@ def make_record(row: Mapping[str, Any], place: str, kind: str, fields: Fields,
         return Corrupt(place, f"{kind}: {problem}", names)
     if len(text) > MAX_RECORD_BYTES:
         return Corrupt(place, f"{kind}: record is too large")
-    is_conversation = len(used) > 1 or used[0] in conversations.FIELDS
+    is_conversation = len(used) > 1 or _is_conversation(lookup(row, used[0]), used[0])
     domain = _find_string(row, [fields.domain or DOMAIN_FIELD]) or (
         conversations.DOMAIN if is_conversation else None)
     source = _find_string(row, [fields.url]) if fields.url else _find_source(row)
@@ -146,15 +146,17 @@ def _find_text(row: Mapping[str, Any],
 
 def _as_text(value: Any, field: str, row: Mapping[str, Any]) -> str | bytes | None:
     """A field's value as text: a string, bytes, paragraphs, parts of a content, or messages."""
-    is_list = isinstance(value, list)
-    if field in conversations.FIELDS or (is_list and all(
-            isinstance(part, Mapping) and "type" not in part for part in value)):
+    if _is_conversation(value, field):
         system = next((row[name] for name in conversations.SYSTEM_FIELDS if row.get(name)), None)
         return conversations.render(value, system)
-    if is_list and all(isinstance(part, str) for part in value):
+    if isinstance(value, list) and all(isinstance(part, str) for part in value):
         return "\n\n".join(value)
-    return conversations.content_text(value) if is_list or isinstance(value, str) else (
-        value if isinstance(value, bytes) else None)
+    return value if isinstance(value, bytes) else conversations.content_text(value)
+
+
+def _is_conversation(value: Any, field: str) -> bool:
+    return field in conversations.FIELDS or (bool(value) and isinstance(value, list) and all(
+        isinstance(part, dict) and "type" not in part for part in value))
 
 
 def _find_string(row: Mapping[str, Any], names: Iterable[str]) -> str | None:

@@ -70,10 +70,10 @@ def _read_rows(unit: Unit, fields: Fields) -> Iterator[Item]:
 
 
 def _is_lines(head: bytes) -> bool:
-    """Whether a file with this beginning holds a row a line: no array, no indented object."""
+    """Whether a file that begins so holds a row a line: no array, indented object or UTF-16."""
     head = head.removeprefix(codecs.BOM_UTF8).lstrip()
     first, newline, _ = head.partition(b"\n")
-    return not head.startswith(b"[") and not (
+    return not head.startswith((b"[", *arrays.UTF_16)) and not (
         newline and first.rstrip().endswith((b"{", b"[", b",")))
 
 

@@ -117,20 +117,24 @@ def search(patterns: str) -> Inputs:
     selected, unread = set(), {}
     for pattern in split_patterns(patterns):
         reader, place = split_reader(pattern)
+        unknown: dict[str, tuple[str, int]] = {}
         try:
             matches = _expand(place)
             if matches != [place]:      # of a glob, as of a folder, what is known is read
-                unread |= {match: ("unknown format", storage.size_bytes(match))
-                           for match in matches if _is_unknown(match)}
-            inputs = [path for match in matches if match not in unread
-                      for path in _inside(match, reader, unread)]
+                unknown |= {match: ("unknown format", storage.size_bytes(match))
+                            for match in matches if _is_unknown(match)}
+            inputs = [path for match in matches if match not in unknown
+                      for path in _inside(match, reader, unknown)]
         except OSError as error:
             reason = error.strerror or error
             raise UserError(f"inputs={pattern!r}", f"cannot be looked up ({reason})",
                             "give what this machine may read, or try again later") from None
         if not inputs:
-            raise UserError(f"inputs={pattern!r}", "matches no input file",
-                            f"give files or folders of {KNOWN}; write \\, for a comma in a name")
+            found = ", ".join(f"{one.suffix} {one.files}" for one in _group(unknown))
+            raise UserError(f"inputs={pattern!r}", "matches no input file" + (
+                f", but others ({found})" if found else ""),
+                f"give files or folders of {KNOWN}; write \\, for a comma in a name")
+        unread |= unknown
         selected.update(f"{reader}:{path}" if reader else path for path in inputs)
     if not selected:
         raise UserError(f"inputs={patterns!r}", "names no input", "give a file, folder or glob")
