@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 from data.readers import latex, storage
-from data.readers.records import MAX_RECORD_BYTES, Corrupt, Item, RawRecord, failure_kind
+from data.readers.records import MAX_RECORD_BYTES, Corrupt, Item, RawRecord, corrupt
 from data.readers.units import Unit, format_of, list_members, split_reader
 
 CONTENT_TYPES = {"text": "text/plain", "markdown": "text/markdown", "html": "text/html"}
@@ -26,7 +26,7 @@ def read_folder(unit: Unit) -> Iterator[Item]:
     try:
         members = list(itertools.islice(list_members(unit.path), unit.start, unit.stop))
     except OSError as error:
-        yield Corrupt(posixpath.basename(folder.rstrip("/")), f"folder: {failure_kind(error)}")
+        yield corrupt(posixpath.basename(folder.rstrip("/")), "folder", error)
         return
     for name in members:
         yield _read_document(storage.join(folder, name), name)
@@ -49,7 +49,7 @@ def _read_document(path: str, source: str) -> Item:
     try:
         content = read_content(path)
     except (OSError, EOFError, ValueError, pa.ArrowException) as error:
-        return Corrupt(source, f"file: {failure_kind(error)}")
+        return corrupt(source, "file", error)
     if content is None:
         return Corrupt(source, "file: record is too large")
     kind = format_of(path) or "text"

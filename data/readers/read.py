@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 
-from data.readers import arc, files, repository, rows, units, warc, wiki
-from data.readers.records import Item, RawRecord, Skipped, encodable, is_binary
+from data.readers import arc, files, repository, rows, storage, units, warc, wiki
+from data.readers.records import Item, RawRecord, Skipped, encodable, is_binary, is_of_storage
 
 READERS: dict[str, Callable[[units.Unit], Iterator[Item]]] = {
     "warc": warc.read, "arc": arc.read, "jsonl": rows.read_jsonl, "parquet": rows.read_parquet,
@@ -15,6 +15,9 @@ READERS: dict[str, Callable[[units.Unit], Iterator[Item]]] = {
 
 def read(unit: units.Unit) -> Iterator[Item]:
     """Reads a unit's records in their order; never raises for damaged content.
+
+    Raises:
+        PassingError: the disk or the network failed, so that the unit is not read to its end.
 
     The `Corrupt` of a whole file is yielded by its first unit only. The domain is determined by the
     prefix of the path, else by the record, else by the format (papers, encyclopedia,
@@ -29,8 +32,13 @@ def read(unit: units.Unit) -> Iterator[Item]:
         unit = dataclasses.replace(unit, path=place)
         items = READERS.get(units.format_of(place) or "", files.read_file)(unit)
     domain = units.READERS[word] if word else None
-    for item in items:
-        yield _check(item, domain) if isinstance(item, RawRecord) else item
+    try:
+        for item in items:
+            yield _check(item, domain) if isinstance(item, RawRecord) else item
+    except OSError as error:
+        if not is_of_storage(error):
+            raise
+        raise storage.as_passing(error, place) from error
 
 
 def _check(record: RawRecord, domain: str | None) -> Item:

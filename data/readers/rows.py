@@ -17,7 +17,7 @@ from data.readers.records import (
     Corrupt,
     Item,
     RawRecord,
-    failure_kind,
+    corrupt,
 )
 from data.readers.units import Unit
 
@@ -42,7 +42,7 @@ def read_jsonl(unit: Unit) -> Iterator[Item]:
                 elif line.strip():
                     yield _parse_line(line, place)
     except (OSError, EOFError, ValueError, pa.ArrowException) as error:
-        yield Corrupt(f"{name}@{offset}", f"jsonl: {failure_kind(error)}")
+        yield corrupt(f"{name}@{offset}", "jsonl", error)
 
 
 def _lines(file: BinaryIO, start: int, stop: int | None) -> Iterator[tuple[int, bytes]]:
@@ -128,8 +128,9 @@ def read_parquet(unit: Unit) -> Iterator[Item]:
                 if unit.start <= _group_start(file.metadata.row_group(group)) < unit.stop:
                     yield from _read_group(file, group, columns, name)
     except (pa.ArrowException, OSError, ValueError) as error:
+        damage = corrupt(name, "parquet", error, storage.size_bytes(unit.path) or 0)
         if not unit.start:
-            yield Corrupt(name, f"parquet: {failure_kind(error)}")
+            yield damage
 
 
 def _has_url(schema: pa.Schema, name: str) -> bool:
@@ -146,6 +147,12 @@ def _group_start(group: pq.RowGroupMetaData) -> int:
     return min(start for start in starts if start is not None)
 
 
+def _group_bytes(group: pq.RowGroupMetaData, row: int) -> int:
+    """About the bytes of a row group in its file from a row on."""
+    num_bytes = sum(group.column(i).total_compressed_size for i in range(group.num_columns))
+    return num_bytes * (group.num_rows - row) // max(group.num_rows, 1)
+
+
 def _read_group(file: pq.ParquetFile, group: int, columns: list[str], name: str) -> Iterator[Item]:
     row = 0
     try:
@@ -154,4 +161,5 @@ def _read_group(file: pq.ParquetFile, group: int, columns: list[str], name: str)
                 yield _from_fields(fields, f"{name}@{group}+{row}", "parquet")
                 row += 1
     except (pa.ArrowException, OSError, ValueError) as error:
-        yield Corrupt(f"{name}@{group}+{row}", f"parquet: {failure_kind(error)}")
+        yield corrupt(f"{name}@{group}+{row}", "parquet", error,
+                      _group_bytes(file.metadata.row_group(group), row))
