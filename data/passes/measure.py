@@ -24,7 +24,8 @@ from data.filters.language import identify
 from data.filters.signals import measure_batch
 from data.readers.read import read
 from data.readers.records import Corrupt, RawRecord, Skipped
-from data.readers.units import Unit
+from data.readers.storage import join
+from data.readers.units import Unit, is_folder
 from data.tables import TableWriter, write_array
 
 BATCH_PAGES, BATCH_BYTES = 256, 16 << 20   # pages held in memory at once
@@ -54,9 +55,13 @@ def measure(*, output: Path, path: str, start: int, stop: int, content: str, dom
 
     Returns:
         Counts: documents, raw and text bytes, documents by domain, corrupt and skipped records by
-        reason.
+        reason, and losses: bytes of the input that were not read, by file and reason.
+
+    Raises:
+        PassingError: the input could not be read to its end for a reason that may pass.
     """
     counts = {"corrupt": Counter(), "skipped": Counter(), "domains": Counter()}
+    losses: dict[str, Counter] = {}
     documents = text_bytes = raw_bytes = 0
     exact_keys, url_keys = [], []
     with (TableWriter(f"{output}.parquet", MEASURED_SCHEMA, 256) as measured,
@@ -77,6 +82,9 @@ def measure(*, output: Path, path: str, start: int, stop: int, content: str, dom
                         continue
                     failure = Corrupt(item.source, outcome.reason)
                 kind = "corrupt" if isinstance(failure, Corrupt) else "skipped"
+                if kind == "corrupt" and failure.num_bytes:
+                    file = join(path, failure.source) if is_folder(path) else path
+                    losses.setdefault(file, Counter())[failure.reason] += failure.num_bytes
                 counts[kind][failure.reason] += 1
                 lost.write({"source": failure.source, "kind": kind, "reason": failure.reason})
             for row in _rows(pages, domain, code_domains):
@@ -90,6 +98,7 @@ def measure(*, output: Path, path: str, start: int, stop: int, content: str, dom
     write_array(f"{output}.exact.npy", np.array(exact_keys, np.uint64).reshape(-1, 2))
     write_array(f"{output}.url.npy", np.array(url_keys, np.uint64))
     return {"documents": documents, "bytes": text_bytes, "raw_bytes": raw_bytes,
+            "losses": {file: dict(counter) for file, counter in losses.items()},
             **{kind: dict(counter) for kind, counter in counts.items()}}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import posixpath
 from collections.abc import Iterator
@@ -49,10 +50,14 @@ def _read_document(path: str, source: str) -> Item:
     try:
         content = read_content(path)
     except (OSError, EOFError, ValueError, pa.ArrowException) as error:
-        return corrupt(source, "file", error)
+        return dataclasses.replace(corrupt(source, "file", error), num_bytes=_size(path))
     if content is None:
-        return Corrupt(source, "file: record is too large")
+        return Corrupt(source, "file: record is too large", _size(path))
     kind = format_of(path) or "text"
     if kind == "latex":
         return latex.read_paper(content, source)
     return RawRecord(source, content, CONTENT_TYPES[kind])
+
+
+def _size(path: str) -> int:
+    return storage.size_bytes(path) or 0

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 
 from data.readers import arc, files, repository, rows, storage, units, warc, wiki
+from data.readers.formats import SAMPLE_BYTES, name_format
 from data.readers.records import Item, RawRecord, Skipped, encodable, is_binary, is_of_storage
 
 READERS: dict[str, Callable[[units.Unit], Iterator[Item]]] = {
@@ -46,6 +47,9 @@ def _check(record: RawRecord, domain: str | None) -> Item:
     source, content = encodable(record.source), record.content
     if not content or content.isspace():
         return Skipped(source, "empty")
+    head = content[:SAMPLE_BYTES]
+    if found := name_format(head if isinstance(head, bytes) else head.encode("utf-8", "replace")):
+        return Skipped(source, found)
     if isinstance(content, bytes) and is_binary(content):
         return Skipped(source, "binary content")
     if isinstance(content, str):

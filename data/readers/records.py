@@ -36,7 +36,7 @@ class Corrupt:
 
     source: str
     reason: str                     # without numbers or paths, so that it can be counted
-    num_bytes: int = 0              # of the input file, not read because of it, where known
+    num_bytes: int = 0              # of the input file that are not read because of it, if known
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ Item = RawRecord | Corrupt | Skipped
 
 
 class Damage(ValueError):
-    """Content that cannot be decompressed; `num_bytes` of the file are not read because of it."""
+    """What makes a file, or its rest of `num_bytes`, unreadable, in a fixed phrase."""
 
     def __init__(self, reason: str, num_bytes: int):
         super().__init__(reason)
@@ -84,7 +84,7 @@ def failure_kind(error: Exception) -> str:
     message = str(error).lower()
     if isinstance(error, EOFError) or "truncated" in message or "incomplete" in message:
         return CUT_OFF
-    return "not a regular file" if "not a regular file" in message else "damaged"
+    return str(error) if isinstance(error, Damage) else "damaged"
 
 
 def read_capped(stream) -> bytes:

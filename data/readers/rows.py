@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import json
 import posixpath
 from collections.abc import Iterator, Mapping
@@ -12,6 +14,7 @@ import pyarrow.parquet as pq
 
 from data.readers import conversations, storage
 from data.readers.records import (
+    CUT_OFF,
     MAX_RECORD_BYTES,
     READ_BYTES,
     Corrupt,
@@ -22,6 +25,7 @@ from data.readers.records import (
 from data.readers.units import Unit
 
 COLUMNS = ("text", "source", "url", "domain", "id", *conversations.FIELDS)
+NOT_JSON = "jsonl: line is not JSON"
 METADATA = ("metadata", "meta")     # whose field `url` is read too, as Dolma has it
 
 
@@ -33,20 +37,29 @@ def read_jsonl(unit: Unit) -> Iterator[Item]:
             codec, stop = storage.codec_of(file), unit.stop
             if codec and unit.start:
                 return
-            if codec:
-                file, stop = storage.decompress(file, codec), None
-            for offset, line in _lines(file, unit.start, stop):
+            lines, stop = (storage.decompress(file, codec), None) if codec else (file, stop)
+            for offset, line, num_bytes in _lines(lines, unit.start, stop):
                 place = f"{name}@{offset}"
                 if _is_overlong(line):
-                    yield Corrupt(place, "jsonl: line is too long")
+                    yield Corrupt(place, "jsonl: line is too long", 0 if codec else num_bytes)
                 elif line.strip():
-                    yield _parse_line(line, place)
+                    item = _parse_line(line, place)
+                    if isinstance(item, Corrupt):
+                        item = _weigh(item, line, file, 0 if codec else num_bytes)
+                    yield item
     except (OSError, EOFError, ValueError, pa.ArrowException) as error:
         yield corrupt(f"{name}@{offset}", "jsonl", error)
 
 
-def _lines(file: BinaryIO, start: int, stop: int | None) -> Iterator[tuple[int, bytes]]:
-    """Offsets and lines that begin in [start, stop); an overlong line is truncated."""
+def _weigh(item: Corrupt, line: bytes, file: BinaryIO, num_bytes: int) -> Corrupt:
+    """The item with the bytes that it stands for: a last line that breaks off, for the file's."""
+    if item.reason == NOT_JSON and not line.endswith(b"\n"):
+        return Corrupt(item.source, f"jsonl: {CUT_OFF}", file.seek(0, io.SEEK_END))
+    return dataclasses.replace(item, num_bytes=num_bytes)
+
+
+def _lines(file: BinaryIO, start: int, stop: int | None) -> Iterator[tuple[int, bytes, int]]:
+    """Offset, line and its length for lines that begin in [start, stop), truncated if overlong."""
     offset = start
     if start:   # a line begun before `start` belongs to the previous unit
         file.seek(start - 1)
@@ -55,10 +68,9 @@ def _lines(file: BinaryIO, start: int, stop: int | None) -> Iterator[tuple[int, 
         line = file.readline(MAX_RECORD_BYTES + 1)
         if not line:
             return
-        yield offset, line
-        offset += len(line)
-        if _is_overlong(line):
-            offset += _skip_line(file)
+        num_bytes = len(line) + (_skip_line(file) if _is_overlong(line) else 0)
+        yield offset, line, num_bytes
+        offset += num_bytes
 
 
 def _is_overlong(line: bytes) -> bool:
@@ -79,7 +91,7 @@ def _parse_line(line: bytes, place: str) -> Item:
     try:
         fields = json.loads(line)
     except (ValueError, RecursionError):
-        return Corrupt(place, "jsonl: line is not JSON")
+        return Corrupt(place, NOT_JSON)
     if not isinstance(fields, dict):
         return Corrupt(place, "jsonl: line is not an object")
     return _from_fields(fields, place, "jsonl")
@@ -122,7 +134,8 @@ def read_parquet(unit: Unit) -> Iterator[Item]:
             columns += [f"{name}.url" for name in METADATA if _has_url(file.schema_arrow, name)]
             if not {"text", *conversations.FIELDS} & set(columns):
                 if not unit.start:
-                    yield Corrupt(name, "parquet: no field `text` or `messages`")
+                    yield Corrupt(name, "parquet: no field `text` or `messages`",
+                                  storage.size_bytes(unit.path) or 0)
                 return
             for group in range(file.metadata.num_row_groups):
                 if unit.start <= _group_start(file.metadata.row_group(group)) < unit.stop:

@@ -42,7 +42,7 @@ PASSING_STATUSES = (408, 425, 429, 500, 502, 503, 504)
 PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub",
             "http": "aiohttp", "https": "aiohttp"}
 MAGICS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2"}
-PADDING = bytes(8)          # at the end of a file that is not its own
+MIN_PADDING_BYTES = 8       # of zeros that are not a file's own end
 CHECKSUMS = ("ETag", "etag", "checksum", "md5Hash", "md5", "crc32c", "sha256", "blob_id")
 CHANGE_TIMES = ("LastModified", "last_modified", "Last-Modified", "updated", "mtime", "created")
 
@@ -132,6 +132,8 @@ def open_binary(path: str) -> BinaryIO:
     """
     if is_remote(path):
         return io.BufferedReader(_Remote(path), READ_BYTES)
+    if os.path.islink(path) and not os.path.exists(path):
+        raise Damage("a link to nothing", 0)
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise Damage("not a regular file", 0)
     return open(path, "rb")
@@ -141,9 +143,10 @@ def as_passing(error: OSError, path: str) -> PassingError:
     """The line for an error of the disk or network while `path` was looked up or read."""
     reason = ("it is gone" if isinstance(error, FileNotFoundError) else
               "timed out" if isinstance(error, TimeoutError) else error.strerror or repr(error))
+    remedy = ("make it readable" if isinstance(error, PermissionError) else
+              "run the same command again, which reads what is missing")
     return PassingError(str(error.filename or path), f"cannot be read ({reason})",
-                        "run the same command again, which reads what is missing, or leave it out "
-                        "of the inputs")
+                        f"{remedy}, or leave it out of the inputs")
 
 
 def codec_of(file: BinaryIO) -> str | None:
@@ -163,6 +166,17 @@ def decompress(file: BinaryIO, codec: str) -> BinaryIO:
     return io.BufferedReader(_Decompressed(file, codec), READ_BYTES)
 
 
+def is_padding(file: BinaryIO, start: int) -> bool:
+    """Whether a file has nothing but zeros from `start` on, as tapes and block devices add."""
+    file.seek(start)
+    has_any = False
+    while chunk := file.read(READ_BYTES):
+        if any(chunk):
+            return False
+        has_any = True
+    return has_any
+
+
 def is_empty(path: str) -> bool:
     """Whether a file, decompressed, holds no byte; raises `Damage`, or `OSError`."""
     with open_binary(path) as file:
@@ -180,10 +194,24 @@ def fingerprint(path: str) -> str:
         marks = marks or [f"{key}={info[key]}" for key in CHANGE_TIMES if info.get(key)][:1]
         return " ".join([*marks, f"size={info['size']}"])
     state = xxhash.xxh3_128()
-    with open_binary(path) as file:
-        while chunk := file.read(READ_BYTES):
-            state.update(chunk)
+    try:
+        with open_binary(path) as file:
+            while chunk := file.read(READ_BYTES):
+                state.update(chunk)
+    except Damage as error:
+        return str(error)
     return state.hexdigest()
+
+
+def version(path: str) -> str:
+    """What differs after a local file was written to; of a remote one its fingerprint says so."""
+    if is_remote(path):
+        return ""
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return "gone"
+    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def list_files(folder: str) -> dict[str, int]:
@@ -335,17 +363,9 @@ class _Decompressed(io.RawIOBase):
         size = self._file.seek(0, io.SEEK_END)
         if reason == CUT_OFF:
             self._end = Damage(reason, size)
-        elif not self._is_padding(place, size):
+        elif not is_padding(self._file, min(place, max(size - MIN_PADDING_BYTES, 0))):
             self._end = Damage(reason, max(size - place, 1))
         return b"".join(parts)
-
-    def _is_padding(self, start: int, stop: int) -> bool:
-        """Whether a file ends in zeros, as from tapes and block devices."""
-        start = min(start, stop - len(PADDING))
-        if start < 0:
-            return False
-        self._file.seek(start)
-        return not any(any(chunk) for chunk in iter(lambda: self._file.read(READ_BYTES), b""))
 
 
 class _Trickle(io.RawIOBase):

@@ -17,11 +17,13 @@ import dataclasses
 import glob
 import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Sequence
 
 import xxhash
 
+from core.artifacts import digest
 from core.errors import UserError
 from core.progress import log
 from data.readers import storage
@@ -41,6 +43,7 @@ DOCUMENTS = {
 }
 FORMATS = ARCHIVES | DOCUMENTS
 SPLITTABLE = (".warc", ".warc.gz", ".wet", ".wet.gz", ".wat", ".wat.gz", ".jsonl", ".parquet")
+UNKNOWN_BYTES = sys.maxsize     # the end of a file whose size its server does not report
 READERS = {"book": "books", "paper": "papers", "repo": "code"}      # word: domain
 _READER = re.compile(rf"({'|'.join(READERS)}):(?!//)")
 
@@ -102,7 +105,7 @@ def plan(paths: Sequence[str], unit_bytes: int) -> list[Unit]:
     the middle, e.g. a compressed JSONL file, is one unit.
 
     Raises:
-        UserError: an input no longer exists.
+        PassingError: an input no longer exists, or its storage refuses the answer.
     """
     units = []
     for path in paths:
@@ -112,14 +115,25 @@ def plan(paths: Sequence[str], unit_bytes: int) -> list[Unit]:
                 units += _plan_folder(path, unit_bytes)
                 continue
             size = storage.size_bytes(place)
+            if size is None:
+                units.append(Unit(path, 0, UNKNOWN_BYTES))
+                continue
         except OSError as error:
-            raise UserError(f"inputs={path!r}", f"cannot be read ({error.strerror})",
-                            "give inputs that exist") from None
+            raise storage.as_passing(error, place) from None
         step = unit_bytes if _suffix(place, SPLITTABLE) else max(size, 1)
         units += [Unit(path, start, min(start + step, size)) for start in range(0, size, step)]
         if not size:
             units.append(Unit(path, 0, 0))
     return units
+
+
+def version(path: str) -> str:
+    """What differs after a local input was written to, its names, sizes and times of change."""
+    place = split_reader(path)[1]
+    if not is_folder(path):
+        return storage.version(place)
+    return digest([(name, storage.version(storage.join(place, name)))
+                   for name in list_members(path)])
 
 
 def content_fingerprint(path: str) -> str:
@@ -128,14 +142,20 @@ def content_fingerprint(path: str) -> str:
     For a local file, xxh3-128 of its bytes as 32 hex digits; for a folder, of the names and
     fingerprints of its files. For a URL, metadata of its storage: a checksum (`ETag=...`) or else
     the time of the last change, and the size.
+
+    Raises:
+        PassingError: a file cannot be read.
     """
     place = split_reader(path)[1]
-    if not is_folder(path):
-        return storage.fingerprint(place)
-    state = xxhash.xxh3_128()
-    for name in list_members(path):
-        state.update(f"{name}\n{storage.fingerprint(storage.join(place, name))}\n".encode(
-            "utf-8", "surrogateescape"))
+    try:
+        if not is_folder(path):
+            return storage.fingerprint(place)
+        state = xxhash.xxh3_128()
+        for name in list_members(path):
+            state.update(f"{name}\n{storage.fingerprint(storage.join(place, name))}\n".encode(
+                "utf-8", "surrogateescape"))
+    except OSError as error:
+        raise storage.as_passing(error, place) from None
     return state.hexdigest()
 
 

@@ -3,12 +3,13 @@
 After a damaged or oversized record, reading continues at the next record start. It is found in the
 bytes (a gzip member that unpacks to ``WARC/``), so units need no index. The records of an archive
 that is stored inside a record are misread as top-level ones if a unit begins in it or the outer
-record is damaged.
+record is damaged. Headers whose lines end in LF alone (ClueWeb09) are read with warcio.
 """
 
 from __future__ import annotations
 
-import functools
+import dataclasses
+import io
 import posixpath
 import re
 import sys
@@ -16,35 +17,27 @@ import zlib
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from fastwarc.stream_io import BrotliReader, GzipReader, WarcReader, ZstdReader
+from fastwarc.stream_io import GzipReader, ZstdReader
 from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
+from warcio.exceptions import ArchiveLoadFailed
+from warcio.statusandheaders import StatusAndHeadersParserException
 
-from data.readers import storage
-from data.readers.records import (
-    MAX_RECORD_BYTES,
-    READ_BYTES,
-    Corrupt,
-    Item,
-    RawRecord,
-    Skipped,
-    failure_kind,
-    read_capped,
-)
+from core.progress import log
+from data.readers import arc, storage
+from data.readers.pages import DOMAIN_FIELD, Response, may_be_text, read_page
+from data.readers.records import CUT_OFF, READ_BYTES, Corrupt, Item, RawRecord, Skipped, corrupt
 from data.readers.units import Unit
 
-DOMAIN_FIELD = "Heartwood-Domain"   # optional WARC field: the record's domain
-TEXT_TYPES = ("text/", "application/xhtml", "application/xml", "application/json")
 CONTENT_RECORDS = WarcRecordType.response | WarcRecordType.resource | WarcRecordType.conversion
 
-DECODERS = {"gzip": GzipReader, "x-gzip": GzipReader, "br": BrotliReader, "zstd": ZstdReader,
-            "deflate": functools.partial(GzipReader, zlib=True)}
-
 GZIP_START = b"\x1f\x8b\x08"
-PLAIN_START = re.compile(rb"(?:\A|\r?\n\r?\n)(WARC/[01]\.\d+\r?\n)")
-PLAIN_HEADER = re.compile(rb"WARC/[^\n]*\n(?:[^\r\n]+\r?\n)*?"
+PLAIN_START = re.compile(rb"WARC/[01]\.\d+\r?\n")
+LF_START = re.compile(rb"WARC/[01]\.\d+\n")
+PLAIN_HEADER = re.compile(rb"WARC/[^\n]*\n(?=(?:[^\r\n]+\r?\n)*?(?i:warc-type):)(?:[^\r\n]+\r?\n)*?"
                           rb"(?i:content-length):[ \t]*(\d{1,18})\s*?\r?\n(?:[^\r\n]+\r?\n)*\r?\n")
 HEAD_BYTES = 8192
 OVERLAP_BYTES = 64      # overlap of successive reads, for a start on their border
+Failure = tuple[int, Corrupt | None]    # where reading failed, and the item, if it is not yielded
 
 
 def read(unit: Unit) -> Iterator[Item]:
@@ -54,7 +47,7 @@ def read(unit: Unit) -> Iterator[Item]:
         with storage.open_binary(unit.path) as file:
             yield from _read_file(file, name, unit)
     except (OSError, ValueError) as error:
-        yield Corrupt(name, f"warc: {failure_kind(error)}")
+        yield corrupt(name, "warc", error)
 
 
 def _read_file(file: BinaryIO, name: str, unit: Unit) -> Iterator[Item]:
@@ -64,39 +57,137 @@ def _read_file(file: BinaryIO, name: str, unit: Unit) -> Iterator[Item]:
     offset = 0 if codec == "zstd" else _find_record(file, codec, unit.start, unit.stop)
     if offset != 0 and not unit.start:
         yield (Skipped(name, "warc: file is empty") if storage.is_empty(unit.path)
-               else Corrupt(name, "warc: does not begin with a record"))
+               else Corrupt(name, "warc: does not begin with a record",
+                            _find_next(file, codec, 0)))
     while offset is not None:
-        end = yield from _read_from(file, name, codec, offset, unit.stop)
-        # None at the end, else the offset of a damaged record
-        offset = None if end is None or codec == "zstd" else _find_record(
-            file, codec, end + 1, unit.stop)
+        failure = yield from _read_from(file, name, codec, offset, unit.stop)
+        if failure is None:
+            return
+        failed, item = failure
+        following = _find_next(file, codec, failed + 1)
+        if item is not None:
+            size = file.seek(0, io.SEEK_END)
+            lost = size if item.reason.endswith(CUT_OFF) else following - failed
+            yield dataclasses.replace(item, num_bytes=max(lost, 1))
+        offset = _find_record(file, codec, following, unit.stop)
+
+
+def _find_next(file: BinaryIO, codec: str | None, start: int) -> int:
+    """Offset of the first record from `start` on, in any unit; the file's size without one."""
+    found = None if codec == "zstd" else _find_record(file, codec, start, sys.maxsize)
+    return file.seek(0, io.SEEK_END) if found is None else found
 
 
 def _read_from(file: BinaryIO, name: str, codec: str | None, offset: int,
                stop: int) -> Iterator[Item]:
-    """Reads records from an offset; returns the offset of a damaged record at which it stopped."""
+    """Reads records from an offset; returns where and why it stopped before the unit's end."""
+    if _has_lf(file, codec, offset):
+        return (yield from _read_lf(file, name, codec, offset, stop))
     file.seek(offset)
     stream = {"gzip": GzipReader, "zstd": ZstdReader}.get(codec, lambda file: file)(file)
-    item = None
+    item = None     # yielded when what follows it shows that its length was right
     try:
         for record in ArchiveIterator(stream, record_types=WarcRecordType.any_type,
-                                      auto_decode="transfer", fsspec_args=False):
+                                      fsspec_args=False):
             begins = stream.frame_start_position() if codec else record.stream_pos
+            if item is not None:
+                yield item
+                item = None
             if begins >= stop and _is_start(file, codec, begins):
                 return None
+            if record.record_type == WarcRecordType.unknown and _has_lf(file, codec, begins):
+                return (yield from _read_lf(file, name, codec, begins, stop))
             offset, item = begins, _read_record(record, f"{name}@{begins}")
-            yield item
-            if isinstance(item, Corrupt) and codec == "gzip" and _has_start_after(file, offset):
-                return offset       # saves decompressing the rest of the record
+            if isinstance(item, Corrupt) and _is_apart(file, codec, item, offset):
+                return offset, item
     except (OSError, ValueError) as error:
-        # A record that cannot be parsed begins with its gzip member.
-        failed = max(offset, stream.frame_start_position() or 0) if codec else offset
-        if failed > offset or not isinstance(item, Corrupt):
-            yield Corrupt(f"{name}@{failed}", f"warc: {failure_kind(error)}")
-        return failed
+        # A record that cannot be parsed begins with its gzip member, or behind the last one.
+        failed = (max(offset, stream.frame_start_position() or 0) if codec
+                  else _end_of(file, offset))
+        damage = corrupt(f"{name}@{failed}", "warc", error)
+        following = None if item is None else _find_record(file, codec, offset + 1, failed)
+        if following is not None:
+            item = _shorten(file, codec, item, following, failed)
+        if item is not None:
+            yield item
+        if following is not None or storage.is_padding(file, failed):
+            return following and (following - 1, None)
+        is_told = failed == offset and isinstance(item, Corrupt)
+        return failed, None if is_told else damage
+    if item is None:
+        return None
+    if isinstance(item, Corrupt) and item.reason.endswith("cut off"):
+        return offset, Corrupt(item.source, f"warc: {CUT_OFF}")
+    yield item
     if not isinstance(item, Corrupt) and not _ends_whole(file, codec, offset):
-        yield Corrupt(f"{name}@{offset}", "warc: file is cut off")
+        return offset, Corrupt(f"{name}@{offset}", f"warc: {CUT_OFF}")
     return None
+
+
+def _shorten(file: BinaryIO, codec: str | None, item: Item, start: int, stop: int) -> Item:
+    """A record whose length is wrong, since others begin in it at `start`, before its `stop`."""
+    file.seek(start)
+    swallowed = file.read(stop - start)
+    if codec is None and isinstance(item, RawRecord) and item.content.endswith(swallowed):
+        content = item.content[:-len(swallowed)].rstrip(b"\r\n")
+        return dataclasses.replace(item, content=content)
+    return Corrupt(item.source, "warc: record has a wrong length", stop - start)
+
+
+def _is_apart(file: BinaryIO, codec: str | None, item: Corrupt, offset: int) -> bool:
+    """Whether reading goes on at the next record start rather than behind a damaged record.
+
+    With gzip that saves decompressing its rest; the length of one that is cut off was wrong.
+    """
+    if codec == "zstd" or not (codec or item.reason.endswith("cut off")):
+        return False
+    position = file.tell()
+    found = _find_record(file, codec, offset + 1, sys.maxsize)
+    file.seek(position)
+    return found is not None
+
+
+def _read_lf(file: BinaryIO, name: str, codec: str | None, offset: int,
+             stop: int) -> Iterator[Item]:
+    """Reads records whose header lines end in LF alone; returns what `_read_from` does."""
+    log(f"{name}: header lines end in LF alone: it is read with warcio, which is slower")
+    is_one = codec == "zstd" or (
+        codec == "gzip" and _find_record(file, codec, offset + 1, sys.maxsize) is None)
+    file.seek(offset)
+    # warcio reads gzip by members, one per record.
+    stream = storage.decompress(file, codec) if is_one else file
+    failed = offset
+    try:
+        for record, place in arc.iterate(stream):
+            failed = offset if is_one else place
+            if failed >= stop:
+                return None
+            item = arc.read_record(record, f"{name}@{place}", "warc")
+            if isinstance(item, Corrupt) and item.reason.endswith("cut off"):
+                return failed, item
+            yield item
+        return None
+    except (ArchiveLoadFailed, StatusAndHeadersParserException):
+        failed = max(failed, offset)
+        return failed, Corrupt(f"{name}@{failed}", "warc: damaged")
+    except (OSError, EOFError, ValueError) as error:
+        return failed, corrupt(f"{name}@{failed}", "warc", error)
+
+
+def _has_lf(file: BinaryIO, codec: str | None, offset: int) -> bool:
+    """Whether the header lines of the record at `offset` end in LF alone; keeps the position."""
+    position = file.tell()
+    file.seek(offset)
+    head = file.read(HEAD_BYTES)
+    file.seek(position)
+    try:
+        if codec == "gzip":
+            head = zlib.decompressobj(31).decompress(head, 16)
+        elif codec == "zstd":
+            head = ZstdReader(io.BytesIO(head)).read(16)
+    except (zlib.error, OSError):
+        return False
+    return LF_START.match(head) is not None
 
 
 def _read_record(record: WarcRecord, place: str) -> Item:
@@ -110,28 +201,18 @@ def _read_record(record: WarcRecord, place: str) -> Item:
     if http is not None and http.status_code != 200:
         return Skipped(source, "warc: http status is not 200")
     declared = record.http_content_type if http is not None else headers.get("Content-Type")
-    content_type = (declared or "text/html").partition(";")[0].strip().lower()
-    if not content_type.startswith(TEXT_TYPES) or content_type == "text/dns":
+    response = Response(
+        source, declared or "", headers.get("WARC-Identified-Payload-Type") or "",
+        http.get("Content-Encoding") or "" if http is not None else "",
+        http.get("Transfer-Encoding") or "" if http is not None else "",
+        record.http_charset, headers.get(DOMAIN_FIELD), headers.get("WARC-Record-ID"),
+        record.record_type == WarcRecordType.conversion)
+    if not may_be_text(response):
         return Skipped(source, "warc: content is not text")
     try:
-        encodings = (http.get("Content-Encoding") or "") if http is not None else ""
-        content = read_capped(_decode(record.reader, encodings))
+        return read_page(response, record.reader, "warc", record.content_length)
     except (OSError, ValueError) as error:
-        return Corrupt(source, f"warc: record is {failure_kind(error)}")
-    if len(content) > MAX_RECORD_BYTES:
-        return Corrupt(source, "warc: record is too large")
-    is_encoded = encodings or (http is not None and "Transfer-Encoding" in http)
-    if not is_encoded and len(content) < record.content_length:
-        return Corrupt(source, "warc: record is cut off")
-    return RawRecord(source, content, content_type, headers.get(DOMAIN_FIELD),
-                     headers.get("WARC-Record-ID"), record.http_charset)
-
-
-def _decode(reader: WarcReader, encodings: str) -> WarcReader:
-    """Decodes the body; unknown content encodings (``none``, ``utf-8``) are ignored."""
-    for name in reversed(encodings.lower().split(",")):
-        reader = DECODERS.get(name.strip(), lambda reader: reader)(reader)
-    return reader
+        return corrupt(source, "warc: record is", error)
 
 
 def _find_record(file: BinaryIO, codec: str | None, start: int, stop: int) -> int | None:
@@ -141,7 +222,7 @@ def _find_record(file: BinaryIO, codec: str | None, start: int, stop: int) -> in
     while position < stop:
         file.seek(position)
         chunk = file.read(READ_BYTES + OVERLAP_BYTES)
-        for offset in _candidates(chunk, codec, at_start=position == 0):
+        for offset in _candidates(chunk, codec):
             record_start = position + offset
             if start <= record_start < stop and _is_start(file, codec, record_start):
                 return record_start
@@ -151,7 +232,7 @@ def _find_record(file: BinaryIO, codec: str | None, start: int, stop: int) -> in
     return None
 
 
-def _candidates(chunk: bytes, codec: str | None, at_start: bool) -> Iterator[int]:
+def _candidates(chunk: bytes, codec: str | None) -> Iterator[int]:
     if codec == "gzip":
         offset = chunk.find(GZIP_START)
         while offset >= 0:
@@ -159,15 +240,7 @@ def _candidates(chunk: bytes, codec: str | None, at_start: bool) -> Iterator[int
             offset = chunk.find(GZIP_START, offset + 1)
         return
     for match in PLAIN_START.finditer(chunk):
-        if match.start(1) or at_start:
-            yield match.start(1)
-
-
-def _has_start_after(file: BinaryIO, offset: int) -> bool:
-    position = file.tell()
-    record_start = _find_record(file, "gzip", offset + 1, sys.maxsize)
-    file.seek(position)
-    return record_start is not None
+        yield match.start()
 
 
 def _is_start(file: BinaryIO, codec: str | None, offset: int) -> bool:
@@ -192,13 +265,19 @@ def _is_start(file: BinaryIO, codec: str | None, offset: int) -> bool:
     return is_start
 
 
+def _end_of(file: BinaryIO, offset: int) -> int:
+    """Where the plain record at `offset` ends; `offset` if its header cannot be read."""
+    file.seek(offset)
+    header = PLAIN_HEADER.match(file.read(HEAD_BYTES))
+    return offset + header.end() + int(header[1]) if header else offset
+
+
 def _ends_whole(file: BinaryIO, codec: str | None, offset: int) -> bool:
     """Whether the file is complete from `offset`, the start of its last record, to its end."""
     if codec == "zstd":
         return True         # fastwarc raises otherwise
     if codec is None:
-        file.seek(-4, 2)    # the file has at least one record
-        return file.read().replace(b"\r", b"").endswith(b"\n\n")
+        return _end_of(file, offset) <= file.seek(0, io.SEEK_END)
     file.seek(offset)
     member = zlib.decompressobj(31)
     rest = b""
