@@ -60,4 +60,7 @@ def _read_document(path: str, source: str) -> Item:
 
 
 def _size(path: str) -> int:
-    return storage.size_bytes(path) or 0
+    try:
+        return storage.size_bytes(path) or 0
+    except FileNotFoundError:       # of a link to nothing
+        return 0

@@ -38,6 +38,7 @@ MAX_RETRY_AFTER_SECS = 120  # that a server may ask for
 SALVAGE_BYTES = 256         # read at once where a file is damaged
 # HTTP's answers after which the same request may succeed: a server that is slow, busy or broken.
 PASSING_STATUSES = (408, 425, 429, 500, 502, 503, 504)
+BROKEN_OFF = ("ClientPayloadError", "ServerDisconnectedError")     # of aiohttp
 
 PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub",
             "http": "aiohttp", "https": "aiohttp"}
@@ -414,6 +415,8 @@ def _find_answer(error: BaseException | None) -> Any:
 def _as_os_error(error: Exception, answer: Any) -> OSError:
     if answer is not None and answer.status not in (404, 410):
         return OSError(0, f"the server answers {answer.status} {answer.message}".rstrip())
+    if type(error).__name__ in BROKEN_OFF:
+        return OSError(0, "the connection broke off")
     return error if isinstance(error, OSError) else OSError(0, repr(error))
 
 
