@@ -28,8 +28,8 @@ from data.readers.read import read
 from data.readers.records import Corrupt, RawRecord
 from data.readers.units import UNKNOWN_BYTES, Unit, content_fingerprint, plan, version
 
-LINES = b"".join(json.dumps({"text": f"row {n}", "salt": random.Random(n).randbytes(99).hex()}).encode()
-                 + b"\n" for n in range(3000))
+LINES = b"".join(json.dumps({"text": f"row {n}", "salt": random.Random(n).randbytes(99).hex()})
+                 .encode() + b"\n" for n in range(3000))
 
 
 def read_all(path, unit_bytes=1 << 40):

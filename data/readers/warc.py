@@ -51,7 +51,7 @@ def read(unit: Unit) -> Iterator[Item]:
 
 
 def _read_file(file: BinaryIO, name: str, unit: Unit) -> Iterator[Item]:
-    codec = storage.codec_of(file)
+    codec = _codec_of(file)
     if codec == "zstd" and unit.start:
         return
     offset = 0 if codec == "zstd" else _find_record(file, codec, unit.start, unit.stop)
@@ -70,6 +70,16 @@ def _read_file(file: BinaryIO, name: str, unit: Unit) -> Iterator[Item]:
             lost = size if item.reason.endswith(CUT_OFF) else following - failed
             yield dataclasses.replace(item, num_bytes=max(lost, 1))
         offset = _find_record(file, codec, following, unit.stop)
+
+
+def _codec_of(file: BinaryIO) -> str | None:
+    """The compression of an archive, which may begin with something else than a record."""
+    codec = storage.codec_of(file)
+    is_plain = codec is None and not file.read(HEAD_BYTES).startswith(b"WARC/")
+    if is_plain and _find_record(file, None, 0, READ_BYTES) is None and (
+            _find_record(file, "gzip", 0, READ_BYTES) is not None):
+        return "gzip"
+    return codec
 
 
 def _find_next(file: BinaryIO, codec: str | None, start: int) -> int:
@@ -93,10 +103,10 @@ def _read_from(file: BinaryIO, name: str, codec: str | None, offset: int,
             if item is not None:
                 yield item
                 item = None
+            if "\n" in (record.headers.get("WARC-Type") or "\n"):
+                return _after_unknown(file, name, codec, offset, begins)
             if begins >= stop and _is_start(file, codec, begins):
                 return None
-            if record.record_type == WarcRecordType.unknown and _has_lf(file, codec, begins):
-                return (yield from _read_lf(file, name, codec, begins, stop))
             offset, item = begins, _read_record(record, f"{name}@{begins}")
             if isinstance(item, Corrupt) and _is_apart(file, codec, item, offset):
                 return offset, item
@@ -105,9 +115,11 @@ def _read_from(file: BinaryIO, name: str, codec: str | None, offset: int,
         failed = (max(offset, stream.frame_start_position() or 0) if codec
                   else _end_of(file, offset))
         damage = corrupt(f"{name}@{failed}", "warc", error)
+        if _is_cut(file, codec, failed):
+            damage = dataclasses.replace(damage, reason=f"warc: {CUT_OFF}")
         following = None if item is None else _find_record(file, codec, offset + 1, failed)
         if following is not None:
-            item = _shorten(file, codec, item, following, failed)
+            item = _shorten(file, codec, item, offset, following, failed)
         if item is not None:
             yield item
         if following is not None or storage.is_padding(file, failed):
@@ -116,22 +128,40 @@ def _read_from(file: BinaryIO, name: str, codec: str | None, offset: int,
         return failed, None if is_told else damage
     if item is None:
         return None
-    if isinstance(item, Corrupt) and item.reason.endswith("cut off"):
-        return offset, Corrupt(item.source, f"warc: {CUT_OFF}")
-    yield item
-    if not isinstance(item, Corrupt) and not _ends_whole(file, codec, offset):
-        return offset, Corrupt(f"{name}@{offset}", f"warc: {CUT_OFF}")
-    return None
+    is_cut = _is_cut(file, codec, offset)
+    if is_cut is False and isinstance(item, Corrupt) and item.reason.endswith("cut off"):
+        return offset, item     # its length was wrong
+    if is_cut is False or isinstance(item, RawRecord):
+        yield item      # else a record of which only a part of the header may be there
+    if is_cut is False:
+        return None
+    return offset, Corrupt(f"{name}@{offset}", f"warc: {CUT_OFF if is_cut else 'damaged'}")
 
 
-def _shorten(file: BinaryIO, codec: str | None, item: Item, start: int, stop: int) -> Item:
-    """A record whose length is wrong, since others begin in it at `start`, before its `stop`."""
-    file.seek(start)
-    swallowed = file.read(stop - start)
+def _after_unknown(file: BinaryIO, name: str, codec: str | None, offset: int,
+                   begins: int) -> Failure:
+    """Where to go on after what fastwarc took for the header of a record, up to the file's end.
+
+    Args:
+        offset: of the record before.
+    """
+    if codec == "gzip":
+        begins = _find_next(file, codec, offset + 1)
+    if _find_record(file, codec, begins, begins + 1) == begins:     # as one of LF lines is
+        return begins - 1, None
+    reason = CUT_OFF if _is_cut(file, codec, begins) else "damaged"
+    return begins, Corrupt(f"{name}@{begins}", f"warc: {reason}")
+
+
+def _shorten(file: BinaryIO, codec: str | None, item: Item, offset: int, following: int,
+             stop: int) -> Item:
+    """A record whose length is wrong, since others follow before its `stop`."""
+    file.seek(following)
+    swallowed = file.read(stop - following)
     if codec is None and isinstance(item, RawRecord) and item.content.endswith(swallowed):
         content = item.content[:-len(swallowed)].rstrip(b"\r\n")
         return dataclasses.replace(item, content=content)
-    return Corrupt(item.source, "warc: record has a wrong length", stop - start)
+    return Corrupt(item.source, "warc: record has a wrong length", following - offset)
 
 
 def _is_apart(file: BinaryIO, codec: str | None, item: Corrupt, offset: int) -> bool:
@@ -272,13 +302,20 @@ def _end_of(file: BinaryIO, offset: int) -> int:
     return offset + header.end() + int(header[1]) if header else offset
 
 
-def _ends_whole(file: BinaryIO, codec: str | None, offset: int) -> bool:
-    """Whether the file is complete from `offset`, the start of its last record, to its end."""
+def _is_cut(file: BinaryIO, codec: str | None, offset: int) -> bool | None:
+    """Whether the file ends before the record at `offset` does; None if it is damaged there.
+
+    With gzip all members from `offset` on are looked at.
+    """
     if codec == "zstd":
-        return True         # fastwarc raises otherwise
-    if codec is None:
-        return _end_of(file, offset) <= file.seek(0, io.SEEK_END)
+        return False        # fastwarc raises otherwise
     file.seek(offset)
+    if codec is None:
+        head = file.read(HEAD_BYTES).lstrip(b"\r\n")
+        if PLAIN_HEADER.match(head):
+            return _end_of(file, offset) > file.seek(0, io.SEEK_END)
+        is_begun = b"WARC/".startswith(head) or head.startswith(b"WARC/")
+        return True if is_begun and len(head) < HEAD_BYTES - 4 else None
     member = zlib.decompressobj(31)
     rest = b""
     while rest := rest or file.read(READ_BYTES):
@@ -287,7 +324,7 @@ def _ends_whole(file: BinaryIO, codec: str | None, offset: int) -> bool:
                 member.decompress(rest, READ_BYTES)
                 rest = member.unconsumed_tail or member.unused_data
         except zlib.error:
-            return False
+            return None
         if member.eof and rest:
             member = zlib.decompressobj(31)
-    return member.eof
+    return not member.eof
