@@ -9,11 +9,12 @@ that the bytes do not have is ignored, one that they have is undone though it is
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import functools
 import io
 import re
-from collections.abc import Mapping
+import zlib
+from collections.abc import Callable
 from typing import BinaryIO
 
 from fastwarc.stream_io import BrotliReader, GzipReader, ZstdReader
@@ -178,27 +179,35 @@ def _decode_zstd(body: bytes) -> bytes:
         body)
 
 
-def _decode_other(reader, body: bytes) -> bytes:
-    """Decodes a format without magic bytes."""
-    if begins_as_html(body):
+def _decode_brotli(body: bytes) -> bytes:
+    if begins_as_html(body):    # as no format without magic bytes would
         return body
     try:
-        return read_capped(reader(io.BytesIO(body)))
+        return read_capped(BrotliReader(io.BytesIO(body)))
     except (OSError, ValueError):
         return _as_is(body)
 
 
+def _decode_deflate(body: bytes) -> bytes:
+    """Decodes zlib's format, or raw deflate, which some servers send under the same name."""
+    if begins_as_html(body):
+        return body
+    for wbits in (zlib.MAX_WBITS, -zlib.MAX_WBITS):
+        with contextlib.suppress(zlib.error):
+            return zlib.decompressobj(wbits).decompress(body, MAX_RECORD_BYTES + 1)
+    return _as_is(body)
+
+
 def _as_is(body: bytes) -> bytes:
     """A body that lacks its declared encoding: the crawler decoded it, if it is text."""
-    if not is_text(body):
+    if not (is_text(body) or body.startswith(GZIP_MAGIC)):
         raise ValueError("is neither encoded nor text")
     return body
 
 
-_DECODERS: Mapping = {
+_DECODERS: dict[str, Callable[[bytes], bytes]] = {
     "gzip": _decode_gzip, "x-gzip": _decode_gzip, "zstd": _decode_zstd,
-    "br": functools.partial(_decode_other, BrotliReader),
-    "deflate": functools.partial(_decode_other, functools.partial(GzipReader, zlib=True))}
+    "br": _decode_brotli, "deflate": _decode_deflate}
 
 
 def _media_type(value: str) -> str:
