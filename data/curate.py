@@ -48,6 +48,7 @@ from data.passes import (
     write,
 )
 from data.passes.check import check, check_read
+from data.passes.losses import check_unchanged, describe_losses, find_losses, log_losses
 from data.passes.manifest import (
     describe_classifiers,
     describe_clusters,
@@ -60,7 +61,14 @@ from data.passes.manifest import (
     removed_by_reason,
 )
 from data.passes.roster import merge_tallies
-from data.readers.units import LeftOut, content_fingerprint, find_inputs, plan, search
+from data.readers.units import (
+    LeftOut,
+    content_fingerprint,
+    find_inputs,
+    plan,
+    search,
+    version,
+)
 from data.tables import concatenate_arrays
 
 QUALITY_BINS = 1 << 16
@@ -166,6 +174,7 @@ class Curation:
     def measure(self, paths: Sequence[str]) -> None:
         """Pass 1. Its outputs are kept beside the artifact, for later runs."""
         limit = self.section["limit"]
+        versions = {path: version(path) for path in paths}
         content = {path: content_fingerprint(path, by_time=limit > 0) for path in paths}
         self.units = plan(paths, self.section["unit_bytes"])
         tasks = [{"path": unit.path, "start": unit.start, "stop": unit.stop,
@@ -175,8 +184,11 @@ class Curation:
             tasks = reading.find_first(self._measure, tasks, limit)
             self.units = self.units[:len(tasks)]
         self._measure(tasks)
+        check_unchanged(versions)
+        self.losses, lost_frac = find_losses(self.units, self.results["measure"])
+        log_losses(self.losses)
         self.fields = reading.check_fields(self.section, self.results["measure"])
-        check_read(self.section, self.results["measure"])
+        check_read(self.section, self.results["measure"], self.losses, lost_frac)
 
     def _measure(self, tasks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         self.measured = self._run(measure.measure, tasks, key=code_digest(measure.__file__),
@@ -319,9 +331,9 @@ class Curation:
             **({} if self.min_quality is None else {"min_quality": self.min_quality}),
             "kept_by_domain": self._counts("domains"),
             "kept_by_language": self._counts("languages"),
-            "alarms": find_alarms(funnel, self.results["measure"], verdicts,
-                                  [unit.path for unit in self.units],
-                                  self.section["dedup"]["alarm_frac"]),
+            "alarms": [*describe_losses(self.losses), *find_alarms(
+                funnel, self.results["measure"], verdicts, [unit.path for unit in self.units],
+                self.section["dedup"]["alarm_frac"])],
             "classifiers": describe_classifiers(self.section["classifiers"]),
             "stages": self._speeds(funnel),
             "workers": self.num_workers or engine.executor_from_flags().num_processes,
@@ -333,7 +345,7 @@ class Curation:
             manifest["contamination"] = find_contamination(corpus, self.results["clean"],
                                                            self.section)
         write_json(self.folder / "manifest.json", manifest)
-        for alarm in manifest["alarms"]:
+        for alarm in manifest["alarms"][len(self.losses):]:
             log(f"curate: ALARM: deduplication removed {alarm['removed_frac']:.0%} of "
                 f"{alarm['source']}; see `python -m data.inspect rule near_duplicate`")
         write_card(self.folder)

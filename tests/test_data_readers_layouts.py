@@ -137,10 +137,9 @@ def test_rows_of_csv_that_are_no_rows_are_named(tmp_path, monkeypatch):
 def test_a_cut_xz_file_gives_the_rows_before(tmp_path, monkeypatch):
     monkeypatch.setattr(rows, "HEAD_BYTES", 1)
     path, whole = tmp_path / "a.jsonl.xz", lzma.compress(LINES * 50)
-    for size, reason in ((len(whole) // 2, "jsonl: file is cut off"),
-                         (4, "jsonl: line is not JSON")):
+    for size in (len(whole) // 2, 4):
         path.write_bytes(whole[:size])
-        assert reasons(read_all(path)) == [reason], size
+        assert reasons(read_all(path)) == ["jsonl: file is cut off"], size
     path.write_bytes(whole[:60] + b"\xff" * 40 + whole[100:])
     assert reasons(read_all(path))[-1] == "jsonl: damaged"
 

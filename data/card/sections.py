@@ -25,13 +25,18 @@ def alarms(corpus: Corpus) -> Markup | None:
     if not raised:
         return None
     more = len(raised) - NUM_PARTS
-    return tag("div", [tag("p", tag("b", alarm["source"]),
-                           f" lost {percent(alarm['removed_frac'])} of its "
-                           f"{count(alarm['documents_in'])} documents to ",
-                           alarm["reason"].replace("_", " "), ".", class_="warning")
-                       for alarm in raised[:NUM_PARTS]],
+    return tag("div", [tag("p", tag("b", alarm["source"]), f" lost {_extent(alarm)}.",
+                           class_="warning") for alarm in raised[:NUM_PARTS]],
                tag("p", f"… and {count(more)} more.", class_="note") if more > 0 else None,
                class_="alarms", role="alert")
+
+
+def _extent(alarm: Mapping[str, Any]) -> str:
+    """How much a source lost, and to what: documents to a stage, or bytes to damage."""
+    share, reason = percent(alarm["removed_frac"]), alarm["reason"].replace("_", " ")
+    if "lost_bytes" in alarm:
+        return f"{count(alarm['lost_bytes'])} bytes, {share} of it ({reason})"
+    return f"{share} of its {count(alarm['documents_in'])} documents to {reason}"
 
 
 def signals(corpus: Corpus) -> Markup:

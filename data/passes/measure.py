@@ -25,7 +25,8 @@ from data.filters.signals import measure_batch
 from data.readers.fields import Fields
 from data.readers.read import read
 from data.readers.records import Corrupt, Item, RawRecord, RowNotes
-from data.readers.units import Unit
+from data.readers.storage import join
+from data.readers.units import Unit, is_folder
 from data.tables import TableWriter, write_array
 
 BATCH_PAGES, BATCH_BYTES = 256, 16 << 20   # pages held in memory at once
@@ -56,12 +57,17 @@ def measure(*, output: Path, path: str, start: int, stop: int, content: str,
 
     Returns:
         Counts: documents, raw and text bytes, documents by domain, corrupt and skipped records by
-        reason; rows by the field of their text, by configured fields that they lack, and by
-        fields that are not kept; rows without a text, and the fields of the first.
+        reason, and losses: bytes of the input that were not read, by file and reason; rows by the
+        field of their text, by configured fields that they lack, and by fields that are not kept;
+        rows without a text, and the fields of the first.
+
+    Raises:
+        PassingError: the input could not be read to its end for a reason that may pass.
     """
     counts = {name: Counter() for name in ("corrupt", "skipped", "domains", "text_fields",
                                            "missing_fields", "cut_fields")}
     textless: dict[str, Any] = {"rows": 0, "fields": ()}
+    losses: dict[str, Counter] = {}
     documents = text_bytes = raw_bytes = 0
     exact_keys, url_keys = [], []
     with (TableWriter(f"{output}.parquet", MEASURED_SCHEMA, 256) as measured,
@@ -85,6 +91,9 @@ def measure(*, output: Path, path: str, start: int, stop: int, content: str,
                 kind = "corrupt" if isinstance(failure, Corrupt) else "skipped"
                 textless["rows"] += kind == "corrupt" and bool(failure.fields)
                 textless["fields"] = textless["fields"] or failure.fields
+                if kind == "corrupt" and failure.num_bytes:
+                    file = join(path, failure.source) if is_folder(path) else path
+                    losses.setdefault(file, Counter())[failure.reason] += failure.num_bytes
                 counts[kind][failure.reason] += 1
                 lost.write({"source": failure.source, "kind": kind, "reason": failure.reason})
             _count_fields(counts, [record.notes for record, _ in pages if record.notes])
@@ -100,6 +109,7 @@ def measure(*, output: Path, path: str, start: int, stop: int, content: str,
     write_array(f"{output}.url.npy", np.array(url_keys, np.uint64))
     return {"documents": documents, "bytes": text_bytes, "raw_bytes": raw_bytes,
             "textless": textless,
+            "losses": {file: dict(counter) for file, counter in losses.items()},
             **{kind: dict(counter) for kind, counter in counts.items()}}
 
 

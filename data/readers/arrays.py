@@ -6,13 +6,14 @@ Values are decoded one after the other, so that memory is that of one row.
 from __future__ import annotations
 
 import codecs
+import dataclasses
 import json
 import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from data.readers.fields import Fields, make_record
-from data.readers.records import MAX_RECORD_BYTES, READ_BYTES, Corrupt, Item
+from data.readers.records import CUT_OFF, MAX_RECORD_BYTES, READ_BYTES, Corrupt, Item
 
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 LONGEST_MARK = len(r"\ud800\udc00")    # that an error in a cut value may stand before
@@ -21,7 +22,7 @@ _UNDECODED = re.compile("[\udc80-\udcff]")      # bytes that are not UTF-8
 
 
 def read_values(file: BinaryIO, name: str, fields: Fields) -> Iterator[Item]:
-    """The objects of a file or of its arrays, numbered.
+    """The objects of a file or of its arrays, numbered; damage weighs the bytes that were read.
 
     Of an object without a text whose fields hold one list of objects, ``{"data": [...]}``, these
     are the rows.
@@ -31,8 +32,8 @@ def read_values(file: BinaryIO, name: str, fields: Fields) -> Iterator[Item]:
         for row in _unwrap(value, fields):
             place = f"{name}@{number}"
             number += 1
-            if isinstance(row, str):
-                yield Corrupt(place, row)
+            if isinstance(row, Corrupt):
+                yield dataclasses.replace(row, source=place)
             elif isinstance(row, dict):
                 yield make_record(row, place, "json", fields)
             else:
@@ -59,11 +60,19 @@ class _Text:
         self._decoder = codecs.getincrementaldecoder(encoding)("surrogateescape")
         self.text, self.position, self.is_whole = "", 0, False
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes from the position to the end of what was read."""
+        return len(self.text[self.position:].encode("utf-8", "surrogatepass"))
+
     def extend(self) -> None:
         """Drops what lies before the position, and at least doubles the rest."""
-        part = self._file.read(max(READ_BYTES, len(self.text) - self.position))
-        self.is_whole = not part
-        self.text = self.text[self.position:] + self._decoder.decode(part, self.is_whole)
+        parts, missing = [], max(READ_BYTES, len(self.text) - self.position)
+        while missing > 0 and (part := self._file.read1(missing)):  # gives what precedes damage
+            parts.append(part)
+            missing -= len(part)
+        self.is_whole = not parts
+        self.text = self.text[self.position:] + self._decoder.decode(b"".join(parts), not parts)
         self.position = 0
 
     def skip(self) -> str:
@@ -76,7 +85,7 @@ class _Text:
 
 
 def _values(text: _Text) -> Iterator[Any]:
-    """Elements of arrays and values outside of them; a string says what is wrong with one."""
+    """Elements of arrays and values outside of them, or what is wrong with one or the rest."""
     decoder, depth = json.JSONDecoder(), 0
     while character := text.skip():
         if (character == "[" and not depth) or (character == "]" and depth):
@@ -88,22 +97,21 @@ def _values(text: _Text) -> Iterator[Any]:
         except (ValueError, RecursionError) as error:
             num_chars = len(text.text) - text.position
             if text.is_whole or num_chars > MAX_RECORD_BYTES or not _may_go_on(error, text.text):
-                yield ("json: record is too large" if num_chars > MAX_RECORD_BYTES else
-                       "json: file is cut off" if _may_go_on(error, text.text) else "json: damaged")
+                yield Corrupt("", "json: record is too large" if num_chars > MAX_RECORD_BYTES else
+                              f"json: {CUT_OFF}" if _may_go_on(error, text.text)
+                              else "json: damaged", text.num_bytes)
                 return
             text.extend()
             continue
         if end == len(text.text) and not text.is_whole:     # a number may go on
             text.extend()
             continue
-        if isinstance(value, str):
-            value = "json: element is not an object"
-        elif _UNDECODED.search(text.text, text.position, end):
-            value = "json: record is not UTF-8"
+        if _UNDECODED.search(text.text, text.position, end):
+            value = Corrupt("", "json: record is not UTF-8")
         text.position = end
         yield value
     if depth:
-        yield "json: file is cut off"
+        yield Corrupt("", f"json: {CUT_OFF}", 1)
 
 
 def _may_go_on(error: Exception, text: str) -> bool:

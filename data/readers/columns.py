@@ -6,8 +6,9 @@ alone.
 
 from __future__ import annotations
 
+import functools
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -15,7 +16,7 @@ import pyarrow.parquet as pq
 
 from data.readers import storage
 from data.readers.fields import TEXT_FIELDS, Fields, make_record
-from data.readers.records import Corrupt, Item, failure_kind
+from data.readers.records import Item, corrupt
 from data.readers.units import Unit
 
 BATCH_ROWS = 1024
@@ -32,10 +33,13 @@ def read_parquet(unit: Unit, fields: Fields) -> Iterator[Item]:
             for group in range(file.metadata.num_row_groups):
                 if unit.start <= _group_start(file.metadata.row_group(group)) < unit.stop:
                     batches = file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns)
-                    yield from _read_batches(batches, f"{name}@{group}+", "parquet", fields, unread)
+                    weigh = functools.partial(_rest_bytes, file.metadata.row_group(group))
+                    yield from _read_batches(batches, f"{name}@{group}+", "parquet", fields,
+                                             unread, weigh)
     except (pa.ArrowException, OSError, ValueError) as error:
+        damage = corrupt(name, "parquet", error, storage.size_bytes(unit.path) or 0)
         if not unit.start:
-            yield Corrupt(name, f"parquet: {failure_kind(error)}")
+            yield damage
 
 
 def read_arrow(unit: Unit, fields: Fields) -> Iterator[Item]:
@@ -54,9 +58,10 @@ def read_arrow(unit: Unit, fields: Fields) -> Iterator[Item]:
                                       else column for column in columns))
             parts = (batch.select(tops).slice(start, BATCH_ROWS) for batch in batches
                      for start in range(0, batch.num_rows, BATCH_ROWS))
-            yield from _read_batches(parts, f"{name}@", "arrow", fields, unread)
+            yield from _read_batches(parts, f"{name}@", "arrow", fields, unread,
+                                     lambda row: storage.size_bytes(unit.path) or 0)
     except (pa.ArrowException, OSError, ValueError) as error:
-        yield Corrupt(name, f"arrow: {failure_kind(error)}")
+        yield corrupt(name, "arrow", error, storage.size_bytes(unit.path) or 0)
 
 
 def _select(schema: pa.Schema, fields: Fields) -> tuple[list[str], list[str]]:
@@ -83,7 +88,8 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 
 
 def _read_batches(batches: Iterator[pa.RecordBatch], place: str, kind: str, fields: Fields,
-                  unread: list[str]) -> Iterator[Item]:
+                  unread: list[str], weigh: Callable[[int], int]) -> Iterator[Item]:
+    """The rows of batches; `weigh` gives the bytes of the file from a row on."""
     number = 0
     try:
         for batch in batches:
@@ -92,7 +98,7 @@ def _read_batches(batches: Iterator[pa.RecordBatch], place: str, kind: str, fiel
                 yield make_record(row, f"{place}{number}", kind, fields, [*failed, *unread])
                 number += 1
     except (pa.ArrowException, OSError, ValueError) as error:
-        yield Corrupt(f"{place}{number}", f"{kind}: {failure_kind(error)}")
+        yield corrupt(f"{place}{number}", kind, error, weigh(number))
 
 
 def _to_rows(batch: pa.RecordBatch) -> tuple[list[dict[str, Any]], list[str]]:
@@ -129,6 +135,12 @@ def _without_times(kind: pa.DataType) -> pa.DataType:
         make = pa.list_ if types.is_list(kind) else pa.large_list
         return make(_without_times(kind.value_type))
     return kind
+
+
+def _rest_bytes(group: pq.RowGroupMetaData, row: int) -> int:
+    """About the bytes of a row group in its file from a row on."""
+    num_bytes = sum(group.column(i).total_compressed_size for i in range(group.num_columns))
+    return num_bytes * (group.num_rows - row) // max(group.num_rows, 1)
 
 
 def _group_start(group: pq.RowGroupMetaData) -> int:

@@ -16,7 +16,7 @@ import pyarrow as pa
 from data.readers import storage
 from data.readers.arrays import UTF_16
 from data.readers.fields import Fields, make_record
-from data.readers.records import MAX_RECORD_BYTES, Corrupt, Item, failure_kind
+from data.readers.records import MAX_RECORD_BYTES, Corrupt, Item, corrupt
 from data.readers.units import Unit, format_of
 
 DELIMITERS = ",;\t|"
@@ -53,7 +53,7 @@ def read(unit: Unit, fields: Fields) -> Iterator[Item]:
                     yield _read_row(header, values, f"{name}@{number}", kind, fields)
                     number += 1
     except (OSError, EOFError, ValueError, csv.Error, pa.ArrowException) as error:
-        yield Corrupt(f"{name}@{number}", f"{kind}: {failure_kind(error)}")
+        yield corrupt(f"{name}@{number}", kind, error, storage.size_bytes(unit.path) or 0)
 
 
 def _read_row(header: list[str], values: list[str], place: str, kind: str, fields: Fields) -> Item:

@@ -106,7 +106,7 @@ def make_record(row: Mapping[str, Any], place: str, kind: str, fields: Fields,
     used, text, problem = _find_text(row, fields.text)
     if problem:
         names = tuple(sorted(map(str, row))[:MAX_NAMES]) if problem.startswith(ABSENT) else ()
-        return Corrupt(place, f"{kind}: {problem}", names)
+        return Corrupt(place, f"{kind}: {problem}", fields=names)
     if len(text) > MAX_RECORD_BYTES:
         return Corrupt(place, f"{kind}: record is too large")
     is_conversation = len(used) > 1 or _is_conversation(lookup(row, used[0]), used[0])

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 from data.readers import storage
-from data.readers.records import Corrupt, Item, RawRecord, Skipped, failure_kind, is_binary
+from data.readers.records import Corrupt, Item, RawRecord, Skipped, corrupt, is_binary
 from data.readers.units import Unit, list_members, split_reader
 
 MAX_SOURCE_BYTES = 1 << 20      # larger files are data (as in The Stack, arXiv:2211.15533)
@@ -74,7 +74,7 @@ def read(unit: Unit) -> Iterator[Item]:
     try:
         members = list_members(unit.path)
     except OSError as error:
-        yield Corrupt(tree, f"repo: {failure_kind(error)}")
+        yield corrupt(tree, "repo", error)
         return
     licence = _licence_of(folder, members)
     for name, size in itertools.islice(members.items(), unit.start, unit.stop):
@@ -121,7 +121,7 @@ def _read_source(path: str, source: str, size: int, licence: dict[str, str]) -> 
     try:
         content = storage.read_whole(path)
     except (OSError, EOFError, ValueError, pa.ArrowException) as error:
-        return Corrupt(source, f"repo: {failure_kind(error)}")
+        return corrupt(source, "repo", error)
     if content is None:
         return Corrupt(source, "repo: record is too large")
     if is_binary(content):

@@ -7,6 +7,8 @@ stream by the first unit.
 from __future__ import annotations
 
 import codecs
+import dataclasses
+import io
 import itertools
 import json
 import posixpath
@@ -18,16 +20,18 @@ import pyarrow as pa
 from data.readers import arrays, storage
 from data.readers.fields import Fields, make_record
 from data.readers.records import (
+    CUT_OFF,
     MAX_RECORD_BYTES,
     READ_BYTES,
     Corrupt,
     Item,
     Skipped,
-    failure_kind,
+    corrupt,
 )
 from data.readers.units import Unit
 
 HEAD_BYTES = 1 << 16
+NOT_JSON = "jsonl: line is not JSON"
 
 
 def read(unit: Unit, fields: Fields) -> Iterator[Item]:
@@ -39,7 +43,7 @@ def read(unit: Unit, fields: Fields) -> Iterator[Item]:
     items = _read_rows(unit, fields)
     first = list(itertools.islice(items, 2))
     if len(first) == 1 and isinstance(first[0], Corrupt) and first[0].fields and (
-            not unit.start and unit.stop >= storage.size_bytes(unit.path)):
+            not unit.start and unit.stop >= (storage.size_bytes(unit.path) or 0)):
         yield Skipped(first[0].source, "json: object without a text", first[0].fields)
         return
     yield from first
@@ -53,20 +57,22 @@ def _read_rows(unit: Unit, fields: Fields) -> Iterator[Item]:
             codec, stop = storage.codec_of(file), unit.stop
             if codec and unit.start:
                 return
-            if codec:
-                file, stop = storage.decompress(file, codec), None
-            if not _is_lines(file.peek(HEAD_BYTES)):
+            lines, stop = (storage.decompress(file, codec), None) if codec else (file, stop)
+            if not _is_lines(lines.peek(HEAD_BYTES)):
                 if not unit.start:
-                    yield from arrays.read_values(file, name, fields)
+                    yield from _weigh_rest(arrays.read_values(lines, name, fields), file)
                 return
-            for offset, line in _lines(file, unit.start, stop):
+            for offset, line, num_bytes in _lines(lines, unit.start, stop):
                 place = f"{name}@{offset}"
                 if _is_overlong(line):
-                    yield Corrupt(place, "jsonl: line is too long")
+                    yield Corrupt(place, "jsonl: line is too long", 0 if codec else num_bytes)
                 elif line.strip():
-                    yield _parse_line(line, place, fields)
+                    item = _parse_line(line, place, fields)
+                    if isinstance(item, Corrupt):
+                        item = _weigh(item, line, file, 0 if codec else num_bytes)
+                    yield item
     except (OSError, EOFError, ValueError, pa.ArrowException) as error:
-        yield Corrupt(f"{name}@{offset}", f"jsonl: {failure_kind(error)}")
+        yield corrupt(f"{name}@{offset}", "jsonl", error)
 
 
 def _is_lines(head: bytes) -> bool:
@@ -77,8 +83,26 @@ def _is_lines(head: bytes) -> bool:
         newline and first.rstrip().endswith((b"{", b"[", b",")))
 
 
-def _lines(file: BinaryIO, start: int, stop: int | None) -> Iterator[tuple[int, bytes]]:
-    """Offsets and lines that begin in [start, stop); an overlong line is truncated."""
+def _weigh_rest(items: Iterator[Item], file: BinaryIO) -> Iterator[Item]:
+    """The items of an array; damage that ends it weighs what follows in the file, too."""
+    for item in items:
+        if isinstance(item, Corrupt) and item.num_bytes:
+            place = file.tell()
+            size = file.seek(0, io.SEEK_END)
+            item = dataclasses.replace(item, num_bytes=size if item.reason.endswith(CUT_OFF)
+                                       else min(size, item.num_bytes + size - place))
+        yield item
+
+
+def _weigh(item: Corrupt, line: bytes, file: BinaryIO, num_bytes: int) -> Corrupt:
+    """The item with the bytes that it stands for: a last line that breaks off, for the file's."""
+    if item.reason == NOT_JSON and not line.endswith(b"\n"):
+        return Corrupt(item.source, f"jsonl: {CUT_OFF}", file.seek(0, io.SEEK_END))
+    return dataclasses.replace(item, num_bytes=num_bytes)
+
+
+def _lines(file: BinaryIO, start: int, stop: int | None) -> Iterator[tuple[int, bytes, int]]:
+    """Offset, line and its length for lines that begin in [start, stop), truncated if overlong."""
     offset = start
     if start:   # a line begun before `start` belongs to the previous unit
         file.seek(start - 1)
@@ -87,10 +111,9 @@ def _lines(file: BinaryIO, start: int, stop: int | None) -> Iterator[tuple[int, 
         line = file.readline(MAX_RECORD_BYTES + 1)
         if not line:
             return
-        yield offset, line
-        offset += len(line)
-        if _is_overlong(line):
-            offset += _skip_line(file)
+        num_bytes = len(line) + (_skip_line(file) if _is_overlong(line) else 0)
+        yield offset, line, num_bytes
+        offset += num_bytes
 
 
 def _is_overlong(line: bytes) -> bool:
@@ -111,7 +134,7 @@ def _parse_line(line: bytes, place: str, fields: Fields) -> Item:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
-        return Corrupt(place, "jsonl: line is not JSON")
+        return Corrupt(place, NOT_JSON)
     if not isinstance(row, dict):
         return Corrupt(place, "jsonl: line is not an object")
     return make_record(row, place, "jsonl", fields)

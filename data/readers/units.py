@@ -23,11 +23,13 @@ import dataclasses
 import glob
 import os
 import re
+import sys
 from collections.abc import Container, Mapping, Sequence
 from typing import NamedTuple
 
 import xxhash
 
+from core.artifacts import digest
 from core.errors import UserError
 from data.readers import storage
 
@@ -54,6 +56,7 @@ KNOWN = (f".warc, .wet, .wat, .arc, .xml, {', '.join((*ROWS, *TABLES, *PAGES))} 
          f"(most of them also with {', '.join(PACKINGS)})")
 SPLITTABLE = (".warc", ".warc.gz", ".wet", ".wet.gz", ".wat", ".wat.gz", ".jsonl", ".ndjson",
               ".json", ".parquet")
+UNKNOWN_BYTES = sys.maxsize     # the end of a file whose size its server does not report
 READERS = {"book": "books", "paper": "papers", "repo": "code"}      # word: domain
 _READER = re.compile(rf"({'|'.join(READERS)}):(?!//)")
 MAX_EXAMPLES = 5
@@ -121,7 +124,7 @@ def search(patterns: str) -> Inputs:
         try:
             matches = _expand(place)
             if matches != [place]:      # of a glob, as of a folder, what is known is read
-                unknown |= {match: ("unknown format", storage.size_bytes(match))
+                unknown |= {match: ("unknown format", storage.size_bytes(match) or 0)
                             for match in matches if _is_unknown(match)}
             inputs = [path for match in matches if match not in unknown
                       for path in _inside(match, reader, unknown)]
@@ -187,7 +190,7 @@ def plan(paths: Sequence[str], unit_bytes: int) -> list[Unit]:
     the middle, e.g. a compressed JSONL file, is one unit.
 
     Raises:
-        UserError: an input no longer exists.
+        PassingError: an input no longer exists, or its storage refuses the answer.
     """
     units = []
     for path in paths:
@@ -197,14 +200,25 @@ def plan(paths: Sequence[str], unit_bytes: int) -> list[Unit]:
                 units += _plan_folder(path, unit_bytes)
                 continue
             size = storage.size_bytes(place)
+            if size is None:
+                units.append(Unit(path, 0, UNKNOWN_BYTES))
+                continue
         except OSError as error:
-            raise UserError(f"inputs={path!r}", f"cannot be read ({error.strerror})",
-                            "give inputs that exist") from None
+            raise storage.as_passing(error, place) from None
         step = unit_bytes if _suffix(place, SPLITTABLE) else max(size, 1)
         units += [Unit(path, start, min(start + step, size)) for start in range(0, size, step)]
         if not size:
             units.append(Unit(path, 0, 0))
     return units
+
+
+def version(path: str) -> str:
+    """What differs after a local input was written to, its names, sizes and times of change."""
+    place = split_reader(path)[1]
+    if not is_folder(path):
+        return storage.version(place)
+    return digest([(name, storage.version(storage.join(place, name)))
+                   for name in list_members(path)])
 
 
 def content_fingerprint(path: str, *, by_time: bool = False) -> str:
@@ -216,14 +230,20 @@ def content_fingerprint(path: str, *, by_time: bool = False) -> str:
 
     Args:
         by_time: takes time and size of local files too, without reading them, for trials.
+
+    Raises:
+        PassingError: a file cannot be read.
     """
     place = split_reader(path)[1]
-    if not is_folder(path):
-        return storage.fingerprint(place, by_time=by_time)
-    state = xxhash.xxh3_128()
-    for name in list_members(path):
-        mark = storage.fingerprint(storage.join(place, name), by_time=by_time)
-        state.update(f"{name}\n{mark}\n".encode("utf-8", "surrogateescape"))
+    try:
+        if not is_folder(path):
+            return storage.fingerprint(place, by_time=by_time)
+        state = xxhash.xxh3_128()
+        for name in list_members(path):
+            mark = storage.fingerprint(storage.join(place, name), by_time=by_time)
+            state.update(f"{name}\n{mark}\n".encode("utf-8", "surrogateescape"))
+    except OSError as error:
+        raise storage.as_passing(error, place) from None
     return state.hexdigest()
 
 
