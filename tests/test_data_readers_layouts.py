@@ -187,13 +187,13 @@ def test_links_are_followed_once_and_what_is_left_out_has_a_reason(tmp_path):
         os.symlink(target, top / name)
     inputs = search(str(top))
     assert inputs.paths == [f"{top}/", f"{top}/more/b.jsonl", f"{top}/real/a.jsonl"]
-    assert [item.source for item in read_all(f"{top}/")] == [".hidden.txt", "e.txt"]
+    assert [(item.source, type(item)) for item in read_all(f"{top}/")] == [
+        (".hidden.txt", RawRecord), ("e.txt", RawRecord), ("gone.txt", Corrupt)]
     left = {(one.reason, one.suffix): one.examples for one in inputs.left_out}
     linked = "link to a folder that is read already"
     assert left == {
         (linked, "no suffix"): tuple(f"{top}/{name}" for name in (
             "again", "loop", "most/shards", "real/up")),
-        ("link to a file that does not exist", ".txt"): (f"{top}/gone.txt",),
         ("unknown format", ".pdf"): (f"{top}/c.pdf",),
         ("unknown format", ".tar.gz"): (f"{top}/d.tar.gz",),
         ("unknown format", "no suffix"): (f"{top}/most/blob",)}

@@ -244,7 +244,7 @@ def list_files(folder: str) -> dict[str, int]:
 
 
 def walk(folder: str) -> tuple[dict[str, int], dict[str, str]]:
-    """The files of `list_files`, and the links that lead to no further file, with the reason.
+    """The files of `list_files`, and the links to folders that are not followed, with the reason.
 
     Links are followed, but a folder is entered once, and none that holds `folder`.
     """
@@ -270,10 +270,9 @@ def walk(folder: str) -> tuple[dict[str, int], dict[str, str]]:
                 if entry.is_dir():
                     if entry.name != ".git":
                         (links if entry.is_symlink() else folders).append(entry.path)
-                elif entry.is_symlink() and not os.path.exists(entry.path):
-                    left_out[name] = "link to a file that does not exist"
-                else:
-                    sizes[name] = entry.stat().st_size
+                else:   # a link to nothing is listed, so that it is reported when it is read
+                    is_lost = entry.is_symlink() and not os.path.exists(entry.path)
+                    sizes[name] = 0 if is_lost else entry.stat().st_size
     return dict(sorted(sizes.items())), left_out
 
 
