@@ -215,3 +215,17 @@ def test_a_limit_takes_the_first_documents_and_reads_few_units_more(limit, chose
     assert [task["path"] for task in first] == list(range(chosen))
     assert first[-1]["reading"] == {"limit": last} and max(asked) <= 2 * chosen
     assert sum(result["documents"] for result in measure(first)) == min(limit, sum(sizes))
+
+
+def test_damage_that_ends_a_file_weighs_what_was_not_read(tmp_path):
+    text = json.dumps(ROWS)
+    cut, wrong = text[:len(text) // 2], text.replace('{"text": "row 15', '{text: "row 15')
+    for name, content, expected in (
+            ("a.json", cut.encode(), len(cut.encode())),
+            ("b.json", wrong.encode(), len(wrong[wrong.index("{text"):].encode())),
+            ("c.json", b'[3, {"text": "a"}]', 0), ("d.arrow", b"ARROW1\0\0", 8),
+            ("e.csv", "text\n".encode("utf-16") + b"\0", 13),
+            ("f.csv", b'text\n"a"b\nc\n', 0)):
+        (tmp_path / name).write_bytes(content)
+        damage, = (item for item in read_all(tmp_path / name) if isinstance(item, Corrupt))
+        assert damage.num_bytes == expected, name
