@@ -1,6 +1,7 @@
 """Layouts of files and of inputs: CSV, arrays, Arrow, compression, lists, links, commas."""
 
 import bz2
+import csv
 import gzip
 import io
 import json
@@ -13,7 +14,7 @@ import pytest
 
 from core.errors import UserError
 from data.passes.reading import find_first
-from data.readers import arrays, delimited, rows, storage
+from data.readers import arrays, rows, storage
 from data.readers.read import read
 from data.readers.records import Corrupt, RawRecord, Skipped
 from data.readers.units import LeftOut, find_inputs, format_of, plan, search
@@ -116,7 +117,7 @@ def test_an_array_is_read_in_parts_of_bounded_size(tmp_path, monkeypatch):
     assert len(texts(items)) == len(ROWS) and reasons(items) == ["json: record is too large"]
 
 
-def test_rows_of_csv_that_are_no_rows_are_named(tmp_path, monkeypatch):
+def test_rows_of_csv_that_are_no_rows_are_named(tmp_path):
     path = tmp_path / "a.csv"
     path.write_bytes(b'text,id\n\na,1\n"b"c,2\nd\ncaf\xe9,4\n"e\n')
     items = read_all(path)
@@ -128,10 +129,14 @@ def test_rows_of_csv_that_are_no_rows_are_named(tmp_path, monkeypatch):
     assert texts(read_all(tmp_path / "a.tsv")) == ["Stay he said."]
     (tmp_path / "b.csv").write_text("")
     assert read_all(tmp_path / "b.csv") == []
-    monkeypatch.setattr(delimited, "MAX_RECORD_BYTES", 100)
-    path.write_text(f"text\na\n{'b' * 200}\nc\n")
-    items = read_all(path)
-    assert (texts(items), len(reasons(items))) == (["a", "c"], 1)
+    path.write_text(f"text\na\n{'b' * 200_000}\n{'c' * 200}\nd\n")
+    assert [len(text) for text in texts(read_all(path))] == [1, 200_000, 200, 1]
+    usual = csv.field_size_limit(100)
+    try:
+        items = read_all(path)
+    finally:
+        csv.field_size_limit(usual)
+    assert (texts(items), len(reasons(items))) == (["a", "d"], 2)
 
 
 def test_a_cut_xz_file_gives_the_rows_before(tmp_path, monkeypatch):

@@ -22,6 +22,8 @@ from data.readers.units import Unit, format_of
 DELIMITERS = ",;\t|"
 HEAD_BYTES = 1 << 16
 
+csv.field_size_limit(MAX_RECORD_BYTES)      # of the process; it is 128 kB otherwise
+
 
 def read(unit: Unit, fields: Fields) -> Iterator[Item]:
     """The rows of a file, numbered without the header."""
@@ -35,7 +37,6 @@ def read(unit: Unit, fields: Fields) -> Iterator[Item]:
             encoding = "utf-16" if head.startswith(UTF_16) else "utf-8-sig"
             text = io.TextIOWrapper(stream, encoding, "surrogateescape", newline="")
             first = head.decode(encoding, "replace").partition("\n")[0]
-            csv.field_size_limit(MAX_RECORD_BYTES)
             delimiter = "\t" if kind == "tsv" else max(DELIMITERS, key=first.count)
             # TSV is often written without quoting, so that a value may begin with a quotation.
             rows = csv.reader(text, delimiter=delimiter, strict=kind == "csv")
