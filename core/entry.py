@@ -24,7 +24,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from core import artifacts
-from core.errors import UserError
+from core.errors import PassingError, UserError
 from core.processes import ProcessLost, find_processes
 from core.progress import format_secs, log
 from core.xla_flags import apply_xla_settings, check_xla_flags
@@ -94,6 +94,8 @@ def run(main: Callable[[], Mapping[str, Any]],
         check_xla_flags()
         apply_xla_settings(os.environ, processes.count)
         result = main()
+    except PassingError as error:
+        _fail(str(error), EXIT_IO_ERROR)
     except UserError as error:
         _fail(str(error))
     except ProcessLost as error:

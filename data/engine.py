@@ -26,11 +26,12 @@ from typing import Any
 from absl import flags
 
 from core.artifacts import OUR_PACKAGES, digest, read_json, write_json
-from core.errors import UserError
+from core.errors import PassingError, UserError
 from core.progress import Progress, log
 
 Work = Callable[..., Mapping[str, Any]]
 POLL_SECS = 0.5             # between two checks of a shared folder
+MAX_LOGGED = 20             # failed units that are named in the log
 LEADERLESS_SECS = 120.0     # tasks 1.. stop when task 0 has been absent for this long
 
 flags.DEFINE_enum("executor", "local", ["local", "ray"], "Where units of work run.")
@@ -94,7 +95,8 @@ def run_units(work: Work, tasks: Sequence[Mapping[str, Any]], folder: Path, *, k
         Results of `work`, in the order of `tasks`.
 
     Raises:
-        UserError, OSError: as raised by `work`.
+        UserError, OSError: as raised by `work`. A `PassingError` is raised when the other units of
+            this process are done.
     """
     executor = executor_from_flags()
     if num_workers is not None:
@@ -110,10 +112,15 @@ def run_units(work: Work, tasks: Sequence[Mapping[str, Any]], folder: Path, *, k
     if num_done:
         log(f"{folder.name}: {num_done} of {len(tasks)} units are done already")
     with Progress(folder.name, len(tasks), "units", start=num_done) as progress:
+        failures = []
         for result in _run(plan, share, folder, executor):
+            if "passing_error" in result:
+                failures.append(result)
+                continue
             _raise_again(result)
             num_done += 1
             progress.update(num_done)
+        _raise_first(failures)
         while any(missing := [unit for unit, mark in enumerate(plan["keys"])
                               if not _is_done(folder, unit, mark)]):
             progress.update(len(tasks) - len(missing))
@@ -164,10 +171,17 @@ def _take_share(plan_path: Path, executor: Executor) -> None:
         raise UserError(str(plan_path), "names a function outside this repository",
                         "delete this folder")
     share = _share(plan, folder, executor)
+    failures = []
     for result in _run(plan, share, folder, executor):
-        if "user_error" in result or "os_error" in result:
+        if "passing_error" in result:
+            failures.append(result)
+            continue
+        if result:
             write_json(folder / "failure.json", result)
         _raise_again(result)
+    if failures:
+        write_json(folder / "failure.json", failures[0])
+    _raise_first(failures)
     if share:
         log(f"task {executor.task}: finished {len(share)} units of {folder.name}")
 
@@ -249,6 +263,8 @@ def _do(work: str, folder: str, unit: int, task: str, key: str) -> str:
     try:
         result = function(output=Path(folder) / f"{unit:05d}", **json.loads(task))
         write_json(_record(Path(folder), unit), {"key": key, "result": result})
+    except PassingError as error:
+        return json.dumps({"passing_error": str(error)})
     except UserError as error:
         return json.dumps({"user_error": str(error)})
     except OSError as error:
@@ -264,7 +280,21 @@ def _raise_failure(folder: Path) -> None:
         _raise_again(read_json(folder / "failure.json"))
 
 
+def _raise_first(failures: Sequence[Mapping[str, Any]]) -> None:
+    """Logs failures that may pass, one per unit, and raises the first."""
+    for failure in failures[:MAX_LOGGED]:
+        log(failure["passing_error"])
+    if len(failures) > MAX_LOGGED:
+        log(f"and {len(failures) - MAX_LOGGED} more units like these")
+    if failures:
+        what, rule, remedy = failures[0]["passing_error"].split(": ", 2)
+        more = f", and {len(failures) - 1} units more" if len(failures) > 1 else ""
+        raise PassingError(what, rule + more, remedy)
+
+
 def _raise_again(result: Mapping[str, Any]) -> None:
+    if "passing_error" in result:
+        raise PassingError(*result["passing_error"].split(": ", 2))
     if "user_error" in result:
         raise UserError(*result["user_error"].split(": ", 2))
     if "os_error" in result:
