@@ -32,6 +32,7 @@ from data import engine
 from data.card.page import write_card
 from data.corpus import Corpus
 from data.dedup.groups import plan_ranges
+from data.domains import by_domain
 from data.embedded import corpus as embedded
 from data.engine import run_units
 from data.passes import (
@@ -91,6 +92,7 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path, *,
             every document is removed.
     """
     section = config.curate.to_dict()
+    section |= {name: by_domain(section[name]) for name in ("presets", "overrides")}
     check(section)
     run = Curation(section, folder, num_workers)
     with run.stage("find"):
