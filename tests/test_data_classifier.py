@@ -370,7 +370,7 @@ def test_damaged_files_are_counted(tmp_path):
     examples, left_out = labelled.read_targets(files, "label", False, 0, 0)
     assert left_out["rest of a damaged file"] == 2
     assert {"half \ufffd a pair", "broken"} <= {one.text for one in examples}
-    with pytest.raises(UserError, match="1 x rest of a damaged file.*its fields are none"):
+    with pytest.raises(UserError, match=r"1 x rest of a damaged file.*its fields are none"):
         labelled.read_targets([str(tmp_path / "no.parquet")], "label", False, 0, 0)
 
 
