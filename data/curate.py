@@ -94,6 +94,8 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path, *,
     section = config.curate.to_dict()
     section |= {name: by_domain(section[name]) for name in ("presets", "overrides")}
     check(section)
+    if tasks := clean.load_index(section["contamination"]):
+        log(f"curate: contamination: {tasks.describe()}")
     run = Curation(section, folder, num_workers)
     with run.stage("find"):
         paths = run.find()
