@@ -98,38 +98,48 @@ def test_passages_of_a_few_items_of_a_large_task_are_matched():
 
 INSTRUCTION = ("Choose the correct answer to the question below from the four options and write "
                "only its letter.")
-FRAME = ("{0} has {1} {2}. {3} gives {0} {4} more {2}, and then {0} loses 2 of the {2} on the way "
-         "home. How many {2} does {0} have left?")
+FRAMES = (
+    "{0} has {1} {2}. {3} gives {0} {4} more {2}, and then {0} loses 2 of the {2} on the way home. "
+    "How many {2} does {0} have left?",
+    "In the census of 19{1} the town of {0} had a population of 3{4} people, among them {4} "
+    "farmers who grew {2}, and the median age of its inhabitants was {1} years back then.",
+    "The bus of company {3} leaves {0} at {1} minutes past nine with {4} passengers and many {2} "
+    "on board, and it travels {4} kilometres before it reaches its final stop.")
 SLOTS = (("Ana", "Bo", "Cy", "Di", "Ed", "Flo", "Gus"), range(10, 60),
          ("apples", "books", "coins", "shells", "stamps"), ("Hal", "Ivy", "Jo", "Kai", "Lou"),
          range(5, 90))
 
 
-def _filled(seed):
+def _filled(seed, frames=FRAMES[:1]):
     key = np.random.default_rng(seed)
-    return FRAME.format(*(values[key.integers(len(values))] for values in SLOTS))
+    return frames[seed % len(frames)].format(*(values[key.integers(len(values))]
+                                               for values in SLOTS))
 
 
-@pytest.mark.parametrize("num_items", [5, 12, 100])
+#: An item by its number, and an innocent text that has the words of its template.
+TEMPLATES = {
+    "instruction": (lambda seed: f"{INSTRUCTION} {_text(seed, 16)}",
+                    lambda seed: f"{INSTRUCTION} Then hand in {_text(seed, 9)}."),
+    "slots": (_filled, _filled),
+    "two templates": (lambda seed: _filled(seed, FRAMES[1:]),) * 2}
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("num_items", [6, 12, 100])
 @pytest.mark.parametrize("others", [0, 200])
-def test_words_of_a_template_are_no_evidence_and_items_are_found(num_items, others):
+def test_words_of_a_template_are_no_evidence_and_items_are_found(template, num_items, others):
     """Alone, and beside a task in which the template's words are rare."""
-    for make, innocent in ((lambda seed: f"{INSTRUCTION} {_text(seed, 16)}",
-                            lambda seed: f"{INSTRUCTION} Then hand in {_text(seed, 9)}."),
-                           (_filled, _filled)):
-        items = [make(seed) for seed in range(num_items)]
-        index = TaskIndex([Item("t/a", number, (text,)) for number, text in enumerate(items)]
-                          + [Item("t/b", number, (_text(10_000 + number, 40),))
-                             for number in range(others)])
-        texts = [innocent(seed) for seed in range(500, 560)]
-        assert not any(index.find(f"{_text(9001, 50)} {text} {_text(9002, 50)}")
-                       for text in texts if text not in items)
-        for number, item in enumerate(items[:20]):
-            hits = index.find(f"{_text(9003, 50)} {item} {_text(9004, 50)}")
-            assert number in [hit.item for hit in hits if hit.task == "t/a"]
-        if make is not _filled:
-            assert index.report()["common_ngrams"] > 0 and "many items of a task" in \
-                index.describe()
+    make, innocent = TEMPLATES[template]
+    items = [make(seed) for seed in range(num_items)]
+    index = TaskIndex([Item("t/a", number, (text,)) for number, text in enumerate(items)]
+                      + [Item("t/b", number, (_text(10_000 + number, 40),))
+                         for number in range(others)])
+    for text in {innocent(seed) for seed in range(500, 560)} - {*items}:
+        assert not index.find(f"{_text(9001, 50)} {text} {_text(9002, 50)}")
+    for number, item in enumerate(items[:20]):
+        hits = index.find(f"{_text(9003, 50)} {item} {_text(9004, 50)}")
+        assert number in [hit.item for hit in hits if hit.task == "t/a"]
+    assert index.report()["common_ngrams"] > 0 or template != "instruction"
 
 
 def test_equal_items_of_a_task_count_once():
@@ -142,7 +152,7 @@ def test_an_item_that_is_all_template_is_reported():
     index = _index(*[INSTRUCTION + (f" {_text(7, 9)}" if number == 3 else " " * number)
                      for number in range(6)])
     assert index.report()["skipped"] == {"template": 5}
-    assert "left out: 5 template" in index.describe()
+    assert "n-grams that many items of a task share; left out: 5 template" in index.describe()
 
 
 def test_a_paraphrase_is_found_by_rare_words_close_together():

@@ -8,7 +8,8 @@ Words of a template are no evidence. Items of one task share instructions and fr
 ("How many {things} does {name} have left?"), which innocent documents contain too. A pair of
 successive words in more than `MAX_SHARE` of a task's items belongs to its template. A run of words
 counts by itself if it has at least as many other pairs as `MIN_WORDS` words have; a text without
-such a run is found where all its runs occur, and near matches ignore the template's words.
+such a run is found where all its runs occur. Near matches ignore words within three successive
+ones that are shared likewise, and words in more than half of the items.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from data.dedup.shingles import hash_grams
 from data.dedup.words import hash_words, normalise_words
 
 MIN_WORDS = 8           # minimum length of a match, as in GPT-3
-MAX_SHARE = 0.05        # of a task's items, that contain a pair of words of one of them ...
-MAX_SHARE_NEAR = 0.5    # ... or a word, for near matches, which weigh words by frequency as well
+MAX_SHARE = 0.05        # of a task's items: successive words in more of them are of a template,
+MAX_WORD_SHARE = 0.5    # as is a single word in more than this share
 SLOTS_PER_KEY = 8       # size of the table that rejects most absent n-grams
 
 
@@ -98,10 +99,9 @@ class TaskIndex:
         self._owner, self._num_words = np.array(owners, np.int64), np.diff(offsets)
         lengths = np.minimum(self._num_words, ngram_words)
         text_of = np.repeat(np.arange(len(texts)), self._num_words)
-        shares = _Shares(items, self._owner[text_of])
-        same_text = np.append(text_of[1:] == text_of[:-1], False)[:len(words)]
-        pairs = np.append(hash_grams(words, 2), np.uint64(0))[:len(words)]
-        own_pairs = same_text & ~shares.above(MAX_SHARE, pairs)
+        templates = _Templates(items, self._owner, text_of)
+        inside, shared = templates.runs(words, 2)
+        own_pairs = inside & ~shared
         self._check_texts(np.bincount(text_of[own_pairs], minlength=len(texts)) > 0)
         self._exact = {
             length: _Postings(words, offsets, lengths == length, length, own_pairs,
@@ -113,7 +113,7 @@ class TaskIndex:
         is_near = np.repeat(near, self._num_words)
         self._near = WordOverlap(
             words[is_near], np.concatenate([[0], np.cumsum(self._num_words[near])]), near_overlap,
-            ~shares.above(MAX_SHARE_NEAR, words)[is_near]) if near_overlap < 1 else None
+            ~templates.cover(words)[is_near]) if near_overlap < 1 else None
 
     def _check_texts(self, is_searchable: np.ndarray) -> None:
         """Raises `UserError` for a task of which nothing is searched for."""
@@ -212,30 +212,49 @@ class _KeySet:
         return places[is_held], at[is_held]
 
 
-class _Shares:
-    """Frequencies of words, or of pairs of words, within tasks; equal items count once.
+class _Templates:
+    """Runs of words that many items of a task share; equal items of a task count once.
 
     Args:
-        owners: the item of each word.
+        owners: the item of each text.
+        text_of: the text of each word.
     """
 
-    def __init__(self, items: Sequence[Item], owners: np.ndarray):
+    def __init__(self, items: Sequence[Item], owners: np.ndarray, text_of: np.ndarray):
         distinct: dict[tuple[str, tuple[str, ...]], int] = {}
         items_of = [distinct.setdefault((item.task, item.fields), len(distinct)) for item in items]
         numbers: dict[str, int] = {}
         tasks_of = [numbers.setdefault(task, len(numbers)) for task, _ in distinct]
         self._sizes = np.bincount(tasks_of, minlength=len(numbers))
-        self._item = np.array(items_of, np.int64)[owners]
+        self._text_of = text_of
+        self._item = np.array(items_of, np.int64)[owners[text_of]]
         self._task = np.array(tasks_of, np.int64)[self._item]
 
-    def above(self, share: float, values: np.ndarray) -> np.ndarray:
-        """Whether each value is in more items of its task than one, and than this share."""
-        _, value = np.unique(values, return_inverse=True)
-        _, group = np.unique(value * len(self._sizes) + self._task, return_inverse=True)
-        num_items = len(self._item) and int(self._item.max()) + 1
-        held = np.unique(group * num_items + self._item)    # (group, item), each once
-        counts = np.bincount(held // max(num_items, 1))
-        return counts[group] > np.maximum(share * self._sizes[self._task], 1)
+    def runs(self, words: np.ndarray, length: int,
+             share: float = MAX_SHARE) -> tuple[np.ndarray, np.ndarray]:
+        """For the run of `length` words that begins at each word: whether it lies within a text,
+        and whether it is in more items of the task than one, and than `share` of them."""
+        inside, shared = np.zeros((2, len(words)), bool)
+        grams, last = hash_grams(words, length), length - 1
+        count = len(grams)
+        inside[:count] = self._text_of[:count] == self._text_of[last:]
+        starts = np.flatnonzero(inside)
+        item, task = self._item[starts], self._task[starts]
+        _, value = np.unique(grams[starts], return_inverse=True)
+        _, group = np.unique(value * len(self._sizes) + task, return_inverse=True)
+        num_items = item.max(initial=0) + 1
+        held = np.unique(group * num_items + item)      # pairs of a group and an item
+        counts = np.bincount(held // num_items)
+        shared[starts] = counts[group] > np.maximum(share * self._sizes[task], 1)
+        return inside, shared
+
+    def cover(self, words: np.ndarray) -> np.ndarray:
+        """Whether each word is in most items of the task, or within a shared run of three."""
+        covered = self.runs(words, 1, MAX_WORD_SHARE)[1]
+        starts = np.flatnonzero(self.runs(words, 3)[1])
+        for place in range(3):
+            covered[starts + place] = True
+        return covered
 
 
 class _Postings:
