@@ -152,7 +152,8 @@ def test_an_item_that_is_all_template_is_reported():
     index = _index(*[INSTRUCTION + (f" {_text(7, 9)}" if number == 3 else " " * number)
                      for number in range(6)])
     assert index.report()["skipped"] == {"template": 5}
-    assert "n-grams that many items of a task share; left out: 5 template" in index.describe()
+    assert "6 items of 1 tasks; " in index.describe()
+    assert "no evidence: 5; left out: 5 template" in index.describe()
 
 
 def test_a_paraphrase_is_found_by_rare_words_close_together():
@@ -251,9 +252,10 @@ def test_a_task_of_which_nothing_is_searched_for_is_an_error(tmp_path):
     """Answers alone, or one instruction in every item."""
     (tmp_path / "yes.jsonl").write_text("".join(
         json.dumps({"question": LONG[1], "answer": answer}) + "\n" for answer in ("yes", "no")))
-    with pytest.raises(UserError, match=r"/yes: none.*fields answer hold fewer than 8.*'yes'"):
+    with pytest.raises(UserError, match=(
+            r"/yes\.jsonl: none.*fields answer hold fewer than 8.*'yes' \(other fields: question")):
         load_tasks([tmp_path / "yes.jsonl"], ["answer"])
-    with pytest.raises(UserError, match="t/x: none of its texts can be searched for"):
+    with pytest.raises(UserError, match="t/x: none of its items can be searched for"):
         TaskIndex([Item("t/x", number, (INSTRUCTION, str(number))) for number in range(9)])
     with pytest.raises(UserError, match="t/x: none"):
         TaskIndex([Item("t/y", 0, (LONG[1],)), Item("t/x", 0, ("no",))])

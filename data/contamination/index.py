@@ -123,10 +123,11 @@ class TaskIndex:
         for item in self._items:
             if item.task not in tasks:
                 raise UserError(
-                    f"contamination.tasks: {item.task}",
-                    f"none of its texts can be searched for: the fields "
-                    f"{', '.join(item.names)} hold fewer than {MIN_WORDS} words, or the same ones "
-                    f"in all items, e.g. {' | '.join(item.fields)[:60]!r}",
+                    f"contamination.tasks: {item.path or item.task}",
+                    f"none of its items can be searched for: in all, the fields "
+                    f"{', '.join(item.names)} hold fewer than {MIN_WORDS} words or those of a "
+                    f"template, e.g. {' | '.join(item.fields)[:60]!r} (other fields: "
+                    f"{', '.join(item.others) or 'none'})",
                     "name others in config.curate.contamination.fields, or leave this file out")
 
     def _choose_texts(self, items: Sequence[Item]) -> tuple[list[str], list[int]]:
@@ -185,8 +186,8 @@ class TaskIndex:
         """What is searched for and what is not, in a line."""
         report = self.report()
         skipped = ", ".join(f"{count} {reason}" for reason, count in report["skipped"].items())
-        return (f"{len(self._items)} items of {len(report['tasks'])} tasks are searched for, "
-                f"without {report['common_ngrams']} n-grams that many items of a task share"
+        return (f"{len(self._items)} items of {len(report['tasks'])} tasks; n-grams that many "
+                f"items of a task share, and which are no evidence: {report['common_ngrams']}"
                 + (f"; left out: {skipped}" if skipped else ""))
 
 

@@ -45,13 +45,17 @@ class Item:
         task: folder and file name, e.g. ``gsm8k/test``.
         number: its row in the file, from 0.
         fields: its texts, in the order of the fields.
-        names: the fields that were looked for and are in the file.
+        names: of these fields.
+        others: of the row's other fields.
+        path: the file.
     """
 
     task: str
     number: int
     fields: tuple[str, ...]
     names: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+    path: str = ""
 
 
 def find_files(paths: Iterable[str | Path]) -> list[Path]:
@@ -88,8 +92,8 @@ def read_items(path: Path, fields: Sequence[str], skipped: Counter[str]) -> Iter
         UserError: an unknown format, none of the fields, or no item.
     """
     task, num_items = f"{path.parent.name}/{path.name.partition('.')[0]}", 0
-    chosen: dict[tuple[str, ...], tuple[str, ...]] = {}     # by the keys of a row
-    other_names: tuple[str, ...] = ()
+    chosen: dict[tuple[str, ...], tuple[str, ...]] = {}     # by the fields of a row
+    others: dict[tuple[str, ...], tuple[str, ...]] = {}
     for number, row in enumerate(_rows(path)):
         if row is None:
             skipped["damaged"] += 1
@@ -97,18 +101,19 @@ def read_items(path: Path, fields: Sequence[str], skipped: Counter[str]) -> Iter
         keys = tuple(_paths(row))
         if keys not in chosen:
             chosen[keys] = _choose(keys, fields)
-        other_names = other_names or keys
+            others[keys] = tuple(key for key in keys if key not in chosen[keys])
         texts = tuple(text for name in chosen[keys]
                       if (text := " ".join(_strings(_value(row, name)))))
         if texts:
             num_items += 1
-            yield Item(task, number, texts, chosen[keys])
+            yield Item(task, number, texts, chosen[keys], others[keys], str(path))
         else:
             skipped["empty"] += 1
-    if not num_items and other_names and not any(chosen.values()):
+    if not num_items and any(chosen) and not any(chosen.values()):
         looked_for = ", ".join(fields) if fields else "the usual ones (question, text, ...)"
         raise UserError(f"contamination.fields={list(fields)!r}",
-                        f"{path} has the fields {', '.join(other_names)}, and not {looked_for}",
+                        f"{path} has the fields {', '.join(next(iter(chosen)))}, and not "
+                        f"{looked_for}",
                         "name those that hold an item's text")
     if not num_items:
         raise UserError(f"contamination.tasks={str(path)!r}", "holds no item", REMEDY)
