@@ -101,7 +101,7 @@ def make_tokens(*, vocab_size: int, tokenizer_bytes: int, **changes) -> ConfigDi
         tokenizer=dict(out="tokenizer", corpus="corpus", vocab_size=vocab_size,
                        max_bytes=tokenizer_bytes),
         pack=dict(out="tokens", corpus="corpus", tokenizer="tokenizer",
-                  best_domains=(), best_frac=0.5,   # what annealing calls the best data
+                  best_domains=(), best_frac=0.5,   # what annealing calls the best data; () = none
                   seed=0) | changes))
 
 

@@ -34,6 +34,7 @@ from data import engine
 from data.card.page import write_card
 from data.corpus import Corpus
 from data.dedup.groups import plan_ranges
+from data.domains import by_domain
 from data.embedded import corpus as embedded
 from data.engine import run_units
 from data.filters.own import load_filter
@@ -103,7 +104,10 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path, *,
             every document is removed.
     """
     section = config.curate.to_dict()
+    section |= {name: by_domain(section[name]) for name in ("presets", "overrides")}
     check(section)
+    if tasks := clean.load_index(section["contamination"]):
+        log(f"curate: contamination: {tasks.describe()}")
     run = Curation(section, folder, num_workers)
     with run.stage("find"):
         paths = run.find()

@@ -268,6 +268,7 @@ def test_a_second_builder_is_refused_and_a_killed_one_leaves_no_lock(toy):
     (["--config=configs/quickstart.py:bogus"], ["error: config variant 'bogus': is none of"]),
     (["--config=configs/quickstart.py"], ["config.count: this config has no such section"]),
     (["--workdir="], ["--workdir"]),
+    (["--config.count.run={'a.b': 1}"], ["the key 'a.b': holds a dot: write %2E"]),
 ], ids=lambda value: value[0])
 def test_wrong_flags_are_one_line(toy, flags, parts):
     line = _refuse(toy, "count", *flags)
