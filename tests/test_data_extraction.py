@@ -193,6 +193,43 @@ def test_lines_of_code_are_not_boilerplate(mode):
                                          mode=mode)
 
 
+CODE = "def f():\n    x = 1\n\n    return x"
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("markup", [
+    "<pre>{}</pre>", "<pre>\n{}\n</pre>", "<pre><code>{}</code></pre>",
+    "<table><tr><td>f</td><td><pre>{}</pre></td></tr></table>",
+    "<table><tr><td><pre><code>{}</code></pre></td><td>f</td></tr></table>",
+    "<table><tr><td class='linenos'><pre>1\n2\n3\n4</pre></td><td class='code'><pre>{}</pre></td>"
+    "</tr></table>",
+    "<ol><li>Write:<pre><code>{}</code></pre>and run.</li></ol>",
+    "<blockquote><pre>{}</pre></blockquote>"])
+@pytest.mark.parametrize("write", [
+    lambda code: code, lambda code: code.replace("\n", "<br>"),
+    lambda code: "\n".join(f"<span class='line'><b>{line}</b></span>" for line in code.split("\n")),
+    lambda code: "\n".join(f"<span class='lineno'>{number}</span>{line}"
+                           for number, line in enumerate(code.split("\n")))],
+    ids=["plain", "br", "span", "numbered"])
+def test_code_keeps_its_lines_and_indentation(markup, write, mode):
+    page = (f"<html><body><article><p>{SENTENCE} {SENTENCE}</p>{markup.format(write(CODE))}"
+            f"<p>{SENTENCE} {SENTENCE}</p></article></body></html>")
+    text = extract(page, "text/html", mode=mode)
+    indents = {line.index("def") for line in text.split("\n") if "def f()" in line}
+    assert len(indents) == 1
+    assert "\n".join(line[indents.copy().pop():] for line in text.split("\n")).count(CODE) == 1
+    assert not re.search(r"^\s*\d", text, re.M) or "<ol>" in markup
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_lines_of_a_cell_are_lines(mode):
+    table = ("<table><tr><th>Place</th><th>Address</th><th>Town</th></tr><tr><td>Museum</td>"
+             "<td>Mill Lane 2<br>Back yard</td><td>Ely</td></tr></table>")
+    page = f"<html><body><article><p>{SENTENCE}</p>{table}<p>{SENTENCE}</p></article></body></html>"
+    assert "Place\t\tAddress\t\tTown\nMuseum\t\tMill Lane 2\nBack yard\t\tEly\n" in extract(
+        page, "text/html", mode=mode)
+
+
 @pytest.mark.parametrize("line", [
     "Share prices fell on Facebook's results.", "Comments were made on both sides of the aisle.",
     "Related work is discussed in section 2.", "print(next)", "Copyright law is old.",
@@ -208,7 +245,7 @@ def test_lists_of_other_pages_are_cut_below_the_text_only():
     assert "Another story" in drop_boilerplate(f"{links}\n{body}")
 
 
-def test_table_rows_are_single_lines():
+def test_tables_have_a_line_per_row_and_per_block_of_a_cell():
     tree = etree.fromstring(
         "<body><p>a\n  <hi>b</hi> \t c<lb/>d</p>"
         "<table><row><cell><p>x</p><p>w</p></cell><cell>y <list><item>z</item></list></cell></row>"
@@ -216,7 +253,7 @@ def test_table_rows_are_single_lines():
         "<list rend='ol'><item><p>one</p></item><item>two<list><item>in</item></list></item></list>"
         "<quote><p>said</p></quote><p>use <code>z  z</code></p></body>")
     assert render(tree).rstrip() == (
-        "a b c\nd\n\nx w\t\ty   z\n1\t\t2\n\n  1. one\n  2. two\n    • in\n\nsaid\n\nuse z  z")
+        "a b c\nd\n\nx\nw\t\ty\nz\n1\t\t2\n\n  1. one\n  2. two\n    • in\n\nsaid\n\nuse z  z")
 
 
 @pytest.mark.parametrize("mode", MODES)
