@@ -32,7 +32,7 @@ _LINE_NUMBERS = re.compile(
     r"<(td|th|span|a)\b[^>]*\bclass\s*=\s*[\"']?(?:[\w-]+ )*(?:linenos?|lineno|line-?numbers?|"
     r"gutter|blob-num|rouge-gutter|hljs-ln-numbers)\b[^>]*>(?:[\s\d]|</?(?:pre|code|div|span|br)\b"
     r"[^>]*>)*?</\1\s*>", re.I)
-# Characters that no page has, as Unicode reserves them for use within programs. Two of them, because
+# Characters that no page has, as Unicode reserves them for programs. Two of them, because
 # resiliparse drops text of a single character as an icon.
 _MARK = "\ufdd0\ufdd1"
 _TAG_OR_LINE_END = re.compile(r"<[^>]*>|\n")
