@@ -50,29 +50,29 @@ def restore(text: str, other: str, page: str) -> str:
     around them have the same names and classes. An article that is divided by advertisements has
     such; comments and teasers are of another kind.
     """
-    text_words = words(text)
+    text_words, text_lines = words(text), set(map(words, text.split("\n")))
     lines = {words(line): line for line in other.split("\n") if line.strip()}
     shared = [number for number, key in enumerate(lines)
-              if len(key) >= MIN_CHARS and key in text_words]
-    lost = {key for key, line in lines.items() if is_prose(line) and key not in text_words}
+              if len(key) >= MIN_CHARS and key in text_lines]
+    lost = {key for key, line in lines.items()
+            if key not in text_lines and is_prose(line) and key not in text_words}
     if not shared or not lost:
         return text
     found = {key for key in list(lines)[:shared[-1]]
              if key in lost and len(lines[key].encode("utf-8", "replace")) >= LONG_BYTES}
     if sum(map(len, lost)) > MIN_LOST_FRAC * len(text_words):
-        found |= lost & _of_same_kind(text_words, page)
-    return _insert(text, other, found)
+        found |= lost & _of_same_kind(text_lines, page)
+    return _insert(text, other, found) if found else text
 
 
-def _of_same_kind(text_words: str, page: str) -> set[str]:
+def _of_same_kind(text_lines: set[str], page: str) -> set[str]:
     """The words of paragraphs of those kinds of which the text has one."""
     kinds = defaultdict(set)
     for node in HTMLTree.parse(page).document.query_selector_all(_PARAGRAPHS):
         paragraph = words(node.text)
         if len(paragraph) >= MIN_CHARS:
             kinds[_kind(node)].add(paragraph)
-    return set().union(*(paragraphs for paragraphs in kinds.values()
-                         if any(paragraph in text_words for paragraph in paragraphs)))
+    return set().union(*(paragraphs for paragraphs in kinds.values() if paragraphs & text_lines))
 
 
 def _kind(node: Any) -> tuple[tuple[str, str], ...]:
