@@ -6,8 +6,6 @@ import re
 from collections import defaultdict
 from typing import Any
 
-from resiliparse.parse.html import HTMLTree
-
 # Prose: a line of this many bytes of UTF-8 (one letter of Latin, a third of a Chinese character)
 # that ends like a sentence.
 MIN_PROSE_BYTES = 80
@@ -17,7 +15,7 @@ DEPTH = 3               # elements from the paragraph upwards whose classes are 
 MIN_CHARS = 40          # of a paragraph that tells its kind
 
 _SENTENCE_END = re.compile(r"[.!?。！？…։।:\"'”’»)\]]\s*\Z")
-_PARAGRAPHS = "p, li, blockquote, dd, h2, h3, h4, div > span"
+_PARAGRAPHS = ("p", "li", "blockquote", "dd")
 _DIGITS = re.compile(r"\d+")
 
 
@@ -67,19 +65,22 @@ def restore(text: str, other: str, page: str) -> str:
 
 def _of_same_kind(text_lines: set[str], page: str) -> set[str]:
     """The words of paragraphs of those kinds of which the text has one."""
+    from trafilatura import load_html  # lxml reads text ten times as fast as resiliparse's nodes
+
     kinds = defaultdict(set)
-    for node in HTMLTree.parse(page).document.query_selector_all(_PARAGRAPHS):
-        paragraph = words(node.text)
+    tree = load_html(page)
+    for element in () if tree is None else tree.iter(*_PARAGRAPHS):
+        paragraph = words("".join(element.itertext()))
         if len(paragraph) >= MIN_CHARS:
-            kinds[_kind(node)].add(paragraph)
+            kinds[_kind(element)].add(paragraph)
     return set().union(*(paragraphs for paragraphs in kinds.values() if paragraphs & text_lines))
 
 
-def _kind(node: Any) -> tuple[tuple[str, str], ...]:
+def _kind(element: Any) -> tuple[tuple[str, str], ...]:
     kind = []
-    while node is not None and len(kind) < DEPTH and node.tag not in ("body", "html"):
-        kind.append((node.tag, _DIGITS.sub("", node.getattr("class") or "")))
-        node = node.parent
+    while element is not None and len(kind) < DEPTH and element.tag not in ("body", "html"):
+        kind.append((element.tag, _DIGITS.sub("", element.get("class") or "")))
+        element = element.getparent()
     return tuple(kind)
 
 
