@@ -16,16 +16,18 @@ from urllib.parse import unquote
 
 from data.extraction.mathml import to_latex
 
+# Tags end before the next one begins, so that many that are never closed take linear time.
 # One search, which few pages pass.
 _SIGN = re.compile(
-    r"<(?:(?:\w+:)?math\b|su[pb]\b|script\b[^>]*\bmath/|img\b[^>]*(?:tex|math))", re.I)
-_SCRIPT = re.compile(r"<script\b[^>]*\btype\s*=\s*[\"']?math/(tex|latex|mml)\b([^>]*)>", re.I)
+    r"<(?:(?:\w+:)?math\b|su[pb]\b|script\b[^<>]*\bmath/|img\b[^<>]*(?:tex|math))", re.I)
+_SCRIPT = re.compile(r"<script\b[^<>]*\btype\s*=\s*[\"']?math/(tex|latex|mml)\b([^<>]*)>", re.I)
 _SCRIPT_END = re.compile(r"</script\s*>", re.I)
-_ATTRIBUTES = r"""(?:[^>"']|"[^"]*"|'[^']*')*"""      # a quoted value may hold a >
+# A quoted value may hold a >.
+_ATTRIBUTES = r"""[^<>"']*(?:(?:"[^"]{0,9999}"|'[^']{0,9999}')[^<>"']*){0,50}"""
 _MATH = re.compile(rf"<(?:\w+:)?math\b({_ATTRIBUTES})>", re.I)
 _MATH_END = re.compile(r"</(?:\w+:)?math\s*>", re.I)
 _TEX = re.compile(
-    r"<(?:\w+:)?annotation\b[^>]*\bencoding\s*=\s*[\"']?(?:application/x-tex|(?:la)?tex)\b[^>]*>"
+    r"<(?:\w+:)?annotation\b[^<>]*\bencoding\s*=\s*[\"']?(?:application/x-tex|(?:la)?tex)\b[^<>]*>"
     r"(.*?)</(?:\w+:)?annotation\s*>", re.I | re.S)
 _DISPLAYED = re.compile(r"\bdisplay\s*=\s*[\"']?(?:block|true)|\bmode\s*=\s*[\"']?display")
 _ATTRIBUTE = r"""\b{}\s*=\s*(?:"([^"]*)"|'([^']*)')"""
@@ -35,22 +37,22 @@ _SRC = re.compile(_ATTRIBUTE.format("src"), re.I)
 # Images of formulas by their class (MediaWiki, WordPress, QuickLaTeX) or the address that draws
 # them, whose query is the source.
 _IMAGE = re.compile(
-    r"<img\b(?=[^>]*(?:\bclass\s*=\s*[\"']?(?:[^\"'>]* )?(?:tex|latex\w*|"
+    r"<img\b(?=[^<>]*(?:\bclass\s*=\s*[\"']?(?:[^\"'>]* )?(?:tex|latex\w*|"
     rf"(?:ql-img|mwe-math)-[\w-]+)[\"'\s>]|latex\.php|codecogs\.com|/equation\?tex=|(?:mime|math)tex\.cgi)){_ATTRIBUTES}>",
     re.I)
 _DRAWN = re.compile(r"(?:codecogs\.com/[^?]*|tex\.cgi)\?(?:\\dpi\{\d+\}|\\inline\b|\s)*(.*)", re.S)
 # The glyphs beside the source.
-_KATEX_GLYPHS = re.compile(r"<(span)\b[^>]*\bclass\s*=\s*[\"']?katex-html\b[^>]*>")
+_KATEX_GLYPHS = re.compile(r"<(span)\b[^<>]*\bclass\s*=\s*[\"']?katex-html\b[^<>]*>")
 _MATHJAX_GLYPHS = re.compile(
-    r"<(span|div)\b[^>]*\bclass\s*=\s*[\"']?(?:MathJax\w*|MJX\w*|mjx-chtml)\b[^>]*>")
-_HIDDEN_SOURCE = re.compile(r"<span\b[^>]*\bclass\s*=\s*[\"']?mwe-math-mathml[^>]*>")
+    r"<(span|div)\b[^<>]*\bclass\s*=\s*[\"']?(?:MathJax\w*|MJX\w*|mjx-chtml)\b[^<>]*>")
+_HIDDEN_SOURCE = re.compile(r"<span\b[^<>]*\bclass\s*=\s*[\"']?mwe-math-mathml[^<>]*>")
 _WRAPPED = re.compile(r"\{\\(?:display|text)style\s(.*)\}", re.S)
 _CDATA = re.compile(r"%?\s*<!\[CDATA\[|%?\s*\]\]>")
-_TAG = re.compile(r"<[^>]*>")
+_TAG = re.compile(r"<[^<>]*>")
 
-_RAISED = re.compile(r"<(su)([pb])\b[^>]*>((?:[^<]|<(?!/?su[pb]\b|/?a\b)[^>]*>){1,80})</su\2\s*>",
+_RAISED = re.compile(r"<(su)([pb])\b[^<>]*>((?:[^<]|<(?!/?su[pb]\b|/?a\b)[^<>]*>){1,80})</su\2\s*>",
                      re.I)
-_LINKED = re.compile(r"<a\b[^>]*>\s*\Z", re.I)
+_LINKED = re.compile(r"<a\b[^<>]*>\s*\Z", re.I)
 _BARE = re.compile(r"[-+−–]?\d+|[^\W\d_]|[-+−*′]")
 _ORDINAL = re.compile(r"[aeordh]|[^\W\d_]{2,}\.?|[®©™*†‡§¶]|[\[(].*[\])]")
 

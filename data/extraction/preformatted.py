@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 
-_PRE = re.compile(r"<pre\b[^>]*>(.*?)</pre\s*>", re.I | re.S)
+_PRE = re.compile(r"<pre\b[^<>]*>([^<]*(?:<(?!/?pre\b)[^<]*)*)</pre\s*>", re.I)
 _LINE_START = re.compile(r"<(?:div|p|li|ol|ul|table|tbody|tr)\b[^>]*>", re.I)
 _LINE_END = re.compile(r"<br\b[^>]*>|</(?:div|p|li|tr)\s*>\n?", re.I)
 _TAG_OR_LINE_END = re.compile(r"<[^>]*>|\n")
 # Numbers of lines of code, in a cell of their own or in front of each line.
 _LINE_NUMBERS = re.compile(
-    r"<(td|th|span|a)\b[^>]*\bclass\s*=\s*[\"']?(?:[\w-]+ )*(?:linenos?|line-?numbers?|gutter|"
-    r"blob-num|rouge-gutter|hljs-ln-numbers)\b[^>]*>"
-    r"(?:[\s\d]|</?(?:pre|code|div|span|br)\b[^>]*>)*?</\1\s*>", re.I)
+    r"<(td|th|span|a)\b[^<>]*\bclass\s*=\s*[\"']?(?:[\w-]+ )*(?:linenos?|line-?numbers?|gutter|"
+    r"blob-num|rouge-gutter|hljs-ln-numbers)\b[^<>]*>"
+    r"(?:[\s\d]|</?(?:pre|code|div|span|br)\b[^<>]*>)*?</\1\s*>", re.I)
 # Characters that no page has, as Unicode reserves them for programs. Two of them, because
 # resiliparse drops text of a single character as an icon.
 _MARK = "\ufdd0\ufdd1"
