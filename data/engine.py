@@ -13,9 +13,11 @@ bytes:
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fcntl
 import importlib
+import io
 import json
 import os
 import time
@@ -206,17 +208,28 @@ def _has_leader(final: Path) -> bool:
 
 def _run(plan: Mapping[str, Any], units: Sequence[int], folder: Path,
          executor: Executor) -> Iterator[dict[str, Any]]:
-    """Runs units; yields for each an empty mapping, or its failure as data."""
+    """Runs units; yields for each an empty mapping, or its failure as data; logs what they say."""
+    said = set()
+    for result in map(json.loads, _run_all(plan, units, folder, executor)):
+        for line in result.pop("said", "").splitlines():
+            if line not in said:    # as the units of one file may say the same
+                log(line)
+            said.add(line)
+        yield result
+
+
+def _run_all(plan: Mapping[str, Any], units: Sequence[int], folder: Path,
+             executor: Executor) -> Iterator[str]:
     rows = [(unit, json.dumps(plan["tasks"][unit]), plan["keys"][unit]) for unit in units]
     if executor.kind == "local" and len(rows) <= 1:     # saves starting a process
         for row in rows:
-            yield json.loads(_do(plan["work"], str(folder), *row))
+            yield _do(plan["work"], str(folder), *row)
     elif rows:
         yield from _run_on_daft(plan["work"], rows, str(folder), executor)
 
 
 def _run_on_daft(work: str, rows: Sequence[tuple[int, str, str]], folder: str,
-                 executor: Executor) -> Iterator[dict[str, Any]]:
+                 executor: Executor) -> Iterator[str]:
     os.environ["DO_NOT_TRACK"] = "1"    # read when daft is imported
     import daft
 
@@ -238,7 +251,7 @@ def _run_on_daft(work: str, rows: Sequence[tuple[int, str, str]], folder: str,
     worker = Worker()
     frame = frame.select(worker.run(frame["unit"], frame["task"], frame["key"]).alias("result"))
     for row in frame.iter_rows():
-        yield json.loads(row["result"])
+        yield row["result"]
 
 
 def _start_ray() -> int:
@@ -257,11 +270,13 @@ def _start_ray() -> int:
 
 
 def _do(work: str, folder: str, unit: int, task: str, key: str) -> str:
-    """Runs one unit in a worker; returns an expected failure as data."""
+    """Runs one unit in a worker; returns what it logged, or an expected failure, as data."""
     module, _, name = work.partition(":")
     function = getattr(importlib.import_module(module), name)
+    said = io.StringIO()    # Daft does not pass a worker's streams on
     try:
-        result = function(output=Path(folder) / f"{unit:05d}", **json.loads(task))
+        with contextlib.redirect_stderr(said):
+            result = function(output=Path(folder) / f"{unit:05d}", **json.loads(task))
         write_json(_record(Path(folder), unit), {"key": key, "result": result})
     except PassingError as error:
         return json.dumps({"passing_error": str(error)})
@@ -272,7 +287,7 @@ def _do(work: str, folder: str, unit: int, task: str, key: str) -> str:
             raise
         where = str(error.filename or folder)
         return json.dumps({"os_error": [error.errno, error.strerror, where]})
-    return "{}"
+    return json.dumps({"said": said.getvalue()})
 
 
 def _raise_failure(folder: Path) -> None:

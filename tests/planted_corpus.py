@@ -94,7 +94,9 @@ def details():
             "examples": [{"size": 3, "id": KEPT, "source": ATTACK, "text": f"{ATTACK}\nmore",
                           "members": [{"id": ALIKE, "source": ATTACK, "similarity": 0.91}]}]},
         "alarms": [{"source": f"alarming {ATTACK}", "documents_in": 9, "removed_frac": 0.89,
-                    "reason": "deduplication"}],
+                    "reason": "deduplication"},
+                   {"source": "b.jsonl.gz", "lost_bytes": 20_000, "removed_frac": 0.5,
+                    "reason": "jsonl: file is cut off"}],
         "contamination": {"tasks": {"arc": {"items": 100, "hits": 1}}, "examples": [
             {"id": KEPT, "source": ATTACK, **HIT}]},
         "classifiers": [{"name": "quality", "kind": "logistic", "threshold": 0.4,

@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from core.errors import PassingError, UserError
+from data.engine import run_units
+from data.passes import measure
 from data.passes.check import check_read
 from data.passes.losses import (
     MAX_NAMED,
@@ -200,3 +202,37 @@ def test_an_input_that_is_written_to_while_it_is_read_is_an_error(tmp_path):
     path.unlink()
     with pytest.raises(PassingError):
         check_unchanged(before)
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")     # Daft's
+def test_a_unit_that_was_not_read_is_read_by_the_next_run_and_the_others_are_kept(
+        tmp_path, capsys):
+    paths = [tmp_path / f"{name}.jsonl" for name in "abc"]
+    for path in paths:
+        path.write_bytes(LINES[:2000])
+    extraction = {"mode": "fast", "timeout_secs": 30.0, "max_page_bytes": 1 << 20,
+                  "emoji_names": False, "punctuation": False}
+    record = (b"WARC/1.0\nWARC-Type: resource\nContent-Type: text/plain\nContent-Length: 6\n\n"
+              b"A text\n\n")
+    archive = tmp_path / "d.warc"
+    archive.write_bytes(record * 20)
+    ranges = [*((path, 0, 2000) for path in paths), (archive, 0, 900), (archive, 900, 1800)]
+    tasks = [{"path": str(path), "start": start, "stop": stop, "content": path.name,
+              "domain": "web", "code_domains": [], "extraction": extraction}
+             for path, start, stop in ranges]
+
+    def run():
+        return run_units(measure.measure, tasks, tmp_path / "measured", num_workers=1)
+
+    paths[0].rename(tmp_path / "away")
+    with pytest.raises(PassingError, match=r"a.jsonl: cannot be read \(it is gone\): run the same"):
+        run()
+    said = capsys.readouterr().err      # by workers, passed on once
+    assert said.count("d.warc: header lines end in LF alone") == 1
+    assert said.count("a.jsonl: cannot be read") == 1
+    (tmp_path / "away").rename(paths[0])
+    first, *others = run()
+    assert "4 of 5 units are done already" in capsys.readouterr().err
+    assert first["documents"] == others[0]["documents"] > 5
+    assert sum(result["documents"] for result in others[2:]) == 20
+    assert first["losses"] == {str(paths[0]): {"jsonl: file is cut off": 2000}}
