@@ -208,13 +208,13 @@ def _has_leader(final: Path) -> bool:
 
 def _run(plan: Mapping[str, Any], units: Sequence[int], folder: Path,
          executor: Executor) -> Iterator[dict[str, Any]]:
-    """Runs units; yields for each an empty mapping, or its failure as data; logs what they say."""
-    said = set()
+    """Runs units; yields for each an empty mapping, or its failure as data; logs their messages."""
+    logged = set()
     for result in map(json.loads, _run_all(plan, units, folder, executor)):
-        for line in result.pop("said", "").splitlines():
-            if line not in said:    # as the units of one file may say the same
+        for line in result.pop("messages", "").splitlines():
+            if line not in logged:  # as units of one file may log the same
                 log(line)
-            said.add(line)
+            logged.add(line)
         yield result
 
 
@@ -273,9 +273,9 @@ def _do(work: str, folder: str, unit: int, task: str, key: str) -> str:
     """Runs one unit in a worker; returns what it logged, or an expected failure, as data."""
     module, _, name = work.partition(":")
     function = getattr(importlib.import_module(module), name)
-    said = io.StringIO()    # Daft does not pass a worker's streams on
+    messages = io.StringIO()    # Daft does not pass a worker's streams on
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(messages):
             result = function(output=Path(folder) / f"{unit:05d}", **json.loads(task))
         write_json(_record(Path(folder), unit), {"key": key, "result": result})
     except PassingError as error:
@@ -287,7 +287,7 @@ def _do(work: str, folder: str, unit: int, task: str, key: str) -> str:
             raise
         where = str(error.filename or folder)
         return json.dumps({"os_error": [error.errno, error.strerror, where]})
-    return json.dumps({"said": said.getvalue()})
+    return json.dumps({"messages": messages.getvalue()})
 
 
 def _raise_failure(folder: Path) -> None:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from configs.common import make_curate
 from core.errors import PassingError, UserError
 from data.engine import run_units
 from data.passes import measure
@@ -25,6 +26,7 @@ from data.passes.losses import (
     find_losses,
     log_losses,
 )
+from data.passes.reading import make_rules
 from data.readers import storage
 from data.readers.read import read
 from data.readers.records import Corrupt, RawRecord
@@ -217,9 +219,9 @@ def test_a_unit_that_was_not_read_is_read_by_the_next_run_and_the_others_are_kep
     archive = tmp_path / "d.warc"
     archive.write_bytes(record * 20)
     ranges = [*((path, 0, 2000) for path in paths), (archive, 0, 900), (archive, 900, 1800)]
+    reading = make_rules(make_curate().to_dict())
     tasks = [{"path": str(path), "start": start, "stop": stop, "content": path.name,
-              "domain": "web", "code_domains": [], "extraction": extraction}
-             for path, start, stop in ranges]
+              "reading": reading, "extraction": extraction} for path, start, stop in ranges]
 
     def run():
         return run_units(measure.measure, tasks, tmp_path / "measured", num_workers=1)
@@ -227,9 +229,9 @@ def test_a_unit_that_was_not_read_is_read_by_the_next_run_and_the_others_are_kep
     paths[0].rename(tmp_path / "away")
     with pytest.raises(PassingError, match=r"a.jsonl: cannot be read \(it is gone\): run the same"):
         run()
-    said = capsys.readouterr().err      # by workers, passed on once
-    assert said.count("d.warc: header lines end in LF alone") == 1
-    assert said.count("a.jsonl: cannot be read") == 1
+    log = capsys.readouterr().err      # of workers, passed on once
+    assert log.count("d.warc: header lines end in LF alone") == 1
+    assert log.count("a.jsonl: cannot be read") == 1
     (tmp_path / "away").rename(paths[0])
     first, *others = run()
     assert "4 of 5 units are done already" in capsys.readouterr().err

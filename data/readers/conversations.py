@@ -42,10 +42,10 @@ def render(messages: Any, system: Any = None) -> str | None:
         return None
     turns = []
     for number, message in enumerate(messages):
-        said = _read_turns(message, number)
-        if said is None:
+        parts = _read_turns(message, number)
+        if parts is None:
             return None
-        turns += said
+        turns += parts
     if isinstance(system, str) and not any(role == "system" for role, _ in turns):
         turns.insert(0, ("system", system))
     return "\n\n".join(f"{role.capitalize()}: {content.strip()}" for role, content in turns

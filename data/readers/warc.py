@@ -124,8 +124,8 @@ def _read_from(file: BinaryIO, name: str, codec: str | None, offset: int,
             yield item
         if following is not None or storage.is_padding(file, failed):
             return following and (following - 1, None)
-        is_told = failed == offset and isinstance(item, Corrupt)
-        return failed, None if is_told else damage
+        is_counted = failed == offset and isinstance(item, Corrupt)
+        return failed, None if is_counted else damage
     if item is None:
         return None
     is_cut = _is_cut(file, codec, offset)
