@@ -7,7 +7,8 @@ The rules below give the words of spaCy 3.8 (`spacy/lang/punctuation.py`, `lang/
     - a chunk beyond `MAX_CHUNK_CHARS`, such as encoded data, is one word;
     - abbreviations and emoticons are those in common use; in other languages than
       English only the hyphen and the elision ("l'eau") are modelled;
-    - Chinese and Japanese are not segmented: each non-ASCII letter is one word.
+    - scripts without spaces are not segmented: outside English text their units come apart before
+      (`data.writing.separate`); within it, as in spaCy's, they are part of the chunk.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ MAX_CHUNK_CHARS = 1000
 
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")  # arXiv:2112.11446, A.1.1
 
-UNSPACED = ("zh", "ja")
 _ELIDING = ("fr", "it", "ca")
 _HYPHENATING = ("de", "sv", "da", "nb", "no", "id")  # a hyphen stays within the word
 
@@ -135,7 +135,6 @@ class Splitter:
 
     def __init__(self, language: str):
         self._exceptions = _exceptions(language)
-        self._is_unspaced = language in UNSPACED
         marks = frozenset(_MARKS) | frozenset(_pictures())
         self._heads = marks | frozenset(_CURRENCY) | frozenset("§%=—–+")
         self._tails = marks | frozenset("—–")
@@ -153,8 +152,6 @@ class Splitter:
         """The words of `chunk`, a run of characters without white space."""
         if chunk in self._exceptions:
             return self._exceptions[chunk]
-        if self._is_unspaced and not chunk.isascii():
-            return tuple(_UNSPACED_WORD.findall(chunk))
         if chunk.isalpha() or len(chunk) > MAX_CHUNK_CHARS:
             return (chunk,)
         word, mark = chunk[:-1], chunk[-1]  # fast path
@@ -244,7 +241,6 @@ class Splitter:
 
 _NUMBER_WITH_UNIT = re.compile(
     rf"(?<=[0-9])({'|'.join(sorted(map(re.escape, _UNITS.split()), key=len, reverse=True))})$")
-_UNSPACED_WORD = re.compile(r"[A-Za-z0-9]+|[^\s]")
 # Host names, file names and links are one word: `numpy.org/doc`, `my-file.txt`.
 _ADDRESS = re.compile(
     r"(?:[\w+.\-]{2,}://)?(?:[^\s@]+@)?(?:(?:[^\W_](?:[\w-]{0,61}[^\W_])?\.)+"

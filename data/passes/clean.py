@@ -29,6 +29,7 @@ from data.filters.signals import prose_frac
 from data.passes.roster import Roster
 from data.privacy import redaction
 from data.tables import TableWriter, read_rows, write_array
+from data.writing import count_words
 
 BATCH_DOCUMENTS = 256
 STAGES = ("lines", "privacy", "harm_words", "classifiers", "contamination")
@@ -52,6 +53,7 @@ class Draft:
     row: int
     id: str
     domain: str
+    language: str
     text: str
     is_code: bool
     sizes: list[int] = dataclasses.field(default_factory=list)
@@ -125,13 +127,13 @@ def _drafts(measured: str, roster: Roster, repeated_blocks: str, boilerplate: st
     common = np.load(boilerplate, mmap_mode="r")
     marks = blocks.mark_blocks(measured, roster.rows, rules["lines"]["min_block_lines"],
                                np.load(repeated_blocks))
-    columns = ("id", "text", "site", "domain", "line_hashes")
+    columns = ("id", "text", "site", "domain", "language", "line_hashes")
     batch = []
     for number, row in read_rows(measured, columns, BATCH_DOCUMENTS):
         if number not in roster:
             continue
         _, mark = next(marks)
-        draft = Draft(number, row["id"], row["domain"], row["text"],
+        draft = Draft(number, row["id"], row["domain"], row["language"], row["text"],
                       row["domain"] in rules["code_domains"])
         if not draft.is_code:
             _drop_lines(draft, {"repeated_block": mark, "site_boilerplate": blocks.mark_edges(
@@ -190,7 +192,7 @@ class _Cleaner:
             draft.trimmed |= result.trimmed
             if result.removal is not None:
                 draft.remove("lines", result.removal.reason, result.removal.score)
-        num_words = len(draft.text.split())
+        num_words = count_words(draft.text)
         if not draft.is_code and num_words < self._rules["lines"]["min_words"]:
             draft.remove("lines", "lines_min_words", num_words)
 
@@ -239,10 +241,12 @@ def load_index(rules: Mapping[str, Any]) -> TaskIndex | None:
 
 def _row(draft: Draft) -> dict[str, Any]:
     quality = draft.scores.get("quality")
+    if quality is None:
+        quality = round(prose_frac(draft.text, draft.language), 4)
     return {
         "row": draft.row, "id": draft.id, "text": draft.text,
         "bytes": draft.sizes[-1], "domain": draft.domain,
-        "quality": round(prose_frac(draft.text), 4) if quality is None else quality,
+        "quality": quality,
         "scores": json.dumps(draft.scores), "trimmed": json.dumps(draft.trimmed),
         "redacted": json.dumps(draft.redacted), "hits": json.dumps(draft.hits)}
 
