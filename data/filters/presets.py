@@ -44,7 +44,8 @@ _TECHNICAL = {
     "technical_min_mean_word_chars": 1.5, "technical_max_mean_word_chars": 14.0,
     "technical_max_symbol_word_ratio": 0.2, "technical_max_bullet_line_frac": 0.9,
     "technical_max_ellipsis_line_frac": 0.3, "technical_min_alphabetic_word_frac": 0.5,
-    "technical_min_stop_words": 2, "technical_min_letter_pair_ratio": 1.1,
+    "technical_max_garbled_word_frac": 0.1, "technical_min_stop_words": 2,
+    "technical_min_letter_pair_ratio": 1.1, "gopher_max_dup_10gram_char_frac": 0.6,
     "technical_max_duplicate_line_frac": 0.7,
     "technical_max_top_2gram_char_frac": 0.2, "technical_max_lorem_ipsum": 5}
 

@@ -37,9 +37,11 @@ technical, for documentation:
         ellipses.
         mean_word_chars: left out where most words are units.
     alphabetic_word_frac: share of chunks with a letter. duplicate_line_frac: of stripped non-blank
-        lines. stop_words: those of the language in any case, where it is identified with at
-        least `MIN_LANGUAGE_SCORE` and they are common in its texts. Else letter_pair_ratio, see
-        `data.filters.letters`.
+        lines. garbled_word_frac: words with symbols between letters, as text has that was decoded
+        by a wrong charset. stop_words: those of the language in any case, where they are common in
+        its texts and it is identified with at least `MIN_LANGUAGE_SCORE`; of other languages than
+        English, words that recur in the text count too. letter_pair_ratio: see
+        `data.filters.letters`; left out of English, identified with that score.
     top_2gram_char_frac: characters of the most frequent pair of words, if it occurs twice, over
         the characters of all words. lorem_ipsum: occurrences of the filler text.
 code: see `data.filters.code`.
@@ -65,6 +67,7 @@ from data.filters.repetition import count_repeated_chars, count_top_pair_chars
 from data.filters.vocabulary import (
     ALPHABETIC,
     CHUNK_ALPHABETIC,
+    CHUNK_GARBLED,
     CHUNK_WORD,
     RARE_STOPS,
     STOPS_WITHIN_WORDS,
@@ -122,7 +125,7 @@ def _omit_inapplicable(row: dict[str, float], text: str, vocabulary: Vocabulary,
     """Takes out what has no meaning for a document, in place."""
     if not vocabulary.stop_words:
         del row["gopher_stop_words"]
-    if row["technical_stop_words"] < MIN_STOP_WORDS or score < MIN_LANGUAGE_SCORE:
+    if not vocabulary.is_english or score < MIN_LANGUAGE_SCORE:
         row["technical_letter_pair_ratio"] = pair_ratio(sample(text))
     if not vocabulary.are_stops_common or score < MIN_LANGUAGE_SCORE:
         del row["technical_stop_words"]
@@ -341,6 +344,7 @@ def _measure_technical(vocabulary: Vocabulary, chunks: _Ragged,
         "technical_ellipsis_line_frac": ellipses,
         "technical_alphabetic_word_frac": _ratio(
             _count_words(chunks, chunk_parts, (flags & CHUNK_ALPHABETIC) != 0), num_chunks),
+        "technical_garbled_word_frac": _ratio(chunks.sum((flags & CHUNK_GARBLED) != 0), num_words),
         "technical_stop_words": stop_words,
         "technical_duplicate_line_frac": duplicates,
         "technical_top_2gram_char_frac": np.minimum(_ratio(pairs, words.sum(chars)), 1.0),

@@ -5,8 +5,11 @@ Text is tokenised by looking up its chunks; properties of words are stored in ar
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from array import array
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 
@@ -18,7 +21,8 @@ MAX_REMEMBERED_CHUNKS = 600_000  # of all languages together: about 150 MB
 MAX_REMEMBERED_CHARS = 20_000_000
 
 ALPHABETIC, SYMBOL = 1, 2  # flags of a word
-CHUNK_ALPHABETIC, CHUNK_WORD = 1, 2  # flags of a chunk: holds a letter; a letter or a digit
+# Flags of a chunk: holds a letter; a letter or a digit; symbols between letters.
+CHUNK_ALPHABETIC, CHUNK_WORD, CHUNK_GARBLED = 1, 2, 4
 
 # Languages whose stop words are characters, parts of words or of several units.
 STOPS_WITHIN_WORDS = ("bo", "ja", "km", "ko", "lo", "my", "th", "yue", "zh")
@@ -73,7 +77,8 @@ class Vocabulary(dict):
         self._chunk_chars.append(len(chunk))
         self._chunk_flags.append(CHUNK_ALPHABETIC | CHUNK_WORD if chunk.isalpha() else
                                  any(map(str.isalpha, chunk)) * CHUNK_ALPHABETIC
-                                 | any(map(str.isalnum, chunk)) * CHUNK_WORD)
+                                 | any(map(str.isalnum, chunk)) * CHUNK_WORD
+                                 | (not chunk.isascii() and _is_garbled(chunk)) * CHUNK_GARBLED)
         self._chunk_stop.append(self._lower_stops.get(chunk.lower().strip(self._edges), 0))
         self._chunk_parts.append(self._parts_of(chunk))
         self.has_units |= self._chunk_parts[-1] < PARTS
@@ -118,7 +123,7 @@ class Vocabulary(dict):
 
     @property
     def flags_of_chunk(self) -> np.ndarray:
-        """`CHUNK_ALPHABETIC` and `CHUNK_WORD`."""
+        """`CHUNK_ALPHABETIC`, `CHUNK_WORD` and `CHUNK_GARBLED`."""
         return _view(self._chunk_flags)
 
     @property
@@ -155,6 +160,20 @@ class Vocabulary(dict):
 def _view(values: array) -> np.ndarray:
     # A copy: an array cannot grow while a buffer refers to it.
     return np.array(values)
+
+
+@cache
+def _garbled() -> re.Pattern[str]:
+    """A replacement character; or letters around symbols, fractions or unassigned characters beyond
+    ASCII, but for accents, which some orthographies use as apostrophes."""
+    symbols = "".join(char for char in map(chr, (*range(0x80, 0x2C2), *range(0x300, 0xFFFD)))
+                      if unicodedata.category(char) in ("Sc", "Sk", "Sm", "So", "No", "Co", "Cn"))
+    symbols = re.escape(symbols.replace("´", ""))
+    return re.compile(rf"\ufffd|[^\W\d_][{symbols}]+[^\W\d_]")
+
+
+def _is_garbled(chunk: str) -> bool:
+    return _garbled().search(chunk) is not None
 
 
 def stop_words_of(language: str) -> tuple[str, ...]:
