@@ -36,6 +36,9 @@ UNSPACED = {
     "Khmer": ("1780-17d3 17d7 17dc-17dd", 3.0),
     "Tai, Balinese, Javanese": ("1950-1974 1980-19c9 1a20-1a7f 1aa7 1b00-1b4c a980-a9c0 aa80-aadd",
                                 3.0)}
+# The same by language, for those whose texts are made of units; Japanese mixes two scripts.
+UNITS_PER_WORD = {"bo": 1.8, "ja": 2.2, "km": 3.0, "lo": 4.5, "my": 3.5, "th": 4.0, "yue": 1.5,
+                  "zh": 1.5}
 PARTS = 60  # of a word: counts of parts are whole numbers, so their sums do not depend on the order
 
 _UNIT, _MARK, _JOINER, _SYLLABLE, _SEPARATOR = 1, 2, 3, 4, 5

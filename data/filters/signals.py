@@ -250,7 +250,7 @@ def _count_frequent_words(vocabulary: Vocabulary, words: np.ndarray) -> int:
 def _repeated_fracs(vocabulary: Vocabulary, words: _Ragged,
                     num_chars: np.ndarray) -> dict[str, np.ndarray]:
     repeated = count_repeated_chars(words.values, vocabulary.chars_of_word[words.values],
-                                    words.ends)
+                                    words.ends, vocabulary.units_per_word)
     return {f"gopher_{name}_char_frac": _ratio(counts, num_chars)
             for name, counts in repeated.items()}
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from data.filters.fineweb2 import FINEWEB2
 from data.filters.words import STOP_WORDS, SYMBOLS, TERMINAL_MARKS, Splitter
-from data.writing import PARTS, separate, word_parts
+from data.writing import PARTS, UNITS_PER_WORD, separate, word_parts
 
 MAX_REMEMBERED_CHUNKS = 600_000  # of all languages together: about 150 MB
 MAX_REMEMBERED_CHARS = 20_000_000
@@ -46,6 +46,7 @@ class Vocabulary(dict):
 
     Attributes:
         has_units: whether any chunk is a unit, which is a part of a word.
+        units_per_word: of the language, on average; 1 where words are separated.
     """
 
     def __init__(self, language: str, stop_words: Sequence[str]):
@@ -53,6 +54,7 @@ class Vocabulary(dict):
         self._split = Splitter(language).split
         self.is_english = language == "en"
         self._edges = ".,;:()\"'" if self.is_english else _EDGES
+        self.units_per_word = UNITS_PER_WORD.get(language, 1.0)
         self.stop_words = tuple(stop_words)
         self.are_stops_within_words = language in STOPS_WITHIN_WORDS
         self.are_stops_common = bool(stop_words) and language not in RARE_STOPS
