@@ -18,6 +18,7 @@ separate words as blanks do.
 from __future__ import annotations
 
 import functools
+import math
 import sys
 import unicodedata
 
@@ -39,6 +40,7 @@ UNSPACED = {
 # The same by language, for those whose texts are made of units; Japanese mixes two scripts.
 UNITS_PER_WORD = {"bo": 1.8, "ja": 2.2, "km": 3.0, "lo": 4.5, "my": 3.5, "th": 4.0, "yue": 1.5,
                   "zh": 1.5}
+FIRST_UNIT = 0xE01  # code point
 PARTS = 60  # of a word: counts of parts are whole numbers, so their sums do not depend on the order
 
 _UNIT, _MARK, _JOINER, _SYLLABLE, _SEPARATOR = 1, 2, 3, 4, 5
@@ -82,6 +84,19 @@ def unit_borders(codes: np.ndarray) -> np.ndarray:
     return begins | (inside != np.concatenate([[False], inside[:-1]]))
 
 
+def is_unspaced(text: str) -> bool:
+    """Whether a text has a unit or a separator of words other than white space."""
+    return not text.isascii() and bool(_tables()[0][codes_of(text)].any())
+
+
+def is_mostly_unspaced(text: str) -> bool:
+    """Whether a tenth or more of a text's characters are those of units."""
+    if text.isascii():
+        return False
+    kinds = _tables()[0][codes_of(text)]
+    return bool(((kinds > 0) & (kinds < _SEPARATOR)).sum() * 10 >= len(kinds) > 0)
+
+
 def separate(text: str) -> str:
     """The text with spaces around each unit, and one for each separator of words.
 
@@ -108,12 +123,17 @@ def count_words(text: str) -> int:
 
     In a text with units, marks alone are not counted.
     """
-    separated = separate(text)
-    words = separated.split()
-    if separated is text:
-        return len(words)
-    parts = sum(word_parts(word) for word in words if any(map(str.isalnum, word)))
-    return -(-parts // PARTS)
+    if text.isascii():
+        return len(text.split())
+    codes = codes_of(text)
+    kinds, parts = (table[codes] for table in _tables())
+    if not kinds.any():
+        return len(text.split())
+    units = unit_borders(codes) & (kinds > 0) & (kinds < _SEPARATOR)
+    rest = np.where(kinds > 0, np.uint32(ord(" ")), codes).tobytes().decode("utf-32-le",
+                                                                           "surrogatepass")
+    num_spaced = sum(any(map(str.isalnum, word)) for word in rest.split())
+    return num_spaced + math.ceil(parts[units].sum(dtype=np.int64) / PARTS)
 
 
 def longest_word(text: str) -> int:

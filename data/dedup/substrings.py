@@ -70,7 +70,7 @@ class Tokens:
         padded = np.frombuffer(b" %b " % content, np.uint8)
         space = _IS_SPACE[padded]
         opens = ~space[1:] & space[:-1]
-        if not content.isascii():
+        if ((padded >= 0xE0) & (padded != 0xE2)).any():   # other characters are of no such script
             chars = np.flatnonzero((padded[1:-1] & 0xC0) != 0x80)
             opens[chars[unit_borders(codes_of(text))]] = True
             opens &= ~space[1:]

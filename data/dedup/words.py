@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from data.writing import unit_borders
+from data.writing import FIRST_UNIT, unit_borders
 
 BLOCK_CHARS = 1 << 17    # text hashed at once, so that its arrays fit the cache
 PLANE = 1 << 16          # code points of a Unicode plane
@@ -152,8 +152,10 @@ def _codes(text: str, keep_digits: bool) -> np.ndarray:
     if (codes == _EXPANDS).any():
         codes = _look_up(unicodedata.normalize("NFKD", text), keep_digits)
     codes = codes[codes != _DROPPED]
-    borders = np.flatnonzero(unit_borders(codes))
-    return np.insert(codes, np.concatenate([[0], borders, [len(codes)]]), _SEPARATOR)
+    borders = [0, len(codes)]
+    if len(codes) and codes.max() >= FIRST_UNIT:
+        borders = np.concatenate([[0], np.flatnonzero(unit_borders(codes)), [len(codes)]])
+    return np.insert(codes, borders, _SEPARATOR)
 
 
 def _look_up(text: str, keep_digits: bool) -> np.ndarray:

@@ -38,15 +38,14 @@ class Language:
 
 def _read(table: str) -> dict[str, Language]:
     """Reads a row of numbers per language, in the order of `Language`, and its stop words."""
-    languages: dict[str, list[list[str]]] = {}
+    rows: list[tuple[list[str], list[str]]] = []
     for line in unicodedata.normalize("NFC", table).strip().splitlines():
         if line.startswith(" "):
-            languages[code][1].extend(line.split())
+            rows[-1][1].extend(line.split())
         else:
-            code, *row = line.split()
-            languages[code] = [row, []]
+            rows.append((line.split(), []))
     read = {}
-    for code, ((name, *numbers), stop_words) in languages.items():
+    for (code, name, *numbers), stop_words in rows:
         values = tuple(map(float, numbers))
         read[code] = Language(name, values[0], values[1:4], values[4:7], values[7:10], values[10:],
                               tuple(stop_words))

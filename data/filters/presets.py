@@ -37,8 +37,8 @@ _FINEWEB = {
     "fineweb_max_short_line_frac": 0.67, "fineweb_max_dup_line_char_frac": 0.01,
     "fineweb_max_newline_word_ratio": 0.3}
 
-# For documentation and manuals, which Gopher's bounds would remove as tables. The shortest mean word
-# of a known language is 1.9 characters (Vai, a syllabary).
+# For documentation and manuals, which Gopher's bounds would remove as tables. The shortest mean
+# word of a known language is 1.9 characters (Vai, a syllabary).
 _TECHNICAL = {
     "technical_min_words": 30, "technical_max_words": 100_000,
     "technical_min_mean_word_chars": 1.5, "technical_max_mean_word_chars": 14.0,

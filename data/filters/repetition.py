@@ -73,8 +73,8 @@ def count_top_pair_chars(words: np.ndarray, chars: np.ndarray, ends: np.ndarray)
 
 def _repeated_grams(words: np.ndarray, ends: np.ndarray, max_length: int) \
         -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """For n = 2, 3, ..., `max_length`: ascending places of the n-grams that occur at least twice in their
-    document, and a number for each, the same for equal n-grams of one document."""
+    """For n = 2, 3, ..., `max_length`: ascending places of the n-grams that occur at least twice in
+    their document, and a number for each, the same for equal n-grams of one document."""
     is_last = np.zeros(len(words) + 1, bool)
     is_last[ends - 1] = True
     places = np.flatnonzero(~is_last[:-1])

@@ -77,10 +77,10 @@ from data.filters.vocabulary import (
     vocabulary_of,
 )
 from data.filters.words import TERMINAL_MARKS
-from data.writing import PARTS, count_words
+from data.writing import PARTS, count_words, is_unspaced
 
 GOPHER_BULLETS = ("•", "-")
-TECHNICAL_BULLETS = ("•", "‣", "▪", "●", "-", "*", "・", "·", "◦", "○", "■", "◆", "－")
+TECHNICAL_BULLETS = frozenset("•‣▪●-*・·◦○■◆－")
 ELLIPSES = ("...", "…")
 TECHNICAL_ELLIPSES = (*ELLIPSES, "⋯", "。。。")
 SHORT_LINE_CHARS, SHORT_LINE_WORDS = 30, 5
@@ -152,9 +152,11 @@ def _measure_prose(vocabulary: Vocabulary, texts: Sequence[str]) -> list[dict[st
     num_words = vocabulary.num_words_of_chunk
     words = _Ragged(vocabulary.words_of(chunks.values), np.concatenate(
         [[0], np.cumsum(num_words[chunks.values])])[chunks.ends])
-    parts_of_words = vocabulary.parts_of_chunk * num_words
-    edited_words = np.array([parts_of_words[chunks].sum() for chunks in by_edited]) / PARTS
-    all_words = chunks.sum(parts_of_words[chunks.values]) / PARTS
+    all_words, edited_words = words.sizes, np.array([num_words[row].sum() for row in by_edited])
+    if vocabulary.has_units:
+        parts = vocabulary.parts_of_chunk * num_words
+        all_words = chunks.sum(parts[chunks.values]) / PARTS
+        edited_words = np.array([parts[row].sum() for row in by_edited]) / PARTS
     num_chars = np.array(list(map(len, texts)))
     technical = _measure_technical(vocabulary, chunks, texts)
     columns = {"words": technical["technical_words"]}
@@ -299,11 +301,13 @@ def _measure_lines(text: str, has_units: bool) -> tuple[float, float, float, flo
     lines = [line for line in text.split("\n") if line and not line.isspace()]
     num_lines = max(len(lines), 1)
     terminal = sum(line.endswith(TERMINAL_MARKS) for line in lines)
-    short = sum(len(line) <= SHORT_LINE_CHARS and not (
-        has_units and count_words(line) > SHORT_LINE_WORDS) for line in lines)
+    short_lines = [line for line in lines if len(line) <= SHORT_LINE_CHARS]
+    if has_units:
+        short_lines = [line for line in short_lines
+                       if not is_unspaced(line) or count_words(line) <= SHORT_LINE_WORDS]
     _, chars = _count_repeated(lines)
     num_chars = max(len(text) - text.count("\n"), 1)
-    return len(lines), terminal / num_lines, short / num_lines, chars / num_chars
+    return len(lines), terminal / num_lines, len(short_lines) / num_lines, chars / num_chars
 
 
 def _measure_technical(vocabulary: Vocabulary, chunks: _Ragged,
@@ -323,7 +327,7 @@ def _measure_technical(vocabulary: Vocabulary, chunks: _Ragged,
         num_lines = max(len(lines), 1)
         rows.append((
             max(text.count("#"), sum(map(text.count, ELLIPSES))),
-            sum(line.startswith(TECHNICAL_BULLETS) for line in lines) / num_lines,
+            sum(line[0] in TECHNICAL_BULLETS for line in lines) / num_lines,
             sum(line.endswith(TECHNICAL_ELLIPSES) for line in lines) / num_lines,
             1 - len(set(lines)) / num_lines if lines else 0.0,
             text.lower().count("lorem ipsum")))

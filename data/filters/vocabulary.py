@@ -14,7 +14,7 @@ from functools import cache
 import numpy as np
 
 from data.filters.fineweb2 import FINEWEB2
-from data.filters.words import STOP_WORDS, SYMBOLS, TERMINAL_MARKS, Splitter
+from data.filters.words import FOREIGN_TERMINAL_MARKS, STOP_WORDS, SYMBOLS, Splitter
 from data.writing import PARTS, UNITS_PER_WORD, separate, word_parts
 
 MAX_REMEMBERED_CHUNKS = 600_000  # of all languages together: about 150 MB
@@ -31,7 +31,10 @@ STOPS_WITHIN_WORDS = ("bo", "ja", "km", "ko", "lo", "my", "th", "yue", "zh")
 # last three, no text to count them in. Most join what others write as words.
 RARE_STOPS = ("am", "ckb", "dv", "eu", "kn", "la", "ml", "mn", "mt", "ta", "tt", "or", "sd",
                     "te")
-_EDGES = ".,;:()\"'" + "".join(mark for mark in TERMINAL_MARKS if not mark.isascii()) + "«»„“”،؛"
+# Marks at the ends of a chunk: English ones, others, and those of directions.
+_ENGLISH_EDGES = ".,;:()\"'"
+_EDGES = (_ENGLISH_EDGES + "".join(FOREIGN_TERMINAL_MARKS) + "!?«»„“”‘’،؛፣፤፥"
+          "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 class Vocabulary(dict):
@@ -53,7 +56,7 @@ class Vocabulary(dict):
         super().__init__()
         self._split = Splitter(language).split
         self.is_english = language == "en"
-        self._edges = ".,;:()\"'" if self.is_english else _EDGES
+        self._edges = _ENGLISH_EDGES if self.is_english else _EDGES
         self.units_per_word = UNITS_PER_WORD.get(language, 1.0)
         self.stop_words = tuple(stop_words)
         self.are_stops_within_words = language in STOPS_WITHIN_WORDS
