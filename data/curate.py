@@ -297,6 +297,8 @@ class Curation:
         manifest = metrics | {
             "skipped": self._sum("measure", "skipped"), "funnel": funnel,
             "histograms": merge_histograms(self.results["decide"]),
+            "unapplied_rules": merge_tallies(
+                result["unapplied"] for result in self.results["decide"]),
             "near_dedup": self.near_dedup,
             **({} if self.min_quality is None else {"min_quality": self.min_quality}),
             "kept_by_domain": self._counts("domains"),

@@ -41,7 +41,8 @@ technical, for documentation:
         by a wrong charset. stop_words: those of the language in any case, where they are common in
         its texts and it is identified with at least `MIN_LANGUAGE_SCORE`; of other languages than
         English, words that recur in the text count too. letter_pair_ratio: see
-        `data.filters.letters`; left out of English, identified with that score.
+        `data.filters.letters`; left out of English identified with that score, and of texts too
+        short for it.
     top_2gram_char_frac: characters of the most frequent pair of words, if it occurs twice, over
         the characters of all words. lorem_ipsum: occurrences of the filler text.
 code: see `data.filters.code`.
@@ -84,6 +85,8 @@ TECHNICAL_BULLETS = frozenset("•‣▪●-*・·◦○■◆－")
 ELLIPSES = ("...", "…")
 TECHNICAL_ELLIPSES = (*ELLIPSES, "⋯", "。。。")
 SHORT_LINE_CHARS, SHORT_LINE_WORDS = 30, 5
+# Left out of a document for which they have no meaning.
+OPTIONAL_SIGNALS = ("gopher_stop_words", "technical_stop_words", "technical_mean_word_chars")
 MIN_LANGUAGE_SCORE = 0.65  # of a sure identification, as FineWeb requires it
 MIN_STOP_WORDS = 2  # of prose, as Gopher requires them
 MIN_PROSE_LINE_WORDS = 6
@@ -126,7 +129,8 @@ def _omit_inapplicable(row: dict[str, float], text: str, vocabulary: Vocabulary,
     if not vocabulary.stop_words:
         del row["gopher_stop_words"]
     if not vocabulary.is_english or score < MIN_LANGUAGE_SCORE:
-        row["technical_letter_pair_ratio"] = pair_ratio(sample(text))
+        ratio = pair_ratio(sample(text))
+        row |= {} if ratio is None else {"technical_letter_pair_ratio": ratio}
     if not vocabulary.are_stops_common or score < MIN_LANGUAGE_SCORE:
         del row["technical_stop_words"]
     if row["technical_mean_word_chars"] < 0:
