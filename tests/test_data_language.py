@@ -46,7 +46,11 @@ def test_a_banner_in_another_language_does_not_decide():
         assert score < identify(german)[1]
 
 
-@pytest.mark.parametrize("text", ["ᏣᎳᎩ ᎦᏬᏂᎯᏍᏗ ᎠᎴ ᏗᎧᎿᏩᏛᏍᏗ", "ꆈꌠꉙ ꉬꄷꊿꃅꀉꑌ", "ᐃᓄᒃᑎᑐᑦ ᐅᖃᐅᓯᖅ", "ⵜⴰⵎⴰⵣⵉⵖⵜ ⴷ ⵉⵎⴷⴰⵏⵏ"])
+@pytest.mark.parametrize("text", [
+    "ᏣᎳᎩ ᎦᏬᏂᎯᏍᏗ ᎠᎴ ᏗᎧᎿᏩᏛᏍᏗ",
+    "ꆈꌠꉙ ꉬꄷꊿꃅꀉꑌ",
+    "ᐃᓄᒃᑎᑐᑦ ᐅᖃᐅᓯᖅ",
+    "ⵜⴰⵎⴰⵣⵉⵖⵜ ⴷ ⵉⵎⴷⴰⵏⵏ"])
 def test_scripts_that_the_model_does_not_know_have_no_language(text):
     assert identify(text * 5) == ("und", 0.0)
     assert identify(f"{SENTENCES['en']} {text}")[0] == "en"

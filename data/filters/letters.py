@@ -8,7 +8,6 @@ import numpy as np
 
 from data.writing import codes_of
 
-
 MIN_EXPECTED = 5  # coincidences of pairs, below which there are too few to compare
 MIN_COINCIDENCE = 0.002  # of letters; Chinese has .004 and more, random ideographs .00005
 
