@@ -91,7 +91,7 @@ def is_unspaced(text: str) -> bool:
 
 def is_mostly_unspaced(text: str) -> bool:
     """Whether a tenth or more of a text's characters are those of units."""
-    if text.isascii():
+    if not is_unspaced(text):
         return False
     kinds = _tables()[0][codes_of(text)]
     return bool(((kinds > 0) & (kinds < _SEPARATOR)).sum() * 10 >= len(kinds) > 0)

@@ -157,6 +157,12 @@ def test_an_english_page_is_treated_as_ever():
     assert signals["gopher_words"] == signals["technical_words"] == 3
 
 
+def test_text_mixed_with_much_english_is_counted_by_script():
+    text = f"{TEXTS['zh'].replace('，', '').replace('。', '')} pip install numpy"
+    unsure = measure_batch([text], ["prose"], [("en", 0.4)])[0]
+    assert unsure["technical_words"] > 50 and "technical_mean_word_chars" not in unsure
+
+
 def test_long_paragraphs_without_spaces_are_not_overlong_words():
     text = TEXTS["zh"].replace("，", "").replace("。", "") * 20
     assert len(text) > 1000

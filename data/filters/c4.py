@@ -22,13 +22,13 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 from data.filters.rules import BrokenRule
 from data.filters.words import FOREIGN_TERMINAL_MARKS, TERMINAL_MARKS, Splitter
-from data.writing import count_words, is_mostly_unspaced, longest_word
+from data.writing import count_words, is_mostly_unspaced, is_unspaced, longest_word
 
 POLICY_STRINGS = ("terms of use", "privacy policy", "cookie policy", "uses cookies",
                   "use of cookies", "use cookies")
@@ -86,13 +86,13 @@ class _LineRules:
             return line, "c4_max_word_chars"
         if self._cites:
             line = _CITATION.sub("", line)
-        if self._end_marks and (line.endswith(ELLIPSIS) or (
-                not line.endswith(self._end_marks)
-                and (line.isascii() or not ends_foreign_sentence(line)))):
-            return line, "c4_end_marks"
-        if len(line.split(None, self._min_words)) < self._min_words and (
-                line.isascii() or self._count_words(line) < self._min_words):
-            return line, "c4_min_line_words"
+        if self._end_marks and (
+                not line.endswith(self._end_marks) or line.endswith(ELLIPSIS)):
+            if line.endswith(ELLIPSIS) or line.isascii() or not ends_foreign_sentence(line):
+                return line, "c4_end_marks"
+        if len(line.split(None, self._min_words)) < self._min_words:
+            if line.isascii() or self._count_words(line) < self._min_words:
+                return line, "c4_min_line_words"
         lower = line.lower() if self._phrases else ""
         for rule, phrases in self._phrases:
             if any(phrase in lower for phrase in phrases):
@@ -101,9 +101,12 @@ class _LineRules:
 
     def _count_words(self, line: str) -> int:
         """Counts units if the page has many: a line in Chinese of an English page is one word."""
-        if self._is_unspaced is None:
-            self._is_unspaced = is_mostly_unspaced(self._text)
-        return count_words(line) if self._is_unspaced else len(line.split())
+        if is_unspaced(line):
+            if self._is_unspaced is None:
+                self._is_unspaced = is_mostly_unspaced(self._text)
+            if self._is_unspaced:
+                return count_words(line)
+        return len(line.split())
 
 
 def ends_foreign_sentence(line: str) -> bool:
@@ -132,13 +135,17 @@ def count_sentences(line: str) -> int:
 @lru_cache(20_000)
 def _kinds(chunk: str) -> tuple[tuple[bool, bool], ...]:
     """For each word of a chunk: whether it ends a sentence, and whether it is punctuation."""
-    pieces = (chunk,)
-    if not chunk.isascii():
-        pieces = _FOREIGN_END.sub(r" \g<0> ", chunk).split()
-    kinds = tuple((word in _TERMINAL,
-                   all(unicodedata.category(char).startswith("P") for char in word))
-                  for piece in pieces for word in _splitter().split(piece))
+    if chunk.isascii():
+        return _kinds_of_words(_splitter().split(chunk))
+    kinds = tuple(kind for piece in _FOREIGN_END.sub(r" \g<0> ", chunk).split()
+                  for kind in _kinds_of_words(_splitter().split(piece)))
     return (*kinds, (True, True)) if _is_thai_or_lao(chunk[-1]) else kinds
+
+
+def _kinds_of_words(words: Sequence[str]) -> tuple[tuple[bool, bool], ...]:
+    return tuple([(word in _TERMINAL,
+                   all([unicodedata.category(char).startswith("P") for char in word]))
+                  for word in words])
 
 
 @lru_cache(1)

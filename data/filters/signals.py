@@ -78,7 +78,7 @@ from data.filters.vocabulary import (
     vocabulary_of,
 )
 from data.filters.words import TERMINAL_MARKS
-from data.writing import PARTS, count_words, is_unspaced
+from data.writing import PARTS, count_words, is_mostly_unspaced, is_unspaced
 
 GOPHER_BULLETS = ("•", "-")
 TECHNICAL_BULLETS = frozenset("•‣▪●-*・·◦○■◆－")
@@ -108,11 +108,14 @@ def measure_batch(texts: Sequence[str], kinds: Sequence[str],
     """
     measured: list[dict[str, float]] = [{}] * len(texts)
     batches: dict[str, list[int]] = {}
-    for index, (text, kind, (language, _)) in enumerate(zip(texts, kinds, languages, strict=True)):
+    for index, (text, kind, (language, score)) in enumerate(zip(texts, kinds, languages,
+                                                                strict=True)):
         if kind == "code":
             measured[index] = measure_code(text)
-        else:
-            batches.setdefault(language, []).append(index)
+            continue
+        if language == "en" and score < MIN_LANGUAGE_SCORE and is_mostly_unspaced(text):
+            language = "und"    # e.g. Chinese with much code, whose words English rules would join
+        batches.setdefault(language, []).append(index)
     for language, indices in batches.items():
         for batch in _split(indices, texts):
             vocabulary = vocabulary_of(language)
@@ -162,16 +165,21 @@ def _measure_prose(vocabulary: Vocabulary, texts: Sequence[str]) -> list[dict[st
         all_words = chunks.sum(parts[chunks.values]) / PARTS
         edited_words = np.array([parts[row].sum() for row in by_edited]) / PARTS
     num_chars = np.array(list(map(len, texts)))
-    technical = _measure_technical(vocabulary, chunks, texts)
+    lines = list(map(str.splitlines, texts))
+    hashes = np.array([text.count("#") for text in texts])
+    ellipses = np.array([sum(map(text.count, ELLIPSES)) for text in texts])
+    technical = _measure_technical(vocabulary, chunks, texts, lines, np.maximum(hashes, ellipses))
     columns = {"words": technical["technical_words"]}
     columns |= _measure_words(vocabulary, words, all_words, texts)
     columns |= _repeated_fracs(vocabulary, words, num_chars)
-    columns |= _measure_marks(texts, all_words)
+    columns |= {"gopher_hash_word_ratio": _ratio(hashes, all_words),
+                "gopher_ellipsis_word_ratio": _ratio(ellipses, all_words)}
+    columns |= _measure_line_marks(lines)
     columns |= _measure_repeated_lines(texts)
     for family, of_texts, sizes in (("fineweb", edited, edited_words),
                                     ("fineweb2", texts, all_words)):
-        lines = zip(*(_measure_lines(text, vocabulary.has_units) for text in of_texts))
-        columns |= {f"{family}_{name}": values for name, values in zip(LINE_SIGNALS, lines)}
+        measured = zip(*(_measure_lines(text, vocabulary.has_units) for text in of_texts))
+        columns |= {f"{family}_{name}": values for name, values in zip(LINE_SIGNALS, measured)}
         newlines = np.array([text.count("\n") for text in of_texts])
         columns[f"{family}_newline_word_ratio"] = _ratio(newlines, sizes)
     columns |= technical
@@ -261,19 +269,14 @@ def _repeated_fracs(vocabulary: Vocabulary, words: _Ragged,
             for name, counts in repeated.items()}
 
 
-def _measure_marks(texts: Sequence[str], num_words: np.ndarray) -> dict[str, np.ndarray]:
+def _measure_line_marks(lines: Sequence[Sequence[str]]) -> dict[str, tuple[float, ...]]:
     rows = []
-    for text in texts:
-        lines = text.splitlines()
-        num_lines = max(len(lines), 1)
-        bullets = sum(line.lstrip().startswith(GOPHER_BULLETS) for line in lines)
-        ellipses = sum(line.rstrip().endswith(ELLIPSES) for line in lines)
-        rows.append((text.count("#"), sum(map(text.count, ELLIPSES)), bullets / num_lines,
-                     ellipses / num_lines))
-    hashes, ellipses, bullet_fracs, ellipsis_fracs = map(np.array, zip(*rows))
-    return {"gopher_hash_word_ratio": _ratio(hashes, num_words),
-            "gopher_ellipsis_word_ratio": _ratio(ellipses, num_words),
-            "gopher_bullet_line_frac": bullet_fracs, "gopher_ellipsis_line_frac": ellipsis_fracs}
+    for of_text in lines:
+        num_lines = max(len(of_text), 1)
+        bullets = sum(line.lstrip().startswith(GOPHER_BULLETS) for line in of_text)
+        ellipses = sum(line.rstrip().endswith(ELLIPSES) for line in of_text)
+        rows.append((bullets / num_lines, ellipses / num_lines))
+    return dict(zip(("gopher_bullet_line_frac", "gopher_ellipsis_line_frac"), zip(*rows)))
 
 
 def _measure_repeated_lines(texts: Sequence[str]) -> dict[str, tuple[float, ...]]:
@@ -314,8 +317,8 @@ def _measure_lines(text: str, has_units: bool) -> tuple[float, float, float, flo
     return len(lines), terminal / num_lines, len(short_lines) / num_lines, chars / num_chars
 
 
-def _measure_technical(vocabulary: Vocabulary, chunks: _Ragged,
-                       texts: Sequence[str]) -> dict[str, Any]:
+def _measure_technical(vocabulary: Vocabulary, chunks: _Ragged, texts: Sequence[str],
+                       lines: Sequence[Sequence[str]], symbols: np.ndarray) -> dict[str, Any]:
     flags = vocabulary.flags_of_chunk[chunks.values]
     words = chunks.keep((flags & CHUNK_WORD) != 0)
     chars = vocabulary.chars_of_chunk[words.values]
@@ -326,16 +329,15 @@ def _measure_technical(vocabulary: Vocabulary, chunks: _Ragged,
     num_words = words.sizes if parts is None else words.sum(parts) / PARTS
     num_chunks = chunks.sizes if parts is None else chunks.sum(chunk_parts) / PARTS
     rows = []
-    for text in texts:
-        lines = list(filter(None, map(str.strip, text.splitlines())))
-        num_lines = max(len(lines), 1)
+    for text, of_text in zip(texts, lines):
+        filled = list(filter(None, map(str.strip, of_text)))
+        num_lines = max(len(filled), 1)
         rows.append((
-            max(text.count("#"), sum(map(text.count, ELLIPSES))),
-            sum(line[0] in TECHNICAL_BULLETS for line in lines) / num_lines,
-            sum(line.endswith(TECHNICAL_ELLIPSES) for line in lines) / num_lines,
-            1 - len(set(lines)) / num_lines if lines else 0.0,
+            sum(line[0] in TECHNICAL_BULLETS for line in filled) / num_lines,
+            sum(line.endswith(TECHNICAL_ELLIPSES) for line in filled) / num_lines,
+            1 - len(set(filled)) / num_lines if filled else 0.0,
             text.lower().count("lorem ipsum")))
-    symbols, bullets, ellipses, duplicates, lorem_ipsum = map(np.array, zip(*rows))
+    bullets, ellipses, duplicates, lorem_ipsum = map(np.array, zip(*rows))
     pairs = count_top_pair_chars(words.values, chars, words.ends)
     stop_words = _count_stop_words(vocabulary, chunks, vocabulary.stop_of_chunk, texts)
     if not vocabulary.is_english:
