@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from data.card.sections import unapplied_note
 from data.filters.language import identify
 from data.filters.letters import pair_ratio
 from data.filters.lines import clean_lines
 from data.filters.presets import line_rules, thresholds
 from data.filters.rules import decide
 from data.filters.signals import measure_batch, prose_frac
+from data.passes.decide import wrong_language
 from scripts.bench.languages import break_text, judge, script_of
 
 DATASETS = os.environ.get("HEARTWOOD_DATASETS")
@@ -202,3 +204,17 @@ def test_the_declaration_of_human_rights_stays_in_every_language():
     # Fragments of fewer than thirty words, the beginning of three translations.
     assert len(texts) == 387 and len(removed) <= 4
     assert {removal.reason for removal in removed.values()} == {"technical_min_words"}
+
+
+def test_rules_of_words_that_do_not_apply_are_shown():
+    note = str(unapplied_note(("technical_min_stop_words", {"fi": 3, "und": 12})))
+    assert "technical_min_stop_words did not apply to 15 documents" in note
+    assert "und 12, fi 3" in note
+
+
+def test_a_text_without_a_known_language_is_not_of_a_wanted_one():
+    prose = {"language": "und", "language_score": 0.0, "signals": {"words": 40.0}}
+    assert wrong_language(prose, keep=("en",), min_score=0.0)[0] == "language_und"
+    assert wrong_language(prose, keep=(), min_score=0.0) is None
+    assert wrong_language(prose | {"signals": {"code_lines": 3}}, keep=("en",),
+                          min_score=0.0) is None

@@ -86,13 +86,13 @@ class _LineRules:
             return line, "c4_max_word_chars"
         if self._cites:
             line = _CITATION.sub("", line)
-        if self._end_marks and (
-                not line.endswith(self._end_marks) or line.endswith(ELLIPSIS)):
-            if line.endswith(ELLIPSIS) or line.isascii() or not ends_foreign_sentence(line):
-                return line, "c4_end_marks"
-        if len(line.split(None, self._min_words)) < self._min_words:
-            if line.isascii() or self._count_words(line) < self._min_words:
-                return line, "c4_min_line_words"
+        if self._end_marks and (line.endswith(ELLIPSIS) or (
+                not line.endswith(self._end_marks)
+                and (line.isascii() or not ends_foreign_sentence(line)))):
+            return line, "c4_end_marks"
+        if len(line.split(None, self._min_words)) < self._min_words and (
+                line.isascii() or self._count_words(line) < self._min_words):
+            return line, "c4_min_line_words"
         lower = line.lower() if self._phrases else ""
         for rule, phrases in self._phrases:
             if any(phrase in lower for phrase in phrases):

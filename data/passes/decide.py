@@ -85,7 +85,7 @@ def decide(*, output: Path, measured: str, repeats: str, presets: Mapping[str, S
     stages: dict[str, Callable[[int, Row], Verdict]] = {
         "extract": lambda _, row: None if _num_words(row) else ("empty", 0.0, ""),
         "exact_dedup": is_repeat,
-        "language": lambda _, row: _wrong_language(row, **languages),
+        "language": lambda _, row: wrong_language(row, **languages),
         "harm": lambda _, row: _blocked(row["source"], url_lists),
         "rules": break_rule,
     }
@@ -110,7 +110,8 @@ def _num_words(row: Row) -> float:
     return row["signals"].get("words", row["bytes"])
 
 
-def _wrong_language(row: Row, keep: Sequence[str], min_score: float) -> Verdict:
+def wrong_language(row: Row, keep: Sequence[str], min_score: float) -> Verdict:
+    """The verdict on a document's language; source code has none and stays."""
     if not keep or not _is_prose(row):
         return None
     if row["language"] not in keep:
