@@ -333,6 +333,8 @@ class Curation:
             "skipped": self._sum("measure", "skipped"), **self.fields,
             "left_out": [dataclasses.asdict(one) for one in self.left_out], "funnel": funnel,
             "histograms": merge_histograms(self.results["decide"]),
+            "unapplied_rules": merge_tallies(
+                result["unapplied"] for result in self.results["decide"]),
             "near_dedup": self.near_dedup,
             **({} if self.min_quality is None else {"min_quality": self.min_quality}),
             "kept_by_domain": self._counts("domains"),

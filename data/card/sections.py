@@ -118,7 +118,19 @@ def languages_and_domains(corpus: Corpus) -> Markup:
             ("Domains", manifest.get("kept_by_domain"), manifest.get("bytes_per_token")),
             ("Languages", manifest.get("kept_by_language"), None)) if parts]
     return section("What is in it", "The training set by size of text, without held-out pages.",
-                   tag("div", tables, class_="pair")) if tables else _not_run("What is in it")
+                   tag("div", tables, class_="pair"), *map(unapplied_note, sorted(
+                       manifest.get("unapplied_rules", {}).items()))) \
+        if tables else _not_run("What is in it")
+
+
+def unapplied_note(rule: tuple[str, Mapping[str, int]]) -> Markup:
+    """A sentence on the documents that a rule of words did not apply to, by language."""
+    name, languages = rule
+    named = ", ".join(f"{language} {count(number)}"
+                      for language, number in _largest_first(languages)[:NUM_PARTS])
+    return tag("p", f"{name} did not apply to {count(sum(languages.values()))} documents whose "
+               f"language has no list of words for it, is not surely identified, or is written "
+               f"without spaces: {named}.", class_="note")
 
 
 def _share_table(parts: Mapping[str, Mapping[str, int]], per_token: Mapping[str, float] | None,

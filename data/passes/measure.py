@@ -136,7 +136,7 @@ def _rows(pages: Sequence[tuple[RawRecord, str]], domain: str,
     kinds = ["code" if name in code_domains else "prose" for name in domains]
     languages = [("und", 0.0) if kind == "code" else identify(text)
                  for kind, text in zip(kinds, texts)]
-    signals = measure_batch(texts, kinds, [language for language, _ in languages])
+    signals = measure_batch(texts, kinds, languages)
     for place, (record, text) in enumerate(pages):
         language, score = languages[place]
         yield {
