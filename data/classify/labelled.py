@@ -25,6 +25,7 @@ import xxhash
 from core.errors import UserError
 from data.dedup.shingles import exact_key
 from data.readers import storage
+from data.readers.records import Damage
 from data.readers.records import encodable
 
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst")
@@ -252,7 +253,7 @@ def _read_rows(files: list[str], columns: tuple[str, ...],
                     left_out["empty"] += 1
                 else:
                     yield row
-        except (pa.ArrowException, OSError, EOFError):
+        except (pa.ArrowException, OSError, Damage):
             left_out["rest of a damaged file"] += 1
 
 
@@ -263,7 +264,7 @@ def _fields_of(file: str) -> list[str]:
             with storage.open_binary(file) as raw:
                 return pq.read_schema(raw).names
         return next((sorted(row) for row in _read_jsonl(file) if isinstance(row, dict)), [])
-    except (pa.ArrowException, OSError, EOFError):
+    except (pa.ArrowException, OSError, Damage):
         return []
 
 
