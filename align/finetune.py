@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from core.errors import UserError
 from data.tokens.rows import batches as group_rows
-from model.directory import load_params, read_description, save_model
+from model.directory import load_params, read_description
 from train.setup import Setup, make_setup
 from train.step import LossFn
 from train.trainer import train
@@ -48,9 +48,9 @@ def fine_tune(loss_fn: LossFn, batches: grain.MapDataset, source: Path, *, setup
     Returns:
         `steps`, and the trainer's metrics.
     """
-    params, metrics = train(
+    trained, metrics = train(
         loss_fn, batches, partial(load_params, source, setup.config, setup.mesh), setup=setup,
         section=section, folder=folder, rows_per_example=rows_per_example)
-    save_model(folder, params, setup.config, source / "tokenizer", chat=True,
-               context_tokens=read_description(source).context_tokens)
+    trained.save(folder, setup.config, source / "tokenizer", chat=True,
+                 context_tokens=read_description(source).context_tokens)
     return {"steps": len(batches), **metrics}

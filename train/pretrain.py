@@ -26,7 +26,6 @@ from eval.measures.questions import score_questions
 from eval.respond.loaded import LoadedModel
 from eval.tasks.registry import open_tasks
 from model.config import make_model_config
-from model.directory import save_model
 from model.families.decoder import Params, abstract_params, init, num_params
 from model.parallel.sharding import param_shardings
 from train.distributed import initialize
@@ -43,12 +42,12 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
     section, tokens = config.pretrain, parents["tokens"]
     model_config = make_model_config(config.model, read_json(tokens / "tokens.json")["vocab_size"])
     setup = make_setup(model_config, section, config.mesh)
-    params, metrics = train(
+    trained, metrics = train(
         make_loss(section), make_batches(section, tokens),
         partial(init_params, setup, section.seed), setup=setup, section=section, folder=folder,
         evaluate=make_evaluate(section, setup, parents))
-    save_model(folder, params, model_config, tokens / "tokenizer", chat=False,
-               context_tokens=section.row_length)
+    trained.save(folder, model_config, tokens / "tokenizer", chat=False,
+                 context_tokens=section.row_length)
     last = [row for row in read_metrics(folder / "metrics.jsonl") if "heldout_bpb" in row][-1]
     return {"params": num_params(model_config), "steps": section.num_steps,
             "tokens": section.num_steps * section.batch_size * section.row_length,

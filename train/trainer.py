@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import jax
@@ -14,6 +15,8 @@ from ml_collections import ConfigDict
 from core.errors import UserError
 from core.progress import format_count, log
 from model.attention.backends import describe
+from model.config import ModelConfig
+from model.directory import save_model
 from model.families.decoder import abstract_params, num_params
 from model.parallel.sharding import check_mesh
 from train.loop import Loop
@@ -26,9 +29,36 @@ from train.step import LossFn, TrainStep, make_state, make_train_step
 Evaluate = Callable[[Any], Mapping[str, float]]
 
 
+class Trained(NamedTuple):
+    """What a training gives.
+
+    Attributes:
+        params: the parameters to keep: their running average, where one is kept.
+        raw: beside a running average, the parameters as the last step left them; else None.
+    """
+
+    params: Any
+    raw: Any
+
+    def save(self, folder: Path, config: ModelConfig, tokenizer: Path, *, chat: bool,
+             context_tokens: int) -> None:
+        """Writes a model directory; with an average, the raw parameters as `raw/`, another one.
+
+        Arguments and errors are those of `model.directory.save_model`.
+        """
+        save = partial(save_model, config=config, tokenizer=tokenizer, chat=chat,
+                       context_tokens=context_tokens)
+        save(folder, self.params)
+        if self.raw is None:
+            return
+        save(folder / "raw", self.raw)
+        if jax.process_index() == 0:    # their origin is the same
+            shutil.copy(folder / "lineage.json", folder / "raw")
+
+
 def train(loss_fn: LossFn, batches: grain.MapDataset, make_params: Callable[[], Any], *,
           setup: Setup, section: ConfigDict, folder: Path, evaluate: Evaluate | None = None,
-          rows_per_example: int = 1) -> tuple[Any, dict[str, float]]:
+          rows_per_example: int = 1) -> tuple[Trained, dict[str, float]]:
     """Trains over all of `batches`, or goes on from the newest intact checkpoint in `folder`.
 
     Args:
@@ -38,12 +68,12 @@ def train(loss_fn: LossFn, batches: grain.MapDataset, make_params: Callable[[], 
             the state without a copy, and the first step donates them.
         section: the stage's config; `configs.common.make_training` has the fields read here.
         folder: gets `checkpoints/`, `metrics.jsonl`, `speed.jsonl`, `goodput.jsonl`.
-        evaluate: run every `evaluate_every` steps and after the last.
+        evaluate: run every `evaluate_every` steps and after the last; beside a running average,
+            on the raw parameters too.
         rows_per_example: rows of tokens in an element of a batch: 2 for pairs.
 
     Returns:
-        The trained parameters, their running average where one is kept; and, for the stage's
-        metrics, `goodput_frac` of the run.
+        The trained parameters; and, for the stage's metrics, `goodput_frac` of the run.
 
     Raises:
         UserError: sizes that do not fit each other, before anything is compiled; or training
@@ -58,7 +88,7 @@ def train(loss_fn: LossFn, batches: grain.MapDataset, make_params: Callable[[], 
         f"{setup.mesh.size} x {jax.devices()[0].device_kind}")
     loop = Loop(train_step, batches, setup=setup, section=section, folder=folder,
                 tokens_per_step=tokens_per_step,
-                evaluate=evaluate and (lambda state: evaluate(trained_params(state))))
+                evaluate=evaluate and partial(evaluate_state, evaluate))
     state = loop.run(make_first(abstract_params(setup.config)), lambda: make_first(make_params()))
     return trained_params(state), {"goodput_frac": round(loop.goodput_frac(), 4)}
 
@@ -91,6 +121,16 @@ def make_step(loss_fn: LossFn, setup: Setup, section: ConfigDict, *, num_steps: 
         ema_decay=section.ema_decay, diagnostics=section.run.diagnostics)
 
 
-def trained_params(state: TrainState) -> Any:
-    """The parameters to evaluate and to keep: the running average, if there is one."""
-    return eval_params(state.opt_state, state.params) if state.ema is None else state.ema
+def trained_params(state: TrainState) -> Trained:
+    """The parameters to keep, and the raw ones beside an average."""
+    raw = eval_params(state.opt_state, state.params)
+    return Trained(raw, None) if state.ema is None else Trained(state.ema, raw)
+
+
+def evaluate_state(evaluate: Evaluate, state: TrainState) -> dict[str, float]:
+    """Evaluates the parameters to keep and, as `raw_NAME`, the raw ones beside an average."""
+    trained = trained_params(state)
+    metrics = dict(evaluate(trained.params))
+    if trained.raw is not None:
+        metrics |= {f"raw_{name}": value for name, value in evaluate(trained.raw).items()}
+    return metrics

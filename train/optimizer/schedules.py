@@ -11,7 +11,9 @@ SCHEDULES = ("constant", "linear", "cosine", "wsd")
 
 
 def make_schedule(section: ConfigDict, num_steps: int) -> optax.Schedule:
-    """A multiplier of the learning rate: linear warmup from 0 to 1, then the named schedule.
+    """A multiplier of the learning rate: linear warmup to 1, then the named schedule.
+
+    Step s of a warmup, counted from 0, has (s + 1) / `warmup_steps`: every batch is learned from.
 
     `constant`: stays at 1.
     `linear`: falls linearly to `final_frac` at the end of the run.
@@ -45,7 +47,7 @@ def make_schedule(section: ConfigDict, num_steps: int) -> optax.Schedule:
         rest = optax.linear_schedule(1.0, final, num_steps - warmup)
     else:
         rest = optax.constant_schedule(1.0)
-    return optax.join_schedules([optax.linear_schedule(0.0, 1.0, max(warmup, 1)), rest], [warmup])
+    return optax.join_schedules([lambda step: (step + 1) / max(warmup, 1), rest], [warmup])
 
 
 def _stable_then_decay(section: ConfigDict, num_steps: int) -> optax.Schedule:
