@@ -59,9 +59,6 @@ def pack(section: ConfigDict, corpus: Path, tokenizer: Path, folder: Path, *,
     Raises:
         UserError: the corpus is damaged, or lacks the domains that the config names.
     """
-    if not 0 < section.best_frac <= 1:
-        raise UserError(f"pack.best_frac={section.best_frac}", "must be above 0 and at most 1",
-                        "set --config.pack.best_frac=0.5")
     encoder, units = load_tokenizer(tokenizer), folder / "encode"
     tasks = [{"spans": spans, "tokenizer": str(tokenizer), "seed": section.seed, "domain": domain}
              for kind, domain in (("documents", None), ("heldout", "heldout"))

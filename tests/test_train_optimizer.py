@@ -323,10 +323,11 @@ def test_every_optimizer_learns(name, params, gradient_fn):
 
 @pytest.mark.parametrize("changes, line", [
     ({"name": "sgdm"}, "optimizer.name='sgdm': is none of adamw, muon, lion, adafactor, sgd, sch"),
-    ({"clip_norm": -1.0}, "optimizer.clip_norm=-1.0: must not be negative"),
+    ({"clip_norm": -1.0}, r"SECTION\.optimizer\.clip_norm=-1\.0: must be a number, at least 0 and"),
+    ({"final_frac": 1.5}, r"final_frac=1\.5: must be a number, at least 0 and at most 1"),
     ({"name": "lion", "mu_dtype": "float16"}, "optimizer.mu_dtype='float16': is none of float32"),
     ({"name": "schedule_free", "schedule": "wsd"}, "schedule='wsd': schedule_free averages"),
-    ({"name": "schedule_free", "b1": 0.0}, "optimizer.b1=0.0: must lie between 0 and 1"),
+    ({"name": "schedule_free", "b1": 0.0}, "optimizer.b1=0.0: must be above 0"),
     ({"lr_multipliers": {"embd*": 0.5}},
      r"lr_multipliers='embd\*': matches no parameter: choose among attn_norm_D, embed_VD"),
 ], ids=str)

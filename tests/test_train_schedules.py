@@ -43,11 +43,9 @@ def test_a_warmup_begins_where_the_ramp_from_zero_stands_at_its_second_step(sche
 
 @pytest.mark.parametrize("changes, line", [
     ({"warmup_steps": 20}, "optimizer.warmup_steps=20: must be below num_steps=20"),
-    ({"warmup_steps": -1}, "optimizer.warmup_steps=-1: must be below num_steps=20"),
     ({"schedule": "wsd", "warmup_steps": 12, "decay_frac": 0.5},
      "optimizer.warmup_steps=12: and 10 steps of decay exceed num_steps=20"),
     ({"schedule": "step"}, "optimizer.schedule='step': is none of constant, linear, cosine, wsd"),
-    ({"final_frac": 1.5}, "optimizer.final_frac=1.5: must lie between 0 and 1"),
 ], ids=str)
 def test_impossible_schedules_are_refused(changes, line):
     with pytest.raises(UserError, match=line):

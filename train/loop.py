@@ -31,7 +31,7 @@ from train.step import TrainStep, place_batch
 from train.watch.compilation import Compilations
 from train.watch.goodput import Goodput
 from train.watch.profile import Profiler, requested_window
-from train.watch.recorder import Recorder
+from train.watch.recorder import Recorder, is_due
 
 STEPS_BETWEEN_STOPS = 10     # at which several processes ask each other whether one got a signal
 
@@ -158,7 +158,7 @@ class Loop:
             return place_batch(next(self._batches), self._mesh)
 
     def _is_due(self, step: int, every: int) -> bool:
-        return step % every == 0 or step == self._num_steps
+        return is_due(step, every, self._num_steps)
 
     def _is_stopping(self, step: int, stop: StopRequest) -> bool:
         """Whether to stop here; several processes ask each other every few steps."""

@@ -21,6 +21,11 @@ from train.watch.metrics import MetricsFile
 from train.watch.writers import Writer, make_writers
 
 
+def is_due(step: int, every: int, last: int) -> bool:
+    """Whether something is due at a step that is done every so many steps, and at the last."""
+    return step == last or (every > 0 and step % every == 0)
+
+
 class Recorder:
     """Writes `metrics.jsonl`, `speed.jsonl` and to the config's writers.
 
@@ -81,7 +86,7 @@ class Recorder:
             log(f"{self._name}: the update of step {step} was refused: loss {values['loss']:.4g}, "
                 f"gradient norm {values['gradient_norm']:.4g}")
         self._progress.update(step, loss=values["loss"])
-        if step % self._section.run.log_every == 0 or step == self._num_steps:
+        if is_due(step, self._section.run.log_every, self._num_steps):
             self.write(step, values)
             self._write_speed(step)
 

@@ -1,0 +1,75 @@
+"""Flags for names of the user's own: domains, tasks, patterns of parameters.
+
+A flag may set only a field that its config has. Some dicts hold names that no config can know, and
+take new ones: ``--config.pretrain.mixture.web=1.0`` or, where a name is no identifier,
+``--config.pretrain.mixture['my-web']=1.0``.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict
+from ml_collections.config_flags import config_path
+
+from core.bounds import find_bounds
+
+OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
+
+
+class ConfigParser(flags.ArgumentParser):
+    """Parses ``--config``, and adds the names of the user's own that the command line sets.
+
+    Args:
+        parser: of the config's file.
+        argv: the command line; None for this process's own.
+    """
+
+    def __init__(self, parser: flags.ArgumentParser, argv: Sequence[str] | None):
+        self._parser, self._argv = parser, argv
+
+    def parse(self, argument: str) -> Any:
+        """The config of a file, with zeros at the new names, which the flags then set."""
+        config = self._parser.parse(argument)
+        if isinstance(config, ConfigDict):
+            for word in sys.argv if self._argv is None else self._argv:
+                if match := OVERRIDE.match(word):
+                    _add_name(config, match[1])
+        return config
+
+    def flag_type(self) -> str:
+        """The kind of the flag's value, for messages."""
+        return self._parser.flag_type()
+
+
+def _add_name(config: ConfigDict, field: str) -> None:
+    """Adds a field where its dict takes names of the user's own and lacks it."""
+    try:
+        path = config_path.split(field)
+    except ValueError:
+        return      # the flag's own error
+    key, bounds = find_bounds(path) or ("", None)
+    num_names = key.count("*")
+    section = _section(config, path[:len(path) - num_names])
+    if not num_names or section is None:
+        return
+    with section.unlocked():
+        for name in path[-num_names:-1]:
+            if name not in section:
+                section[name] = ConfigDict()
+            section = section[name]
+        if path[-1] not in section:
+            section[path[-1]] = 0 if bounds.whole else 0.0
+
+
+def _section(config: ConfigDict, path: Iterable[str]) -> ConfigDict | None:
+    """The section at `path`; None if there is none."""
+    for name in path:
+        if name not in config or not isinstance(config[name], ConfigDict):
+            return None
+        config = config[name]
+    return config
