@@ -16,10 +16,12 @@ from model.directory import load_params, read_description
 from train.setup import Setup, make_setup
 from train.step import LossFn
 from train.trainer import train
+from train.watch.writers import check_writers
 
 
 def open_setup(source: Path, section: ConfigDict, mesh: Mapping[str, int]) -> Setup:
-    """The setup for fine-tuning a model directory."""
+    """The setup for fine-tuning a model directory, checked as far as it can be without data."""
+    check_writers(section.run.writers)
     return make_setup(read_description(source).config, section, mesh)
 
 

@@ -21,6 +21,11 @@ class UserError(Exception):
         super().__init__(f"{what}: {rule}: {remedy}")
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error of another library, or its type, in at most 200 characters."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
 def require_file(field: str, path: str | Path, remedy: str) -> Path:
     """Returns `path` when it exists; raises `UserError` that names `field` otherwise."""
     path = Path(path)

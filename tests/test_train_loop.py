@@ -4,7 +4,10 @@ import json
 import os
 import shutil
 import signal
+import sys
+import time
 from functools import partial
+from types import SimpleNamespace
 
 import grain
 import jax
@@ -22,8 +25,12 @@ from model.execution import Execution
 from model.parallel.sharding import make_mesh
 from train.loop import Loop
 from train.setup import Setup
+from train.signals import StopRequest, leave_if_stopping
 from train.step import make_state, make_train_step
+from train.watch.compilation import Compilations
 from train.watch.metrics import read_metrics
+from train.watch.profile import Profiler
+from train.watch.recorder import Recorder
 
 NUM_STEPS = 24
 SIZES = ModelConfig(V=8, D=4, N=1, H=1, G=1, K=4, F=4)
@@ -178,6 +185,94 @@ def test_settings_hold_from_the_step_that_a_rewind_restores(tmp_path):
     restored = json.loads((tmp_path / "rewinds.json").read_text())["rewinds"][0]["restore_step"]
     assert 0 < restored < saved
     assert [process["step"] for process in read_lineage(tmp_path)["runs"]] == [0, restored]
+
+
+def test_a_signal_amid_an_evaluation_ends_it_and_the_next_process_repeats_it(undisturbed, tmp_path):
+    begun = []
+
+    def evaluate(state):
+        begun.append(int(state.step))
+        if begun == [4, 8]:
+            os.kill(os.getpid(), signal.SIGTERM)
+            deadline = time.monotonic() + 20
+            while time.monotonic() < deadline:      # batches of a long evaluation
+                leave_if_stopping()
+                time.sleep(0.001)
+        leave_if_stopping()
+        return {"w": float(state.params["w_D"][0])}
+
+    with pytest.raises(SystemExit) as exit_info:
+        run(tmp_path, evaluate=evaluate)
+    assert exit_info.value.code == 128 + signal.SIGTERM
+    assert max(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == 8
+    assert [step for step, _ in recorded(tmp_path, "w")] == [4], "nothing of it is written"
+    state = run(tmp_path, evaluate=evaluate)
+    assert begun == [4, 8, 8, 12, 16, 20, 24]
+    assert np.array_equal(state.params["w_D"], undisturbed[1].params["w_D"])
+    assert (tmp_path / "metrics.jsonl").read_bytes() == (
+        undisturbed[0] / "metrics.jsonl").read_bytes()
+    leave_if_stopping()     # outside of a run it asks nobody
+
+
+@pytest.mark.parametrize("stop_at", [8, NUM_STEPS])
+def test_a_signal_in_the_step_before_an_evaluation_saves_first(undisturbed, tmp_path, monkeypatch,
+                                                               stop_at):
+    begun, requested = [], StopRequest.requested.fget
+
+    def evaluate(state):
+        begun.append(int(state.step))
+        return {"w": float(state.params["w_D"][0])}
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(StopRequest, "requested", property(
+            lambda self: self._num_calls == stop_at or requested(self)))
+        run(tmp_path, evaluate=evaluate)
+    assert begun == [*range(4, stop_at, 4)]
+    assert max(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == stop_at
+    run(tmp_path, evaluate=evaluate)
+    assert begun == [*range(4, NUM_STEPS + 1, 4)]
+    assert (tmp_path / "metrics.jsonl").read_bytes() == (
+        undisturbed[0] / "metrics.jsonl").read_bytes()
+
+
+def test_zero_evaluates_logs_and_saves_the_last_step_only(tmp_path):
+    section = make_section()
+    section.run.update(log_every=0, evaluate_every=0, checkpoint_every=0)
+    run(tmp_path, section=section)
+    assert [step for step, _ in recorded(tmp_path, "loss")] == [NUM_STEPS]
+    assert [step for step, _ in recorded(tmp_path, "w")] == [NUM_STEPS]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [str(NUM_STEPS)]
+
+
+def test_a_clean_up_that_fails_hides_no_error(tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise ValueError("no trace was written")
+
+    def evaluate(state):
+        raise UserError("tasks.arithmetic", "is no task", "name another")
+
+    monkeypatch.setattr(Profiler, "close", fail)
+    close_files = Recorder.close_files
+    monkeypatch.setattr(Recorder, "close_files",
+                        lambda self: close_files(self) or (self.reported and fail()))
+    with pytest.raises(UserError, match="is no task"):
+        run(tmp_path, evaluate=evaluate)
+    warned = capsys.readouterr().err
+    assert "WARNING: the profile could not be closed (no trace was written)" in warned
+    assert "WARNING: metrics.jsonl could not be closed (no trace was written)" in warned
+    with pytest.raises(ValueError, match="no trace was written"):    # nothing else was wrong
+        run(tmp_path)
+
+
+def test_a_writer_that_cannot_begin_is_refused_before_anything_is_compiled(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(
+        init=lambda **_: (_ for _ in ()).throw(RuntimeError("api_key not configured (no-tty)"))))
+    section = make_section()
+    section.run.writers = ("wandb",)
+    line = r"^run\.writers='wandb': cannot be opened \(api_key not configured \(no-tty\)\): log in"
+    with Compilations() as compilations, pytest.raises(UserError, match=line):
+        run(tmp_path, section=section)
+    assert not {"jit(train_step)", "jit(make_rest)"} & set(compilations.programs)
 
 
 @pytest.mark.parametrize("is_lost", [True, False])

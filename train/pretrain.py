@@ -31,15 +31,18 @@ from model.parallel.sharding import param_shardings
 from train.distributed import initialize
 from train.loss import next_token_loss
 from train.setup import Setup, make_setup
+from train.signals import leave_if_stopping
 from train.trainer import train
 from train.watch import profile
 from train.watch.metrics import read_metrics
+from train.watch.writers import check_writers
 
 
 def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict[str, Any]:
     """Trains from scratch, or goes on from the newest checkpoint in `folder`."""
     initialize()
     section, tokens = config.pretrain, parents["tokens"]
+    check_writers(section.run.writers)
     model_config = make_model_config(config.model, read_json(tokens / "tokens.json")["vocab_size"])
     setup = make_setup(model_config, section, config.mesh)
     trained, metrics = train(
@@ -122,7 +125,7 @@ def make_evaluate(section: ConfigDict, setup: Setup,
 
     def evaluate(params: Params) -> dict[str, float]:
         model = LoadedModel(params, setup.config, setup.execution, tokenizer, chat=False,
-                            context_tokens=row_length)
+                            context_tokens=row_length, between_batches=leave_if_stopping)
         sizes = {"row_length": row_length, "batch_size": section.batch_size}
         metrics = {"heldout_bpb": bits_per_byte(model, tokens, **sizes)}
         for task, count in tasks:

@@ -16,9 +16,10 @@ from ml_collections import ConfigDict
 from core.progress import Progress, log
 from model.flops import mfu
 from train.setup import Setup
+from train.watch.closing import closed_after
 from train.watch.memory import peak_memory_bytes
 from train.watch.metrics import MetricsFile
-from train.watch.writers import Writer, make_writers
+from train.watch.writers import Writers
 
 
 def is_due(step: int, every: int, last: int) -> bool:
@@ -29,7 +30,7 @@ def is_due(step: int, every: int, last: int) -> bool:
 class Recorder:
     """Writes `metrics.jsonl`, `speed.jsonl` and to the config's writers.
 
-    A context manager; call `start` inside of it.
+    A context manager, which opens the writers; call `start` inside of it.
 
     Args:
         folder: gets the files.
@@ -48,9 +49,9 @@ class Recorder:
         self._folder, self._setup, self._section = folder, setup, section
         self._name, self._num_steps, self._tokens_per_step = section.out, num_steps, tokens_per_step
         self._files: list[MetricsFile] = []     # of metrics, and of speed
-        self._writers: list[Writer] = []
+        self._writers: Writers | None = None
         self._progress: Progress | None = None
-        self._open = contextlib.ExitStack()     # of progress and writers
+        self._open = contextlib.ExitStack()     # of progress, writers and files
         self._clock, self._clocked_step = 0.0, 0
         self.reported, self.refused_in_row, self.pending = 0, 0, None
 
@@ -60,10 +61,7 @@ class Recorder:
         self._files = [MetricsFile(self._folder / f"{name}.jsonl", step)
                        for name in ("metrics", "speed")]
         if self._progress is None:
-            self._writers = make_writers(self._section.run.writers, self._folder,
-                                         run_name=self._name, config=self._section, step=step)
-            for writer in self._writers:
-                self._open.enter_context(contextlib.closing(writer))
+            self._writers.start(step)
             self._progress = self._open.enter_context(Progress(
                 self._name, self._num_steps, "tokens", units_per_step=self._tokens_per_step,
                 start=step))
@@ -92,7 +90,7 @@ class Recorder:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Writes a line of metrics."""
-        for file in (self._files[0], *self._writers):
+        for file in (self._files[0], self._writers):
             file.write(step, values)
 
     def has(self, step: int, name: str) -> bool:
@@ -117,11 +115,14 @@ class Recorder:
         self._files = []
 
     def __enter__(self) -> Recorder:
+        self._writers = Writers(self._section.run.writers, self._folder, run_name=self._name,
+                                config=self._section)
+        self._open.enter_context(closed_after(self.close_files, "metrics.jsonl"))
+        self._open.callback(self._writers.close)
         return self
 
     def __exit__(self, exc_type, exc, traceback) -> None:
-        self._open.close()
-        self.close_files()
+        self._open.__exit__(exc_type, exc, traceback)
 
     def _write_speed(self, step: int) -> None:
         """Writes tokens per second since the last call, MFU and peak memory."""
@@ -132,5 +133,5 @@ class Recorder:
             rate, self._setup.config, self._section.row_length,
             compute_dtype=self._setup.execution.compute_dtype, num_devices=self._setup.mesh.size,
             device_kind=jax.devices()[0].device_kind)
-        for file in (self._files[1], *self._writers):
+        for file in (self._files[1], self._writers):
             file.write(step, speed)
