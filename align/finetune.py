@@ -15,7 +15,7 @@ from data.tokens.rows import batches as group_rows
 from model.directory import load_params, read_description
 from train.setup import Setup, make_setup
 from train.step import LossFn
-from train.trainer import train
+from train.trainer import Data, train
 from train.watch.writers import check_writers
 
 
@@ -50,9 +50,11 @@ def fine_tune(loss_fn: LossFn, batches: grain.MapDataset, source: Path, *, setup
     Returns:
         `steps`, and the trainer's metrics.
     """
+    data = Data(batches, rows_per_example, lambda num_batches: {
+        "epochs": section.num_epochs * num_batches / len(batches)})
     trained, metrics = train(
-        loss_fn, batches, partial(load_params, source, setup.config, setup.mesh), setup=setup,
-        section=section, folder=folder, rows_per_example=rows_per_example)
+        loss_fn, data, partial(load_params, source, setup.config, setup.mesh), setup=setup,
+        section=section, folder=folder)
     trained.save(folder, setup.config, source / "tokenizer", chat=True,
                  context_tokens=read_description(source).context_tokens)
     return {"steps": len(batches), **metrics}

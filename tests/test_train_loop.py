@@ -74,7 +74,7 @@ def run(folder, bad=(), evaluate=None, section=None):
     step = make_train_step(distance_loss, optimizer, abstract_state, mesh)
     rows = grain.MapDataset.source(Batches(frozenset(bad)))
     loop = Loop(step, rows, folder=folder, setup=Setup(SIZES, Execution(), mesh), section=section,
-                tokens_per_step=8,
+                tokens_per_step=8, epochs=lambda num_batches: {"epochs/toy": num_batches / 10},
                 evaluate=evaluate or (lambda state: {"w": float(state.params["w_D"][0])}))
     return loop.run(abstract_state, lambda: make_first({"w_D": jnp.zeros(4)}))
 
@@ -99,6 +99,18 @@ def test_every_step_reads_its_batch_and_each_evaluation_is_recorded_once(undistu
     spent = json.loads((folder / "goodput.jsonl").read_text())
     assert (spent["resumed"], spent["last"]) == (0, NUM_STEPS)
     assert min(spent["secs"][cause] for cause in ("step", "data_wait", "save", "evaluate")) > 0
+
+
+def test_each_line_says_what_was_seen(undisturbed, tmp_path):
+    folder, _ = undisturbed
+    assert recorded(folder, "tokens") == [(step, 8 * step) for step in range(1, NUM_STEPS + 1)]
+    assert recorded(folder, "epochs/toy") == [(n, n / 10) for n in range(1, NUM_STEPS + 1)]
+    run(tmp_path, bad=range(10, 15))    # with batches that were skipped
+    numbers = {step: number + 1 for step, number in recorded(tmp_path, "batch")}
+    epochs = dict(recorded(tmp_path, "epochs/toy"))
+    before_the_end = [step for step in epochs if numbers[step] >= step]
+    assert len(before_the_end) > 12 and numbers[before_the_end[-1]] > before_the_end[-1]
+    assert all(epochs[step] == numbers[step] / 10 for step in before_the_end)
 
 
 def test_a_few_bad_batches_are_refused_and_counted(tmp_path):

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from configs.common import make_optimizer as make_section
 from core.errors import UserError
 from train.loss import next_token_loss
-from train.optimizer.optimizers import FIELDS, eval_params, make_optimizer
+from train.optimizer.optimizers import FIELDS, eval_params, learning_rates, make_optimizer
 
 N, D, H, G, K, F, V, E = 2, 8, 4, 2, 2, 12, 10, 3
 SHAPES = {"embed_VD": (V, D), "head_DV": (D, V), "final_norm_D": (D,), "blocks": {
@@ -319,6 +319,25 @@ def test_every_optimizer_learns(name, params, gradient_fn):
         params, state = apply(gradient, state, params)
         losses.append(float(loss))
     assert losses[-1] < losses[0] - 0.1, losses
+
+
+@pytest.mark.parametrize("name", ["sgd", "muon"])
+def test_the_recorded_learning_rates_are_those_of_the_updates(name):
+    """The gradient of an update is all ones, so that the rate is read off directly."""
+    section = _section(name=name, schedule="linear", warmup_steps=2, momentum=0.0, b1=0.0)
+    ones = jax.tree.map(jnp.ones_like, PARAMS)
+    trail, _ = _run(section, [ones] * 4)
+    for count, (update, _) in enumerate(trail):
+        rates = learning_rates(section, 100, jnp.int32(count))
+        assert set(rates) == ({"learning_rate"} if name == "sgd" else
+                              {"learning_rate", "adam_learning_rate"})
+        rate = rates["learning_rate" if name == "sgd" else "adam_learning_rate"]
+        np.testing.assert_allclose(-update["final_norm_D"], rate, rtol=1e-4)
+        matrix_rms = float(np.sqrt(np.mean(np.square(update["blocks"]["wq_DHK"]))))
+        first_rms = float(np.sqrt(np.mean(np.square(trail[0][0]["blocks"]["wq_DHK"]))))
+        first = learning_rates(section, 100, jnp.int32(0))["learning_rate"]
+        assert matrix_rms / first_rms == pytest.approx(float(rates["learning_rate"] / first),
+                                                       rel=1e-4)
 
 
 @pytest.mark.parametrize("changes, line", [

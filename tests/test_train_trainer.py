@@ -21,8 +21,9 @@ from model.config import ModelConfig
 from model.directory import load_params, read_description, save_model
 from model.families.decoder import abstract_params, init
 from model.parallel.sharding import make_mesh
+from train.pretrain import make_epochs
 from train.setup import Setup
-from train.trainer import train
+from train.trainer import Data, train
 from train.watch.compilation import Compilations
 from train.watch.metrics import read_metrics
 
@@ -35,6 +36,15 @@ def quadratic_loss(params, batch, *, config, execution, key):
     rows = jnp.sum(batch["ones_B"])
     loss_sum = rows * 0.5 * sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(params))
     return loss_sum, {"loss": (loss_sum, rows)}
+
+
+def test_epochs_of_pretraining_are_tokens_drawn_over_those_there_are(tmp_path):
+    write_json(tmp_path / "tokens.json", {"domains": {"pages": {"tokens": 640},
+                                                      "best": {"tokens": 80}}})
+    section = ConfigDict(dict(batch_size=4, row_length=10))
+    epochs = make_epochs(section, tmp_path, [(8, {"pages": 1.0}), (2, {"best": 0.5, "pages": 0.5})])
+    assert epochs(4) == {"epochs/pages": 0.25, "epochs/best": 0.0}
+    assert epochs(10) == {"epochs/pages": 0.5625, "epochs/best": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +80,8 @@ def run(tmp_path, execution):
             found.append(live_bytes() - before)
             return {"norm": float(params["final_norm_D"][0])}
 
-        trained, _ = train(quadratic_loss, batches, make_params, section=section, folder=tmp_path,
-                          setup=Setup(model, execution, mesh), evaluate=evaluate)
+        trained, _ = train(quadratic_loss, Data(batches), make_params, section=section,
+                           folder=tmp_path, setup=Setup(model, execution, mesh), evaluate=evaluate)
         return jax.device_get(trained.params), found
 
     return run
@@ -164,7 +174,7 @@ def test_beside_an_average_the_raw_parameters_are_evaluated_and_kept(source, tmp
             name="sgd", momentum=0.0, clip_norm=0.0, schedule="constant", warmup_steps=0,
             learning_rate=0.5), run=make_training_run(log_every=1)))
     batches = grain.MapDataset.range(2).map(lambda _: {"ones_B": np.ones(2, "f4")})
-    trained, _ = train(quadratic_loss, batches, partial(load_params, source, MODEL, mesh),
+    trained, _ = train(quadratic_loss, Data(batches), partial(load_params, source, MODEL, mesh),
                        section=section, folder=folder, setup=Setup(MODEL, execution, mesh),
                        evaluate=lambda params: {"scale": float(params["final_norm_D"][0])})
     trained.save(folder, MODEL, source / "tokenizer", chat=False, context_tokens=8)

@@ -46,11 +46,13 @@ class Loop:
             trouble, `rewinds.json`.
         tokens_per_step: for the rates.
         evaluate: run on the state every `evaluate_every` steps and after the last.
+        epochs: passes over the data after a number of batches, for the metrics.
     """
 
     def __init__(self, train_step: TrainStep, batches: grain.MapDataset, *, setup: Setup,
                  section: ConfigDict, folder: Path, tokens_per_step: int,
-                 evaluate: Callable[[TrainState], Mapping[str, float]] | None = None):
+                 evaluate: Callable[[TrainState], Mapping[str, float]] | None = None,
+                 epochs: Callable[[int], Mapping[str, float]] = lambda num_batches: {}):
         self._train_step, self._evaluate = train_step, evaluate
         self._run, self._mesh, self._folder = section.run, setup.mesh, folder
         self._name, self._num_steps = section.out, len(batches)
@@ -60,7 +62,7 @@ class Loop:
         self._rewinds = Rewinds(folder / "rewinds.json", section.rewind)
         self._goodput = Goodput(folder / "goodput.jsonl", age_secs=process_secs())
         self._recorder = Recorder(folder, setup=setup, section=section, num_steps=len(batches),
-                                  tokens_per_step=tokens_per_step)
+                                  tokens_per_step=tokens_per_step, epochs=epochs)
         self._profiler = Profiler(requested_window(), folder)
         self._held_from: int | None = None      # the step from which this process's settings hold
 
@@ -94,7 +96,7 @@ class Loop:
                 batch = self._next_batch(step)
                 self._profiler.before(step, state.step)
                 state, metrics = self._train_step(state, batch)
-                recorder.report(step, metrics)
+                recorder.report(step, metrics, get_next_index(self._batches))
                 self._profiler.after(step, metrics)
                 self._goodput.step(step)
                 if step == first + 1:   # what is alive now stays alive: collections may skip it

@@ -15,11 +15,12 @@ from model.parallel.sharding import spec, state_shardings
 from train.guard import judge, make_guard
 from train.loss import Metrics
 from train.state import TrainState
-from train.watch.diagnostics import diagnose
 
 # `loss_fn(params, batch, *, key)`: a loss of `train.loss` or `align.losses` with its model bound.
 LossFn = Callable[..., tuple[jax.Array, Metrics]]
 TrainStep = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
+# `observe(state, gradient, update)`: the state before the step, the gradient before clipping.
+Observe = Callable[[TrainState, Any, Any], dict[str, jax.Array]]
 
 
 def make_state(params: Any, optimizer: optax.GradientTransformation, key: jax.Array, mesh: Mesh, *,
@@ -50,7 +51,7 @@ def make_state(params: Any, optimizer: optax.GradientTransformation, key: jax.Ar
 
 def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation, state: TrainState,
                     mesh: Mesh, *, num_microbatches: int = 1, guard_sigmas: float = 0.0,
-                    ema_decay: float = 0.0, diagnostics: bool = False) -> TrainStep:
+                    ema_decay: float = 0.0, observe: Observe | None = None) -> TrainStep:
     """Compiles `train_step(state, batch) -> (state, metrics)` for one mesh.
 
     A step that the guard refuses changes neither parameters nor optimizer, but counts as a step.
@@ -60,7 +61,7 @@ def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation, st
         num_microbatches: pieces of a batch whose gradients are summed.
         guard_sigmas: see `train.guard.judge`.
         ema_decay: of the running average; see `average`.
-        diagnostics: whether the metrics of `train.watch.diagnostics` are computed as well.
+        observe: further metrics of a step, as float32 scalars.
 
     Returns:
         The step. Metrics are float32 scalars on the device: means of the loss function's metrics,
@@ -91,8 +92,8 @@ def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation, st
         metrics |= {"param_norm": optax.tree.norm(jax.lax.optimization_barrier(params)),
                     "refused": guard.num_refused.astype(jnp.float32),
                     "refused_in_row": guard.refused_in_row.astype(jnp.float32)}
-        if diagnostics:
-            metrics |= diagnose(state.params, gradient, update)
+        if observe is not None:
+            metrics |= observe(state, gradient, update)
         return TrainState(state.step + 1, params, opt_state, state.key, guard, ema), metrics
 
     shardings = state_shardings(state, state.params, mesh)

@@ -26,7 +26,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from core.errors import UserError, as_disk_error, first_line
+from core.errors import UserError, as_disk_error
 from core.progress import log
 from train.checkpoints.digests import named_leaves, read_digests, start_digests
 from train.checkpoints.file_sums import DamagedError, check_sums, write_sums
@@ -220,7 +220,7 @@ class Checkpoints:
         try:
             batches.set_state(record["batches"])
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(where, f"is of a run over other data ({first_line(error)})",
+            raise UserError(where, f"is of a run over other data ({_first_line(error)})",
                             "restore the data, or choose another --workdir") from None
         log(f"restored step {step}")
         return TrainState(**saved | {"key": jax.random.wrap_key_data(saved["key"])})
@@ -254,7 +254,7 @@ class Checkpoints:
             cause = _root_cause(error)
             if not isinstance(cause, DAMAGE_ERRORS) or _is_refusal(cause):
                 raise
-            damage = f"{min(items)}: {first_line(cause)}"
+            damage = f"{min(items)}: {_first_line(cause)}"
         if any_process(bool(damage)):
             raise DamagedError(damage or "reported by another process")
         return item
@@ -292,6 +292,10 @@ def _is_refusal(error: BaseException) -> bool:
     """Whether a file could not be opened for lack of permission or resources: no sign of damage."""
     return (getattr(error, "errno", None) in REFUSAL_ERRNOS
             or any(status in str(error) for status in ("PERMISSION_DENIED", "RESOURCE_EXHAUSTED")))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _from_first(numbers: list[int]) -> list[int]:

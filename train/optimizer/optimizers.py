@@ -78,6 +78,18 @@ def make_optimizer(section: ConfigDict, num_steps: int) -> optax.GradientTransfo
     return update
 
 
+def learning_rates(section: ConfigDict, num_steps: int,
+                   num_accepted: jax.Array) -> dict[str, jax.Array]:
+    """The learning rates after `num_accepted` updates, before `lr_multipliers`.
+
+    Returns:
+        `learning_rate`; for Muon that of the matrices, and `adam_learning_rate` of the rest.
+    """
+    multiplier = make_schedule(section, num_steps)(num_accepted)
+    names = ("learning_rate",) + ("adam_learning_rate",) * (section.name == "muon")
+    return {name: jnp.asarray(section[name] * multiplier, jnp.float32) for name in names}
+
+
 def eval_params(opt_state: Any, params: Any) -> Any:
     """The parameters to evaluate and to save: schedule-free's average, else `params` themselves."""
     states = jax.tree.leaves(opt_state, is_leaf=lambda leaf: isinstance(leaf, ScheduleFreeState))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -36,18 +36,22 @@ class Recorder:
         folder: gets the files.
         section: see `configs.common.make_training`.
         num_steps: of the whole run.
-        tokens_per_step: for the rates.
+        tokens_per_step: for the rates and the count.
+        epochs: passes over the data after a number of batches.
 
     Attributes:
         reported: the last step whose metrics were reported.
         refused_in_row: updates refused in a row, up to that step.
-        pending: the step that is not yet reported, with its metrics on the device; or None.
+        pending: the step that is not yet reported, with its metrics on the device, and the number
+            of batches up to its own; or None.
     """
 
     def __init__(self, folder: Path, *, setup: Setup, section: ConfigDict, num_steps: int,
-                 tokens_per_step: int):
+                 tokens_per_step: int,
+                 epochs: Callable[[int], Mapping[str, float]] = lambda num_batches: {}):
         self._folder, self._setup, self._section = folder, setup, section
         self._name, self._num_steps, self._tokens_per_step = section.out, num_steps, tokens_per_step
+        self._epochs = epochs
         self._files: list[MetricsFile] = []     # of metrics, and of speed
         self._writers: Writers | None = None
         self._progress: Progress | None = None
@@ -68,16 +72,20 @@ class Recorder:
         self.reported, self.refused_in_row, self.pending = step, 0, None
         self._clocked_step, self._clock = step, time.monotonic()
 
-    def report(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
-        """Reports the previous step, and holds the metrics of `step` until the next call."""
+    def report(self, step: int, metrics: Mapping[str, jax.Array], num_batches: int) -> None:
+        """Reports the previous step, and holds the metrics of `step` until the next call.
+
+        Args:
+            num_batches: place in the data: batches up to this step's, skipped ones included.
+        """
         self.flush()
-        self.pending = (step, metrics)
+        self.pending = (step, metrics, num_batches)
 
     def flush(self) -> None:
         """Reports the pending step, if any; waits for the device."""
         if self.pending is None:
             return
-        (step, metrics), self.pending = self.pending, None
+        (step, metrics, num_batches), self.pending = self.pending, None
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         self.reported, self.refused_in_row = step, int(values.pop("refused_in_row"))
         if self.refused_in_row:
@@ -85,7 +93,8 @@ class Recorder:
                 f"gradient norm {values['gradient_norm']:.4g}")
         self._progress.update(step, loss=values["loss"])
         if is_due(step, self._section.run.log_every, self._num_steps):
-            self.write(step, values)
+            seen = {"tokens": step * self._tokens_per_step} | dict(self._epochs(num_batches))
+            self.write(step, values | seen)
             self._write_speed(step)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
