@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from functools import partial
@@ -18,7 +19,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs.common import make_training, make_training_run
-from core.artifacts import make_lineage, open_partial, read_lineage
+from core.artifacts import ROOT, make_lineage, open_partial, read_lineage
 from core.errors import UserError
 from model.config import ModelConfig
 from model.execution import Execution
@@ -224,6 +225,41 @@ def test_a_signal_amid_an_evaluation_ends_it_and_the_next_process_repeats_it(und
     assert (tmp_path / "metrics.jsonl").read_bytes() == (
         undisturbed[0] / "metrics.jsonl").read_bytes()
     leave_if_stopping()     # outside of a run it asks nobody
+
+
+EVALUATING = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, "tests")
+from test_train_loop import run
+from train.signals import leave_if_stopping
+
+def evaluate(state):
+    if int(state.step) == 8:
+        print("evaluating", flush=True)
+        for _ in range(6000):
+            leave_if_stopping()
+            time.sleep(0.01)
+    return {"w": float(state.params["w_D"][0])}
+
+run(Path(sys.argv[1]), evaluate=evaluate)
+"""
+
+
+@pytest.mark.full
+def test_a_process_ends_amid_an_evaluation_of_a_minute(undisturbed, tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", EVALUATING, str(tmp_path)], cwd=ROOT,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "evaluating\n"
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 143 and "stopped at step 8" in err, err
+    run(tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == (
+        undisturbed[0] / "metrics.jsonl").read_bytes()
 
 
 @pytest.mark.parametrize("stop_at", [8, NUM_STEPS])
