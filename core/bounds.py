@@ -102,6 +102,7 @@ BOUNDS: Mapping[str, Bounds] = {
     # pretrain
     "anneal_frac": FRACTION, "mixture.*": NOT_NEGATIVE, "anneal_mixture.*": NOT_NEGATIVE,
     "upweight.*": NOT_NEGATIVE, "max_epochs": Bounds(note="0 sets no cap"),
+    "resume_step": count(0, note="0 takes the newest"),
     "z_loss_coef": NOT_NEGATIVE, "balance_coef": NOT_NEGATIVE, "router_z_coef": NOT_NEGATIVE,
 
     # pairs, dpo
