@@ -81,7 +81,8 @@ BOUNDS: Mapping[str, Bounds] = {
 
     # Trainers.
     "ema_decay": DECAY._replace(note="0 keeps no average"),
-    "guard.sigmas": Bounds(note="0 refuses only what is not finite"), "guard.window": count(2),
+    "guard.sigmas": Bounds(note="0 refuses only what is not finite"),
+    "guard.window": count(2, 1 << 20),
     "rewind.after": count(0, note="0 never goes back"), "rewind.steps_back": count(0),
     "rewind.skip_batches": count(0), "rewind.max_retries": count(0),
     "optimizer.learning_rate": POSITIVE, "optimizer.adam_learning_rate": POSITIVE,

@@ -13,12 +13,20 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags import config_path
 
 from core.bounds import find_bounds
 
 OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
+
+
+def define_config_flag(values: flags.FlagValues = flags.FLAGS,
+                       argv: Sequence[str] | None = None) -> None:
+    """Declares ``--config``; arguments as of `core.entry.define_config_flags`."""
+    config_flags.DEFINE_config_file("config", None, "Experiment: configs/NAME.py[:variant].",
+                                    flag_values=values, sys_argv=argv)
+    values["config"].parser = ConfigParser(values["config"].parser, argv)
 
 
 class ConfigParser(flags.ArgumentParser):
