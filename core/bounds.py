@@ -111,7 +111,7 @@ BOUNDS: Mapping[str, Bounds] = {
     "pairs.temperature": POSITIVE, "dpo.beta": POSITIVE, "dpo.nll_coef": NOT_NEGATIVE,
 
     # model, mesh
-    **{f"model.{letter}": count() for letter in "VDNHGKF"},
+    **{f"model.{letter}": count() for letter in "DNHGKF"},
     "model.E": count(0, note="0 is a dense MLP"), "model.experts_per_token": count(),
     "model.rope_theta": POSITIVE, "model.norm_eps": POSITIVE,
     **{f"mesh.{axis}": AXIS for axis in ("stage", "data", "fsdp", "expert", "context", "tensor")},

@@ -57,7 +57,9 @@ class ModelConfig:
     qk_norm: bool = True
 
     def __post_init__(self):
-        check_numbers(dataclasses.asdict(self), "model")
+        # V is the tokenizer's, and no field of a config.
+        check_numbers({name: value for name, value in dataclasses.asdict(self).items()
+                       if name != "V"}, "model")
         if self.H % self.G:
             raise UserError(f"model.H={self.H}", f"is not divisible by model.G={self.G}",
                             "set --config.model.G to a divisor of H")
