@@ -21,6 +21,10 @@ class UserError(Exception):
         super().__init__(f"{what}: {rule}: {remedy}")
 
 
+class PassingError(UserError):
+    """An error of storage or network, after which the same command may succeed."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error of another library, or its type, in at most 200 characters."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -17,7 +17,10 @@ from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags import config_path
 
 from core.bounds import find_bounds
+from core.errors import UserError
 
+# Dicts of such names whose values are no numbers.
+PLACEHOLDERS = {"curate.presets": (), "curate.columns": ""}
 OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
 
 
@@ -41,7 +44,7 @@ class ConfigParser(flags.ArgumentParser):
         self._parser, self._argv = parser, argv
 
     def parse(self, argument: str) -> Any:
-        """The config of a file, with zeros at the new names, which the flags then set."""
+        """The config of a file, with a value at each new name, which its flag then sets."""
         config = self._parser.parse(argument)
         if isinstance(config, ConfigDict):
             for word in sys.argv if self._argv is None else self._argv:
@@ -55,13 +58,20 @@ class ConfigParser(flags.ArgumentParser):
 
 
 def _add_name(config: ConfigDict, field: str) -> None:
-    """Adds a field where its dict takes names of the user's own and lacks it."""
+    """Adds a field where its dict takes names of the user's own and lacks it.
+
+    Raises:
+        UserError: this is not how a field is written.
+    """
     try:
         path = config_path.split(field)
     except ValueError:
-        return      # the flag's own error
-    key, bounds = find_bounds(path) or ("", None)
-    num_names = key.count("*")
+        parent, _, name = field.rpartition(".")
+        raise UserError(f"--config.{field}", "a name that is no identifier stands in brackets",
+                        f"write --config.{parent}[{name!r}]=VALUE") from None
+    if not all(isinstance(name, str) for name in path):
+        return      # an index
+    num_names, placeholder = _own_names(path)
     section = _section(config, path[:len(path) - num_names])
     if not num_names or section is None:
         return
@@ -71,7 +81,16 @@ def _add_name(config: ConfigDict, field: str) -> None:
                 section[name] = ConfigDict()
             section = section[name]
         if path[-1] not in section:
-            section[path[-1]] = 0 if bounds.whole else 0.0
+            section[path[-1]] = placeholder
+
+
+def _own_names(path: Sequence[str]) -> tuple[int, Any]:
+    """How many names at the end of a path are the user's own, and a value of the field's type."""
+    for key, placeholder in PLACEHOLDERS.items():
+        if ".".join(path[:-1]) == key:
+            return 1, placeholder
+    key, bounds = find_bounds(path) or ("", None)
+    return key.count("*"), 0 if bounds and bounds.whole else 0.0
 
 
 def _section(config: ConfigDict, path: Iterable[str]) -> ConfigDict | None:

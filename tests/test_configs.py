@@ -50,7 +50,7 @@ ZERO_IS_A_NUMBER = (
 NEGATIVE_IS_A_NUMBER = ("min_score", "max_score", "min_positive_score")
 AT_MOST_1 = ("_frac", "heldout.frac", "b1", "b2", "momentum", "ema_decay", "top_p", "near_overlap",
              "jaccard", "max_containment", "false_positive_rate", "languages.min_score")
-NOT_BOUNDED = ("_bytes", "max_documents")     # whole numbers that are never put into 32 bits
+NOT_BOUNDED = ("_bytes", "max_documents", "curate.limit")     # whole, and never put into 32 bits
 
 
 def numbers_of(section, path=""):
@@ -133,6 +133,9 @@ def test_a_command_refuses_a_number_before_it_reads_or_writes_anything(name, tmp
     ("mixtur.web=1.0", "no such field: 'mixtur'"),
     ("num_step=3", "no such field: 'num_step' Did you mean \"num_steps\""),
     ("mixture.web.more=1.0", "no such field: 'web'"),
+    ("mixture[0]=1.0", "--config"),
+    ("mixture.my-web=1.0", r"--config\.pretrain\.mixture\.my-web: a name that is no identifier "
+                           r"stands in brackets: write --config\.pretrain\.mixture\['my-web'\]=VALUE"),
 ], ids=str)
 def test_a_flag_may_add_a_name_of_the_users_own(argument, found):
     values, argv = flags.FlagValues(), ["stage", "--config=configs/quickstart.py:smoke",
@@ -147,10 +150,15 @@ def test_a_flag_may_add_a_name_of_the_users_own(argument, found):
 
 def test_a_flag_may_add_a_domain_with_rules_of_its_own():
     values, argv = flags.FlagValues(), [
-        "stage", "--config=configs/curate.py", "--config.curate.overrides.web.gopher_min_words=30"]
+        "stage", "--config=configs/curate.py", "--config.curate.overrides.web.gopher_min_words=30",
+        "--config.curate.presets.web=('gopher', 'fineweb')",
+        "--config.curate.columns.license=meta.license"]
     define_config_flags(values, argv)
     assert not flag_fault(values, argv)
-    assert values.config.curate.overrides.web.gopher_min_words == 30
+    section = values.config.curate
+    assert section.overrides.web.gopher_min_words == 30
+    assert section.presets.web == ("gopher", "fineweb")
+    assert section.columns.license == "meta.license"
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -66,7 +66,10 @@ class Run:
                           for name in ARTIFACTS}
         self.corpus = Corpus(folders["corpus"])
         self.shape = read_json(folders["base"] / "model.json")["config"]
-        self.evals = {model: self.artifacts[f"eval_{model}"].metrics for model in MODELS}
+        #: Metrics of each model's evaluation; nan stands for what was not measured.
+        self.evals = {model: {name: math.nan if value is None else value for name, value
+                              in self.artifacts[f"eval_{model}"].metrics.items()}
+                      for model in MODELS}
         self._rows = {(model, source): read_jsonl(folders[f"eval_{model}"] / f"{source}.jsonl")
                       for model in MODELS for source in NUM_QUESTIONS}
 
