@@ -134,8 +134,8 @@ def test_a_command_refuses_a_number_before_it_reads_or_writes_anything(name, tmp
     ("num_step=3", "no such field: 'num_step' Did you mean \"num_steps\""),
     ("mixture.web.more=1.0", "no such field: 'web'"),
     ("mixture[0]=1.0", "--config"),
-    ("mixture.my-web=1.0", r"--config\.pretrain\.mixture\.my-web: a name that is no identifier "
-                           r"stands in brackets: write --config\.pretrain\.mixture\['my-web'\]=VALUE"),
+    ("mixture.my-web=1.0", r"mixture\.my-web: a name that is no identifier stands in brackets: "
+                           r"write --config\.pretrain\.mixture\['my-web'\]=VALUE"),
 ], ids=str)
 def test_a_flag_may_add_a_name_of_the_users_own(argument, found):
     values, argv = flags.FlagValues(), ["stage", "--config=configs/quickstart.py:smoke",
