@@ -29,6 +29,7 @@ from model.directory import load_params
 from train.distributed import initialize
 from train.setup import Setup
 from train.step import place_batch
+from train.trainer import make_step
 from train.watch import profile
 
 # Rows of a pair: (chosen, rejected).
@@ -46,6 +47,9 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
     if num_too_long:
         log(f"{section.out}: left out {num_too_long} of {len(rows) + num_too_long} pairs that are "
             f"longer than {section.row_length} tokens")
+    # Compiles nothing, and refuses what does not fit before the reference is.
+    make_step(dpo_loss, setup, section, rows_per_example=2,
+              num_steps=len(make_batches(rows, section)))
     # The reference's parameters are freed before those to train are loaded.
     scored = with_reference(rows, load_params(source, setup.config, setup.mesh), setup=setup,
                             batch_size=section.batch_size)

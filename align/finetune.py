@@ -12,14 +12,16 @@ from ml_collections import ConfigDict
 
 from core.errors import UserError
 from data.tokens.rows import batches as group_rows
-from model.directory import load_params, read_description, save_model
+from model.directory import load_params, read_description
 from train.setup import Setup, make_setup
 from train.step import LossFn
-from train.trainer import train
+from train.trainer import Data, train
+from train.watch.writers import check_writers
 
 
 def open_setup(source: Path, section: ConfigDict, mesh: Mapping[str, int]) -> Setup:
-    """The setup for fine-tuning a model directory."""
+    """The setup for fine-tuning a model directory, checked as far as it can be without data."""
+    check_writers(section.run.writers)
     return make_setup(read_description(source).config, section, mesh)
 
 
@@ -48,9 +50,11 @@ def fine_tune(loss_fn: LossFn, batches: grain.MapDataset, source: Path, *, setup
     Returns:
         `steps`, and the trainer's metrics.
     """
-    params, metrics = train(
-        loss_fn, batches, partial(load_params, source, setup.config, setup.mesh), setup=setup,
-        section=section, folder=folder, rows_per_example=rows_per_example)
-    save_model(folder, params, setup.config, source / "tokenizer", chat=True,
-               context_tokens=read_description(source).context_tokens)
+    data = Data(batches, rows_per_example, lambda num_batches: {
+        "epochs": section.num_epochs * num_batches / len(batches)})
+    trained, metrics = train(
+        loss_fn, data, partial(load_params, source, setup.config, setup.mesh), setup=setup,
+        section=section, folder=folder)
+    trained.save(folder, setup.config, source / "tokenizer", chat=True,
+                 context_tokens=read_description(source).context_tokens)
     return {"steps": len(batches), **metrics}

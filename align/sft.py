@@ -31,9 +31,9 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
     """Fine-tunes the base model on solved questions."""
     initialize()
     section, source = config.sft, parents["model"]
+    setup = open_setup(source, section, config.mesh)
     conversations = make_conversations(section, parents.get("corpus"))
     rows = make_rows(conversations, load_tokenizer(source / "tokenizer"), section)
-    setup = open_setup(source, section, config.mesh)
     metrics = fine_tune(next_token_loss, make_batches(rows, section), source, setup=setup,
                         section=section, folder=folder)
     return {"conversations": len(conversations), **metrics}

@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 from align.synthetic.filters import Verdict, judge
 from align.synthetic.prompts import STYLES, Style, split_passages
 from core.artifacts import digest, read_json, write_json
+from core.bounds import check_numbers
 from core.entry import Stage, run_stage
 from core.errors import UserError
 from core.progress import format_count, log
@@ -222,14 +223,7 @@ def _check(section: ConfigDict) -> None:
         if style not in STYLES:
             raise UserError(f"synthesize.styles: {style!r}", "no such style",
                             f"choose among {', '.join(STYLES)}")
-    bounds = {"max_frac": 0, "passage_words": 1, "chunk_prompts": 1, "run.num_connections": 1,
-              "run.timeout_secs": 0.001, "run.max_retries": 0, "run.backoff_secs": 0,
-              "num_documents": 0}
-    for field, least in bounds.items():
-        value = section.run[field[4:]] if field.startswith("run.") else section[field]
-        if value < least:
-            raise UserError(f"synthesize.{field}={value}", f"is below {least}",
-                            "choose a larger one")
+    check_numbers(section, "synthesize")
 
 
 def _check_replies(replies: Sequence[Reply], section: ConfigDict) -> None:

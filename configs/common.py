@@ -51,7 +51,7 @@ def make_training_run(**changes) -> dict:
         diagnostics=False,          # norms and update ratios by parameter and layer
         tasks=dict(),               # questions asked at every evaluation, by name of the task
         writers=(),                 # beside metrics.jsonl: tensorboard, wandb
-        log_every=10, evaluate_every=1000, checkpoint_every=100,
+        log_every=10, evaluate_every=1000, checkpoint_every=100,    # steps; 0 = the last only
         keep_checkpoints=2, keep_every=0) | changes     # the newest; every so many steps for good
 
 

@@ -22,10 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from core import artifacts
+from core.bounds import check_numbers
 from core.errors import PassingError, UserError
+from core.overrides import define_config_flag
 from core.processes import ProcessLost, find_processes
 from core.progress import format_secs, log
 from core.xla_flags import apply_xla_settings, check_xla_flags
@@ -133,8 +135,7 @@ def define_config_flags(values: flags.FlagValues = flags.FLAGS,
         values: where they are declared.
         argv: the command line they are for; None for this process's own.
     """
-    config_flags.DEFINE_config_file("config", None, "Experiment: configs/NAME.py[:variant].",
-                                    flag_values=values, sys_argv=argv)
+    define_config_flag(values, argv)
     flags.DEFINE_string("workdir", None, "Folder that holds the experiment's artifacts.",
                         flag_values=values)
     flags.DEFINE_bool("rebuild", False, "Builds a finished artifact anew; the old one is kept "
@@ -248,7 +249,7 @@ def flag_fault(values: flags.FlagValues, argv: Sequence[str]) -> str:
     try:
         rest = values(argv)[1:]
         if "config" in values and values.config is not None:
-            values.config.keys()  # a config that failed to load says so at its first use
+            check_numbers(values.config)    # a config that failed to load says so here
     except UserError as error:      # from a flag's own parser
         return str(error)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:

@@ -25,6 +25,11 @@ class PassingError(UserError):
     """An error of storage or network, after which the same command may succeed."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error of another library, or its type, in at most 200 characters."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
 def require_file(field: str, path: str | Path, remedy: str) -> Path:
     """Returns `path` when it exists; raises `UserError` that names `field` otherwise."""
     path = Path(path)

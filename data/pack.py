@@ -22,6 +22,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from core.artifacts import read_json, write_json
+from core.bounds import check_numbers
 from core.entry import Stage, run_stage
 from core.errors import UserError
 from core.progress import Progress, log
@@ -62,9 +63,7 @@ def pack(section: ConfigDict, corpus: Path, tokenizer: Path, folder: Path, *,
     Raises:
         UserError: the corpus is damaged or empty, or lacks the domains that the config names.
     """
-    if not 0 < section.best_frac <= 1:
-        raise UserError(f"pack.best_frac={section.best_frac}", "must be above 0 and at most 1",
-                        "set --config.pack.best_frac=0.5")
+    check_numbers(section, "pack")
     encoder, units = load_tokenizer(tokenizer), folder / "encode"
     tasks = [{"spans": spans, "tokenizer": str(tokenizer), "seed": section.seed, "domain": domain}
              for kind, domain in (("documents", None), ("heldout", "heldout"))

@@ -21,6 +21,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from core.bounds import check_numbers
 from core.entry import Stage, run_stage
 from core.errors import UserError
 from core.progress import Progress, log
@@ -200,16 +201,10 @@ def _check(section: ConfigDict) -> None:
     if section.split_by not in ("host", "document"):
         raise UserError(f"classifier.split_by={section.split_by!r}", "there is no such split",
                         "choose host or document")
-    if section.num_buckets.bit_count() != 1 or not 2 <= section.num_buckets <= 1 << 30:
+    check_numbers(section, "classifier")
+    if section.num_buckets.bit_count() != 1:
         raise UserError(f"classifier.num_buckets={section.num_buckets}",
-                        "must be a power of two up to 2**30", "set e.g. 1048576")
-    for field, low, high in (("max_documents", 0, float("inf")), ("max_words", 1, 5),
-                             ("num_epochs", 1, float("inf")), ("batch_size", 1, float("inf")),
-                             ("heldout_frac", 0.001, 0.5), ("calibration_frac", 0.001, 0.5)):
-        if not low <= section[field] <= high:
-            raise UserError(f"classifier.{field}={section[field]}",
-                            f"must lie between {low} and {high}",
-                            f"set --config.classifier.{field}")
+                        "must be a power of two", "set e.g. 1048576")
 
 
 def _check_parts(parts: Mapping[str, list[Example]], labels: tuple[str, ...],

@@ -14,6 +14,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from core.bounds import check_numbers
 from core.errors import UserError
 
 
@@ -56,15 +57,17 @@ class ModelConfig:
     qk_norm: bool = True
 
     def __post_init__(self):
-        for name in ("V", "D", "N", "H", "G", "K", "F"):
-            if getattr(self, name) < 1:
-                raise UserError(f"model.{name}={getattr(self, name)}", "must be at least 1",
-                                f"set --config.model.{name}")
+        # V is the tokenizer's, and no field of a config.
+        check_numbers({name: value for name, value in dataclasses.asdict(self).items()
+                       if name != "V"}, "model")
         if self.H % self.G:
             raise UserError(f"model.H={self.H}", f"is not divisible by model.G={self.G}",
                             "set --config.model.G to a divisor of H")
         if self.K % 2:
             raise UserError(f"model.K={self.K}", "must be even for RoPE", "set --config.model.K")
+        if self.E and self.experts_per_token > self.E:
+            raise UserError(f"model.experts_per_token={self.experts_per_token}",
+                            f"exceeds model.E={self.E}", "set --config.model.experts_per_token")
 
 
 def make_model_config(fields: Mapping[str, Any], vocab_size: int) -> ModelConfig:

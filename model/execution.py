@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
+from core.bounds import check_numbers
 from core.errors import UserError
 from model.parallel.remat import check_policy
 
@@ -19,8 +20,6 @@ MATMULS = ("compute", "int8", "fp8")
 COMPUTE_DTYPES = ("float32", "bfloat16")
 CHOICES = {"compute_dtype": COMPUTE_DTYPES, "matmul": MATMULS, "attention": ATTENTION_BACKENDS,
            "context_attention": CONTEXT_ATTENTIONS}
-# Smallest value of each count.
-BOUNDS = {"pipeline_microbatches": 0, "pipeline_rounds": 1, "scan_unroll": 1, "loss_chunks": 0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,10 +56,7 @@ class Execution:
             if getattr(self, name) not in choices:
                 raise UserError(f"{name}={getattr(self, name)!r}",
                                 f"is none of {', '.join(choices)}", "choose one of them")
-        for name, smallest in BOUNDS.items():
-            if getattr(self, name) < smallest:
-                raise UserError(f"{name}={getattr(self, name)}", f"must be at least {smallest}",
-                                f"raise {name}")
+        check_numbers(dataclasses.asdict(self), "SECTION.run")
         check_policy(self.remat)
 
 

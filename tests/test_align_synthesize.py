@@ -327,8 +327,8 @@ def test_an_endpoint_that_rejects_everything_stops_the_run(server, corpus, tmp_p
 
 @pytest.mark.parametrize("changes, line", [
     ({"endpoint": ""}, "exactly one of them"), ({"model": "sft"}, "exactly one of them"),
-    ({"styles": ("poem",)}, "'poem': no such style"), ({"chunk_prompts": 0}, "is below 1"),
-    ({"num_connections": 0}, "synthesize.run.num_connections=0: is below 1"),
+    ({"styles": ("poem",)}, "'poem': no such style"), ({"chunk_prompts": 0}, "at least 1"),
+    ({"num_connections": 0}, r"synthesize\.run\.num_connections=0: must be a whole number"),
     ({"domains": ("books",)}, "no document has a passage")], ids=str)
 def test_contradictory_configs_are_refused_at_once(server, corpus, tmp_path, changes, line):
     with pytest.raises(UserError, match=line):

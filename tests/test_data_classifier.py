@@ -316,7 +316,7 @@ def test_samples_do_not_depend_on_order():
     (dict(kind="stars"), r"classifier\.kind='stars'.*reference, regression, classes"),
     (dict(split_by="moon"), r"split_by='moon'"),
     (dict(num_buckets=1000), r"num_buckets=1000: must be a power of two"),
-    (dict(max_words=0), r"max_words=0: must lie between 1 and 5"),
+    (dict(max_words=0), r"max_words=0: must be a whole number, at least 1 and at most 5"),
     (dict(heldout_frac=0.0), r"heldout_frac=0\.0"),
     (dict(positives=""), r"classifier\.positives='': names no file"),
     (dict(positives="/nowhere/*.jsonl"), "matches no file"),

@@ -364,7 +364,7 @@ def test_bad_input_is_one_error_line(tmp_path, content, message):
     ("presets.default", ("gofer",), "there is no such preset"),
     ("overrides.default", {"gopher_min_wurds": 3}, "names no signal"),
     ("privacy.actions.email", "shout", "is not an action"),
-    ("lines.min_block_lines", 0, "must lie between 1 and"),
+    ("lines.min_block_lines", 0, "must be a whole number, at least 1"),
     ("against", ("/nowhere",), "is not a finished corpus"),
     ("harm.word_lists", ("/nowhere",), "nowhere"),
     ("extraction.mode", "slow", "there is no such extractor"),

@@ -98,6 +98,28 @@ def test_bits_per_byte_does_not_depend_on_the_batch(model, tokens):
     np.testing.assert_allclose(got, got[0], rtol=1e-6)
 
 
+@pytest.mark.parametrize("measure", [
+    lambda model, tokens: bits_per_byte(model, tokens, row_length=32, batch_size=1),
+    lambda model, _: continuation_logps(model, [([1, 2, 3], [0.0, 1.0, 1.0])] * 8, row_length=2,
+                                        batch_size=1),
+    lambda model, _: complete(model, [[1, 2, 3]] * 3, Sampling(2), seed=0, batch_size=1),
+], ids=["bits per byte", "choices", "answers"])
+def test_a_measurement_can_be_left_before_each_batch(model, tokens, measure):
+    class Left(Exception):
+        """The measurement was to end."""
+
+    calls = []
+
+    def leave_at_third():
+        calls.append(1)
+        if len(calls) == 3:
+            raise Left
+
+    with pytest.raises(Left):
+        measure(dataclasses.replace(model, between_batches=leave_at_third), tokens)
+    assert len(calls) == 3
+
+
 def test_unigram_and_xz_by_an_independent_count(tokens, tmp_path):
     train = np.fromfile(tokens / "pages.tokens", "<u2")
     heldout = np.fromfile(tokens / "heldout.tokens", "<u2")

@@ -103,7 +103,9 @@ def test_another_layout_is_refused_in_one_line(copied, layout):
 
 @pytest.mark.parametrize("changes, line", [
     ({"H": 6, "G": 4}, "model.H=6: is not divisible by model.G=4"),
-    ({"K": 7}, "model.K=7: must be even"), ({"N": 0}, "model.N=0: must be at least 1")], ids=str)
+    ({"K": 7}, "model.K=7: must be even"),
+    ({"N": 0}, "model.N=0: must be a whole number, at least 1"),
+    ({"E": 1}, "model.experts_per_token=2: exceeds model.E=1")], ids=str)
 def test_invalid_sizes_are_refused(config, changes, line):
     with pytest.raises(UserError, match=line):
         dataclasses.replace(config, **changes)

@@ -31,10 +31,10 @@ def test_an_unknown_field_of_run_is_refused_by_its_name(name):
     ({"matmul": "int4"}, "matmul='int4': is none of compute, int8, fp8: "),
     ({"attention": "flash"}, "attention='flash': is none of auto, xla, cudnn, pallas, splash: "),
     ({"context_attention": "tree"}, "context_attention='tree': is none of ring, all_gather: "),
-    ({"pipeline_microbatches": -1}, "pipeline_microbatches=-1: must be at least 0: "),
-    ({"pipeline_rounds": 0}, "pipeline_rounds=0: must be at least 1: "),
-    ({"scan_unroll": 0}, "scan_unroll=0: must be at least 1: "),
-    ({"loss_chunks": -1}, "loss_chunks=-1: must be at least 0: ")], ids=str)
+    ({"pipeline_microbatches": -1}, "SECTION.run.pipeline_microbatches=-1: must be a whole"),
+    ({"pipeline_rounds": 0}, "SECTION.run.pipeline_rounds=0: must be a whole"),
+    ({"scan_unroll": 0}, "SECTION.run.scan_unroll=0: must be a whole"),
+    ({"loss_chunks": -1}, "SECTION.run.loss_chunks=-1: must be a whole")], ids=str)
 def test_a_value_that_breaks_a_rule_is_refused(changes, line):
     with pytest.raises(UserError) as raised:
         Execution(**changes)

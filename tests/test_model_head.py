@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 
-from core.errors import UserError
 from model.execution import Execution
 from model.heads import language as head
 from model.heads.language import Scores, score_targets
@@ -141,8 +140,3 @@ def test_every_device_has_its_own_rows(config, mesh_section):
     rows_per_chunk = -(-shape[0] * shape[1] * mesh.shape["tensor"] // (mesh.size * 3))
     assert max(sizes, default=0) <= rows_per_chunk * config.D
     assert bool(sizes) == (mesh.shape["tensor"] > 1)
-
-
-def test_a_negative_number_of_chunks_is_refused():
-    with pytest.raises(UserError, match=r"^loss_chunks=-1: must be at least 0: raise loss_chunks$"):
-        Execution(loss_chunks=-1)

@@ -104,14 +104,14 @@ def _sweep(parents, workdir, *arguments):
 
 
 def test_a_sweep_reports_its_best_and_retries_only_failed_points(parents, tmp_path):
-    grid = "--grid=tokenizer.vocab_size=280,100,320"    # 100 is less than the number of bytes
+    grid = "--grid=tokenizer.vocab_size=280,90000,320"   # more than the text yields
     first = _sweep(parents, tmp_path, grid, "--parallel=2")
     *table, last = first.stdout.splitlines()
     result = json.loads(last)
     assert first.returncode == 1 and result["finished"] == 2 and result["failed"] == 1
     assert result["best"]["settings"] == {"tokenizer.vocab_size": "320"}
     assert [line.split()[0] for line in table] == ["vocab_size", "320", "280", "failed:"]
-    assert "vocab_size=100: error: " in table[-1], "with the reason"
+    assert "vocab_size=90000: error: " in table[-1], "with the reason"
     rows = [json.loads(line) for line in Path(result["results"]).read_text().splitlines()]
     assert [row["status"] for row in rows] == ["finished", "failed", "finished"]
     assert rows[0]["metrics"]["skipped"] is False
@@ -128,6 +128,7 @@ def test_a_sweep_reports_its_best_and_retries_only_failed_points(parents, tmp_pa
     ([], "--grid, --zip, --random: are all missing"),
     (["--grid=tokenizer.vocabsize=1"], "point vocabsize=1: --config: no such field: 'vocabsize'"),
     (["--grid=tokenizer.vocab_size=300,x"], "point vocab_size=x: flag --config.tokenizer.vocab_s"),
+    (["--grid=tokenizer.vocab_size=-1"], "point vocab_size=-1: tokenizer.vocab_size=-1: must be"),
     (["--grid=tokenizer.vocab_size=300", "--parents="], "--parents: is missing, and none of"),
     (["--grid=tokenizer.vocab_size=300", "--parents=/nowhere"], "no finished artifact at /nowhere"),
     (["--grid=tokenizer.vocab_size=300", "--point=1"], "--point=1: is not among 0 to 0"),
@@ -141,7 +142,7 @@ def test_a_sweep_that_cannot_run_is_one_line_and_runs_nothing(parents, tmp_path,
 
 
 def test_a_job_array_runs_one_point_in_each_task(parents, tmp_path):
-    grid = "--grid=tokenizer.vocab_size=280,100"
+    grid = "--grid=tokenizer.vocab_size=280,90000"
     done = _sweep(parents, tmp_path, grid, "--launcher=slurm", "--parallel=2",
                   f"--out={tmp_path / 'sweep.sbatch'}", "--sbatch=--partition=cpu")
     assert done.returncode == 0, done.stderr

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -161,3 +162,21 @@ def test_a_process_that_dies_takes_the_others_with_it(workdir):
     first.communicate(timeout=240)      # a collective fails, or heartbeats stop
     assert first.returncode not in (0, 2), "worth another try, and nobody's mistake"
     assert not (workdir / "lost").exists()
+
+
+@pytest.mark.full
+def test_a_signal_to_one_process_stops_both_at_one_step(workdir):
+    """Evaluating every other step, so that the signal may come amid an evaluation."""
+    command = [*pretrain(workdir, "stopped", fsdp=2), "--config.pretrain.num_steps=2000",
+               "--config.pretrain.run.evaluate_every=2", "--config.pretrain.run.keep_checkpoints=1"]
+    started = start(command, processes=2, devices=1)
+    metrics = workdir / "stopped.partial/metrics.jsonl"
+    deadline = time.monotonic() + 240
+    while not (metrics.exists() and "heldout" in metrics.read_text()) and (
+            time.monotonic() < deadline):
+        time.sleep(0.01)
+    started[1].send_signal(signal.SIGTERM)
+    said = [process.communicate(timeout=240)[1] for process in started]
+    assert [process.returncode for process in started] == [143, 143], said
+    (step,) = re.findall(r"stopped at step (\d+)", said[0])
+    assert (workdir / f"stopped.partial/checkpoints/{step}").exists()

@@ -4,7 +4,11 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from functools import partial
+from types import SimpleNamespace
 
 import grain
 import jax
@@ -15,15 +19,19 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs.common import make_training, make_training_run
-from core.artifacts import make_lineage, open_partial, read_lineage
+from core.artifacts import ROOT, make_lineage, open_partial, read_lineage
 from core.errors import UserError
 from model.config import ModelConfig
 from model.execution import Execution
 from model.parallel.sharding import make_mesh
 from train.loop import Loop
 from train.setup import Setup
+from train.signals import StopRequest, leave_if_stopping
 from train.step import make_state, make_train_step
+from train.watch.compilation import Compilations
 from train.watch.metrics import read_metrics
+from train.watch.profile import Profiler
+from train.watch.recorder import Recorder
 
 NUM_STEPS = 24
 SIZES = ModelConfig(V=8, D=4, N=1, H=1, G=1, K=4, F=4)
@@ -67,7 +75,7 @@ def run(folder, bad=(), evaluate=None, section=None):
     step = make_train_step(distance_loss, optimizer, abstract_state, mesh)
     rows = grain.MapDataset.source(Batches(frozenset(bad)))
     loop = Loop(step, rows, folder=folder, setup=Setup(SIZES, Execution(), mesh), section=section,
-                tokens_per_step=8,
+                tokens_per_step=8, epochs=lambda num_batches: {"epochs/toy": num_batches / 10},
                 evaluate=evaluate or (lambda state: {"w": float(state.params["w_D"][0])}))
     return loop.run(abstract_state, lambda: make_first({"w_D": jnp.zeros(4)}))
 
@@ -92,6 +100,18 @@ def test_every_step_reads_its_batch_and_each_evaluation_is_recorded_once(undistu
     spent = json.loads((folder / "goodput.jsonl").read_text())
     assert (spent["resumed"], spent["last"]) == (0, NUM_STEPS)
     assert min(spent["secs"][cause] for cause in ("step", "data_wait", "save", "evaluate")) > 0
+
+
+def test_each_line_says_what_was_seen(undisturbed, tmp_path):
+    folder, _ = undisturbed
+    assert recorded(folder, "tokens") == [(step, 8 * step) for step in range(1, NUM_STEPS + 1)]
+    assert recorded(folder, "epochs/toy") == [(n, n / 10) for n in range(1, NUM_STEPS + 1)]
+    run(tmp_path, bad=range(10, 15))    # with batches that were skipped
+    numbers = {step: number + 1 for step, number in recorded(tmp_path, "batch")}
+    epochs = dict(recorded(tmp_path, "epochs/toy"))
+    before_the_end = [step for step in epochs if numbers[step] >= step]
+    assert len(before_the_end) > 12 and numbers[before_the_end[-1]] > before_the_end[-1]
+    assert all(epochs[step] == numbers[step] / 10 for step in before_the_end)
 
 
 def test_a_few_bad_batches_are_refused_and_counted(tmp_path):
@@ -178,6 +198,129 @@ def test_settings_hold_from_the_step_that_a_rewind_restores(tmp_path):
     restored = json.loads((tmp_path / "rewinds.json").read_text())["rewinds"][0]["restore_step"]
     assert 0 < restored < saved
     assert [process["step"] for process in read_lineage(tmp_path)["runs"]] == [0, restored]
+
+
+def test_a_signal_amid_an_evaluation_ends_it_and_the_next_process_repeats_it(undisturbed, tmp_path):
+    begun = []
+
+    def evaluate(state):
+        begun.append(int(state.step))
+        if begun == [4, 8]:
+            os.kill(os.getpid(), signal.SIGTERM)
+            deadline = time.monotonic() + 20
+            while time.monotonic() < deadline:      # batches of a long evaluation
+                leave_if_stopping()
+                time.sleep(0.001)
+        leave_if_stopping()
+        return {"w": float(state.params["w_D"][0])}
+
+    with pytest.raises(SystemExit) as exit_info:
+        run(tmp_path, evaluate=evaluate)
+    assert exit_info.value.code == 128 + signal.SIGTERM
+    assert max(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == 8
+    assert [step for step, _ in recorded(tmp_path, "w")] == [4], "nothing of it is written"
+    state = run(tmp_path, evaluate=evaluate)
+    assert begun == [4, 8, 8, 12, 16, 20, 24]
+    assert np.array_equal(state.params["w_D"], undisturbed[1].params["w_D"])
+    assert (tmp_path / "metrics.jsonl").read_bytes() == (
+        undisturbed[0] / "metrics.jsonl").read_bytes()
+    leave_if_stopping()     # outside of a run it asks nobody
+
+
+EVALUATING = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, "tests")
+from test_train_loop import run
+from train.signals import leave_if_stopping
+
+def evaluate(state):
+    if int(state.step) == 8:
+        print("evaluating", flush=True)
+        for _ in range(6000):
+            leave_if_stopping()
+            time.sleep(0.01)
+    return {"w": float(state.params["w_D"][0])}
+
+run(Path(sys.argv[1]), evaluate=evaluate)
+"""
+
+
+@pytest.mark.full
+def test_a_process_ends_amid_an_evaluation_of_a_minute(undisturbed, tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", EVALUATING, str(tmp_path)], cwd=ROOT,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "evaluating\n"
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 143 and "stopped at step 8" in err, err
+    run(tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == (
+        undisturbed[0] / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("stop_at", [8, NUM_STEPS])
+def test_a_signal_in_the_step_before_an_evaluation_saves_first(undisturbed, tmp_path, monkeypatch,
+                                                               stop_at):
+    begun, requested = [], StopRequest.requested.fget
+
+    def evaluate(state):
+        begun.append(int(state.step))
+        return {"w": float(state.params["w_D"][0])}
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(StopRequest, "requested", property(
+            lambda self: self._num_calls == stop_at or requested(self)))
+        run(tmp_path, evaluate=evaluate)
+    assert begun == [*range(4, stop_at, 4)]
+    assert max(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == stop_at
+    run(tmp_path, evaluate=evaluate)
+    assert begun == [*range(4, NUM_STEPS + 1, 4)]
+    assert (tmp_path / "metrics.jsonl").read_bytes() == (
+        undisturbed[0] / "metrics.jsonl").read_bytes()
+
+
+def test_zero_evaluates_logs_and_saves_the_last_step_only(tmp_path):
+    section = make_section()
+    section.run.update(log_every=0, evaluate_every=0, checkpoint_every=0)
+    run(tmp_path, section=section)
+    assert [step for step, _ in recorded(tmp_path, "loss")] == [NUM_STEPS]
+    assert [step for step, _ in recorded(tmp_path, "w")] == [NUM_STEPS]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [str(NUM_STEPS)]
+
+
+def test_a_clean_up_that_fails_hides_no_error(tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise ValueError("no trace was written")
+
+    def evaluate(state):
+        raise UserError("tasks.arithmetic", "is no task", "name another")
+
+    monkeypatch.setattr(Profiler, "close", fail)
+    close_files = Recorder.close_files
+    monkeypatch.setattr(Recorder, "close_files",
+                        lambda self: close_files(self) or (self.reported and fail()))
+    with pytest.raises(UserError, match="is no task"):
+        run(tmp_path, evaluate=evaluate)
+    warned = capsys.readouterr().err
+    assert "WARNING: the profile could not be closed (no trace was written)" in warned
+    assert "WARNING: metrics.jsonl could not be closed (no trace was written)" in warned
+    with pytest.raises(ValueError, match="no trace was written"):    # nothing else was wrong
+        run(tmp_path)
+
+
+def test_a_writer_that_cannot_begin_is_refused_before_anything_is_compiled(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(
+        init=lambda **_: (_ for _ in ()).throw(RuntimeError("api_key not configured (no-tty)"))))
+    section = make_section()
+    section.run.writers = ("wandb",)
+    line = r"^run\.writers='wandb': cannot be opened \(api_key not configured \(no-tty\)\): log in"
+    with Compilations() as compilations, pytest.raises(UserError, match=line):
+        run(tmp_path, section=section)
+    assert not {"jit(train_step)", "jit(make_rest)"} & set(compilations.programs)
 
 
 @pytest.mark.parametrize("is_lost", [True, False])

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from configs.common import make_optimizer as make_section
 from core.errors import UserError
 from train.loss import next_token_loss
-from train.optimizer.optimizers import FIELDS, eval_params, make_optimizer
+from train.optimizer.optimizers import FIELDS, eval_params, learning_rates, make_optimizer
 
 N, D, H, G, K, F, V, E = 2, 8, 4, 2, 2, 12, 10, 3
 SHAPES = {"embed_VD": (V, D), "head_DV": (D, V), "final_norm_D": (D,), "blocks": {
@@ -321,12 +321,32 @@ def test_every_optimizer_learns(name, params, gradient_fn):
     assert losses[-1] < losses[0] - 0.1, losses
 
 
+@pytest.mark.parametrize("name", ["sgd", "muon"])
+def test_the_recorded_learning_rates_are_those_of_the_updates(name):
+    """The gradient of an update is all ones, so that the rate is read off directly."""
+    section = _section(name=name, schedule="linear", warmup_steps=2, momentum=0.0, b1=0.0)
+    ones = jax.tree.map(jnp.ones_like, PARAMS)
+    trail, _ = _run(section, [ones] * 4)
+    for count, (update, _) in enumerate(trail):
+        rates = learning_rates(section, 100, jnp.int32(count))
+        assert set(rates) == ({"learning_rate"} if name == "sgd" else
+                              {"learning_rate", "adam_learning_rate"})
+        rate = rates["learning_rate" if name == "sgd" else "adam_learning_rate"]
+        np.testing.assert_allclose(-update["final_norm_D"], rate, rtol=1e-4)
+        matrix_rms = float(np.sqrt(np.mean(np.square(update["blocks"]["wq_DHK"]))))
+        first_rms = float(np.sqrt(np.mean(np.square(trail[0][0]["blocks"]["wq_DHK"]))))
+        first = learning_rates(section, 100, jnp.int32(0))["learning_rate"]
+        assert matrix_rms / first_rms == pytest.approx(float(rates["learning_rate"] / first),
+                                                       rel=1e-4)
+
+
 @pytest.mark.parametrize("changes, line", [
     ({"name": "sgdm"}, "optimizer.name='sgdm': is none of adamw, muon, lion, adafactor, sgd, sch"),
-    ({"clip_norm": -1.0}, "optimizer.clip_norm=-1.0: must not be negative"),
+    ({"clip_norm": -1.0}, r"SECTION\.optimizer\.clip_norm=-1\.0: must be a number, at least 0 and"),
+    ({"final_frac": 1.5}, r"final_frac=1\.5: must be a number, at least 0 and at most 1"),
     ({"name": "lion", "mu_dtype": "float16"}, "optimizer.mu_dtype='float16': is none of float32"),
     ({"name": "schedule_free", "schedule": "wsd"}, "schedule='wsd': schedule_free averages"),
-    ({"name": "schedule_free", "b1": 0.0}, "optimizer.b1=0.0: must lie between 0 and 1"),
+    ({"name": "schedule_free", "b1": 0.0}, "optimizer.b1=0.0: must be above 0"),
     ({"lr_multipliers": {"embd*": 0.5}},
      r"lr_multipliers='embd\*': matches no parameter: choose among attn_norm_D, embed_VD"),
 ], ids=str)

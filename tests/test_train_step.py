@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from ml_collections import ConfigDict
 
@@ -15,7 +16,7 @@ from model.parallel.sharding import make_mesh
 from train.loss import next_token_loss
 from train.optimizer.optimizers import make_optimizer
 from train.setup import Setup
-from train.step import accumulate, make_state, make_train_step, place_batch
+from train.step import accumulate, average, make_state, make_train_step, place_batch
 from train.trainer import make_step
 
 SECTION = ConfigDict(make_optimizer_section(
@@ -105,6 +106,36 @@ def _assert_describes(found, leaf):
     assert isinstance(found, jax.ShapeDtypeStruct)
     assert (found.shape, found.dtype) == (leaf.shape, leaf.dtype)
     assert found.sharding.is_equivalent_to(leaf.sharding, leaf.ndim)
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.9999])
+def test_the_average_is_that_of_optax_corrected_for_its_start(decay):
+    paths = [{"w_D": jnp.full(3, float(value))} for value in (7, 5, 6, -2, 4)]
+    reference = optax.ema(decay, debias=True)
+    state, ema = reference.init(paths[0]), {"w_D": jnp.full(3, 100.0)}
+    for count, params in enumerate(paths, start=1):
+        expected, state = reference.update(params, state)
+        ema = average(ema, params, decay, jnp.int32(count))
+        # 1 - 0.9999 has four digits left in the float32 of the reference.
+        np.testing.assert_allclose(ema["w_D"], expected["w_D"], rtol=1e-5 if decay < 0.9 else 1e-3)
+    if decay > 0.9:     # hardly anything is forgotten: nearly the mean
+        np.testing.assert_allclose(ema["w_D"], 4.0, atol=1e-3)
+
+
+def test_the_average_of_a_short_run_holds_nothing_of_its_random_start(loss_fn, params, batch):
+    mesh, optimizer = make_mesh({"data": 1}, jax.devices()[:1]), optax.sgd(0.5)
+    state = make_state(jax.tree.map(jnp.copy, params), optimizer, jax.random.key(1), mesh,
+                       keep_ema=True)
+    step = make_train_step(loss_fn, optimizer, state, mesh, ema_decay=0.999)
+    poisoned = batch.replace(loss_weights_BL=batch.loss_weights_BL * np.nan)
+    with jax.set_mesh(mesh):
+        for each, num_accepted in ((poisoned, 0), (batch, 1), (poisoned, 1), (batch, 2)):
+            before = jax.device_get(state.params)
+            state, _ = step(state, place_batch(each, mesh))
+            expected = {0: params, 1: state.params}.get(num_accepted) or jax.tree.map(
+                lambda old, new: (old + new) / 2, before, state.params)
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), state.ema,
+                         expected)
 
 
 @pytest.mark.parametrize("num_microbatches, line", [

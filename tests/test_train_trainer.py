@@ -15,14 +15,17 @@ from ml_collections import ConfigDict
 
 from configs.common import make_optimizer, make_training, make_training_run
 from core.artifacts import make_lineage, open_partial, write_json
+from core.artifacts import parent as artifact
 from core.errors import UserError
 from model.config import ModelConfig
-from model.directory import load_params, save_model
+from model.directory import load_params, read_description, save_model
 from model.families.decoder import abstract_params, init
 from model.parallel.sharding import make_mesh
+from train.pretrain import make_epochs
 from train.setup import Setup
-from train.trainer import train
+from train.trainer import Data, train
 from train.watch.compilation import Compilations
+from train.watch.metrics import read_metrics
 
 NUM_STEPS = 4
 MODEL = ModelConfig(V=512, D=128, N=2, H=4, G=2, K=32, F=512)
@@ -33,6 +36,15 @@ def quadratic_loss(params, batch, *, config, execution, key):
     rows = jnp.sum(batch["ones_B"])
     loss_sum = rows * 0.5 * sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(params))
     return loss_sum, {"loss": (loss_sum, rows)}
+
+
+def test_epochs_of_pretraining_are_tokens_drawn_over_those_there_are(tmp_path):
+    write_json(tmp_path / "tokens.json", {"domains": {"pages": {"tokens": 640},
+                                                      "best": {"tokens": 80}}})
+    section = ConfigDict(dict(batch_size=4, row_length=10))
+    epochs = make_epochs(section, tmp_path, [(8, {"pages": 1.0}), (2, {"best": 0.5, "pages": 0.5})])
+    assert epochs(4) == {"epochs/pages": 0.25, "epochs/best": 0.0}
+    assert epochs(10) == {"epochs/pages": 0.5625, "epochs/best": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +80,9 @@ def run(tmp_path, execution):
             found.append(live_bytes() - before)
             return {"norm": float(params["final_norm_D"][0])}
 
-        params, _ = train(quadratic_loss, batches, make_params, section=section, folder=tmp_path,
-                          setup=Setup(model, execution, mesh), evaluate=evaluate)
-        return jax.device_get(params), found
+        trained, _ = train(quadratic_loss, Data(batches), make_params, section=section,
+                           folder=tmp_path, setup=Setup(model, execution, mesh), evaluate=evaluate)
+        return jax.device_get(trained.params), found
 
     return run
 
@@ -150,3 +162,28 @@ def test_a_finished_run_gives_its_parameters_again(run, source):
     again, found = run(must_not_be_called, mesh, name="sgd", momentum=0.0)
     assert found == [], "every evaluation is recorded already"
     jax.tree.map(np.testing.assert_array_equal, again, first)
+
+
+def test_beside_an_average_the_raw_parameters_are_evaluated_and_kept(source, tmp_path, execution):
+    """By hand: each step multiplies by 0.5; the corrected average of 1/2 and 1/4 at decay 0.5 is
+    (1/2 + 2/4) / 3."""
+    folder, mesh = tmp_path / "run", make_mesh(ONE, jax.devices()[:1])
+    open_partial(folder, make_lineage(stage="toy", config={}, inputs={}, code=""))
+    section = ConfigDict(make_training(
+        out="toy", row_length=8, batch_size=2, ema_decay=0.5, optimizer=make_optimizer(
+            name="sgd", momentum=0.0, clip_norm=0.0, schedule="constant", warmup_steps=0,
+            learning_rate=0.5), run=make_training_run(log_every=1)))
+    batches = grain.MapDataset.range(2).map(lambda _: {"ones_B": np.ones(2, "f4")})
+    trained, _ = train(quadratic_loss, Data(batches), partial(load_params, source, MODEL, mesh),
+                       section=section, folder=folder, setup=Setup(MODEL, execution, mesh),
+                       evaluate=lambda params: {"scale": float(params["final_norm_D"][0])})
+    trained.save(folder, MODEL, source / "tokenizer", chat=False, context_tokens=8)
+    start = jax.device_get(load_params(source, MODEL))
+    for where, factor in ((folder, 1 / 3), (folder / "raw", 1 / 4)):
+        found = load_params(where, read_description(where).config)
+        jax.tree.map(lambda leaf, old, factor=factor: np.testing.assert_allclose(
+            leaf, factor * old, rtol=1e-5), found, start)
+        assert artifact(where.parent, "sft.model", str(where))[0] == where
+    last = read_metrics(folder / "metrics.jsonl")[-1]
+    scale = float(start["final_norm_D"][0])
+    assert (last["scale"], last["raw_scale"]) == pytest.approx((scale / 3, scale / 4))

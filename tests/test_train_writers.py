@@ -9,7 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from core.errors import UserError
-from train.watch.writers import make_writers
+from train.watch.writers import Writers, check_writers
 
 CONFIG = ConfigDict(dict(pretrain=dict(num_steps=8, writers=("tensorboard",))))
 
@@ -40,10 +40,11 @@ def notes(monkeypatch):
 
 
 def _run(names, folder, step, steps):
-    for writer in make_writers(names, folder, run_name="toy/base", config=CONFIG, step=step):
-        for number in steps:
-            writer.write(number, {"loss": number / 10})
-        writer.close()
+    writers = Writers(names, folder, run_name="toy/base", config=CONFIG)
+    writers.start(step)
+    for number in steps:
+        writers.write(number, {"loss": number / 10})
+    writers.close()
 
 
 def test_tensorboard_gets_each_value_and_hides_what_lies_past_the_restored_step(tmp_path, notes):
@@ -79,23 +80,50 @@ def test_a_file_left_empty_by_a_kill_gets_an_id(tmp_path, notes):
 
 def test_only_process_0_opens_them(tmp_path, notes, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    assert make_writers(["tensorboard", "wandb"], tmp_path, run_name="toy", config=CONFIG,
-                        step=0) == []
-    assert notes == []
+    _run(["tensorboard", "wandb"], tmp_path, 0, [1])
+    assert notes == [] and not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name, package, extra", [("tensorboard", "tensorboardX", "tb"),
                                                   ("wandb", "wandb", "wandb")])
-def test_a_missing_package_is_one_line(tmp_path, monkeypatch, name, package, extra):
+def test_a_missing_package_is_one_line(monkeypatch, name, package, extra):
     monkeypatch.setitem(sys.modules, package, None)     # as if it were not installed
     with pytest.raises(UserError, match=rf"^run.writers='{name}': needs the package {package}: "
                                         rf"pip install -e '.\[{extra}\]'[^\n]*$"):
-        make_writers([name], tmp_path, run_name="toy", config=CONFIG, step=0)
+        check_writers([name])
 
 
-def test_an_unknown_writer_is_refused(tmp_path):
+def test_an_unknown_writer_is_refused():
     with pytest.raises(UserError, match=r"run\.writers='mlflow': is none of tensorboard, wandb"):
-        make_writers(["mlflow"], tmp_path, run_name="toy", config=CONFIG, step=0)
+        check_writers(["mlflow"])
+
+
+def test_a_writer_that_cannot_be_opened_is_one_line(tmp_path, notes, monkeypatch):
+    def init(**settings):
+        raise RuntimeError("No API key configured.\nUse `wandb login` to log in.")
+
+    monkeypatch.setattr(sys.modules["wandb"], "init", init)
+    with pytest.raises(UserError) as raised:
+        Writers(["tensorboard", "wandb"], tmp_path, run_name="toy", config=CONFIG)
+    assert str(raised.value) == (
+        "run.writers='wandb': cannot be opened (No API key configured.): log in with "
+        "`wandb login`, or set WANDB_MODE=offline, or leave it out of run.writers")
+
+
+@pytest.mark.parametrize("broken", ["log", "finish"])
+def test_a_writer_that_fails_later_is_announced_once_and_left_out(tmp_path, notes, monkeypatch,
+                                                                  capsys, broken):
+    class Run:
+        def __getattr__(self, name):
+            if name == broken:
+                raise ConnectionError("the server\nis away")
+            return lambda *args, **settings: None
+
+    monkeypatch.setattr(sys.modules["wandb"], "init", lambda **settings: Run())
+    _run(["wandb", "tensorboard"], tmp_path, 0, [1, 2])
+    warned = capsys.readouterr().err.splitlines()
+    assert len(warned) == 1 and "WARNING: run.writers='wandb' fails (the server)" in warned[0]
+    assert [note[3] for note in notes if note[0] == "add_scalar"] == [1, 2] and ("close",) in notes
 
 
 def _events(folder):

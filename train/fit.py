@@ -21,10 +21,11 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 from jax.sharding import NamedSharding
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from core import entry
 from core.errors import UserError
+from core.overrides import define_config_flag
 from core.progress import log
 from data.batch import Batch
 from model.config import make_model_config
@@ -237,7 +238,7 @@ def main() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", None, "Experiment: configs/NAME.py[:variant].")
+    define_config_flag()
     flags.DEFINE_integer("devices", 0, "Plan for so many devices, simulated; 0: those of here.",
                          lower_bound=0)
     flags.DEFINE_float("memory_gb", 0.0, "Memory of one device in GB; 0: that of here.",

@@ -2,7 +2,8 @@
 
 Where something is due at a step, the order is: report, evaluate, save. A killed process restarts
 from a checkpoint, `metrics.jsonl` is cut back to it, and what was due is done again: each step is
-reported, and each evaluation written, exactly once.
+reported, and each evaluation written, exactly once. A run that is to stop leaves an evaluation, or
+does not begin it, and saves at once; the next process evaluates.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import contextlib
 import gc
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import grain
 import jax
@@ -22,18 +23,16 @@ from core.artifacts import hold_from
 from core.entry import process_secs
 from core.progress import log
 from train.checkpoints.checkpoints import Checkpoints
-from train.distributed import any_process
 from train.rewind import Rewinds
 from train.setup import Setup
-from train.signals import StopRequest
+from train.signals import Interrupted, StopRequest
 from train.state import TrainState
 from train.step import TrainStep, place_batch
+from train.watch.closing import closed_after
 from train.watch.compilation import Compilations
 from train.watch.goodput import Goodput
 from train.watch.profile import Profiler, requested_window
-from train.watch.recorder import Recorder
-
-STEPS_BETWEEN_STOPS = 10     # at which several processes ask each other whether one got a signal
+from train.watch.recorder import Recorder, is_due
 
 
 class Loop:
@@ -47,11 +46,13 @@ class Loop:
             trouble, `rewinds.json`.
         tokens_per_step: for the rates.
         evaluate: run on the state every `evaluate_every` steps and after the last.
+        epochs: passes over the data after a number of batches, for the metrics.
     """
 
     def __init__(self, train_step: TrainStep, batches: grain.MapDataset, *, setup: Setup,
                  section: ConfigDict, folder: Path, tokens_per_step: int,
-                 evaluate: Callable[[TrainState], Mapping[str, float]] | None = None):
+                 evaluate: Callable[[TrainState], Mapping[str, float]] | None = None,
+                 epochs: Callable[[int], Mapping[str, float]] = lambda num_batches: {}):
         self._train_step, self._evaluate = train_step, evaluate
         self._run, self._mesh, self._folder = section.run, setup.mesh, folder
         self._name, self._num_steps = section.out, len(batches)
@@ -61,7 +62,7 @@ class Loop:
         self._rewinds = Rewinds(folder / "rewinds.json", section.rewind)
         self._goodput = Goodput(folder / "goodput.jsonl", age_secs=process_secs())
         self._recorder = Recorder(folder, setup=setup, section=section, num_steps=len(batches),
-                                  tokens_per_step=tokens_per_step)
+                                  tokens_per_step=tokens_per_step, epochs=epochs)
         self._profiler = Profiler(requested_window(), folder)
         self._held_from: int | None = None      # the step from which this process's settings hold
 
@@ -79,43 +80,43 @@ class Loop:
         """
         with contextlib.ExitStack() as stack:
             stack.enter_context(jax.set_mesh(self._mesh))
-            stack.enter_context(contextlib.closing(self._goodput))
+            stack.enter_context(closed_after(self._goodput.close, "goodput.jsonl"))
             compilations = stack.enter_context(
                 Compilations(lambda secs: self._goodput.claim("compile", secs)))
             stop = stack.enter_context(StopRequest())
             recorder = stack.enter_context(self._recorder)
-            stack.callback(lambda: self._profiler.close(recorder.pending))
+            stack.enter_context(closed_after(lambda: self._profiler.close(recorder.pending),
+                                             "the profile"))
 
             state = self._start(abstract_state, make_state)
             first = step = int(state.step)
-            self._evaluate_once(state, step)
+            self._evaluate_or_leave(state, step, stop)
             while step < self._num_steps:
                 step += 1
                 batch = self._next_batch(step)
                 self._profiler.before(step, state.step)
                 state, metrics = self._train_step(state, batch)
-                recorder.report(step, metrics)
+                recorder.report(step, metrics, get_next_index(self._batches))
                 self._profiler.after(step, metrics)
                 self._goodput.step(step)
                 if step == first + 1:   # what is alive now stays alive: collections may skip it
                     gc.collect()
                     gc.freeze()
 
-                stops = self._is_stopping(step, stop)
-                saves = stops or self._is_due(step, self._run.checkpoint_every)
-                if saves or self._is_due(step, self._run.evaluate_every):
+                stops = stop.is_stopping()
+                saves = self._is_due(step, self._run.checkpoint_every)
+                if stops or saves or self._is_due(step, self._run.evaluate_every):
                     recorder.flush()
                 if self._rewinds.is_due(recorder.refused_in_row):
                     del state
                     state = self._rewind(abstract_state, recorder.reported)
                     step = int(state.step)
                     continue
-                self._evaluate_once(state, step)
+                if stops:
+                    self._leave(state, step, stop)
+                self._evaluate_or_leave(state, step, stop)
                 if saves:
-                    self._save(state, required=stops or step == self._num_steps)
-                if stops and step < self._num_steps:
-                    self._checkpoints.close()
-                    stop.leave(step)
+                    self._save(state, required=step == self._num_steps)
             self._checkpoints.close()
             log(f"{self._name}: {compilations.line()}; {self._goodput.line()}")
         return state
@@ -158,22 +159,27 @@ class Loop:
             return place_batch(next(self._batches), self._mesh)
 
     def _is_due(self, step: int, every: int) -> bool:
-        return step % every == 0 or step == self._num_steps
+        return is_due(step, every, self._num_steps)
 
-    def _is_stopping(self, step: int, stop: StopRequest) -> bool:
-        """Whether to stop here; several processes ask each other every few steps."""
-        if jax.process_count() == 1:
-            return stop.requested
-        return step % STEPS_BETWEEN_STOPS == 0 and any_process(stop.requested)
-
-    def _evaluate_once(self, state: TrainState, step: int) -> None:
-        """Evaluates where it is due and not recorded; asked at a restart too, as lines get lost."""
+    def _evaluate_or_leave(self, state: TrainState, step: int, stop: StopRequest) -> None:
+        """Evaluates where it is due and not recorded: at a restart too, since the process before
+        may not have come to it. A signal meanwhile ends the run."""
         if (self._evaluate is None or step == 0
                 or not self._is_due(step, self._run.evaluate_every)
                 or self._recorder.has(step, "evaluated")):
             return
-        with self._goodput.spend("evaluate"), self._recorder.off_the_clock():
-            self._recorder.write(step, {"evaluated": 1} | self._evaluate(state))
+        try:
+            with self._goodput.spend("evaluate"), self._recorder.off_the_clock():
+                values = self._evaluate(state)
+        except Interrupted:
+            self._leave(state, step, stop)
+        self._recorder.write(step, {"evaluated": 1} | values)
+
+    def _leave(self, state: TrainState, step: int, stop: StopRequest) -> NoReturn:
+        """Saves, and ends the process with the signal's status."""
+        self._save(state, required=True)
+        self._checkpoints.close()
+        stop.leave(step)
 
     def _save(self, state: TrainState, *, required: bool) -> None:
         with self._goodput.spend("save"), self._recorder.off_the_clock():

@@ -20,36 +20,43 @@ from core.entry import Stage, run_stage
 from core.progress import log
 from data.domains import by_domain
 from data.tokenizer import load_tokenizer
-from data.tokens.mixture import mixture, plan_mixture
+from data.tokens.mixture import mixture, plan_mixture, rows_drawn
 from data.tokens.rows import batches as group_rows
 from eval.measures.likelihood import bits_per_byte, has_heldout
 from eval.measures.questions import score_questions
 from eval.respond.loaded import LoadedModel
 from eval.tasks.registry import open_tasks
 from model.config import make_model_config
-from model.directory import save_model
 from model.families.decoder import Params, abstract_params, init, num_params
 from model.parallel.sharding import param_shardings
 from train.distributed import initialize
 from train.loss import next_token_loss
 from train.setup import Setup, make_setup
-from train.trainer import train
+from train.signals import leave_if_stopping
+from train.trainer import Data, train
 from train.watch import profile
 from train.watch.metrics import read_metrics
+from train.watch.writers import check_writers
+
+Phases = list[tuple[int, dict[str, float]]]     # steps and domain weights
 
 
 def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict[str, Any]:
     """Trains from scratch, or goes on from the newest checkpoint in `folder`."""
     initialize()
     section, tokens = config.pretrain, parents["tokens"]
+    check_writers(section.run.writers)
     model_config = make_model_config(config.model, read_json(tokens / "tokens.json")["vocab_size"])
     setup = make_setup(model_config, section, config.mesh)
-    params, metrics = train(
-        make_loss(section), make_batches(section, tokens),
+    phases = plan_phases(section, tokens)
+    data = Data(make_batches(section, tokens, phases),
+                epochs=make_epochs(section, tokens, phases))
+    trained, metrics = train(
+        make_loss(section), data,
         partial(init_params, setup, section.seed), setup=setup, section=section, folder=folder,
         evaluate=make_evaluate(section, setup, parents))
-    save_model(folder, params, model_config, tokens / "tokenizer", chat=False,
-               context_tokens=section.row_length)
+    trained.save(folder, model_config, tokens / "tokenizer", chat=False,
+                 context_tokens=section.row_length)
     last = [row for row in read_metrics(folder / "metrics.jsonl") if "evaluated" in row][-1]
     return {"params": num_params(model_config), "steps": section.num_steps,
             "tokens": section.num_steps * section.batch_size * section.row_length,
@@ -70,15 +77,29 @@ def init_params(setup: Setup, seed: int) -> Params:
         return jax.jit(partial(init, setup.config), out_shardings=shardings)(jax.random.key(seed))
 
 
-def make_batches(section: ConfigDict, tokens: Path) -> grain.MapDataset:
+def make_batches(section: ConfigDict, tokens: Path, phases: Phases) -> grain.MapDataset:
     """All batches of the run, phase after phase."""
     parts = [mixture(tokens, weights, section.row_length, num_rows=steps * section.batch_size,
                      seed=section.seed + 1000 * i, packing=section.packing)
-             for i, (steps, weights) in enumerate(plan_phases(section, tokens))]
+             for i, (steps, weights) in enumerate(phases)]
     return group_rows(grain.MapDataset.concatenate(parts), section.batch_size)
 
 
-def plan_phases(section: ConfigDict, tokens: Path) -> list[tuple[int, dict[str, float]]]:
+def make_epochs(section: ConfigDict, tokens: Path,
+                phases: Phases) -> Callable[[int], dict[str, float]]:
+    """`epochs(num_batches) -> {"epochs/DOMAIN": passes}`: tokens drawn over those there are."""
+    described = read_json(tokens / "tokens.json")["domains"]
+    lengths = [(steps * section.batch_size, weights) for steps, weights in phases]
+
+    def epochs(num_batches: int) -> dict[str, float]:
+        rows = rows_drawn(lengths, num_batches * section.batch_size)
+        return {f"epochs/{name}": count * section.row_length / described[name]["tokens"]
+                for name, count in rows.items()}
+
+    return epochs
+
+
+def plan_phases(section: ConfigDict, tokens: Path) -> Phases:
     """Steps and domain weights of the run's phases: the mixture, then annealing on the best data.
 
     The first phase's weights are those of `mixture` or, when it gives none, follow from the
@@ -130,7 +151,7 @@ def make_evaluate(section: ConfigDict, setup: Setup,
 
     def evaluate(params: Params) -> dict[str, float]:
         model = LoadedModel(params, setup.config, setup.execution, tokenizer, chat=False,
-                            context_tokens=row_length)
+                            context_tokens=row_length, between_batches=leave_if_stopping)
         sizes = {"row_length": row_length, "batch_size": section.batch_size}
         metrics = {"heldout_bpb": bits_per_byte(model, tokens, **sizes)} if holds_out else {}
         for task, count in tasks:

@@ -1,4 +1,8 @@
-"""SIGTERM and SIGINT: the first makes the run save and stop, the second ends it at once."""
+"""SIGTERM and SIGINT: the first makes the run save and stop, the second ends it at once.
+
+A step is short, an evaluation is not, and a scheduler gives a process some 30 seconds: so an
+evaluation asks between two of its batches, by `leave_if_stopping`, and is left there.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,28 @@ import os
 import signal
 import threading
 from types import FrameType
-from typing import NoReturn
+from typing import ClassVar, NoReturn
+
+import jax
 
 from core.progress import log
+from train.distributed import any_process
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+CALLS_BETWEEN_STOPS = 10    # at which several processes ask each other whether one got a signal
+
+
+class Interrupted(Exception):
+    """A long computation was left because of a signal; it is to be done again."""
+
+
+def leave_if_stopping() -> None:
+    """Raises `Interrupted` if a signal asked this run to stop; without a run it does nothing.
+
+    Every process of the run must call it as often as the others: all leave at the same call.
+    """
+    if StopRequest.entered is not None:
+        StopRequest.entered.leave_if_stopping()
 
 
 class StopRequest:
@@ -22,12 +43,30 @@ class StopRequest:
     thread only; on exit the previous handlers are restored.
     """
 
+    entered: ClassVar[StopRequest | None] = None    # handlers of signals are the process's, too
+
     def __init__(self) -> None:
         self._signum: int | None = None
+        self._num_calls = 0
+
+    def is_stopping(self) -> bool:
+        """Whether a signal came, in any process; all must call this equally often.
+
+        Several processes ask each other only at some of the calls.
+        """
+        self._num_calls += 1
+        if jax.process_count() == 1:
+            return self.requested
+        return self._num_calls % CALLS_BETWEEN_STOPS == 1 and any_process(self.requested)
+
+    def leave_if_stopping(self) -> None:
+        """Raises `Interrupted` if a signal came; see `is_stopping`."""
+        if self.is_stopping():
+            raise Interrupted
 
     @property
     def requested(self) -> bool:
-        """Whether to save and stop after this step."""
+        """Whether this process got a signal."""
         return self._signum is not None
 
     def leave(self, step: int) -> NoReturn:
@@ -43,9 +82,11 @@ class StopRequest:
         self._thread.start()
         self._old_descriptor = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         self._old_handlers = {signum: signal.signal(signum, _ignore) for signum in SIGNALS}
+        StopRequest.entered = self
         return self
 
     def __exit__(self, *_: object) -> None:
+        StopRequest.entered = None
         for signum, handler in self._old_handlers.items():
             signal.signal(signum, handler)
         signal.set_wakeup_fd(self._old_descriptor)

@@ -19,7 +19,7 @@ class TrainState:
         params: float32 master parameters.
         opt_state: the optimizer's state.
         guard: recent losses and gradient norms, and how many updates were refused.
-        ema: float32 running average of the parameters; None if not kept.
+        ema: float32 running average of the parameters, see `train.step.average`; None if not kept.
         key: PRNG key of the run; step s uses `fold_in(key, s)`.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,11 +15,12 @@ from model.parallel.sharding import spec, state_shardings
 from train.guard import judge, make_guard
 from train.loss import Metrics
 from train.state import TrainState
-from train.watch.diagnostics import diagnose
 
 # `loss_fn(params, batch, *, key)`: a loss of `train.loss` or `align.losses` with its model bound.
 LossFn = Callable[..., tuple[jax.Array, Metrics]]
 TrainStep = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
+# `observe(state, gradient, update)`: the state before the step, the gradient before clipping.
+Observe = Callable[[TrainState, Any, Any], dict[str, jax.Array]]
 
 
 def make_state(params: Any, optimizer: optax.GradientTransformation, key: jax.Array, mesh: Mesh, *,
@@ -49,7 +51,7 @@ def make_state(params: Any, optimizer: optax.GradientTransformation, key: jax.Ar
 
 def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation, state: TrainState,
                     mesh: Mesh, *, num_microbatches: int = 1, guard_sigmas: float = 0.0,
-                    ema_decay: float = 0.0, diagnostics: bool = False) -> TrainStep:
+                    ema_decay: float = 0.0, observe: Observe | None = None) -> TrainStep:
     """Compiles `train_step(state, batch) -> (state, metrics)` for one mesh.
 
     A step that the guard refuses changes neither parameters nor optimizer, but counts as a step.
@@ -58,8 +60,8 @@ def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation, st
         state: gives the shapes; it is not used up, and may be abstract.
         num_microbatches: pieces of a batch whose gradients are summed.
         guard_sigmas: see `train.guard.judge`.
-        ema_decay: share of the running average that each step keeps.
-        diagnostics: whether the metrics of `train.watch.diagnostics` are computed as well.
+        ema_decay: of the running average; see `average`.
+        observe: further metrics of a step, as float32 scalars.
 
     Returns:
         The step. Metrics are float32 scalars on the device: means of the loss function's metrics,
@@ -85,17 +87,33 @@ def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation, st
         opt_state = _choose(accepted, opt_state, state.opt_state)
         ema = state.ema
         if ema is not None:
-            ema = _choose(accepted, optax.incremental_update(params, ema, 1 - ema_decay), ema)
+            ema = _choose(accepted, average(ema, params, ema_decay, guard.num_accepted), ema)
         # The barrier: fused into the update, this sum makes it 2.4 times as slow on an H200.
         metrics |= {"param_norm": optax.tree.norm(jax.lax.optimization_barrier(params)),
                     "refused": guard.num_refused.astype(jnp.float32),
                     "refused_in_row": guard.refused_in_row.astype(jnp.float32)}
-        if diagnostics:
-            metrics |= diagnose(state.params, gradient, update)
+        if observe is not None:
+            metrics |= observe(state, gradient, update)
         return TrainState(state.step + 1, params, opt_state, state.key, guard, ema), metrics
 
     shardings = state_shardings(state, state.params, mesh)
     return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def average(ema: Any, params: Any, decay: float, count: jax.Array) -> Any:
+    """The exponential average of parameters after `count` updates, corrected for its start.
+
+    Equal to the average that begins at zero, divided by 1 - decay^count (arXiv 1412.6980, section
+    3; `optax.ema` with `debias`). Here each update has the weight (1 - decay) / (1 - decay^count),
+    so that the state is the corrected average itself, and after one update the parameters.
+
+    Args:
+        ema: the average after `count - 1` updates.
+        params: after the latest update.
+        count: updates accepted so far, at least 1 where the result is used.
+    """
+    weight = (1 - decay) / -jnp.expm1(count * math.log(decay))
+    return jax.tree.map(lambda old, new: old + weight * (new - old), ema, params)
 
 
 def accumulate(gradient_fn: Callable[..., tuple[Any, Metrics]], params: Any, batch: Any,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import jax
@@ -14,51 +15,95 @@ from ml_collections import ConfigDict
 from core.errors import UserError
 from core.progress import format_count, log
 from model.attention.backends import describe
+from model.config import ModelConfig
+from model.directory import save_model
 from model.families.decoder import abstract_params, num_params
 from model.parallel.sharding import check_mesh
 from train.loop import Loop
-from train.optimizer.optimizers import eval_params, make_optimizer
+from train.optimizer.optimizers import eval_params, learning_rates, make_optimizer
 from train.setup import Setup
 from train.state import TrainState
 from train.step import LossFn, TrainStep, make_state, make_train_step
+from train.watch.diagnostics import diagnose
 
 # `evaluate(params) -> {name: value}`
 Evaluate = Callable[[Any], Mapping[str, float]]
 
 
-def train(loss_fn: LossFn, batches: grain.MapDataset, make_params: Callable[[], Any], *,
-          setup: Setup, section: ConfigDict, folder: Path, evaluate: Evaluate | None = None,
-          rows_per_example: int = 1) -> tuple[Any, dict[str, float]]:
-    """Trains over all of `batches`, or goes on from the newest intact checkpoint in `folder`.
+class Data(NamedTuple):
+    """What is trained on.
+
+    Attributes:
+        batches: one element per step, so that its length is the number of steps.
+        rows_per_example: rows of tokens in an element of a batch: 2 for pairs.
+        epochs: `epochs(num_batches) -> {name: passes}`, over each part of the data after that many
+            batches; for the metrics.
+    """
+
+    batches: grain.MapDataset
+    rows_per_example: int = 1
+    epochs: Callable[[int], Mapping[str, float]] = lambda num_batches: {}
+
+
+class Trained(NamedTuple):
+    """What a training gives.
+
+    Attributes:
+        params: the parameters to keep: their running average, where one is kept.
+        raw: beside a running average, the parameters as the last step left them; else None.
+    """
+
+    params: Any
+    raw: Any
+
+    def save(self, folder: Path, config: ModelConfig, tokenizer: Path, *, chat: bool,
+             context_tokens: int) -> None:
+        """Writes a model directory; with an average, the raw parameters as `raw/`, another one.
+
+        Arguments and errors are those of `model.directory.save_model`.
+        """
+        save = partial(save_model, config=config, tokenizer=tokenizer, chat=chat,
+                       context_tokens=context_tokens)
+        save(folder, self.params)
+        if self.raw is None:
+            return
+        save(folder / "raw", self.raw)
+        if jax.process_index() == 0:    # their origin is the same
+            shutil.copy(folder / "lineage.json", folder / "raw")
+
+
+def train(loss_fn: LossFn, data: Data, make_params: Callable[[], Any], *, setup: Setup,
+          section: ConfigDict, folder: Path,
+          evaluate: Evaluate | None = None) -> tuple[Trained, dict[str, float]]:
+    """Trains over all batches, or goes on from the newest intact checkpoint in `folder`.
 
     Args:
         loss_fn: see `train.loss`.
-        batches: one element per step, so that its length is the number of steps.
         make_params: makes the first parameters, where there is no checkpoint. They become part of
             the state without a copy, and the first step donates them.
         section: the stage's config; `configs.common.make_training` has the fields read here.
         folder: gets `checkpoints/`, `metrics.jsonl`, `speed.jsonl`, `goodput.jsonl`.
-        evaluate: run every `evaluate_every` steps and after the last.
-        rows_per_example: rows of tokens in an element of a batch: 2 for pairs.
+        evaluate: run every `evaluate_every` steps and after the last; beside a running average,
+            on the raw parameters too.
 
     Returns:
-        The trained parameters, their running average where one is kept; and, for the stage's
-        metrics, `goodput_frac` of the run.
+        The trained parameters; and, for the stage's metrics, `goodput_frac` of the run.
 
     Raises:
         UserError: sizes that do not fit each other, before anything is compiled; or training
             went wrong more often than `section.rewind.max_retries`.
     """
+    batches = data.batches
     make_first, train_step = make_step(loss_fn, setup, section, num_steps=len(batches),
-                                       rows_per_example=rows_per_example)
-    tokens_per_step = rows_per_example * section.batch_size * section.row_length
+                                       rows_per_example=data.rows_per_example)
+    tokens_per_step = data.rows_per_example * section.batch_size * section.row_length
     log(f"{section.out}: {format_count(num_params(setup.config))} parameters, {len(batches)} steps "
         f"of {format_count(tokens_per_step)} tokens, {section.optimizer.name}, "
         f"{setup.execution.compute_dtype}, {describe(*setup)}, "
         f"{setup.mesh.size} x {jax.devices()[0].device_kind}")
     loop = Loop(train_step, batches, setup=setup, section=section, folder=folder,
-                tokens_per_step=tokens_per_step,
-                evaluate=evaluate and (lambda state: evaluate(trained_params(state))))
+                tokens_per_step=tokens_per_step, epochs=data.epochs,
+                evaluate=evaluate and partial(evaluate_state, evaluate))
     state = loop.run(make_first(abstract_params(setup.config)), lambda: make_first(make_params()))
     return trained_params(state), {"goodput_frac": round(loop.goodput_frac(), 4)}
 
@@ -88,9 +133,26 @@ def make_step(loss_fn: LossFn, setup: Setup, section: ConfigDict, *, num_steps: 
     return make_first, make_train_step(
         loss_fn, optimizer, make_first(abstract_params(setup.config)), setup.mesh,
         num_microbatches=num_microbatches, guard_sigmas=section.guard.sigmas,
-        ema_decay=section.ema_decay, diagnostics=section.run.diagnostics)
+        ema_decay=section.ema_decay, observe=partial(observe_step, section, num_steps))
 
 
-def trained_params(state: TrainState) -> Any:
-    """The parameters to evaluate and to keep: the running average, if there is one."""
-    return eval_params(state.opt_state, state.params) if state.ema is None else state.ema
+def observe_step(section: ConfigDict, num_steps: int, state: TrainState, gradient: Any,
+                 update: Any) -> dict[str, jax.Array]:
+    """Metrics beside the loss: learning rates and, with `run.diagnostics`, norms by parameter."""
+    rates = learning_rates(section.optimizer, num_steps, state.guard.num_accepted)
+    return rates | (diagnose(state.params, gradient, update) if section.run.diagnostics else {})
+
+
+def trained_params(state: TrainState) -> Trained:
+    """The parameters to keep, and the raw ones beside an average."""
+    raw = eval_params(state.opt_state, state.params)
+    return Trained(raw, None) if state.ema is None else Trained(state.ema, raw)
+
+
+def evaluate_state(evaluate: Evaluate, state: TrainState) -> dict[str, float]:
+    """Evaluates the parameters to keep and, as `raw_NAME`, the raw ones beside an average."""
+    trained = trained_params(state)
+    metrics = dict(evaluate(trained.params))
+    if trained.raw is not None:
+        metrics |= {f"raw_{name}": value for name, value in evaluate(trained.raw).items()}
+    return metrics

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from core.bounds import check_numbers
 from core.errors import UserError
 from data.classify.classifier import load_classifier
 from data.extraction.extract import MODES
@@ -53,7 +54,7 @@ def check(section: Mapping[str, Any]) -> None:
     if mode not in MODES:
         raise UserError(f"curate.extraction.mode={mode!r}", "there is no such extractor",
                         f"choose one of {', '.join(MODES)}")
-    _check_numbers(section)
+    check_numbers(section, "curate")
 
 
 def check_thresholds(field: str, thresholds: Mapping[str, float]) -> None:
@@ -64,29 +65,6 @@ def check_thresholds(field: str, thresholds: Mapping[str, float]) -> None:
             raise UserError(f"{field}.{name}", "names no signal",
                             f"write <family>_min_ or <family>_max_ and one of "
                             f"{', '.join(sorted(known))}")
-
-
-def _check_numbers(section: Mapping[str, Any]) -> None:
-    """Checks every number against its bounds (field, low, high), both inclusive."""
-    infinity = float("inf")
-    for field, low, high in (
-            ("limit", 0, infinity),
-            ("unit_bytes", 1, infinity), ("run.memory_bytes", 1 << 20, infinity),
-            ("max_corrupt_frac", 0, 1), ("keep_top_frac", 0, 1),
-            ("lines.min_block_lines", 1, infinity), ("lines.min_site_pages", 2, infinity),
-            ("lines.min_site_frac", 0, 1), ("languages.min_score", 0, 1),
-            ("dedup.shingle_words", 1, 64), ("dedup.num_bands", 1, 1024),
-            ("dedup.rows_per_band", 1, 1024), ("dedup.min_jaccard", 0, 1),
-            ("dedup.alarm_frac", 0, 1), ("substrings.num_tokens", 0, 1 << 16),
-            ("heldout.frac", 0, 1),
-            ("extraction.timeout_secs", 0.1, infinity),
-            ("extraction.max_page_bytes", 1, infinity)):
-        value: Any = section
-        for name in field.split("."):
-            value = value[name]
-        if not low <= value <= high:
-            raise UserError(f"curate.{field}={value}", f"must lie between {low} and {high}",
-                            f"set --config.curate.{field}")
 
 
 def check_read(section: Mapping[str, Any], measured: Sequence[Mapping[str, Any]],

@@ -213,6 +213,22 @@ def mixture(folder: Path, weights: Mapping[str, float], row_length: int, *, num_
     return grain.MapDataset.select_from_datasets(parts, Interleave([*shares.values()], num_rows))
 
 
+def rows_drawn(phases: Sequence[tuple[int, Mapping[str, float]]], num_rows: int) -> dict[str, int]:
+    """Rows of each domain among the first `num_rows` of consecutive mixtures.
+
+    Args:
+        phases: length in rows and weights of each mixture; behind the last the first begins anew.
+    """
+    drawn: dict[str, int] = {}
+    rounds, rest = divmod(num_rows, sum(length for length, _ in phases))
+    for length, weights in phases:
+        shares, now = _shares(weights), min(rest, length)
+        order, rest = Interleave([*shares.values()], length), rest - now
+        for name, whole, part in zip(shares, order.counts(length), order.counts(now)):
+            drawn[name] = drawn.get(name, 0) + rounds * whole + part
+    return drawn
+
+
 def _shares(weights: Mapping[str, float]) -> dict[str, float]:
     shares = {name: float(weight) for name, weight in sorted(weights.items()) if weight != 0}
     if not shares:

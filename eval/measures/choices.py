@@ -71,10 +71,12 @@ def continuation_logps(model: LoadedModel,
     max_segments = max(segment for _, segment in places) + 1
     empty = jax.tree.map(np.zeros_like, rows[0])
     rows = rows + [empty] * (-len(rows) % batch_size)
-    sums = [jax.device_get(_segment_logps(model.params, stack(rows[i:i + batch_size]),
-                                          config=model.config, execution=model.execution,
-                                          max_segments=max_segments))
-            for i in range(0, len(rows), batch_size)]
+    sums = []
+    for i in range(0, len(rows), batch_size):
+        model.between_batches()
+        sums.append(jax.device_get(_segment_logps(
+            model.params, stack(rows[i:i + batch_size]), config=model.config,
+            execution=model.execution, max_segments=max_segments)))
     logp_BS = np.concatenate(sums)
     return np.array([logp_BS[row, segment] for row, segment in places])
 

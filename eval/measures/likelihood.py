@@ -68,9 +68,12 @@ def bits_per_byte(model: LoadedModel, tokens: Path, *, row_length: int,
                   batch_size: int) -> float:
     """Bits per byte of a model on the held-out pages of a token folder."""
     bytes_V = jnp.asarray(model.tokenizer.token_bytes(), jnp.float32)
-    sums = [_nats_and_bytes(model.params, batch, bytes_V, config=model.config,
-                            execution=model.execution)
-            for batch in heldout_batches(tokens, row_length, batch_size)]
+    sums: list[tuple[jax.Array, jax.Array]] = []
+    for batch in heldout_batches(tokens, row_length, batch_size):
+        model.between_batches()
+        jax.block_until_ready(sums[-2:-1])  # else all of them would wait in the device's queue
+        sums.append(_nats_and_bytes(model.params, batch, bytes_V, config=model.config,
+                                    execution=model.execution))
     nats, num_bytes = np.sum(jax.device_get(sums), axis=0, dtype=np.float64)
     return float(nats / math.log(2) / num_bytes)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 from jax.sharding import Mesh
@@ -27,6 +28,7 @@ class LoadedModel:
         chat: whether it is a chat model; a base model continues text.
         context_tokens: length of the rows it was trained on.
         name: for records: its folder's name and fingerprint.
+        between_batches: called before each batch of a measurement, which it may end by raising.
     """
 
     params: Params
@@ -36,6 +38,7 @@ class LoadedModel:
     chat: bool
     context_tokens: int
     name: str = ""
+    between_batches: Callable[[], None] = lambda: None
 
 
 def load_model(folder: Path, execution: Execution, mesh: Mesh | None = None) -> LoadedModel:

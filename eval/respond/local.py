@@ -55,6 +55,7 @@ def complete(model: LoadedModel, prompts: Sequence[Sequence[int]], sampling: Sam
     make_keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
     with Progress("answers", len(prompts), "answers") as progress:
         for first in range(0, len(order), batch_size):
+            model.between_batches()
             picked = order[first:first + batch_size]
             filled = picked + [picked[-1]] * (batch_size - len(picked))
             longest = len(prompts[picked[-1]])

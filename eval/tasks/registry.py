@@ -28,15 +28,13 @@ def open_tasks(counts: Mapping[str, int], corpus: Path | None,
         inputs: files of the user's own questions, separated by commas; all are used.
 
     Raises:
-        UserError: a name is unknown, a count is negative, or a task cannot be opened.
+        UserError: a name is unknown, or a task cannot be opened.
     """
     opened = []
     for name, count in counts.items():
         if name not in TASKS:
             raise UserError(f"tasks.{name}", "is no task", f"choose among {', '.join(TASKS)}, or "
                             "name a file of your own in `inputs`")
-        if count < 0:
-            raise UserError(f"tasks.{name}={count}", "must not be negative", "0 leaves it out")
         if count:
             opened.append((TASKS[name](corpus), count))
     for path in filter(None, (part.strip() for part in inputs.split(","))):

@@ -55,8 +55,6 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, *, keep: int = 2, keep_every: int = 0):
-        if keep < 1:
-            raise UserError(f"run.keep_checkpoints={keep}", "must be at least 1", "set it to 2")
         self._folder = folder.absolute()
         # Only process 0 lists and deletes; it broadcasts the list.
         self._folders = (StepFolders(self._folder, keep, keep_every) if jax.process_index() == 0

@@ -16,6 +16,7 @@ import optax
 from ml_collections import ConfigDict
 from optax.contrib import ScheduleFreeState, schedule_free, schedule_free_eval_params
 
+from core.bounds import check_numbers
 from core.errors import UserError
 from model.parallel.sharding import letters_of, param_name
 from train.optimizer.muon import MATRICES, is_matrix, matrix_shape, orthogonalise
@@ -77,6 +78,18 @@ def make_optimizer(section: ConfigDict, num_steps: int) -> optax.GradientTransfo
     return update
 
 
+def learning_rates(section: ConfigDict, num_steps: int,
+                   num_accepted: jax.Array) -> dict[str, jax.Array]:
+    """The learning rates after `num_accepted` updates, before `lr_multipliers`.
+
+    Returns:
+        `learning_rate`; for Muon that of the matrices, and `adam_learning_rate` of the rest.
+    """
+    multiplier = make_schedule(section, num_steps)(num_accepted)
+    names = ("learning_rate",) + ("adam_learning_rate",) * (section.name == "muon")
+    return {name: jnp.asarray(section[name] * multiplier, jnp.float32) for name in names}
+
+
 def eval_params(opt_state: Any, params: Any) -> Any:
     """The parameters to evaluate and to save: schedule-free's average, else `params` themselves."""
     states = jax.tree.leaves(opt_state, is_leaf=lambda leaf: isinstance(leaf, ScheduleFreeState))
@@ -107,15 +120,12 @@ def _check(section: ConfigDict) -> None:
     if "mu_dtype" in needed and section.mu_dtype not in MU_DTYPES:
         raise UserError(f"optimizer.mu_dtype={section.mu_dtype!r}",
                         f"is none of {', '.join(MU_DTYPES)}", "set the optimizer's mu_dtype")
-    if section.clip_norm < 0:
-        raise UserError(f"optimizer.clip_norm={section.clip_norm}", "must not be negative",
-                        "0 turns clipping off")
+    check_numbers(section, "SECTION.optimizer")
     if name == "schedule_free" and section.schedule != "constant":
         raise UserError(f"optimizer.schedule={section.schedule!r}",
                         "schedule_free averages instead of decaying", "set schedule to constant")
-    if name == "schedule_free" and not 0 < section.b1 < 1:
-        raise UserError(f"optimizer.b1={section.b1}", "must lie between 0 and 1 for schedule_free",
-                        "set b1 to 0.9")
+    if name == "schedule_free" and not section.b1:
+        raise UserError("optimizer.b1=0.0", "must be above 0 for schedule_free", "set b1 to 0.9")
 
 
 def _adam(section: ConfigDict, nesterov: bool = False) -> optax.GradientTransformation:

@@ -11,7 +11,9 @@ SCHEDULES = ("constant", "linear", "cosine", "wsd")
 
 
 def make_schedule(section: ConfigDict, num_steps: int) -> optax.Schedule:
-    """A multiplier of the learning rate: linear warmup from 0 to 1, then the named schedule.
+    """A multiplier of the learning rate: linear warmup to 1, then the named schedule.
+
+    Step s of a warmup, counted from 0, has (s + 1) / `warmup_steps`: every batch is learned from.
 
     `constant`: stays at 1.
     `linear`: falls linearly to `final_frac` at the end of the run.
@@ -31,12 +33,9 @@ def make_schedule(section: ConfigDict, num_steps: int) -> optax.Schedule:
     if section.schedule not in SCHEDULES:
         raise UserError(f"optimizer.schedule={section.schedule!r}",
                         f"is none of {', '.join(SCHEDULES)}", "set the optimizer's schedule")
-    if not 0 <= final <= 1:
-        raise UserError(f"optimizer.final_frac={final}", "must lie between 0 and 1",
-                        "0 decays to nothing, 1 not at all")
     if section.schedule == "wsd":
         rest = _stable_then_decay(section, num_steps)
-    elif not 0 <= warmup < num_steps:
+    elif warmup >= num_steps:
         raise UserError(f"optimizer.warmup_steps={warmup}", f"must be below num_steps={num_steps}",
                         "set fewer warmup steps")
     elif section.schedule == "cosine":
@@ -45,13 +44,13 @@ def make_schedule(section: ConfigDict, num_steps: int) -> optax.Schedule:
         rest = optax.linear_schedule(1.0, final, num_steps - warmup)
     else:
         rest = optax.constant_schedule(1.0)
-    return optax.join_schedules([optax.linear_schedule(0.0, 1.0, max(warmup, 1)), rest], [warmup])
+    return optax.join_schedules([lambda step: (step + 1) / max(warmup, 1), rest], [warmup])
 
 
 def _stable_then_decay(section: ConfigDict, num_steps: int) -> optax.Schedule:
     """The schedule after the warmup of `wsd`; its step 0 is the first after the warmup."""
     warmup, decay = section.warmup_steps, round(section.decay_frac * num_steps)
-    if warmup < 0 or decay < 0 or warmup + decay > num_steps:
+    if warmup + decay > num_steps:
         raise UserError(f"optimizer.warmup_steps={warmup}",
                         f"and {decay} steps of decay exceed num_steps={num_steps}",
                         "set fewer warmup steps or a smaller decay_frac")

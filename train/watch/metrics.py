@@ -15,7 +15,7 @@ r < s be the step of the previous checkpoint:
     after the commit                      s          kept          not repeated
     after the commit, the line was lost   s          missing       on resume
 
-The last case is a disk that lost the write, or a loop that saves before it evaluates.
+The last case is a disk that lost the write, or a signal: then the loop saves before it evaluates.
 """
 
 from __future__ import annotations

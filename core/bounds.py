@@ -1,0 +1,191 @@
+"""Bounds of the numbers in a config, by name of the field: the one place where a number is refused.
+
+A command checks its whole config before it touches a folder or compiles anything. `BOUNDS` is
+looked up by the end of a field's path, the longest end first: `pairs.temperature` before
+`temperature`. A `*` stands for a name of the user's own, a domain or a task, which a flag may add:
+``--config.pretrain.mixture.web=1.0``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
+from typing import Any, NamedTuple
+
+from core.errors import UserError
+
+MAX_INT32 = 2**31 - 1
+MAX_FLOAT32 = 3.4e38
+
+
+class Bounds(NamedTuple):
+    """What a number may be.
+
+    Attributes:
+        low, high: the range, both ends included.
+        whole: whether it counts something.
+        without: an end of the range that is refused.
+        also: a number beside the range that is accepted.
+        note: what a special number means, for the message.
+    """
+
+    low: float = 0.0
+    high: float = MAX_FLOAT32
+    whole: bool = False
+    without: float | None = None
+    also: float | None = None
+    note: str = ""
+
+    def hold(self, value: Any) -> bool:
+        """Whether `value` is such a number."""
+        if isinstance(value, bool) or not isinstance(value, Integral if self.whole else Real):
+            return False
+        return value == self.also or (self.low <= value <= self.high and value != self.without)
+
+    def rule(self) -> str:
+        """The bounds in words."""
+        low = f"{'above' if self.low == self.without else 'at least'} {self._text(self.low)}"
+        high = f" and {'below' if self.high == self.without else 'at most'} {self._text(self.high)}"
+        if self.high >= MAX_FLOAT32:
+            high = "" if self.whole else " and finite"
+        return f"must be a {'whole ' * self.whole}number, {low}{high}"
+
+    def _text(self, bound: float) -> str:
+        return str(bound) if self.whole else f"{bound:g}"
+
+
+def count(low: int = 1, high: float = MAX_INT32, note: str = "") -> Bounds:
+    """Bounds of a whole number."""
+    return Bounds(low, high, whole=True, note=note)
+
+
+def size(note: str = "") -> Bounds:
+    """Bounds of bytes or tokens on a disk, which 32 bits need not hold; 0 if it has a `note`."""
+    return count(0 if note else 1, math.inf, note)
+
+
+FRACTION = Bounds(high=1.0)
+POSITIVE = Bounds(without=0.0)
+NOT_NEGATIVE = Bounds()
+DECAY = Bounds(high=1.0, without=1.0)      # of an exponential average
+FINITE = Bounds(low=-MAX_FLOAT32)
+AXIS = Bounds(1, MAX_INT32, whole=True, also=-1, note="-1 takes all remaining devices")
+
+BOUNDS: Mapping[str, Bounds] = {
+    # Every stage.
+    "seed": count(0), "batch_size": count(), "row_length": count(2), "num_steps": count(),
+    "num_epochs": count(), "max_new_tokens": count(), "temperature": NOT_NEGATIVE,
+    "top_p": Bounds(high=1.0, without=0.0), "tasks.*": count(0, note="0 leaves the task out"),
+    "open_tasks.*": count(0, note="0 leaves the task out"),
+
+    # Trainers.
+    "ema_decay": DECAY._replace(note="0 keeps no average"),
+    "guard.sigmas": Bounds(note="0 refuses only what is not finite"),
+    "guard.window": count(2, 1 << 20),
+    "rewind.after": count(0, note="0 never goes back"), "rewind.steps_back": count(0),
+    "rewind.skip_batches": count(0), "rewind.max_retries": count(0),
+    "optimizer.learning_rate": POSITIVE, "optimizer.adam_learning_rate": POSITIVE,
+    "lr_multipliers.*": Bounds(note="0 freezes what the pattern matches"),
+    "optimizer.weight_decay": NOT_NEGATIVE, "optimizer.b1": DECAY, "optimizer.b2": DECAY,
+    "optimizer.momentum": DECAY, "optimizer.eps": Bounds(1e-30),     # above float32's underflow
+    "optimizer.clip_norm": Bounds(note="0 never clips"), "optimizer.warmup_steps": count(0),
+    "optimizer.decay_frac": FRACTION, "optimizer.final_frac": FRACTION,
+    "run.num_microbatches": count(),
+    "run.pipeline_microbatches": count(0, note="0 takes as many as there are stages"),
+    "run.pipeline_rounds": count(), "run.scan_unroll": count(),
+    "run.loss_chunks": count(0, note="0 follows from bytes"),
+    "run.log_every": count(0, note="0 logs the last step only"),
+    "run.evaluate_every": count(0, note="0 evaluates after the last step only"),
+    "run.checkpoint_every": count(0, note="0 saves the last step only, and when stopped"),
+    "run.keep_checkpoints": count(), "run.keep_every": count(0, note="0 keeps none for good"),
+
+    # pretrain
+    "anneal_frac": FRACTION, "mixture.*": NOT_NEGATIVE, "anneal_mixture.*": NOT_NEGATIVE,
+    "upweight.*": NOT_NEGATIVE, "max_epochs": Bounds(note="0 sets no cap"),
+    "resume_step": count(0, note="0 takes the newest"),
+    "z_loss_coef": NOT_NEGATIVE, "balance_coef": NOT_NEGATIVE, "router_z_coef": NOT_NEGATIVE,
+
+    # pairs, dpo
+    "pairs.num_samples": count(2), "pairs.min_margin": NOT_NEGATIVE,
+    "pairs.temperature": POSITIVE, "dpo.beta": POSITIVE, "dpo.nll_coef": NOT_NEGATIVE,
+
+    # model, mesh
+    **{f"model.{letter}": count() for letter in "DNHGKF"},
+    "model.E": count(0, note="0 is a dense MLP"), "model.experts_per_token": count(),
+    "model.rope_theta": POSITIVE, "model.norm_eps": POSITIVE,
+    **{f"mesh.{axis}": AXIS for axis in ("stage", "data", "fsdp", "expert", "context", "tensor")},
+
+    # tokenizer, pack
+    "tokenizer.vocab_size": count(261),     # bytes, and special tokens
+    "tokenizer.max_bytes": size(),
+    "pack.best_frac": Bounds(high=1.0, without=0.0),
+
+    # curate
+    "curate.limit": size("0 reads all"), "curate.code_max_bytes": size("0 leaves code out"),
+    "curate.unit_bytes": size(), "curate.max_corrupt_frac": FRACTION,
+    "curate.keep_top_frac": Bounds(high=1.0, without=0.0),
+    "curate.run.memory_bytes": count(1 << 20, math.inf),
+    "extraction.timeout_secs": Bounds(0.1), "extraction.max_page_bytes": size(),
+    "languages.min_score": FRACTION, "overrides.*.*": FINITE,
+    "min_score": FINITE, "max_score": FINITE,       # of classifiers
+    "lines.min_block_lines": count(), "lines.min_words": count(0), "lines.min_site_pages": count(2),
+    "lines.min_site_frac": FRACTION, "harm.max_bad_words": count(0),
+    "contamination.ngram_words": count(8, 50), "contamination.near_overlap": FRACTION,
+    "dedup.shingle_words": count(1, 64), "dedup.num_bands": count(1, 1024),
+    "dedup.rows_per_band": count(1, 1024), "dedup.min_jaccard": FRACTION,
+    "dedup.alarm_frac": FRACTION, "bloom.memory_bytes": size("0 searches exactly"),
+    "bloom.false_positive_rate": Bounds(1e-30, 0.999),
+    "substrings.num_tokens": count(0, 1 << 16, note="0 removes no passage"),
+    "heldout.frac": Bounds(high=1.0, without=1.0), "heldout.max_bytes": size(),
+    "heldout.max_jaccard": FRACTION, "heldout.max_containment": FRACTION,
+
+    # classifier
+    "classifier.max_documents": size("0 takes all"), "classifier.max_words": count(1, 5),
+    "classifier.num_buckets": count(2, 1 << 30), "classifier.learning_rate": POSITIVE,
+    "classifier.heldout_frac": Bounds(0.001, 0.5),
+    "classifier.calibration_frac": Bounds(0.001, 0.5), "classifier.min_positive_score": FINITE,
+
+    # synthesize
+    "synthesize.num_documents": count(0, note="0 takes all"), "synthesize.passage_words": count(),
+    "synthesize.min_passage_words": count(0), "synthesize.max_frac": POSITIVE,
+    "synthesize.chunk_prompts": count(), "synthesize.filters.min_words": count(0),
+    "synthesize.filters.max_repeated_frac": FRACTION,
+    "synthesize.filters.max_copied_frac": FRACTION, "run.num_connections": count(1, 10_000),
+    "run.timeout_secs": Bounds(0.001), "run.max_retries": count(0),
+    "run.backoff_secs": NOT_NEGATIVE}
+
+
+def check_numbers(config: Mapping[str, Any], prefix: str = "") -> None:
+    """Raises `UserError` for the first number of a config that is out of its bounds.
+
+    A number without bounds must be finite.
+
+    Args:
+        config: sections, or one of them.
+        prefix: its own path, e.g. ``curate``; ``SECTION.optimizer`` where the section is not known.
+    """
+    _check(tuple(prefix.split(".")) if prefix else (), config)
+
+
+def _check(path: tuple[str, ...], value: Any) -> None:
+    if hasattr(value, "items"):     # a ConfigDict is no Mapping
+        for name, inner in value.items():
+            _check((*path, str(name)), inner)
+        return
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    _, bounds = find_bounds(path) or ("", FINITE if is_number else None)
+    if bounds is not None and not bounds.hold(value):
+        field = ".".join(path)
+        note = f" ({bounds.note})" if bounds.note else ""
+        raise UserError(f"{field}={value!r}", bounds.rule(), f"set --config.{field}{note}")
+
+
+def find_bounds(path: Sequence[str]) -> tuple[str, Bounds] | None:
+    """The bounds of the field at `path` and their key in `BOUNDS`; None if it has none."""
+    for start in range(len(path)):
+        for num_names in range(len(path) - start):      # of the user's own, at the end
+            key = ".".join((*path[start:len(path) - num_names], *"*" * num_names))
+            if key in BOUNDS:
+                return key, BOUNDS[key]
+    return None
