@@ -25,8 +25,7 @@ import xxhash
 from core.errors import UserError
 from data.dedup.shingles import exact_key
 from data.readers import storage
-from data.readers.records import Damage
-from data.readers.records import encodable
+from data.readers.records import Damage, encodable
 
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst")
 SPLITS = ("train", "calibration", "heldout")
