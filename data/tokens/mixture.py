@@ -193,7 +193,8 @@ class Interleave:
 
 
 def mixture(folder: Path, weights: Mapping[str, float], row_length: int, *, num_rows: int,
-            seed: int, packing: str = "concatenate") -> grain.MapDataset:
+            seed: int, packing: str = "concatenate",
+            stored: Path | None = None) -> grain.MapDataset:
     """A shuffled, deterministic mix of domains; each further epoch of a domain is reshuffled.
 
     No row is repeated before all rows of its domain have been drawn.
@@ -202,14 +203,19 @@ def mixture(folder: Path, weights: Mapping[str, float], row_length: int, *, num_
         folder: token folder.
         weights: share of rows from each domain; domains of weight 0 are excluded.
         packing: how documents become rows, one of `data.tokens.rows.PACKINGS`.
+        stored: folder for what a packing derives from the tokens; None holds it in memory.
 
     Raises:
         UserError: no weight is positive, a domain is not in the folder, or the packing is
             unknown.
     """
     shares = _shares(weights)
+    if packing not in PACKINGS:
+        raise UserError(f"packing={packing!r}", "there is no such packing",
+                        f"choose one of {', '.join(PACKINGS)}")
+    opened = [PACKINGS[packing](folder, name, row_length, stored) for name in shares]
     parts = [grain.MapDataset.source(rows).seed(seed + i).shuffle().repeat()
-             for i, rows in enumerate(_open(folder, shares, row_length, packing).values())]
+             for i, rows in enumerate(opened)]
     return grain.MapDataset.select_from_datasets(parts, Interleave([*shares.values()], num_rows))
 
 
@@ -223,10 +229,3 @@ def _shares(weights: Mapping[str, float]) -> dict[str, float]:
             raise UserError(f"mixture.{name}={share}", "must be a number that is not negative",
                             f"set --config.pretrain.mixture.{name}")
     return shares
-
-
-def _open(folder: Path, shares: Mapping[str, float], row_length: int, packing: str) -> dict:
-    if packing not in PACKINGS:
-        raise UserError(f"packing={packing!r}", "there is no such packing",
-                        f"choose one of {', '.join(PACKINGS)}")
-    return {name: PACKINGS[packing](folder, name, row_length) for name in shares}
