@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import errno
 import inspect
-import json
 import os
 import resource
 import sys
@@ -26,6 +25,7 @@ from ml_collections import ConfigDict, config_flags
 from core import artifacts
 from core.caches import cache_folders, find_cache
 from core.errors import UserError
+from core.json_text import format_json
 from core.processes import ProcessLost, find_processes
 from core.progress import format_secs, log
 from core.xla_flags import apply_xla_settings, check_xla_flags
@@ -108,7 +108,7 @@ def run(main: Callable[[], Mapping[str, Any]],
         log("interrupted; run the same command again to go on")
         sys.exit(EXIT_INTERRUPTED)
     if is_first:
-        print(json.dumps(result, default=_plain), flush=True)
+        print(format_json(result), flush=True)
     if code := status(result):
         sys.exit(code)
 
@@ -328,8 +328,3 @@ def _peak_memory_bytes() -> int:
     """Peak resident memory of this process or, if larger, of its largest child, in bytes."""
     who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     return max(resource.getrusage(w).ru_maxrss for w in who) * 1024
-
-
-def _plain(value: Any) -> Any:
-    """Numpy scalars and paths as JSON."""
-    return value.item() if hasattr(value, "item") else str(value)

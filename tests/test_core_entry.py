@@ -397,6 +397,13 @@ def test_without_a_place_for_a_compile_cache_a_command_runs_and_says_so(tmp_path
     assert "Traceback" not in done.stderr
 
 
+def test_the_last_line_is_json_whatever_the_result():
+    code = ("import numpy as np\nfrom core import entry\n"
+            "entry.run(lambda: {'a': float('nan'), 'b': [np.inf, np.float32(0.5)]})")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == '{"a": null, "b": [null, 0.5]}\n', done.stderr
+
+
 def test_a_relative_config_is_named_by_its_path_in_the_checkout(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "data.pack", "--config=configs/quickstart.py:smoke", "--workdir=w"],

@@ -90,7 +90,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any] | None]:
                     yield from batch.to_pylist()
             return
         with pa.input_stream(str(path), compression="detect") as stream, \
-                io.TextIOWrapper(stream, "utf-8", errors="replace", newline="") as lines:
+                io.TextIOWrapper(stream, "utf-8-sig", errors="replace", newline="") as lines:
             if kind == ".csv":
                 yield from csv.DictReader(lines)
             else:

@@ -62,7 +62,7 @@ class Run:
     def __init__(self, folders: Mapping[str, Path]):
         self.artifacts = {name: Artifact(name, folders[name],
                                          read_lineage(folders[name]),
-                                         read_json(folders[name] / "metrics.json"))
+                                         _with_nans(read_json(folders[name] / "metrics.json")))
                           for name in ARTIFACTS}
         self.corpus = Corpus(folders["corpus"])
         self.shape = read_json(folders["base"] / "model.json")["config"]
@@ -122,6 +122,15 @@ class Run:
         return [(artifact.name, field) for artifact in self.artifacts.values()
                 if artifact.name != "corpus"  # its inputs are files, not artifacts
                 for field, mark in artifact.lineage["inputs"].items() if mark not in marks]
+
+
+def _with_nans(value: Any) -> Any:
+    """What was read from JSON, with NaN for null: a number that was not finite."""
+    if isinstance(value, dict):
+        return {name: _with_nans(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_with_nans(part) for part in value]
+    return math.nan if value is None else value
 
 
 def proportion(mean: float, num_items: int) -> Estimate:
