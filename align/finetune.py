@@ -11,6 +11,7 @@ import grain
 from ml_collections import ConfigDict
 
 from core.errors import UserError
+from core.progress import log
 from data.tokens.rows import batches as group_rows
 from model.directory import load_params, read_description, save_model
 from train.setup import Setup, make_setup
@@ -26,6 +27,9 @@ def open_setup(source: Path, section: ConfigDict, mesh: Mapping[str, int]) -> Se
 def make_batches(rows: list[Any], section: ConfigDict) -> grain.MapDataset:
     """Batches of `num_epochs` passes over rows, each shuffled differently.
 
+    Where the rows do not fill the last batch, a further pass does, so that each is trained on at
+    least `num_epochs` times.
+
     Raises:
         UserError: fewer rows than one batch.
     """
@@ -33,7 +37,13 @@ def make_batches(rows: list[Any], section: ConfigDict) -> grain.MapDataset:
         raise UserError(f"{section.out}: {len(rows)} rows", "do not fill one batch of "
                         f"{section.batch_size}", "give more data or a smaller batch_size")
     source = grain.MapDataset.source(rows).seed(section.seed).shuffle()
-    return group_rows(source.repeat(section.num_epochs), section.batch_size)
+    num_rows = len(rows) * section.num_epochs
+    num_missing = -num_rows % section.batch_size
+    if num_missing:
+        log(f"{section.out}: {num_missing} of {len(rows)} rows are repeated to fill the last batch "
+            f"of {section.batch_size}")
+    passes = source.repeat(section.num_epochs + bool(num_missing))
+    return group_rows(passes[:num_rows + num_missing], section.batch_size)
 
 
 def fine_tune(loss_fn: LossFn, batches: grain.MapDataset, source: Path, *, setup: Setup,
