@@ -21,7 +21,11 @@ from train.trainer import train
 
 def open_setup(source: Path, section: ConfigDict, mesh: Mapping[str, int]) -> Setup:
     """The setup for fine-tuning a model directory."""
-    return make_setup(read_description(source).config, section, mesh)
+    described = read_description(source)
+    if section.row_length > described.context_tokens:
+        log(f"warning: {section.out}.row_length={section.row_length}: {source.name} was trained on "
+            f"rows of {described.context_tokens} tokens")
+    return make_setup(described.config, section, mesh)
 
 
 def make_batches(rows: list[Any], section: ConfigDict) -> grain.MapDataset:

@@ -125,6 +125,20 @@ def open_tokens(folder: Path, domain: str) -> tuple[CheckedArray, np.ndarray]:
     return tokens, ends
 
 
+def check_tokenizer(folder: Path, fingerprint: str, field: str) -> None:
+    """Raises `UserError` if a token folder was not made by a model's tokenizer.
+
+    Args:
+        fingerprint: of the model's tokenizer.
+        field: that names the token folder, for the message.
+    """
+    own = read_json(Path(folder) / "tokenizer" / "tokenizer.json")["fingerprint"]
+    if own != fingerprint:
+        raise UserError(f"{field}={str(folder)!r}", f"was made by tokenizer {own}, the model was "
+                        f"trained with {fingerprint}", "run `python -m data.pack` with the model's "
+                        "tokenizer, or name the tokens that it was trained on")
+
+
 def lay_out(tokens: np.ndarray, targets: np.ndarray, begins: Sequence[int],
             row_length: int) -> Batch:
     """Makes one row of at most `row_length` inputs, the rest padding; every target weighs 1.
