@@ -1,6 +1,6 @@
 """The one way into Heartwood: flags, config, one-line errors, a JSON object as the last line.
 
-Every stage is ``python -m package.module --config=configs/x.py[:variant] --workdir=DIR`` and any
+Every stage is ``python -m PACKAGE.MODULE --config=configs/NAME.py[:VARIANT] --workdir=DIR`` and any
 field may be set beside it: ``--config.pretrain.num_steps=100``.
 """
 
@@ -131,7 +131,7 @@ def define_config_flags(values: flags.FlagValues = flags.FLAGS,
         values: where they are declared.
         argv: the command line they are for; None for this process's own.
     """
-    config_flags.DEFINE_config_file("config", None, "Experiment: configs/NAME.py[:variant].",
+    config_flags.DEFINE_config_file("config", None, "Experiment: configs/NAME.py[:VARIANT].",
                                     flag_values=values, sys_argv=argv)
     flags.DEFINE_string("workdir", None, "Folder that holds the experiment's artifacts.",
                         flag_values=values)
@@ -263,7 +263,7 @@ def flag_fault(values: flags.FlagValues, argv: Sequence[str]) -> str:
     except OSError as error:
         return f"--config: {str(error).splitlines()[-1].strip()}: {_config_remedy(argv)}"
     if rest:
-        return f"{rest[0]!r}: unexpected argument: flags look like --config.section.field=value"
+        return f"{rest[0]!r}: unexpected argument: flags look like --config.SECTION.FIELD=VALUE"
     return ""
 
 

@@ -58,8 +58,9 @@ class ModelConfig:
     def __post_init__(self):
         for name in ("V", "D", "N", "H", "G", "K", "F"):
             if getattr(self, name) < 1:
-                raise UserError(f"model.{name}={getattr(self, name)}", "must be at least 1",
-                                f"set --config.model.{name}")
+                field = "tokenizer.vocab_size" if name == "V" else f"model.{name}"
+                raise UserError(f"{field}={getattr(self, name)}", "must be at least 1",
+                                f"set --config.{field}")
         if self.H % self.G:
             raise UserError(f"model.H={self.H}", f"is not divisible by model.G={self.G}",
                             "set --config.model.G to a divisor of H")

@@ -127,7 +127,7 @@ def test_continuations_score_the_same_packed_and_alone(model):
 
 
 def test_a_continuation_longer_than_a_row_is_refused(model):
-    with pytest.raises(UserError, match=r"eval.row_length=8: does not hold .* of 12 tokens"):
+    with pytest.raises(UserError, match=r"^row_length=8: does not hold .* of 12 tokens"):
         continuation_logps(model, [([1] * 12, [1.0] * 12)], row_length=8, batch_size=2)
 
 

@@ -86,9 +86,9 @@ def _pack_in_order(examples: Sequence[tuple[Sequence[int], Sequence[float]]],
     rows, places, pending, size = [], [], [], 0
     for example in examples:
         if len(example[0]) > row_length + 1:
-            raise UserError(f"eval.row_length={row_length}",
+            raise UserError(f"row_length={row_length}",
                             f"does not hold a question and choice of {len(example[0])} tokens",
-                            "set a larger --config.eval.row_length")
+                            "set a larger row_length, or leave the task out of `tasks`")
         if size + len(example[0]) > row_length + 1:
             rows += pack_examples(pending, row_length)[0]
             pending, size = [], 0
