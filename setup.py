@@ -39,6 +39,7 @@ EXTRAS = {
     "cloud": ["s3fs>=2025", "gcsfs>=2025", "huggingface_hub>=0.34"],
     "ray": ["ray>=2.50"],
     "tb": ["tensorboardX>=2.6"],
+    "notebooks": ["jupyterlab>=4", "nbconvert>=7.16", "ipykernel>=6.29"],
     "wandb": ["wandb>=0.20"],
     # torch exactly: pip prefers that release's CPU build if it knows one, but a newer one to both.
     "peers": ["datatrove>=0.10", "spacy>=3.8", "tokenizers>=0.20", "nltk>=3.9",
