@@ -13,6 +13,7 @@ CORE = [
     "grain>=0.2.18",
     "ml-collections>=1.1",
     "numpy>=2",
+    "scipy>=1.13",
     "tiktoken>=0.14",
     "rich>=14",
     # data engine
