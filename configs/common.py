@@ -101,7 +101,7 @@ def make_tokens(*, vocab_size: int, tokenizer_bytes: int, **changes) -> ConfigDi
         tokenizer=dict(out="tokenizer", corpus="corpus", vocab_size=vocab_size,
                        max_bytes=tokenizer_bytes),
         pack=dict(out="tokens", corpus="corpus", tokenizer="tokenizer",
-                  best_domains=(), best_frac=0.5,   # what annealing calls the best data
+                  best_domains=(), best_frac=0.5,   # what annealing calls the best data; () = none
                   seed=0) | changes))
 
 
@@ -122,6 +122,11 @@ def make_curate() -> ConfigDict:
     return ConfigDict(dict(
         out="corpus",
         inputs="embedded",          # or files, folders, globs, URLs by commas; see data/readers
+        # Fields of rows (JSON, CSV, Parquet); "" tries the usual names, dots lead into objects.
+        text_field="", id_field="", url_field="",
+        meta_fields=("*",),         # that stay with a document, in meta.origin; "*" = all others
+        columns=dict(),             # more columns of the output: dict(license="meta.license")
+        limit=0,                    # read this many documents, the first of the inputs; 0 = all
         domain="web",               # domain of documents that do not name their own
         packages="",                # embedded: comma-separated packages to render; "" = all known
         code_max_bytes=24_000_000,  # embedded: size of the source-code domain

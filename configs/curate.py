@@ -5,7 +5,8 @@
     python -m data.curate --config=configs/curate.py:warc --workdir=runs/crawl \\
         --config.curate.inputs='crawl/*.warc.gz' --num_workers=32
 
-local takes documents as they are, mends and deduplicates them, and drops what is plainly broken.
+local takes documents as they are, in any language, mends and deduplicates them, and drops what is
+plainly broken.
 warc takes pages of the open web and follows FineWeb (arXiv:2406.17557): English, the rules of
 Gopher, C4 (without its end marks) and FineWeb, near duplicates, personal data. Both take about a
 second per megabyte of text and core.

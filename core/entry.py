@@ -11,6 +11,7 @@ import dataclasses
 import errno
 import inspect
 import os
+import re
 import resource
 import sys
 import time
@@ -24,7 +25,7 @@ from ml_collections import ConfigDict, config_flags
 
 from core import artifacts
 from core.caches import cache_folders, find_cache
-from core.errors import UserError
+from core.errors import PassingError, UserError
 from core.json_text import format_json
 from core.processes import ProcessLost, find_processes
 from core.progress import format_secs, log
@@ -95,6 +96,8 @@ def run(main: Callable[[], Mapping[str, Any]],
         check_xla_flags()
         apply_xla_settings(os.environ, processes.count)
         result = main()
+    except PassingError as error:
+        _fail(str(error), EXIT_IO_ERROR)
     except UserError as error:
         _fail(str(error))
     except ProcessLost as error:
@@ -259,7 +262,10 @@ def flag_fault(values: flags.FlagValues, argv: Sequence[str]) -> str:
         if isinstance(inner, KeyError):     # ml_collections adds "Did you mean ...?"
             return "--config: no such field: " + " ".join(str(inner.args[0]).split())
         # Of a ValueError in get_config the flag quotes the whole traceback; its last line is ours.
-        return " ".join(str(error).rpartition("\nValueError: ")[2].split())
+        line = " ".join(str(error).rpartition("\nValueError: ")[2].split())
+        if dotted := re.search("does not accept dots in .* but the key (.*) contains one", line):
+            line = f"--config: the key {dotted[1]!r}: holds a dot: write %2E instead of each"
+        return line
     except OSError as error:
         return f"--config: {str(error).splitlines()[-1].strip()}: {_config_remedy(argv)}"
     if rest:

@@ -21,6 +21,10 @@ class UserError(Exception):
         super().__init__(f"{what}: {rule}: {remedy}")
 
 
+class PassingError(UserError):
+    """An error of storage or network, after which the same command may succeed."""
+
+
 def require_file(field: str, path: str | Path, remedy: str) -> Path:
     """Returns `path` when it exists; raises `UserError` that names `field` otherwise."""
     path = Path(path)

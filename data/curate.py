@@ -12,6 +12,7 @@ that a change of thresholds does not read the pages again.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shutil
 import time
@@ -33,6 +34,7 @@ from data import engine
 from data.card.page import write_card
 from data.corpus import Corpus
 from data.dedup.groups import plan_ranges
+from data.domains import by_domain
 from data.embedded import corpus as embedded
 from data.engine import run_units
 from data.filters.own import load_filter
@@ -42,12 +44,14 @@ from data.passes import (
     decide,
     measure,
     near,
+    reading,
     settle,
     split,
     substrings,
     write,
 )
 from data.passes.check import check, check_read
+from data.passes.losses import check_unchanged, describe_losses, find_losses, log_losses
 from data.passes.manifest import (
     describe_classifiers,
     describe_clusters,
@@ -60,7 +64,14 @@ from data.passes.manifest import (
     removed_by_reason,
 )
 from data.passes.roster import merge_tallies
-from data.readers.units import content_fingerprint, find_inputs, plan
+from data.readers.units import (
+    LeftOut,
+    content_fingerprint,
+    find_inputs,
+    plan,
+    search,
+    version,
+)
 from data.tables import concatenate_arrays
 
 QUALITY_BINS = 1 << 16
@@ -93,7 +104,10 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path, *,
             every document is removed.
     """
     section = config.curate.to_dict()
+    section |= {name: by_domain(section[name]) for name in ("presets", "overrides")}
     check(section)
+    if tasks := clean.load_index(section["contamination"]):
+        log(f"curate: contamination: {tasks.describe()}")
     run = Curation(section, folder, num_workers)
     with run.stage("find"):
         paths = run.find()
@@ -145,8 +159,11 @@ class Curation:
 
     def find(self) -> list[str]:
         """The input files; generates the embedded corpus if it is the input."""
+        self.left_out: Sequence[LeftOut] = ()
         if self.section["inputs"] != "embedded":
-            return find_inputs(self.section["inputs"])
+            paths, self.left_out = search(self.section["inputs"])
+            reading.log_left_out(self.left_out)
+            return paths
         final = self.kept / f"embedded-{digest(_embedded_inputs(self.section))}"
         partial = final.with_suffix(".partial")
         if not final.exists():
@@ -162,16 +179,27 @@ class Curation:
 
     def measure(self, paths: Sequence[str]) -> None:
         """Pass 1. Its outputs are kept beside the artifact, for later runs."""
-        content = {path: content_fingerprint(path) for path in paths}
+        limit = self.section["limit"]
+        versions = {path: version(path) for path in paths}
+        content = {path: content_fingerprint(path, by_time=limit > 0) for path in paths}
         self.units = plan(paths, self.section["unit_bytes"])
         tasks = [{"path": unit.path, "start": unit.start, "stop": unit.stop,
-                  "content": content[unit.path],
-                  **{name: self.section[name] for name in ("domain", "code_domains",
-                                                           "extraction")}}
-                 for unit in self.units]
+                  "content": content[unit.path], "extraction": self.section["extraction"],
+                  "reading": reading.make_rules(self.section)} for unit in self.units]
+        if limit:
+            tasks = reading.find_first(self._measure, tasks, limit)
+            self.units = self.units[:len(tasks)]
+        self._measure(tasks)
+        check_unchanged(versions)
+        self.losses, lost_frac = find_losses(self.units, self.results["measure"])
+        log_losses(self.losses)
+        self.fields = reading.check_fields(self.section, self.results["measure"])
+        check_read(self.section, self.results["measure"], self.losses, lost_frac)
+
+    def _measure(self, tasks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         self.measured = self._run(measure.measure, tasks, key=code_digest(measure.__file__),
                                   folder=self.kept)
-        check_read(self.section, self.results["measure"])
+        return self.results["measure"]
 
     def decide(self) -> None:
         """Finds exact duplicates, then runs pass 2."""
@@ -269,7 +297,8 @@ class Curation:
             {"measured": str(self.measured[unit]),
              "passes": [str(outputs[unit]) for outputs in passes],
              "duplicates": str(self.duplicates[unit]), "heldout_rows": self.heldout_rows[unit],
-             "cuts": self.cuts[unit]} for unit in range(len(self.units))])
+             "cuts": self.cuts[unit], "columns": self._columns()}
+            for unit in range(len(self.units))])
         for kind in ("documents", "heldout", "removed", "lost"):
             (self.folder / kind).mkdir(exist_ok=True)
             for unit, (output, measured) in enumerate(zip(outputs, self.measured)):
@@ -280,6 +309,10 @@ class Curation:
                     os.replace(f"{output}.{kind}.parquet", part)
         concatenate_arrays([Path(f"{output}.exact.npy") for output in outputs],
                            self.folder / "exact.npy")       # for `against`
+
+    def _columns(self) -> dict[str, str]:
+        """Columns beside those of every corpus, with the fields that they are taken from."""
+        return {name: field for name, field in self.section["columns"].items() if name != "domain"}
 
     def report(self) -> dict[str, Any]:
         """Writes the manifest and the data card; returns the run's metrics."""
@@ -297,15 +330,18 @@ class Curation:
             "redacted": self._sum("clean", "redacted"),
             "corrupt": self._sum("measure", "corrupt"), "stage_secs": self.stage.secs}
         manifest = metrics | {
-            "skipped": self._sum("measure", "skipped"), "funnel": funnel,
+            "skipped": self._sum("measure", "skipped"), **self.fields,
+            "left_out": [dataclasses.asdict(one) for one in self.left_out], "funnel": funnel,
             "histograms": merge_histograms(self.results["decide"]),
+            "unapplied_rules": merge_tallies(
+                result["unapplied"] for result in self.results["decide"]),
             "near_dedup": self.near_dedup,
             **({} if self.min_quality is None else {"min_quality": self.min_quality}),
             "kept_by_domain": self._counts("domains"),
             "kept_by_language": self._counts("languages"),
-            "alarms": find_alarms(funnel, self.results["measure"], verdicts,
-                                  [unit.path for unit in self.units],
-                                  self.section["dedup"]["alarm_frac"]),
+            "alarms": [*describe_losses(self.losses), *find_alarms(
+                funnel, self.results["measure"], verdicts, [unit.path for unit in self.units],
+                self.section["dedup"]["alarm_frac"])],
             "classifiers": describe_classifiers(self.section["classifiers"]),
             "stages": self._speeds(funnel),
             "workers": self.num_workers or engine.executor_from_flags().num_processes,
@@ -317,7 +353,7 @@ class Curation:
             manifest["contamination"] = find_contamination(corpus, self.results["clean"],
                                                            self.section)
         write_json(self.folder / "manifest.json", manifest)
-        for alarm in manifest["alarms"]:
+        for alarm in manifest["alarms"][len(self.losses):]:
             log(f"curate: ALARM: deduplication removed {alarm['removed_frac']:.0%} of "
                 f"{alarm['source']}; see `python -m data.inspect rule near_duplicate`")
         write_card(self.folder)
@@ -383,7 +419,8 @@ def fingerprint_inputs(config: ConfigDict) -> dict[str, str]:
     if section.inputs == "embedded":
         raw = {"embedded": digest(_embedded_inputs(section))}
     else:
-        raw = {path: content_fingerprint(path) for path in find_inputs(section.inputs)}
+        raw = {path: content_fingerprint(path, by_time=section.limit > 0)
+               for path in find_inputs(section.inputs)}
     models = [model.model for model in section.classifiers.values() if model.model]
     named = (*section.harm.url_lists, *section.harm.word_lists, *section.contamination.tasks,
              *section.against, *models)

@@ -19,8 +19,10 @@ SCHEMA = pa.schema([
     ("source", pa.string()),    # URL, or file path and row
     ("domain", pa.string()),    # kind of text: pages, readme, licence, code, ...
     ("language", pa.string()),  # ISO 639-1, or "und"
-    ("meta", pa.string()),      # JSON object: signals, scores, spans
+    ("meta", pa.string()),      # JSON object: signals, scores, spans, the input's own fields
 ])
+REMOVED_FIELDS = {"stage": pa.string(), "reason": pa.string(), "score": pa.float64(),
+                  "representative": pa.string()}    # more columns of removed documents
 
 
 @dataclasses.dataclass(frozen=True)

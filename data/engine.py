@@ -13,9 +13,11 @@ bytes:
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fcntl
 import importlib
+import io
 import json
 import os
 import time
@@ -26,11 +28,12 @@ from typing import Any
 from absl import flags
 
 from core.artifacts import OUR_PACKAGES, digest, read_json, write_json
-from core.errors import UserError
+from core.errors import PassingError, UserError
 from core.progress import Progress, log
 
 Work = Callable[..., Mapping[str, Any]]
 POLL_SECS = 0.5             # between two checks of a shared folder
+MAX_LOGGED = 20             # failed units that are named in the log
 LEADERLESS_SECS = 120.0     # tasks 1.. stop when task 0 has been absent for this long
 
 flags.DEFINE_enum("executor", "local", ["local", "ray"], "Where units of work run.")
@@ -94,7 +97,8 @@ def run_units(work: Work, tasks: Sequence[Mapping[str, Any]], folder: Path, *, k
         Results of `work`, in the order of `tasks`.
 
     Raises:
-        UserError, OSError: as raised by `work`.
+        UserError, OSError: as raised by `work`. A `PassingError` is raised when the other units of
+            this process are done.
     """
     executor = executor_from_flags()
     if num_workers is not None:
@@ -110,10 +114,15 @@ def run_units(work: Work, tasks: Sequence[Mapping[str, Any]], folder: Path, *, k
     if num_done:
         log(f"{folder.name}: {num_done} of {len(tasks)} units are done already")
     with Progress(folder.name, len(tasks), "units", start=num_done) as progress:
+        failures = []
         for result in _run(plan, share, folder, executor):
+            if "passing_error" in result:
+                failures.append(result)
+                continue
             _raise_again(result)
             num_done += 1
             progress.update(num_done)
+        _raise_first(failures)
         while any(missing := [unit for unit, mark in enumerate(plan["keys"])
                               if not _is_done(folder, unit, mark)]):
             progress.update(len(tasks) - len(missing))
@@ -164,10 +173,17 @@ def _take_share(plan_path: Path, executor: Executor) -> None:
         raise UserError(str(plan_path), "names a function outside this repository",
                         "delete this folder")
     share = _share(plan, folder, executor)
+    failures = []
     for result in _run(plan, share, folder, executor):
-        if "user_error" in result or "os_error" in result:
+        if "passing_error" in result:
+            failures.append(result)
+            continue
+        if result:
             write_json(folder / "failure.json", result)
         _raise_again(result)
+    if failures:
+        write_json(folder / "failure.json", failures[0])
+    _raise_first(failures)
     if share:
         log(f"task {executor.task}: finished {len(share)} units of {folder.name}")
 
@@ -192,17 +208,28 @@ def _has_leader(final: Path) -> bool:
 
 def _run(plan: Mapping[str, Any], units: Sequence[int], folder: Path,
          executor: Executor) -> Iterator[dict[str, Any]]:
-    """Runs units; yields for each an empty mapping, or its failure as data."""
+    """Runs units; yields for each an empty mapping, or its failure as data; logs their messages."""
+    logged = set()
+    for result in map(json.loads, _run_all(plan, units, folder, executor)):
+        for line in result.pop("messages", "").splitlines():
+            if line not in logged:  # as units of one file may log the same
+                log(line)
+            logged.add(line)
+        yield result
+
+
+def _run_all(plan: Mapping[str, Any], units: Sequence[int], folder: Path,
+             executor: Executor) -> Iterator[str]:
     rows = [(unit, json.dumps(plan["tasks"][unit]), plan["keys"][unit]) for unit in units]
     if executor.kind == "local" and len(rows) <= 1:     # saves starting a process
         for row in rows:
-            yield json.loads(_do(plan["work"], str(folder), *row))
+            yield _do(plan["work"], str(folder), *row)
     elif rows:
         yield from _run_on_daft(plan["work"], rows, str(folder), executor)
 
 
 def _run_on_daft(work: str, rows: Sequence[tuple[int, str, str]], folder: str,
-                 executor: Executor) -> Iterator[dict[str, Any]]:
+                 executor: Executor) -> Iterator[str]:
     os.environ["DO_NOT_TRACK"] = "1"    # read when daft is imported
     import daft
 
@@ -224,7 +251,7 @@ def _run_on_daft(work: str, rows: Sequence[tuple[int, str, str]], folder: str,
     worker = Worker()
     frame = frame.select(worker.run(frame["unit"], frame["task"], frame["key"]).alias("result"))
     for row in frame.iter_rows():
-        yield json.loads(row["result"])
+        yield row["result"]
 
 
 def _start_ray() -> int:
@@ -243,12 +270,16 @@ def _start_ray() -> int:
 
 
 def _do(work: str, folder: str, unit: int, task: str, key: str) -> str:
-    """Runs one unit in a worker; returns an expected failure as data."""
+    """Runs one unit in a worker; returns what it logged, or an expected failure, as data."""
     module, _, name = work.partition(":")
     function = getattr(importlib.import_module(module), name)
+    messages = io.StringIO()    # Daft does not pass a worker's streams on
     try:
-        result = function(output=Path(folder) / f"{unit:05d}", **json.loads(task))
+        with contextlib.redirect_stderr(messages):
+            result = function(output=Path(folder) / f"{unit:05d}", **json.loads(task))
         write_json(_record(Path(folder), unit), {"key": key, "result": result})
+    except PassingError as error:
+        return json.dumps({"passing_error": str(error)})
     except UserError as error:
         return json.dumps({"user_error": str(error)})
     except OSError as error:
@@ -256,7 +287,7 @@ def _do(work: str, folder: str, unit: int, task: str, key: str) -> str:
             raise
         where = str(error.filename or folder)
         return json.dumps({"os_error": [error.errno, error.strerror, where]})
-    return "{}"
+    return json.dumps({"messages": messages.getvalue()})
 
 
 def _raise_failure(folder: Path) -> None:
@@ -264,7 +295,21 @@ def _raise_failure(folder: Path) -> None:
         _raise_again(read_json(folder / "failure.json"))
 
 
+def _raise_first(failures: Sequence[Mapping[str, Any]]) -> None:
+    """Logs failures that may pass, one per unit, and raises the first."""
+    for failure in failures[:MAX_LOGGED]:
+        log(failure["passing_error"])
+    if len(failures) > MAX_LOGGED:
+        log(f"and {len(failures) - MAX_LOGGED} more units like these")
+    if failures:
+        what, rule, remedy = failures[0]["passing_error"].split(": ", 2)
+        more = f", and {len(failures) - 1} units more" if len(failures) > 1 else ""
+        raise PassingError(what, rule + more, remedy)
+
+
 def _raise_again(result: Mapping[str, Any]) -> None:
+    if "passing_error" in result:
+        raise PassingError(*result["passing_error"].split(": ", 2))
     if "user_error" in result:
         raise UserError(*result["user_error"].split(": ", 2))
     if "os_error" in result:

@@ -3,7 +3,9 @@
     python -m data.pack --config=configs/quickstart.py --workdir=runs/quickstart
 
 Writes the files that `data.tokens.rows` reads: one pair per domain of the corpus, `best` (the
-documents of highest quality, for annealing), and `heldout`. Units of the corpus are encoded in
+documents of highest quality in `best_domains`, for annealing) unless these are none, and `heldout`
+where the corpus holds pages out. A domain that is itself called `best` or `heldout` is named
+`domain:best` or `domain:heldout` here and in mixtures. Units of the corpus are encoded in
 worker processes; their runs are merged into one global order. Memory is bounded by one unit per
 worker, then by one bucket; the disk holds every token twice until the merge is complete.
 """
@@ -23,6 +25,7 @@ from core.artifacts import read_json, write_json
 from core.entry import Stage, run_stage
 from core.errors import UserError
 from core.progress import Progress, log
+from data.domains import POOL_PREFIX, POOLS, file_stem
 from data.engine import assist, run_units
 from data.tokenizer import load_tokenizer
 from data.tokens.checked import write_sums
@@ -44,7 +47,7 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
             "tokenizer": tokenizer.fingerprint, "domains": domains})
     shutil.rmtree(folder / "encode", ignore_errors=True)
     domains = read_json(described)["domains"]
-    trained = sum(d["tokens"] for n, d in domains.items() if n not in ("best", "heldout"))
+    trained = sum(d["tokens"] for n, d in domains.items() if n not in POOLS)
     return {"tokens": trained, "domains": domains}
 
 
@@ -57,7 +60,7 @@ def pack(section: ConfigDict, corpus: Path, tokenizer: Path, folder: Path, *,
         Documents, tokens, bytes of text, and bytes per text token, by domain.
 
     Raises:
-        UserError: the corpus is damaged, or lacks the domains that the config names.
+        UserError: the corpus is damaged or empty, or lacks the domains that the config names.
     """
     if not 0 < section.best_frac <= 1:
         raise UserError(f"pack.best_frac={section.best_frac}", "must be above 0 and at most 1",
@@ -66,31 +69,48 @@ def pack(section: ConfigDict, corpus: Path, tokenizer: Path, folder: Path, *,
     tasks = [{"spans": spans, "tokenizer": str(tokenizer), "seed": section.seed, "domain": domain}
              for kind, domain in (("documents", None), ("heldout", "heldout"))
              for spans in plan_units(corpus / kind, unit_bytes)]
+    _check_units(tasks, corpus)
     results = run_units(encode_unit, tasks, units, key=encoder.fingerprint,
                         num_workers=num_workers)
     runs: dict[str, list[Path]] = defaultdict(list)
     counts: dict[str, Counter] = defaultdict(Counter)
     for unit, result in enumerate(results):
         for name, counted in result.items():
-            runs[name].append(units / f"{unit:05d}.{name}")
+            runs[name].append(units / f"{unit:05d}.{file_stem(name)}")
             counts[name].update(counted)
     merges = {name: (runs[name], counts[name]["tokens"], WORST_RANK) for name in sorted(runs)}
-    merges["best"] = _best(section, runs, counts)
+    if section.best_domains:
+        merges["best"] = _best(section, runs, counts)
+    for name in sorted(runs):
+        if name.startswith(POOL_PREFIX):
+            log(f"pack: the domain {name.removeprefix(POOL_PREFIX)!r} is called {name!r}")
 
     domains, dtype = {}, token_dtype(encoder)
     with Progress("merge", sum(tokens for _, tokens, _ in merges.values()), "tokens") as progress:
         done = 0
         for name, (inputs, num_tokens, max_rank) in merges.items():
             num_buckets = math.ceil(num_tokens * dtype.itemsize / bucket_bytes)
-            merged = merge_runs(inputs, folder / name, dtype, num_buckets, max_rank)
+            stem = file_stem(name)
+            merged = merge_runs(inputs, folder / stem, dtype, num_buckets, max_rank)
             for suffix in ("tokens", "ends"):
-                write_sums(folder / f"{name}.{suffix}")
+                write_sums(folder / f"{stem}.{suffix}")
             num_text_tokens = merged["tokens"] - 2 * merged["documents"]  # less <|bos|>, <|end|>
             domains[name] = merged | {
                 "bytes_per_token": round(merged["bytes"] / max(num_text_tokens, 1), 3)}
             done += num_tokens
             progress.update(done)
     return domains
+
+
+def _check_units(tasks: Sequence[Mapping[str, Any]], corpus: Path) -> None:
+    """Raises `UserError` without a document to train on; says so once where none is held out."""
+    domains = {task["domain"] for task in tasks}
+    if None not in domains:
+        raise UserError(str(corpus / "documents"), "holds no documents",
+                        "see the report of `python -m data.curate`")
+    if "heldout" not in domains:
+        log("pack: the corpus holds no page out (curate.heldout.frac, curate.heldout.domain): no "
+            "held-out numbers while training and in evaluation")
 
 
 def _best(section: ConfigDict, runs: Mapping[str, Sequence[Path]],
@@ -100,7 +120,9 @@ def _best(section: ConfigDict, runs: Mapping[str, Sequence[Path]],
     if not names:
         raise UserError(f"pack.best_domains={tuple(section.best_domains)}",
                         f"the corpus holds only {sorted(set(runs) - {'heldout'})}",
-                        "set --config.pack.best_domains")
+                        "set --config.pack.best_domains, or \"()\" for no such pool")
+    if missing := sorted({*section.best_domains} - {*names}):
+        log(f"pack: the corpus holds none of pack.best_domains {', '.join(missing)}")
     pool = [run for name in names for run in runs[name]]
     total = sum((counts[name] for name in names), Counter())
     if total["unscored"]:

@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 
 from core.entry import Stage, run_stage
 from core.errors import UserError
-from core.progress import Progress
+from core.progress import Progress, log
 from data.classify import labelled
 from data.classify.calibration import calibrate
 from data.classify.classifier import KINDS, Classifier, Features, featurise
@@ -43,7 +43,9 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
     parts = labelled.split(examples, by=section.split_by, seed=section.seed,
                            calibration_frac=section.calibration_frac,
                            heldout_frac=section.heldout_frac)
-    _check_parts(parts, labels)
+    _check_parts(parts, labels, left_out)
+    if left_out:
+        log(f"classifier: {len(examples)} documents{labelled.describe_left_out(left_out)}")
     targets = {name: labelled.targets_of(part, labels) for name, part in parts.items()}
     positive = "reference" if section.kind == "reference" else section.positive_label
     weights, bias = train(_featurise(parts["train"], section), targets["train"], section,
@@ -210,14 +212,16 @@ def _check(section: ConfigDict) -> None:
                             f"set --config.classifier.{field}")
 
 
-def _check_parts(parts: Mapping[str, list[Example]], labels: tuple[str, ...]) -> None:
+def _check_parts(parts: Mapping[str, list[Example]], labels: tuple[str, ...],
+                 left_out: Mapping[str, int]) -> None:
     """Raises `UserError` when a split is empty, or lacks one of the labels."""
     for name, part in parts.items():
         present = {example.target for example in part}
         missing = [label for label in labels if label not in present]
         if missing or not part:
             of_label = f" labelled {missing[0]!r}" if missing else ""
-            raise UserError(f"the {name} split of the documents", f"holds none{of_label}",
+            raise UserError(f"the {name} split of the documents", f"holds none{of_label}"
+                            f"{labelled.describe_left_out(left_out)}",
                             "give more documents, or pages of more hosts, or set "
                             "--config.classifier.split_by=document")
 

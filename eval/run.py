@@ -25,7 +25,12 @@ from core.progress import log
 from data.tokens.rows import check_tokenizer
 from eval.measures.choices import score_choices
 from eval.measures.generation import answer_and_score
-from eval.measures.likelihood import bits_per_byte, unigram_bits_per_byte, xz_bits_per_byte
+from eval.measures.likelihood import (
+    bits_per_byte,
+    has_heldout,
+    unigram_bits_per_byte,
+    xz_bits_per_byte,
+)
 from eval.respond.loaded import LoadedModel, load_model
 from eval.statistics import mean_and_stderr, win_rate
 from eval.tasks.registry import open_tasks
@@ -36,23 +41,35 @@ from model.generation.sampling import Sampling
 
 
 def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict[str, Any]:
-    """Runs all measurements, with numbers of items and standard errors."""
+    """Runs all measurements, with numbers of items and standard errors.
+
+    Bits per byte are None where the corpus holds no page out.
+    """
     section = config.eval
     tasks = open_tasks(section.tasks, parents.get("corpus"), section.inputs)
     check_tokenizer(parents["tokens"], read_description(parents["model"]).tokenizer, "eval.tokens")
     model = load_model(parents["model"], make_execution(section, also=("batch_size",)))
     log(f"eval: {section.model}, prompts in {'turns' if model.chat else 'plain text'}")
-    metrics: dict[str, Any] = {
-        "bpb": bits_per_byte(model, parents["tokens"], row_length=section.row_length,
-                             batch_size=section.run.batch_size),
-        "unigram_bpb": unigram_bits_per_byte(parents["tokens"]),
-        "xz_bpb": xz_bits_per_byte(parents["corpus"])}
+    metrics = _measure_bits(model, section, parents)
     for task, count in tasks:
         measure = _measure_choices if isinstance(task, ChoiceTask) else _measure_answers
         scores = measure(model, task, count, section, folder)
         metrics |= {f"{task.name}_{name}": value for name, value in scores.items()}
     metrics["tasks"] = [task.name for task, _ in tasks]
     return metrics | _measure_open(model, section, folder, parents)
+
+
+def _measure_bits(model: LoadedModel, section: ConfigDict,
+                  parents: Mapping[str, Path]) -> dict[str, Any]:
+    """Bits per byte of the model and of two baselines on the held-out pages."""
+    tokens = parents["tokens"]
+    if not has_heldout(tokens):
+        log("eval: the corpus holds no page out: no bits per byte")
+        return dict.fromkeys(("bpb", "unigram_bpb", "xz_bpb"))
+    return {"bpb": bits_per_byte(model, tokens, row_length=section.row_length,
+                                 batch_size=section.run.batch_size),
+            "unigram_bpb": unigram_bits_per_byte(tokens),
+            "xz_bpb": xz_bits_per_byte(parents["corpus"])}
 
 
 def _measure_choices(model: LoadedModel, task: ChoiceTask, count: int, section: ConfigDict,

@@ -81,6 +81,8 @@ def details():
         "tokens": 20, "bytes_per_token": {"web": 4.0}, "corpus_hash": "ab" * 16,
         "kept_by_language": {"en": {"documents": 2, "bytes": 80}},
         "redacted": {"email": 3}, "corrupt": {f"damaged {ATTACK}": 2}, "skipped": {"empty": 5},
+        "left_out": [{"reason": "unknown format", "suffix": f".{ATTACK}", "files": 4, "bytes": 9,
+                      "examples": ["a"]}],
         "histograms": [
             {"signal": "gopher_words", "domain": "web", "edges": [0, 1, 10, 100, 1000],
              "counts": [1, 2, 3, 0], "min": 10, "max": None, "rule": "gopher"},
@@ -92,7 +94,9 @@ def details():
             "examples": [{"size": 3, "id": KEPT, "source": ATTACK, "text": f"{ATTACK}\nmore",
                           "members": [{"id": ALIKE, "source": ATTACK, "similarity": 0.91}]}]},
         "alarms": [{"source": f"alarming {ATTACK}", "documents_in": 9, "removed_frac": 0.89,
-                    "reason": "deduplication"}],
+                    "reason": "deduplication"},
+                   {"source": "b.jsonl.gz", "lost_bytes": 20_000, "removed_frac": 0.5,
+                    "reason": "jsonl: file is cut off"}],
         "contamination": {"tasks": {"arc": {"items": 100, "hits": 1}}, "examples": [
             {"id": KEPT, "source": ATTACK, **HIT}]},
         "classifiers": [{"name": "quality", "kind": "logistic", "threshold": 0.4,

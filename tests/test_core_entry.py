@@ -26,6 +26,7 @@ COUNT = '''
 import errno, os, time
 from core.artifacts import write_json
 from core.entry import Stage, run_stage
+from core.errors import PassingError
 
 def build(config, parents, folder):
     """Counts."""
@@ -42,6 +43,8 @@ def build(config, parents, folder):
             raise OSError(errno.ENOSPC, "No space left on device", str(done))
         if section.behave == "unreadable":
             raise OSError(errno.EIO, "Input/output error", "shard")
+        if section.behave == "unreachable":
+            raise PassingError("http://shard", "cannot be read", "run again")
         if section.behave == "wait":
             time.sleep(60)
         if section.behave == "slow":
@@ -214,12 +217,15 @@ def test_an_artifact_of_the_earlier_layout_is_refused_in_one_line(toy, folder):
         assert "layout 1 of artifacts" in _refuse(toy, "double")
 
 
-def test_a_read_error_is_one_line_with_a_retriable_status(toy):
-    process = _start(toy, "count", "--config.count.behave=unreadable")
+@pytest.mark.parametrize(("behave", "line"), [
+    ("unreadable", "shard: input/output error: run again to go on; check the disk if it happens "
+                   "again"),
+    ("unreachable", "http://shard: cannot be read: run again")])
+def test_a_read_error_is_one_line_with_a_retriable_status(toy, behave, line):
+    process = _start(toy, "count", f"--config.count.behave={behave}")
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 74
-    assert stderr.splitlines()[-1] == ("error: shard: input/output error: run again to go on; "
-                                       "check the disk if it happens again")
+    assert stderr.splitlines()[-1] == f"error: {line}"
 
 
 def test_an_interrupted_stage_resumes_where_it_stopped(toy):
@@ -269,6 +275,7 @@ def test_a_second_builder_is_refused_and_a_killed_one_leaves_no_lock(toy):
     (["--config=configs/quickstart.py:bogus"], ["error: config variant 'bogus': is none of"]),
     (["--config=configs/quickstart.py"], ["config.count: this config has no such section"]),
     (["--workdir="], ["--workdir"]),
+    (["--config.count.run={'a.b': 1}"], ["the key 'a.b': holds a dot: write %2E"]),
 ], ids=lambda value: value[0])
 def test_wrong_flags_are_one_line(toy, flags, parts):
     line = _refuse(toy, "count", *flags)

@@ -63,10 +63,12 @@ def test_card_shows_the_manifest_and_is_reproducible(folder):
     assert (folder / "report.html").read_bytes() == first
     words = _Page(folder).words()
     for phrase in ("2 of 5 read", "lost 89.0 % of its 9 documents to deduplication",
+                 "b.jsonl.gz lost 20,000 bytes, 50.0 % of it (jsonl: file is cut off).",
                  "10 candidate pairs were compared; 40.0 % were confirmed", "3 documents like",
                  "measured 3, the threshold is 10", "2.0 s · 4.0 MB/s", "email 3", "0.91",
                  "arc item 7 · ngram 0.90", "from 10 · 50.0 % beyond", "to 0.6 · ≥ 0.0 % beyond",
-                 "observed share by predicted score", "precision 0.9", "2 damaged, 5 skipped",
+                 "observed share by predicted score", "precision 0.9",
+                 "2 damaged, 5 skipped, 4 files left out", "unknown format 4",
                  "gopher_min_words rules 1 20.00 %"):
         assert phrase in words, phrase
 

@@ -228,11 +228,11 @@ def test_regression_on_scores(tmp_path):
                    tmp_path / "scored.parquet")
     measured = _build(tmp_path / "p", kind="regression", labelled=str(tmp_path / "*.parquet"),
                    target_field="score", num_epochs=30)
-    assert measured["left_out"] == {"`score` is missing or no number": 2}
+    assert measured["left_out"] == {"`score` is missing": 2}
     jsonl = _write(tmp_path / "scored.jsonl", rows)
     measured = _build(tmp_path / "j", kind="regression", labelled=jsonl, target_field="score",
                    num_epochs=30)
-    assert measured["left_out"] == {"`score` is missing or no number": 3}
+    assert measured["left_out"] == {"`score` is missing": 2, "`score` is no number, e.g. True": 1}
     assert measured["metrics"]["r2"] > 0.6 and measured["metrics"]["auc"] > 0.9
     assert measured["metrics"]["f1"] > 0.75
     low, high = load_classifier(tmp_path / "j").score(
@@ -324,15 +324,39 @@ def test_samples_do_not_depend_on_order():
     (dict(kind="classes", labelled="{folder}/one.jsonl"), r"holds the labels \['a'\] in `label`"),
     (dict(kind="classes", labelled="{folder}/two.jsonl", positive_label="c"), "not one of the"),
     (dict(kind="classes", labelled="{folder}/two.jsonl"), "split of the documents: holds none"),
-    (dict(kind="regression", labelled="{folder}/two.jsonl", target_field="stars"), "holds none")])
+    (dict(kind="regression", labelled="{folder}/two.jsonl", target_field="stars"),
+     r"target_field='stars'.*2 x `stars` is missing\); its fields are label, text: set "),
+    (dict(kind="regression", labelled="{folder}/two.jsonl", target_field="label"),
+     r"target_field='label'.*2 x `label` is no number, e\.g\. 'a'\)"),
+    (dict(kind="classes", labelled="{folder}/mixed.jsonl"),
+     r"split of the documents: holds none.*\(left out: 1 x `label` is no label, e\.g\. \['x'\]\)")])
 def test_bad_input_is_a_user_error(tmp_path, changes, message):
     _write(tmp_path / "one.jsonl", [{"text": f"a {i}", "label": "a"} for i in range(9)])
     _write(tmp_path / "two.jsonl", [{"text": f"a {i}", "label": "ab"[i]} for i in range(2)])
+    _write(tmp_path / "mixed.jsonl", [{"text": f"a {i}", "label": label}
+                                      for i, label in enumerate(("a", 2, ["x"]))])
     (tmp_path / "page.txt").write_text("a page")
     given = {name: value.format(folder=tmp_path) if isinstance(value, str) else value
              for name, value in changes.items()}
     with pytest.raises(UserError, match=message):
         _build(tmp_path / "out", **given)
+
+
+def test_numbers_may_be_labels_and_strings_scores(tmp_path):
+    values = [4, "4", " 3.5 ", "1e-1", 2.0, "4/5", "nan", "", None, True, [1], 10**400]
+    path = _write(tmp_path / "a.jsonl", [{"text": f"page {i}", "y": value}
+                                         for i, value in enumerate(values)])
+
+    def targets(is_number):
+        examples, left_out = labelled.read_targets([path], "y", is_number, 0, 0)
+        return {int(one.text[5:]): one.target for one in examples}, left_out
+
+    scores, left_out = targets(True)
+    assert scores == {0: 4.0, 1: 4.0, 2: 3.5, 3: 0.1, 4: 2.0}
+    assert left_out == {"`y` is missing": 2, "`y` is no number, e.g. '4/5'": 5}
+    labels, left_out = targets(False)
+    assert [labels[i] for i in range(5)] == ["4", "4", "3.5", "1e-1", "2"]
+    assert labels[9] == "True" and left_out == {"`y` is missing": 2, "`y` is no label, e.g. [1]": 1}
 
 
 def test_damaged_files_are_counted(tmp_path):
@@ -346,6 +370,8 @@ def test_damaged_files_are_counted(tmp_path):
     examples, left_out = labelled.read_targets(files, "label", False, 0, 0)
     assert left_out["rest of a damaged file"] == 2
     assert {"half \ufffd a pair", "broken"} <= {one.text for one in examples}
+    with pytest.raises(UserError, match=r"1 x rest of a damaged file.*its fields are none"):
+        labelled.read_targets([str(tmp_path / "no.parquet")], "label", False, 0, 0)
 
 
 @pytest.mark.skipif(not DATASETS.exists(), reason="HEARTWOOD_DATASETS is not set")

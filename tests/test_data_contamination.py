@@ -1,7 +1,9 @@
 """Decontamination: all planted items are found, and no others."""
 
+import bz2
 import gzip
 import json
+import lzma
 import os
 from pathlib import Path
 
@@ -84,7 +86,74 @@ def test_common_ngrams_are_reported_and_not_matched():
     assert index.report()["common_ngrams"] == 8
     assert not index.find(phrase)
     assert [hit.item for hit in index.find(" ".join(_words(3, 20)))] == [2]
-    assert _index(*items, max_items=12, near_overlap=1.0).find(phrase)
+
+
+def test_passages_of_a_few_items_of_a_large_task_are_matched():
+    phrase = _text(0, 20)
+    items = [f"{phrase} {_text(1, 20)}"] * 12 + [_text(seed, 20) for seed in range(2, 300)]
+    items[:12] = [f"{item} {_text(1000 + number, 9)}" for number, item in enumerate(items[:12])]
+    assert len(_index(*items, max_items=12, near_overlap=1.0).find(phrase)) == 12
+    assert not _index(*items, max_items=11, near_overlap=1.0).find(phrase)
+
+
+INSTRUCTION = ("Choose the correct answer to the question below from the four options and write "
+               "only its letter.")
+FRAMES = (
+    "{0} has {1} {2}. {3} gives {0} {4} more {2}, and then {0} loses 2 of the {2} on the way home. "
+    "How many {2} does {0} have left?",
+    "In the census of 19{1} the town of {0} had a population of 3{4} people, among them {4} "
+    "farmers who grew {2}, and the median age of its inhabitants was {1} years back then.",
+    "The bus of company {3} leaves {0} at {1} minutes past nine with {4} passengers and many {2} "
+    "on board, and it travels {4} kilometres before it reaches its final stop.")
+SLOTS = (("Ana", "Bo", "Cy", "Di", "Ed", "Flo", "Gus"), range(10, 60),
+         ("apples", "books", "coins", "shells", "stamps"), ("Hal", "Ivy", "Jo", "Kai", "Lou"),
+         range(5, 90))
+
+
+def _filled(seed, frames=FRAMES[:1]):
+    key = np.random.default_rng(seed)
+    return frames[seed % len(frames)].format(*(values[key.integers(len(values))]
+                                               for values in SLOTS))
+
+
+#: An item by its number, and an innocent text that has the words of its template.
+TEMPLATES = {
+    "instruction": (lambda seed: f"{INSTRUCTION} {_text(seed, 16)}",
+                    lambda seed: f"{INSTRUCTION} Then hand in {_text(seed, 9)}."),
+    "slots": (_filled, _filled),
+    "two templates": (lambda seed: _filled(seed, FRAMES[1:]),) * 2}
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("num_items", [6, 12, 100])
+@pytest.mark.parametrize("others", [0, 200])
+def test_words_of_a_template_are_no_evidence_and_items_are_found(template, num_items, others):
+    """Alone, and beside a task in which the template's words are rare."""
+    make, innocent = TEMPLATES[template]
+    items = [make(seed) for seed in range(num_items)]
+    index = TaskIndex([Item("t/a", number, (text,)) for number, text in enumerate(items)]
+                      + [Item("t/b", number, (_text(10_000 + number, 40),))
+                         for number in range(others)])
+    for text in {innocent(seed) for seed in range(500, 560)} - {*items}:
+        assert not index.find(f"{_text(9001, 50)} {text} {_text(9002, 50)}")
+    for number, item in enumerate(items[:20]):
+        hits = index.find(f"{_text(9003, 50)} {item} {_text(9004, 50)}")
+        assert number in [hit.item for hit in hits if hit.task == "t/a"]
+    assert index.report()["common_ngrams"] > 0 or template != "instruction"
+
+
+def test_equal_items_of_a_task_count_once():
+    """A task that lists an item twice does not make it a template."""
+    text = _text(0, 30)
+    assert len(_index(text, text, _text(1, 30)).find(text)) == 2
+
+
+def test_an_item_that_is_all_template_is_reported():
+    index = _index(*[INSTRUCTION + (f" {_text(7, 9)}" if number == 3 else " " * number)
+                     for number in range(6)])
+    assert index.report()["skipped"] == {"template": 5}
+    assert "6 items of 1 tasks; " in index.describe()
+    assert "no evidence: 5; left out: 5 template" in index.describe()
 
 
 def test_a_paraphrase_is_found_by_rare_words_close_together():
@@ -125,10 +194,71 @@ def test_formats_give_the_same_items(tmp_path):
         assert [(hit.task, hit.kind) for hit in index.find(f"x {rows[1]['question']} y")] == \
             [("bench/test", "ngram")]
         assert bool(index.find(f"x {_text(1, 9)} two y")) == (name != "test.csv")
+    assert load_tasks([folder / "test.csv", folder / ".." / "bench" / "test.csv"]).report()[
+        "tasks"] == {"bench/test": 2}, "a file that is named twice is read once"
     report = load_tasks([folder / "test.jsonl.gz"]).report()
     assert report["skipped"] == {"damaged": 2, "empty": 1}
     assert load_tasks([folder / "test.jsonl.gz"]).find(rows[1]["question"])[0].item == 2
     assert not load_tasks([folder / "test.parquet"], ["choices"]).find(rows[1]["question"])
+
+
+LONG = {seed: _text(seed, 20) for seed in range(1, 6)}
+
+
+@pytest.mark.parametrize(("name", "content", "fields", "is_found"), [
+    ("a.csv", f"{LONG[1]},red,blue,\"green, {LONG[2]}\",4,D\n{LONG[3]},1,2,3,4,A\n", (), (1, 2, 3)),
+    ("a.csv", f"{LONG[1]},red,blue,green,4,D\n{LONG[3]},1,2,3,4,A\n", ("question",), (1, 3)),
+    ("a.csv", f"12,{LONG[1]}\n13,{LONG[3]}\n", (), (1, 3)),
+    ("a.csv", f"{LONG[2]},{LONG[1]}\n{LONG[4]},{LONG[3]}\n", ("1",), (1, 3)),
+    ("a.csv", f"\ufeffType,Best Answer\nx,{LONG[1]}\ny,{LONG[3]}\n", (), (1, 3)),
+    ("a.tsv", f"id\tQuestion\n1\t{LONG[1]}\n2\t{LONG[3]}\n", (), (1, 3)),
+    ("a.json", json.dumps([{"question": LONG[1]}, {"question": LONG[3]}]), (), (1, 3)),
+    ("a.json", json.dumps({"name": "x", "examples": [{"input": LONG[1]}, {"input": LONG[3]}]}), (),
+     (1, 3)),
+    ("a.json", f'{{"question": "{LONG[1]}"}}\n{{"question": "{LONG[3]}"}}\n', (), (1, 3)),
+    ("a.ndjson", json.dumps({"doc": {"q.id": 7, "question": {"stem": LONG[1], "choices": [
+        {"label": "A", "text": LONG[3]}]}}, "note": LONG[5]}), (), (1, 3)),
+    ("a.jsonl", json.dumps({"doc": {"stem": LONG[1]}, "question": LONG[2]}), ("doc.stem",), (1,)),
+    ("a.jsonl", json.dumps({"question": LONG[1]}) + "\n" + json.dumps({"Prompt": LONG[3]}), (),
+     (1, 3)),
+], ids=lambda value: value if isinstance(value, str) and len(value) < 12 else "")
+def test_layouts_of_task_files(tmp_path, name, content, fields, is_found):
+    (tmp_path / name).write_text(content)
+    index = load_tasks([tmp_path / name], fields)
+    assert [seed for seed in LONG if index.find(LONG[seed])] == list(is_found)
+    for suffix, codec in ((".gz", gzip), (".bz2", bz2), (".xz", lzma)):
+        (tmp_path / f"{name}{suffix}").write_bytes(codec.compress(content.encode()))
+        assert load_tasks([tmp_path / f"{name}{suffix}"], fields).report() == index.report()
+    with pa.CompressedOutputStream(str(tmp_path / f"{name}.zst"), "zstd") as file:
+        file.write(content.encode())
+    assert load_tasks([tmp_path / f"{name}.zst"], fields).report() == index.report()
+
+
+def test_a_folder_stands_for_its_files(tmp_path):
+    (tmp_path / "test" / "more").mkdir(parents=True)
+    for place, seed in (("one.csv", 1), ("more/two.jsonl", 2)):
+        (tmp_path / "test" / place).write_text(
+            json.dumps({"question": LONG[seed]}) if "jsonl" in place
+            else f"question\n{LONG[seed]}\n")
+    (tmp_path / "test" / "README").write_text("about")
+    index = load_tasks([tmp_path / "test"])
+    assert index.report()["tasks"] == {"more/two": 1, "test/one": 1}
+    (tmp_path / "none").mkdir()
+    with pytest.raises(UserError, match=r"none'.*holds no file of \.jsonl"):
+        load_tasks([tmp_path / "none"])
+
+
+def test_a_task_of_which_nothing_is_searched_for_is_an_error(tmp_path):
+    """Answers alone, or one instruction in every item."""
+    (tmp_path / "yes.jsonl").write_text("".join(
+        json.dumps({"question": LONG[1], "answer": answer}) + "\n" for answer in ("yes", "no")))
+    with pytest.raises(UserError, match=(
+            r"/yes\.jsonl: none.*fields answer hold fewer than 8.*'yes' \(other fields: question")):
+        load_tasks([tmp_path / "yes.jsonl"], ["answer"])
+    with pytest.raises(UserError, match="t/x: none of its items can be searched for"):
+        TaskIndex([Item("t/x", number, (INSTRUCTION, str(number))) for number in range(9)])
+    with pytest.raises(UserError, match="t/x: none"):
+        TaskIndex([Item("t/y", 0, (LONG[1],)), Item("t/x", 0, ("no",))])
 
 
 def test_bad_task_files_are_user_errors(tmp_path):
@@ -137,8 +267,9 @@ def test_bad_task_files_are_user_errors(tmp_path):
     (tmp_path / "c.doc").write_text("")
     (tmp_path / "d.parquet").write_text("PAR1 or not")
     (tmp_path / "e.jsonl.gz").write_text("no gzip")
-    for name, message in (("a.jsonl", "has the fields foo"), ("b.jsonl", "holds no item"),
-                          ("c.doc", "is not a .jsonl"), ("d.parquet", "cannot be read"),
+    for name, message in (("a.jsonl", r"a\.jsonl has the fields foo, and not the usual"),
+                          ("b.jsonl", "holds no item"),
+                          ("c.doc", r"is not a file of \.jsonl"), ("d.parquet", "cannot be read"),
                           ("e.jsonl.gz", "cannot be read"), ("f.jsonl", "no such file")):
         with pytest.raises(UserError, match=message):
             load_tasks([tmp_path / name])
@@ -163,6 +294,8 @@ def test_real_items_are_found_where_planted_and_nowhere_else():
         page = pages[number % len(pages)]
         hits = index.find(f"{page[:999]}\n{items[number]['question']}\n{page[999:]}")
         assert number in [hit.item for hit in hits if hit.task == "gsm8k/test"]
+    history = load_tasks([folder / "contamination" / "mmlu_us_history_test.csv.gz"])  # no header
+    assert history.report()["tasks"] == {"contamination/mmlu_us_history_test": 204}
     rephrased = [row["text"] for row in _rows(
         folder / "contamination" / "rephrase_gsm8k.jsonl.gz")][:300]
     num_found = sum(any(hit.item == number for hit in index.find(text))

@@ -50,7 +50,8 @@ def _records():
         "block_a": f"{_page(key)}\n{block}", "block_b": f"{_page(key)}\n{block}",
         "mail": f"{_page(key)}\nwrite to jane@example.org", "table": "17 | 18 | 19\n" * 40,
         "lorem": f"{_page(key)}\n" + "Lorem ipsum dolor, " * 6}
-    rows = [{"text": text, "source": f"page{n}", "domain": "pages"} for n, text in enumerate(pages)]
+    rows = [{"text": text, "source": f"page{n}", "domain": "pages", "id": n,
+             "licence": {"name": "cc0"}} for n, text in enumerate(pages)]
     rows += [{"text": text, "source": name, "domain": "pages"} for name, text in planted.items()]
     body = "\n".join(f"    value{i} = other{i} + {'abcdefgh'[i % 8] * i}" for i in range(60))
     rows += [{"text": f"def f{n}():\n    '''{page}'''\n{body}{n}\n", "source": f"code{n}",
@@ -65,6 +66,7 @@ def _write_inputs(folder, rows, num_files=4):
         with gzip.open(folder / f"{number}.jsonl.gz", "wt") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows[number::num_files])
             file.write("{damaged\n")
+    (folder / "notes.pdf").write_bytes(b"%PDF")
     return str(folder)
 
 
@@ -141,6 +143,24 @@ def test_no_document_is_lost_and_the_funnel_adds_up(corpus):
     assert last["documents_out"] == result["documents"] + result["heldout_documents"]
     assert last["bytes_out"] == result["bytes"] + result["heldout_bytes"]
     assert (folder / "report.html").stat().st_size > 10_000
+
+
+def test_fields_of_the_input_stay_with_every_document(corpus):
+    folder = corpus[0]
+    rows = [row for kind in KINDS for part in (folder / kind).glob("*.parquet")
+            for row in pq.read_table(part).to_pylist()]
+    meta = {row["source"]: json.loads(row["meta"]) for row in rows}
+    for number in range(60):
+        page = meta[f"page{number}"]
+        assert page["origin_id"] == str(number)
+        assert page["origin"] == {"id": number, "licence": {"name": "cc0"}, "domain": "pages",
+                                  "source": f"page{number}"}
+    assert "origin_id" not in meta["code0"]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["text_fields"] == {"text": len(rows)}
+    (left,) = manifest["left_out"]
+    assert (left["reason"], left["suffix"], left["files"]) == ("unknown format", ".pdf", 1)
+    assert left["examples"][0].endswith("notes.pdf")
 
 
 def test_texts_are_redacted_and_repeated_blocks_kept_once(corpus):
@@ -249,18 +269,24 @@ def test_new_thresholds_read_no_page_again(config, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in measured} == measured
 
 
-def test_documents_of_an_earlier_corpus_are_duplicates(corpus, config, tmp_path):
+def test_the_first_documents_without_those_of_an_earlier_corpus(corpus, config, tmp_path):
     config = config.copy_and_resolve_references()
     new = {"text": _page(np.random.default_rng(9)), "source": "new", "domain": "pages"}
-    config.curate.inputs = _write_inputs(tmp_path / "in", [*_records()[:20], new], num_files=1)
+    beyond = new | {"source": "beyond the limit", "text": _page(np.random.default_rng(10))}
+    rows = [*_records()[:20], new | {"licence": {"name": "mit"}}, beyond]
+    config.curate.inputs = _write_inputs(tmp_path / "in", rows, num_files=1)
+    config.curate.limit, config.curate.columns = 21, dict(licence="licence.name")
     config.curate.against = (str(corpus[0]),)
     config.curate.heldout.frac = 0.0
     config.curate.max_corrupt_frac = 0.5
     folder, result = _build(config, tmp_path)
     kept = {document.source for document in read_documents(folder / "documents")}
     first = {document.source for document in read_documents(corpus[0] / "documents")}
-    assert "new" in kept
+    assert "new" in kept and result["documents_in"] == 21 and result["corrupt"] == {}
     assert kept & first == set()
+    licences = {row["source"]: row["licence"] for kind in KINDS
+                for row in pq.read_table(folder / kind).to_pylist()}
+    assert licences == {f"page{n}": "cc0" for n in range(20)} | {"new": "mit"}
     known = {f"page{n}" for n in range(20)} & {"page5" if name == "exact" else name
                                                for name in first}
     assert result["removed"]["exact_duplicate"] == len(known)

@@ -62,6 +62,33 @@ def test_declared_legacy_encodings_are_read_without_a_loss(texts):
             assert decode(head.encode() + content, header) == head + text, (label, language)
 
 
+def test_a_default_of_the_server_gives_way_to_the_bytes(texts):
+    for codec, label, language in CASES:
+        content = texts[language].encode(codec, "ignore")
+        if encoding._is_foreign(content):
+            assert decode(content, "text/html; charset=iso-8859-1") == content.decode(codec), label
+    foreign = {language for codec, _, language in CASES
+               if encoding._is_foreign(texts[language].encode(codec, "ignore"))}
+    assert {"rus", "ell_monotonic", "heb", "arb", "tha", "jpn", "cmn_hans", "kor"} <= foreign
+    assert not {"fra", "deu_1901", "pol", "ces", "tur", "vie", "eng", "lit"} & foreign
+
+
+def test_of_two_declarations_the_bytes_choose(texts):
+    page = b"<meta charset=windows-1251>" + texts["rus"].encode("cp1251")
+    assert decode(page, "text/html; charset=koi8-r") == page.decode("cp1251")
+    page = b"<meta charset=windows-1251>" + texts["rus"].encode("koi8-r")
+    assert decode(page, "text/html; charset=koi8-r") == page.decode("koi8-r")
+
+
+def test_a_few_broken_bytes_do_not_make_a_declared_encoding_another(texts):
+    for codec, label, language in CASES:
+        text = texts[language].encode(codec, "ignore").decode(codec)
+        head = f"<meta charset={label}>".encode()
+        content = head + text.encode(codec) + b"\xff" * (codec not in ("cp1252", "iso2022_jp"))
+        read = decode(content, "text/html; charset=iso-8859-1")
+        assert read.removeprefix(head.decode())[:len(text) - 1] == text[:-1], (label, language)
+
+
 def test_legacy_encodings_are_detected_without_a_declaration(texts):
     wrong = [(codec, language) for codec, _, language in CASES
              if decode(texts[language].encode(codec, "ignore"))

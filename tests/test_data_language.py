@@ -2,7 +2,7 @@
 
 import pytest
 
-from data.filters.language import SAMPLE_CHARS, identify
+from data.filters.language import SAMPLE_CHARS, SAMPLE_PIECES, identify, sample
 
 SENTENCES = {
     "en": "The ferry leaves the harbour at nine and comes back before the sun goes down.",
@@ -26,12 +26,34 @@ def test_text_without_letters_has_no_language(text):
     assert identify(text) == ("und", 0.0)
 
 
-def test_only_the_beginning_is_read_but_all_of_it():
-    english = SENTENCES["en"] + " "
-    long = english * (SAMPLE_CHARS // len(english) + 2)
-    assert identify(long) == identify(long + SENTENCES["ru"] * 100)
-    # Not only the first line: a name above a Russian text does not make it English.
-    assert identify(english + (SENTENCES["ru"] + " ") * 12)[0] == "ru"
+def test_a_long_text_is_sampled_from_beginning_to_end():
+    text = "".join(chr(0x4E00 + place) for place in range(SAMPLE_CHARS + 1000))
+    pieces = sample(text).split(" ")
+    assert len(pieces) == SAMPLE_PIECES
+    assert pieces[0] == text[:len(pieces[0])] and pieces[-1] == text[-len(pieces[-1]):]
+    assert pieces[2] in text and sum(map(len, pieces)) == SAMPLE_CHARS
+    assert sample(text[:SAMPLE_CHARS]) == text[:SAMPLE_CHARS]
+
+
+def test_a_banner_in_another_language_does_not_decide():
+    banner = SENTENCES["en"] + " "
+    german = (SENTENCES["de"] + " ") * 120
+    banner *= SAMPLE_CHARS // len(banner) + 1       # longer than what is read of a text
+    assert identify(banner)[0] == "en"
+    for text in (banner + german, german + banner, german[:4000] + banner + german[4000:]):
+        code, score = identify(text)
+        assert code == "de"
+        assert score < identify(german)[1]
+
+
+@pytest.mark.parametrize("text", [
+    "ᏣᎳᎩ ᎦᏬᏂᎯᏍᏗ ᎠᎴ ᏗᎧᎿᏩᏛᏍᏗ",
+    "ꆈꌠꉙ ꉬꄷꊿꃅꀉꑌ",
+    "ᐃᓄᒃᑎᑐᑦ ᐅᖃᐅᓯᖅ",
+    "ⵜⴰⵎⴰⵣⵉⵖⵜ ⴷ ⵉⵎⴷⴰⵏⵏ"])
+def test_scripts_that_the_model_does_not_know_have_no_language(text):
+    assert identify(text * 5) == ("und", 0.0)
+    assert identify(f"{SENTENCES['en']} {text}")[0] == "en"
 
 
 def test_white_space_and_capitals_change_little():

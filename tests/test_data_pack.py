@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -25,7 +26,8 @@ from data import tokenizer as tokenizers
 from data.documents import Document, write_documents
 from data.engine import run_units
 from data.tokens import shards
-from data.tokens.encode import encode_document, encode_unit, plan_units
+from data.tokens.encode import encode_document, plan_units
+from data.tokens.rows import open_tokens
 from data.tokens.shards import merge_runs, select_rank, shuffle_key, write_run
 
 # Daft leaves the pipes of its worker processes to the garbage collector.
@@ -258,17 +260,51 @@ def test_unusual_texts_are_encoded_unchanged(workdir):
             assert ids.tolist() == [tokenizer.bos, *tokenizer.encode(text), tokenizer.end]
 
 
-def _encode(folder: Path, *documents: Document) -> None:
-    write_documents(folder / "c" / "part-00000.parquet", documents)
-    [unit] = plan_units(folder / "c")
-    encode_unit(folder / "00000", unit, str(folder / "tokenizer"), 0)
+#: Domains, and what a token folder calls them.
+NAMES = {name: name for name in (
+    "Science & Tech.", "Arts/Music", "../etc", "", ".hidden", "travel", "Travel", "TRAVEL", "a.b",
+    "a_b", "con", "天気", "x" * 400, "new\nline", "100%")} | {
+    "best": "domain:best", "heldout": "domain:heldout", "domain:best": "domain:domain:best"}
 
 
-@pytest.mark.parametrize("domain", ["../etc", "a/b", "", ".hidden", "best", "heldout"])
-def test_domains_that_cannot_name_a_file_are_refused(workdir, tmp_path, domain):
+def test_any_text_may_name_a_domain(workdir, tmp_path, capfd):
+    """Every domain has files of its own, and its documents are read by its name."""
     (tmp_path / "tokenizer").symlink_to(workdir / "tokenizer")
-    with pytest.raises(UserError, match="of document x1: cannot name a token file"):
-        _encode(tmp_path, Document(id="x1", text="t", source="s", domain=domain))
+    write_documents(tmp_path / "corpus" / "documents" / "part-0.parquet", [
+        Document(id=f"x{i}", text=f"of {name}", source="s", domain=name)
+        for i, name in enumerate(NAMES)])
+    section = ConfigDict(dict(SECTION, best_domains=("domain:best", "a.b"), best_frac=1.0))
+    counts = _pack(tmp_path, tmp_path / "t", section=section)
+    assert set(counts) == {*NAMES.values(), "best"}
+    tokenizer = tokenizers.load_tokenizer(workdir / "tokenizer")
+    write_json(tmp_path / "t" / "tokens.json", {"dtype": "uint16", "domains": counts})
+    for name, called in NAMES.items():
+        tokens, _ = open_tokens(tmp_path / "t", called)
+        assert tokenizer.decode(tokens[:][1:-1]) == f"of {name}"
+    files = [path.name for path in (tmp_path / "t").rglob("*") if path.is_file()]
+    assert all(re.fullmatch(r"[a-z0-9_.~-]{1,100}", name) for name in files)
+    assert not {"con.tokens", "con.ends"} & set(files)
+    assert "'best' is called 'domain:best'" in capfd.readouterr().err
+
+
+def test_a_corpus_without_held_out_pages_is_packed_without_them(workdir, tmp_path, capfd):
+    whole = _pack(workdir, tmp_path / "whole")
+    assert "holds no page out" not in capfd.readouterr().err
+    for name in ("tokenizer", "corpus/documents"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).symlink_to(workdir / name)
+    write_documents(tmp_path / "corpus" / "heldout" / "part-00000.parquet", [])
+    counts = _pack(tmp_path, tmp_path / "t")
+    assert counts == {name: count for name, count in whole.items() if name != "heldout"}
+    assert capfd.readouterr().err.count("pack: the corpus holds no page out") == 1
+    assert not [*(tmp_path / "t").glob("heldout*")]
+
+
+def test_no_best_domains_make_no_best_file(workdir, expected, tmp_path):
+    counts = _pack(workdir, tmp_path / "t", section=ConfigDict(dict(SECTION, best_domains=())))
+    assert set(counts) == {"pages", "code", "readme", "heldout"}
+    assert _files(tmp_path / "t") == {name: content for name, content in expected.items()
+                                      if not name.startswith("best")}
 
 
 def test_damaged_and_empty_corpora_are_user_errors(workdir, tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.errors import UserError
+from core.errors import PassingError, UserError
 from data.passes.measure import same_url
 from data.readers import rows, storage
 from data.readers.read import read
@@ -76,7 +76,7 @@ def test_a_cut_between_two_rows_gives_each_to_one_unit(tmp_path):
 
 def test_damaged_lines_are_named_and_the_rest_is_read(tmp_path):
     path = tmp_path / "rows.jsonl"
-    path.write_bytes(b'{"text": "one"}\n{"text": \n[1]\n\n{"body": "x"}\n{"text": "\xff"}\n'
+    path.write_bytes(b'{"text": "one"}\n{"text": \n[1]\n\n{"name": "x"}\n{"text": "\xff"}\n'
                      b'{"text": 5}\n{"text": " "}\n{"text": "a\\ud800b"}\n' + b"[" * 10**5 + b"\n"
                      b'{"text": "two", "url": "u", "id": 7}')
     items = read_all([path])
@@ -119,8 +119,8 @@ def test_broken_parquet_is_named_once_per_file(tmp_path):
         path.write_bytes(damaged)
         items = read_all([path], 500)
         assert sum(isinstance(item, Corrupt) for item in items) == 1, items
-    pq.write_table(pa.table({"body": ["x"]}), path)
-    assert reasons(read_all([path], 50)) == ["parquet: no field `text` or `messages`"]
+    pq.write_table(pa.table({"name": ["x", "y"]}), path)
+    assert reasons(read_all([path], 50)) == ["parquet: no field `text` or `messages`"] * 2
 
 
 def test_a_folder_is_expanded_to_archives_and_itself(tmp_path):
@@ -145,13 +145,16 @@ def test_large_and_binary_documents_are_rejected(tmp_path, monkeypatch):
     documents = {"a.txt": b"text", "b.txt": b"", "c.txt": b"\x7fELF\0\1\0\0\0", "d.txt": b" \n",
                  "e.txt": "é".encode("latin-1"), "f.html": "<p>ж</p>".encode("utf-16"),
                  "g.txt.gz": gzip.compress(b"packed"), "h.txt.gz": gzip.compress(b"x" * 99)[:20],
-                 "i.txt": gzip.compress(b"packed"), "j.txt": b"x" * 101}
+                 "i.txt": gzip.compress(b"packed"), "j.txt": b"x" * 101,
+                 "k.txt": b"\n%PDF-1.4 1 0 obj"}
     for name, content in documents.items():
         (tmp_path / name).write_bytes(content)
     monkeypatch.setattr("data.readers.files.MAX_RECORD_BYTES", 100)
     items = read_all(find_inputs(str(tmp_path)))
-    assert reasons(items) == [None, "empty", "binary content", "empty", None, None, None,
-                              "file: file is cut off", None, "file: record is too large"]
+    assert reasons(items) == [None, "empty", "content is an executable", "empty", None, None, None,
+                              "file: file is cut off", None, "file: record is too large",
+                              "content is PDF"]
+    assert [item.num_bytes for item in items if isinstance(item, Corrupt)] == [20, 101]
     assert items[6].content == items[8].content == b"packed"
     assert is_binary(b"a\0b" * 99) and not is_binary("a ж".encode("utf-16-le"))
 
@@ -166,7 +169,8 @@ def test_a_pipe_is_refused_without_blocking(tmp_path):
                               daemon=True)
     reader.start()
     reader.join(5)
-    assert reasons(items) == [None, "file: file cannot be read"]
+    assert reasons(items) == [None, "file: not a regular file"]
+    assert len(content_fingerprint(f"{tmp_path}/")) == 32
 
 
 def test_inputs_that_match_nothing_or_have_no_known_format_are_refused(tmp_path):
@@ -188,13 +192,11 @@ def test_a_missing_storage_package_is_named(monkeypatch, scheme, package):
         find_inputs(f"{scheme}://bucket/a.jsonl")
 
 
-def test_a_deleted_file_is_one_corrupt_item(tmp_path):
-    for name in ("a.jsonl", "a.warc.gz", "a.arc", "a.parquet", "a.txt", "a.xml"):
-        item, = read(Unit(str(tmp_path / name), 0, 9))
-        assert isinstance(item, Corrupt) and item.reason.endswith("file is gone"), item
-    for folder in (f"{tmp_path}/none/", f"repo:{tmp_path}/none/"):
-        item, = read(Unit(folder, 0, 9))
-        assert isinstance(item, Corrupt) and item.source == "none"
+def test_what_was_deleted_since_it_was_planned_is_an_error(tmp_path):
+    for name in ("a.jsonl", "a.warc.gz", "a.arc", "a.parquet", "a.txt", "a.xml", "none/"):
+        for path in (f"{tmp_path}/{name}", f"repo:{tmp_path}/none/"):
+            with pytest.raises(PassingError, match=r"cannot be read \(it is gone\)"):
+                list(read(Unit(path, 0, 9)))
 
 
 def test_fingerprint_follows_the_bytes_and_the_names(tmp_path):

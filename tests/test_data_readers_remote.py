@@ -16,10 +16,10 @@ import pytest
 from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
-from core.errors import UserError
+from core.errors import PassingError, UserError
 from data.readers import storage
 from data.readers.read import read
-from data.readers.records import Corrupt, RawRecord
+from data.readers.records import RawRecord
 from data.readers.units import content_fingerprint, find_inputs, plan
 
 ROWS = [{"text": f"row {i}", "source": f"s{i}"} for i in range(300)]
@@ -41,13 +41,14 @@ def make_files() -> dict[str, bytes]:
 
 
 FILES = make_files()
+WAYS = ("whole", "no-head", "moved", "packed", "refused", "no-length", "cut", "cut-once")
 PAGES = {"links.html": b'<p>See <a href="rows.jsonl">these rows</a>.'}
 
 
 class RangeHandler(http.server.BaseHTTPRequestHandler):
     """Serves `FILES` with ranges; `/hang/...` stops after the headers, `/flaky/...` fails once.
 
-    `/status/429/...` answers so twice, `/status/403/...` always.
+    `/status/429/...` answers so twice, `/status/403/...` always. Of `WAYS`, see `answer_whole`.
     """
 
     protocol_version = "HTTP/1.1"
@@ -68,6 +69,9 @@ class RangeHandler(http.server.BaseHTTPRequestHandler):
             self.send_header("Retry-After", "0" if way == "429" else "soon")
             self.send_header("Content-Length", "0")
             self.end_headers()
+            return
+        if way in WAYS:
+            self.answer_whole(way, name, with_body)
             return
         data, asked = (FILES | PAGES).get(name), self.headers.get("Range")
         is_flaky = way == "flaky" and with_body and asked not in self.flaked
@@ -91,6 +95,37 @@ class RangeHandler(http.server.BaseHTTPRequestHandler):
             self.released.wait(10)
         elif with_body:
             self.wfile.write(data[start:stop])
+
+    def answer_whole(self, way: str, name: str, with_body: bool) -> None:
+        """Answers without ranges: in one of the ways that servers have of giving a file."""
+        data = FILES[name]
+        if way == "no-head" and not with_body:
+            self.send_error(405)
+            return
+        if way == "moved":
+            self.send_response(302)
+            self.send_header("Location", f"/whole/{name}")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        if way == "packed":     # a server that ignores Accept-Encoding
+            data = gzip.compress(data)
+        self.send_response(200)
+        if way == "packed":
+            self.send_header("Content-Encoding", "gzip")
+        if way == "refused":
+            self.send_header("Accept-Ranges", "none")
+        if way == "no-length":
+            self.send_header("Connection", "close")
+            self.close_connection = True
+        else:
+            self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if with_body:
+            is_cut = way == "cut" or (way == "cut-once" and name not in self.flaked)
+            self.flaked.add(name)
+            self.wfile.write(data[:len(data) // 2] if is_cut else data)
+            self.close_connection |= is_cut
 
     def log_message(self, *_):
         pass
@@ -177,12 +212,27 @@ def test_a_temporary_failure_is_tried_again(address, monkeypatch):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_server_that_hangs_is_one_corrupt_item(address, monkeypatch, name):
+@pytest.mark.parametrize("way", ["whole", "no-head", "moved", "packed", "refused", "no-length",
+                                 "cut-once"])
+def test_a_server_without_ranges_gives_every_record_once(address, monkeypatch, way, name):
+    monkeypatch.setattr(storage, "RETRY_SECS", 0)
+    monkeypatch.setattr(storage, "REMOTE_BLOCK_BYTES", 1024)    # more than one to a file
+    RangeHandler.flaked.clear()
+    for unit_bytes in (2000, 1 << 40):
+        assert [item.source for item in read_all([f"{address}/{way}/{name}"], unit_bytes)] == [
+            row["source"] for row in ROWS]
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(("way", "reason"), [("hang", "timed out"), ("cut", "broke off|less")])
+def test_a_file_that_does_not_come_whole_is_an_error_that_may_pass(
+        address, monkeypatch, way, reason, name):
     monkeypatch.setattr(storage, "REMOTE_TIMEOUT_SECS", 0.1)
     monkeypatch.setattr(storage, "RETRY_SECS", 0)
-    unit, = plan([f"{address}/hang/{name}"], 1 << 40)
-    item, = read(unit)
-    assert isinstance(item, Corrupt) and item.reason.endswith("timed out")
+    unit, = plan([f"{address}/{way}/{name}"], 1 << 40)
+    with pytest.raises(PassingError, match=rf"{way}/{name}: cannot be read \(.*({reason}).*run the "
+                                           "same command again"):
+        list(read(unit))
 
 
 @pytest.mark.parametrize("status", ["429", "503"])

@@ -286,15 +286,16 @@ CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": 
 def test_conversations_are_rendered_with_their_roles(tmp_path):
     sharegpt = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]
     rows = [{"messages": CHAT, "id": 3}, {"conversations": sharegpt, "domain": "chat"},
-            {"messages": [{"role": "user"}]}, {"messages": "Hi"}, {"messages": []}]
+            {"messages": [{"role": "user"}]}, {"messages": "Hi"}, {"messages": []},
+            {"messages": [{"content": "Hi"}]}]
     (tmp_path / "chat.jsonl").write_text("\n".join(map(json.dumps, rows)))
     first, second, *broken = read_all(tmp_path)
     assert first.content == "System: Be brief.\n\nUser: Hi\n\nAssistant: Hello."
     assert (first.domain, first.id) == ("conversations", "3")
     assert (second.content, second.domain) == ("User: Hi\n\nAssistant: Hello.", "chat")
     assert [item.reason for item in broken] == [
-        "jsonl: messages are not roles and contents"] * 2 + [
-        "jsonl: no field `text` or `messages`"]
+        "empty", "jsonl: messages are not roles and contents", "empty",
+        "jsonl: messages are not roles and contents"]
     assert render(CHAT[1:2]) == "User: Hi"
     table = pa.table({"messages": [CHAT[:2]], "id": ["7"]})
     pq.write_table(table, tmp_path / "chat.parquet")

@@ -23,7 +23,7 @@ from eval.measures.choices import ChoiceScore, continuation_logps
 from eval.measures.likelihood import bits_per_byte, unigram_bits_per_byte, xz_bits_per_byte
 from eval.respond.loaded import LoadedModel
 from eval.respond.local import complete, make_prompts
-from eval.run import build
+from eval.run import _measure_bits, build
 from eval.statistics import mean_and_stderr, win_rate
 from model.directory import save_model
 from model.families.decoder import forward
@@ -114,6 +114,13 @@ def test_unigram_and_xz_by_an_independent_count(tokens, tmp_path):
                     [Document(str(i), text, "s", "pages") for i, text in enumerate(texts)])
     packed = lzma.compress("".join(texts).encode(), preset=9 | lzma.PRESET_EXTREME)
     assert xz_bits_per_byte(tmp_path) == 8 * len(packed) / len("".join(texts).encode())
+
+
+def test_without_held_out_pages_there_are_no_bits_per_byte(model, tmp_path, capfd):
+    write_json(tmp_path / "tokens.json", {"domains": {"pages": {"tokens": 9}}})
+    got = _measure_bits(model, None, {"tokens": tmp_path})
+    assert got == {"bpb": None, "unigram_bpb": None, "xz_bpb": None}
+    assert "eval: the corpus holds no page out" in capfd.readouterr().err
 
 
 def test_continuations_score_the_same_packed_and_alone(model):

@@ -178,6 +178,19 @@ def test_missing_numbers_are_reported_without_a_crash(folders, tmp_path):
     assert " nan" not in text and "nan%" not in page and "inf" not in text.split()
 
 
+def test_numbers_that_were_not_measured_are_null_and_named(folders, tmp_path):
+    for model in MODELS:
+        path = folders[f"eval_{model}"] / "metrics.json"
+        _write(path, json.loads(path.read_text())
+               | dict.fromkeys(("bpb", "unigram_bpb", "xz_bpb")))
+    _write_rows(folders["base"] / "metrics.jsonl", [{"step": 20, "loss": 3.0, "evaluated": 1}])
+    numbers, page = _build(folders, tmp_path / "out")
+    assert numbers["base_bpb"] is numbers["unigram_bpb"] is numbers["xz_bpb"] is None
+    text = " ".join(_Elements(page.decode()).text)
+    assert "Not measured: the corpus holds no page out." in text
+    assert "No finite value was logged." in text and " nan" not in text
+
+
 def test_edges_follow_fingerprints_and_a_foreign_parent_is_reported(folders, tmp_path):
     run = Run(folders)
     assert set(run.edges()) == {(parent, child) for child, parents in PARENTS.items()

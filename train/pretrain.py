@@ -19,10 +19,11 @@ from ml_collections import ConfigDict
 from core.artifacts import read_json
 from core.entry import Stage, run_stage
 from core.progress import log
+from data.domains import by_domain
 from data.tokenizer import load_tokenizer
 from data.tokens.mixture import mixture, plan_mixture
 from data.tokens.rows import batches as group_rows
-from eval.measures.likelihood import bits_per_byte
+from eval.measures.likelihood import bits_per_byte, has_heldout
 from eval.measures.questions import score_questions
 from eval.respond.loaded import LoadedModel
 from eval.tasks.registry import open_tasks
@@ -54,7 +55,7 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
                context_tokens=section.row_length)
     if not jax.process_index():
         shutil.rmtree(folder / ROWS, ignore_errors=True)
-    last = [row for row in read_metrics(folder / "metrics.jsonl") if "heldout_bpb" in row][-1]
+    last = [row for row in read_metrics(folder / "metrics.jsonl") if "evaluated" in row][-1]
     return {"params": num_params(model_config), "steps": section.num_steps,
             "tokens": section.num_steps * section.batch_size * section.row_length,
             **metrics, **{name: value for name, value in last.items()
@@ -101,9 +102,11 @@ def plan_phases(section: ConfigDict, tokens: Path) -> list[tuple[int, dict[str, 
     natural = {name: float(size) ** section.temperature for name, size in sizes.items()
                if name != "best"}
     anneal_steps = round(section.anneal_frac * section.num_steps)
-    by_hand = section.mixture.to_dict()
+    by_hand, annealed = (
+        {name: share for name, share in by_domain(shares).items() if share or name in sizes}
+        for shares in (section.mixture, section.anneal_mixture))
     phases = [(section.num_steps - anneal_steps, by_hand if any(by_hand.values()) else natural),
-              (anneal_steps, section.anneal_mixture.to_dict())]
+              (anneal_steps, annealed)]
     planned, used = [], dict.fromkeys(sizes, 0)
     for steps, weights in phases:
         if not steps:
@@ -111,7 +114,7 @@ def plan_phases(section: ConfigDict, tokens: Path) -> list[tuple[int, dict[str, 
         named = {name: size for name, size in sizes.items() if name != "best" or name in weights}
         plan = plan_mixture(
             named, total_tokens=steps * section.batch_size * section.row_length, weights=weights,
-            upweight=section.upweight.to_dict(), max_epochs=section.max_epochs or math.inf,
+            upweight=by_domain(section.upweight), max_epochs=section.max_epochs or math.inf,
             used_tokens={name: used[name] for name in named})
         for warning in plan.warnings:
             log(f"pretrain: {warning}")
@@ -124,17 +127,21 @@ def make_evaluate(section: ConfigDict, setup: Setup,
                   parents: Mapping[str, Path]) -> Callable[[Params], dict[str, float]]:
     """What is measured while training: held-out bits per byte, and the tasks of `run.tasks`.
 
-    Their questions are of the training split: the test split is for finished models.
+    Their questions are of the training split: the test split is for finished models. Without
+    held-out pages there is no `heldout_bpb`, and the log says so.
     """
     tokens, row_length = parents["tokens"], section.row_length
     tokenizer = load_tokenizer(tokens / "tokenizer")
     tasks = open_tasks(section.run.tasks, parents.get("corpus"))
+    holds_out = has_heldout(tokens)
+    if not holds_out:
+        log("pretrain: the corpus holds no page out: no heldout_bpb")
 
     def evaluate(params: Params) -> dict[str, float]:
         model = LoadedModel(params, setup.config, setup.execution, tokenizer, chat=False,
                             context_tokens=row_length)
         sizes = {"row_length": row_length, "batch_size": section.batch_size}
-        metrics = {"heldout_bpb": bits_per_byte(model, tokens, **sizes)}
+        metrics = {"heldout_bpb": bits_per_byte(model, tokens, **sizes)} if holds_out else {}
         for task, count in tasks:
             metrics[f"{task.name}_acc"] = score_questions(
                 model, task, split="train", count=count, seed=section.seed, **sizes)

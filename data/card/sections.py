@@ -25,13 +25,18 @@ def alarms(corpus: Corpus) -> Markup | None:
     if not raised:
         return None
     more = len(raised) - NUM_PARTS
-    return tag("div", [tag("p", tag("b", alarm["source"]),
-                           f" lost {percent(alarm['removed_frac'])} of its "
-                           f"{count(alarm['documents_in'])} documents to ",
-                           alarm["reason"].replace("_", " "), ".", class_="warning")
-                       for alarm in raised[:NUM_PARTS]],
+    return tag("div", [tag("p", tag("b", alarm["source"]), f" lost {_extent(alarm)}.",
+                           class_="warning") for alarm in raised[:NUM_PARTS]],
                tag("p", f"… and {count(more)} more.", class_="note") if more > 0 else None,
                class_="alarms", role="alert")
+
+
+def _extent(alarm: Mapping[str, Any]) -> str:
+    """How much a source lost, and to what: documents to a stage, or bytes to damage."""
+    share, reason = percent(alarm["removed_frac"]), alarm["reason"].replace("_", " ")
+    if "lost_bytes" in alarm:
+        return f"{count(alarm['lost_bytes'])} bytes, {share} of it ({reason})"
+    return f"{share} of its {count(alarm['documents_in'])} documents to {reason}"
 
 
 def signals(corpus: Corpus) -> Markup:
@@ -113,7 +118,19 @@ def languages_and_domains(corpus: Corpus) -> Markup:
             ("Domains", manifest.get("kept_by_domain"), manifest.get("bytes_per_token")),
             ("Languages", manifest.get("kept_by_language"), None)) if parts]
     return section("What is in it", "The training set by size of text, without held-out pages.",
-                   tag("div", tables, class_="pair")) if tables else _not_run("What is in it")
+                   tag("div", tables, class_="pair"), *map(unapplied_note, sorted(
+                       manifest.get("unapplied_rules", {}).items()))) \
+        if tables else _not_run("What is in it")
+
+
+def unapplied_note(rule: tuple[str, Mapping[str, int]]) -> Markup:
+    """A sentence on the documents that a rule of words did not apply to, by language."""
+    name, languages = rule
+    named = ", ".join(f"{language} {count(number)}"
+                      for language, number in _largest_first(languages)[:NUM_PARTS])
+    return tag("p", f"{name} did not apply to {count(sum(languages.values()))} documents whose "
+               f"language has no list of words for it, is not surely identified, or is written "
+               f"without spaces: {named}.", class_="note")
 
 
 def _share_table(parts: Mapping[str, Mapping[str, int]], per_token: Mapping[str, float] | None,
@@ -201,17 +218,21 @@ def speed(corpus: Corpus) -> Markup:
 
 
 def unread(corpus: Corpus) -> Markup:
-    """Records without a document, by reason."""
+    """Records without a document, by reason, and files that were not read."""
     corrupt, skipped = (corpus.manifest.get(kind, {}) for kind in ("corrupt", "skipped"))
-    if not corrupt and not skipped:
+    left_out = {f"{group['suffix']}: {group['reason']}": group["files"]
+                for group in corpus.manifest.get("left_out", ())}
+    if not corrupt and not skipped and not left_out:
         return section("Records that gave no document", "Every record was read.")
     parts = [tag("div", tag("h3", title), tag("p", note, class_="note"),
                  _bars(_largest_first(counts)))
              for title, note, counts in (
                  ("Damaged", "not readable in their declared format", corrupt),
-                 ("Skipped", "readable, but without text to train on", skipped)) if counts]
+                 ("Skipped", "readable, but without text to train on", skipped),
+                 ("Files left out", "in the folders of the inputs", left_out)) if counts]
     return section("Records that gave no document", f"{count(sum(corrupt.values()))} damaged, "
-                   f"{count(sum(skipped.values()))} skipped.", tag("div", parts, class_="pair"))
+                   f"{count(sum(skipped.values()))} skipped, {count(sum(left_out.values()))} files "
+                   "left out.", tag("div", parts, class_="pair"))
 
 
 def origin(corpus: Corpus) -> Markup:

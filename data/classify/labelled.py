@@ -142,23 +142,44 @@ def read_reference(positives: list[str], negatives: list[str], max_documents: in
 
 def read_targets(files: list[str], field: str, is_number: bool, max_documents: int,
                  seed: int) -> tuple[list[Example], Counter[str]]:
-    """Reads documents with a label or a score.
+    """Reads documents with a label or a score; a score may be a string, and a label a number.
 
     Args:
         field: column of the label or the score.
         max_documents: in all; 0 takes all.
 
     Returns:
-        Examples, and skipped documents by reason.
+        Examples, and skipped documents by reason. The reason for values of another type quotes the
+        first of them.
+
+    Raises:
+        UserError: no document has a usable target.
     """
-    sample = Sample(max_documents, seed)
+    sample, wrong = Sample(max_documents, seed), ""
     for row in _read_rows(files, ("text", "source", "url", field), sample.left_out):
-        target = _number(row.get(field)) if is_number else _label(row.get(field))
-        if target is None:
-            sample.left_out[f"`{field}` is missing or no {'number' if is_number else 'label'}"] += 1
-        else:
+        value = row.get(field)
+        target = _number(value) if is_number else _label(value)
+        if target is not None:
             sample.add(_example(row, target))
-    return sample.examples(), +sample.left_out
+        elif _is_missing(value):
+            sample.left_out[f"`{field}` is missing"] += 1
+        else:
+            wrong = wrong or (f"`{field}` is no {'number' if is_number else 'label'}, "
+                              f"e.g. {repr(value)[:40]}")
+            sample.left_out[wrong] += 1
+    if not (examples := sample.examples()):
+        raise UserError(f"classifier.target_field={field!r}",
+                        f"no document of {files[0]}{' ...' if files[1:] else ''} can be used"
+                        f"{describe_left_out(sample.left_out)}; its fields are "
+                        f"{', '.join(_fields_of(files[0])) or 'none'}",
+                        "set --config.classifier.target_field, or correct the values")
+    return examples, +sample.left_out
+
+
+def describe_left_out(left_out: Mapping[str, int]) -> str:
+    """Skipped documents by reason, in brackets; nothing if there are none."""
+    reasons = [f"{count} x {reason}" for reason, count in sorted(left_out.items())]
+    return f" (left out: {', '.join(reasons)})" if reasons else ""
 
 
 def split(examples: list[Example], *, by: str, calibration_frac: float, heldout_frac: float,
@@ -195,14 +216,26 @@ def _host(source: Any) -> str | None:
 
 
 def _label(value: Any) -> str | None:
-    """Labels are strings, whole numbers or booleans."""
-    return None if value is None or isinstance(value, float | list | dict) else str(value)
+    """Labels are strings, whole numbers (also as floats: a column with gaps holds those) or
+    booleans."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value).strip() or None if isinstance(value, str | int) else None
 
 
 def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    """Finite numbers, and strings of them."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
-    return float(value)
+    try:
+        number = float(value)
+    except (OverflowError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or value != value or (isinstance(value, str) and not value.strip())
 
 
 def _read_rows(files: list[str], columns: tuple[str, ...],
@@ -221,6 +254,17 @@ def _read_rows(files: list[str], columns: tuple[str, ...],
                     yield row
         except (pa.ArrowException, OSError, EOFError):
             left_out["rest of a damaged file"] += 1
+
+
+def _fields_of(file: str) -> list[str]:
+    """Names of a file's columns, or of the fields of its first row; none if it is damaged."""
+    try:
+        if file.endswith(".parquet"):
+            with storage.open_binary(file) as raw:
+                return pq.read_schema(raw).names
+        return next((sorted(row) for row in _read_jsonl(file) if isinstance(row, dict)), [])
+    except (pa.ArrowException, OSError, EOFError):
+        return []
 
 
 def _read_parquet(file: str, columns: tuple[str, ...]) -> Iterator[Any]:

@@ -27,9 +27,11 @@ class WordOverlap:
         offsets: [num_texts + 1] int64, start of each text.
         min_overlap: share of the weight of a text's rare words that must occur close together in
             a document.
+        counts: whether each word is evidence; a piece has those that are so anywhere in it.
     """
 
-    def __init__(self, words: np.ndarray, offsets: np.ndarray, min_overlap: float):
+    def __init__(self, words: np.ndarray, offsets: np.ndarray, min_overlap: float,
+                 counts: np.ndarray):
         self._min_overlap = min_overlap
         sizes = np.diff(offsets)
         num_pieces = -(-sizes // PIECE_WORDS)
@@ -40,12 +42,13 @@ class WordOverlap:
         self._size = np.bincount(piece_of, minlength=len(self._text_of_piece))
         total = len(self._size)
         vocabulary, word_of = np.unique(words, return_inverse=True)
-        pieces, word_of = np.divmod(np.unique(piece_of * len(vocabulary) + word_of),
-                                    max(len(vocabulary), 1))
+        pairs, place = np.unique(piece_of * len(vocabulary) + word_of, return_inverse=True)
+        pieces, word_of = np.divmod(pairs, max(len(vocabulary), 1))
+        is_evidence = np.bincount(place, counts, len(pairs)) > 0
         frequency = np.bincount(word_of, minlength=len(vocabulary))
         is_rare = frequency <= max(MAX_TEXT_FRAC * total, MAX_TEXTS)
-        pieces, word_of = pieces[is_rare[word_of]], (np.cumsum(is_rare) - 1)[
-            word_of[is_rare[word_of]]]
+        matters = is_rare[word_of] & is_evidence
+        pieces, word_of = pieces[matters], (np.cumsum(is_rare) - 1)[word_of[matters]]
         self._words = vocabulary[is_rare]
         self._weight = np.log((total + 1) / (frequency[is_rare] + 0.5))
         self._needed = min_overlap * np.bincount(pieces, self._weight[word_of], total)

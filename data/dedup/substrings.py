@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 
 from data.dedup.words import hash_spans, mix
+from data.writing import codes_of, unit_borders
 
 HELD_TEXTS = 256    # texts whose tokens are cached while repeats are verified
 
@@ -49,7 +50,7 @@ class Span:
 
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-    """Runs of non-space bytes; ideographs and kana are single tokens.
+    """Runs of non-space bytes; in scripts without spaces, the units of `data.writing`.
 
     Attributes:
         content: the text's UTF-8.
@@ -68,7 +69,11 @@ class Tokens:
         content = text.encode("utf-8", "surrogatepass")
         padded = np.frombuffer(b" %b " % content, np.uint8)
         space = _IS_SPACE[padded]
-        opens = ~space[1:] & (space[:-1] | ((padded[1:] >= 0xE3) & (padded[1:] <= 0xE9)))
+        opens = ~space[1:] & space[:-1]
+        if ((padded >= 0xE0) & (padded != 0xE2)).any():   # other characters are of no such script
+            chars = np.flatnonzero((padded[1:-1] & 0xC0) != 0x80)
+            opens[chars[unit_borders(codes_of(text))]] = True
+            opens &= ~space[1:]
         closes = ~space[:-1] & (space[1:] | opens)
         starts, stops = np.flatnonzero(opens), np.flatnonzero(closes)
         return cls(content, hash_spans(_BYTE_VALUES[padded[1:]], starts, stops), starts, stops)

@@ -12,21 +12,20 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from data.writing import FIRST_UNIT, unit_borders
+
 BLOCK_CHARS = 1 << 17    # text hashed at once, so that its arrays fit the cache
 PLANE = 1 << 16          # code points of a Unicode plane
 
 _SEPARATOR, _DROPPED, _EXPANDS = 0, 0xFFFFFFFF, 0xFFFFFFFE
 _BASE = 0xD6E8FEB86659FD93
-# Scripts written without spaces (Thai and Lao, Tibetan, Burmese, Khmer, kana, ideographs).
-_UNSPACED = ((0x0E01, 0x0EFF), (0x0F00, 0x0FFF), (0x1000, 0x109F), (0x1780, 0x17FF),
-             (0x3041, 0x30FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0x20000, 0x3FFFF))
 
 
 def normalise_words(text: str, keep_digits: bool = False) -> list[str]:
     """Words in lower case, without punctuation and accents, every digit a 0.
 
     This is FineWeb's normalisation (arXiv:2406.17557) except that a number keeps its length.
-    Each character of a script without spaces is a word.
+    In scripts without spaces each unit of `data.writing` is a word.
 
     Args:
         keep_digits: does not replace digits.
@@ -153,12 +152,10 @@ def _codes(text: str, keep_digits: bool) -> np.ndarray:
     if (codes == _EXPANDS).any():
         codes = _look_up(unicodedata.normalize("NFKD", text), keep_digits)
     codes = codes[codes != _DROPPED]
-    alone = np.zeros(len(codes), bool)
-    if len(codes) and codes.max() >= _UNSPACED[0][0]:
-        for first, last in _UNSPACED:
-            alone |= (codes >= first) & (codes <= last)
-    borders = np.flatnonzero(alone[1:] | alone[:-1]) + 1
-    return np.insert(codes, np.concatenate([[0], borders, [len(codes)]]), _SEPARATOR)
+    borders = [0, len(codes)]
+    if len(codes) and codes.max() >= FIRST_UNIT:
+        borders = np.concatenate([[0], np.flatnonzero(unit_borders(codes)), [len(codes)]])
+    return np.insert(codes, borders, _SEPARATOR)
 
 
 def _look_up(text: str, keep_digits: bool) -> np.ndarray:

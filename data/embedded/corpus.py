@@ -42,7 +42,7 @@ from core.artifacts import ROOT, digest, write_json
 from core.errors import UserError
 from core.progress import Progress, log
 from data.embedded import render_pages
-from data.readers.warc import DOMAIN_FIELD
+from data.readers.pages import DOMAIN_FIELD
 
 STDLIB = "stdlib"
 OWN_DISTRIBUTION = "heartwood"

@@ -1,4 +1,4 @@
-"""Removes lines of the site's interface from extracted text.
+"""Removes the title and lines of the site's interface from extracted text.
 
 Extractors often keep buttons, newsletter offers, links to other articles and, below the text, lists
 of such links. These lines are recognised by their wording, mostly English. Code is not matched: it
@@ -7,11 +7,19 @@ is indented or ends in other punctuation.
 
 from __future__ import annotations
 
+import html
 import re
 
+from data.extraction.paragraphs import is_prose, words
+
+# The title is searched for in this first part of the text; shorter lines match it by chance.
+HEAD_FRAC, HEAD_CHARS = 0.3, 2000
+MIN_TITLE_CHARS = 10
 # The headings of lists of other pages are searched for in this last part of the text.
 TAIL_FRAC = 0.3
 
+_TITLES = re.compile(r"<(title|h1)\b[^>]*>(.{0,1000}?)</\1", re.I | re.S)
+_TAG = re.compile(r"<[^>]*>")
 _BUTTONS = (
     r"share|tweet|print|close|menu|captions?|comments?|loading|save|e-?mail|pin it|reply|search|"
     r"subscribe|log ?in|sign (?:in|up)|view (?:results|gallery|comments|all)|"
@@ -45,6 +53,26 @@ _OTHER_PAGES = re.compile(
     r"|more (?:stories|(?:from|in) .{0,40})|(?:read|up) next|don['’]t miss"
     r"|(?:\d+ )?comments?|leave a (?:comment|reply)|about the author"
     r")[\s:.!?…|»›>]*", re.I)
+
+
+def drop_head(text: str, page: str) -> str:
+    """The text without its title and what precedes it, such as sections, dates and authors.
+
+    Args:
+        text: extracted text.
+        page: its HTML, which tells the title.
+    """
+    titles = [words(html.unescape(_TAG.sub("", title))) for _, title in _TITLES.findall(page)]
+    lines, num_chars = text.split("\n"), 0
+    for number, line in enumerate(lines):
+        if num_chars > min(HEAD_FRAC * len(text), HEAD_CHARS):
+            break
+        key = words(line)
+        if len(key) > MIN_TITLE_CHARS and any(title.startswith(key) for title in titles):
+            head = [line for line in lines[:number] if is_prose(line)]
+            return "\n".join(head + lines[number + 1:])
+        num_chars += len(line) + 1
+    return text
 
 
 def drop_boilerplate(text: str) -> str:

@@ -1,8 +1,17 @@
-"""Decodes bytes of unknown encoding.
+"""Decodes bytes of unknown encoding, whose declaration is often only a default of the server.
 
-Valid UTF-8 is decoded as UTF-8, even against the declaration in the HTTP header, which is often
-only a default. Otherwise the declared encodings are tried, then a detector (labels as in
-encoding.spec.whatwg.org; HTML's own rules give priority to the header).
+In this order, the first that fits:
+
+1. a byte order mark;
+2. what the bytes show beyond doubt: UTF-16 by its zeros, ISO-2022-JP by its escapes, valid UTF-8,
+   and UTF-8 with a few broken bytes;
+3. the encodings that server and page declare (labels as in encoding.spec.whatwg.org). Of two, a
+   mere default (ISO-8859-1, Windows-1252) gives way, else the server's if a detector finds the
+   page's, else the page's. A default alone gives way to the detector if most bytes beyond ASCII
+   form words, as in no Western language;
+4. the detector.
+
+An encoding in which more than a few bytes are invalid does not fit.
 """
 
 from __future__ import annotations
@@ -14,7 +23,8 @@ from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
 
 SAMPLE_BYTES = 64 << 10         # read by the detector
 DECLARATION_BYTES = 4 << 10     # searched for a declaration
-BROKEN_FRAC = 0.1               # maximum ratio of invalid to valid characters in UTF-8
+FOREIGN_RUN = 4                 # bytes beyond ASCII in a row that no word of a Western language has
+BROKEN_FRAC = 0.1               # maximum ratio of invalid to valid non-ASCII characters
 
 _BYTE_ORDER_MARKS = (           # UTF-32-LE's begins with UTF-16-LE's
     (codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32-le"),
@@ -25,7 +35,10 @@ _HEADER_CHARSET = re.compile(r"""charset\s*=\s*["']?\s*([\w.:-]+)""", re.I | re.
 _META_CHARSET = re.compile(
     rb"""<meta\b[^>]*\bcharset\s*=\s*["']?\s*([\w.:-]+)"""
     rb"""|<\?xml\b[^>]*\bencoding\s*=\s*["']([\w.:-]+)""", re.I)
+_BEYOND_ASCII_ALONE = b" " * 128 + b"x" * 128
 _DEFAULT = "cp1252"             # the usual default of servers
+_LATIN = {_DEFAULT, "cp1250", "cp1254", "cp1257", "cp1258", "cp437", "cp850", "mac-roman",
+          *(f"iso8859-{part}" for part in (1, 2, 3, 4, 9, 10, 13, 14, 15, 16))}
 # Browsers decode these labels as supersets of Python's codecs of the same name.
 _SUPERSETS = {"gbk": "gb18030", "shift_jis": "cp932", "euc_kr": "cp949", "big5": "big5hkscs",
               "iso8859-11": "cp874", "koi8-r": "koi8-u"}
@@ -59,7 +72,7 @@ def decode(content: bytes, content_type: str = "") -> str:
     if num_broken <= BROKEN_FRAC * (len(content) - len(text)):
         return text
     for encoding in _declared(content, content_type):
-        text = _try(content, encoding)
+        text = _try(content, encoding, max_broken_frac=BROKEN_FRAC * (encoding != _DEFAULT))
         if text is not None:
             return text
     return content.decode(_detect(content), "replace")
@@ -92,8 +105,20 @@ def _declared(content: bytes, content_type: str) -> list[str]:
     page = _codec((match[1] or match[2]).decode("ascii", "replace")) if match else None
     if page and page.startswith("utf-16"):
         page = None     # a declaration readable as ASCII is not UTF-16
-    order = (page, header) if header == _DEFAULT else (header, page)
-    return [encoding for encoding in order if encoding]
+    given = [encoding for encoding in (header, page) if encoding]
+    if given and set(given) == {_DEFAULT} and _is_foreign(content):
+        guess = _detect(content)
+        return given if guess in _LATIN else [guess]
+    if len(set(given)) == 2 and (header == _DEFAULT or (
+            page != _DEFAULT and codecs.lookup(page).name == _detect(content))):
+        return [page, header]
+    return given
+
+
+def _is_foreign(content: bytes) -> bool:
+    """Whether most bytes beyond ASCII form words, as in scripts other than Latin."""
+    lengths = [len(run) for run in content.translate(_BEYOND_ASCII_ALONE).split()]
+    return 2 * sum(length for length in lengths if length >= FOREIGN_RUN) > sum(lengths)
 
 
 def _label(content_type: str) -> str | None:
@@ -107,8 +132,13 @@ def _codec(label: str) -> str | None:
     return _SUPERSETS.get(codec, codec)
 
 
-def _try(content: bytes, encoding: str) -> str | None:
+def _try(content: bytes, encoding: str, max_broken_frac: float = 0.0) -> str | None:
     try:
         return content.decode(encoding)
     except UnicodeDecodeError:
-        return None
+        if not max_broken_frac:
+            return None
+    text = content.decode(encoding, "replace")
+    num_beyond = len(text) - len(text.encode("ascii", "ignore"))
+    num_broken = text.count("\ufffd")
+    return text if num_broken <= max_broken_frac * (num_beyond - num_broken) else None

@@ -1,12 +1,13 @@
 """Extracts the text of a page.
 
-HTML is reduced to its main text (`data.extraction.html`); pydoc's pages have a separate converter.
-Other text keeps its layout.
+HTML is reduced to its main text (`data.extraction.html`), with formulas in LaTeX; pydoc's pages
+have a separate converter. Other text keeps its layout.
 """
 
 from __future__ import annotations
 
 from data.extraction.encoding import decode
+from data.extraction.formulas import write_formulas
 from data.extraction.html import extract_fast, extract_quality
 from data.extraction.normalise import normalise
 from data.extraction.pydoc import extract_pydoc, is_pydoc
@@ -30,7 +31,7 @@ def extract(content: bytes | str, content_type: str, *, mode: str = "fast",
     """
     text = content if isinstance(content, str) else decode(content, content_type)
     if content_type.lower().startswith(HTML_TYPES):
-        text = extract_pydoc(text) if is_pydoc(text) else MODES[mode](text)
+        text = extract_pydoc(text) if is_pydoc(text) else MODES[mode](write_formulas(text))
     return normalise(text, emoji_names=emoji_names, punctuation=punctuation)
 
 

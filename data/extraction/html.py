@@ -1,31 +1,40 @@
 """Main text of an HTML page, in two modes.
 
-Fast: resiliparse, restricted to the main content. Quality: trafilatura, set to favour precision;
-its text is replaced by the fast one when it is so much shorter that trafilatura selected the wrong
-part of the page. Both without interface lines (`data.extraction.boilerplate`).
+Fast: resiliparse, restricted to the main content. Quality: trafilatura, set to favour precision,
+with the paragraphs that it has missed; its text is replaced by the fast one when it is so much
+shorter that trafilatura selected the wrong part of the page. Both without the title and what
+precedes it, captions, and interface lines (`data.extraction.boilerplate`).
 """
 
 from __future__ import annotations
 
-import html
 import re
 
 from resiliparse.extract.html2text import extract_plain_text
 
-from data.extraction.boilerplate import drop_boilerplate
+from data.extraction.boilerplate import drop_boilerplate, drop_head
 from data.extraction.layout import render
+from data.extraction.paragraphs import prose_only, restore
+from data.extraction.preformatted import mark_as_code, mark_line_ends, restore_line_ends
 
 # Less text than this share of the fast text means the wrong part of the page.
-MIN_AGREED_FRAC = 0.25
-TITLE_LINES = 3         # first lines of a text that may repeat the title
-MIN_TITLE_CHARS = 10    # shorter lines match the start of a title by chance
+MIN_AGREED_FRAC = 0.5
+# Texts this short, and shorter than this share of the page's prose, are replaced by it.
+SHORT_CHARS, MIN_PROSE_FRAC = 1000, 0.2
+# When both texts have fewer characters, trafilatura's balanced text is preferred if it has so many
+# times as many.
+MIN_CHARS, MIN_GAIN = 300, 4
 TEMPLATE_DIVS, TEMPLATE_CHARS = 10, 20_000      # more <div>s near the start: a site's template
 
 _BODY = re.compile(r"<body[^>]*>", re.I)
-_TITLES = re.compile(r"<(title|h1)\b[^>]*>(.{0,1000}?)</\1", re.I | re.S)
 _PREFORMATTED = re.compile(r"<pre\b", re.I)
-_BARE_PRE = re.compile(r"<pre\b[^>]*>(?!\s*<code)(.*?)</pre\s*>", re.I | re.S)
-_TAG = re.compile(r"<[^>]*>")
+# Beside what resiliparse recognises. What holds the main heading is no footer, whatever its name.
+_NO_MAIN_TEXT = ["figcaption", *(
+    f"[class*='{part}']:not(:has(h1))" for part in (
+        "caption", "Caption", "footer", "Footer", "related", "Related", "recommend")),
+    "[id*='footer']:not(:has(h1))"]
+_NO_PROSE = ["nav", "footer", "aside", "form", "button", "select", "figcaption",
+             "[class*='comment']", "[id*='comment']"]
 
 
 def extract_fast(page: str) -> str:
@@ -33,43 +42,44 @@ def extract_fast(page: str) -> str:
     # resiliparse classifies embedded posts as share buttons, and lists close to the body as menus,
     # which is correct for a site's template but not for a hand-written page.
     page = page.replace("twitter-tweet", "post")
-    body = _BODY.search(page)
+    is_preformatted = _PREFORMATTED.search(page)
+    marked = mark_line_ends(page) if is_preformatted else page
+    body = _BODY.search(marked)
     if body:
         start = body.end()
-        if page.count("<div", start, start + TEMPLATE_CHARS) < TEMPLATE_DIVS:
-            page = f"{page[:start]}<div><div><div>{page[start:]}"
-    return _tidy(extract_plain_text(page, main_content=True, alt_texts=False, comments=False,
-                                    post_meta=False), page)
+        if marked.count("<div", start, start + TEMPLATE_CHARS) < TEMPLATE_DIVS:
+            marked = f"{marked[:start]}<div><div><div>{marked[start:]}"
+    text = drop_head(extract_plain_text(
+        marked, main_content=True, alt_texts=False, comments=False, post_meta=False,
+        skip_elements=_NO_MAIN_TEXT), page)
+    if is_preformatted:     # the lines of code may look like those of the interface
+        return restore_line_ends(text)
+    text = drop_boilerplate(text)
+    if len(text) < SHORT_CHARS:
+        prose = drop_head(drop_boilerplate(prose_only(extract_plain_text(
+            page, alt_texts=False, skip_elements=_NO_PROSE))), page)
+        if len(text) < MIN_PROSE_FRAC * len(prose):
+            return prose
+    return text
 
 
 def extract_quality(page: str) -> str:
-    """Main text without the title and readers' comments, in the layout of the fast text."""
-    import trafilatura
-
-    # Trafilatura treats preformatted text other than code as a quotation and joins its lines.
-    marked = _BARE_PRE.sub(r"<pre><code>\1</code></pre>", page)
-    document = trafilatura.bare_extraction(marked, favor_precision=True, include_comments=False)
-    text = render(document.body) if document is not None else ""
-    fast = extract_fast(page)
+    """Main text without readers' comments, in the layout of the fast text."""
+    is_preformatted = _PREFORMATTED.search(page)
+    marked = mark_as_code(page) if is_preformatted else page
+    text, fast = _by_trafilatura(marked, favor_precision=True), extract_fast(page)
+    if max(len(text), len(fast)) < MIN_CHARS:
+        balanced = _by_trafilatura(marked)
+        if len(balanced) > MIN_GAIN * max(len(text), len(fast)):
+            text = balanced
     if len(text) < MIN_AGREED_FRAC * len(fast):
         return fast
-    return _tidy(_drop_title(text, page), page)
+    text = drop_head(text, page)
+    return text if is_preformatted else drop_boilerplate(restore(text, fast, page))
 
 
-def _tidy(text: str, page: str) -> str:
-    """Drops interface lines, except from pages with code, whose lines may look like them."""
-    return text if _PREFORMATTED.search(page) else drop_boilerplate(text)
+def _by_trafilatura(page: str, **options: bool) -> str:
+    import trafilatura
 
-
-def _drop_title(text: str, page: str) -> str:
-    """Drops the titles that trafilatura keeps."""
-    titles = [_words(html.unescape(_TAG.sub("", title))) for _, title in _TITLES.findall(page)]
-    lines = text.split("\n")
-    return "\n".join(
-        [line for line in lines[:TITLE_LINES]
-         if len(_words(line)) <= MIN_TITLE_CHARS
-         or not any(title.startswith(_words(line)) for title in titles)] + lines[TITLE_LINES:])
-
-
-def _words(text: str) -> str:
-    return " ".join(re.findall(r"\w+", text.lower()))
+    document = trafilatura.bare_extraction(page, include_comments=False, **options)
+    return "" if document is None else render(document.body)

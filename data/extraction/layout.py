@@ -45,46 +45,60 @@ class _Page:
         self._bullet = ""                   # of an item whose first line is not written yet
         self._code_depth = 0
         self._cell_depth = 0
+        self._is_broken = False             # the next text of the cell begins a line
 
     def open(self, element: Any) -> None:
         tag = element.tag
+        is_block = _is_block(element)
         if tag == "lb":
             self._inline.append("\n")
         elif tag == "cell":
             self._cell_depth += 1
+            self._is_broken = False
             self._inline.append(_CELL_GAP if element.getprevious() is not None else "")
-        elif self._cell_depth:
-            self._inline.append(" ")        # a row is always one line
-        elif _is_block(element):
+        elif is_block and self._cell_depth and tag != "code":
+            self._is_broken = True
+        elif is_block:
             self._end_line()
-            if tag not in _TIGHT and not (tag == "list" and self._lists) and not self._bullet:
+            if not (self._cell_depth or tag in _TIGHT or self._bullet
+                    or (tag == "list" and self._lists)):
                 self._gap()
-        if self._cell_depth:
+        if tag == "code":
+            self._code_depth += 1
+        elif self._cell_depth:
             return
-        if tag == "list":
+        elif tag == "list":
             self._lists.append(1 if element.get("rend") == "ol" else -1)
         elif tag == "item":
             self._bullet = self._next_bullet()
-        elif tag == "code":
-            self._code_depth += 1
 
     def close(self, element: Any) -> None:
-        if element.tag == "cell":
+        tag = element.tag
+        is_block = _is_block(element)
+        if tag == "cell":
             self._cell_depth -= 1
-        if self._cell_depth or element.tag == "cell":
-            return
-        if _is_block(element):
+            self._is_broken = False
+        if is_block and (tag == "code" or not self._cell_depth):
             self._end_line()
-        if element.tag == "code":
+        if tag == "code":
             self._code_depth -= 1
-        elif element.tag == "list":
+        if self._cell_depth:
+            self._is_broken |= is_block
+        if self._cell_depth or tag == "cell":
+            return
+        if tag == "list":
             self._lists.pop()
-        if _is_block(element) and element.tag not in _TIGHT and not self._lists:
+        if is_block and tag not in _TIGHT and not self._lists:
             self._gap()
 
     def write(self, text: str | None) -> None:
-        if text:
-            self._inline.append(text if self._code_depth else " ".join(f"|{text}|".split())[1:-1])
+        if not text:
+            return
+        if self._is_broken and text.strip():
+            self._is_broken = False
+            if "".join(self._inline).strip(" ")[-1:] not in ("", "\t"):     # not a cell's first
+                self._inline.append("\n")
+        self._inline.append(text if self._code_depth else " ".join(f"|{text}|".split())[1:-1])
 
     def text(self) -> str:
         self._end_line()
@@ -105,12 +119,13 @@ class _Page:
         self._inline.clear()
         if not text.strip():
             return
-        indent = "  " * len(self._lists)
         lines = text.strip("\n").split("\n")
         if not self._code_depth:
             lines = [line.strip(" ") for line in lines if line.strip()]
-        self._lines.append(f"{indent}{self._bullet}{lines[0]}")
-        self._lines += [f"{indent}{'  ' if self._lists else ''}{line}" for line in lines[1:]]
+        indent = "  " * len(self._lists)
+        hanging = f"{indent}  " if self._lists else ""
+        self._lines.append((f"{indent}{self._bullet}" if self._bullet else hanging) + lines[0])
+        self._lines += [f"{hanging}{line}" for line in lines[1:]]
         self._bullet = ""
 
 

@@ -20,11 +20,10 @@ import re2
 import xxhash
 
 from core.errors import UserError, require_file
+from data.writing import count_words, is_unspaced
 
 _HOST = re.compile(r"[a-z0-9_-]+(?:\.[a-z0-9_-]+)*")
 PATTERN_BYTES = 256 << 20   # memory limit of the pattern of a word list
-# Scripts without spaces between words: a term counts in any position.
-_UNSPACED = re2.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,9 +79,9 @@ class WordList:
 
 def measure(text: str, word_lists: Sequence[WordList]) -> dict[str, float]:
     """Signals ``bad_words``, occurrences of any list's terms, and ``bad_word_frac``, their share
-    of the text's space-separated tokens."""
+    of the text's words."""
     num_bad = sum(words.count(text) for words in word_lists)
-    return {"bad_words": num_bad, "bad_word_frac": num_bad / max(len(text.split()), 1)}
+    return {"bad_words": num_bad, "bad_word_frac": num_bad / max(count_words(text), 1)}
 
 
 @functools.cache
@@ -201,11 +200,13 @@ def _term_pattern(term: str) -> str:
 
 
 def _is_whole(text: str, start: int, end: int) -> bool:
-    """Whether no letter or digit continues ``text[start:end]`` on either side."""
+    """Whether no letter, digit or combining mark continues ``text[start:end]`` on either side."""
     edges = (text[max(start - 1, 0):start + 1], text[end - 1:end + 1])
     return not any(map(_is_joined, edges))
 
 
 def _is_joined(pair: str) -> bool:
-    """Whether a pair of neighbouring characters belongs to one word."""
-    return len(pair) == 2 and pair.isalnum() and not _UNSPACED.search(pair)
+    """Whether a pair of neighbouring characters belongs to one word; never of units of scripts
+    without spaces, where a term counts in any position."""
+    return (len(pair) == 2 and not is_unspaced(pair)
+            and all(char.isalnum() or unicodedata.category(char)[0] == "M" for char in pair))

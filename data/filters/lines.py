@@ -9,6 +9,7 @@ from typing import Any
 from data.filters.c4 import POLICY_STRINGS, apply_c4
 from data.filters.refinedweb import apply_refinedweb
 from data.filters.rules import BrokenRule
+from data.writing import count_words, longest_word
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,10 +58,10 @@ def _apply_technical(text: str, rules: Mapping[str, Any],
     kept = []
     for line in text.split("\n"):
         rule = None
-        if len(line) > max_word_chars and max(map(len, line.split()), default=0) > max_word_chars:
+        if len(line) > max_word_chars and longest_word(line) > max_word_chars:
             rule = "technical_max_word_chars"
         elif (has_policy and any(policy in line.lower() for policy in POLICY_STRINGS)
-                and len(line.split()) <= max_words):
+                and count_words(line) <= max_words):
             rule = "technical_max_policy_line_words"
         if rule is None:
             kept.append(line)

@@ -37,13 +37,16 @@ _FINEWEB = {
     "fineweb_max_short_line_frac": 0.67, "fineweb_max_dup_line_char_frac": 0.01,
     "fineweb_max_newline_word_ratio": 0.3}
 
-# For documentation and manuals, which Gopher's bounds would remove as tables.
+# For documentation and manuals, which Gopher's bounds would remove as tables. The shortest mean
+# word of a known language is 1.9 characters (Vai, a syllabary).
 _TECHNICAL = {
     "technical_min_words": 30, "technical_max_words": 100_000,
-    "technical_min_mean_word_chars": 2.0, "technical_max_mean_word_chars": 14.0,
+    "technical_min_mean_word_chars": 1.5, "technical_max_mean_word_chars": 14.0,
     "technical_max_symbol_word_ratio": 0.2, "technical_max_bullet_line_frac": 0.9,
     "technical_max_ellipsis_line_frac": 0.3, "technical_min_alphabetic_word_frac": 0.5,
-    "technical_min_stop_words": 2, "technical_max_duplicate_line_frac": 0.7,
+    "technical_max_garbled_word_frac": 0.1, "technical_min_stop_words": 2,
+    "technical_min_letter_pair_ratio": 1.1, "gopher_max_dup_10gram_char_frac": 0.6,
+    "technical_max_duplicate_line_frac": 0.7,
     "technical_max_top_2gram_char_frac": 0.2, "technical_max_lorem_ipsum": 5}
 
 # bigcode-project/bigcode-dataset: the basic filters and the comment filter.
@@ -94,6 +97,13 @@ _REFINEDWEB = {
 
 _TECHNICAL_LINES = {"technical_max_word_chars": 1000, "technical_max_policy_line_words": 10}
 
+
+
+def _technical(language: str) -> dict[str, float]:
+    """Words are longer in languages that join what others write apart (Greenlandic: 15)."""
+    return _TECHNICAL if language == "en" else _TECHNICAL | {"technical_max_mean_word_chars": 20.0}
+
+
 Bounds = Callable[[str], Mapping[str, float]]  # by language
 
 # Per preset: bounds of the document rules, and line rules.
@@ -106,7 +116,7 @@ PRESETS: dict[str, tuple[Bounds, Mapping[str, float | str]]] = {
     "refinedweb": (lambda _: _GOPHER_REPETITION | _GOPHER_QUALITY, _REFINEDWEB),
     "code": (lambda _: _CODE, {}),
     "code-comments": (lambda _: _CODE_COMMENTS, {}),
-    "technical": (lambda _: _TECHNICAL, _TECHNICAL_LINES)}
+    "technical": (_technical, _TECHNICAL_LINES)}
 
 
 def thresholds(names: Sequence[str] | str, language: str) -> dict[str, float]:

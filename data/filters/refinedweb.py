@@ -9,7 +9,7 @@ In this order, on unstripped lines (blank ones are kept; `baselines/mappers/modi
         and an initial "Sign-in" are deleted.
     refinedweb_max_removed_word_frac: removes the page when the corrections removed a larger
         share of its words. Words are runs of non-space characters with a letter or digit (DCLM:
-        uniseg's, without punctuation).
+        uniseg's, without punctuation); those of scripts without spaces, see `data.writing`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from data.filters.rules import BrokenRule
+from data.writing import count_words, is_mostly_unspaced
 
 _COUNTER = re.compile(
     r"\W*\d[\d,.]*[kmb]?\s+(?:likes|shares|comments|retweets|reposts|quotes|bookmarks|upvotes|"
@@ -30,8 +31,9 @@ def apply_refinedweb(text: str, rules: Mapping[str, Any],
                      trimmed: dict[str, int]) -> tuple[str, BrokenRule | None]:
     """The corrected text and the rule that removes the page; adds dropped bytes to `trimmed`."""
     kept = []
+    has_units = is_mostly_unspaced(text)
     for line in text.split("\n"):
-        rule = _broken_rule(line, rules) if line else None
+        rule = _broken_rule(line, rules, has_units) if line else None
         if rule is None:
             kept.append(line)
             continue
@@ -43,21 +45,21 @@ def apply_refinedweb(text: str, rules: Mapping[str, Any],
             num_bytes = len(line.encode()) + 1
         trimmed[rule] = trimmed.get(rule, 0) + num_bytes
     corrected = "\n".join(kept).strip()
-    before = _count_words(text)
-    removed = 1 - _count_words(corrected) / before if before else 0.0
+    before = _count_words(text, has_units)
+    removed = 1 - _count_words(corrected, has_units) / before if before else 0.0
     bound = rules.get("refinedweb_max_removed_word_frac", 1.0)
     if removed > bound:
         return corrected, BrokenRule("refinedweb_max_removed_word_frac", removed)
     return corrected, None
 
 
-def _broken_rule(line: str, rules: Mapping[str, Any]) -> str | None:
+def _broken_rule(line: str, rules: Mapping[str, Any], has_units: bool) -> str | None:
     uppercase = sum(map(str.isupper, line)) / len(line)
     if uppercase > rules.get("refinedweb_max_uppercase_frac", 1.0):
         return "refinedweb_max_uppercase_frac"
     if "refinedweb_numeric" in rules and line.isdigit():
         return "refinedweb_numeric"
-    num_words = len(line.split())
+    num_words = count_words(line) if has_units else len(line.split())
     if "refinedweb_counter" in rules and num_words < 8 and _COUNTER.fullmatch(line):
         return "refinedweb_counter"
     if num_words < rules.get("refinedweb_min_line_words", 0):
@@ -67,5 +69,7 @@ def _broken_rule(line: str, rules: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _count_words(text: str) -> int:
+def _count_words(text: str, has_units: bool) -> float:
+    if has_units:
+        return count_words(text)
     return sum(any(map(str.isalnum, word)) for word in text.split())

@@ -23,8 +23,8 @@ TOP_SIZES = (2, 3, 4)
 DUPLICATE_SIZES = (5, 6, 7, 8, 9, 10)
 
 
-def count_repeated_chars(words: np.ndarray, chars: np.ndarray, ends: np.ndarray) \
-        -> dict[str, np.ndarray]:
+def count_repeated_chars(words: np.ndarray, chars: np.ndarray, ends: np.ndarray,
+                         units_per_word: float = 1.0) -> dict[str, np.ndarray]:
     """Characters in repeated n-grams, per document.
 
     A repeated (n+1)-gram begins and ends with a repeated n-gram, so fewer places are examined as n
@@ -34,6 +34,8 @@ def count_repeated_chars(words: np.ndarray, chars: np.ndarray, ends: np.ndarray)
         words: numbers of the words of all documents, concatenated: [num_words].
         chars: characters of each word: [num_words].
         ends: end of each document: [num_documents], ascending.
+        units_per_word: where the "words" are units of a script without spaces, how many of them
+            make one: an n-gram is made of n times as many.
 
     Returns:
         ``top_2gram`` ... ``top_4gram`` and ``dup_5gram`` ... ``dup_10gram``, each [num_documents]
@@ -41,11 +43,15 @@ def count_repeated_chars(words: np.ndarray, chars: np.ndarray, ends: np.ndarray)
     """
     counted = {}
     chars_before = np.concatenate([[0], np.cumsum(chars, dtype=np.int64)])
-    for n, places, grams in _repeated_grams(words, ends):
-        if n in TOP_SIZES:
-            counted[f"top_{n}gram"] = _top_chars(n, places, grams, chars_before, ends)
-        if n in DUPLICATE_SIZES:
-            counted[f"dup_{n}gram"] = _duplicate_chars(n, places, grams, chars_before, ends)
+    top, duplicate = ({round(n * units_per_word): n for n in sizes}
+                      for sizes in (TOP_SIZES, DUPLICATE_SIZES))
+    for length, places, grams in _repeated_grams(words, ends, max(duplicate)):
+        if length in top:
+            n = top[length]
+            counted[f"top_{n}gram"] = _top_chars(n, length, places, grams, chars_before, ends)
+        if length in duplicate:
+            counted[f"dup_{duplicate[length]}gram"] = _duplicate_chars(
+                length, places, grams, chars_before, ends)
     return counted
 
 
@@ -54,7 +60,7 @@ def count_top_pair_chars(words: np.ndarray, chars: np.ndarray, ends: np.ndarray)
 
     Of several the longest; 0 if no pair occurs twice. Arguments as above.
     """
-    _, places, grams = next(_repeated_grams(words, ends))
+    _, places, grams = next(_repeated_grams(words, ends, 2))
     covered = np.zeros(len(ends), np.int64)
     if len(places):
         heads, sizes = _group(grams, places)
@@ -65,16 +71,16 @@ def count_top_pair_chars(words: np.ndarray, chars: np.ndarray, ends: np.ndarray)
     return covered
 
 
-def _repeated_grams(words: np.ndarray, ends: np.ndarray) \
+def _repeated_grams(words: np.ndarray, ends: np.ndarray, max_length: int) \
         -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """For n = 2, 3, ..., 10: ascending places of the n-grams that occur at least twice in their
-    document, and a number for each, the same for equal n-grams of one document."""
+    """For n = 2, 3, ..., `max_length`: ascending places of the n-grams that occur at least twice in
+    their document, and a number for each, the same for equal n-grams of one document."""
     is_last = np.zeros(len(words) + 1, bool)
     is_last[ends - 1] = True
     places = np.flatnonzero(~is_last[:-1])
     document = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))
     key = (document[places] << 48) | (words[places].astype(np.int64) << 24) | words[places + 1]
-    for n in range(2, max(DUPLICATE_SIZES) + 1):
+    for n in range(2, max_length + 1):
         places, grams = _keep_repeated(places, key)
         yield n, places, grams
         follows = np.flatnonzero(np.diff(places) == 1)
@@ -102,8 +108,8 @@ def _group(grams: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return places[order[heads]], np.diff(heads, append=len(order))
 
 
-def _top_chars(n: int, places: np.ndarray, grams: np.ndarray, chars_before: np.ndarray,
-               ends: np.ndarray) -> np.ndarray:
+def _top_chars(n: int, length: int, places: np.ndarray, grams: np.ndarray,
+               chars_before: np.ndarray, ends: np.ndarray) -> np.ndarray:
     starts = np.concatenate([[0], ends[:-1]])
     first, counts = starts.copy(), np.ones(len(ends), np.int64)
     if len(places):
@@ -114,9 +120,9 @@ def _top_chars(n: int, places: np.ndarray, grams: np.ndarray, chars_before: np.n
         is_repeated = best > 1 << 40
         counts[is_repeated] = -(-best[is_repeated] >> 40)
         first[is_repeated] = (counts[is_repeated] << 40) - best[is_repeated]
-    fits = first + n <= ends
+    fits = first + length <= ends
     first = np.where(fits, first, 0)
-    chars = chars_before[np.minimum(first + n, len(chars_before) - 1)] - chars_before[first]
+    chars = chars_before[np.minimum(first + length, len(chars_before) - 1)] - chars_before[first]
     return np.where(fits, (chars + n - 1) * counts, 0)
 
 

@@ -7,7 +7,8 @@ The rules below give the words of spaCy 3.8 (`spacy/lang/punctuation.py`, `lang/
     - a chunk beyond `MAX_CHUNK_CHARS`, such as encoded data, is one word;
     - abbreviations and emoticons are those in common use; in other languages than
       English only the hyphen and the elision ("l'eau") are modelled;
-    - Chinese and Japanese are not segmented: each non-ASCII letter is one word.
+    - scripts without spaces are not segmented: outside English text their units come apart before
+      (`data.writing.separate`); within it, as in spaCy's, they are part of the chunk.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ MAX_CHUNK_CHARS = 1000
 
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")  # arXiv:2112.11446, A.1.1
 
-UNSPACED = ("zh", "ja")
 _ELIDING = ("fr", "it", "ca")
 _HYPHENATING = ("de", "sv", "da", "nb", "no", "id")  # a hyphen stays within the word
 
-# Sentence-ending marks of all scripts: the Unicode property Sentence_Terminal and a few more that
-# datatrove counts (`utils/text.py`, TERMINAL_PUNCTUATION). Code points, ranges inclusive.
+# Sentence-ending marks of all scripts: the Unicode property Sentence_Terminal, a few more that
+# datatrove counts (`utils/text.py`, TERMINAL_PUNCTUATION), and Tibetan's. Code points, ranges
+# inclusive.
 _TERMINAL = """
-    21 2e 3f 589 61d-61f 6d4 700-702 7f9 837 839 83d-83e 964-965 104a-104b 1362 1367-1368 166e
-    1735-1736 17d4-17d6 17d9-17da 1803 1809 1944-1945 1aa8-1aab 1b5a-1b5b 1b5e-1b5f 1b7d-1b7e
+    21 2e 3f 589 61d-61f 6d4 700-702 7f9 837 839 83d-83e 964-965 f0d-f12 104a-104b 1362 1367-1368
+    166e 1735-1736 17d4-17d6 17d9-17da 1803 1809 1944-1945 1aa8-1aab 1b5a-1b5b 1b5e-1b5f 1b7d-1b7e
     1c3b-1c3c 1c7e-1c7f 203c-203d 2047-2049 2e2e 2e3c 2e53-2e54 3002 a4ff a60e-a60f a6f3 a6f7
     a876-a877 a8ce-a8cf a92f a9c8-a9c9 aa5d-aa5f aaf0-aaf1 abeb fe52 fe56-fe57 ff01 ff0e ff1f ff61
     10a56-10a57 10f55-10f59 10f86-10f89 11047-11048 110be-110c1 11141-11143 111c5-111c6 111cd
@@ -46,6 +47,9 @@ def _code_points(ranges: str) -> Iterator[str]:
 
 
 TERMINAL_MARKS = tuple(_code_points(_TERMINAL))
+# Those that no Latin text has, so that rules of English corpora can accept them as well.
+FOREIGN_TERMINAL_MARKS = tuple(mark for mark in TERMINAL_MARKS if not mark.isascii()
+                               and not "\u2000" <= mark <= "\u2e7f")
 # A word of these characters alone is a symbol (datatrove `utils/text.py`, PUNCTUATION).
 SYMBOLS = frozenset((
     *string.punctuation, *TERMINAL_MARKS, *"—”％１〈、━【「」，】；“《„’∶´．（–：～«〉》）…►»",
@@ -135,7 +139,6 @@ class Splitter:
 
     def __init__(self, language: str):
         self._exceptions = _exceptions(language)
-        self._is_unspaced = language in UNSPACED
         marks = frozenset(_MARKS) | frozenset(_pictures())
         self._heads = marks | frozenset(_CURRENCY) | frozenset("§%=—–+")
         self._tails = marks | frozenset("—–")
@@ -153,8 +156,6 @@ class Splitter:
         """The words of `chunk`, a run of characters without white space."""
         if chunk in self._exceptions:
             return self._exceptions[chunk]
-        if self._is_unspaced and not chunk.isascii():
-            return tuple(_UNSPACED_WORD.findall(chunk))
         if chunk.isalpha() or len(chunk) > MAX_CHUNK_CHARS:
             return (chunk,)
         word, mark = chunk[:-1], chunk[-1]  # fast path
@@ -244,7 +245,6 @@ class Splitter:
 
 _NUMBER_WITH_UNIT = re.compile(
     rf"(?<=[0-9])({'|'.join(sorted(map(re.escape, _UNITS.split()), key=len, reverse=True))})$")
-_UNSPACED_WORD = re.compile(r"[A-Za-z0-9]+|[^\s]")
 # Host names, file names and links are one word: `numpy.org/doc`, `my-file.txt`.
 _ADDRESS = re.compile(
     r"(?:[\w+.\-]{2,}://)?(?:[^\s@]+@)?(?:(?:[^\W_](?:[\w-]{0,61}[^\W_])?\.)+"

@@ -15,11 +15,14 @@ from data.filters.own import load_filter
 from data.filters.presets import PRESETS, line_rules
 from data.filters.rules import parse_rule
 from data.filters.signals import PROSE_SIGNALS
+from data.passes.losses import Loss
 from data.privacy import redaction
+from data.readers import fields
 
 
 def check(section: Mapping[str, Any]) -> None:
     """Raises `UserError` for the first field of ``config.curate`` that is invalid."""
+    fields.from_config(section)
     for domain, names in section["presets"].items():
         for name in [names] if isinstance(names, str) else names:
             if name not in PRESETS:
@@ -67,6 +70,7 @@ def _check_numbers(section: Mapping[str, Any]) -> None:
     """Checks every number against its bounds (field, low, high), both inclusive."""
     infinity = float("inf")
     for field, low, high in (
+            ("limit", 0, infinity),
             ("unit_bytes", 1, infinity), ("run.memory_bytes", 1 << 20, infinity),
             ("max_corrupt_frac", 0, 1), ("keep_top_frac", 0, 1),
             ("lines.min_block_lines", 1, infinity), ("lines.min_site_pages", 2, infinity),
@@ -85,8 +89,14 @@ def _check_numbers(section: Mapping[str, Any]) -> None:
                             f"set --config.curate.{field}")
 
 
-def check_read(section: Mapping[str, Any], measured: Sequence[Mapping[str, Any]]) -> None:
-    """Raises `UserError` without a document, or when too many records are damaged."""
+def check_read(section: Mapping[str, Any], measured: Sequence[Mapping[str, Any]],
+               losses: Sequence[Loss], lost_frac: float) -> None:
+    """Raises `UserError` without a document, or when too many records or bytes are lost.
+
+    Args:
+        measured: results of `data.passes.measure`, per unit.
+        losses, lost_frac: see `data.passes.losses.find_losses`.
+    """
     inputs = f"curate.inputs={section['inputs']!r}"
     reasons: dict[str, int] = {}
     for result in measured:
@@ -95,11 +105,15 @@ def check_read(section: Mapping[str, Any], measured: Sequence[Mapping[str, Any]]
     num_corrupt = sum(reasons.values())
     num_documents = sum(result["documents"] for result in measured)
     total = num_corrupt + num_documents
+    remedy = ("repair the files, or raise --config.curate.max_corrupt_frac above "
+              f"{section['max_corrupt_frac']}")
     if total and num_corrupt / total > section["max_corrupt_frac"]:
         worst = dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))[:3])
-        raise UserError(inputs, f"{num_corrupt} of {total} records are damaged ({worst})",
-                        "repair the files, or raise --config.curate.max_corrupt_frac "
-                        f"above {section['max_corrupt_frac']}")
+        raise UserError(inputs, f"{num_corrupt} of {total} records are damaged ({worst})"
+                        + "".join(f"; {loss}" for loss in losses[:3]), remedy)
+    if lost_frac > section["max_corrupt_frac"]:
+        worst = "; ".join(map(str, losses[:3])) or f"{reasons}"
+        raise UserError(inputs, f"{lost_frac:.0%} of the bytes are lost: {worst}", remedy)
     if not num_documents:
         raise UserError(inputs, "holds no document",
                         "give WARC, JSONL, Parquet or text files that hold text")

@@ -30,6 +30,7 @@ from data.filters.signals import prose_frac
 from data.passes.roster import Roster
 from data.privacy import redaction
 from data.tables import TableWriter, read_rows, write_array
+from data.writing import count_words
 
 BATCH_DOCUMENTS = 256
 STAGES = ("lines", "privacy", "harm_words", "classifiers", "filters", "contamination")
@@ -198,7 +199,7 @@ class _Cleaner:
             draft.trimmed |= result.trimmed
             if result.removal is not None:
                 draft.remove("lines", result.removal.reason, result.removal.score)
-        num_words = len(draft.text.split())
+        num_words = count_words(draft.text)
         if not draft.is_code and num_words < self._rules["lines"]["min_words"]:
             draft.remove("lines", "lines_min_words", num_words)
 
@@ -257,10 +258,12 @@ def load_index(rules: Mapping[str, Any]) -> TaskIndex | None:
 
 def _row(draft: Draft) -> dict[str, Any]:
     quality = draft.scores.get("quality")
+    if quality is None:
+        quality = round(prose_frac(draft.text, draft.language), 4)
     return {
         "row": draft.row, "id": draft.id, "text": draft.text,
         "bytes": draft.sizes[-1], "domain": draft.domain,
-        "quality": round(prose_frac(draft.text), 4) if quality is None else quality,
+        "quality": quality,
         "scores": json.dumps(draft.scores), "trimmed": json.dumps(draft.trimmed),
         "redacted": json.dumps(draft.redacted), "hits": json.dumps(draft.hits)}
 

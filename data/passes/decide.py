@@ -7,6 +7,7 @@ documents it writes the keys of lines for the comparison of documents.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -20,6 +21,7 @@ from data.filters.harm import load_url_list
 from data.filters.presets import thresholds
 from data.filters.rules import decide as find_broken_rule
 from data.filters.rules import parse_rule
+from data.filters.signals import OPTIONAL_SIGNALS
 from data.passes.roster import Roster
 from data.tables import read_rows, write_array
 
@@ -46,7 +48,8 @@ def decide(*, output: Path, measured: str, repeats: str, presets: Mapping[str, S
 
     Returns:
         ``tallies`` of the stages, and ``histograms`` by domain and signal; the last
-        ``bounds`` applied, by domain (they may depend on the language).
+        ``bounds`` applied, by domain (they may depend on the language); ``unapplied``: documents
+        that rules did not apply to, by rule and language.
     """
     rows = [row for _, row in read_rows(measured, COLUMNS)]
     for row in rows:
@@ -57,6 +60,7 @@ def decide(*, output: Path, measured: str, repeats: str, presets: Mapping[str, S
     url_lists = [load_url_list(path) for path in url_lists]
     histograms: dict[str, dict[str, list[int]]] = {}
     used: dict[str, Mapping[str, float]] = {}
+    unapplied: dict[str, Counter[str]] = {}
 
     @cache
     def bounds_of(domain: str, language: str) -> Mapping[str, float]:
@@ -71,13 +75,17 @@ def decide(*, output: Path, measured: str, repeats: str, presets: Mapping[str, S
         bounds = bounds_of(row["domain"], row["language"])
         _count(histograms.setdefault(row["domain"], {}), row["signals"], bounds)
         used[row["domain"]] = bounds
+        for rule in bounds if _is_prose(row) else ():
+            signal = parse_rule(rule).signal
+            if signal in OPTIONAL_SIGNALS and signal not in row["signals"]:
+                unapplied.setdefault(rule, Counter())[row["language"]] += 1
         removal = find_broken_rule(row["signals"], bounds)
         return removal and (removal.reason, removal.score, "")
 
     stages: dict[str, Callable[[int, Row], Verdict]] = {
         "extract": lambda _, row: None if _num_words(row) else ("empty", 0.0, ""),
         "exact_dedup": is_repeat,
-        "language": lambda _, row: _wrong_language(row, **languages),
+        "language": lambda _, row: wrong_language(row, **languages),
         "harm": lambda _, row: _blocked(row["source"], url_lists),
         "rules": break_rule,
     }
@@ -89,7 +97,12 @@ def decide(*, output: Path, measured: str, repeats: str, presets: Mapping[str, S
                 roster.remove(number, *verdict)
     write_array(f"{output}.blocks.npy", blocks.block_keys(measured, roster.rows, min_block_lines))
     write_array(f"{output}.edges.npy", blocks.edge_keys(measured, roster.rows))
-    return {"tallies": roster.save(output), "histograms": histograms, "bounds": used}
+    return {"tallies": roster.save(output), "histograms": histograms, "bounds": used,
+            "unapplied": unapplied}
+
+
+def _is_prose(row: Row) -> bool:
+    return "words" in row["signals"]    # source code has other signals, and no language
 
 
 def _num_words(row: Row) -> float:
@@ -97,8 +110,9 @@ def _num_words(row: Row) -> float:
     return row["signals"].get("words", row["bytes"])
 
 
-def _wrong_language(row: Row, keep: Sequence[str], min_score: float) -> Verdict:
-    if not keep or row["language"] == "und":    # e.g. source code
+def wrong_language(row: Row, keep: Sequence[str], min_score: float) -> Verdict:
+    """The verdict on a document's language; source code has none and stays."""
+    if not keep or not _is_prose(row):
         return None
     if row["language"] not in keep:
         return f"language_{row['language']}", row["language_score"], ""

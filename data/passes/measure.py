@@ -22,9 +22,11 @@ from data.dedup.shingles import exact_key
 from data.extraction.guard import Failure, GuardedExtractor
 from data.filters.language import identify
 from data.filters.signals import measure_batch
+from data.readers.fields import Fields
 from data.readers.read import read
-from data.readers.records import Corrupt, RawRecord, Skipped
-from data.readers.units import Unit
+from data.readers.records import Corrupt, Item, RawRecord, RowNotes
+from data.readers.storage import join
+from data.readers.units import Unit, is_folder
 from data.tables import TableWriter, write_array
 
 BATCH_PAGES, BATCH_BYTES = 256, 16 << 20   # pages held in memory at once
@@ -33,12 +35,12 @@ MEASURED_SCHEMA = pa.schema([
     ("id", pa.string()), ("text", pa.string()), ("source", pa.string()), ("site", pa.string()),
     ("domain", pa.string()), ("language", pa.string()), ("language_score", pa.float64()),
     ("bytes", pa.int64()), ("signals", pa.string()),
-    ("origin", pa.string()), ("line_hashes", pa.list_(pa.uint64()))])
+    ("origin", pa.string()), ("origin_id", pa.string()), ("line_hashes", pa.list_(pa.uint64()))])
 LOST_SCHEMA = pa.schema([("source", pa.string()), ("kind", pa.string()), ("reason", pa.string())])
 
 
-def measure(*, output: Path, path: str, start: int, stop: int, content: str, domain: str,
-            code_domains: Sequence[str], extraction: Mapping[str, Any]) -> dict[str, Any]:
+def measure(*, output: Path, path: str, start: int, stop: int, content: str,
+            reading: Mapping[str, Any], extraction: Mapping[str, Any]) -> dict[str, Any]:
     """Reads and measures a unit; writes its documents, records without a document, and keys.
 
     Besides ``<output>.parquet`` and ``.lost.parquet`` it writes ``.exact.npy`` ([n, 2] uint64: the
@@ -47,22 +49,32 @@ def measure(*, output: Path, path: str, start: int, stop: int, content: str, dom
     Args:
         path, start, stop: the unit, see `data.readers.units.Unit`.
         content: fingerprint of the file, so that a changed file is read again.
-        domain: domain of records without one.
-        code_domains: domains whose documents are measured as source code.
+        reading: domain of records without one; code_domains, whose documents are measured as source
+            code; fields, those of `data.readers.fields.Fields`; limit, at which reading ends (0 =
+            none).
         extraction: mode ("fast" or "quality"), timeout_secs and max_page_bytes of a page,
             emoji_names and punctuation of `data.extraction.normalise`.
 
     Returns:
         Counts: documents, raw and text bytes, documents by domain, corrupt and skipped records by
-        reason.
+        reason, and losses: bytes of the input that were not read, by file and reason; rows by the
+        field of their text, by configured fields that they lack, and by fields that are not kept;
+        rows without a text, and the fields of the first.
+
+    Raises:
+        PassingError: the input could not be read to its end for a reason that may pass.
     """
-    counts = {"corrupt": Counter(), "skipped": Counter(), "domains": Counter()}
+    counts = {name: Counter() for name in ("corrupt", "skipped", "domains", "text_fields",
+                                           "missing_fields", "cut_fields")}
+    textless: dict[str, Any] = {"rows": 0, "fields": ()}
+    losses: dict[str, Counter] = {}
     documents = text_bytes = raw_bytes = 0
     exact_keys, url_keys = [], []
     with (TableWriter(f"{output}.parquet", MEASURED_SCHEMA, 256) as measured,
           TableWriter(f"{output}.lost.parquet", LOST_SCHEMA) as lost,
           GuardedExtractor(**extraction) as extractor):
-        for batch in _batches(read(Unit(path, start, stop))):
+        items = read(Unit(path, start, stop), Fields(**reading["fields"]))
+        while batch := _next_batch(items, documents, reading["limit"]):
             records = [item for item in batch if isinstance(item, RawRecord)]
             outcomes = iter(extractor.run([(record.content, _media_type(record))
                                            for record in records]))
@@ -77,9 +89,15 @@ def measure(*, output: Path, path: str, start: int, stop: int, content: str, dom
                         continue
                     failure = Corrupt(item.source, outcome.reason)
                 kind = "corrupt" if isinstance(failure, Corrupt) else "skipped"
+                textless["rows"] += kind == "corrupt" and bool(failure.fields)
+                textless["fields"] = textless["fields"] or failure.fields
+                if kind == "corrupt" and failure.num_bytes:
+                    file = join(path, failure.source) if is_folder(path) else path
+                    losses.setdefault(file, Counter())[failure.reason] += failure.num_bytes
                 counts[kind][failure.reason] += 1
                 lost.write({"source": failure.source, "kind": kind, "reason": failure.reason})
-            for row in _rows(pages, domain, code_domains):
+            _count_fields(counts, [record.notes for record, _ in pages if record.notes])
+            for row in _rows(pages, reading["domain"], reading["code_domains"]):
                 documents += 1
                 counts["domains"][row["domain"]] += 1
                 text_bytes += row["bytes"]
@@ -90,19 +108,25 @@ def measure(*, output: Path, path: str, start: int, stop: int, content: str, dom
     write_array(f"{output}.exact.npy", np.array(exact_keys, np.uint64).reshape(-1, 2))
     write_array(f"{output}.url.npy", np.array(url_keys, np.uint64))
     return {"documents": documents, "bytes": text_bytes, "raw_bytes": raw_bytes,
+            "textless": textless,
+            "losses": {file: dict(counter) for file, counter in losses.items()},
             **{kind: dict(counter) for kind, counter in counts.items()}}
 
 
-def _batches(items: Iterator[RawRecord | Corrupt | Skipped]) -> Iterator[list]:
-    batch, size = [], 0
-    for item in items:
+def _next_batch(items: Iterator[Item], documents: int, limit: int) -> list[Item]:
+    """The next items, no more than the limit leaves after so many documents."""
+    batch, num_bytes = [], 0
+    most = min(BATCH_PAGES, limit - documents) if limit else BATCH_PAGES
+    while len(batch) < most and num_bytes < BATCH_BYTES and (item := next(items, None)):
         batch.append(item)
-        size += len(item.content) if isinstance(item, RawRecord) else 0
-        if len(batch) >= BATCH_PAGES or size >= BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+        num_bytes += len(item.content) if isinstance(item, RawRecord) else 0
+    return batch
+
+
+def _count_fields(counts: Mapping[str, Counter], notes: Sequence[RowNotes]) -> None:
+    counts["text_fields"].update(note.text for note in notes)
+    counts["missing_fields"].update(name for note in notes for name in note.missing)
+    counts["cut_fields"].update(name for note in notes for name in note.cut)
 
 
 def _rows(pages: Sequence[tuple[RawRecord, str]], domain: str,
@@ -112,7 +136,7 @@ def _rows(pages: Sequence[tuple[RawRecord, str]], domain: str,
     kinds = ["code" if name in code_domains else "prose" for name in domains]
     languages = [("und", 0.0) if kind == "code" else identify(text)
                  for kind, text in zip(kinds, texts)]
-    signals = measure_batch(texts, kinds, [language for language, _ in languages])
+    signals = measure_batch(texts, kinds, languages)
     for place, (record, text) in enumerate(pages):
         language, score = languages[place]
         yield {
@@ -126,6 +150,7 @@ def _rows(pages: Sequence[tuple[RawRecord, str]], domain: str,
             "bytes": len(text.encode()),
             "signals": json.dumps(signals[place]),
             "origin": json.dumps(dict(record.meta), sort_keys=True),
+            "origin_id": record.id,
             "line_hashes": [] if kinds[place] == "code" else hash_lines(text),
         }
 

@@ -14,18 +14,17 @@ import pyarrow.parquet as pq
 import xxhash
 
 from data.dedup.substrings import cut
-from data.documents import SCHEMA, Document
+from data.documents import REMOVED_FIELDS, SCHEMA, Document
 from data.passes.roster import Roster, read_removed
+from data.readers.metadata import lookup
 from data.tables import TableWriter, read_rows, write_array
 
-REMOVED_FIELDS = {"stage": pa.string(), "reason": pa.string(), "score": pa.float64(),
-                  "representative": pa.string()}
-REMOVED_SCHEMA = pa.schema([*SCHEMA, *REMOVED_FIELDS.items()])
 BATCH_DOCUMENTS = 512
 
 
 def write(*, output: Path, measured: str, passes: Sequence[str], duplicates: str,
-          heldout_rows: Sequence[int], cuts: str) -> dict[str, Any]:
+          heldout_rows: Sequence[int], cuts: str,
+          columns: Mapping[str, str]) -> dict[str, Any]:
     """Writes ``<output>.documents.parquet``, ``.heldout.parquet`` and ``.removed.parquet``,
     and the exact keys of the documents.
 
@@ -35,6 +34,7 @@ def write(*, output: Path, measured: str, passes: Sequence[str], duplicates: str
         duplicates: near duplicates of the unit, see `data.passes.near.cluster`.
         heldout_rows: held-out documents of this unit.
         cuts: path of a table of spans to cut from this unit's texts, or empty.
+        columns: further columns, with the fields of the input that they are taken from.
 
     Returns:
         ``tallies`` of the stages; documents and bytes by ``domains``, ``languages`` and
@@ -48,20 +48,22 @@ def write(*, output: Path, measured: str, passes: Sequence[str], duplicates: str
     spans = _read_cuts(cuts)
     counts = {"domains": {}, "languages": {}, "domains_heldout": {}}
     corpus_hash, rows_kept = 0, []
-    with (TableWriter(f"{output}.documents.parquet", SCHEMA, BATCH_DOCUMENTS) as kept,
-          TableWriter(f"{output}.heldout.parquet", SCHEMA, BATCH_DOCUMENTS) as held_out,
-          TableWriter(f"{output}.removed.parquet", REMOVED_SCHEMA, BATCH_DOCUMENTS) as dropped):
+    schema = pa.schema([*SCHEMA, *((name, pa.string()) for name in columns)])
+    removed_schema = pa.schema([*schema, *REMOVED_FIELDS.items()])
+    with (TableWriter(f"{output}.documents.parquet", schema, BATCH_DOCUMENTS) as kept,
+          TableWriter(f"{output}.heldout.parquet", schema, BATCH_DOCUMENTS) as held_out,
+          TableWriter(f"{output}.removed.parquet", removed_schema, BATCH_DOCUMENTS) as dropped):
         for row, document in _documents(f"{measured}.parquet", f"{passes[1]}.parquet", clusters):
             if row in removed:
-                dropped.write(document.row() | {name: getattr(removed[row], name)
-                                                for name in REMOVED_FIELDS})
+                dropped.write(_row(document, columns) | {name: getattr(removed[row], name)
+                                                         for name in REMOVED_FIELDS})
             elif row in heldout_rows:
-                held_out.write(document.row())
+                held_out.write(_row(document, columns))
                 _count(counts, "domains_heldout", document)
             else:
                 document = _cut(document, spans.get(row, ()), row, roster)
                 corpus_hash += xxhash.xxh3_128_intdigest(f"{document.id}\n{document.text}".encode())
-                kept.write(document.row())
+                kept.write(_row(document, columns))
                 rows_kept.append(row)
                 _count(counts, "domains", document)
                 _count(counts, "languages", document)
@@ -69,16 +71,25 @@ def write(*, output: Path, measured: str, passes: Sequence[str], duplicates: str
     return {"tallies": roster.save(output), "hash": f"{corpus_hash % 2**128:032x}", **counts}
 
 
+def _row(document: Document, columns: Mapping[str, str]) -> dict[str, str | None]:
+    """A document's row, with further columns from the fields of the input."""
+    values = {name: lookup(document.meta["origin"], field) for name, field in columns.items()}
+    return document.row() | {name: value if value is None or isinstance(value, str)
+                             else json.dumps(value) for name, value in values.items()}
+
+
 def _documents(measured: str, cleaned: str,
                clusters: Mapping[int, Mapping[str, Any]]) -> Iterator[tuple[int, Document]]:
     """All documents of a unit, with their cleaned text if they were cleaned."""
     columns = ("id", "text", "source", "domain", "language", "language_score", "signals",
-               "origin")
+               "origin", "origin_id")
     cleaned_rows = (row for _, row in read_rows(cleaned, batch_rows=BATCH_DOCUMENTS))
     clean = next(cleaned_rows, None)
     for number, raw in read_rows(measured, columns, BATCH_DOCUMENTS):
         meta = {name: round(value, 4) for name, value in json.loads(raw["signals"]).items()}
         meta |= {"language_score": raw["language_score"], "origin": json.loads(raw["origin"])}
+        if raw["origin_id"] is not None:
+            meta["origin_id"] = raw["origin_id"]
         text, domain = raw["text"], raw["domain"]
         if clean is not None and clean["row"] == number:
             text, domain = clean["text"], clean["domain"]

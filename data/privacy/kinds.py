@@ -14,6 +14,9 @@ from collections.abc import Callable, Iterator
 
 import re2
 
+from data.privacy import forms, phones
+from data.privacy.phones import is_inside_number
+
 Places = Iterator[tuple[int, int]]
 
 # --- e-mail ---------------------------------------------------------------------------------
@@ -22,6 +25,11 @@ Places = Iterator[tuple[int, int]]
 _LETTERS = r"\p{Latin}\p{Greek}\p{Cyrillic}0-9"
 _EMAIL = (rf"[{_LETTERS}_%+](?:[{_LETTERS}._%+-]|'[{_LETTERS}])*"
           rf"@[{_LETTERS}.-]+\.[{_LETTERS}-]{{2,}}")
+# Domains in other scripts, before which words of Arabic, Devanagari and the like may stand.
+_SPACED = r"\p{Arabic}\p{Hebrew}\p{Devanagari}\p{Bengali}\p{Tamil}\p{Georgian}\p{Armenian}"
+_DOMAIN = rf"[{_SPACED}\p{{Hangul}}\p{{Han}}\p{{Hiragana}}\p{{Katakana}}\p{{Thai}}]"
+_FOREIGN_EMAIL = (rf"[{_LETTERS}{_SPACED}_%+][{_LETTERS}{_SPACED}\p{{M}}._%+-]*"
+                  rf"@{_DOMAIN}[\p{{L}}\p{{M}}0-9-]*(?:\.[\p{{L}}\p{{M}}0-9-]+)+")
 # Users of remotes: ``git@host:path``, ``ssh://git@host:2222/path``. Other users may be persons.
 _REMOTE_USERS = ("git@", "hg@", "svn@")
 _REMOTE_PATH = re2.compile(r":[\w~/]")
@@ -52,6 +60,9 @@ def _find_emails(text: str) -> Places:
             end = _end_of_domain(text, at + 1, end)
             if end is not None and not _is_code(text, start, end):
                 yield start, end
+        for match in () if text.isascii() else _compiled(_FOREIGN_EMAIL).finditer(text):
+            if _is_top_level(match.group().rpartition(".")[2]):
+                yield match.span()
     for match in _compiled(_SPELLED_EMAIL).finditer(text):
         if _is_top_level(_DOT.split(match.group())[-1].lower()):
             yield match.span()
@@ -130,50 +141,6 @@ def _is_of_product(before: str, value: str) -> bool:
     return first < 40 and sum(number < 10 for number in rest) >= 2
 
 
-# --- phone numbers --------------------------------------------------------------------------
-
-_GAP = r"[ \x{a0}().\x{2010}-\x{2013}/-]"
-_INTERNATIONAL = (rf"\+[17](?:{_GAP}{{0,3}}[0-9]){{10}}\b"
-                  rf"|\+[2-9](?:{_GAP}{{0,3}}[0-9]){{6,18}}\b")
-_NORTH_AMERICAN = (r"(?:\b1[ .-])?(?:\([2-9][0-9]{2}\) ?[2-9][0-9]{2}[ .-]|\b[2-9][0-9]{2}-[2-9]"
-                   r"[0-9]{2}-|\b[2-9][0-9]{2}\.[2-9][0-9]{2}\.)[0-9]{4}\b")
-_LABELLED = (r"(?i:\b(?:tel|telephone|phone|ph|call|fax|mobile|mob|cell|whatsapp|sms|telefon|"
-             r"tél|téléphone|teléfono|handy))"
-             r"(?i:\.|:| us| me| number| no\.?| at| on| or text| is|\)|[ \x{a0}]){0,5}"
-             rf"(\(?[0-9](?:{_GAP}{{0,3}}[0-9]){{6,14}})\b")
-_COUNTRY_CODE = re2.compile(
-    r"1|7|2[07]|3[0-469]|4[013-9]|5[1-8]|6[0-6]|8[1246]|9[0-58]"
-    r"|(?:2[1-69]|3[578]|42|5[09]|6[789]|8[0578]|9[679])[0-9]")     # ITU-T E.164
-_DECIMAL = re2.compile(r"\+[0-9]+\.[0-9]{5}|\+[0-9]{5,}\.")
-_DATE = re2.compile(r"(?:19|20)[0-9]{2}[-./][01]?[0-9][-./][0-3]?[0-9]"
-                    r"|[0-3]?[0-9][-./][0-3]?[0-9][-./](?:19|20)[0-9]{2}")
-
-
-def _find_phones(text: str) -> Places:
-    for match in _compiled(f"{_INTERNATIONAL}|{_NORTH_AMERICAN}|{_LABELLED}").finditer(text):
-        group = 0 if match.group(1) is None else 1
-        start, end = match.span(group)
-        number = match.group(group)
-        if number.startswith("+"):
-            end = start + _international_chars(number)
-        elif group == 1 and _DATE.match(number):
-            continue
-        if end > start and not _is_inside_number(text, start, end):
-            yield start, end
-
-
-def _international_chars(number: str) -> int:
-    """Characters of the telephone number at the start of `number`, or 0.
-
-    It has 8 to 15 digits and ends at the end of a group of digits.
-    """
-    digits = re2.sub("[^0-9]", "", number)
-    if not _COUNTRY_CODE.match(digits) or _DECIMAL.match(number):
-        return 0        # no such country, or a decimal
-    ends = [match.end() for match in re2.finditer("[0-9]+", number)]
-    return max((end for end in ends if 8 <= sum(map(str.isdigit, number[:end])) <= 15), default=0)
-
-
 # --- cards and accounts ---------------------------------------------------------------------
 
 _CARD = (r"\b[2-6][0-9]{13,18}\b|\b[2-6][0-9]{3}(?: [0-9]{4}){3}(?: [0-9]{3})?\b"
@@ -203,7 +170,7 @@ def _find_cards(text: str) -> Places:
         start, end = match.span()
         short = end - 4     # without a last group of three, which may be a security code
         for candidate in (end, short) if text[short] in " -" else (end,):
-            if _is_card(text[start:candidate]) and not _is_inside_number(text, start, candidate):
+            if _is_card(text[start:candidate]) and not is_inside_number(text, start, candidate):
                 yield start, candidate
                 break
 
@@ -218,14 +185,6 @@ def _is_card(value: str) -> bool:
 def _luhn_sum(digits: str) -> int:
     return sum(sum(divmod(int(digit) * (1 + place % 2), 10))
                for place, digit in enumerate(reversed(digits)))
-
-
-def _is_inside_number(text: str, start: int, end: int) -> bool:
-    """Whether a run of digits is part of a decimal, a path or a longer chain of numbers."""
-    before, after = text[max(start - 2, 0):start], text[end:end + 2]
-    return (before.endswith(("/", "_")) or (before[-1:] in (".", ",", "-") and before[:1].isdigit())
-            or (after[:1] in (".", ",", "-", "/", "_") and after[1:].isdigit())
-            or after[:1].isalnum())
 
 
 def _find_ibans(text: str) -> Places:
@@ -301,11 +260,12 @@ def _looks_random(token: str) -> bool:
 # In order of precedence where spans overlap.
 FINDERS: dict[str, Callable[[str], Places]] = {
     "key": _find_keys, "email": _find_emails, "iban": _find_ibans, "card": _find_cards,
-    "ip": _find_ips, "phone": _find_phones}
+    "ip": _find_ips,
+    "phone": lambda text: phones.find_phones(_compiled(phones.PATTERN).finditer(text))}
 
 _ANYTHING = "|".join(f"(?:{pattern})" for pattern in (
-    _EMAIL, _SPELLED_EMAIL, _IPV4, _IPV6, _INTERNATIONAL, _NORTH_AMERICAN, _LABELLED, _CARD,
-    _IBAN_START, _TOKEN, "-----BEGIN "))
+    _EMAIL, _FOREIGN_EMAIL, _SPELLED_EMAIL, _IPV4, _IPV6, phones.PATTERN, _CARD, _IBAN_START,
+    _TOKEN, "-----BEGIN ", forms.PATTERN))
 
 
 @functools.cache

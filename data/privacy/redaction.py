@@ -16,6 +16,7 @@ import re2
 
 from core.errors import UserError
 from core.functions import load_function
+from data.privacy.forms import ascii_forms
 from data.privacy.kinds import FINDERS, has_candidate
 
 KINDS = (*FINDERS, "name")     # in order of precedence where spans overlap
@@ -23,7 +24,7 @@ ACTIONS = ("redact", "mask", "drop", "keep")
 
 _MASKS = {"email": "email@example.com", "name": "Alex Doe"}
 _IP_MASKS = {4: "192.0.2.1", 6: "2001:db8::1"}     # reserved for documentation (RFC 5737, 3849)
-_UPPER, _LOWER, _DIGIT = re2.compile("[A-Z]"), re2.compile("[a-z]"), re2.compile("[0-9]")
+_UPPER, _LOWER, _DIGIT = re2.compile("[A-Z]"), re2.compile("[a-z]"), re2.compile(r"\p{Nd}")
 
 NameFinder = Callable[[str], Iterable[tuple[int, int]]]
 
@@ -43,13 +44,16 @@ def find(text: str, kinds: Sequence[str] = KINDS,
     Kinds:
         key: private key blocks, JSON web tokens, and tokens with the prefix of an issuer, if
             their entropy is high.
-        email: an address whose domain ends in a public suffix or in two letters; also ``name [at]
-            example [dot] org``.
+        email: an address whose domain ends in a public suffix or in two letters, in whatever
+            script; also ``name [at] example [dot] org``.
         iban: country, length and check digits (ISO 13616).
         card: 14 to 19 digits of an issuer's range that pass Luhn, in the usual groups.
         ip: public addresses, versions 4 and 6, but no version or section numbers.
-        phone: ``+`` and a country code, North American groups, or digits after a word like "tel".
+        phone: a country code behind ``+`` or ``00``, groups of North America and of some forty
+            other countries, or digits after a word like "tel" in some thirty languages.
         name: the result of `name_finder`.
+
+    Digits of other scripts and full-width characters count as those of ASCII.
 
     Args:
         name_finder: see `load_name_finder`.
@@ -62,9 +66,10 @@ def find(text: str, kinds: Sequence[str] = KINDS,
     """
     spans: list[Span] = []
     if has_candidate(text):
+        plain = ascii_forms(text)
         for kind, finder in FINDERS.items():
             if kind in kinds:
-                spans += _not_taken(spans, kind, finder(text))
+                spans += _not_taken(spans, kind, finder(plain))
     if name_finder is not None and "name" in kinds:
         spans += _not_taken(spans, "name", _names(text, name_finder))
     return sorted(spans)

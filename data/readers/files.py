@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import posixpath
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 from data.readers import latex, storage
-from data.readers.records import MAX_RECORD_BYTES, Corrupt, Item, RawRecord, failure_kind
+from data.readers.records import MAX_RECORD_BYTES, Corrupt, Item, RawRecord, corrupt
 from data.readers.units import Unit, format_of, list_members, split_reader
 
 CONTENT_TYPES = {"text": "text/plain", "markdown": "text/markdown", "html": "text/html"}
@@ -26,33 +27,27 @@ def read_folder(unit: Unit) -> Iterator[Item]:
     try:
         members = list(itertools.islice(list_members(unit.path), unit.start, unit.stop))
     except OSError as error:
-        yield Corrupt(posixpath.basename(folder.rstrip("/")), f"folder: {failure_kind(error)}")
+        yield corrupt(posixpath.basename(folder.rstrip("/")), "folder", error)
         return
     for name in members:
         yield _read_document(storage.join(folder, name), name)
 
 
-def read_content(path: str) -> bytes | None:
-    """Decompressed bytes of a file; None when they exceed `MAX_RECORD_BYTES`.
-
-    Raises:
-        OSError: the file cannot be read or decompressed.
-    """
-    with storage.open_binary(path) as file:
-        codec = storage.codec_of(file)
-        stream = storage.decompress(file, codec) if codec else file
-        content = stream.read(MAX_RECORD_BYTES + 1)
-    return content if len(content) <= MAX_RECORD_BYTES else None
-
-
 def _read_document(path: str, source: str) -> Item:
     try:
-        content = read_content(path)
+        content = storage.read_whole(path, MAX_RECORD_BYTES)
     except (OSError, EOFError, ValueError, pa.ArrowException) as error:
-        return Corrupt(source, f"file: {failure_kind(error)}")
+        return dataclasses.replace(corrupt(source, "file", error), num_bytes=_size(path))
     if content is None:
-        return Corrupt(source, "file: record is too large")
+        return Corrupt(source, "file: record is too large", _size(path))
     kind = format_of(path) or "text"
     if kind == "latex":
         return latex.read_paper(content, source)
     return RawRecord(source, content, CONTENT_TYPES[kind])
+
+
+def _size(path: str) -> int:
+    try:
+        return storage.size_bytes(path) or 0
+    except FileNotFoundError:       # of a link to nothing
+        return 0

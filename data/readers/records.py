@@ -11,9 +11,25 @@ MAX_RECORD_BYTES = 64 << 20     # after decompression, so that a bomb exhausts n
 READ_BYTES = 1 << 20
 PART_BYTES = 256 << 10       # of a record; some readers allocate the requested size
 BINARY_SAMPLE_BYTES = 4096
+CUT_OFF = "file is cut off"
 
 _UNPAIRED = re.compile("[\ud800-\udfff]")
 _BYTE_ORDER_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")
+
+
+@dataclasses.dataclass(frozen=True)
+class RowNotes:
+    """How a row became a record, for the manifest.
+
+    Attributes:
+        text: the field that holds the text.
+        missing: fields that the config names and the row lacks.
+        cut: fields that are not kept with the document.
+    """
+
+    text: str
+    missing: tuple[str, ...] = ()
+    cut: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +42,8 @@ class RawRecord:
     domain: str | None = None       # None: not given by the input
     id: str | None = None           # as in the input; may not be unique
     charset: str | None = None      # as declared by the server or file
-    meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)   # as in the input
+    notes: RowNotes | None = None   # of a row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +52,8 @@ class Corrupt:
 
     source: str
     reason: str                     # without numbers or paths, so that it can be counted
+    num_bytes: int = 0              # of the input file that are not read because of it, if known
+    fields: tuple[str, ...] = ()    # of a row of which none is known to hold the text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,23 +62,47 @@ class Skipped:
 
     source: str
     reason: str
+    fields: tuple[str, ...] = ()
 
 
 Item = RawRecord | Corrupt | Skipped
 
 
+class Damage(ValueError):
+    """What makes a file, or its rest of `num_bytes`, unreadable, in a fixed phrase."""
+
+    def __init__(self, reason: str, num_bytes: int):
+        super().__init__(reason)
+        self.num_bytes = num_bytes
+
+
+def corrupt(source: str, reader: str, error: Exception, num_bytes: int = 0) -> Corrupt:
+    """The item for content that a reader failed to read.
+
+    Args:
+        num_bytes: of the input file that are not read, unless the error says so.
+
+    Raises:
+        OSError: `error` itself, if the storage failed: that is no damage, and may pass.
+    """
+    if is_of_storage(error):
+        raise error
+    return Corrupt(source, f"{reader}: {failure_kind(error)}",
+                   getattr(error, "num_bytes", num_bytes))
+
+
+def is_of_storage(error: Exception) -> bool:
+    """Whether an error is of the disk or network, not of the content (decoders set no errno)."""
+    return isinstance(error, TimeoutError | FileNotFoundError | PermissionError) or (
+        isinstance(error, OSError) and error.errno is not None)
+
+
 def failure_kind(error: Exception) -> str:
-    """A fixed phrase for the kind of a failure, so that failures can be counted."""
-    if isinstance(error, TimeoutError):
-        return "timed out"
-    if isinstance(error, FileNotFoundError):
-        return "file is gone"
+    """A fixed phrase for the kind of damage, so that failures can be counted."""
     message = str(error).lower()
     if isinstance(error, EOFError) or "truncated" in message or "incomplete" in message:
-        return "file is cut off"
-    if isinstance(error, OSError) and error.errno is not None:
-        return "file cannot be read"
-    return "damaged"
+        return CUT_OFF
+    return str(error) if isinstance(error, Damage) else "damaged"
 
 
 def read_capped(stream) -> bytes:

@@ -14,8 +14,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 from data.readers import storage
-from data.readers.files import read_content
-from data.readers.records import Corrupt, Item, RawRecord, Skipped, failure_kind, is_binary
+from data.readers.records import Corrupt, Item, RawRecord, Skipped, corrupt, is_binary
 from data.readers.units import Unit, list_members, split_reader
 
 MAX_SOURCE_BYTES = 1 << 20      # larger files are data (as in The Stack, arXiv:2211.15533)
@@ -75,7 +74,7 @@ def read(unit: Unit) -> Iterator[Item]:
     try:
         members = list_members(unit.path)
     except OSError as error:
-        yield Corrupt(tree, f"repo: {failure_kind(error)}")
+        yield corrupt(tree, "repo", error)
         return
     licence = _licence_of(folder, members)
     for name, size in itertools.islice(members.items(), unit.start, unit.stop):
@@ -100,7 +99,7 @@ def _licence_of(folder: str, members: dict[str, int]) -> dict[str, str]:
     if name is None:
         return {}
     try:
-        content = read_content(storage.join(folder, name)) or b""
+        content = storage.read_whole(storage.join(folder, name)) or b""
     except (OSError, EOFError, ValueError, pa.ArrowException):
         content = b""       # reported when the file itself is read
     return {"licence_file": name, "licence": name_licence(content.decode("utf-8", "replace"))}
@@ -120,9 +119,9 @@ def _read_source(path: str, source: str, size: int, licence: dict[str, str]) -> 
     if size > MAX_SOURCE_BYTES:
         return Skipped(source, "repo: file is too large")
     try:
-        content = read_content(path)
+        content = storage.read_whole(path)
     except (OSError, EOFError, ValueError, pa.ArrowException) as error:
-        return Corrupt(source, f"repo: {failure_kind(error)}")
+        return corrupt(source, "repo", error)
     if content is None:
         return Corrupt(source, "repo: record is too large")
     if is_binary(content):

@@ -20,7 +20,7 @@ from data.readers.records import (
     Item,
     RawRecord,
     Skipped,
-    failure_kind,
+    corrupt,
 )
 from data.readers.units import Unit
 
@@ -38,13 +38,13 @@ def read(unit: Unit) -> Iterator[Item]:
             stream = storage.decompress(file, codec) if codec else file
             yield from _read_stream(stream, pages)
     except (OSError, EOFError, ValueError, pa.ArrowException) as error:
-        yield Corrupt(pages.place, f"wiki: {failure_kind(error)}")
+        yield corrupt(pages.place, "wiki", error)
 
 
 def _read_stream(stream: BinaryIO, pages: _Pages) -> Iterator[Item]:
     chunk = None
     while chunk != b"":
-        chunk = stream.read(READ_BYTES)
+        chunk = stream.read1(READ_BYTES)
         try:
             pages.parser.Parse(chunk, not chunk)
         except expat.ExpatError:

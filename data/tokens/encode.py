@@ -18,14 +18,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from core.errors import UserError
+from data.domains import file_stem, token_domain
 from data.tokenizer import Tokenizer, load_tokenizer
 from data.tokens.shards import shuffle_key, write_run
 
 COLUMNS = ("id", "text", "domain", "meta")
 READ_BATCH = 256  # documents decoded at once
 MIN_UNIT_BYTES, MAX_UNIT_BYTES, MAX_UNITS = 4_000_000, 256_000_000, 1024
-RESERVED = ("best", "heldout")  # names in a token folder that are not domains
-DOMAIN_NAME = re.compile(r"\w[\w.-]*")
 LONG_SPACE = re.compile(r"\s{100000}")
 
 Span = tuple[str, int, int, int]  # part, row group, first row in it, number of rows
@@ -38,14 +37,16 @@ def plan_units(folder: Path, unit_bytes: int | None = None) -> list[list[Span]]:
         unit_bytes: uncompressed. By default a 1024th of the folder, from 4 to 256 MB, so that
             the merge of 1 TB of tokens reads slices of 64 KB.
 
+    Returns:
+        No unit where there is no document.
+
     Raises:
-        UserError: the folder has no part or no document, or a part is damaged.
+        UserError: a part is damaged.
     """
     parts = sorted(Path(folder).glob("*.parquet"))
     groups = [(str(part), *group) for part in parts for group in _row_groups(part)]
     if not groups:
-        raise UserError(str(folder), "holds no documents",
-                        "see the report of `python -m data.curate`")
+        return []
     total_bytes = sum(num_bytes for *_, num_bytes in groups)
     unit_bytes = unit_bytes or min(max(total_bytes // MAX_UNITS, MIN_UNIT_BYTES), MAX_UNIT_BYTES)
     units: list[list[Span]] = [[]]
@@ -64,7 +65,7 @@ def plan_units(folder: Path, unit_bytes: int | None = None) -> list[list[Span]]:
 
 def encode_unit(output: Path, spans: Sequence[Span], tokenizer: str, seed: int,
                 domain: str | None = None) -> dict[str, dict[str, int]]:
-    """Encodes the rows of `spans` and writes a run per domain, ``{output}.{domain}``.
+    """Encodes the rows of `spans` and writes a run per domain, ``{output}.{file_stem(domain)}``.
 
     Args:
         tokenizer: tokenizer folder.
@@ -75,18 +76,18 @@ def encode_unit(output: Path, spans: Sequence[Span], tokenizer: str, seed: int,
         Documents, tokens, bytes of text, and documents without a quality (unscored), by domain.
 
     Raises:
-        UserError: a part is damaged, or a domain is not a valid file name.
+        UserError: a part is damaged.
     """
     encoder = _load(tokenizer)
     encoded: dict[str, list[tuple[int, float, int, np.ndarray]]] = defaultdict(list)
     for row in _rows(spans):
-        encoded[domain or _checked(row["domain"], row["id"])].append(
+        encoded[domain or token_domain(row["domain"])].append(
             (shuffle_key(row["id"], seed), _quality(row["meta"]), len(row["text"].encode()),
              encode_document(encoder, row["text"])))
     counts = {}
     for name in sorted(encoded):
         keys, scores, sizes, tokens = zip(*encoded.pop(name))
-        write_run(Path(f"{output}.{name}"), keys, scores, sizes, tokens)
+        write_run(Path(f"{output}.{file_stem(name)}"), keys, scores, sizes, tokens)
         counts[name] = {"documents": len(keys), "tokens": sum(map(len, tokens)),
                         "bytes": sum(sizes), "unscored": scores.count(-math.inf)}
     return counts
@@ -114,13 +115,6 @@ def token_dtype(tokenizer: Tokenizer) -> np.dtype:
 @functools.lru_cache(maxsize=1)
 def _load(folder: str) -> Tokenizer:
     return load_tokenizer(Path(folder))
-
-
-def _checked(domain: str, document_id: str) -> str:
-    if domain in RESERVED or not DOMAIN_NAME.fullmatch(domain):
-        raise UserError(f"domain {domain!r} of document {document_id}", "cannot name a token file",
-                        f"use letters, digits, _ . - and none of {', '.join(RESERVED)}")
-    return domain
 
 
 def _quality(meta: str) -> float:

@@ -1,8 +1,9 @@
 """Token files and the rows that training reads from them.
 
-A token folder holds, per domain, `NAME.tokens` (flat little-endian uint16 or uint32: <|bos|>
-text <|end|> for each document) and `NAME.ends` (little-endian int64: end of each document), each
-with checksums, and one `tokens.json`. Rows are cut at load, so one folder serves every row length.
+A token folder holds, per domain, `STEM.tokens` (flat little-endian uint16 or uint32: <|bos|>
+text <|end|> for each document) and `STEM.ends` (little-endian int64: end of each document), each
+with checksums, and one `tokens.json`, which lists the domains by name; `data.domains.file_stem`
+makes the stem of a name. Rows are cut at load, so one folder serves every row length.
 A row is determined by its number, so the state of a loader is one integer.
 """
 
@@ -18,6 +19,7 @@ import numpy as np
 from core.artifacts import read_json
 from core.errors import UserError
 from data.batch import Batch, stack
+from data.domains import file_stem
 from data.tokenizer import Tokenizer
 from data.tokens.best_fit import open_index
 from data.tokens.checked import CheckedArray
@@ -78,7 +80,7 @@ class BestFitRows:
         #: All tokens of the domain, memory-mapped and verified on access.
         self.tokens, ends = open_tokens(folder, domain)
         self._pieces, self._row_ends = open_index(
-            ends, row_length, stored and stored / f"{domain}.best_fit-{row_length}")
+            ends, row_length, stored and stored / f"{file_stem(domain)}.best_fit-{row_length}")
         self._row_length = row_length
         self._name = f"{folder}/{domain}/{row_length}"
 
@@ -114,13 +116,13 @@ def open_tokens(folder: Path, domain: str) -> tuple[CheckedArray, np.ndarray]:
         raise UserError(f"domain {domain!r}", f"{folder} holds {sorted(described['domains'])}",
                         "name one of these in the mixture")
     expected = described["domains"][domain]["tokens"]
-    path = Path(folder) / f"{domain}.tokens"
+    path = Path(folder) / f"{file_stem(domain)}.tokens"
     if not expected:
         raise UserError(str(path), "holds no tokens", "leave this domain out of the mixture")
     dtype = np.dtype(described["dtype"]).newbyteorder("<")
     tokens, ends = CheckedArray(path, dtype), CheckedArray(path.with_suffix(".ends"), "<i8")[:]
     if len(tokens) != expected or ends[-1] != expected:
-        raise UserError(str(path), f"does not hold {expected} tokens, or {domain}.ends does not",
+        raise UserError(str(path), f"does not hold {expected} tokens, or {path.stem}.ends does not",
                         "run `python -m data.pack` again")
     return tokens, ends
 

@@ -18,8 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from core.artifacts import read_json
 from data.batch import Batch, stack
 from data.documents import read_documents
+from data.domains import POOLS
 from data.tokenizer import load_tokenizer
 from data.tokens.rows import TokenRows, open_tokens
 from eval.respond.loaded import LoadedModel, warn_beyond_context
@@ -57,6 +59,11 @@ def heldout_batches(tokens: Path, row_length: int, batch_size: int) -> Iterator[
         yield stack(picked + [empty] * (batch_size - len(picked)))
 
 
+def has_heldout(tokens: Path) -> bool:
+    """Whether a token folder has held-out pages; the measures below need them."""
+    return "heldout" in read_json(tokens / "tokens.json")["domains"]
+
+
 def bits_per_byte(model: LoadedModel, tokens: Path, *, row_length: int,
                   batch_size: int) -> float:
     """Bits per byte of a model on the held-out pages of a token folder."""
@@ -75,9 +82,9 @@ def unigram_bits_per_byte(tokens: Path) -> float:
     """Bits per byte of the training tokens' frequencies (add one) on the held-out pages."""
     sizes = load_tokenizer(tokens / "tokenizer").token_bytes()
     counts = np.ones(len(sizes))
-    for path in sorted(tokens.glob("*.tokens")):
-        if path.stem not in ("heldout", "best"):  # `best` repeats other domains' documents
-            counts += np.bincount(_tokens(tokens, path.stem), minlength=len(sizes))
+    for name in read_json(tokens / "tokens.json")["domains"]:
+        if name not in POOLS:       # `best` repeats other domains' documents
+            counts += np.bincount(_tokens(tokens, name), minlength=len(sizes))
     counts[sizes == 0] = 0
     heldout = np.bincount(_tokens(tokens, "heldout"), minlength=len(sizes)) * (sizes > 0)
     nats = -np.sum(heldout[sizes > 0] * np.log(counts[sizes > 0] / counts.sum()))

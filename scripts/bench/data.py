@@ -97,7 +97,7 @@ def our_steps(keep_all: bool) -> dict[str, Step]:
         kept = []
         for start in range(0, len(texts), BATCH):
             batch = texts[start:start + BATCH]
-            signals = measure_batch(batch, ["prose"] * len(batch), ["en"] * len(batch))
+            signals = measure_batch(batch, ["prose"] * len(batch), [("en", 1.0)] * len(batch))
             results = [clean_lines(text, rules) for text, row in zip(batch, signals)
                        if decide(row, bounds) is None or keep_all]
             kept += [result.text for result in results if result.removal is None or keep_all]

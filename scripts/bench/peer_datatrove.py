@@ -38,7 +38,7 @@ def rule_judge(bounds: Mapping[str, float], language: str = "en") -> Judge:
     """Judges by all signals and `bounds`."""
 
     def judge(texts: Sequence[str]) -> list[str | None]:
-        measured = measure_batch(texts, ["prose"] * len(texts), [language] * len(texts))
+        measured = measure_batch(texts, ["prose"] * len(texts), [(language, 1.0)] * len(texts))
         removals = [decide(signals, bounds) for signals in measured]
         return [removal and removal.reason for removal in removals]
 
@@ -63,7 +63,7 @@ def fineweb_judge() -> Judge:
     rules = line_rules("fineweb")
 
     def judge(texts: Sequence[str]) -> list[str | None]:
-        measured = measure_batch(texts, ["prose"] * len(texts), ["en"] * len(texts))
+        measured = measure_batch(texts, ["prose"] * len(texts), [("en", 1.0)] * len(texts))
         reasons = []
         for text, signals in zip(texts, measured):
             removal = (decide(signals, gopher) or clean_lines(text, rules).removal

@@ -58,6 +58,9 @@ def read_runs(folder: Path, recipe: str) -> dict[int, Run]:
         if seed is None or not (path / "metrics.json").exists():
             continue
         metrics, lineage = read_json(path / "metrics.json"), read_lineage(path)
+        if "heldout_bpb" not in metrics:
+            raise UserError(str(path), "has no heldout_bpb: its corpus holds no page out",
+                            "curate with --config.curate.heldout.frac above 0")
         runs[int(seed[1])] = Run(metrics["heldout_bpb"], metrics["secs"], metrics["tokens"],
                                  _flat(lineage["config"]), lineage["inputs"])
     if not runs:

@@ -44,7 +44,7 @@ MAX_FIRST_LOSS_ERROR = 0.06     # of ln V: initial logits are small but not zero
 # Defaults by platform. Batches are in rows, and are halved until both sides fit.
 DEFAULTS = {
     "cpu": dict(sizes=["124M"], row_length=256, dtype="float32", steps=5,
-                batch={}, other_batch=2, fields={"scan_unroll": 4}),
+                batch={}, other_batch=2, fields={"scan_unroll": 12}),
     "gpu": dict(sizes=["124M", "350M", "1.3B"], row_length=2048, dtype="bfloat16", steps=20,
                 batch={"124M": 32}, other_batch=16,
                 fields={"scan_unroll": 24, "loss_chunks": 8}),
@@ -60,7 +60,8 @@ def run_side(side: str, argument: str, caches: Path) -> dict[str, Any]:
     """
     command = {"ours": [sys.executable, "-m", "scripts.bench.train_step"],
                "peer": [flags.FLAGS.peer_python, "-m", "scripts.bench.peer_llama"]}[side]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1",
+    # Both sides take their memory in huge pages, as scripts/environment.sh sets it.
+    environment = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", **os.environ, "HF_HUB_OFFLINE": "1",
                    "JAX_COMPILATION_CACHE_DIR": str(caches / "jax"),
                    "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"),
                    "TRITON_CACHE_DIR": str(caches / "triton")}

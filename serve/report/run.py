@@ -62,11 +62,13 @@ class Run:
     def __init__(self, folders: Mapping[str, Path]):
         self.artifacts = {name: Artifact(name, folders[name],
                                          read_lineage(folders[name]),
-                                         _with_nans(read_json(folders[name] / "metrics.json")))
+                                         read_json(folders[name] / "metrics.json"))
                           for name in ARTIFACTS}
         self.corpus = Corpus(folders["corpus"])
         self.shape = read_json(folders["base"] / "model.json")["config"]
-        self.evals = {model: self.artifacts[f"eval_{model}"].metrics for model in MODELS}
+        #: Metrics of each model's evaluation; nan stands for what was not measured.
+        self.evals = {model: _with_nans(self.artifacts[f"eval_{model}"].metrics)
+                      for model in MODELS}
         self._rows = {(model, source): read_jsonl(folders[f"eval_{model}"] / f"{source}.jsonl")
                       for model in MODELS for source in NUM_QUESTIONS}
 

@@ -121,6 +121,8 @@ def training(run: Run) -> Markup:
 def compression(run: Run) -> Markup:
     """Bits per byte of the models against xz and the unigram model."""
     base, corpus = run.evals["base"], run.corpus.manifest
+    if run.artifacts["eval_base"].metrics["bpb"] is None:
+        return layout.section("Bits per byte", "Not measured: the corpus holds no page out.")
     rows = [("unigram model", base["unigram_bpb"], "quiet"),
             ("xz -9e", base["xz_bpb"], "quiet"),
             *((MODEL_NAMES[model], run.evals[model]["bpb"], model) for model in MODELS)]

@@ -53,7 +53,8 @@ def render_page(run: Run) -> str:
 
 def key_numbers(run: Run) -> dict[str, Any]:
     """The key numbers of a run."""
-    base, dpo, manifest = run.evals["base"], run.evals["dpo"], run.corpus.manifest
+    base, dpo, manifest = (run.artifacts["eval_base"].metrics, run.artifacts["eval_dpo"].metrics,
+                           run.corpus.manifest)
     return {"minutes": round(run.secs() / 60, 2), "corpus_documents": manifest["documents"],
             "corpus_bytes": manifest["bytes"], "base_bpb": base["bpb"],
             "unigram_bpb": base["unigram_bpb"], "xz_bpb": base["xz_bpb"],
