@@ -13,6 +13,7 @@ CORE = [
     "grain>=0.2.18",
     "ml-collections>=1.1",
     "numpy>=2",
+    "scipy>=1.13",
     "tiktoken>=0.14",
     "rich>=14",
     # data engine
@@ -39,6 +40,7 @@ EXTRAS = {
     "cloud": ["s3fs>=2025", "gcsfs>=2025", "huggingface_hub>=0.34"],
     "ray": ["ray>=2.50"],
     "tb": ["tensorboardX>=2.6"],
+    "notebooks": ["jupyterlab>=4", "nbconvert>=7.16", "ipykernel>=6.29"],
     "wandb": ["wandb>=0.20"],
     # torch exactly: pip prefers that release's CPU build if it knows one, but a newer one to both.
     "peers": ["datatrove>=0.10", "spacy>=3.8", "tokenizers>=0.20", "nltk>=3.9",
@@ -53,6 +55,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=[*PACKAGES, *(f"{p}.*" for p in PACKAGES)]),
+    package_data={"": ["*.css"]},
     install_requires=CORE,
     extras_require=EXTRAS,
 )

@@ -42,11 +42,9 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
     section, source = config.dpo, parents["model"]
     setup = open_setup(source, section, config.mesh)
     preferences = read_preferences(parents["pairs"] / "pairs.jsonl")
-    rows, num_too_long = make_pair_rows(preferences, load_tokenizer(source / "tokenizer"),
-                                        section.row_length)
-    if num_too_long:
-        log(f"{section.out}: left out {num_too_long} of {len(rows) + num_too_long} pairs that are "
-            f"longer than {section.row_length} tokens")
+    rows, counts = make_pair_rows(preferences, load_tokenizer(source / "tokenizer"),
+                                  section.row_length)
+    _log_counts(counts, len(rows), len(preferences), section)
     # Compiles nothing, and refuses what does not fit before the reference is.
     make_step(dpo_loss, setup, section, rows_per_example=2,
               num_steps=len(make_batches(rows, section)))
@@ -56,28 +54,48 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
     loss_fn = partial(dpo_loss, beta=section.beta, nll_coef=section.nll_coef)
     metrics = fine_tune(loss_fn, make_batches(scored, section), source, setup=setup,
                         section=section, folder=folder, rows_per_example=2)
-    return {"pairs": len(rows), "too_long": num_too_long, **metrics}
+    return {"pairs": len(rows), **counts, **metrics}
 
 
 def make_pair_rows(preferences: Sequence[Preference], tokenizer: Tokenizer,
-                   row_length: int) -> tuple[list[PairRows], int]:
-    """Renders pairs, one row per answer; excludes pairs with an answer longer than a row.
+                   row_length: int) -> tuple[list[PairRows], dict[str, int]]:
+    """Renders pairs, one row per answer; excludes those that are too long or teach nothing.
 
     Returns:
-        (chosen, rejected) rows, and the number of excluded pairs.
+        (chosen, rejected) rows; and counts: `too_long`, pairs excluded as an answer is longer than
+        a row; `equal`, those excluded as both answers are the same; `tied`, preferences without a
+        pair, as all ranks are equal; `empty_chosen`, pairs whose preferred answer is empty.
     """
     def render_row(prompt: Conversation, response: str) -> tuple[list[Batch], int]:
         whole = Conversation((*prompt.messages, Message("assistant", response)))
         return pack_examples([render(whole, tokenizer)], row_length)
 
-    rows, num_pairs = [], 0
+    rows, counts = [], dict.fromkeys(("too_long", "equal", "tied", "empty_chosen"), 0)
     for preference in preferences:
-        for pair in preference.pairs():
-            num_pairs += 1
-            sides = [render_row(preference.prompt, response) for response in pair]
-            if not any(num_too_long for _, num_too_long in sides):
+        pairs = preference.pairs()
+        counts["tied"] += not pairs
+        for chosen, rejected in pairs:
+            sides = [render_row(preference.prompt, response) for response in (chosen, rejected)]
+            if chosen == rejected:
+                counts["equal"] += 1
+            elif any(num_too_long for _, num_too_long in sides):
+                counts["too_long"] += 1
+            else:
                 rows.append((sides[0][0][0], sides[1][0][0]))
-    return rows, num_pairs - len(rows)
+                counts["empty_chosen"] += not chosen.strip()
+    return rows, counts
+
+
+def _log_counts(counts: Mapping[str, int], num_rows: int, num_preferences: int,
+                section: ConfigDict) -> None:
+    num_pairs = num_rows + counts["too_long"] + counts["equal"]
+    lines = {"too_long": f"left out of {num_pairs} pairs: longer than {section.row_length} tokens",
+             "equal": f"left out of {num_pairs} pairs: both answers are the same",
+             "tied": f"of {num_preferences} preferences have no pair: all ranks are equal",
+             "empty_chosen": f"of {num_rows} pairs prefer an empty answer"}
+    for name, line in lines.items():
+        if counts[name]:
+            log(f"{section.out}: {counts[name]} {line}")
 
 
 def with_reference(rows: Sequence[PairRows], params: Any, *, setup: Setup,

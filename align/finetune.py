@@ -11,6 +11,7 @@ import grain
 from ml_collections import ConfigDict
 
 from core.errors import UserError
+from core.progress import log
 from data.tokens.rows import batches as group_rows
 from model.directory import load_params, read_description
 from train.setup import Setup, make_setup
@@ -22,11 +23,18 @@ from train.watch.writers import check_writers
 def open_setup(source: Path, section: ConfigDict, mesh: Mapping[str, int]) -> Setup:
     """The setup for fine-tuning a model directory, checked as far as it can be without data."""
     check_writers(section.run.writers)
-    return make_setup(read_description(source).config, section, mesh)
+    described = read_description(source)
+    if section.row_length > described.context_tokens:
+        log(f"warning: {section.out}.row_length={section.row_length}: {source.name} was trained on "
+            f"rows of {described.context_tokens} tokens")
+    return make_setup(described.config, section, mesh)
 
 
 def make_batches(rows: list[Any], section: ConfigDict) -> grain.MapDataset:
     """Batches of `num_epochs` passes over rows, each shuffled differently.
+
+    Where the rows do not fill the last batch, a further pass does, so that each is trained on at
+    least `num_epochs` times.
 
     Raises:
         UserError: fewer rows than one batch.
@@ -35,7 +43,13 @@ def make_batches(rows: list[Any], section: ConfigDict) -> grain.MapDataset:
         raise UserError(f"{section.out}: {len(rows)} rows", "do not fill one batch of "
                         f"{section.batch_size}", "give more data or a smaller batch_size")
     source = grain.MapDataset.source(rows).seed(section.seed).shuffle()
-    return group_rows(source.repeat(section.num_epochs), section.batch_size)
+    num_rows = len(rows) * section.num_epochs
+    num_missing = -num_rows % section.batch_size
+    if num_missing:
+        log(f"{section.out}: {num_missing} of {len(rows)} rows are repeated to fill the last batch "
+            f"of {section.batch_size}")
+    passes = source.repeat(section.num_epochs + bool(num_missing))
+    return group_rows(passes[:num_rows + num_missing], section.batch_size)
 
 
 def fine_tune(loss_fn: LossFn, batches: grain.MapDataset, source: Path, *, setup: Setup,

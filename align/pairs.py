@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from core.entry import Stage, run_stage
@@ -19,6 +20,7 @@ from core.errors import UserError
 from core.progress import log
 from data.chat import ask
 from data.preferences import Preference, write_preferences
+from data.tokenizer import Tokenizer
 from eval.measures.generation import answer_and_score
 from eval.respond.loaded import load_model
 from eval.tasks.registry import open_tasks
@@ -40,37 +42,64 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
     sampling = Sampling(section.max_new_tokens, temperature=section.temperature)
     rows = answer_and_score(model, [task for task, _ in tasks], repeated, sampling,
                             seed=section.seed, batch_size=section.run.batch_size)
-    pairs = make_pairs(rows, section.num_samples, section.min_margin)
+    pairs, left_out = make_pairs(rows, section.num_samples, section.min_margin)
     if not pairs:
         raise UserError(f"pairs.min_margin={section.min_margin}",
                         f"none of {len(solved)} questions has answers that far apart",
                         "set a smaller --config.pairs.min_margin or a higher temperature")
-    num_close = len(solved) - len(pairs)
-    log(f"pairs: {len(pairs)} of {len(solved)} questions; {num_close} too close")
+    described = describe_pairs(pairs, model.tokenizer)
+    log(f"pairs: {len(pairs)} of {len(solved)} questions; {left_out['equal']} with equal answers "
+        f"or scores, {left_out['too_close']} too close")
+    log(f"pairs: {described['chosen_tokens_mean']:.1f} tokens chosen on average, "
+        f"{described['rejected_tokens_mean']:.1f} rejected; {described['empty_chosen']} empty "
+        f"answers chosen, {described['empty_rejected']} rejected")
     write_preferences(folder / "pairs.jsonl", pairs)
-    chosen, rejected = zip(*(pair.meta["scores"] for pair in pairs))
-    return {"questions": len(solved), "pairs": len(pairs), "too_close": num_close,
-            "chosen_score": sum(chosen) / len(pairs), "rejected_score": sum(rejected) / len(pairs)}
+    return {"questions": len(solved), "pairs": len(pairs), **left_out, **described}
 
 
 def make_pairs(rows: Sequence[Mapping[str, Any]], num_samples: int,
-               min_margin: float) -> list[Preference]:
+               min_margin: float) -> tuple[list[Preference], dict[str, int]]:
     """Pairs the best with the worst of each question's answers.
 
     Args:
         rows: scored answers; each question's `num_samples` rows are contiguous.
         min_margin: least difference in score of a pair.
+
+    Returns:
+        The pairs; and the numbers of questions left out because best and worst have the same text
+        or score (`equal`), or scores that are less than `min_margin` apart (`too_close`).
     """
-    pairs = []
+    pairs, left_out = [], {"equal": 0, "too_close": 0}
     for first in range(0, len(rows), num_samples):
         answers = sorted(rows[first:first + num_samples], key=lambda row: row["score"])
         worst, best = answers[0], answers[-1]
-        if best["score"] - worst["score"] >= min_margin:
+        if best["score"] == worst["score"] or best["completion"] == worst["completion"]:
+            left_out["equal"] += 1
+        elif best["score"] - worst["score"] < min_margin:
+            left_out["too_close"] += 1
+        else:
             pairs.append(Preference(
                 ask(best["question"]), (best["completion"], worst["completion"]), (1, 2),
                 source=best["task"],
                 meta={"family": best["family"], "scores": [best["score"], worst["score"]]}))
-    return pairs
+    return pairs, left_out
+
+
+def describe_pairs(pairs: Sequence[Preference], tokenizer: Tokenizer) -> dict[str, float]:
+    """Means of scores and of lengths in tokens, and numbers of empty answers, by side.
+
+    `longer_chosen_frac` is the share of pairs whose preferred answer is the longer one: far from a
+    half, length is what a preference loss learns.
+    """
+    scores = np.array([pair.meta["scores"] for pair in pairs])
+    lengths = np.array([[len(tokenizer.encode(text)) for text in pair.responses]
+                        for pair in pairs])
+    empty = np.array([[not text.strip() for text in pair.responses] for pair in pairs])
+    return {name: value for column, side in enumerate(("chosen", "rejected")) for name, value in (
+        (f"{side}_score", float(scores[:, column].mean())),
+        (f"{side}_tokens_mean", float(lengths[:, column].mean())),
+        (f"empty_{side}", int(empty[:, column].sum())))} | {
+            "longer_chosen_frac": float((lengths[:, 0] > lengths[:, 1]).mean())}
 
 
 STAGE = Stage("pairs", build, parents=("model", "corpus"))

@@ -33,10 +33,10 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
     section, source = config.sft, parents["model"]
     setup = open_setup(source, section, config.mesh)
     conversations = make_conversations(section, parents.get("corpus"))
-    rows = make_rows(conversations, load_tokenizer(source / "tokenizer"), section)
+    rows, left_out = make_rows(conversations, load_tokenizer(source / "tokenizer"), section)
     metrics = fine_tune(next_token_loss, make_batches(rows, section), source, setup=setup,
                         section=section, folder=folder)
-    return {"conversations": len(conversations), **metrics}
+    return {"conversations": len(conversations), **left_out, **metrics}
 
 
 def make_conversations(section: ConfigDict, corpus: Path | None) -> list[Conversation]:
@@ -52,14 +52,24 @@ def make_conversations(section: ConfigDict, corpus: Path | None) -> list[Convers
 
 
 def make_rows(conversations: Sequence[Conversation], tokenizer: Tokenizer,
-              section: ConfigDict) -> list[Batch]:
-    """Packs rendered conversations into rows; logs the number of those that are too long."""
-    rows, num_too_long = pack_examples((render(c, tokenizer) for c in conversations),
+              section: ConfigDict) -> tuple[list[Batch], dict[str, int]]:
+    """Packs rendered conversations into rows, and logs how many are left out.
+
+    Returns:
+        The rows; and the numbers of conversations left out as longer than a row (`too_long`) and
+        as without a text of the assistant (`empty_answers`).
+    """
+    answered = [c for c in conversations
+                if any(m.role == "assistant" and m.content.strip() for m in c.messages)]
+    rows, num_too_long = pack_examples((render(c, tokenizer) for c in answered),
                                        section.row_length)
-    if num_too_long:
-        log(f"{section.out}: left out {num_too_long} of {len(conversations)} conversations that "
-            f"are longer than {section.row_length} tokens")
-    return rows
+    left_out = {"too_long": num_too_long, "empty_answers": len(conversations) - len(answered)}
+    for name, reason in (("too_long", f"longer than {section.row_length} tokens"),
+                         ("empty_answers", "without a text to learn from")):
+        if left_out[name]:
+            log(f"{section.out}: left out {left_out[name]} of {len(conversations)} conversations "
+                f"that are {reason}")
+    return rows, left_out
 
 
 STAGE = Stage("sft", build, parents=("model", "corpus"), every_process=True)

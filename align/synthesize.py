@@ -1,6 +1,6 @@
 """Stage: generates synthetic documents: rephrasings of a corpus, and questions with answers.
 
-    python -m align.synthesize --config=configs/x.py --workdir=runs/x
+    python -m align.synthesize --config=configs/synthesize.py --workdir=runs/x
 
 Reads `documents/` of a corpus. Writes `documents/` of domain "synthetic", which `data.curate` can
 read as an input, and `removed/`, the answers that were filtered out, with the reason of each.

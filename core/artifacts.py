@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from core.errors import UserError
+from core.json_text import format_json, parse_json, read_lines
 from core.processes import ProcessLost
 from core.progress import log
 
@@ -53,8 +54,7 @@ def write_json(path: Path, value: Any) -> None:
     """Writes `value` as JSON so that `path` holds either the old or the new text, never a part."""
     temporary = path.with_name(f".{path.name}.tmp")
     with open(temporary, "w") as file:
-        json.dump(value, file, indent=2, default=str)
-        file.write("\n")
+        file.write(format_json(value, indent=2) + "\n")
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -63,7 +63,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Reads JSON; raises `UserError` when the file is missing or damaged."""
     try:
-        return json.loads(Path(path).read_text())
+        return parse_json(Path(path).read_text())
     except FileNotFoundError:
         raise UserError(str(path), "no such file",
                         "build the artifact that should hold it") from None
@@ -74,26 +74,12 @@ def read_json(path: Path) -> Any:
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Writes rows as JSON lines."""
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    path.write_text("".join(format_json(row) + "\n" for row in rows), "utf-8")
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Reads JSON lines; raises `UserError` when the file is missing or a line is damaged."""
-    try:
-        lines = Path(path).read_text("utf-8").splitlines()
-    except FileNotFoundError:
-        raise UserError(str(path), "no such file", "correct the name, or build the artifact that "
-                        "should hold it") from None
-    except UnicodeDecodeError as error:
-        raise UserError(str(path), f"is not UTF-8 text ({error.reason})", "convert it") from None
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            raise UserError(f"{path}, line {number}", f"is not valid JSON ({error})",
-                            "correct this line, or build its artifact anew") from None
-    return rows
+    """Reads JSON lines; see `core.json_text.read_lines` for what is skipped and refused."""
+    return [row for _, row in read_lines(path)]
 
 
 def code_digest(module_file: str | Path) -> str:

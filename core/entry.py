@@ -1,6 +1,6 @@
 """The one way into Heartwood: flags, config, one-line errors, a JSON object as the last line.
 
-Every stage is ``python -m package.module --config=configs/x.py[:variant] --workdir=DIR`` and any
+Every stage is ``python -m PACKAGE.MODULE --config=configs/NAME.py[:VARIANT] --workdir=DIR`` and any
 field may be set beside it: ``--config.pretrain.num_steps=100``.
 """
 
@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import errno
 import inspect
-import json
 import os
 import re
 import resource
@@ -26,7 +25,9 @@ from ml_collections import ConfigDict
 
 from core import artifacts
 from core.bounds import check_numbers
+from core.caches import cache_folders, find_cache
 from core.errors import PassingError, UserError
+from core.json_text import format_json
 from core.overrides import define_config_flag
 from core.processes import ProcessLost, find_processes
 from core.progress import format_secs, log
@@ -86,7 +87,6 @@ def run(main: Callable[[], Mapping[str, Any]],
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(describe_command(sys.modules["__main__"].__doc__ or "", flags.FLAGS))
         sys.exit()
-    _set_compile_cache()
     os.environ.setdefault("DO_NOT_TRACK", "1")
     logging.set_verbosity(logging.FATAL)  # what Orbax logs as an error, it raises as well
     if fault := flag_fault(flags.FLAGS, sys.argv):
@@ -94,6 +94,7 @@ def run(main: Callable[[], Mapping[str, Any]],
     try:
         processes = find_processes()
         is_first = processes.index == 0
+        _set_compile_cache()
         check_xla_flags()
         apply_xla_settings(os.environ, processes.count)
         result = main()
@@ -112,7 +113,7 @@ def run(main: Callable[[], Mapping[str, Any]],
         log("interrupted; run the same command again to go on")
         sys.exit(EXIT_INTERRUPTED)
     if is_first:
-        print(json.dumps(result, default=_plain), flush=True)
+        print(format_json(result), flush=True)
     if code := status(result):
         sys.exit(code)
 
@@ -224,11 +225,16 @@ def _follow(final: Path, unfinished: Path, lineage: Mapping[str, Any],
 
 def _set_compile_cache() -> None:
     """Turns JAX's persistent compile cache on, in a folder of ours unless the user names one."""
-    cache = artifacts.ROOT / ".cache" / "jax"
-    cache.mkdir(mode=0o700, parents=True, exist_ok=True)    # what lies in it is executed
-    folder = os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    name = "JAX_COMPILATION_CACHE_DIR"
+    if name not in os.environ:
+        folder = find_cache("jax")
+        if folder is None:
+            log(f"programs are compiled anew in every process: none of "
+                f"{[str(place) for place in cache_folders()]} can be written; {name} names another")
+            return
+        os.environ[name] = str(folder)
     if "jax" in sys.modules:    # imported already, by the stage, and past reading the variable
-        sys.modules["jax"].config.update("jax_compilation_cache_dir", folder)
+        sys.modules["jax"].config.update("jax_compilation_cache_dir", os.environ[name])
 
 
 def describe_command(docstring: str, values: flags.FlagValues) -> str:
@@ -262,10 +268,19 @@ def flag_fault(values: flags.FlagValues, argv: Sequence[str]) -> str:
             line = f"--config: the key {dotted[1]!r}: holds a dot: write %2E instead of each"
         return line
     except OSError as error:
-        return f"--config: {str(error).splitlines()[-1].strip()}: choose one of configs/*.py"
+        return f"--config: {str(error).splitlines()[-1].strip()}: {_config_remedy(argv)}"
     if rest:
-        return f"{rest[0]!r}: unexpected argument: flags look like --config.section.field=value"
+        return f"{rest[0]!r}: unexpected argument: flags look like --config.SECTION.FIELD=VALUE"
     return ""
+
+
+def _config_remedy(argv: Sequence[str]) -> str:
+    """What to do about a config file that cannot be opened, e.g. from another folder."""
+    given = next((word.partition("=")[2] for word in argv if word.startswith("--config=")), "")
+    path = Path(given.partition(":")[0])
+    if path.suffix == ".py" and not path.is_absolute() and (artifacts.ROOT / path).exists():
+        return f"from this folder it is --config={artifacts.ROOT / given}"
+    return f"choose one of {artifacts.ROOT / 'configs'}/*.py"
 
 
 def _fail(line: str, status: int = EXIT_USER_ERROR) -> None:
@@ -289,6 +304,9 @@ def _fail_os(error: OSError) -> None:
         errno.EFBIG: "raise the limit on the size of files (ulimit -f); run again to go on",
         errno.EROFS: "choose a --workdir on a writable disk",
     }
+    if not _lies_in_workdir(error.filename):    # another --workdir would not help
+        remedies |= dict.fromkeys((errno.EACCES, errno.EPERM), "change its permissions") | {
+            errno.EROFS: "mount its disk writable"}
     status = EXIT_USER_ERROR
     if error.errno == errno.EIO:
         remedy, status = "run again to go on; check the disk if it happens again", EXIT_IO_ERROR
@@ -297,6 +315,14 @@ def _fail_os(error: OSError) -> None:
     else:
         raise error
     _fail(f"{error.filename or 'disk'}: {error.strerror.lower()}: {remedy}", status)
+
+
+def _lies_in_workdir(path: object) -> bool:
+    """Whether a path lies in `--workdir`; also where the one or the other is unknown."""
+    workdir = flags.FLAGS["workdir"].value if "workdir" in flags.FLAGS else None
+    if not workdir or not isinstance(path, str):
+        return True
+    return Path(path).absolute().is_relative_to(Path(workdir).absolute())
 
 
 def process_secs() -> float:
@@ -309,8 +335,3 @@ def _peak_memory_bytes() -> int:
     """Peak resident memory of this process or, if larger, of its largest child, in bytes."""
     who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     return max(resource.getrusage(w).ru_maxrss for w in who) * 1024
-
-
-def _plain(value: Any) -> Any:
-    """Numpy scalars and paths as JSON."""
-    return value.item() if hasattr(value, "item") else str(value)

@@ -11,6 +11,7 @@ form is checked.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import importlib.metadata
 import os
@@ -19,7 +20,8 @@ import subprocess
 import sys
 from collections.abc import Mapping, MutableMapping
 
-from core.artifacts import ROOT, digest, read_json, write_json
+from core.artifacts import digest, read_json, write_json
+from core.caches import find_cache
 from core.errors import UserError
 from core.progress import log
 
@@ -111,15 +113,13 @@ def _known_fault(given: str) -> str:
     if not given.startswith("--"):      # the name of a file, whose content may change
         return _fault(given)
     version = importlib.metadata.version("jaxlib")
-    path = ROOT / ".cache" / "xla_flags" / f"{digest([given, version])}.json"
-    if path.exists():
-        return read_json(path)["fault"]
+    name, cache = f"{digest([given, version])}.json", find_cache("xla_flags")
+    if cache is not None and (cache / name).exists():
+        return read_json(cache / name)["fault"]
     fault = _fault(given)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"flags": given, "jaxlib": version, "fault": fault})
-    except OSError:     # a read-only checkout: no cache
-        pass
+    if cache is not None:
+        with contextlib.suppress(OSError):      # a full disk
+            write_json(cache / name, {"flags": given, "jaxlib": version, "fault": fault})
     return fault
 
 

@@ -14,8 +14,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from core.artifacts import read_jsonl, write_jsonl
+from core.artifacts import write_jsonl
 from core.errors import UserError
+from core.json_text import read_lines
 from data.chat import Conversation, make_conversation
 
 
@@ -80,5 +81,4 @@ def write_preferences(path: Path, preferences: Iterable[Preference]) -> None:
 
 def read_preferences(path: Path) -> list[Preference]:
     """Reads preferences; see `make_preference` for what is refused."""
-    return [make_preference(row, f"{path}, line {number}")
-            for number, row in enumerate(read_jsonl(path), start=1)]
+    return [make_preference(row, place) for place, row in read_lines(path)]

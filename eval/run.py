@@ -22,6 +22,7 @@ from core.artifacts import read_jsonl, write_jsonl
 from core.entry import Stage, run_stage
 from core.errors import UserError
 from core.progress import log
+from data.tokens.rows import check_tokenizer
 from eval.measures.choices import score_choices
 from eval.measures.generation import answer_and_score
 from eval.measures.likelihood import (
@@ -34,6 +35,7 @@ from eval.respond.loaded import LoadedModel, load_model
 from eval.statistics import mean_and_stderr, win_rate
 from eval.tasks.registry import open_tasks
 from eval.tasks.task import ChoiceTask, Task
+from model.directory import read_description
 from model.execution import make_execution
 from model.generation.sampling import Sampling
 
@@ -45,6 +47,7 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
     """
     section = config.eval
     tasks = open_tasks(section.tasks, parents.get("corpus"), section.inputs)
+    check_tokenizer(parents["tokens"], read_description(parents["model"]).tokenizer, "eval.tokens")
     model = load_model(parents["model"], make_execution(section, also=("batch_size",)))
     log(f"eval: {section.model}, prompts in {'turns' if model.chat else 'plain text'}")
     metrics = _measure_bits(model, section, parents)

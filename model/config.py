@@ -60,6 +60,9 @@ class ModelConfig:
         # V is the tokenizer's, and no field of a config.
         check_numbers({name: value for name, value in dataclasses.asdict(self).items()
                        if name != "V"}, "model")
+        if self.V < 1:
+            raise UserError(f"tokenizer.vocab_size={self.V}", "must be at least 1",
+                            "set --config.tokenizer.vocab_size")
         if self.H % self.G:
             raise UserError(f"model.H={self.H}", f"is not divisible by model.G={self.G}",
                             "set --config.model.G to a divisor of H")

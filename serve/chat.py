@@ -225,6 +225,9 @@ def _open_session() -> Session:
         log(f"{values.model} is a base model: it continues each text instead of answering")
         if values.system:
             raise UserError("--system", "a base model takes no system message", "leave it out")
+    if (values.context_tokens or 0) > model.context_tokens:
+        log(f"warning: --context_tokens={values.context_tokens}: {values.model} was trained on "
+            f"rows of {model.context_tokens}")
     return Session(model, sampling, system=values.system, seed=values.seed,
                    capacity=values.context_tokens or model.context_tokens)
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from align.dpo import make_pair_rows, with_reference
 from align.finetune import make_batches
 from align.losses.preference import PreferenceBatch, answer_logps, dpo_loss
-from align.pairs import make_pairs
+from align.pairs import describe_pairs, make_pairs
 from align.sft import make_conversations, make_rows
 from core.errors import UserError
 from data.batch import Batch, pack_examples, stack
@@ -103,8 +103,8 @@ def test_amount_of_padding_does_not_matter(params, config):
 
 
 def test_only_the_answer_and_its_end_are_scored():
-    rows, num_too_long = make_pair_rows(PAIRS, TOKENIZER, 32)
-    assert num_too_long == 0
+    rows, counts = make_pair_rows(PAIRS, TOKENIZER, 32)
+    assert counts == {"too_long": 0, "equal": 0, "tied": 0, "empty_chosen": 1}
     for (chosen, rejected), pair in zip(rows, PAIRS):
         for row, side in ((chosen, "chosen"), (rejected, "rejected")):
             scored = row.targets_BL[row.loss_weights_BL > 0]
@@ -112,28 +112,50 @@ def test_only_the_answer_and_its_end_are_scored():
 
 
 def test_a_pair_with_a_long_side_is_left_out_whole():
-    rows, num_too_long = make_pair_rows(
+    rows, counts = make_pair_rows(
         [*PAIRS, Preference(ask("q"), ("short", "x" * 50), (1, 2))], TOKENIZER, 32)
-    assert (len(rows), num_too_long) == (len(PAIRS), 1)
+    assert (len(rows), counts["too_long"]) == (len(PAIRS), 1)
+
+
+def test_pairs_of_equal_answers_are_left_out_and_counted():
+    equal = Preference(ask("q"), ("same", "same", "other"), (1, 2, 3))
+    rows, counts = make_pair_rows([*PAIRS, equal], TOKENIZER, 32)
+    assert (len(rows), counts["equal"]) == (len(PAIRS) + 2, 1)
 
 
 def test_a_ranking_trains_on_all_its_pairs_and_a_tie_on_none():
     ranking = Preference(ask("q"), ("b", "a", "c"), (2, 1, 3))
     tie = Preference(ask("q"), ("x", "y"), (1, 1))
-    rows, _ = make_pair_rows([ranking, tie], TOKENIZER, 32)
+    rows, counts = make_pair_rows([ranking, tie], TOKENIZER, 32)
+    assert counts["tied"] == 1
     sides = [tuple(TOKENIZER.decode(row.targets_BL[row.loss_weights_BL > 0]) for row in pair)
              for pair in rows]
     assert sides == [("a<|end|>", "b<|end|>"), ("a<|end|>", "c<|end|>"), ("b<|end|>", "c<|end|>")]
 
 
+def scored(question, *answers):
+    return [{"task": "t", "family": "f", "question": question, "completion": completion,
+             "score": score} for completion, score in answers]
+
+
 def test_pairs_are_best_against_worst_and_close_ones_are_left_out():
-    def row(question, completion, score):
-        return {"task": "t", "family": "f", "question": question, "completion": completion,
-                "score": score}
-    rows = [row("q1", "mid", 0.5), row("q1", "bad", 0.1), row("q1", "good", 0.9),
-            row("q2", "x", 0.4), row("q2", "y", 0.4), row("q2", "z", 0.45)]
-    assert make_pairs(rows, num_samples=3, min_margin=0.1) == [Preference(
+    rows = scored("q1", ("mid", 0.5), ("bad", 0.1), ("good", 0.9)) + scored(
+        "q2", ("x", 0.4), ("y", 0.4), ("z", 0.45)) + scored("q3", ("a", 0), ("a", 0), ("b", 0))
+    pairs, left_out = make_pairs(rows, num_samples=3, min_margin=0.1)
+    assert pairs == [Preference(
         ask("q1"), ("good", "bad"), (1, 2), "t", {"family": "f", "scores": [0.9, 0.1]})]
+    assert left_out == {"equal": 1, "too_close": 1}
+    pairs, left_out = make_pairs(rows, num_samples=3, min_margin=0.0)
+    assert len(pairs) == 2 and left_out == {"equal": 1, "too_close": 0}, "a tie has no order"
+
+
+def test_pairs_are_described_by_scores_lengths_and_empty_answers():
+    pairs, _ = make_pairs(scored("a", ("good one", 1.0), ("bad", 0.0))
+                          + scored("b", ("ok", 0.5), (" ", 0.25)), num_samples=2, min_margin=0)
+    assert describe_pairs(pairs, TOKENIZER) == {
+        "chosen_score": 0.75, "rejected_score": 0.125, "chosen_tokens_mean": 5.0,
+        "rejected_tokens_mean": 2.0, "empty_chosen": 0, "empty_rejected": 1,
+        "longer_chosen_frac": 1.0}
 
 
 def make_section(**changes) -> ConfigDict:
@@ -143,7 +165,7 @@ def make_section(**changes) -> ConfigDict:
 
 def test_sft_loss_is_over_assistant_tokens_only():
     conversations = [ask("what is it?", "a thing"), ask("and this?", "another")]
-    rows = make_rows(conversations, TOKENIZER, make_section())
+    rows, _ = make_rows(conversations, TOKENIZER, make_section())
     batch: Batch = stack(rows)
     scored = batch.targets_BL[batch.loss_weights_BL > 0]
     assert TOKENIZER.decode(scored) == "a thing<|end|>another<|end|>"
@@ -168,8 +190,32 @@ def test_sft_refuses_an_empty_training_set():
         make_conversations(make_section(tasks={"verifiable": 0}), corpus=None)
 
 
+def test_conversations_that_teach_nothing_are_left_out_and_counted(capsys):
+    rows, left_out = make_rows([ask("q", "a"), ask("q", " \n"), ask("q"), ask("q", "a" * 70)],
+                               TOKENIZER, make_section())
+    assert len(rows) == 1 and left_out == {"too_long": 1, "empty_answers": 2}
+    assert capsys.readouterr().err.splitlines() == [
+        "sft: left out 1 of 4 conversations that are longer than 64 tokens",
+        "sft: left out 2 of 4 conversations that are without a text to learn from"]
+
+
+@pytest.mark.parametrize("num_rows, batch_size, num_epochs", [(7, 3, 1), (7, 3, 2), (6, 3, 2)])
+def test_every_row_is_trained_on_in_every_epoch(num_rows, batch_size, num_epochs, capsys):
+    section = make_section(batch_size=batch_size, num_epochs=num_epochs)
+    given = [np.array(number) for number in range(num_rows)]
+    batches = make_batches(given, section)
+    seen = np.concatenate([batches[i] for i in range(len(batches))])
+    missing = -num_rows * num_epochs % batch_size
+    assert len(seen) == num_rows * num_epochs + missing
+    counts = np.bincount(seen, minlength=num_rows)
+    assert counts.min() == num_epochs and counts.max() == num_epochs + bool(missing)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ([f"sft: {missing} of {num_rows} rows are repeated to fill the last batch of "
+                      f"{batch_size}"] if missing else [])
+
+
 def test_less_than_one_batch_is_refused():
     section = make_section(batch_size=5)
-    rows = make_rows([ask("q", "a")], TOKENIZER, section)
+    rows, _ = make_rows([ask("q", "a")], TOKENIZER, section)
     with pytest.raises(UserError, match="do not fill one batch of 5"):
         make_batches(rows, section)

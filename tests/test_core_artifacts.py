@@ -1,12 +1,15 @@
 """Artifacts: code digests, fingerprints, and atomic writes."""
 
 import json
+import math
 
+import numpy as np
 import pytest
 
 from core import artifacts
 from core.artifacts import code_digest, digest, read_json, read_jsonl, write_json, write_jsonl
 from core.errors import UserError
+from core.json_text import read_lines
 
 STAGE = '''"""A stage."""
 from model import layer
@@ -81,18 +84,48 @@ def test_damaged_and_missing_json_is_refused(tmp_path):
         read_json(tmp_path / "torn.json")
 
 
-def test_jsonl_names_the_damaged_line(tmp_path):
-    rows = [{"text": "ä\n"}, {"text": ""}]
-    write_jsonl(tmp_path / "rows.jsonl", rows)
-    assert read_jsonl(tmp_path / "rows.jsonl") == rows
-    (tmp_path / "torn.jsonl").write_text('{"a": 1}\n{"a": ')
-    with pytest.raises(UserError, match=r"torn.jsonl, line 2: is not valid JSON"):
-        read_jsonl(tmp_path / "torn.jsonl")
+def test_numbers_that_are_not_finite_are_null(tmp_path):
+    value = {"loss": math.nan, "gap": [math.inf, -np.inf], "row": np.float32("nan"),
+             "n": np.int64(3), "array": np.array([[1.5, np.nan]]), "path": tmp_path,
+             "pair": (1, None), "on": np.True_}
+    expected = {"loss": None, "gap": [None, None], "row": None, "n": 3, "array": [[1.5, None]],
+                "path": str(tmp_path), "pair": [1, None], "on": True}
+    write_json(tmp_path / "metrics.json", value)
+    write_jsonl(tmp_path / "rows.jsonl", [value, {}])
+    assert "NaN" not in (tmp_path / "metrics.json").read_text()
+    assert read_json(tmp_path / "metrics.json") == expected
+    assert read_jsonl(tmp_path / "rows.jsonl") == [expected, {}]
+    (tmp_path / "theirs.json").write_text('{"a": NaN, "b": -Infinity, "c": [Infinity, "NaN"]}')
+    assert read_json(tmp_path / "theirs.json") == {"a": None, "b": None, "c": [None, "NaN"]}
+
+
+def test_lines_end_at_a_newline_alone(tmp_path, capsys):
+    path = tmp_path / "rows.jsonl"
+    rows = [{"text": "ä\n"}, {"text": "a\u2028b\u0085c\x0bd\x1ce"}, {"text": ""}]
+    texts = [json.dumps(row, ensure_ascii=False) for row in rows]
+    for text in ("\n".join(texts), "\n".join(texts) + "\n", "\ufeff" + "\r\n".join(texts) + "\r\n"):
+        path.write_bytes(text.encode())
+        assert list(read_lines(path)) == [
+            (f"{path}, line {number}", row) for number, row in enumerate(rows, start=1)]
+    assert not capsys.readouterr().err
+    path.write_text("\n" + texts[0] + "\n \t\n\n" + texts[2] + "\n\n")
+    assert [place.rpartition(" ")[2] for place, _ in read_lines(path)] == ["2", "5"]
+    assert capsys.readouterr().err == f"{path}, line 1: skipped as blank, and so are 3 more\n"
+
+
+def test_damaged_lines_are_named(tmp_path):
+    path = tmp_path / "torn.jsonl"
+    for text, line in ((b'{"a": 1}\n{"a": ', "line 2: is not valid JSON"),
+                       (b'{"a": 1}\n\n{"a": 1} x\n', "line 3: is not valid JSON"),
+                       (b'{"a": 1}\n{"a": "\xe4"}', "line 2: is not UTF-8 text"),
+                       (b"\xff\xfe{\x00}\x00", "line 1: is not UTF-8 text"),
+                       (b"{}\n" + b"[" * 100_000, "line 2: is not valid JSON")):
+        path.write_bytes(text)
+        with pytest.raises(UserError, match=line) as error:
+            read_jsonl(path)
+        assert str(path) in str(error.value) and "\n" not in str(error.value)
     with pytest.raises(UserError, match="no such file"):
         read_jsonl(tmp_path / "none.jsonl")
-    (tmp_path / "latin.jsonl").write_bytes(b'{"a": "\xe4"}')
-    with pytest.raises(UserError, match="is not UTF-8 text"):
-        read_jsonl(tmp_path / "latin.jsonl")
 
 
 def _lineage(**changes):

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from core import caches
 from core.artifacts import ROOT
 
 CONFIG = '''
@@ -269,7 +270,7 @@ def test_a_second_builder_is_refused_and_a_killed_one_leaves_no_lock(toy):
     (["--config.count.rate=fast"], ["rate", "fast"]),
     (["--wrkdir=x"], ["wrkdir", "Did you mean", "workdir"]),
     (["surplus"], ["surplus", "unexpected argument"]),
-    (["--config=nowhere.py"], ["nowhere.py", "No such file", "choose one of configs/*.py"]),
+    (["--config=nowhere.py"], ["nowhere.py", "No such file", "/configs/*.py"]),
     (["--config=nowhere.py", "--config.count.upto=3"], ["nowhere.py", "No such file"]),
     (["--config=configs/quickstart.py:bogus"], ["error: config variant 'bogus': is none of"]),
     (["--config=configs/quickstart.py"], ["config.count: this config has no such section"]),
@@ -371,3 +372,60 @@ def test_the_compile_cache_is_on_although_a_stage_imports_jax_first(tmp_path):
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=clean | given, check=True,
                               capture_output=True, text=True)
         assert json.loads(done.stdout) == {"cache": expected}
+
+
+def test_a_compile_cache_lies_where_this_user_may_write(tmp_path, monkeypatch):
+    (tmp_path / "checkout").mkdir()
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(caches, "ROOT", tmp_path / "checkout")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "users"))
+    users, own = tmp_path / "users" / "heartwood" / "jax", tmp_path / "checkout" / ".cache" / "jax"
+    assert caches.find_cache("jax") == users, "an installed package has none of its own"
+    assert users.stat().st_mode & 0o77 == 0, "what lies in it is executed"
+    (tmp_path / "checkout" / "pyproject.toml").touch()
+    assert caches.find_cache("jax") == own
+    own.rmdir()
+    own.symlink_to(tmp_path / "file")       # cannot be written: root may write to any folder
+    assert caches.find_cache("jax") == users
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert caches.find_cache("jax") is None
+
+
+def test_without_a_place_for_a_compile_cache_a_command_runs_and_says_so(tmp_path):
+    code = ("import os\nfrom core import caches, entry\ncaches.cache_folders = "
+            "entry.cache_folders = lambda: []\n"
+            "entry.run(lambda: {'cache': os.environ.get('JAX_COMPILATION_CACHE_DIR')})")
+    clean = {name: value for name, value in os.environ.items()
+             if name != "JAX_COMPILATION_CACHE_DIR"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=clean, capture_output=True,
+                          text=True)
+    assert done.returncode == 0 and json.loads(done.stdout) == {"cache": None}
+    assert "JAX_COMPILATION_CACHE_DIR names another" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_last_line_is_json_whatever_the_result():
+    code = ("import numpy as np\nfrom core import entry\n"
+            "entry.run(lambda: {'a': float('nan'), 'b': [np.inf, np.float32(0.5)]})")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == '{"a": null, "b": [null, 0.5]}\n', done.stderr
+
+
+def test_a_relative_config_is_named_by_its_path_in_the_checkout(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "data.pack", "--config=configs/quickstart.py:smoke", "--workdir=w"],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert f"it is --config={ROOT}/configs/quickstart.py:smoke\n" in done.stderr
+
+
+@pytest.mark.parametrize("code, inside, outside", [
+    (errno.EROFS, "choose a --workdir on a writable disk", "mount its disk writable"),
+    (errno.EACCES, "choose a --workdir that you may write to", "change its permissions")])
+def test_another_workdir_is_the_remedy_only_for_what_lies_in_it(toy, code, inside, outside):
+    for path, remedy in ((toy / "work" / "counts", inside), (toy / "tokens", outside)):
+        program = ("import errno, sys\nfrom core import entry\nentry.define_config_flags()\n"
+                   f"def fail(): raise OSError({code}, 'Not so', {str(path)!r})\nentry.run(fail)")
+        done = subprocess.run([sys.executable, "-c", program, f"--workdir={toy / 'work'}"],
+                              cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 2 and done.stderr == f"error: {path}: not so: {remedy}\n"

@@ -19,7 +19,7 @@ from core.xla_flags import (
 def probes(tmp_path, monkeypatch):
     """The flags that a process was started for, with an empty cache."""
     started, run = [], subprocess.run
-    monkeypatch.setattr(xla_flags, "ROOT", tmp_path)
+    monkeypatch.setattr(xla_flags, "find_cache", lambda name: tmp_path)
     monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: (
         started.append(kwargs["env"]["XLA_FLAGS"]), run(*args, **kwargs))[1])
     return started
@@ -86,6 +86,13 @@ def test_results_are_cached_by_flags(probes):
         with pytest.raises(UserError, match="unknown flag"):
             check_xla_flags({"XLA_FLAGS": bad})
     assert probes == [good, bad]
+
+
+def test_flags_are_checked_without_a_cache(probes, monkeypatch):
+    monkeypatch.setattr(xla_flags, "find_cache", lambda name: None)
+    for _ in range(2):
+        check_xla_flags({"XLA_FLAGS": "--xla_gpu_autotune_level=2"})
+    assert len(probes) == 2
 
 
 def test_nothing_is_started_where_no_flags_are_set(probes):

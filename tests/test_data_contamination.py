@@ -183,7 +183,7 @@ def test_formats_give_the_same_items(tmp_path):
     lines = [json.dumps(rows[0]), "{damaged", json.dumps(rows[1]), '{"question": ""}', "[]"]
     folder = tmp_path / "bench"
     folder.mkdir()
-    with gzip.open(folder / "test.jsonl.gz", "wt") as file:
+    with gzip.open(folder / "test.jsonl.gz", "wt", encoding="utf-8-sig") as file:
         file.write("\n".join(lines))
     pq.write_table(pa.Table.from_pylist(rows), folder / "test.parquet")
     (folder / "test.csv").write_text("question,answer\n" + "".join(

@@ -98,16 +98,16 @@ def test_plans_are_exact_for_any_input():
 
 
 @pytest.mark.parametrize(("given", "message"), [
-    (dict(weights={"poems": 1}), r"weights\.poems: the domains are books, code, pages"),
+    (dict(weights={"poems": 1}), r"mixture\.poems: the domains are books, code, pages"),
     (dict(upweight={"poems": 1}), r"upweight\.poems"),
     (dict(max_epochs={"poems": 1}), r"max_epochs\.poems"),
-    (dict(weights={"code": -1}), r"weights\.code=-1: must be a number that is not negative"),
-    (dict(weights={"code": math.nan}), r"weights\.code=nan"),
-    (dict(weights={"code": math.inf}), r"weights\.code=inf"),
-    (dict(weights={"code": 0}), "give no domain a positive share"),
-    (dict(weights={}), "give no domain a positive share"),
+    (dict(weights={"code": -1}), r"mixture\.code=-1: must be a number that is not negative"),
+    (dict(weights={"code": math.nan}), r"mixture\.code=nan"),
+    (dict(weights={"code": math.inf}), r"mixture\.code=inf"),
+    (dict(weights={"code": 0}), "gives no domain a positive share"),
+    (dict(weights={}), "gives no domain a positive share"),
     (dict(temperature=-1.0), "temperature=-1.0"),
-    (dict(temperature=1.0, weights={"code": 1}), "cannot be combined with weights"),
+    (dict(temperature=1.0, weights={"code": 1}), "cannot be combined with a mixture"),
     (dict(max_epochs=0.05), "total_tokens=1000: the domains give 555 within max_epochs"),
     (dict(weights={"books": 1}, max_epochs=4), "the domains give 400 within"),
     (dict(total_tokens=0), "total_tokens=0: must be positive")])

@@ -127,14 +127,27 @@ def test_best_fit_is_best_fit_decreasing(data, capacity):
 
 def test_best_fit_rows_have_the_same_tokens_for_all_windows(folder, monkeypatch):
     whole = BestFitRows(folder, "pages", L)
-    for path in folder.glob("pages.best_fit-*"):
-        path.unlink()
     monkeypatch.setattr("data.tokens.best_fit.WINDOW_DOCUMENTS", 7)
     windows = BestFitRows(folder, "pages", L)
     assert len(windows) > len(whole)
     scored = [np.concatenate([rows[i].targets_BL[rows[i].loss_weights_BL > 0]
                               for i in range(len(rows))]) for rows in (whole, windows)]
     assert np.array_equal(*map(np.sort, scored))
+
+
+def test_best_fit_writes_nothing_beside_the_tokens(folder, tmp_path_factory, monkeypatch):
+    monkeypatch.setattr("data.tokens.best_fit.WINDOW_DOCUMENTS", 7)
+    derived = tmp_path_factory.mktemp("run") / "rows"
+    before = sorted(folder.iterdir())
+    held, stored = (BestFitRows(folder, "pages", L, place) for place in (None, derived))
+    assert sorted(folder.iterdir()) == before
+    assert sorted(path.name for path in derived.iterdir()) == [
+        f"pages.best_fit-{L}.pieces", f"pages.best_fit-{L}.rows"]
+    monkeypatch.setattr("data.tokens.best_fit.best_fit", None)      # the index is packed once
+    again = BestFitRows(folder, "pages", L, derived)
+    for rows in (stored, again):
+        assert len(rows) == len(held)
+        assert all(np.array_equal(rows[i].targets_BL, held[i].targets_BL) for i in range(len(held)))
 
 
 def test_show_formats_targets_and_weights(folder):

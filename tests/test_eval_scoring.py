@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from core.artifacts import write_json
 from core.errors import UserError
@@ -17,12 +18,14 @@ from data.chat import ask
 from data.documents import Document, write_documents
 from data.tokenizer import Tokenizer
 from data.tokens.checked import write_sums
+from data.tokens.rows import check_tokenizer
 from eval.measures.choices import ChoiceScore, continuation_logps
 from eval.measures.likelihood import bits_per_byte, unigram_bits_per_byte, xz_bits_per_byte
 from eval.respond.loaded import LoadedModel
 from eval.respond.local import complete, make_prompts
-from eval.run import _measure_bits
+from eval.run import _measure_bits, build
 from eval.statistics import mean_and_stderr, win_rate
+from model.directory import save_model
 from model.families.decoder import forward
 from model.generation.sampling import Sampling
 from model.heads.language import token_logps
@@ -153,8 +156,39 @@ def test_continuations_score_the_same_packed_and_alone(model):
 
 
 def test_a_continuation_longer_than_a_row_is_refused(model):
-    with pytest.raises(UserError, match=r"eval.row_length=8: does not hold .* of 12 tokens"):
+    with pytest.raises(UserError, match=r"^row_length=8: does not hold .* of 12 tokens"):
         continuation_logps(model, [([1] * 12, [1.0] * 12)], row_length=8, batch_size=2)
+
+
+def test_what_is_longer_than_the_training_rows_is_announced(model, tokens, capsys):
+    short = dataclasses.replace(model, context_tokens=16, name="sft@1")
+    measures = {
+        "2 of 3 held-out pages in rows have up to 32 tokens":
+            lambda m: bits_per_byte(m, tokens, row_length=32, batch_size=4),
+        "1 of 2 questions with a choice have up to 17 tokens":
+            lambda m: continuation_logps(m, [([1] * 18, [1.0] * 18), ([1] * 17, [1.0] * 17)],
+                                         row_length=40, batch_size=2),
+        "2 of 3 prompts with their answers have up to 20 tokens":
+            lambda m: complete(m, [[1] * 12, [1] * 8, [1] * 9], Sampling(8), seed=0, batch_size=4)}
+    for line, measure in measures.items():
+        measure(model)
+        assert "warning" not in capsys.readouterr().err
+        measure(short)
+        assert capsys.readouterr().err.splitlines()[0] == (
+            f"warning: {line}; sft@1 was trained on rows of 16")
+
+
+def test_tokens_of_another_tokenizer_are_refused(model, tokens, tokenizer, tmp_path):
+    check_tokenizer(tokens, tokenizer.fingerprint, "eval.tokens")
+    other = Tokenizer({bytes([b]): i for i, b in enumerate(range(33, 126))})     # of the same size
+    other.save(tmp_path / "tokenizer")
+    save_model(tmp_path / "model", model.params, model.config, tmp_path / "tokenizer", chat=False,
+               context_tokens=16)
+    with pytest.raises(UserError, match=rf"eval.tokens=.*was made by tokenizer "
+                       rf"{tokenizer.fingerprint}.*with {other.fingerprint}") as error:
+        build(ConfigDict(dict(eval=dict(tasks={}, inputs=""))),
+              {"model": tmp_path / "model", "tokens": tokens}, tmp_path)
+    assert "\n" not in str(error.value)
 
 
 def test_choice_normalisations():

@@ -1,8 +1,10 @@
 """The house: who may import whom, what is nowhere used, and that every entry point opens."""
 
 import ast
+import fnmatch
 import importlib
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -87,6 +89,16 @@ def test_the_installed_packages_are_those_of_the_table():
     assert set(listed) == set(MAY_IMPORT)
     found = {module.name for module in pkgutil.iter_modules([str(ROOT)]) if module.ispkg}
     assert found - {"tests"} == set(MAY_IMPORT), "a package stands beside the table"
+
+
+def test_an_installation_has_the_files_that_modules_read_from_their_folder():
+    patterns = next(ast.literal_eval(node.value)[""] for node in
+                    ast.walk(ast.parse((ROOT / "setup.py").read_text()))
+                    if isinstance(node, ast.keyword) and node.arg == "package_data")
+    for path in FILES:
+        for name in re.findall(r'__file__\)\.with_name\("(.+?)"\)', path.read_text()):
+            assert path.with_name(name).exists()
+            assert any(fnmatch.fnmatch(name, pattern) for pattern in patterns), _name(path)
 
 
 def test_every_entry_point_can_be_imported():

@@ -140,3 +140,22 @@ def test_every_device_has_its_own_rows(config, mesh_section):
     rows_per_chunk = -(-shape[0] * shape[1] * mesh.shape["tensor"] // (mesh.size * 3))
     assert max(sizes, default=0) <= rows_per_chunk * config.D
     assert bool(sizes) == (mesh.shape["tensor"] > 1)
+
+
+@pytest.mark.parametrize("is_tied, num_chunks", [(False, 1), (True, 3)])
+def test_a_padded_vocabulary_changes_neither_scores_nor_gradients(params, rows, config, is_tied,
+                                                                  num_chunks):
+    """All logits are negative: a padded one of 0 would be the largest."""
+    config, execution = dataclasses.replace(config, tied=is_tied), Execution(loss_chunks=num_chunks)
+    x_BLD, targets_BL, cotangents = rows
+    x_BLD = x_BLD.at[:, :, 0].set(-50.0)
+    weight_DV = params["head_DV"].at[0].set(1.0)
+    head_params = {"embed_VD": weight_DV.T} if is_tied else {"head_DV": weight_DV}
+    run = partial(_scores_and_gradients, score_targets, head_params, x_BLD, targets_BL, cotangents,
+                  config=config, execution=execution)
+    expected = run()
+    assert float(expected[0].top_logit_BL.max()) < 0
+    with jax.set_mesh(make_mesh({"data": 2, "tensor": 4})):
+        found = run()
+    assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, expected)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=2e-5), found, expected)

@@ -22,6 +22,7 @@ from model.parallel.sharding import (
     leaf_name,
     letters_of,
     make_mesh,
+    pad_vocabulary,
     param_name,
     param_shardings,
     spec,
@@ -40,6 +41,30 @@ def test_specs_follow_the_letters_of_the_names(params):
     assert spec("BLD") == P(("data", "fsdp", "expert"), "context", None)
 
 
+def test_a_vocabulary_that_the_mesh_does_not_divide_is_stored_whole(config):
+    """`tensor` shards the width instead, where it divides it too."""
+    for width, axes, expected in ((32, {"fsdp": 2, "tensor": 4}, ("fsdp", "tensor")),
+                                  (36, {"data": 2, "tensor": 4}, ("fsdp", "tensor")),
+                                  (36, {"fsdp": 2, "tensor": 4}, "fsdp")):
+        sizes = dataclasses.replace(config, D=width, H=8, G=4)
+        shapes, mesh = abstract_params(sizes), make_mesh(axes)
+        specs = jax.tree.map(lambda s: s.spec, param_shardings(shapes, mesh))
+        assert specs["embed_VD"] == P(None, expected) and specs["head_DV"] == P(expected, None)
+        assert specs["blocks"]["wq_DHK"] == P("stage", "fsdp", "tensor", None)
+        check_mesh(sizes, Execution(), mesh, batch_size=8, row_length=24)
+
+
+def test_padding_of_a_vocabulary_exists_only_while_a_table_is_used(params):
+    table_VD = params["embed_VD"]
+    assert pad_vocabulary(table_VD, axis=0) is table_VD, "there is no mesh"
+    with jax.set_mesh(make_mesh({"data": 4, "tensor": 2})):
+        assert pad_vocabulary(table_VD, axis=0) is table_VD
+    with jax.set_mesh(make_mesh({"data": 2, "tensor": 4})):
+        padded_VD = pad_vocabulary(table_VD, axis=0)
+        assert padded_VD.shape == (100, 32) and not padded_VD[98:].any()
+        assert pad_vocabulary(table_VD.T, axis=1).shape == (32, 100)
+
+
 def test_one_axis_takes_the_remaining_devices():
     assert dict(make_mesh({"data": -1, "fsdp": 2, "tensor": 1}).shape) == {
         "stage": 1, "data": 4, "fsdp": 2, "expert": 1, "context": 1, "tensor": 1}
@@ -55,7 +80,7 @@ def test_meshes_that_do_not_fit_are_refused(shape, rule):
 
 
 def test_an_axis_that_the_mesh_does_not_divide_is_refused(params):
-    with pytest.raises(UserError, match=r"mesh.tensor=4: does not divide model.[GV]="):
+    with pytest.raises(UserError, match=r"mesh.tensor=4: does not divide model.G="):
         param_shardings(params, make_mesh({"data": -1, "fsdp": 1, "tensor": 4}))
 
 
@@ -91,7 +116,7 @@ def test_experts_and_layers_have_their_own_axes(config):
 
 
 @pytest.mark.parametrize("axes, sizes, rows, rule", [
-    ({"tensor": 8}, {}, (8, 24), "mesh.tensor=8: does not divide model.V=98"),
+    ({"tensor": 8}, {}, (8, 24), "mesh.tensor=8: does not divide model.H=4"),
     ({"tensor": 4, "data": 2}, {"V": 96}, (8, 24), "mesh.tensor=4: does not divide model.G=2"),
     ({"fsdp": 8}, {"D": 36}, (8, 24), "mesh.fsdp=8: does not divide model.D=36"),
     ({"expert": 8}, {"E": 4}, (8, 24), "mesh.expert=8: does not divide model.E=4"),

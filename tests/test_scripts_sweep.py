@@ -1,6 +1,7 @@
 """Sweeps: axes and their points, the table, skipping of finished points, reports of failures."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -9,13 +10,14 @@ import time
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 from small_tokens import write_corpus
 
 from core.artifacts import ROOT
 from core.errors import UserError
 from scripts.sweep.axes import grid_axis, make_points, random_axis, zip_axis
 from scripts.sweep.points import point_name
-from scripts.sweep.table import average_seeds, show_table
+from scripts.sweep.table import average_seeds, fill_settings, find_ties, show_table
 
 
 def test_points_are_the_product_of_grids_and_zips():
@@ -64,9 +66,12 @@ def test_a_points_name_lists_its_settings_and_is_a_folders_name():
     assert len(odd) == 3 and all("/" not in name and len(name) < 200 for name in odd)
 
 
-def _row(metric, **settings):
+def _row(metric, stderr=None, **settings):
+    metrics = {"bpb": metric, "acc": {"sft": -(metric or 0)}}
+    if stderr is not None:
+        metrics["bpb_stderr"] = stderr
     return {"point": "p", "settings": {f"a.{name}": value for name, value in settings.items()},
-            "status": "finished", "metrics": {"bpb": metric, "acc": {"sft": -metric}}}
+            "status": "finished", "metrics": metrics}
 
 
 def test_seeds_are_averaged_and_the_best_setting_comes_first():
@@ -75,13 +80,52 @@ def test_seeds_are_averaged_and_the_best_setting_comes_first():
              "error": "error: no"}]
     averaged = average_seeds(rows, "bpb", lowest=True)
     assert [(group["mean"], group["num"]) for group in averaged] == [(1.0, 1), (3.0, 2)]
-    assert averaged[1]["std"] == pytest.approx(2 ** 0.5) and averaged[0]["std"] == 0
+    assert averaged[1]["std"] == pytest.approx(2 ** 0.5)
+    assert averaged[1]["stderr"] == pytest.approx(1.0), "the sample's deviation over sqrt 2"
+    assert averaged[0]["std"] is averaged[0]["stderr"] is None, "of one point nothing is known"
     assert average_seeds(rows, "acc.sft", lowest=False)[0]["mean"] == -1.0
     assert show_table(rows, averaged, "bpb").splitlines() == [
-        "lr  bpb              points", "2   1.0000           1", "1   3.0000 ± 1.4142  2",
+        "lr  bpb              points", "2   1.0000           1", "1   3.0000 ± 1.0000  2",
+        "best: lr=2: 1.0000 (one point, whose error is not known: add seeds)",
         "failed: q: error: no"]
     with pytest.raises(UserError, match=r"--metric=loss: is no result .*acc, bpb"):
         average_seeds(rows, "loss", lowest=True)
+
+
+def test_a_best_that_cannot_be_told_from_others_is_a_tie():
+    def ties(*rows):
+        return [group["settings"]["a.lr"] for group in
+                find_ties(average_seeds(rows, "bpb", lowest=True))]
+
+    def seeds(lr, *values):
+        return [_row(value, lr=lr, seed=str(seed)) for seed, value in enumerate(values)]
+
+    near, far = seeds("2", 1.05, 1.15, 1.25), seeds("3", 2.0, 2.1, 2.2)
+    assert ties(*seeds("1", 1.0, 1.1, 1.2), *near, *far) == ["2"]
+    # Welch's test of these two by hand: t = 0.9 / sqrt(0.01/3 + 0.01/3) = 11.0.
+    assert ties(*seeds("1", 1.0, 1.1, 1.2), *far) == []
+    assert ties(*seeds("1", 1.0, 1.0), *seeds("2", 1.0, 1.0), *seeds("3", 1.1, 1.1)) == ["2"]
+    # By the errors of the evaluation: a difference of 0.1 against 1.96 * sqrt(2) * stderr.
+    for stderr, expected in ((0.037, ["2"]), (0.035, [])):
+        assert ties(_row(1.0, stderr, lr="1"), _row(1.1, stderr, lr="2")) == expected
+    assert ties(_row(1.0, lr="1"), _row(1.0, lr="2"), _row(1.001, lr="3")) == ["2"]
+    assert ties(_row(math.nan, lr="1"), _row(None, lr="2")) == []
+
+
+def test_the_best_is_named_with_its_error_and_its_ties():
+    averaged = average_seeds([_row(1.0, 0.05, lr="1"), _row(1.1, 0.05, lr="2")], "bpb", lowest=True)
+    assert show_table([], averaged, "bpb").splitlines()[-2:] == [
+        "best: lr=1: 1.0000 ± 0.0500 (± the standard error of the evaluation)",
+        "tied with it, as the difference is within the errors: lr=2"]
+
+
+def test_points_of_two_grids_have_the_same_fields():
+    config = ConfigDict({"a": {"lr": 0.1, "D": 64}})
+    rows = [_row(1.0, lr="0.1"), _row(2.0, lr="0.2"), _row(3.0, D="64"), _row(4.0, D="128")]
+    filled = fill_settings(rows, config)
+    assert [tuple(row["settings"].values()) for row in filled] == [
+        ("0.2", "64"), ("0.1", "64"), ("0.1", "128")], "the same run in both grids is one"
+    assert filled[1]["metrics"]["bpb"] == 3.0, "the later one"
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +154,8 @@ def test_a_sweep_reports_its_best_and_retries_only_failed_points(parents, tmp_pa
     result = json.loads(last)
     assert first.returncode == 1 and result["finished"] == 2 and result["failed"] == 1
     assert result["best"]["settings"] == {"tokenizer.vocab_size": "320"}
-    assert [line.split()[0] for line in table] == ["vocab_size", "320", "280", "failed:"]
+    assert [line.split()[0] for line in table] == ["vocab_size", "320", "280", "best:",
+                                                   "failed:"]
     assert "vocab_size=90000: error: " in table[-1], "with the reason"
     rows = [json.loads(line) for line in Path(result["results"]).read_text().splitlines()]
     assert [row["status"] for row in rows] == ["finished", "failed", "finished"]
@@ -120,8 +165,28 @@ def test_a_sweep_reports_its_best_and_retries_only_failed_points(parents, tmp_pa
     second = _sweep(parents, tmp_path, grid)
     rows = [json.loads(line) for line in Path(result["results"]).read_text().splitlines()]
     assert second.returncode == 1 and rows[0]["metrics"]["skipped"] is True
-    again = _sweep(parents, tmp_path, "--grid=tokenizer.vocab_size=280", "--launcher=none")
-    assert again.returncode == 0 and json.loads(again.stdout.splitlines()[-1])["finished"] == 1
+
+
+def test_a_second_grid_adds_to_the_results(parents, tmp_path):
+    def sweep(*arguments):
+        done = _sweep(parents, tmp_path, *arguments)
+        result = json.loads(done.stdout.splitlines()[-1])
+        rows = [json.loads(line) for line in Path(result["results"]).read_text().splitlines()]
+        return done, result, [row["point"] for row in rows]
+
+    sweep("--grid=tokenizer.vocab_size=280,300")
+    done, result, names = sweep("--grid=tokenizer.vocab_size=290",
+                                "--grid=tokenizer.max_bytes=300000")
+    assert (result["points"], result["finished"], result["earlier"]) == (1, 1, 2)
+    assert sorted(names) == [
+        "vocab_size=280", "vocab_size=290,max_bytes=300000", "vocab_size=300"]
+    assert done.stdout.splitlines()[0].split() == ["vocab_size", "max_bytes", "bytes_per_token",
+                                                   "points"]
+    assert len(done.stdout.splitlines()) >= 5 and "best: " in done.stdout
+    done, result, names = sweep("--grid=tokenizer.vocab_size=290",
+                                "--config.tokenizer.max_bytes=200000")
+    assert result["earlier"] == 0 and len(names) == 4
+    assert "3 earlier points had other stages or another config" in done.stderr
 
 
 @pytest.mark.parametrize("arguments, line", [

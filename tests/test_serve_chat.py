@@ -159,7 +159,7 @@ def folder(model, tmp_path_factory):
     for name, is_chat in (("chat", True), ("base", False)):
         (folder / name).mkdir()
         save_model(folder / name, model.params, model.config, folder / "source", chat=is_chat,
-                   context_tokens=96)
+                   context_tokens=80)
         write_json(folder / name / "lineage.json",
                    make_lineage(stage=name, config={}, inputs={}, code=""))
     return folder
@@ -181,6 +181,8 @@ def test_each_line_of_stdin_is_answered(folder, model):
     result = json.loads(last)
     assert result["turns"] == 3 and result["tokens"] <= 24 and result["tokens_per_sec"] > 0
     assert "cleared" in done.stderr.decode() and done.returncode == 0
+    assert f"--context_tokens={CAPACITY}: " in done.stderr.decode(), "more than it was trained on"
+    assert "was trained on rows of 80" in done.stderr.decode()
 
 
 def test_wrong_input_is_one_line(folder, tmp_path):

@@ -2,6 +2,7 @@
 
 import collections
 import errno
+import itertools
 import os
 import shutil
 from functools import partial
@@ -26,10 +27,10 @@ from train.guard import make_guard
 from train.state import TrainState
 
 
-def make_state(step, mesh, width=8):
+def make_state(step, mesh, width=8, num_tokens=2048):
     """A small state, other in every number from that of another step, placed on the mesh."""
     rng = np.random.default_rng(step)
-    params = {"embed_VD": rng.normal(size=(2048, width)).astype(np.float32),
+    params = {"embed_VD": rng.normal(size=(num_tokens, width)).astype(np.float32),
               "blocks": {"w_DF": rng.normal(size=(2, width, 16)).astype(np.float32)}}
     moments = jax.tree.map(lambda leaf: (leaf * 0.1).astype(jnp.bfloat16), params)
     guard = jax.tree.map(lambda leaf: leaf + step, make_guard(8))
@@ -160,6 +161,20 @@ def test_a_state_saved_on_eight_devices_is_restored_on_one(tmp_path, one_device)
     assert next(rows) == 3
     assert state.params["embed_VD"].sharding == make_state(0, one_device).params[
         "embed_VD"].sharding
+
+
+def test_a_vocabulary_that_the_mesh_does_not_divide_is_saved_without_padding(tmp_path, one_device):
+    meshes = (make_mesh({"data": 2, "fsdp": 2, "tensor": 2}), one_device,
+              make_mesh({"data": 2, "tensor": 4}))
+    for step, (mesh, next_mesh) in enumerate(itertools.pairwise(meshes), start=3):
+        checkpoints = Checkpoints(tmp_path / str(step))
+        state = make_state(step, mesh, num_tokens=2047)
+        assert state.params["embed_VD"].sharding.is_fully_replicated == (mesh is one_device)
+        assert checkpoints.save(state, make_rows(step), required=True)
+        restored = checkpoints.restore_latest(make_state(0, next_mesh, num_tokens=2047),
+                                              make_rows())
+        assert bits(restored) == bits(state) and restored.params["embed_VD"].shape == (2047, 8)
+        checkpoints.close()
 
 
 def test_what_is_saved_is_the_state_at_the_call(tmp_path, one_device):

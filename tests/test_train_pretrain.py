@@ -40,7 +40,7 @@ def test_keys_of_a_config_name_any_domain(tokens):
 def test_a_share_of_zero_may_name_a_domain_that_is_not_there(tokens):
     [(_, weights)] = plan_phases(_section(mixture={"Arts/Music": 1.0, "code": 0.0}), tokens)
     assert weights["Arts/Music"] == 1.0
-    with pytest.raises(UserError, match=r"weights\.code"):
+    with pytest.raises(UserError, match=r"mixture\.code"):
         plan_phases(_section(mixture={"Arts/Music": 1.0, "code": 0.1}), tokens)
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -40,6 +41,8 @@ from train.watch.writers import check_writers
 
 Phases = list[tuple[int, dict[str, float]]]     # steps and domain weights
 
+ROWS = "rows"       # in the artifact while it is built: what a packing derives from the tokens
+
 
 def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict[str, Any]:
     """Trains from scratch, or goes on from the newest checkpoint in `folder`."""
@@ -49,7 +52,7 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
     model_config = make_model_config(config.model, read_json(tokens / "tokens.json")["vocab_size"])
     setup = make_setup(model_config, section, config.mesh)
     phases = plan_phases(section, tokens)
-    data = Data(make_batches(section, tokens, phases),
+    data = Data(make_batches(section, tokens, phases, folder / ROWS),
                 epochs=make_epochs(section, tokens, phases))
     trained, metrics = train(
         make_loss(section), data,
@@ -57,6 +60,8 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
         evaluate=make_evaluate(section, setup, parents))
     trained.save(folder, model_config, tokens / "tokenizer", chat=False,
                  context_tokens=section.row_length)
+    if not jax.process_index():
+        shutil.rmtree(folder / ROWS, ignore_errors=True)
     last = [row for row in read_metrics(folder / "metrics.jsonl") if "evaluated" in row][-1]
     return {"params": num_params(model_config), "steps": section.num_steps,
             "tokens": section.num_steps * section.batch_size * section.row_length,
@@ -77,10 +82,15 @@ def init_params(setup: Setup, seed: int) -> Params:
         return jax.jit(partial(init, setup.config), out_shardings=shardings)(jax.random.key(seed))
 
 
-def make_batches(section: ConfigDict, tokens: Path, phases: Phases) -> grain.MapDataset:
-    """All batches of the run, phase after phase."""
+def make_batches(section: ConfigDict, tokens: Path, phases: Phases,
+                 stored: Path) -> grain.MapDataset:
+    """All batches of the run, phase after phase.
+
+    Args:
+        stored: folder for what a packing derives from the tokens.
+    """
     parts = [mixture(tokens, weights, section.row_length, num_rows=steps * section.batch_size,
-                     seed=section.seed + 1000 * i, packing=section.packing)
+                     seed=section.seed + 1000 * i, packing=section.packing, stored=stored)
              for i, (steps, weights) in enumerate(phases)]
     return group_rows(grain.MapDataset.concatenate(parts), section.batch_size)
 

@@ -12,8 +12,9 @@ first of a document is therefore predicted exactly once.
 from __future__ import annotations
 
 import bisect
-import itertools
 import os
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,24 +23,26 @@ PIECE = np.dtype([("start", "<i8"), ("length", "<i4")])  # first token in the fi
 WINDOW_DOCUMENTS = 2**18
 
 
-def open_index(stem: Path, ends: np.ndarray, row_length: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of a token file, packed by the first call and memory-mapped by all.
-
-    They are stored beside the tokens in ``{stem}.best_fit-{row_length}.pieces`` and ``.rows``, and
-    may be deleted at any time. Concurrent processes write the same bytes.
+def open_index(ends: np.ndarray, row_length: int,
+               stored: Path | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of a token file.
 
     Args:
-        stem: the token file without its suffix.
         ends: end of each of its documents.
+        stored: name without suffix of two files, ``.pieces`` and ``.rows``, which the first call
+            writes and all memory-map. They may be deleted at any time; concurrent processes write
+            the same bytes. None holds the rows in memory.
 
     Returns:
         Pieces of all rows, of type `PIECE`; and int64, the end of each row among them.
     """
-    pieces_file = stem.with_name(f"{stem.name}.best_fit-{row_length}.pieces")
-    rows_file = pieces_file.with_suffix(".rows")
-    if not rows_file.exists():  # renamed into place last
-        _write_index(pieces_file, rows_file, ends, row_length)
-    return np.memmap(pieces_file, PIECE, mode="r"), np.memmap(rows_file, "<i8", mode="r")
+    if stored is None:
+        pieces, row_ends = zip(*_pack_windows(ends, row_length))
+        return np.concatenate(pieces), np.concatenate(row_ends)
+    files = stored.with_name(f"{stored.name}.pieces"), stored.with_name(f"{stored.name}.rows")
+    if not files[1].exists():  # renamed into place last
+        _write_index(files, ends, row_length)
+    return np.memmap(files[0], PIECE, mode="r"), np.memmap(files[1], "<i8", mode="r")
 
 
 def cut(starts: np.ndarray, ends: np.ndarray, row_length: int) -> np.ndarray:
@@ -100,18 +103,25 @@ def best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
     return row_of
 
 
-def _write_index(pieces_file: Path, rows_file: Path, ends: np.ndarray, row_length: int) -> None:
-    temporary = [path.with_name(f".{path.name}.{os.getpid()}.tmp")
-                 for path in (pieces_file, rows_file)]
+def _pack_windows(ends: np.ndarray, row_length: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """For each window of documents its pieces, in the order of their rows, and the rows' ends."""
     num_pieces = 0
-    with open(temporary[0], "wb") as pieces_out, open(temporary[1], "wb") as rows_out:
-        for first, stop in itertools.pairwise(
-                [*range(0, len(ends), WINDOW_DOCUMENTS), len(ends)]):
-            starts = np.r_[ends[first - 1] if first else 0, ends[first:stop - 1]]
-            pieces = cut(starts, ends[first:stop], row_length)
-            row_of = best_fit(pieces["length"], row_length)
-            pieces_out.write(pieces[np.argsort(row_of, kind="stable")])
-            rows_out.write((num_pieces + np.cumsum(np.bincount(row_of))).astype("<i8"))
-            num_pieces += len(pieces)
-    for made, path in zip(temporary, (pieces_file, rows_file)):
-        os.replace(made, path)
+    for first in range(0, len(ends), WINDOW_DOCUMENTS):
+        picked = ends[first:first + WINDOW_DOCUMENTS]
+        pieces = cut(np.r_[ends[first - 1] if first else 0, picked[:-1]], picked, row_length)
+        row_of = best_fit(pieces["length"], row_length)
+        yield (pieces[np.argsort(row_of, kind="stable")],
+               (num_pieces + np.cumsum(np.bincount(row_of))).astype("<i8"))
+        num_pieces += len(pieces)
+
+
+def _write_index(files: tuple[Path, Path], ends: np.ndarray, row_length: int) -> None:
+    files[0].parent.mkdir(parents=True, exist_ok=True)
+    process = f"{socket.gethostname()}-{os.getpid()}"
+    made = [path.with_name(f".{path.name}.{process}.tmp") for path in files]
+    with open(made[0], "wb") as pieces_out, open(made[1], "wb") as rows_out:
+        for pieces, row_ends in _pack_windows(ends, row_length):
+            pieces_out.write(pieces)
+            rows_out.write(row_ends)
+    for path, final in zip(made, files):
+        os.replace(path, final)

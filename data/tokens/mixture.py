@@ -67,7 +67,7 @@ def plan_mixture(sizes_tokens: Mapping[str, int], *, total_tokens: int,
     names = sorted(sizes_tokens)
     caps = max_epochs if isinstance(max_epochs, Mapping) else dict.fromkeys(names, max_epochs)
     upweight, used_tokens = upweight or {}, used_tokens or {}
-    for field, given in (("sizes_tokens", sizes_tokens), ("weights", weights or {}),
+    for field, given in (("sizes_tokens", sizes_tokens), ("mixture", weights or {}),
                          ("upweight", upweight), ("max_epochs", caps),
                          ("used_tokens", used_tokens)):
         _check_numbers(field, given, names)
@@ -78,11 +78,11 @@ def plan_mixture(sizes_tokens: Mapping[str, int], *, total_tokens: int,
     shares = _shares_by_size(sizes, temperature) if weights is None else np.array(
         [float(weights.get(name, 0)) for name in names])
     if weights is not None and temperature is not None:
-        raise UserError(f"temperature={temperature}", "cannot be combined with weights",
+        raise UserError(f"temperature={temperature}", "cannot be combined with a mixture",
                         "give one of the two")
     shares = shares * [upweight.get(name, 1.0) for name in names]
     if not shares.sum() > 0:
-        raise UserError(f"weights={dict(weights or {})}", "give no domain a positive share",
+        raise UserError(f"mixture={dict(weights or {})}", "gives no domain a positive share",
                         "give one that holds tokens a positive weight")
     shares /= shares.sum()
     rooms = np.array([caps.get(name, math.inf) * size if size else 0.0
@@ -123,7 +123,7 @@ def _fill(shares: np.ndarray, rooms: np.ndarray, total: int) -> np.ndarray:
     if available < total:
         raise UserError(f"total_tokens={total}",
                         f"the domains give {available:.0f} within max_epochs",
-                        "raise max_epochs, give more domains a share, or set fewer tokens")
+                        "raise max_epochs, give more domains a share, or lower num_steps")
     while open_.any():
         level = (total - given[~open_].sum()) / shares[open_].sum()
         full = open_ & (shares * level >= rooms)
@@ -193,7 +193,8 @@ class Interleave:
 
 
 def mixture(folder: Path, weights: Mapping[str, float], row_length: int, *, num_rows: int,
-            seed: int, packing: str = "concatenate") -> grain.MapDataset:
+            seed: int, packing: str = "concatenate",
+            stored: Path | None = None) -> grain.MapDataset:
     """A shuffled, deterministic mix of domains; each further epoch of a domain is reshuffled.
 
     No row is repeated before all rows of its domain have been drawn.
@@ -202,14 +203,19 @@ def mixture(folder: Path, weights: Mapping[str, float], row_length: int, *, num_
         folder: token folder.
         weights: share of rows from each domain; domains of weight 0 are excluded.
         packing: how documents become rows, one of `data.tokens.rows.PACKINGS`.
+        stored: folder for what a packing derives from the tokens; None holds it in memory.
 
     Raises:
         UserError: no weight is positive, a domain is not in the folder, or the packing is
             unknown.
     """
     shares = _shares(weights)
+    if packing not in PACKINGS:
+        raise UserError(f"packing={packing!r}", "there is no such packing",
+                        f"choose one of {', '.join(PACKINGS)}")
+    opened = [PACKINGS[packing](folder, name, row_length, stored) for name in shares]
     parts = [grain.MapDataset.source(rows).seed(seed + i).shuffle().repeat()
-             for i, rows in enumerate(_open(folder, shares, row_length, packing).values())]
+             for i, rows in enumerate(opened)]
     return grain.MapDataset.select_from_datasets(parts, Interleave([*shares.values()], num_rows))
 
 
@@ -239,10 +245,3 @@ def _shares(weights: Mapping[str, float]) -> dict[str, float]:
             raise UserError(f"mixture.{name}={share}", "must be a number that is not negative",
                             f"set --config.pretrain.mixture.{name}")
     return shares
-
-
-def _open(folder: Path, shares: Mapping[str, float], row_length: int, packing: str) -> dict:
-    if packing not in PACKINGS:
-        raise UserError(f"packing={packing!r}", "there is no such packing",
-                        f"choose one of {', '.join(PACKINGS)}")
-    return {name: PACKINGS[packing](folder, name, row_length) for name in shares}

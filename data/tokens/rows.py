@@ -70,16 +70,17 @@ class BestFitRows:
     Documents that fit a row are never cut; the rest of a row is padding.
 
     Args:
-        folder: token folder; the index of rows is created in it if missing.
+        folder: token folder, which is only read.
         domain: which of its files to read.
         row_length: inputs in a row, L.
+        stored: folder for the index of rows, made if missing; None holds it in memory.
     """
 
-    def __init__(self, folder: Path, domain: str, row_length: int):
+    def __init__(self, folder: Path, domain: str, row_length: int, stored: Path | None = None):
         #: All tokens of the domain, memory-mapped and verified on access.
         self.tokens, ends = open_tokens(folder, domain)
-        self._pieces, self._row_ends = open_index(Path(folder) / file_stem(domain), ends,
-                                                    row_length)
+        self._pieces, self._row_ends = open_index(
+            ends, row_length, stored and stored / f"{file_stem(domain)}.best_fit-{row_length}")
         self._row_length = row_length
         self._name = f"{folder}/{domain}/{row_length}"
 
@@ -98,8 +99,10 @@ class BestFitRows:
         return f"BestFitRows({self._name})"
 
 
-#: Packings of documents into rows, by their name in configs.
-PACKINGS = {"concatenate": TokenRows, "best_fit": BestFitRows}
+#: Packings of documents into rows, by their name in configs: functions of the token folder, the
+#: domain, the row length, and a folder for what is derived from the tokens.
+PACKINGS = {"concatenate": lambda folder, domain, row_length, stored=None:
+            TokenRows(folder, domain, row_length), "best_fit": BestFitRows}
 
 
 def open_tokens(folder: Path, domain: str) -> tuple[CheckedArray, np.ndarray]:
@@ -122,6 +125,20 @@ def open_tokens(folder: Path, domain: str) -> tuple[CheckedArray, np.ndarray]:
         raise UserError(str(path), f"does not hold {expected} tokens, or {path.stem}.ends does not",
                         "run `python -m data.pack` again")
     return tokens, ends
+
+
+def check_tokenizer(folder: Path, fingerprint: str, field: str) -> None:
+    """Raises `UserError` if a token folder was not made by a model's tokenizer.
+
+    Args:
+        fingerprint: of the model's tokenizer.
+        field: that names the token folder, for the message.
+    """
+    own = read_json(Path(folder) / "tokenizer" / "tokenizer.json")["fingerprint"]
+    if own != fingerprint:
+        raise UserError(f"{field}={str(folder)!r}", f"was made by tokenizer {own}, the model was "
+                        f"trained with {fingerprint}", "run `python -m data.pack` with the model's "
+                        "tokenizer, or name the tokens that it was trained on")
 
 
 def lay_out(tokens: np.ndarray, targets: np.ndarray, begins: Sequence[int],

@@ -13,7 +13,7 @@ import numpy as np
 from core.errors import UserError
 from data.batch import Batch, pack_examples, stack
 from eval.measures.likelihood import batch_logps
-from eval.respond.loaded import LoadedModel
+from eval.respond.loaded import LoadedModel, warn_beyond_context
 from eval.respond.local import make_prompts
 from eval.tasks.task import Choice
 from model.config import ModelConfig
@@ -68,6 +68,7 @@ def continuation_logps(model: LoadedModel,
         UserError: an example is longer than a row.
     """
     rows, places = _pack_in_order(examples, row_length)
+    warn_beyond_context(model, "questions with a choice", [len(ids) - 1 for ids, _ in examples])
     max_segments = max(segment for _, segment in places) + 1
     empty = jax.tree.map(np.zeros_like, rows[0])
     rows = rows + [empty] * (-len(rows) % batch_size)
@@ -87,9 +88,9 @@ def _pack_in_order(examples: Sequence[tuple[Sequence[int], Sequence[float]]],
     rows, places, pending, size = [], [], [], 0
     for example in examples:
         if len(example[0]) > row_length + 1:
-            raise UserError(f"eval.row_length={row_length}",
+            raise UserError(f"row_length={row_length}",
                             f"does not hold a question and choice of {len(example[0])} tokens",
-                            "set a larger --config.eval.row_length")
+                            "set a larger row_length, or leave the task out of `tasks`")
         if size + len(example[0]) > row_length + 1:
             rows += pack_examples(pending, row_length)[0]
             pending, size = [], 0

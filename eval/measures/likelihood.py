@@ -23,8 +23,8 @@ from data.batch import Batch, stack
 from data.documents import read_documents
 from data.domains import POOLS
 from data.tokenizer import load_tokenizer
-from data.tokens.rows import TokenRows
-from eval.respond.loaded import LoadedModel
+from data.tokens.rows import TokenRows, open_tokens
+from eval.respond.loaded import LoadedModel, warn_beyond_context
 from model.config import ModelConfig
 from model.execution import Execution
 from model.families.decoder import Params, forward
@@ -67,6 +67,9 @@ def has_heldout(tokens: Path) -> bool:
 def bits_per_byte(model: LoadedModel, tokens: Path, *, row_length: int,
                   batch_size: int) -> float:
     """Bits per byte of a model on the held-out pages of a token folder."""
+    _, ends = open_tokens(tokens, "heldout")
+    warn_beyond_context(model, "held-out pages in rows",
+                        np.minimum(np.diff(ends, prepend=0) - 1, row_length).tolist())
     bytes_V = jnp.asarray(model.tokenizer.token_bytes(), jnp.float32)
     sums: list[tuple[jax.Array, jax.Array]] = []
     for batch in heldout_batches(tokens, row_length, batch_size):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jax.sharding import Mesh
 
 from core.artifacts import read_lineage
+from core.progress import log
 from data.tokenizer import Tokenizer, load_tokenizer
 from model.config import ModelConfig
 from model.directory import load_params, read_description
@@ -56,3 +57,18 @@ def load_model(folder: Path, execution: Execution, mesh: Mesh | None = None) -> 
         load_params(folder, described.config, mesh), described.config, execution,
         load_tokenizer(folder / "tokenizer"), described.chat, described.context_tokens,
         f"{folder.name}@{read_lineage(folder)['fingerprint']}")
+
+
+def warn_beyond_context(model: LoadedModel, what: str, lengths_tokens: Sequence[int]) -> None:
+    """Logs how many texts are longer than the rows that the model was trained on.
+
+    Positions beyond those rows were never trained, and what the model says there is worth little.
+
+    Args:
+        what: the texts, e.g. ``prompts with their answers``.
+    """
+    num_beyond = sum(length > model.context_tokens for length in lengths_tokens)
+    if num_beyond:
+        log(f"warning: {num_beyond} of {len(lengths_tokens)} {what} have up to "
+            f"{max(lengths_tokens)} tokens; {model.name or 'the model'} was trained on rows of "
+            f"{model.context_tokens}")

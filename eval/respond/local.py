@@ -11,7 +11,7 @@ from core.errors import UserError
 from core.progress import Progress
 from data.chat import Conversation, ask, render_prompt
 from data.tokenizer import Tokenizer
-from eval.respond.loaded import LoadedModel
+from eval.respond.loaded import LoadedModel, warn_beyond_context
 from eval.respond.responder import Reply
 from model.generation.generate import generate
 from model.generation.sampling import Sampling
@@ -50,6 +50,8 @@ def complete(model: LoadedModel, prompts: Sequence[Sequence[int]], sampling: Sam
     Returns:
         One completion per prompt, in the order of `prompts`.
     """
+    warn_beyond_context(model, "prompts with their answers",
+                        [len(prompt) + sampling.max_new_tokens for prompt in prompts])
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     completions = [""] * len(prompts)
     make_keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))

@@ -13,8 +13,8 @@ import dataclasses
 import random
 from pathlib import Path
 
-from core.artifacts import read_jsonl
 from core.errors import UserError
+from core.json_text import read_lines
 from data.chat import Conversation, ask, make_conversation
 from eval.tasks.task import answer_of
 
@@ -50,8 +50,7 @@ def load_file_task(path: str | Path) -> FileTask:
         UserError: there is no such file, or a line is no solved question.
     """
     path, solved = Path(path), []
-    for number, row in enumerate(read_jsonl(path), start=1):
-        where = f"{path}, line {number}"
+    for where, row in read_lines(path):
         if isinstance(row, dict) and isinstance(row.get("messages"), list):
             conversation = make_conversation(row["messages"], where)
         elif isinstance(row, dict) and all(isinstance(row.get(field), str)

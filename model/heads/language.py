@@ -6,7 +6,8 @@ letters of a row of hidden states are
     Q chunks          X devices that rows are sharded over          T rows of a chunk on one device
 
 so that every device has its own rows in every chunk, and only the head's weight and its gradient
-are communicated.
+are communicated. A weight that is padded to fit the mesh has more columns than there are tokens;
+their logits are minus infinity.
 """
 
 from __future__ import annotations
@@ -22,7 +23,13 @@ from jax.sharding import PartitionSpec as P
 from model.config import ModelConfig
 from model.execution import Execution
 from model.families.decoder import Params
-from model.parallel.sharding import HEAD_RULES, PARAM_RULES, constrain, fitting_spec
+from model.parallel.sharding import (
+    HEAD_RULES,
+    PARAM_RULES,
+    constrain,
+    fitting_spec,
+    pad_vocabulary,
+)
 
 # Float32 logits that one device holds at a time when `loss_chunks` is 0. At V=50k it is 5,000
 # rows: enough that accumulating the weight's gradient, D x V numbers a chunk, costs little next to
@@ -69,8 +76,8 @@ def score_targets(params: Params, x_BLD: jax.Array, targets_BL: jax.Array, *,
         x_BLD: hidden states; position l scores `targets_BL[:, l]` (already shifted).
     """
     num_chunks = execution.loss_chunks or chunks_of_budget(x_BLD.shape, config.V)
-    weight_DV = head_weight(params, config)
-    return _score(num_chunks, execution.compute_dtype, x_BLD, weight_DV, targets_BL)
+    weight_DV = pad_vocabulary(head_weight(params, config), axis=1)
+    return _score(num_chunks, execution.compute_dtype, config.V, x_BLD, weight_DV, targets_BL)
 
 
 def token_logps(params: Params, x_BLD: jax.Array, targets_BL: jax.Array, *,
@@ -91,18 +98,18 @@ def chunks_of_budget(shape: tuple[int, ...], num_logits: int) -> int:
     return max(1, -(-4 * shape[0] * shape[1] * num_logits // (num_devices * LOGITS_BYTES)))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _score(num_chunks, dtype, x_BLD, weight_DV, targets_BL) -> Scores:
-    return _forward(num_chunks, dtype, x_BLD, weight_DV, targets_BL)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _score(num_chunks, dtype, num_tokens, x_BLD, weight_DV, targets_BL) -> Scores:
+    return _forward(num_chunks, dtype, num_tokens, x_BLD, weight_DV, targets_BL)[0]
 
 
-def _forward(num_chunks, dtype, x_BLD, weight_DV, targets_BL):
+def _forward(num_chunks, dtype, num_tokens, x_BLD, weight_DV, targets_BL):
     """The scores and the residuals: inputs, log_z and, if there is one chunk, its logits."""
     cast_DV = constrain(weight_DV.astype(dtype), "DV")
 
     def score(_, rows):
         x_XTD, targets_XT = rows
-        logits_XTV = _logits(x_XTD, cast_DV)
+        logits_XTV = _logits(x_XTD, cast_DV, num_tokens)
         top_XT = jnp.max(logits_XTV, axis=-1)
         log_z_XT = top_XT + jnp.log(jnp.sum(jnp.exp(logits_XTV - top_XT[..., None]), axis=-1))
         target_XT = jnp.take_along_axis(logits_XTV, targets_XT[..., None], axis=-1)[..., 0]
@@ -115,7 +122,7 @@ def _forward(num_chunks, dtype, x_BLD, weight_DV, targets_BL):
     return scores, (x_BLD, weight_DV, targets_BL, scores.log_z_BL, kept_QXTV)
 
 
-def _backward(num_chunks, dtype, residuals, cotangents):
+def _backward(num_chunks, dtype, num_tokens, residuals, cotangents):
     """With p = softmax: dlogits = onehot dlogp + p (dlog_z - dlogp), as logp = logit - log_z."""
     x_BLD, weight_DV, targets_BL, log_z_BL, kept_QXTV = residuals
     cast_DV = constrain(weight_DV.astype(dtype), "DV")
@@ -123,7 +130,7 @@ def _backward(num_chunks, dtype, residuals, cotangents):
     def differentiate(dweight_XDV, rows):
         x_XTD, targets_XT, log_z_XT, dlogp_XT, dlog_z_XT, logits_XTV = rows
         if logits_XTV is None:
-            logits_XTV = _logits(x_XTD, cast_DV)
+            logits_XTV = _logits(x_XTD, cast_DV, num_tokens)
         p_XTV = jnp.exp(logits_XTV - log_z_XT[..., None])
         # The comparison fuses with the sum around it: no one-hot array is materialised.
         tokens_XTV = jax.lax.broadcasted_iota(targets_XT.dtype, logits_XTV.shape, 2)
@@ -148,8 +155,12 @@ def _backward(num_chunks, dtype, residuals, cotangents):
 _score.defvjp(_forward, _backward)
 
 
-def _logits(x_XTD: jax.Array, cast_DV: jax.Array) -> jax.Array:
-    return jnp.einsum("XTD,DV->XTV", x_XTD, cast_DV, preferred_element_type=jnp.float32)
+def _logits(x_XTD: jax.Array, cast_DV: jax.Array, num_tokens: int) -> jax.Array:
+    logits_XTV = jnp.einsum("XTD,DV->XTV", x_XTD, cast_DV, preferred_element_type=jnp.float32)
+    if cast_DV.shape[1] == num_tokens:
+        return logits_XTV
+    tokens_XTV = jax.lax.broadcasted_iota(jnp.int32, logits_XTV.shape, 2)
+    return jnp.where(tokens_XTV < num_tokens, logits_XTV, -jnp.inf)
 
 
 def _split(rows: jax.Array, num_chunks: int) -> jax.Array:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from model.config import ModelConfig
 from model.execution import Execution
-from model.parallel.sharding import STREAM_RULES, constrain
+from model.parallel.sharding import STREAM_RULES, constrain, pad_vocabulary
 
 
 def init_embeddings(config: ModelConfig, key: jax.Array,
@@ -35,7 +35,8 @@ def embed(params: Mapping[str, jax.Array], tokens_BL: jax.Array, previous_BL: ja
         x_BLD in the compute dtype.
     """
     def look_up(table_VD, indices_BL):  # whole rows, as B takes the mesh axis that shards D
-        table_VD = constrain(table_VD.astype(execution.compute_dtype), "VD")
+        table_VD = pad_vocabulary(table_VD.astype(execution.compute_dtype), axis=0)
+        table_VD = constrain(table_VD, "VD")
         return constrain(table_VD[indices_BL], "BLD")
 
     x_BLD = look_up(params["embed_VD"], tokens_BL)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -80,7 +81,7 @@ def check_mesh(config: ModelConfig, execution: Execution, mesh: Mesh, *, batch_s
     Raises:
         UserError: names the first size that does not fit.
     """
-    for letter in "VDFHGEN":
+    for letter in "DFHGEN":     # V is padded: see `pad_vocabulary`
         _check_divides(letter, getattr(config, letter), mesh)
     if mesh.shape["expert"] > 1 and not config.E:
         raise UserError(f"mesh.expert={mesh.shape['expert']}", "needs a model with experts",
@@ -169,6 +170,19 @@ def constrain(x: jax.Array, letters: str, rules: Rules = ACTIVATION_RULES) -> ja
     return jax.lax.with_sharding_constraint(x, fitting_spec(letters, x.shape, rules))
 
 
+def pad_vocabulary(table: jax.Array, axis: int) -> jax.Array:
+    """Appends zeros along a table's axis V until the current mesh's axis `tensor` divides it.
+
+    For the time of its use alone: parameters have V entries on every mesh and on disk, so that
+    neither their number nor a checkpoint depends on a mesh. Whoever reads logits of the padding
+    masks them.
+    """
+    missing = -table.shape[axis] % jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
+    if not missing:
+        return table
+    return jnp.pad(table, [(0, missing * (place == axis)) for place in range(table.ndim)])
+
+
 def leaf_name(path: tuple[Any, ...]) -> str:
     """The path of a leaf in a tree as one name, e.g. ``params/blocks/wq_DHK``."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
@@ -196,14 +210,22 @@ def letters_of(path: tuple[Any, ...], rank: int) -> str:
 def param_shardings(params: Any, mesh: Mesh) -> Any:
     """A tree of `NamedSharding` for a tree of parameters (or of their shapes).
 
+    A vocabulary that `tensor` does not divide stays whole, and `tensor` shards the width instead,
+    beside `fsdp`, where both divide it.
+
     Raises:
         UserError: a mesh axis does not divide the parameter's axis.
     """
     def shard(path, leaf):
-        letters = letters_of(path, leaf.ndim)
-        for letter, size in zip(letters, leaf.shape):
-            _check_divides(letter, size, mesh)
-        return NamedSharding(mesh, spec(letters, PARAM_RULES))
+        letters, rules = letters_of(path, leaf.ndim), PARAM_RULES
+        sizes = dict(zip(letters, leaf.shape))
+        if sizes.get("V", 0) % mesh.shape["tensor"]:
+            both = mesh.shape["fsdp"] * mesh.shape["tensor"]
+            width = "fsdp" if sizes["D"] % both else ("fsdp", "tensor")
+            rules = {**PARAM_RULES, "V": None, "D": width}
+        for letter in letters.replace("V", ""):
+            _check_divides(letter, sizes[letter], mesh)
+        return NamedSharding(mesh, spec(letters, rules))
 
     return jax.tree_util.tree_map_with_path(shard, params)
 

@@ -30,7 +30,6 @@ WAIT_SECS = 300
 def environment(num_devices: int = 1) -> dict[str, str]:
     """Environment of simulated devices with few optimisations, as compiling takes most time."""
     return {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-            "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"} | os.environ | {
                 "JAX_NUM_CPU_DEVICES": str(num_devices), "JAX_PLATFORMS": "cpu"}
 

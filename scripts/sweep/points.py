@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -35,13 +35,23 @@ class Point:
         settings: the fields' values.
         folder: its workdir.
         modules: stages to run, in order.
-        arguments: the config's arguments, the same for each of them.
+        shared: arguments of the config that all points have.
     """
 
     settings: Settings
     folder: Path
     modules: tuple[str, ...]
-    arguments: tuple[str, ...]
+    shared: tuple[str, ...]
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The config's arguments, the same for each stage."""
+        return *self.shared, *(f"--config.{f}={value}" for f, value in self.settings.items())
+
+    def describe(self) -> dict[str, Any]:
+        """What its result records of it."""
+        return {"point": self.folder.name, "settings": self.settings,
+                "stages": list(self.modules), "shared": list(self.shared)}
 
 
 def plan_points(stages: Sequence[StageModule], points: Sequence[Settings], config: ConfigDict,
@@ -56,11 +66,9 @@ def plan_points(stages: Sequence[StageModule], points: Sequence[Settings], confi
     Raises:
         UserError: such an artifact is missing.
     """
-    fields = list(points[0])
-    shared = shared_parents(stages, config, fields, parents)
+    shared = (*given, *shared_parents(stages, config, list(points[0]), parents))
     modules = tuple(stage.module for stage in stages)
-    return [Point(settings, workdir / point_name(settings), modules,
-                  (*given, *shared, *(f"--config.{f}={v}" for f, v in settings.items())))
+    return [Point(settings, workdir / point_name(settings), modules, shared)
             for settings in points]
 
 
@@ -129,8 +137,7 @@ class Runner:
     def _run_point(self, point: Point) -> dict[str, Any]:
         """Runs the stages until one fails; returns the result, saved as `result.json`."""
         point.folder.mkdir(parents=True, exist_ok=True)
-        row: dict[str, Any] = {"point": point.folder.name, "settings": point.settings,
-                               "status": "finished"}
+        row: dict[str, Any] = point.describe() | {"status": "finished"}
         for module in point.modules:
             code, printed, stderr = self._run_stage(point, module)
             if code:
@@ -164,15 +171,19 @@ def _reason(code: int, stderr: str) -> str:
     return (errors or lines[-1:] or [status])[-1]
 
 
-def read_results(points: Sequence[Point], path: Path) -> list[dict[str, Any]]:
-    """The results of all points, in order; also written to `path`, one JSON line each."""
-    rows = []
-    for point in points:
-        kept = point.folder / "result.json"
-        rows.append(read_json(kept) if kept.exists() else
-                    {"point": point.folder.name, "settings": point.settings, "status": "missing"})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    os.replace(temporary, path)
-    return rows
+def read_results(points: Sequence[Point]) -> list[dict[str, Any]]:
+    """The results of all points, in order."""
+    return [read_json(point.folder / "result.json") if (point.folder / "result.json").exists()
+            else point.describe() | {"status": "missing"} for point in points]
+
+
+def read_earlier_results(points: Sequence[Point]) -> list[dict[str, Any]]:
+    """The results of other points in the sweep's folder, from earlier calls."""
+    own, workdir = {point.folder for point in points}, points[0].folder.parent
+    return [read_json(path) for path in sorted(workdir.glob("*/result.json"))
+            if path.parent not in own]
+
+
+def are_comparable(row: Mapping[str, Any], point: Point) -> bool:
+    """Whether a result is of the same stages and the same config, settings aside."""
+    return all(row.get(name) == point.describe()[name] for name in ("stages", "shared"))

@@ -11,9 +11,11 @@ the config before anything runs.
 
 A point is a workdir of its own, named by its settings, under `--workdir`; artifacts that its stages
 read and do not build are in `--parents`. If the same command is called again, finished points are
-skipped and failed ones retried. `results.jsonl` has a line per point; the printed table has a line
-per setting, averaged over seeds. --launcher=slurm renders (and --submit submits) one job array;
-afterwards --launcher=none prints its table.
+skipped and failed ones retried; another grid in the same workdir adds its points. `results.jsonl`
+has a line per point of all calls; the printed table has a line per setting of those with the same
+stages and config, averaged over seeds, with standard errors and what cannot be told from the best.
+--launcher=slurm renders (and --submit submits) one job array; afterwards --launcher=none prints its
+table.
 """
 
 from __future__ import annotations
@@ -26,15 +28,22 @@ from typing import Any
 from absl import flags
 
 from core import entry
-from core.artifacts import read_json
+from core.artifacts import read_json, write_jsonl
 from core.errors import UserError
 from core.progress import log
 from scripts.launch.job import deliver
 from scripts.launch.slurm import Allocation, define_slurm_flags, read_allocation, submit
 from scripts.stages import config_arguments, load_config, read_stages
 from scripts.sweep.axes import grid_axis, make_points, random_axis, zip_axis
-from scripts.sweep.points import Point, Runner, plan_points, read_results
-from scripts.sweep.table import average_seeds, show_table
+from scripts.sweep.points import (
+    Point,
+    Runner,
+    are_comparable,
+    plan_points,
+    read_earlier_results,
+    read_results,
+)
+from scripts.sweep.table import average_seeds, fill_settings, find_ties, show_table
 
 
 def read_points() -> list[Point]:
@@ -105,12 +114,21 @@ def main() -> dict[str, Any]:
         return submit_array(points)
     if given.launcher == "local":
         Runner().run(points, given.parallel)
-    rows = read_results(points, workdir / "results.jsonl")
-    averaged = average_seeds(rows, given.metric, lowest=given.best == "lowest")
-    print(show_table(rows, averaged, given.metric))
+    rows, earlier = read_results(points), read_earlier_results(points)
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_jsonl(workdir / "results.jsonl", [*earlier, *rows])
+    comparable = [row for row in earlier if are_comparable(row, points[0])]
+    if left_out := len(earlier) - len(comparable):
+        log(f"sweep: {left_out} earlier points had other stages or another config, and are not in "
+            "the table")
+    filled = fill_settings([*comparable, *rows], entry.config_and_workdir()[0])
+    averaged = average_seeds(filled, given.metric, lowest=given.best == "lowest")
+    print(show_table(filled, averaged, given.metric))
     count = {status: sum(row["status"] == status for row in rows)
              for status in ("finished", "failed", "missing")}
-    return {"points": len(points), **count, "best": averaged[0] if averaged else None,
+    return {"points": len(points), **count, "earlier": len(comparable),
+            "best": averaged[0] | {"tied_with": [group["settings"] for group in
+                                                 find_ties(averaged)]} if averaged else None,
             "results": str(workdir / "results.jsonl")}
 
 

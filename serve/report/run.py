@@ -67,8 +67,7 @@ class Run:
         self.corpus = Corpus(folders["corpus"])
         self.shape = read_json(folders["base"] / "model.json")["config"]
         #: Metrics of each model's evaluation; nan stands for what was not measured.
-        self.evals = {model: {name: math.nan if value is None else value for name, value
-                              in self.artifacts[f"eval_{model}"].metrics.items()}
+        self.evals = {model: _with_nans(self.artifacts[f"eval_{model}"].metrics)
                       for model in MODELS}
         self._rows = {(model, source): read_jsonl(folders[f"eval_{model}"] / f"{source}.jsonl")
                       for model in MODELS for source in NUM_QUESTIONS}
@@ -125,6 +124,15 @@ class Run:
         return [(artifact.name, field) for artifact in self.artifacts.values()
                 if artifact.name != "corpus"  # its inputs are files, not artifacts
                 for field, mark in artifact.lineage["inputs"].items() if mark not in marks]
+
+
+def _with_nans(value: Any) -> Any:
+    """What was read from JSON, with NaN for null: a number that was not finite."""
+    if isinstance(value, dict):
+        return {name: _with_nans(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_with_nans(part) for part in value]
+    return math.nan if value is None else value
 
 
 def proportion(mean: float, num_items: int) -> Estimate:

@@ -1,0 +1,75 @@
+"""The notebooks run on any model directory, from wherever Jupyter starts them."""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from core import artifacts
+from core.artifacts import LAYOUT, ROOT, write_json, write_jsonl
+from data.tokenizer import Tokenizer
+from model.directory import save_model
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+RUN = "runs/quickstart-cpu"     # what the notebooks open, under the checkout
+
+
+@pytest.fixture(scope="module")
+def checkout(params, config, tmp_path_factory):
+    """A folder that holds a run's last model, as `scripts/quickstart.sh` leaves it."""
+    root = tmp_path_factory.mktemp("checkout")
+    folder = root / RUN / "dpo"
+    # 93 ordinary tokens and 5 special ones: the 98 of the tiny model.
+    Tokenizer({bytes([b]): i for i, b in enumerate(range(32, 125))}).save(root / "tokenizer")
+    save_model(folder, params, config, root / "tokenizer", chat=True, context_tokens=64)
+    write_json(folder / "lineage.json", {"layout": LAYOUT, "command": "python", "commit": None,
+                                         "fingerprint": "ab", "inputs": {}})
+    write_jsonl(folder / "metrics.jsonl", [{"step": step, "loss": 0.5} for step in range(5)])
+    return root
+
+
+def _cells(path) -> list[str]:
+    return ["".join(cell["source"]) for cell in json.loads(path.read_text())["cells"]
+            if cell["cell_type"] == "code"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebooks_cells_run_in_its_folder_and_elsewhere(path, checkout, tmp_path, monkeypatch):
+    monkeypatch.setattr(artifacts, "ROOT", checkout)
+    for place in (path.parent, tmp_path):
+        monkeypatch.chdir(place)
+        names = {}
+        for number, cell in enumerate(_cells(path)):
+            exec(compile(cell, f"{path.name}, code cell {number}", "exec"), names)
+        assert names["model"].config.V == 98
+    assert not list(tmp_path.iterdir()), "a notebook leaves nothing behind"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_stored_without_its_outputs(path):
+    for cell in json.loads(path.read_text())["cells"]:
+        assert not cell.get("outputs") and cell.get("execution_count") is None
+
+
+@pytest.mark.full
+@pytest.mark.skipif(not importlib.util.find_spec("nbconvert"), reason="needs the extra `notebooks`")
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_jupyter_executes_a_notebook(path, checkout, tmp_path):
+    """In a copy of its place, so that its root is the folder of `checkout`."""
+    copied = tmp_path / "notebooks" / path.name
+    copied.parent.mkdir()
+    (tmp_path / "runs").symlink_to(checkout / "runs")
+    for package in artifacts.OUR_PACKAGES:
+        shutil.copytree(ROOT / package, tmp_path / package)     # a link would lead back
+    copied.write_text(path.read_text())
+    done = subprocess.run(
+        [sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute", copied, "--output",
+         "out.ipynb"], env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True,
+        text=True)
+    assert done.returncode == 0, done.stderr
+    cells = json.loads((copied.parent / "out.ipynb").read_text())["cells"]
+    assert all(cell["outputs"] for cell in cells if cell["cell_type"] == "code")
