@@ -46,6 +46,7 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
     if num_too_long:
         log(f"{section.out}: left out {num_too_long} of {len(rows) + num_too_long} pairs that are "
             f"longer than {section.row_length} tokens")
+    make_batches(rows, section)     # refuses what does not fill one before the reference is run
     # The reference's parameters are freed before those to train are loaded.
     scored = with_reference(rows, load_params(source, setup.config, setup.mesh), setup=setup,
                             batch_size=section.batch_size)
