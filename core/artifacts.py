@@ -160,17 +160,25 @@ def check_layout(folder: Path, described: Mapping[str, Any]) -> None:
                         "move it away and build it anew, or use the commit that wrote it")
 
 
-def parent(workdir: Path, field: str, name: str) -> tuple[Path, str]:
+def parent(workdir: Path, field: str, name: str, *,
+           unfinished: bool = False) -> tuple[Path, str]:
     """Finds the artifact that `field` names: a folder under `workdir`, or a path of its own.
 
+    Args:
+        unfinished: whether one that is still being built will do, where no finished one is there.
+
     Returns:
-        The folder, and the mark of its build for the fingerprints of what is made from it.
+        The folder, and the mark of its build for the fingerprints of what is made from it. With
+        `unfinished` the mark is its fingerprint, which is the same before and after.
     """
     folder = Path(name) if os.sep in name else workdir / name
+    if unfinished and not folder.exists():
+        folder = folder.with_name(f"{folder.name}.partial")
     if not (folder / "lineage.json").exists():
-        raise UserError(f"{field}={name!r}", f"no finished artifact at {folder}",
+        kind = "artifact" if unfinished else "finished artifact"
+        raise UserError(f"{field}={name!r}", f"no {kind} at {folder}",
                         f"run the stage that builds it, or set --config.{field} to its folder")
-    return folder, read_lineage(folder)["build"]
+    return folder, read_lineage(folder)["fingerprint" if unfinished else "build"]
 
 
 def make_lineage(*, stage: str, config: Mapping[str, Any], inputs: Mapping[str, Any], code: str,

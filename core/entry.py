@@ -52,6 +52,7 @@ class Stage:
             an earlier, killed run left that folder.
         parents: fields of the section that name parent artifacts (folders under the workdir, or
             paths). An empty value means that there is no such parent.
+        unfinished: those of them that may still be being built.
         sections: further config sections that decide the result.
         inputs: fingerprints of inputs that are not artifacts, e.g. raw files.
         assist: called with the artifact's folder and a test whether it is finished; returns
@@ -64,6 +65,7 @@ class Stage:
     section: str
     build: Build
     parents: tuple[str, ...] = ()
+    unfinished: tuple[str, ...] = ()
     sections: tuple[str, ...] = ()
     inputs: Callable[[ConfigDict], Mapping[str, str]] | None = None
     assist: Callable[[Path, Callable[[], bool]], bool] | None = None
@@ -188,7 +190,8 @@ def _resolve(stage: Stage, config: ConfigDict,
             raise UserError(f"config.{name}", "this config has no such section",
                             "use a config that describes this stage")
     own = config[stage.section]
-    parents = {field: artifacts.parent(workdir, f"{stage.section}.{field}", own[field])
+    parents = {field: artifacts.parent(workdir, f"{stage.section}.{field}", own[field],
+                                       unfinished=field in stage.unfinished)
                for field in stage.parents if own[field]}
     final = (workdir / own.out).resolve()
     for field, (folder, _) in parents.items():

@@ -28,7 +28,7 @@ SIZES = {"books": 100, "code": 1_000, "pages": 10_000}
 def test_weights_by_hand_become_whole_tokens():
     plan = plan_mixture(SIZES, total_tokens=1_000, weights={"pages": 1, "books": 2})
     assert plan.tokens == {"books": 667, "code": 0, "pages": 333}
-    assert plan.weights == {"books": 0.667, "code": 0.0, "pages": 0.333}
+    assert plan.weights == {"books": 2 / 3, "code": 0.0, "pages": 1 / 3}, "of any length"
     assert plan.epochs == {"books": 6.67, "code": 0.0, "pages": 0.0333}
     assert plan.warnings == ("books is seen 6.67 times", "code is left out: its share is 0")
 

@@ -16,6 +16,7 @@ from core.progress import format_count, log
 from model.attention.backends import describe
 from model.families.decoder import abstract_params, num_params
 from model.parallel.sharding import check_mesh
+from train.checkpoints.reader import Branch
 from train.loop import Loop
 from train.optimizer.optimizers import eval_params, make_optimizer
 from train.setup import Setup
@@ -26,7 +27,7 @@ from train.step import LossFn, TrainStep, make_state, make_train_step
 Evaluate = Callable[[Any], Mapping[str, float]]
 
 
-def train(loss_fn: LossFn, batches: grain.MapDataset, make_params: Callable[[], Any], *,
+def train(loss_fn: LossFn, batches: grain.MapDataset, make_params: Callable[[], Any | Branch], *,
           setup: Setup, section: ConfigDict, folder: Path, evaluate: Evaluate | None = None,
           rows_per_example: int = 1) -> tuple[Any, dict[str, float]]:
     """Trains over all of `batches`, or goes on from the newest intact checkpoint in `folder`.
@@ -35,7 +36,8 @@ def train(loss_fn: LossFn, batches: grain.MapDataset, make_params: Callable[[], 
         loss_fn: see `train.loss`.
         batches: one element per step, so that its length is the number of steps.
         make_params: makes the first parameters, where there is no checkpoint. They become part of
-            the state without a copy, and the first step donates them.
+            the state without a copy, and the first step donates them. Or it names a checkpoint of
+            another run, whose whole state is the first.
         section: the stage's config; `configs.common.make_training` has the fields read here.
         folder: gets `checkpoints/`, `metrics.jsonl`, `speed.jsonl`, `goodput.jsonl`.
         evaluate: run every `evaluate_every` steps and after the last.
@@ -59,7 +61,13 @@ def train(loss_fn: LossFn, batches: grain.MapDataset, make_params: Callable[[], 
     loop = Loop(train_step, batches, setup=setup, section=section, folder=folder,
                 tokens_per_step=tokens_per_step,
                 evaluate=evaluate and (lambda state: evaluate(trained_params(state))))
-    state = loop.run(make_first(abstract_params(setup.config)), lambda: make_first(make_params()))
+    abstract_state = make_first(abstract_params(setup.config))
+
+    def begin() -> TrainState:
+        first = make_params()
+        return first.restore(abstract_state) if isinstance(first, Branch) else make_first(first)
+
+    state = loop.run(abstract_state, begin)
     return trained_params(state), {"goodput_frac": round(loop.goodput_frac(), 4)}
 
 

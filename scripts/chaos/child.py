@@ -29,9 +29,9 @@ def inject(index: int, batch: Batch) -> Batch:
     return batch.replace(loss_weights_BL=np.full_like(batch.loss_weights_BL, np.nan))
 
 
-def make_batches(section, tokens):
+def make_batches(*arguments):
     """The batches of pretraining, one of them with the fault."""
-    return intact_batches(section, tokens).map_with_index(inject)
+    return intact_batches(*arguments).map_with_index(inject)
 
 
 intact_batches = pretrain.make_batches
