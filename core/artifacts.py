@@ -34,12 +34,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from core import file_sums
 from core.errors import UserError
 from core.progress import log
 
 ROOT = Path(__file__).resolve().parent.parent
 OUR_PACKAGES = ("configs", "core", "data", "model", "eval", "train", "align", "serve", "scripts")
-LAYOUT = 2              # of lineage.json and model.json; others are refused
+LAYOUT = 2              # of lineage.json; others are refused
 RECORDED_VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "daft",
                      "pyarrow", "resiliparse", "tiktoken", "rustbpe")
 
@@ -152,11 +153,12 @@ def read_lineage(folder: Path) -> dict[str, Any]:
     return lineage
 
 
-def check_layout(folder: Path, described: Mapping[str, Any]) -> None:
+def check_layout(folder: Path, described: Mapping[str, Any], *, layout: int = LAYOUT,
+                 of: str = "artifacts") -> None:
     """Raises `UserError` when a description read from `folder` has another layout than ours."""
-    if described.get("layout") != LAYOUT:
+    if described.get("layout") != layout:
         raise UserError(str(folder), f"was written with layout {described.get('layout', 1)} of "
-                        f"artifacts, and this version reads layout {LAYOUT}",
+                        f"{of}, and this version reads layout {layout}",
                         "move it away and build it anew, or use the commit that wrote it")
 
 
@@ -359,6 +361,8 @@ def finish(partial: Path, final: Path, metrics: Mapping[str, Any]) -> None:
     An artifact that stands there is set aside.
     """
     write_json(partial / "metrics.json", metrics)
+    if (partial / file_sums.NAME).exists():     # of a model directory, by `model.directory`
+        file_sums.write_sums(partial, partial.iterdir(), keep=True)
     for path in sorted(partial.rglob("*")):
         if path.is_file():
             with open(path, "rb") as file:

@@ -27,9 +27,9 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from core.errors import UserError, as_disk_error
+from core.file_sums import DamagedError, write_sums
 from core.progress import log
-from train.checkpoints.digests import named_leaves, read_digests, start_digests
-from train.checkpoints.file_sums import DamagedError, write_sums
+from model.digests import named_leaves, read_digests, start_digests
 from train.checkpoints.reader import StepReader, as_tree, first_line
 from train.checkpoints.record import make_record
 from train.checkpoints.retention import TMP_SUFFIX, StepFolders
@@ -169,7 +169,7 @@ class Checkpoints:
         """Writes checksums; called by Orbax's thread after all files and before renaming."""
         if self._folders is not None:
             (folder,) = self._folder.glob(f"{self._saving}{TMP_SUFFIX}*")
-            write_sums(folder)
+            write_sums(folder, folder.glob("*/**/*"))
 
     def _wait(self) -> OSError | None:
         """Waits for the save in progress; returns its disk error, if any."""

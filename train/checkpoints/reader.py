@@ -13,8 +13,8 @@ import jax
 import orbax.checkpoint as ocp
 
 from core.errors import UserError
-from train.checkpoints.digests import named_leaves, read_digests, start_digests
-from train.checkpoints.file_sums import DamagedError, check_sums
+from core.file_sums import DamagedError, check_sums
+from model.digests import named_leaves, read_digests, start_digests
 from train.checkpoints.record import Record, check_architecture, check_digests
 from train.distributed import any_process
 from train.state import TrainState
@@ -77,8 +77,8 @@ class StepReader:
         """Checks each process's share of the files; raises `DamagedError` on all if one is bad."""
         damage = ""
         try:
-            check_sums(self._folder / str(step), part=part, index=jax.process_index(),
-                       count=jax.process_count())
+            check_sums(self._folder / str(step), select=lambda name: name.startswith(part),
+                       index=jax.process_index(), count=jax.process_count())
         except DamagedError as error:
             damage = str(error)
         if any_process(bool(damage)):

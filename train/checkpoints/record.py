@@ -11,8 +11,8 @@ from typing import Any
 import jax
 
 from core.errors import UserError
-from train.checkpoints.digests import named_leaves
-from train.checkpoints.file_sums import DamagedError
+from core.file_sums import DamagedError
+from model.digests import named_leaves
 
 Record = dict[str, Any]
 
