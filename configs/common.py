@@ -70,6 +70,8 @@ def make_pretrain(**changes) -> ConfigDict:
     """The section `pretrain` with every field; sizes of the run come from `changes`."""
     return ConfigDict(make_training(
         out="base", tokens="tokens", corpus="corpus",
+        init_from="",               # a model directory, whose parameters are the first
+        resume_from="", resume_step=0,      # or another run's checkpoint; 0 = its newest
         anneal_frac=0.0,            # of the steps, on `anneal_mixture` instead of `mixture`
         mixture=dict(), anneal_mixture=dict(),      # shares of domains
         temperature=1.0,            # when all of mixture is 0: shares follow size ** temperature

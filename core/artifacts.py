@@ -7,8 +7,11 @@ recorded with the step from which it held, and may change at any restart.
 
 - ``<name>`` with the same fingerprint: the stage skips itself. When its code has changed since,
   one line says so; ``--rebuild`` builds it anew.
-- ``<name>`` with another one: it is set aside as ``<name>.<fingerprint>`` and built anew.
-- ``<name>.partial`` with the same fingerprint: the stage goes on in it.
+- ``<name>`` with another one: it stays until the new one is finished, and is then set aside as
+  ``<name>.<fingerprint>``. A command that fails moves nothing.
+- ``<name>.<fingerprint>`` with the same one: it becomes ``<name>`` again, and nothing is built.
+- ``<name>.partial`` with the same fingerprint: the stage goes on in it. One of another is set aside
+  likewise, and found again.
 - A folder written by an earlier layout of artifacts is refused.
 """
 
@@ -16,30 +19,29 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import fcntl
+import glob
 import hashlib
 import importlib.metadata
 import itertools
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from core import file_sums
 from core.errors import UserError
 from core.json_text import format_json, parse_json, read_lines
-from core.processes import ProcessLost
 from core.progress import log
 
 ROOT = Path(__file__).resolve().parent.parent
 OUR_PACKAGES = ("configs", "core", "data", "model", "eval", "train", "align", "serve", "scripts")
-LAYOUT = 2              # of lineage.json and model.json; others are refused
-LOCK_SECS = 1.0         # of trying to lock: `is_locked` holds the lock for an instant
-FOLLOW_SECS = 0.25      # between two looks at a shared disk
+LAYOUT = 2              # of lineage.json; others are refused
 RECORDED_VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "daft",
                      "pyarrow", "resiliparse", "tiktoken", "rustbpe")
 
@@ -137,25 +139,34 @@ def read_lineage(folder: Path) -> dict[str, Any]:
     return lineage
 
 
-def check_layout(folder: Path, described: Mapping[str, Any]) -> None:
+def check_layout(folder: Path, described: Mapping[str, Any], *, layout: int = LAYOUT,
+                 of: str = "artifacts") -> None:
     """Raises `UserError` when a description read from `folder` has another layout than ours."""
-    if described.get("layout") != LAYOUT:
+    if described.get("layout") != layout:
         raise UserError(str(folder), f"was written with layout {described.get('layout', 1)} of "
-                        f"artifacts, and this version reads layout {LAYOUT}",
+                        f"{of}, and this version reads layout {layout}",
                         "move it away and build it anew, or use the commit that wrote it")
 
 
-def parent(workdir: Path, field: str, name: str) -> tuple[Path, str]:
+def parent(workdir: Path, field: str, name: str, *,
+           unfinished: bool = False) -> tuple[Path, str]:
     """Finds the artifact that `field` names: a folder under `workdir`, or a path of its own.
 
+    Args:
+        unfinished: whether one that is still being built will do, where no finished one is there.
+
     Returns:
-        The folder, and the mark of its build for the fingerprints of what is made from it.
+        The folder, and the mark of its build for the fingerprints of what is made from it. With
+        `unfinished` the mark is its fingerprint, which is the same before and after.
     """
     folder = Path(name) if os.sep in name else workdir / name
+    if unfinished and not folder.exists():
+        folder = folder.with_name(f"{folder.name}.partial")
     if not (folder / "lineage.json").exists():
-        raise UserError(f"{field}={name!r}", f"no finished artifact at {folder}",
+        kind = "artifact" if unfinished else "finished artifact"
+        raise UserError(f"{field}={name!r}", f"no {kind} at {folder}",
                         f"run the stage that builds it, or set --config.{field} to its folder")
-    return folder, read_lineage(folder)["build"]
+    return folder, read_lineage(folder)["fingerprint" if unfinished else "build"]
 
 
 def make_lineage(*, stage: str, config: Mapping[str, Any], inputs: Mapping[str, Any], code: str,
@@ -240,109 +251,6 @@ def _versions() -> dict[str, str]:
     return found
 
 
-@contextlib.contextmanager
-def locked(final: Path) -> Iterator[None]:
-    """Holds an artifact for this process; a second builder, of whatever config, is refused.
-
-    The lock lies beside the artifact, so that it stays when a folder is set aside.
-
-    Raises:
-        UserError: another process holds the artifact, or its workdir cannot be written.
-    """
-    try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        file = open(_lock(final), "w")  # noqa: SIM115 -- closed below
-    except OSError as error:
-        raise UserError(f"--workdir={final.parent}",
-                        f"cannot be written ({error.strerror.lower()})",
-                        "choose one that you may write to") from None
-    with file:
-        deadline = time.monotonic() + LOCK_SECS
-        while not _try_lock(file, fcntl.LOCK_EX, final):
-            if time.monotonic() >= deadline:
-                raise UserError(str(final), "another process is building this artifact",
-                                "wait for it, or choose another --workdir")
-            time.sleep(0.05)
-        yield
-
-
-def is_locked(final: Path) -> bool:
-    """Whether a process, on whatever host that shares the disk, is building this artifact."""
-    try:
-        with open(_lock(final)) as file:
-            return not _try_lock(file, fcntl.LOCK_SH, final)
-    except FileNotFoundError:
-        return False
-
-
-def mark_done(partial: Path, index: int) -> None:
-    """Marks that this process has done its part and reads nothing more."""
-    (partial / f".done-{index}").touch()
-
-
-def clear_marks(partial: Path, count: int) -> None:
-    """Removes the marks of all processes but the first."""
-    for index in range(1, count):
-        (partial / f".done-{index}").unlink(missing_ok=True)
-
-
-def await_marks(partial: Path, count: int, wait_secs: float) -> None:
-    """Waits, as the first process, until the others have done their parts.
-
-    Raises:
-        ProcessLost: they did not within `wait_secs`.
-    """
-    deadline = time.monotonic() + wait_secs
-    while late := [i for i in range(1, count) if not (partial / f".done-{i}").exists()]:
-        if time.monotonic() > deadline:
-            raise ProcessLost(f"{partial}: process {late[0]} did not end within {wait_secs:g} s of "
-                              "process 0: see its log; run the same command again to go on")
-        time.sleep(FOLLOW_SECS / 10)
-
-
-def _lock(final: Path) -> Path:
-    return final.with_name(f".{final.name}.lock")
-
-
-def _try_lock(file: IO[str], kind: int, final: Path) -> bool:
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        raise UserError(f"--workdir={final.parent}",
-                        f"is on a disk that cannot lock files ({error.strerror.lower()})",
-                        "choose one on another disk, or mount this one with flock") from None
-    return True
-
-
-def follow(final: Path, until: Callable[[], bool], *, start_secs: float,
-           has_begun: bool = False) -> None:
-    """Waits for a condition on what the first process builds, as long as that process runs.
-
-    Args:
-        until: looks at the shared disk.
-        start_secs: how long the first process may take to begin.
-        has_begun: whether it was seen at work already.
-
-    Raises:
-        ProcessLost: it did not begin, or it let go of the artifact before.
-    """
-    began = time.monotonic()
-    while not until():
-        held = is_locked(final)
-        if not held and until():    # it may have ended between the two looks
-            return
-        if has_begun and not held:
-            raise ProcessLost(f"{final}: process 0 stopped before it was finished: see its log; "
-                              "run the same command again to go on")
-        has_begun |= held
-        if not has_begun and time.monotonic() - began > start_secs:
-            raise ProcessLost(f"{final}: process 0 did not begin within {start_secs:g} s: see its "
-                              "log, and whether all processes share --workdir")
-        time.sleep(FOLLOW_SECS)
-
-
 def is_finished(final: Path, lineage: Mapping[str, Any]) -> bool:
     """Whether `final` holds the artifact of this fingerprint."""
     return ((final / "lineage.json").exists()
@@ -350,26 +258,36 @@ def is_finished(final: Path, lineage: Mapping[str, Any]) -> bool:
 
 
 def find_finished(final: Path, lineage: Mapping[str, Any], *, rebuild: bool = False) -> bool:
-    """Whether `final` holds the artifact of this fingerprint; any other is set aside.
+    """Whether `final` holds the artifact of this fingerprint; one that was set aside is put back.
+
+    An artifact of another fingerprint stays where it is, until `finish` replaces it.
 
     Args:
-        rebuild: sets it aside in any case.
+        rebuild: whether to build it anew in any case.
+
+    Raises:
+        UserError: `final` is no artifact, or is of an earlier layout.
     """
-    if not final.exists():
-        return False
-    if not (final / "lineage.json").exists():
+    if final.exists() and not (final / "lineage.json").exists():
         raise UserError(str(final), "exists and is not an artifact",
                         "move it away or choose another --workdir")
-    old = read_lineage(final)
-    changes = _changes(old, lineage)
-    if not changes and not rebuild:
-        if old["code_digest"] != lineage["code_digest"]:
-            log(f"{final.name}: its code has changed since it was built, and it is kept: "
-                "--rebuild builds it anew")
-        return True
-    reason = f"{changes} changed since it was built" if changes else "--rebuild"
-    log(f"{final.name}: {reason}; the old one is kept as {_set_aside(final, old)}")
-    return False
+    old = read_lineage(final) if final.exists() else None
+    changes = "" if old is None else _changes(old, lineage)
+    reason = "--rebuild" if rebuild else changes and f"{changes} changed since it was built"
+    aside = _find_aside(final, lineage) if not rebuild and (old is None or changes) else None
+    if aside is not None:
+        kept = f"; the other is kept as {_set_aside(final, old).name}" if old else ""
+        os.rename(aside, final)
+        log(f"{final.name}: {aside.name} was built for this before and takes its place{kept}")
+        old, reason = read_lineage(final), ""
+    if old is None or reason:
+        if old is not None:
+            log(f"{final.name}: {reason}; it stays until the new one is finished")
+        return False
+    if old["code_digest"] != lineage["code_digest"]:
+        log(f"{final.name}: its code has changed since it was built, and it is kept: "
+            "--rebuild builds it anew")
+    return True
 
 
 def is_same_work(partial: Path, lineage: Mapping[str, Any]) -> bool:
@@ -377,30 +295,66 @@ def is_same_work(partial: Path, lineage: Mapping[str, Any]) -> bool:
     return is_finished(partial, lineage)
 
 
-def open_partial(partial: Path, lineage: Mapping[str, Any]) -> None:
-    """Makes `partial` ready to build in: new, or as an interrupted run of the same work left it."""
+@contextlib.contextmanager
+def opened(partial: Path, lineage: Mapping[str, Any]) -> Iterator[None]:
+    """Holds `partial` open to build in. Work that is refused before it wrote leaves no trace."""
+    moved = open_partial(partial, lineage)
+    try:
+        yield
+    except UserError:
+        if not _has_work(partial):
+            shutil.rmtree(partial)
+            if moved is not None:
+                os.rename(moved, partial)
+                log(f"{partial.name}: the unfinished one is back in its place")
+        raise
+
+
+def open_partial(partial: Path, lineage: Mapping[str, Any]) -> Path | None:
+    """Makes `partial` ready to build in: new, or as an interrupted run of the same work left it.
+
+    Returns:
+        The new name of unfinished work of another fingerprint, if there was any.
+    """
     earlier: Sequence[Mapping[str, Any]] = ()
-    if (partial / "lineage.json").exists():
-        old = read_lineage(partial)
-        if old["fingerprint"] == lineage["fingerprint"]:
-            changed = "" if old["code_digest"] == lineage["code_digest"] else \
-                ", although the code has changed since it began"
-            log(f"{partial.name}: going on where an earlier run stopped{changed}")
-            earlier = old["runs"]
-        elif {path.name for path in partial.iterdir()} - {"lineage.json", ".lock"}:
+    old = read_lineage(partial) if (partial / "lineage.json").exists() else None
+    moved = None
+    if old is None or old["fingerprint"] != lineage["fingerprint"]:
+        aside = _find_aside(partial, lineage)
+        if old is not None and _has_work(partial):
+            moved = _set_aside(partial, old)
             log(f"{partial.name}: {_changes(old, lineage)} changed; the unfinished one is kept as "
-                f"{_set_aside(partial, old)}")
+                f"{moved.name}")
+        elif aside is not None and partial.exists():
+            shutil.rmtree(partial)
+        if aside is not None:
+            os.rename(aside, partial)
+            log(f"{partial.name}: {aside.name} was begun for this before and takes its place")
+        old = read_lineage(partial) if aside is not None else None
+    if old is not None:
+        changed = "" if old["code_digest"] == lineage["code_digest"] else \
+            ", although the code has changed since it began"
+        log(f"{partial.name}: going on where an earlier run stopped{changed}")
+        earlier = old["runs"]
     partial.mkdir(exist_ok=True)
     write_json(partial / "lineage.json", {**lineage, "runs": [*earlier, *lineage["runs"]]})
+    return moved
 
 
 def finish(partial: Path, final: Path, metrics: Mapping[str, Any]) -> None:
-    """Completes `partial` with its metrics, flushes it and renames it to `final`."""
+    """Completes `partial` with its metrics, flushes it and renames it to `final`.
+
+    An artifact that stands there is set aside.
+    """
     write_json(partial / "metrics.json", metrics)
+    if (partial / file_sums.NAME).exists():     # of a model directory, by `model.directory`
+        file_sums.write_sums(partial, partial.iterdir(), keep=True)
     for path in sorted(partial.rglob("*")):
         if path.is_file():
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
+    if final.exists():
+        log(f"{final.name}: the old one is kept as {_set_aside(final, read_lineage(final)).name}")
     os.rename(partial, final)
 
 
@@ -419,7 +373,22 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     return " and ".join(changed)
 
 
-def _set_aside(folder: Path, lineage: Mapping[str, Any]) -> str:
+def _set_aside(folder: Path, lineage: Mapping[str, Any]) -> Path:
     target = free_name(folder.with_name(f"{folder.name}.{lineage['fingerprint'][:8]}"))
     os.rename(folder, target)
-    return target.name
+    return target
+
+
+def _find_aside(folder: Path, lineage: Mapping[str, Any]) -> Path | None:
+    """What was set aside with this fingerprint: of several the one of this code, or the latest."""
+    found = {}
+    for path in folder.parent.glob(f"{glob.escape(folder.name)}.{lineage['fingerprint'][:8]}*"):
+        with contextlib.suppress(UserError):    # of an earlier layout, or damaged
+            old = read_lineage(path)
+            if old["fingerprint"] == lineage["fingerprint"]:
+                found[path] = (old["code_digest"] == lineage["code_digest"], old["started"])
+    return max(found, key=found.get, default=None)
+
+
+def _has_work(partial: Path) -> bool:
+    return bool({path.name for path in partial.iterdir()} - {"lineage.json", ".lock"})

@@ -23,7 +23,7 @@ from typing import Any
 from absl import flags, logging
 from ml_collections import ConfigDict
 
-from core import artifacts
+from core import artifacts, locks
 from core.bounds import check_numbers
 from core.caches import cache_folders, find_cache
 from core.errors import PassingError, UserError
@@ -56,6 +56,7 @@ class Stage:
             an earlier, killed run left that folder.
         parents: fields of the section that name parent artifacts (folders under the workdir, or
             paths). An empty value means that there is no such parent.
+        unfinished: those of them that may still be being built.
         sections: further config sections that decide the result.
         inputs: fingerprints of inputs that are not artifacts, e.g. raw files.
         assist: called with the artifact's folder and a test whether it is finished; returns
@@ -68,6 +69,7 @@ class Stage:
     section: str
     build: Build
     parents: tuple[str, ...] = ()
+    unfinished: tuple[str, ...] = ()
     sections: tuple[str, ...] = ()
     inputs: Callable[[ConfigDict], Mapping[str, str]] | None = None
     assist: Callable[[Path, Callable[[], bool]], bool] | None = None
@@ -165,16 +167,16 @@ def _run_stage(stage: Stage) -> dict[str, Any]:
     if find_processes().index:
         _follow(final, unfinished, lineage, build if stage.every_process else None)
         return result
-    with artifacts.locked(final):
+    with locks.locked(final):
         if artifacts.find_finished(final, lineage, rebuild=flags.FLAGS.rebuild):
             log(f"{stage.section}: {final} is up to date")
             return result | {"skipped": True} | artifacts.read_json(final / "metrics.json")
         num_builders = find_processes().count if stage.every_process else 1
-        artifacts.clear_marks(unfinished, num_builders)
-        artifacts.open_partial(unfinished, lineage)
-        metrics = dict(build())
-        artifacts.await_marks(unfinished, num_builders, START_SECS)
-        artifacts.clear_marks(unfinished, num_builders)
+        locks.clear_marks(unfinished, num_builders)
+        with artifacts.opened(unfinished, lineage):
+            metrics = dict(build())
+        locks.await_marks(unfinished, num_builders, START_SECS)
+        locks.clear_marks(unfinished, num_builders)
         secs = process_secs()
         metrics |= {"secs": round(secs, 1), "peak_memory_bytes": _peak_memory_bytes()}
         artifacts.finish(unfinished, final, metrics)
@@ -193,8 +195,15 @@ def _resolve(stage: Stage, config: ConfigDict,
             raise UserError(f"config.{name}", "this config has no such section",
                             "use a config that describes this stage")
     own = config[stage.section]
-    parents = {field: artifacts.parent(workdir, f"{stage.section}.{field}", own[field])
+    parents = {field: artifacts.parent(workdir, f"{stage.section}.{field}", own[field],
+                                       unfinished=field in stage.unfinished)
                for field in stage.parents if own[field]}
+    final = (workdir / own.out).resolve()
+    for field, (folder, _) in parents.items():
+        if folder.resolve() in (final, final.with_name(f"{final.name}.partial")):
+            raise UserError(f"{stage.section}.{field}={own[field]!r}",
+                            "is the very artifact that this command builds",
+                            f"name the new one with --config.{stage.section}.out=NAME")
     lineage = artifacts.make_lineage(
         stage=stage.section,
         config={name: config[name].to_dict() for name in (stage.section, *stage.sections)},
@@ -213,14 +222,14 @@ def _follow(final: Path, unfinished: Path, lineage: Mapping[str, Any],
 
     def has_opened() -> bool:
         return is_finished() or (artifacts.is_same_work(unfinished, lineage)
-                                 and artifacts.is_locked(final))
+                                 and locks.is_locked(final))
 
     if build is not None:
-        artifacts.follow(final, has_opened, start_secs=START_SECS)
+        locks.follow(final, has_opened, start_secs=START_SECS)
         if not is_finished():
             build()
-            artifacts.mark_done(unfinished, find_processes().index)
-    artifacts.follow(final, is_finished, start_secs=START_SECS, has_begun=build is not None)
+            locks.mark_done(unfinished, find_processes().index)
+    locks.follow(final, is_finished, start_secs=START_SECS, has_begun=build is not None)
 
 
 def _set_compile_cache() -> None:

@@ -195,7 +195,7 @@ def _share(plan: Mapping[str, Any], folder: Path, executor: Executor) -> list[in
 
 
 def _has_leader(final: Path) -> bool:
-    """Whether a process holds the artifact's lock (see `core.artifacts.locked`)."""
+    """Whether a process holds the artifact's lock (see `core.locks.locked`)."""
     try:
         with open(final.with_name(f".{final.name}.lock")) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -108,13 +108,16 @@ class Tokenizer:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """Reads a tokenizer folder.
+    """Reads a tokenizer folder, or the one in a folder of tokens or a model directory.
 
     Raises:
         UserError: a file is missing, damaged, or changed since it was written.
     """
-    described = read_json(Path(folder) / "tokenizer.json")
-    ranks_file = Path(folder) / "ranks.tiktoken"
+    folder = Path(folder)
+    if not (folder / "tokenizer.json").exists() and (folder / "tokenizer").exists():
+        folder = folder / "tokenizer"
+    described = read_json(folder / "tokenizer.json")
+    ranks_file = folder / "ranks.tiktoken"
     try:
         ranks = {base64.b64decode(token): int(rank) for token, rank in
                  (line.split() for line in ranks_file.read_text().splitlines())}

@@ -1,24 +1,35 @@
 """Model directories: parameters, architecture and tokenizer, all that opening a model needs.
 
-    params/       Orbax arrays        model.json    the architecture and training facts
+    params/       Orbax arrays        model.json    architecture, training facts, digests of arrays
     tokenizer/    see data.tokenizer  lineage.json  its origin (written by its stage)
+    files.json    checksums of all these files and of what else its stage wrote, checkpoints aside
+
+All of it is verified when a model is opened: each file before it is read, and each array on its
+devices against the digest that it had there when it was saved.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh, SingleDeviceSharding
 
-from core.artifacts import LAYOUT, check_layout, read_json, write_json
+from core.artifacts import check_layout, read_json, write_json
 from core.errors import UserError, as_disk_error
+from core.file_sums import NAME, DamagedError, check_sums, write_sums
 from model.config import ModelConfig, make_model_config
+from model.digests import named_leaves, read_digests, start_digests
 from model.families.decoder import Params, abstract_params
 from model.parallel.sharding import param_shardings
+
+LAYOUT, MODELS = 3, "model directories"     # other layouts are refused
+NEEDED = ("lineage.json", "model.json", "tokenizer/")   # beside params/; others may be deleted
+REMEDY = "put it back from a copy, or build the model anew with --rebuild"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +62,8 @@ def save_model(folder: Path, params: Params, config: ModelConfig, tokenizer: Pat
         OSError: the disk is full or broken.
     """
     fingerprint = _check_tokenizer(tokenizer, config)
+    leaves = named_leaves(params)
+    digests, _ = read_digests(leaves, start_digests(leaves))
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save((folder / "params").absolute(), params, force=True)
@@ -62,39 +75,41 @@ def save_model(folder: Path, params: Params, config: ModelConfig, tokenizer: Pat
     shutil.copytree(tokenizer, folder / "tokenizer")
     write_json(folder / "model.json", {"layout": LAYOUT, "config": dataclasses.asdict(config),
                                        "tokenizer": fingerprint, "chat": chat,
-                                       "context_tokens": context_tokens})
+                                       "context_tokens": context_tokens, "arrays": digests})
+    write_sums(folder, [folder / "model.json", *(folder / "params").rglob("*"),
+                        *(folder / "tokenizer").rglob("*")])
 
 
 def read_description(folder: Path) -> Description:
-    """Reads `model.json` and checks that the tokenizer belongs to the model.
+    """Reads `model.json`, and verifies all files but the parameters'.
 
     Raises:
-        UserError: this is no model directory, it is of an earlier layout, or the tokenizer does
-            not match.
+        UserError: this is no model directory, or it is damaged or of an earlier layout.
     """
     folder = Path(folder)
     if not (folder / "model.json").exists():
         raise UserError(str(folder), "is no model directory (no model.json)",
                         "name a folder that pretrain, sft or dpo wrote")
+    if not (folder / NAME).exists():    # as in earlier layouts
+        check_layout(folder, read_json(folder / "model.json"), layout=LAYOUT, of=MODELS)
+    _check_files(folder, lambda name: not name.startswith("params/") and (
+        name.startswith(NEEDED) or (folder / name).exists()))
     described = read_json(folder / "model.json")
-    check_layout(folder, described)
+    check_layout(folder, described, layout=LAYOUT, of=MODELS)
     sizes = dict(described["config"])
-    config = make_model_config(sizes, sizes.pop("V"))
-    fingerprint = _check_tokenizer(folder / "tokenizer", config)
-    if fingerprint != described["tokenizer"]:
-        raise UserError(f"{folder}/tokenizer", f"is not the model's own: its fingerprint is "
-                        f"{fingerprint}, the model was trained with {described['tokenizer']}",
-                        "put the original tokenizer back")
-    return Description(config, fingerprint, described["chat"], described["context_tokens"])
+    return Description(make_model_config(sizes, sizes.pop("V")), described["tokenizer"],
+                       described["chat"], described["context_tokens"])
 
 
 def load_params(folder: Path, config: ModelConfig, mesh: Mesh | None = None) -> Params:
     """Loads a model's parameters, sharded over `mesh`; onto one device without a mesh.
 
     Raises:
-        UserError: they cannot be read.
+        UserError: they cannot be read, or are not those that were saved.
     """
-    shapes = abstract_params(config)
+    folder, shapes = Path(folder), abstract_params(config)
+    _check_files(folder, lambda name: name.startswith("params/"), index=jax.process_index(),
+                 count=jax.process_count())
     if mesh is None:
         device = SingleDeviceSharding(jax.local_devices()[0])
         shardings = jax.tree.map(lambda _: device, shapes)
@@ -104,11 +119,26 @@ def load_params(folder: Path, config: ModelConfig, mesh: Mesh | None = None) -> 
         lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), shapes, shardings)
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            return checkpointer.restore((Path(folder) / "params").absolute(), abstract)
+            params = checkpointer.restore((folder / "params").absolute(), abstract)
     except (ValueError, KeyError, OSError) as error:
         reason = str(error).strip().splitlines()[0][:200]
-        raise UserError(f"{folder}/params", f"cannot be read ({reason})",
-                        "rebuild the model") from None
+        raise UserError(f"{folder}/params", f"cannot be read ({reason})", REMEDY) from None
+    leaves = named_leaves(params)
+    found, _ = read_digests(leaves, start_digests(leaves))
+    saved = read_json(folder / "model.json")["arrays"]
+    for name, digest in found.items():
+        if saved[name] != digest:
+            raise UserError(f"{folder}/params", f"{name} is not what was saved", REMEDY)
+    return params
+
+
+def _check_files(folder: Path, select: Callable[[str], bool], *, index: int = 0,
+                 count: int = 1) -> None:
+    """Raises `UserError`, naming the file, when one of those selected is damaged."""
+    try:
+        check_sums(folder, select=select, index=index, count=count)
+    except DamagedError as damage:
+        raise UserError(str(folder), f"is damaged: {damage}", REMEDY) from None
 
 
 def _check_tokenizer(tokenizer: Path, config: ModelConfig) -> str:

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,6 @@ import time
 
 import pytest
 
-from core import caches
 from core.artifacts import ROOT
 
 CONFIG = '''
@@ -26,17 +26,21 @@ COUNT = '''
 import errno, os, time
 from core.artifacts import write_json
 from core.entry import Stage, run_stage
-from core.errors import PassingError
+from core.errors import PassingError, UserError
 
 def build(config, parents, folder):
     """Counts."""
     section, done = config.count, folder / "done"
+    if section.behave == "refuse":
+        raise UserError("count.behave", "is wrong", "correct it")
     with open(folder / "builders", "a") as file:
         file.write(os.environ.get("HEARTWOOD_PROCESS_ID", "0"))
     start = len(done.read_text()) if done.exists() else 0
     for number in range(start, section.upto):
         with open(done, "a") as file:
             file.write(".")
+        if section.behave == "refuse late":
+            raise UserError("count", "is wrong", "correct it")
         if section.behave == "interrupt" and number == 1:
             raise KeyboardInterrupt
         if section.behave == "full":
@@ -132,7 +136,8 @@ def test_a_stage_is_built_once_and_rebuilt_when_its_config_changes(toy):
     assert changed["skipped"] is False and changed["numbers"] == 4
     kept = sorted(path.name for path in (toy / "work").glob("[!.]*"))
     assert len(kept) == 2 and kept[0] == "counts" and kept[1].startswith("counts.")
-    assert f"its config changed since it was built; the old one is kept as {kept[1]}" in stderr
+    assert "counts: its config changed since it was built; it stays until the new" in stderr
+    assert f"counts: the old one is kept as {kept[1]}" in stderr
     assert json.loads((toy / "work" / kept[1] / "metrics.json").read_text())["numbers"] == 3
 
 
@@ -173,7 +178,8 @@ def test_new_code_keeps_a_finished_artifact_and_logs_how_to_rebuild(toy):
     assert stderr.splitlines()[0] == ("doubled: its code has changed since it was built, and it is "
                                       "kept: --rebuild builds it anew")
     result, stderr = _run(toy, "double", "--rebuild")
-    assert result["numbers"] == 9 and "doubled: --rebuild; the old one is kept as" in stderr
+    assert result["numbers"] == 9 and "doubled: --rebuild; it stays until the new" in stderr
+    assert "doubled: the old one is kept as doubled." in stderr
     assert len(list((toy / "work").glob("doubled*"))) == 2
     (toy / "double.py").write_text("# a comment\n" + (toy / "double.py").read_text())
     result, stderr = _run(toy, "double")
@@ -201,7 +207,7 @@ def test_an_interrupted_rebuild_resumes(toy):
     _run(toy, "count", "--config.count.behave=interrupt")
     (toy / "count.py").write_text(COUNT)
     _run(toy, "count", "--config.count.behave=interrupt", "--rebuild", expect=130)
-    assert not (toy / "work" / "counts").exists()
+    assert (toy / "work" / "counts" / "metrics.json").exists(), "the old one is there meanwhile"
     (toy / "count.py").write_text(COUNT.replace("raise KeyboardInterrupt", "pass"))
     assert _run(toy, "count", "--config.count.behave=interrupt", "--rebuild")[0]["start"] == 2
 
@@ -238,6 +244,72 @@ def test_an_interrupted_stage_resumes_where_it_stopped(toy):
     assert result["start"] == 2
     assert "going on where an earlier run stopped, although the code has changed" in stderr
     assert not (toy / "work" / "counts.partial").exists()
+
+
+def _listing(toy):
+    """What lies in the workdir, with the time of each file's last change."""
+    return {str(path.relative_to(toy)): path.stat().st_mtime_ns
+            for path in (toy / "work").rglob("*") if path.name != ".counts.lock" and path.is_file()}
+
+
+def test_a_refused_command_moves_neither_a_finished_nor_an_unfinished_artifact(toy):
+    _run(toy, "count")
+    _run(toy, "count", "--config.count.behave=interrupt", expect=130)
+    before = _listing(toy)
+    assert {"work/counts/metrics.json", "work/counts.partial/done"} <= before.keys()
+    assert "count.behave: is wrong" in _refuse(toy, "count", "--config.count.behave=refuse")
+    assert _listing(toy) == before
+    assert "count: is wrong" in _refuse(toy, "count", "--config.count.behave=refuse late")
+    assert before.keys() & _listing(toy).keys() >= {"work/counts/metrics.json"}
+    result, stderr = _run(toy, "count")
+    assert result["skipped"] is True and "is up to date" in stderr
+
+
+def test_an_artifact_that_was_set_aside_is_found_again(toy):
+    _run(toy, "count")
+    _run(toy, "count", "--config.count.upto=4")
+    (aside,) = (toy / "work").glob("counts.*")
+    result, stderr = _run(toy, "count")
+    assert result["skipped"] is True and result["numbers"] == 3
+    assert f"counts: {aside.name} was built for this before and takes its place; the other is " \
+        "kept as counts." in stderr
+    assert not aside.exists() and len(list((toy / "work").glob("counts*"))) == 2
+    assert _run(toy, "count", "--config.count.upto=4")[0]["skipped"] is True
+    shutil.rmtree(toy / "work" / "counts")      # lost: the other one is still there
+    result, stderr = _run(toy, "count")
+    assert result["skipped"] is True and "takes its place\n" in stderr
+
+
+def test_of_several_that_were_set_aside_the_one_of_this_code_is_found(toy):
+    (toy / "count.py").write_text(COUNT.replace('"numbers": section.upto', '"numbers": 5'))
+    _run(toy, "count")
+    (toy / "count.py").write_text(COUNT)
+    _run(toy, "count", "--rebuild")
+    _run(toy, "count", "--config.count.upto=4")
+    assert len(list((toy / "work").glob("counts.*"))) == 2
+    assert _run(toy, "count")[0]["numbers"] == 3
+
+
+def test_unfinished_work_that_was_set_aside_is_gone_on_with(toy):
+    _run(toy, "count", "--config.count.behave=interrupt", expect=130)
+    _run(toy, "count", "--config.count.behave=interrupt", "--config.count.upto=4", expect=130)
+    (toy / "count.py").write_text(COUNT.replace("raise KeyboardInterrupt", "pass"))
+    result, stderr = _run(toy, "count", "--config.count.behave=interrupt")
+    assert result["start"] == 2 and "was begun for this before and takes its place" in stderr
+    assert len(list((toy / "work").glob("counts.partial.*"))) == 1
+    assert _run(toy, "count", "--config.count.behave=interrupt",
+                "--config.count.upto=4")[0]["start"] == 2
+    assert not list((toy / "work").glob("counts.partial*"))
+
+
+def test_an_artifact_is_not_its_own_parent(toy):
+    _run(toy, "count")
+    for flag in ("counts=doubled", f"counts={toy}/work/doubled", "counts=doubled.partial"):
+        folder = toy / "work" / flag.rpartition("=")[2].rpartition("/")[2]
+        shutil.copytree(toy / "work" / "counts", folder, dirs_exist_ok=True)
+        line = _refuse(toy, "double", f"--config.double.{flag}")
+        assert "is the very artifact that this command builds" in line
+        assert "--config.double.out=NAME" in line
 
 
 def test_an_unfinished_stage_of_another_config_is_set_aside(toy):
@@ -360,48 +432,6 @@ def test_flags_that_would_abort_xla_are_one_line(toy):
     assert process.returncode == 2 and not (toy / "work").exists()
     assert stderr == ("error: XLA_FLAGS='--xla_no_such_flag=1': unknown flag: --xla_no_such_flag=1"
                       ": correct or remove it\n")
-
-
-def test_the_compile_cache_is_on_although_a_stage_imports_jax_first(tmp_path):
-    code = ("import jax\nfrom core import entry\n"
-            "entry.run(lambda: {'cache': jax.config.jax_compilation_cache_dir})")
-    clean = {name: value for name, value in os.environ.items()
-             if name != "JAX_COMPILATION_CACHE_DIR"}
-    for given, expected in ({}, str(ROOT / ".cache" / "jax")), (
-            {"JAX_COMPILATION_CACHE_DIR": str(tmp_path)}, str(tmp_path)):
-        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=clean | given, check=True,
-                              capture_output=True, text=True)
-        assert json.loads(done.stdout) == {"cache": expected}
-
-
-def test_a_compile_cache_lies_where_this_user_may_write(tmp_path, monkeypatch):
-    (tmp_path / "checkout").mkdir()
-    (tmp_path / "file").touch()
-    monkeypatch.setattr(caches, "ROOT", tmp_path / "checkout")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "users"))
-    users, own = tmp_path / "users" / "heartwood" / "jax", tmp_path / "checkout" / ".cache" / "jax"
-    assert caches.find_cache("jax") == users, "an installed package has none of its own"
-    assert users.stat().st_mode & 0o77 == 0, "what lies in it is executed"
-    (tmp_path / "checkout" / "pyproject.toml").touch()
-    assert caches.find_cache("jax") == own
-    own.rmdir()
-    own.symlink_to(tmp_path / "file")       # cannot be written: root may write to any folder
-    assert caches.find_cache("jax") == users
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert caches.find_cache("jax") is None
-
-
-def test_without_a_place_for_a_compile_cache_a_command_runs_and_says_so(tmp_path):
-    code = ("import os\nfrom core import caches, entry\ncaches.cache_folders = "
-            "entry.cache_folders = lambda: []\n"
-            "entry.run(lambda: {'cache': os.environ.get('JAX_COMPILATION_CACHE_DIR')})")
-    clean = {name: value for name, value in os.environ.items()
-             if name != "JAX_COMPILATION_CACHE_DIR"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=clean, capture_output=True,
-                          text=True)
-    assert done.returncode == 0 and json.loads(done.stdout) == {"cache": None}
-    assert "JAX_COMPILATION_CACHE_DIR names another" in done.stderr
-    assert "Traceback" not in done.stderr
 
 
 def test_the_last_line_is_json_whatever_the_result():

@@ -18,11 +18,11 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from core.errors import UserError, as_disk_error
+from core.file_sums import write_sums
+from model.digests import named_leaves, read_digests, start_digests
 from model.parallel.sharding import make_mesh, state_shardings
 from train.checkpoints import retention
 from train.checkpoints.checkpoints import Checkpoints
-from train.checkpoints.digests import named_leaves, read_digests, start_digests
-from train.checkpoints.file_sums import write_sums
 from train.guard import make_guard
 from train.state import TrainState
 
@@ -300,7 +300,7 @@ def test_a_fault_on_the_way_to_the_disk_is_noticed(copy, one_device, capsys):
     """Files as they were written, and sums that fit; but what was written was something else."""
     shutil.rmtree(copy / "8" / "state")
     shutil.copytree(copy / "4" / "state", copy / "8" / "state")
-    write_sums(copy / "8")
+    write_sums(copy / "8", (copy / "8").glob("*/**/*"))
     state, _ = restore(copy, one_device)
     assert bits(state) == bits(make_state(4, one_device))
     assert "checkpoint 8 is damaged (" in (said := capsys.readouterr().err)

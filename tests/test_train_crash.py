@@ -5,13 +5,15 @@ SIGTERM, SIGKILL amid a save and a flipped byte in one run, always.
 """
 
 import json
+import random
 import subprocess
 import sys
 
 import pytest
 
-from core.artifacts import ROOT
+from core.artifacts import ROOT, make_lineage, write_json
 from scripts.chaos import matrix as chaos
+from scripts.chaos import road
 from scripts.chaos.faults import Stage
 from scripts.chaos.process import environment
 
@@ -53,3 +55,46 @@ def test_the_matrix_sums_up_in_its_last_line():
     assert found["faults"] == [] and found["lost"] == 0
     assert found["trials"] == found["runs"] == found["identical"] == 2
     assert set(found["by_fault"]) == {"terminate_twice", "kill_reader"}
+
+
+def _write_artifact(folder, *, secs, tokens, step=4):
+    folder.mkdir(parents=True)
+    write_json(folder / "lineage.json", make_lineage(stage="toy", config={}, inputs={}, code=""))
+    write_json(folder / "metrics.json", {"tokens": tokens, "funnel": [{"in": 3, "secs": secs}]})
+    (folder / "speed.jsonl").write_text(str(secs))
+    (folder / "pages.tokens").write_bytes(bytes(8))
+    record = folder / "checkpoints" / str(step) / "record"
+    record.mkdir(parents=True)
+    (record / "metadata").write_text("{}")
+
+
+def test_artifacts_of_two_roads_differ_in_what_no_clock_decides(tmp_path):
+    for name, secs, tokens in (("one", 1.0, 5), ("slow", 9.0, 5), ("other", 1.0, 6)):
+        _write_artifact(tmp_path / name / "base", secs=secs, tokens=tokens)
+    one, slow, other = (road.final_bytes(tmp_path / name) for name in ("one", "slow", "other"))
+    assert set(one) == {"base/lineage.json", "base/metrics.json", "base/pages.tokens", "base/4"}
+    assert one == slow
+    assert [name for name in one if one[name] != other[name]] == ["base/metrics.json"]
+
+
+def test_kills_are_spread_over_all_stages(monkeypatch, tmp_path):
+    killed, finished = [], []
+    monkeypatch.setattr(road.Road, "kill", lambda self, command, secs, with_workers:
+                        killed.append((command[0], with_workers)) or True)
+    monkeypatch.setattr(road.Road, "finish", lambda self, command: finished.append(command[0]))
+    stages = [command[0] for command in road.read_stages()]
+    assert stages[0] == "data.curate" and stages[-1] == "serve.report.write" and len(stages) == 11
+    done = road.kill_along(road.Road(tmp_path), [1.0] * 11, 20, random.Random(0))
+    assert done == len(killed) == 20 and finished == stages
+    assert {name for name, _ in killed} == set(stages)
+    assert sum(with_workers for _, with_workers in killed) == 10
+
+
+@pytest.mark.full
+def test_kills_along_the_road_change_no_byte_of_any_artifact(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "scripts.chaos.road", "--kills=3",
+                           f"--workdir={tmp_path}"], cwd=ROOT, env=environment(),
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["different"] == {} and found["kills"] == 3 and found["files"] > 60

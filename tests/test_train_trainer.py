@@ -22,6 +22,7 @@ from model.directory import load_params, read_description, save_model
 from model.families.decoder import abstract_params, init
 from model.parallel.sharding import make_mesh
 from train.pretrain import make_epochs
+from train.reading import Phase, Reading
 from train.setup import Setup
 from train.trainer import Data, train
 from train.watch.compilation import Compilations
@@ -41,10 +42,13 @@ def quadratic_loss(params, batch, *, config, execution, key):
 def test_epochs_of_pretraining_are_tokens_drawn_over_those_there_are(tmp_path):
     write_json(tmp_path / "tokens.json", {"domains": {"pages": {"tokens": 640},
                                                       "best": {"tokens": 80}}})
-    section = ConfigDict(dict(batch_size=4, row_length=10))
-    epochs = make_epochs(section, tmp_path, [(8, {"pages": 1.0}), (2, {"best": 0.5, "pages": 0.5})])
-    assert epochs(4) == {"epochs/pages": 0.25, "epochs/best": 0.0}
-    assert epochs(10) == {"epochs/pages": 0.5625, "epochs/best": 0.5}
+    phases = (Phase("mixture", 8, {"pages": 1.0}),
+              Phase("anneal_mixture", 2, {"best": 0.5, "pages": 0.5}))
+    reading = Reading({"row_length": 10}, "", {}, batch_size=4, first_step=0, tokens_before=0,
+                      drawn={}, phases=phases)
+    epochs = make_epochs(reading, tmp_path)
+    assert epochs(4) == {"tokens": 160, "epochs/pages": 0.25, "epochs/best": 0.0}
+    assert epochs(10) == {"tokens": 400, "epochs/pages": 0.5625, "epochs/best": 0.5}
 
 
 @pytest.fixture(scope="module")

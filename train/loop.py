@@ -71,7 +71,8 @@ class Loop:
 
         Args:
             abstract_state: shapes, dtypes and shardings of the state.
-            make_state: makes the first state, where there is no checkpoint.
+            make_state: makes the first state, where there is no checkpoint. Its step is 0, or
+                where another run stood whose state it is.
 
         Raises:
             UserError: the checkpoints are of another model, none is intact, or too many updates
@@ -138,6 +139,7 @@ class Loop:
             state = self._checkpoints.restore_latest(abstract_state, self._batches)
         if state is None:
             state = make_state()
+            set_next_index(self._batches, int(state.step))
         self._stand_at(int(state.step))
         return state
 

@@ -1,12 +1,17 @@
 """Stage: pretrains a decoder, with an annealing phase on the best data at the end.
 
     python -m train.pretrain --config=configs/quickstart.py --workdir=runs/quickstart
+    python -m train.pretrain --config=configs/quickstart.py --workdir=runs/quickstart \\
+        --config.pretrain.out=longer --config.pretrain.resume_from=base \\
+        --config.pretrain.num_steps=1600
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -21,50 +26,54 @@ from core.entry import Stage, run_stage
 from core.progress import log
 from data.domains import by_domain
 from data.tokenizer import load_tokenizer
-from data.tokens.mixture import mixture, plan_mixture, rows_drawn
+from data.tokens.mixture import mixture, plan_mixture
 from data.tokens.rows import batches as group_rows
 from eval.measures.likelihood import bits_per_byte, has_heldout
 from eval.measures.questions import score_questions
 from eval.respond.loaded import LoadedModel
 from eval.tasks.registry import open_tasks
-from model.config import make_model_config
+from model.directory import load_params
 from model.families.decoder import Params, abstract_params, init, num_params
 from model.parallel.sharding import param_shardings
+from train.checkpoints.reader import Branch
 from train.distributed import initialize
 from train.loss import next_token_loss
+from train.reading import NAME, STREAMS, Phase, Reading, write_reading
 from train.setup import Setup, make_setup
 from train.signals import leave_if_stopping
-from train.trainer import Data, train
+from train.start import Start, open_start, source_of
+from train.trainer import Data, make_step, train
 from train.watch import profile
 from train.watch.metrics import read_metrics
 from train.watch.writers import check_writers
-
-Phases = list[tuple[int, dict[str, float]]]     # steps and domain weights
 
 ROWS = "rows"       # in the artifact while it is built: what a packing derives from the tokens
 
 
 def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict[str, Any]:
-    """Trains from scratch, or goes on from the newest checkpoint in `folder`."""
+    """Trains from the start that the config names, or the newest checkpoint in `folder`."""
     initialize()
     section, tokens = config.pretrain, parents["tokens"]
     check_writers(section.run.writers)
-    model_config = make_model_config(config.model, read_json(tokens / "tokens.json")["vocab_size"])
-    setup = make_setup(model_config, section, config.mesh)
-    phases = plan_phases(section, tokens)
-    data = Data(make_batches(section, tokens, phases, folder / ROWS),
-                epochs=make_epochs(section, tokens, phases))
+    start = open_start(config, parents, folder)
+    setup = make_setup(start.config, section, config.mesh)
+    reading, loss_fn = plan_reading(section, tokens, start), make_loss(section)
+    if start.branch is not None and not (folder / NAME).exists():
+        make_state, _ = make_step(loss_fn, setup, section, num_steps=section.num_steps)
+        start.branch.check(make_state(abstract_params(setup.config)))
+    data = Data(make_batches(section, tokens, reading, folder / ROWS),
+                epochs=make_epochs(reading, tokens))
     trained, metrics = train(
-        make_loss(section), data,
-        partial(init_params, setup, section.seed), setup=setup, section=section, folder=folder,
+        loss_fn, data, partial(make_first, start, reading, setup, section.seed, folder),
+        setup=setup, section=section, folder=folder,
         evaluate=make_evaluate(section, setup, parents))
-    trained.save(folder, model_config, tokens / "tokenizer", chat=False,
+    trained.save(folder, start.config, tokens / "tokenizer", chat=False,
                  context_tokens=section.row_length)
     if not jax.process_index():
         shutil.rmtree(folder / ROWS, ignore_errors=True)
     last = [row for row in read_metrics(folder / "metrics.jsonl") if "evaluated" in row][-1]
-    return {"params": num_params(model_config), "steps": section.num_steps,
-            "tokens": section.num_steps * section.batch_size * section.row_length,
+    return {"params": num_params(start.config), "steps": section.num_steps,
+            "tokens": reading.tokens_at(section.num_steps),
             **metrics, **{name: value for name, value in last.items()
                           if name not in ("step", "evaluated")}}
 
@@ -75,46 +84,69 @@ def make_loss(section: ConfigDict) -> Callable:
                    balance_coef=section.balance_coef, router_z_coef=section.router_z_coef)
 
 
-def init_params(setup: Setup, seed: int) -> Params:
-    """Fresh parameters, made in their place on the mesh."""
+def make_first(start: Start, reading: Reading, setup: Setup, seed: int,
+               folder: Path) -> Params | Branch:
+    """The first parameters, in their place on the mesh, or the checkpoint that holds the state."""
+    if jax.process_index() == 0:
+        write_reading(folder, reading)
+    if start.branch is not None:
+        return start.branch
+    if start.source is not None:
+        return load_params(start.source, setup.config, setup.mesh)
     shardings = param_shardings(abstract_params(setup.config), setup.mesh)
     with jax.set_mesh(setup.mesh):
         return jax.jit(partial(init, setup.config), out_shardings=shardings)(jax.random.key(seed))
 
 
-def make_batches(section: ConfigDict, tokens: Path, phases: Phases,
+def make_batches(section: ConfigDict, tokens: Path, reading: Reading,
                  stored: Path) -> grain.MapDataset:
-    """All batches of the run, phase after phase.
+    """All batches of the run, phase after phase; batch i is that of step i + 1.
+
+    Those of the steps before the first are read only when a run skips past its last batch.
 
     Args:
         stored: folder for what a packing derives from the tokens.
     """
-    parts = [mixture(tokens, weights, section.row_length, num_rows=steps * section.batch_size,
-                     seed=section.seed + 1000 * i, packing=section.packing, stored=stored)
-             for i, (steps, weights) in enumerate(phases)]
+    earlier = [dataclasses.replace(phase, steps=reading.first_step)
+               for phase in reading.phases[:1]]
+    parts = [mixture(tokens, phase.weights, section.row_length,
+                     num_rows=phase.steps * section.batch_size, packing=section.packing,
+                     seed=section.seed + 1000 * STREAMS.index(phase.stream),
+                     drawn=drawn.get(phase.stream), stored=stored)
+             for drawn, phases in (({}, earlier), (reading.drawn, reading.phases))
+             for phase in phases if phase.steps]
     return group_rows(grain.MapDataset.concatenate(parts), section.batch_size)
 
 
-def make_epochs(section: ConfigDict, tokens: Path,
-                phases: Phases) -> Callable[[int], dict[str, float]]:
-    """`epochs(num_batches) -> {"epochs/DOMAIN": passes}`: tokens drawn over those there are."""
+def make_epochs(reading: Reading, tokens: Path) -> Callable[[int], dict[str, float]]:
+    """`epochs(index) -> {"tokens": count, "epochs/DOMAIN": passes}`: inputs until batch `index`,
+    and tokens drawn from each domain over those there are."""
     described = read_json(tokens / "tokens.json")["domains"]
-    lengths = [(steps * section.batch_size, weights) for steps, weights in phases]
 
-    def epochs(num_batches: int) -> dict[str, float]:
-        rows = rows_drawn(lengths, num_batches * section.batch_size)
-        return {f"epochs/{name}": count * section.row_length / described[name]["tokens"]
-                for name, count in rows.items()}
+    def epochs(index: int) -> dict[str, float]:
+        rows: Counter[str] = Counter()
+        for drawn in reading.drawn_at(index).values():
+            rows.update({name: entry["rows"] for name, entry in drawn.items()})
+        return {"tokens": reading.tokens_at(index)} | {
+            f"epochs/{name}": count * reading.source["row_length"] / described[name]["tokens"]
+            for name, count in rows.items()}
 
     return epochs
 
 
-def plan_phases(section: ConfigDict, tokens: Path) -> Phases:
-    """Steps and domain weights of the run's phases: the mixture, then annealing on the best data.
+def plan_reading(section: ConfigDict, tokens: Path, start: Start) -> Reading:
+    """What the run reads, from its first step on."""
+    return Reading(source_of(section, tokens), read_json(tokens / "tokens.json")["tokenizer"],
+                   dataclasses.asdict(start.config), section.batch_size, start.first_step,
+                   start.tokens_before, start.drawn, tuple(plan_phases(section, tokens, start)))
+
+
+def plan_phases(section: ConfigDict, tokens: Path, start: Start) -> list[Phase]:
+    """The phases after the first step: the mixture, then annealing on the best data.
 
     The first phase's weights are those of `mixture` or, when it gives none, follow from the
     domains' sizes and `temperature`. `upweight` and `max_epochs` apply to both phases; what a
-    domain gave in the first counts in the second. Departures are logged.
+    domain gave before counts. Departures are logged.
 
     Raises:
         UserError: as `data.tokens.mixture.plan_mixture`.
@@ -129,8 +161,12 @@ def plan_phases(section: ConfigDict, tokens: Path) -> Phases:
         for shares in (section.mixture, section.anneal_mixture))
     phases = [(section.num_steps - anneal_steps, by_hand if any(by_hand.values()) else natural),
               (anneal_steps, annealed)]
-    planned, used = [], dict.fromkeys(sizes, 0)
-    for steps, weights in phases:
+    planned, done, used = [], start.first_step, dict.fromkeys(sizes, 0)
+    for drawn in start.drawn.values():
+        for name, entry in drawn.items():
+            used[name] += entry["rows"] * section.row_length
+    for stream, (steps, weights) in zip(STREAMS, phases):
+        steps, done = max(steps - done, 0), max(done - steps, 0)
         if not steps:
             continue
         named = {name: size for name, size in sizes.items() if name != "best" or name in weights}
@@ -141,7 +177,7 @@ def plan_phases(section: ConfigDict, tokens: Path) -> Phases:
         for warning in plan.warnings:
             log(f"pretrain: {warning}")
         used = {name: count + plan.tokens.get(name, 0) for name, count in used.items()}
-        planned.append((steps, plan.weights))
+        planned.append(Phase(stream, steps, plan.weights))
     return planned
 
 
@@ -172,8 +208,8 @@ def make_evaluate(section: ConfigDict, setup: Setup,
     return evaluate
 
 
-STAGE = Stage("pretrain", build, parents=("tokens", "corpus"), sections=("model",),
-              every_process=True)
+STAGE = Stage("pretrain", build, parents=("tokens", "corpus", "init_from", "resume_from"),
+              unfinished=("resume_from",), sections=("model",), every_process=True)
 
 if __name__ == "__main__":
     profile.define_flag()

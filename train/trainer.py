@@ -19,6 +19,7 @@ from model.config import ModelConfig
 from model.directory import save_model
 from model.families.decoder import abstract_params, num_params
 from model.parallel.sharding import check_mesh
+from train.checkpoints.reader import Branch
 from train.loop import Loop
 from train.optimizer.optimizers import eval_params, learning_rates, make_optimizer
 from train.setup import Setup
@@ -72,7 +73,7 @@ class Trained(NamedTuple):
             shutil.copy(folder / "lineage.json", folder / "raw")
 
 
-def train(loss_fn: LossFn, data: Data, make_params: Callable[[], Any], *, setup: Setup,
+def train(loss_fn: LossFn, data: Data, make_params: Callable[[], Any | Branch], *, setup: Setup,
           section: ConfigDict, folder: Path,
           evaluate: Evaluate | None = None) -> tuple[Trained, dict[str, float]]:
     """Trains over all batches, or goes on from the newest intact checkpoint in `folder`.
@@ -80,7 +81,8 @@ def train(loss_fn: LossFn, data: Data, make_params: Callable[[], Any], *, setup:
     Args:
         loss_fn: see `train.loss`.
         make_params: makes the first parameters, where there is no checkpoint. They become part of
-            the state without a copy, and the first step donates them.
+            the state without a copy, and the first step donates them. Or it names a checkpoint of
+            another run, whose whole state is the first.
         section: the stage's config; `configs.common.make_training` has the fields read here.
         folder: gets `checkpoints/`, `metrics.jsonl`, `speed.jsonl`, `goodput.jsonl`.
         evaluate: run every `evaluate_every` steps and after the last; beside a running average,
@@ -104,7 +106,13 @@ def train(loss_fn: LossFn, data: Data, make_params: Callable[[], Any], *, setup:
     loop = Loop(train_step, batches, setup=setup, section=section, folder=folder,
                 tokens_per_step=tokens_per_step, epochs=data.epochs,
                 evaluate=evaluate and partial(evaluate_state, evaluate))
-    state = loop.run(make_first(abstract_params(setup.config)), lambda: make_first(make_params()))
+    abstract_state = make_first(abstract_params(setup.config))
+
+    def begin() -> TrainState:
+        first = make_params()
+        return first.restore(abstract_state) if isinstance(first, Branch) else make_first(first)
+
+    state = loop.run(abstract_state, begin)
     return trained_params(state), {"goodput_frac": round(loop.goodput_frac(), 4)}
 
 

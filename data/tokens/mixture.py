@@ -7,6 +7,7 @@ are passed to `mixture`, whose every prefix follows them to within a few rows.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
@@ -20,13 +21,18 @@ from data.tokens.rows import PACKINGS
 
 MAX_DENOMINATOR = 10**12     # of a weight written as a fraction
 
+# What was drawn from each domain: {"pages": {"order": 0, "rows": 5600}}. `order` tells the shuffles
+# of the domains apart; the first `rows` of it were drawn.
+Drawn = Mapping[str, Mapping[str, int]]
+
 
 @dataclasses.dataclass(frozen=True)
 class MixturePlan:
     """Tokens that a run draws from each domain.
 
     Attributes:
-        weights: share of the run's tokens; they sum to 1.
+        weights: share of the run's tokens; they sum to 1. Where no cap is reached they are the
+            requested ones, whatever the run's length.
         tokens: tokens to draw; they sum to the run's.
         epochs: passes over each domain at the end of the run, earlier phases included.
         warnings: one line for each domain that departs from its requested share or is repeated.
@@ -90,8 +96,10 @@ def plan_mixture(sizes_tokens: Mapping[str, int], *, total_tokens: int,
     rooms = np.maximum(np.floor(rooms) - used, 0)
     tokens = _fill(shares, rooms, total_tokens)
     epochs = (used + tokens) / np.maximum(sizes, 1)
+    is_capped = (np.abs(tokens - shares * total_tokens) >= 1).any()
+    weights = tokens / total_tokens if is_capped else shares
     return MixturePlan(
-        weights={name: float(count) / total_tokens for name, count in zip(names, tokens)},
+        weights=dict(zip(names, weights.tolist())),
         tokens={name: int(count) for name, count in zip(names, tokens)},
         epochs=dict(zip(names, epochs.tolist())),
         warnings=tuple(_warnings(names, shares, tokens, rooms, epochs)))
@@ -162,25 +170,29 @@ class Interleave:
     Args:
         weights: of the domains, positive; read as decimal fractions, so that 0.1 is 1/10.
         num_rows: length of the mixture; it does not affect the order.
+        drawn: rows of each domain that come before; by default none. Where they were drawn with
+            the same weights, this is the rest of that mixture.
     """
 
-    def __init__(self, weights: Sequence[float], num_rows: int):
+    def __init__(self, weights: Sequence[float], num_rows: int, drawn: Sequence[int] = ()):
         exact = [Fraction(weight).limit_denominator(MAX_DENOMINATOR) or Fraction(weight)
                  for weight in weights]
         scale = math.lcm(*(weight.denominator for weight in exact))
         self._proportions = [int(weight * scale) for weight in exact]
-        self._num_rows = num_rows
+        self._num_rows, self._first = num_rows, sum(drawn)
+        self._drawn = [rows - count for rows, count in zip(
+            drawn or [0] * len(weights), self.counts(self._first))]
 
     def __len__(self) -> int:
         return self._num_rows
 
     def __getitem__(self, index: int) -> tuple[int, int]:
-        before, after = self.counts(index), self.counts(index + 1)
+        before, after = self.counts(self._first + index), self.counts(self._first + index + 1)
         domain = next(i for i, count in enumerate(before) if count != after[i])
-        return domain, before[domain]
+        return domain, before[domain] + self._drawn[domain]
 
     def counts(self, num_rows: int) -> list[int]:
-        """Rows of each domain among the first `num_rows`."""
+        """Rows of each domain among the first `num_rows` of a mixture of these weights."""
         counts, rest, left = [], int(num_rows), sum(self._proportions)
         for proportion in self._proportions:
             behind = rest * (left - proportion) // left
@@ -189,12 +201,12 @@ class Interleave:
         return counts
 
     def __repr__(self) -> str:  # Grain compares it on restore
-        return f"Interleave({self._proportions}, {self._num_rows})"
+        return f"Interleave({self._proportions}, {self._num_rows}, {self._first}, {self._drawn})"
 
 
 def mixture(folder: Path, weights: Mapping[str, float], row_length: int, *, num_rows: int,
             seed: int, packing: str = "concatenate",
-            stored: Path | None = None) -> grain.MapDataset:
+            drawn: Drawn | None = None, stored: Path | None = None) -> grain.MapDataset:
     """A shuffled, deterministic mix of domains; each further epoch of a domain is reshuffled.
 
     No row is repeated before all rows of its domain have been drawn.
@@ -203,6 +215,8 @@ def mixture(folder: Path, weights: Mapping[str, float], row_length: int, *, num_
         folder: token folder.
         weights: share of rows from each domain; domains of weight 0 are excluded.
         packing: how documents become rows, one of `data.tokens.rows.PACKINGS`.
+        drawn: what `count_drawn` gives for the mixtures, with the same seed, that this one goes on
+            from, whatever their weights.
         stored: folder for what a packing derives from the tokens; None holds it in memory.
 
     Raises:
@@ -213,26 +227,34 @@ def mixture(folder: Path, weights: Mapping[str, float], row_length: int, *, num_
     if packing not in PACKINGS:
         raise UserError(f"packing={packing!r}", "there is no such packing",
                         f"choose one of {', '.join(PACKINGS)}")
-    opened = [PACKINGS[packing](folder, name, row_length, stored) for name in shares]
-    parts = [grain.MapDataset.source(rows).seed(seed + i).shuffle().repeat()
-             for i, rows in enumerate(opened)]
-    return grain.MapDataset.select_from_datasets(parts, Interleave([*shares.values()], num_rows))
+    begun = _go_on(shares, drawn or {})
+    opened = {name: PACKINGS[packing](folder, name, row_length, stored) for name in shares}
+    parts = [grain.MapDataset.source(rows).seed(seed + begun[name]["order"]).shuffle().repeat()
+             for name, rows in opened.items()]
+    return grain.MapDataset.select_from_datasets(parts, _interleave(shares, num_rows, begun))
 
 
-def rows_drawn(phases: Sequence[tuple[int, Mapping[str, float]]], num_rows: int) -> dict[str, int]:
-    """Rows of each domain among the first `num_rows` of consecutive mixtures.
+def count_drawn(weights: Mapping[str, float], num_rows: int, drawn: Drawn) -> Drawn:
+    """What has been drawn behind `num_rows` rows of the mixture that goes on from `drawn`."""
+    shares = _shares(weights)
+    begun = _go_on(shares, drawn)
+    interleave = _interleave(shares, num_rows, begun)
+    first = sum(entry["rows"] for entry in begun.values())
+    counts = zip(interleave.counts(first), interleave.counts(first + num_rows))
+    return {**drawn, **{name: entry | {"rows": entry["rows"] + after - before}
+                        for (name, entry), (before, after) in zip(begun.items(), counts)}}
 
-    Args:
-        phases: length in rows and weights of each mixture; behind the last the first begins anew.
-    """
-    drawn: dict[str, int] = {}
-    rounds, rest = divmod(num_rows, sum(length for length, _ in phases))
-    for length, weights in phases:
-        shares, now = _shares(weights), min(rest, length)
-        order, rest = Interleave([*shares.values()], length), rest - now
-        for name, whole, part in zip(shares, order.counts(length), order.counts(now)):
-            drawn[name] = drawn.get(name, 0) + rounds * whole + part
-    return drawn
+
+def _go_on(shares: Mapping[str, float], drawn: Drawn) -> dict[str, dict[str, int]]:
+    """The entry of each domain; one that is new gets the first order that no other has."""
+    taken = {entry["order"] for entry in drawn.values()}
+    free = (order for order in itertools.count() if order not in taken)
+    return {name: dict(drawn[name]) if name in drawn else {"order": next(free), "rows": 0}
+            for name in shares}
+
+
+def _interleave(shares: Mapping[str, float], num_rows: int, begun: Drawn) -> Interleave:
+    return Interleave([*shares.values()], num_rows, [begun[name]["rows"] for name in shares])
 
 
 def _shares(weights: Mapping[str, float]) -> dict[str, float]:

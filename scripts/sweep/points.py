@@ -84,7 +84,7 @@ def shared_parents(stages: Sequence[StageModule], config: ConfigDict, swept: Seq
             if parents is None:
                 raise UserError("--parents", f"is missing, and none of --stages builds "
                                 f"{path}={name!r}", "name the workdir that holds it")
-            folder, _ = artifacts.parent(parents, path, name)
+            folder, _ = artifacts.parent(parents, path, name, unfinished=field in stage.unfinished)
             arguments.append(f"--config.{path}={folder}")
         built.add(config[stage.section].out)
     return arguments

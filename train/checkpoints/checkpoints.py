@@ -27,19 +27,17 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from core.errors import UserError, as_disk_error
+from core.file_sums import DamagedError, write_sums
 from core.progress import log
-from train.checkpoints.digests import named_leaves, read_digests, start_digests
-from train.checkpoints.file_sums import DamagedError, check_sums, write_sums
-from train.checkpoints.record import Record, check_architecture, check_digests, make_record
+from model.digests import named_leaves, read_digests, start_digests
+from train.checkpoints.reader import StepReader, as_tree, first_line
+from train.checkpoints.record import make_record
 from train.checkpoints.retention import TMP_SUFFIX, StepFolders
 from train.distributed import any_process
 from train.state import TrainState
 
 # Disk space of a save: its arrays, which do not compress, plus names and metadata.
 SPACE_FACTOR, SPACE_BYTES = 1.05, 1 << 20
-# Exceptions of Orbax, TensorStore and JSON on damaged files.
-DAMAGE_ERRORS = (ValueError, KeyError, TypeError, IndexError, AttributeError, OSError)
-REFUSAL_ERRNOS = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE)
 
 
 class Checkpoints:
@@ -65,6 +63,7 @@ class Checkpoints:
                                            post_finalization_callback=self._write_sums)
         self._checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(),
                                                    async_options=options)
+        self._reader = StepReader(self._folder, self._checkpointer)
 
     def steps(self) -> list[int]:
         """The steps that were saved completely, the oldest first."""
@@ -87,7 +86,7 @@ class Checkpoints:
             UserError: a number in the state is not finite; nothing is written.
             OSError: the disk is full or broken, if `required`.
         """
-        saved = _as_tree(state, jax.random.key_data)
+        saved = as_tree(state, jax.random.key_data)
         leaves = named_leaves(saved)
         words = start_digests(leaves)
         step, position = int(state.step), batches.get_state()
@@ -168,7 +167,7 @@ class Checkpoints:
         """Writes checksums; called by Orbax's thread after all files and before renaming."""
         if self._folders is not None:
             (folder,) = self._folder.glob(f"{self._saving}{TMP_SUFFIX}*")
-            write_sums(folder)
+            write_sums(folder, folder.glob("*/**/*"))
 
     def _wait(self) -> OSError | None:
         """Waits for the save in progress; returns its disk error, if any."""
@@ -208,56 +207,15 @@ class Checkpoints:
     # --- restoring
 
     def _restore(self, step: int, state: TrainState, batches: grain.DatasetIterator) -> TrainState:
-        where = f"{self._folder}/{step}"
-        record = self._read_record(step)
-        shapes = _as_shapes(state)
-        check_architecture(record, shapes, where)
-        self._check_files(step)
-        saved = self._read(step, state=ocp.args.StandardRestore(shapes))
-        leaves = named_leaves(saved)
-        digests, _ = read_digests(leaves, start_digests(leaves))
-        check_digests(record, digests)
+        restored, position = self._reader.restore(step, state)
         try:
-            batches.set_state(record["batches"])
+            batches.set_state(position)
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(where, f"is of a run over other data ({_first_line(error)})",
+            raise UserError(f"{self._folder}/{step}",
+                            f"is of a run over other data ({first_line(error)})",
                             "restore the data, or choose another --workdir") from None
         log(f"restored step {step}")
-        return TrainState(**saved | {"key": jax.random.wrap_key_data(saved["key"])})
-
-    def _read_record(self, step: int) -> Record:
-        self._check_files(step, part="record")
-        record = self._read(step, record=ocp.args.JsonRestore())
-        if record["step"] != step:
-            raise DamagedError(f"it is that of step {record['step']}")
-        return record
-
-    def _check_files(self, step: int, part: str = "") -> None:
-        """Checks each process's share of the files; raises `DamagedError` on all if one is bad."""
-        damage = ""
-        try:
-            check_sums(self._folder / str(step), part=part, index=jax.process_index(),
-                       count=jax.process_count())
-        except DamagedError as error:
-            damage = str(error)
-        if any_process(bool(damage)):
-            raise DamagedError(damage or "reported by another process")
-
-    def _read(self, step: int, **items: Any) -> Any:
-        """Reads one item of a step; raises `DamagedError` on all processes if it is damaged."""
-        item, damage = None, ""
-        try:
-            restored = self._checkpointer.restore(self._folder / str(step),
-                                                  args=ocp.args.Composite(**items))
-            (item,) = (restored[name] for name in items)
-        except Exception as error:
-            cause = _root_cause(error)
-            if not isinstance(cause, DAMAGE_ERRORS) or _is_refusal(cause):
-                raise
-            damage = f"{min(items)}: {_first_line(cause)}"
-        if any_process(bool(damage)):
-            raise DamagedError(damage or "reported by another process")
-        return item
+        return restored
 
     def _set_aside(self, step: int, damage: DamagedError) -> None:
         if self._folders is not None:
@@ -265,37 +223,6 @@ class Checkpoints:
             log(f"WARNING: checkpoint {step} is damaged ({damage}): kept as {name}, restoring "
                 "an older one")
         _barrier("set_aside")
-
-
-def _as_tree(state: TrainState, words_of_key: Any) -> dict[str, Any]:
-    """The state as plain arrays: a typed PRNG key is stored as its words."""
-    return {"step": state.step, "params": state.params, "opt_state": state.opt_state,
-            "guard": state.guard, "ema": state.ema, "key": words_of_key(state.key)}
-
-
-def _as_shapes(state: TrainState) -> dict[str, Any]:
-    """Shapes, dtypes and shardings of `_as_tree`."""
-    shapes = jax.eval_shape(lambda state: _as_tree(state, jax.random.key_data), state)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, _as_tree(state, lambda key: key))
-    return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(
-        leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings)
-
-
-def _root_cause(error: BaseException) -> BaseException:
-    """The innermost cause of an exception that Orbax wrapped."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
-
-
-def _is_refusal(error: BaseException) -> bool:
-    """Whether a file could not be opened for lack of permission or resources: no sign of damage."""
-    return (getattr(error, "errno", None) in REFUSAL_ERRNOS
-            or any(status in str(error) for status in ("PERMISSION_DENIED", "RESOURCE_EXHAUSTED")))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _from_first(numbers: list[int]) -> list[int]:

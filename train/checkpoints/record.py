@@ -11,8 +11,8 @@ from typing import Any
 import jax
 
 from core.errors import UserError
-from train.checkpoints.digests import named_leaves
-from train.checkpoints.file_sums import DamagedError
+from core.file_sums import DamagedError
+from model.digests import named_leaves
 
 Record = dict[str, Any]
 
@@ -38,14 +38,13 @@ def check_digests(record: Record, digests: dict[str, str]) -> None:
             raise DamagedError(f"{name} is not what was saved")
 
 
-def check_architecture(record: Record, shapes: Any, where: str) -> None:
+def check_architecture(record: Record, shapes: Any, where: str, remedy: str) -> None:
     """Raises `UserError`, naming the first leaf of another shape or dtype than the model's.
 
     Args:
         shapes: tree of shapes and dtypes of the current model's state.
-        where: the checkpoint, for the message.
+        where, remedy: the checkpoint and what to do, for the message.
     """
-    remedy = "go back to the config of that run, or choose another --workdir"
     expected = {name: (list(leaf.shape), str(leaf.dtype))
                 for name, leaf in named_leaves(shapes).items()}
     saved = {name: (leaf["shape"], leaf["dtype"]) for name, leaf in record["leaves"].items()}
