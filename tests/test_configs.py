@@ -136,7 +136,7 @@ def test_a_command_refuses_a_number_before_it_reads_or_writes_anything(name, tmp
     ("mixture[0]=1.0", "--config"),
     ("mixture.my-web=1.0", r"mixture\.my-web: a name that is no identifier stands in brackets: "
                            r"write --config\.pretrain\.mixture\['my-web'\]=VALUE"),
-], ids=str)
+], ids=lambda value: "config" if callable(value) else str(value))
 def test_a_flag_may_add_a_name_of_the_users_own(argument, found):
     values, argv = flags.FlagValues(), ["stage", "--config=configs/quickstart.py:smoke",
                                         f"--config.pretrain.{argument}"]

@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from core.artifacts import OUR_PACKAGES, ROOT
+from core.bounds import find_bounds
 from core.errors import UserError
 from model.parallel.sharding import MESH_AXES, check_mesh
 
@@ -70,7 +71,8 @@ def _fields() -> dict[str, list[dict]]:
 
 
 def _is_field(dotted: str) -> bool:
-    """Whether some config has a field; a `HOLE` and words in capitals stand for any name."""
+    """Whether some config has a field, or takes it as a name of the user's own (`core.overrides`);
+    a `HOLE` and words in capitals stand for any name."""
     def holds(value, names) -> bool:
         if not names:
             return True
@@ -81,6 +83,9 @@ def _is_field(dotted: str) -> bool:
         return len(names) == 1 or any(holds(part, names[1:]) for part in value.values())
 
     section, *names = dotted.split(".")
+    key, _ = find_bounds((section, *names)) or ("", None)
+    if names and (num_own := key.count("*")):
+        names = names[:-num_own]
     sections = _fields()
     chosen = sections if _is_placeholder(section) else [section]
     return any(holds(value, names) for name in chosen for value in sections.get(name, ()))
@@ -198,7 +203,7 @@ def test_names_that_exist_are_none(text):
 
 @pytest.mark.parametrize("letter", "VDNHGKF")
 def test_the_remedy_of_an_impossible_size_is_a_field(letter, config):
-    with pytest.raises(UserError, match="must be at least 1") as error:
+    with pytest.raises(UserError, match="at least 1") as error:
         dataclasses.replace(config, **{letter: 0})
     assert _message_faults(str(error.value)) == []
 

@@ -309,7 +309,7 @@ def test_a_clean_up_that_fails_hides_no_error(tmp_path, monkeypatch, capsys):
     assert "WARNING: the profile could not be closed (no trace was written)" in warned
     assert "WARNING: metrics.jsonl could not be closed (no trace was written)" in warned
     with pytest.raises(ValueError, match="no trace was written"):    # nothing else was wrong
-        run(tmp_path)
+        run(tmp_path / "again")
 
 
 def test_a_writer_that_cannot_begin_is_refused_before_anything_is_compiled(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from core.errors import UserError
 from data import tokenizer as tokenizers
 from data.domains import by_domain
 from train.pretrain import make_evaluate, plan_phases
+from train.start import Start
 
 SIZES = {"Science & Tech.": 4000, "Arts/Music": 4000, "100%2E": 4000, "best": 2000}
 
@@ -30,18 +31,19 @@ def test_keys_of_a_config_name_any_domain(tokens):
     section = _section(mixture={"Science & Tech%2E": 2.0, "Arts/Music": 1.0, "100%252E": 1.0},
                        upweight={"Science & Tech%2E": 2.0}, anneal_frac=0.1,
                        anneal_mixture={"best": 1.0})
-    (_, weights), (_, annealed) = plan_phases(section, tokens)
-    assert weights == pytest.approx(
+    mixed, annealed = plan_phases(section, tokens, Start(config=None))
+    assert mixed.weights == pytest.approx(
         {"Science & Tech.": 2 / 3, "Arts/Music": 1 / 6, "100%2E": 1 / 6}, abs=0.01)
-    assert annealed["best"] == 1.0
+    assert annealed.weights["best"] == 1.0
     assert by_domain({"a%2Eb%2E": 1, "50%25": 2}) == {"a.b.": 1, "50%": 2}
 
 
 def test_a_share_of_zero_may_name_a_domain_that_is_not_there(tokens):
-    [(_, weights)] = plan_phases(_section(mixture={"Arts/Music": 1.0, "code": 0.0}), tokens)
-    assert weights["Arts/Music"] == 1.0
+    start = Start(config=None)
+    [phase] = plan_phases(_section(mixture={"Arts/Music": 1.0, "code": 0.0}), tokens, start)
+    assert phase.weights["Arts/Music"] == 1.0
     with pytest.raises(UserError, match=r"mixture\.code"):
-        plan_phases(_section(mixture={"Arts/Music": 1.0, "code": 0.1}), tokens)
+        plan_phases(_section(mixture={"Arts/Music": 1.0, "code": 0.1}), tokens, start)
 
 
 def test_without_held_out_pages_nothing_is_measured_on_them(tokens, capfd):

@@ -99,13 +99,13 @@ def make_first(start: Start, reading: Reading, setup: Setup, seed: int,
 
 
 def make_batches(section: ConfigDict, tokens: Path, reading: Reading,
-                 stored: Path) -> grain.MapDataset:
+                 stored: Path | None = None) -> grain.MapDataset:
     """All batches of the run, phase after phase; batch i is that of step i + 1.
 
     Those of the steps before the first are read only when a run skips past its last batch.
 
     Args:
-        stored: folder for what a packing derives from the tokens.
+        stored: folder for what a packing derives from the tokens; None holds it in memory.
     """
     earlier = [dataclasses.replace(phase, steps=reading.first_step)
                for phase in reading.phases[:1]]
