@@ -41,7 +41,8 @@ def make_files() -> dict[str, bytes]:
 
 
 FILES = make_files()
-WAYS = ("whole", "no-head", "moved", "packed", "refused", "no-length", "cut", "cut-once")
+WAYS = ("whole", "no-head", "moved", "packed", "refused", "no-length", "cut", "cut-once",
+        "shrunk")
 PAGES = {"links.html": b'<p>See <a href="rows.jsonl">these rows</a>.'}
 
 
@@ -110,6 +111,8 @@ class RangeHandler(http.server.BaseHTTPRequestHandler):
             return
         if way == "packed":     # a server that ignores Accept-Encoding
             data = gzip.compress(data)
+        if way == "shrunk" and with_body:
+            data = data[:len(data) // 2]
         self.send_response(200)
         if way == "packed":
             self.send_header("Content-Encoding", "gzip")
@@ -221,6 +224,16 @@ def test_a_server_without_ranges_gives_every_record_once(address, monkeypatch, w
     for unit_bytes in (2000, 1 << 40):
         assert [item.source for item in read_all([f"{address}/{way}/{name}"], unit_bytes)] == [
             row["source"] for row in ROWS]
+
+
+def test_a_large_file_of_a_server_without_ranges_is_fetched_whole(address, monkeypatch):
+    monkeypatch.setattr(storage, "RETRY_SECS", 0)
+    monkeypatch.setattr(storage, "REMOTE_BLOCK_BYTES", 1024)
+    monkeypatch.setitem(FILES, "large.jsonl", FILES["rows.jsonl"] * 400)
+    items = read_all([f"{address}/whole/large.jsonl"], 2_000_000)
+    assert [item.source for item in items] == [row["source"] for row in ROWS] * 400
+    with pytest.raises(PassingError, match="the server sends less than it announced"):
+        read_all([f"{address}/shrunk/large.jsonl"])
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -243,6 +243,14 @@ def test_line_ends_do_not_matter(tmp_path, capsys, way, form):
     assert ("LF alone" in capsys.readouterr().err) == (way in ("lf", "mixed"))
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_line_ends_may_differ_within_a_header(tmp_path, packed):
+    parts = [plain_record(n, b"\n").replace(b"WARC/1.0\n", b"WARC/1.0\r\n") for n in range(3)]
+    path = tmp_path / f"a.warc{'.gz' * packed}"
+    path.write_bytes(b"".join(map(gzip.compress, parts) if packed else parts))
+    assert [item.content for item in read_all(path)] == [page_of(n) for n in range(3)]
+
+
 @pytest.mark.parametrize("unit_bytes", [200, 1 << 40])
 @pytest.mark.parametrize(("extra", "first"), [
     (7, page_of(1)), (900, page_of(1)), (20_000, "warc: record is cut off"), (-7, page_of(1)[:-7])])

@@ -33,6 +33,7 @@ CONTENT_RECORDS = WarcRecordType.response | WarcRecordType.resource | WarcRecord
 GZIP_START = b"\x1f\x8b\x08"
 PLAIN_START = re.compile(rb"WARC/[01]\.\d+\r?\n")
 LF_START = re.compile(rb"WARC/[01]\.\d+\n")
+LF = re.compile(rb"(?<!\r)\n")
 PLAIN_HEADER = re.compile(rb"WARC/[^\n]*\n(?=(?:[^\r\n]+\r?\n)*?(?i:warc-type):)(?:[^\r\n]+\r?\n)*?"
                           rb"(?i:content-length):[ \t]*(\d{1,18})\s*?\r?\n(?:[^\r\n]+\r?\n)*\r?\n")
 HEAD_BYTES = 8192
@@ -147,7 +148,7 @@ def _after_unknown(file: BinaryIO, name: str, codec: str | None, offset: int,
     """
     if codec == "gzip":
         begins = _find_next(file, codec, offset + 1)
-    if _find_record(file, codec, begins, begins + 1) == begins:     # as one of LF lines is
+    if _has_lf(file, codec, begins):
         return begins - 1, None
     reason = CUT_OFF if _is_cut(file, codec, begins) else "damaged"
     return begins, Corrupt(f"{name}@{begins}", f"warc: {reason}")
@@ -205,19 +206,20 @@ def _read_lf(file: BinaryIO, name: str, codec: str | None, offset: int,
 
 
 def _has_lf(file: BinaryIO, codec: str | None, offset: int) -> bool:
-    """Whether the header lines of the record at `offset` end in LF alone; keeps the position."""
+    """Whether header lines of the record at `offset` end in LF alone; keeps the position."""
     position = file.tell()
     file.seek(offset)
     head = file.read(HEAD_BYTES)
     file.seek(position)
     try:
         if codec == "gzip":
-            head = zlib.decompressobj(31).decompress(head, 16)
+            head = zlib.decompressobj(31).decompress(head, HEAD_BYTES)
         elif codec == "zstd":
-            head = ZstdReader(io.BytesIO(head)).read(16)
+            head = ZstdReader(io.BytesIO(head)).read(HEAD_BYTES)
     except (zlib.error, OSError):
         return False
-    return LF_START.match(head) is not None
+    header = PLAIN_HEADER.match(head)
+    return bool(LF.search(header[0]) if header else LF_START.match(head))
 
 
 def _read_record(record: WarcRecord, place: str) -> Item:
