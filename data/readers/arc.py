@@ -41,7 +41,7 @@ def read(unit: Unit) -> Iterator[Item]:
                     item = dataclasses.replace(item, reason=f"arc: {CUT_OFF}", num_bytes=size)
                 yield item
                 num_records, place = num_records + 1, file.tell()
-    except (ArchiveLoadFailed, StatusAndHeadersParserException):
+    except Stopped:
         yield Corrupt(f"{name}@{num_records}", "arc: damaged", max(size - place, 1))
         return
     except (OSError, EOFError, ValueError) as error:
@@ -51,12 +51,28 @@ def read(unit: Unit) -> Iterator[Item]:
         yield Corrupt(name, "arc: holds no record", size)
 
 
+class Stopped(Exception):
+    """What begins at offset `place` of an archive is no record to warcio."""
+
+    def __init__(self, place: int):
+        super().__init__(place)
+        self.place = place
+
+
 def iterate(stream: BinaryIO, **options: bool) -> Iterator[tuple[ArcWarcRecord, int]]:
-    """The records of an archive, and the offset of each in a stream that is not decompressed."""
+    """The records of an archive, and the offset of each in a stream that is not decompressed.
+
+    Raises:
+        Stopped: at damage.
+    """
     records = ArchiveIterator(stream, **options)
     while True:
-        with contextlib.redirect_stderr(io.StringIO()):  # warcio reports damage there
-            record = next(records, None)
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):  # warcio reports damage there
+                record = next(records, None)
+        except (ArchiveLoadFailed, StatusAndHeadersParserException, AttributeError, TypeError,
+                IndexError) as error:   # the last three for headers without what it relies on
+            raise Stopped(records.offset) from error
         if record is None:
             return
         yield record, records.offset    # `get_record_offset` would read the record to its end

@@ -19,8 +19,6 @@ from typing import BinaryIO
 
 from fastwarc.stream_io import GzipReader, ZstdReader
 from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
-from warcio.exceptions import ArchiveLoadFailed
-from warcio.statusandheaders import StatusAndHeadersParserException
 
 from core.progress import log
 from data.readers import arc, storage
@@ -67,10 +65,17 @@ def _read_file(file: BinaryIO, name: str, unit: Unit) -> Iterator[Item]:
         failed, item = failure
         following = _find_next(file, codec, failed + 1)
         if item is not None:
-            size = file.seek(0, io.SEEK_END)
-            lost = size if item.reason.endswith(CUT_OFF) else following - failed
-            yield dataclasses.replace(item, num_bytes=max(lost, 1))
+            yield _weigh(item, following - failed, file.seek(0, io.SEEK_END), following)
         offset = _find_record(file, codec, following, unit.stop)
+
+
+def _weigh(item: Corrupt, num_bytes: int, size: int, following: int) -> Corrupt:
+    """The item with the bytes up to the record that follows; of a cut file as many as it has."""
+    if not item.reason.endswith(CUT_OFF):
+        return dataclasses.replace(item, num_bytes=max(num_bytes, 1))
+    if following < size:    # a length was wrong
+        return Corrupt(item.source, "warc: damaged", max(num_bytes, 1))
+    return dataclasses.replace(item, num_bytes=size)
 
 
 def _codec_of(file: BinaryIO) -> str | None:
@@ -198,8 +203,8 @@ def _read_lf(file: BinaryIO, name: str, codec: str | None, offset: int,
                 return failed, item
             yield item
         return None
-    except (ArchiveLoadFailed, StatusAndHeadersParserException):
-        failed = max(failed, offset)
+    except arc.Stopped as stopped:
+        failed = offset if is_one else max(stopped.place, offset)
         return failed, Corrupt(f"{name}@{failed}", "warc: damaged")
     except (OSError, EOFError, ValueError) as error:
         return failed, corrupt(f"{name}@{failed}", "warc", error)
