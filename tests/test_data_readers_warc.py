@@ -243,6 +243,18 @@ def test_line_ends_do_not_matter(tmp_path, capsys, way, form):
     assert ("LF alone" in capsys.readouterr().err) == (way in ("lf", "mixed"))
 
 
+def test_a_damaged_header_with_lf_lines_affects_one_record(tmp_path):
+    parts = [plain_record(n, b"\n") for n in range(4)]
+    for old in (b"WARC-Target-URI: http://1/\n", b"Content-Length", b"WARC/1.0"):
+        broken = parts[1].replace(old, b"")
+        (tmp_path / "a.warc").write_bytes(b"".join([parts[0], broken, *parts[2:]]))
+        items = read_all(tmp_path / "a.warc")
+        assert [item.source for item in items if isinstance(item, RawRecord)] == [
+            f"http://{n}/" for n in (0, 2, 3)], old
+        lost = sum(item.num_bytes for item in items if isinstance(item, Corrupt))
+        assert len(broken) - 4 <= lost <= len(broken), (old, lost)
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_line_ends_may_differ_within_a_header(tmp_path, packed):
     parts = [plain_record(n, b"\n").replace(b"WARC/1.0\n", b"WARC/1.0\r\n") for n in range(3)]

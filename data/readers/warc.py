@@ -198,6 +198,9 @@ def _read_lf(file: BinaryIO, name: str, codec: str | None, offset: int,
             failed = offset if is_one else place
             if failed >= stop:
                 return None
+            length = record.rec_headers.get_header("Content-Length") or ""
+            if not length.strip().isdecimal():      # else warcio takes the rest of the file for it
+                raise arc.Stopped(place)
             item = arc.read_record(record, f"{name}@{place}", "warc")
             if isinstance(item, Corrupt) and item.reason.endswith("cut off"):
                 return failed, item
@@ -297,7 +300,8 @@ def _is_start(file: BinaryIO, codec: str | None, offset: int) -> bool:
     else:
         header = PLAIN_HEADER.match(head)
         file.seek(offset + header.end() + int(header[1]) if header else offset)
-        is_start = bool(header) and b"WARC/".startswith(file.read(9).lstrip(b"\r\n")[:5])
+        is_start = bool(header) and (
+            not offset or b"WARC/".startswith(file.read(9).lstrip(b"\r\n")[:5]))
     file.seek(position)
     return is_start
 
