@@ -67,6 +67,8 @@ def main() -> dict[str, Any]:
     if unknown := set(names) - set(faults):
         raise UserError(f"--only={min(unknown)}", "is no fault",
                         f"choose among {', '.join(faults)}")
+    if flags.FLAGS.workdir:
+        Path(flags.FLAGS.workdir).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=flags.FLAGS.workdir) as scratch:
         outcomes = play(Stage(Path(scratch)), {name: faults[name] for name in names})
     total = {field: sum(getattr(outcome, field) for outcome in outcomes.values())

@@ -184,6 +184,8 @@ def play(workdir: Path, kills: int, seed: int) -> dict[str, Any]:
 
 def main() -> dict[str, Any]:
     """Reads the flags and plays."""
+    if flags.FLAGS.workdir:
+        Path(flags.FLAGS.workdir).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=flags.FLAGS.workdir) as scratch:
         return play(Path(scratch), flags.FLAGS.kills, flags.FLAGS.seed)
 
