@@ -1,7 +1,6 @@
 """The loop: what is skipped, saved, evaluated and read, on a model of four numbers."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -167,7 +166,7 @@ def test_a_run_that_is_stopped_twice_goes_on_as_if_it_had_not_been(tmp_path, bad
     def evaluate(state):
         if int(state.step) in stop_at[-1:]:
             stop_at.pop()
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         return {"w": float(state.params["w_D"][0])}
 
     steps = [0]
@@ -186,7 +185,7 @@ def test_a_run_that_is_stopped_twice_goes_on_as_if_it_had_not_been(tmp_path, bad
 def test_settings_hold_from_the_step_that_a_rewind_restores(tmp_path):
     def stop(state):
         if int(state.step) == 8:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         return {"w": float(state.params["w_D"][0])}
 
     with pytest.raises(SystemExit):
@@ -206,7 +205,7 @@ def test_a_signal_amid_an_evaluation_ends_it_and_the_next_process_repeats_it(und
     def evaluate(state):
         begun.append(int(state.step))
         if begun == [4, 8]:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
             deadline = time.monotonic() + 20
             while time.monotonic() < deadline:      # batches of a long evaluation
                 leave_if_stopping()
@@ -327,7 +326,7 @@ def test_a_writer_that_cannot_begin_is_refused_before_anything_is_compiled(tmp_p
 def test_an_evaluation_is_done_again_only_where_the_file_lost_it(undisturbed, tmp_path, is_lost):
     def stop(state):
         if int(state.step) == 12:   # a checkpoint is due here as well
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         return {"w": float(state.params["w_D"][0])}
 
     with pytest.raises(SystemExit):
