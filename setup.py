@@ -6,7 +6,7 @@ PACKAGES = ("configs", "core", "data", "model", "eval", "train", "align", "serve
 
 CORE = [
     # training
-    "jax>=0.10.2,<0.12",    # tests pass with 0.10.2 on Python 3.11, with 0.11.2 on 3.12 and 3.13
+    "jax>=0.10.2,<0.12",    # tests pass with 0.10.2 on Python 3.11, with 0.11.2 on 3.13
     "flax>=0.12.8",
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12",
