@@ -82,9 +82,22 @@ def make_pretrain(**changes) -> ConfigDict:
 
 
 def make_model(**changes) -> ConfigDict:
-    """The section `model`; `model.config` explains its letters."""
-    return ConfigDict(dict(E=0, experts_per_token=2, tied=False, embed_previous=False,
-                           rope_theta=10_000.0, qk_norm=True) | changes)
+    """The section `model`; `model.config` explains its letters and fields."""
+    return ConfigDict(dict(
+        family="decoder", encoder_layers=0,     # or encoder, encoder_decoder, lstm
+        norm="rms", norm_eps=1e-6,              # or rms_plus_one, layer
+        residual="pre", residual_scale=1.0,     # or post, sandwich, parallel
+        positions="rope",                       # or learned, sinusoidal, relative, none
+        max_positions=0, position_offset=0,     # of learned positions
+        rope_theta=10_000.0, rope_local_theta=0.0, rope_frac=1.0,
+        rope_scaling="none", rope_factor=1.0, rope_context=0,   # or linear, llama3, yarn
+        rope_low=1.0, rope_high=4.0, relative_buckets=32, relative_distance=128,
+        qk_norm=True, window=0, global_every=0, attention_scale=0.0, attention_softcap=0.0,
+        sinks=False, attention_bias=False, attention_out_bias=False,
+        mlp="swiglu", mlp_bias=False,           # or geglu, gelu, gelu_tanh, relu
+        E=0, experts_per_token=2, shared_experts=0, renormalise_gates=True, expert_capacity=0.0,
+        tied=False, embed_previous=False, embed_scale=1.0, embed_norm=False, token_types=0,
+        masked_head=False, head_bias=False, logit_scale=1.0, logit_softcap=0.0) | changes)
 
 
 def make_mesh(**changes) -> ConfigDict:

@@ -24,7 +24,7 @@ from core.errors import UserError, as_disk_error
 from core.file_sums import NAME, DamagedError, check_sums, write_sums
 from model.config import ModelConfig, make_model_config
 from model.digests import named_leaves, read_digests, start_digests
-from model.families.decoder import Params, abstract_params
+from model.families.registry import Params, abstract_params
 from model.parallel.sharding import param_shardings
 
 LAYOUT, MODELS = 3, "model directories"     # other layouts are refused

@@ -28,7 +28,7 @@ from core.progress import log
 from data.chat import Conversation, Message, ask, render, render_prompt
 from eval.respond.loaded import LoadedModel, load_model
 from model.execution import COMPUTE_DTYPES, Execution
-from model.generation.cache import make_cache
+from model.families.registry import make_cache
 from model.generation.generate import decode, prefill
 from model.generation.sampling import Sampling, sample
 

@@ -34,7 +34,7 @@ from hypothesis import settings
 from data.batch import Batch, pack_examples, stack
 from model.config import ModelConfig
 from model.execution import Execution
-from model.families.decoder import Params, init
+from model.families.registry import Params, init
 
 flags.FLAGS(sys.argv[:1])
 settings.register_profile("house", deadline=None, database=None, derandomize=True)

@@ -18,7 +18,7 @@ from core.errors import UserError
 from data.batch import Batch
 from model.config import make_model_config
 from model.execution import make_execution
-from model.families.decoder import abstract_params
+from model.families.registry import abstract_params
 from train.pretrain import make_loss
 from train.setup import RUN_FIELDS, make_setup
 from train.trainer import make_step

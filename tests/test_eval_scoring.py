@@ -26,7 +26,7 @@ from eval.respond.local import complete, make_prompts
 from eval.run import _measure_bits, build
 from eval.statistics import mean_and_stderr, win_rate
 from model.directory import save_model
-from model.families.decoder import forward
+from model.families.registry import forward
 from model.generation.sampling import Sampling
 from model.heads.language import token_logps
 

@@ -14,7 +14,7 @@ from model.attention.placement import attend_in_place
 from model.attention.reference import attend, document_mask
 from model.config import ModelConfig
 from model.execution import Execution
-from model.families.decoder import forward
+from model.families.registry import forward
 from model.parallel.remat import remat
 from model.parallel.sharding import make_mesh
 

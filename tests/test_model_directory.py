@@ -18,7 +18,7 @@ from eval.respond.loaded import load_model
 from model.config import ModelConfig, make_model_config
 from model.directory import LAYOUT, Description, load_params, read_description, save_model
 from model.execution import Execution
-from model.families.decoder import init
+from model.families.registry import init
 from model.parallel.sharding import make_mesh
 
 BYTES = {bytes([i]): i for i in range(256)}

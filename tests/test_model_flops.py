@@ -8,7 +8,7 @@ import pytest
 
 from model.config import ModelConfig
 from model.execution import Execution
-from model.families.decoder import abstract_params, forward
+from model.families.registry import abstract_params, forward
 from model.flops import forward_flops_per_token, matmul_params, mfu, peak_flops
 from model.flops import train_flops_per_token as train_flops
 from model.heads.language import logits

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from core.errors import UserError
-from model.families.decoder import forward
-from model.generation.cache import make_cache
+from model.families.registry import forward, make_cache
 from model.generation.generate import decode, generate, prefill
 from model.generation.sampling import Sampling, sample
 from model.heads.language import logits

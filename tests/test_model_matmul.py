@@ -11,7 +11,7 @@ import pytest
 
 from core.errors import UserError
 from model.execution import Execution
-from model.families.decoder import init
+from model.families.registry import init
 from model.layers.matmul import project
 from train.loss import next_token_loss
 

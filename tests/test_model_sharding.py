@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from configs.common import make_optimizer as optimizer_section
 from core.errors import UserError
 from model.execution import Execution
-from model.families.decoder import abstract_params
+from model.families.registry import abstract_params
 from model.parallel.sharding import (
     ACTIVATION_RULES,
     STREAM_RULES,

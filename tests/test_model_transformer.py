@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from model.execution import Execution
-from model.families.decoder import forward, init, num_params
+from model.families.registry import forward, init, num_params
 from model.heads.language import logits, token_logps
 from model.layers.embed import embed
 from train.loss import next_token_loss
@@ -76,7 +76,7 @@ def test_execution_changes_neither_loss_nor_gradient(plain, params, batch, confi
 
 
 def test_head_weight_is_the_embedding_when_tied(batch, config, execution):
-    tied = dataclasses.replace(config, tied=True)
+    tied = dataclasses.replace(config, tied=True, embed_scale=config.D**0.5)
     params = jax.jit(partial(init, tied))(jax.random.key(0))
     assert "head_DV" not in params
     assert num_params(tied) == sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -96,11 +96,12 @@ def test_head_weight_is_the_embedding_when_tied(batch, config, execution):
 
 @pytest.mark.parametrize("is_tied", [False, True])
 def test_the_stream_starts_at_unit_scale(config, execution, is_tied):
-    config = dataclasses.replace(config, tied=is_tied)
+    config = dataclasses.replace(config, tied=is_tied,
+                                 embed_scale=config.D**0.5 if is_tied else 1.0)
     params = jax.jit(partial(init, config))(jax.random.key(0))
     tokens_BL = np.arange(config.V)[None]
     previous_BL = np.full_like(tokens_BL, -1)
-    x_BLD = embed(params, tokens_BL, previous_BL, config=config, execution=execution)
+    x_BLD = embed(params, tokens_BL, previous_BL, tokens_BL, config=config, execution=execution)
     np.testing.assert_allclose(np.std(x_BLD), 1, rtol=0.05)  # three standard errors
     head_DV = params["embed_VD"].T if is_tied else params["head_DV"]
     assert np.std(head_DV) < 1.1 * config.D**-0.5, "no token is likely before it is learned"

@@ -15,7 +15,7 @@ import pytest
 
 from core.artifacts import ROOT, make_lineage, write_json
 from core.errors import UserError
-from model.families.decoder import init
+from model.families.registry import init
 from scripts.bench import checkpoints as bench_checkpoints
 from scripts.bench import recipe as bench_recipe
 from scripts.bench import train as bench_train

@@ -20,7 +20,7 @@ from data.chat import ask, render_prompt
 from data.tokenizer import Tokenizer
 from eval.respond.loaded import LoadedModel
 from model.directory import save_model
-from model.families.decoder import forward, init
+from model.families.registry import forward, init
 from model.generation.sampling import Sampling
 from model.heads.language import logits
 from serve import chat

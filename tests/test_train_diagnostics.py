@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from model.families.decoder import rms_norm
+from model.layers.norms import rms_norm
 from model.layers.positions import rotate
 from train.watch.diagnostics import diagnose
 

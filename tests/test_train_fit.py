@@ -14,7 +14,7 @@ from core.artifacts import ROOT
 from core.errors import UserError
 from model.config import make_model_config
 from model.execution import make_execution
-from model.families.decoder import abstract_params
+from model.families.registry import abstract_params
 from model.parallel.sharding import letters_of, make_mesh
 from train.fit import PRECISION, measure, plan, search, sentence
 from train.setup import RUN_FIELDS, Setup

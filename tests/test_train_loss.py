@@ -10,7 +10,7 @@ import pytest
 
 import train.loss
 from eval.measures.likelihood import batch_logps
-from model.families.decoder import forward
+from model.families.registry import forward
 from model.heads.language import logits
 from train.loss import next_token_loss
 

@@ -11,7 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs.common import make_optimizer as optimizer_section
-from model.families.decoder import init
+from model.families.registry import init
 from model.parallel.sharding import check_mesh, make_mesh
 from train.loss import next_token_loss
 from train.optimizer.optimizers import make_optimizer

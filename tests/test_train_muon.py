@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from model.families.decoder import abstract_params
+from model.families.registry import abstract_params
 from model.parallel.sharding import make_mesh, param_shardings
 from train.optimizer.muon import is_matrix, newton_schulz, orthogonalise
 

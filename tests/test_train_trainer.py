@@ -19,7 +19,7 @@ from core.artifacts import parent as artifact
 from core.errors import UserError
 from model.config import ModelConfig
 from model.directory import load_params, read_description, save_model
-from model.families.decoder import abstract_params, init
+from model.families.registry import abstract_params, init
 from model.parallel.sharding import make_mesh
 from train.pretrain import make_epochs
 from train.reading import Phase, Reading

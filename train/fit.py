@@ -29,7 +29,7 @@ from core.overrides import define_config_flag
 from core.progress import log
 from data.batch import Batch
 from model.config import make_model_config
-from model.families.decoder import abstract_params
+from model.families.registry import abstract_params
 from model.parallel.sharding import check_mesh, num_batch_shards, spec
 from train.pretrain import make_loss
 from train.setup import Setup, make_setup

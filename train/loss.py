@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from data.batch import Batch
 from model.config import ModelConfig
 from model.execution import Execution
-from model.families.decoder import Params, forward_with_stats
+from model.families.registry import FAMILIES, Params
 from model.heads.language import score_targets
 
 # `loss_fn(params, batch, *, config, execution, key) -> (loss_sum, {name: (sum, weight)})`.
@@ -37,8 +37,9 @@ def next_token_loss(params: Params, batch: Batch, *, config: ModelConfig, execut
     del key  # no dropout
     weights_BL = batch.loss_weights_BL
     weight = jnp.sum(weights_BL)
-    x_BLD, stats = forward_with_stats(params, batch.tokens_BL, batch.positions_BL,
-                                      batch.segment_ids_BL, config=config, execution=execution)
+    x_BLD, stats = FAMILIES[config.family].forward_with_stats(
+        params, batch.tokens_BL, batch.positions_BL, batch.segment_ids_BL, config=config,
+        execution=execution)
     scores = score_targets(params, x_BLD, batch.targets_BL, config=config, execution=execution)
     loss_sum = -jnp.sum(scores.logp_BL * weights_BL)
     metrics = {"loss": (loss_sum, weight), "top_logit": _top_logit(scores.top_logit_BL, weights_BL)}
@@ -52,7 +53,11 @@ def next_token_loss(params: Params, batch: Batch, *, config: ModelConfig, execut
                               + router_z_coef * jnp.mean(stats["router_z"]))
         metrics |= {"balance": (weight * jnp.mean(stats["balance"]), weight),
                     "router_z": (weight * jnp.mean(stats["router_z"]), weight),
-                    "max_load": (weight * jnp.max(stats["max_load"]), weight)}
+                    "max_load": (weight * jnp.max(stats["max_load"]), weight),
+                    "min_load": (weight * jnp.min(stats["min_load"]), weight),
+                    "dropped": (weight * jnp.mean(stats["dropped"]), weight)}
+        metrics |= {f"load/{e}": (weight * load, weight)
+                    for e, load in enumerate(jnp.mean(stats["load_E"], axis=0))}
     return loss_sum, metrics
 
 

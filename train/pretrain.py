@@ -33,7 +33,7 @@ from eval.measures.questions import score_questions
 from eval.respond.loaded import LoadedModel
 from eval.tasks.registry import open_tasks
 from model.directory import load_params
-from model.families.decoder import Params, abstract_params, init, num_params
+from model.families.registry import Params, abstract_params, init, num_params
 from model.parallel.sharding import param_shardings
 from train.checkpoints.reader import Branch
 from train.distributed import initialize

@@ -17,7 +17,7 @@ from core.progress import format_count, log
 from model.attention.backends import describe
 from model.config import ModelConfig
 from model.directory import save_model
-from model.families.decoder import abstract_params, num_params
+from model.families.registry import abstract_params, num_params
 from model.parallel.sharding import check_mesh
 from train.checkpoints.reader import Branch
 from train.loop import Loop

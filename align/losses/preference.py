@@ -12,7 +12,7 @@ from data.batch import Batch
 from eval.measures.likelihood import batch_logps
 from model.config import ModelConfig
 from model.execution import Execution
-from model.families.decoder import Params
+from model.families.registry import Params
 from train.loss import Metrics
 
 

@@ -18,7 +18,7 @@ from eval.respond.local import make_prompts
 from eval.tasks.task import Choice
 from model.config import ModelConfig
 from model.execution import Execution
-from model.families.decoder import Params
+from model.families.registry import Params
 
 
 @dataclasses.dataclass(frozen=True)

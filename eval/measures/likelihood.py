@@ -27,7 +27,7 @@ from data.tokens.rows import TokenRows, open_tokens
 from eval.respond.loaded import LoadedModel, warn_beyond_context
 from model.config import ModelConfig
 from model.execution import Execution
-from model.families.decoder import Params, forward
+from model.families.registry import Params, forward
 from model.heads.language import token_logps
 
 

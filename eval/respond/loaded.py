@@ -14,7 +14,7 @@ from data.tokenizer import Tokenizer, load_tokenizer
 from model.config import ModelConfig
 from model.directory import load_params, read_description
 from model.execution import Execution
-from model.families.decoder import Params
+from model.families.registry import Params
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,8 @@
     pallas   NVIDIA GPUs from compute capability 8.0 on, bfloat16
     splash   TPUs
 
-All are exact for packed rows. Where the mesh shards rows over `context`, attention across shards
+All are exact for packed rows. Only `xla` computes what `model.attention.kind` adds to plain
+causal attention. Where the mesh shards rows over `context`, attention across shards
 runs in plain XLA, block by block: see `model.attention.blockwise`.
 """
 
@@ -20,6 +21,7 @@ from jax.sharding import Mesh
 from core.errors import UserError
 from model.attention import cudnn
 from model.attention.blockwise import attend_gathered, attend_ring
+from model.attention.kind import Extras, Kind, kind_of, only_of_xla
 from model.attention.pallas import attend_splash, attend_triton
 from model.attention.placement import attend_in_place
 from model.attention.reference import attend, document_mask
@@ -49,8 +51,8 @@ class Machine(NamedTuple):
 
 def attend_documents(q_BLHK: jax.Array, k_BLGK: jax.Array, v_BLGK: jax.Array,
                      segment_ids_BL: jax.Array, positions_BL: jax.Array, *,
-                     config: ModelConfig, execution: Execution) -> jax.Array:
-    """Causal attention inside each document of packed rows; returns out_BLHK.
+                     kind: Kind, extras: Extras, execution: Execution) -> jax.Array:
+    """Attention inside each document of packed rows; returns out_BLHK.
 
     Args:
         segment_ids_BL: document of each token in its row, from 1; 0 is padding, which attends
@@ -61,12 +63,15 @@ def attend_documents(q_BLHK: jax.Array, k_BLGK: jax.Array, v_BLGK: jax.Array,
         UserError: the backend that `execution` names cannot run here.
     """
     num_shards = num_context_shards(q_BLHK.shape[1])
-    backend = choose_backend(config, execution, num_shards)
+    backend = choose_backend(kind, execution, num_shards)
+    if backend == "xla" and num_shards == 1:
+        mask_BLM = document_mask(segment_ids_BL, kind, extras.is_global)
+        return attend(q_BLHK, k_BLGK, v_BLGK, mask_BLM, kind, extras)
+    if kind.scale:      # the others scale by the root of the head size
+        q_BLHK = q_BLHK * (kind.scale * kind.head_size**0.5)
     args = (q_BLHK, k_BLGK, v_BLGK, segment_ids_BL, positions_BL)
     if num_shards > 1:
         return attend_in_place(ACROSS_SHARDS[execution.context_attention], *args)
-    if backend == "xla":
-        return attend(q_BLHK, k_BLGK, v_BLGK, document_mask(segment_ids_BL))
     return attend_in_place(KERNELS[backend], *args)
 
 
@@ -76,23 +81,27 @@ def num_context_shards(row_length: int) -> int:
     return 1 if row_length % size else size
 
 
-def choose_backend(config: ModelConfig, execution: Execution, num_shards: int = 1,
+def choose_backend(kind: Kind, execution: Execution, num_shards: int = 1,
                    machine: Machine | None = None) -> str:
-    """The backend for this model: the one requested, or for `auto` the fastest that can run.
+    """The backend for this kind: the one requested, or for `auto` the fastest that can run.
 
     Args:
         num_shards: size of the mesh's `context` axis.
         machine: the devices' kind; None for this process's own.
 
     Raises:
-        UserError: `execution` names a backend that cannot run here.
+        UserError: `execution` names a backend that cannot run here, or rows are cut over `context`
+            for a kind of attention that does not cross it.
     """
     machine = machine or this_machine()
+    if num_shards > 1 and (part := only_of_xla(kind)):
+        raise UserError(f"mesh.context={num_shards}", f"is not possible for attention with {part}",
+                        "set --config.mesh.context=1")
     requested = execution.attention
     if requested == "auto":
         return next(backend for backend in _fastest_first(machine)
-                    if obstacle(backend, config, execution, num_shards, machine) is None)
-    if rule := obstacle(requested, config, execution, num_shards, machine):
+                    if obstacle(backend, kind, execution, num_shards, machine) is None)
+    if rule := obstacle(requested, kind, execution, num_shards, machine):
         raise UserError(f"attention={requested!r}", rule,
                         "change that, or set run.attention to auto")
     return requested
@@ -102,13 +111,14 @@ def describe(config: ModelConfig, execution: Execution, mesh: Mesh,
              machine: Machine | None = None) -> str:
     """Text for the log: the backend and, if `auto` did not choose the fastest, the reason."""
     machine, num_shards = machine or this_machine(), mesh.shape["context"]
-    backend = choose_backend(config, execution, num_shards, machine)
+    kind = kind_of(config)
+    backend = choose_backend(kind, execution, num_shards, machine)
     text = f"{backend} attention"
     if num_shards > 1:
         text += f", {execution.context_attention} over {num_shards} context shards"
     fastest = _fastest_first(machine)[0]
     if execution.attention == "auto" and backend != fastest:
-        text += f" ({fastest} {obstacle(fastest, config, execution, num_shards, machine)})"
+        text += f" ({fastest} {obstacle(fastest, kind, execution, num_shards, machine)})"
     return text
 
 
@@ -126,16 +136,18 @@ def _fastest_first(machine: Machine) -> tuple[str, ...]:
     return FASTEST_FIRST.get(machine.platform, ("xla",))
 
 
-def obstacle(backend: str, config: ModelConfig, execution: Execution, num_shards: int,
+def obstacle(backend: str, kind: Kind, execution: Execution, num_shards: int,
              machine: Machine) -> str | None:
     """The rule that prevents a backend from running, as a predicate; None if it can run."""
     if backend == "xla":
         return None
+    if part := only_of_xla(kind):
+        return f"has no {part}"
     if backend == "splash":
         if machine.platform != "tpu":
             return f"needs a TPU, not {machine.name}"
-        if config.K % 64:
-            return f"needs model.K divisible by 64, not {config.K}"
+        if kind.head_size % 64:
+            return f"needs model.K divisible by 64, not {kind.head_size}"
     else:
         oldest, smallest, largest = CUDA_RULES[backend]
         if machine.capability < oldest:
@@ -143,8 +155,9 @@ def obstacle(backend: str, config: ModelConfig, execution: Execution, num_shards
                     f"not {machine.name}")
         if execution.compute_dtype != "bfloat16":
             return f"needs compute_dtype=bfloat16, not {execution.compute_dtype}"
-        if config.K % 8 or not smallest <= config.K <= largest:
-            return f"needs model.K divisible by 8 from {smallest} to {largest}, not {config.K}"
+        size = kind.head_size
+        if size % 8 or not smallest <= size <= largest:
+            return f"needs model.K divisible by 8 from {smallest} to {largest}, not {size}"
     if num_shards > 1:
         return f"does not cross mesh.context={num_shards}"
     return _missing_cudnn() if backend == "cudnn" else None

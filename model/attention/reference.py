@@ -5,20 +5,33 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from model.attention.kind import CAUSAL, NO_EXTRAS, Extras, Kind
+
 MASKED = -1e30  # finite, so that a fully masked row gives no NaN
 
 
-def document_mask(segment_ids_BL: jax.Array) -> jax.Array:
-    """Causal mask within each document of packed rows: mask_BLM."""
-    length = segment_ids_BL.shape[1]
-    causal_LM = jnp.tril(jnp.ones((length, length), bool))
-    return causal_LM[None] & (segment_ids_BL[:, :, None] == segment_ids_BL[:, None, :])
+def document_mask(segment_ids_BL: jax.Array, kind: Kind = CAUSAL,
+                  is_global: jax.Array | None = None) -> jax.Array:
+    """Mask within each document of packed rows: mask_BLM."""
+    index_L = jnp.arange(segment_ids_BL.shape[1])
+    visible_LM = _visible(index_L[:, None] - index_L[None], kind, is_global)
+    return visible_LM[None] & (segment_ids_BL[:, :, None] == segment_ids_BL[:, None, :])
 
 
-def cache_mask(length_B: jax.Array, num_new: int, capacity: int) -> jax.Array:
-    """Causal mask of `num_new` tokens that follow `length_B` cached ones: mask_BLM."""
-    position_BL = length_B[:, None] + jnp.arange(num_new)[None]
-    return jnp.arange(capacity)[None, None] <= position_BL[:, :, None]
+def cache_mask(positions_BL: jax.Array, capacity: int, kind: Kind = CAUSAL,
+               is_global: jax.Array | None = None) -> jax.Array:
+    """Mask of tokens at `positions_BL` over the keys of a cache: mask_BLM."""
+    distance_BLM = positions_BL[:, :, None] - jnp.arange(capacity)[None, None]
+    return _visible(distance_BLM, kind, is_global)
+
+
+def _visible(distance: jax.Array, kind: Kind, is_global: jax.Array | None) -> jax.Array:
+    """Whether a query sees a key, by the position of the query minus that of the key."""
+    visible = distance >= 0 if kind.is_causal else jnp.ones_like(distance, bool)
+    if kind.window:
+        is_near = jnp.abs(distance) < kind.window
+        visible &= is_near if is_global is None else is_near | is_global
+    return visible
 
 
 @jax.custom_jvp
@@ -36,16 +49,32 @@ def _softmax_jvp(primals, tangents):
     return weights, weights * (tangent - (weights * tangent).sum(-1, keepdims=True))
 
 
-def attend(q_BLHK: jax.Array, k_BMGK: jax.Array, v_BMGK: jax.Array,
-           mask_BLM: jax.Array) -> jax.Array:
-    """Grouped-query attention, softmax in float32; returns out_BLHK in the dtype of `q_BLHK`."""
+def attend(q_BLHK: jax.Array, k_BMGK: jax.Array, v_BMGK: jax.Array, mask_BLM: jax.Array,
+           kind: Kind = CAUSAL, extras: Extras = NO_EXTRAS) -> jax.Array:
+    """Grouped-query attention, softmax in float32; returns out_BLHK in the dtype of `q_BLHK`.
+
+    Args:
+        kind: its scale, cap, bias and sinks; what a query sees is the mask's alone.
+    """
     batch, length, num_heads, head_size = q_BLHK.shape
     num_groups = k_BMGK.shape[2]
-    q_BLGRK = q_BLHK.reshape(batch, length, num_groups, num_heads // num_groups, head_size)
+    grouped = (num_groups, num_heads // num_groups)
+    q_BLGRK = q_BLHK.reshape(batch, length, *grouped, head_size)
     scores_BGRLM = jnp.einsum("BLGRK,BMGK->BGRLM", q_BLGRK, k_BMGK,
-                              preferred_element_type=jnp.float32) * head_size**-0.5
+                              preferred_element_type=jnp.float32) * (kind.scale or head_size**-0.5)
+    if kind.softcap:
+        scores_BGRLM = kind.softcap * jnp.tanh(scores_BGRLM / kind.softcap)
+    if kind.has_bias:
+        bias_BHLM = extras.bias_BHLM
+        scores_BGRLM += bias_BHLM.reshape(bias_BHLM.shape[0], *grouped, *bias_BHLM.shape[2:])
     # Added, not `where`: the gradient of `where` would save its mask once per head.
     masked_BLM = jnp.where(mask_BLM, 0, MASKED)
-    weights_BGRLM = softmax(scores_BGRLM + masked_BLM[:, None, None]).astype(q_BLHK.dtype)
-    out_BLGRK = jnp.einsum("BGRLM,BMGK->BLGRK", weights_BGRLM, v_BMGK)
+    scores_BGRLM += masked_BLM[:, None, None]
+    if kind.has_sinks:
+        sinks_BGRLM = extras.sinks_H.astype(jnp.float32).reshape(1, *grouped, 1, 1)
+        sinks_BGRLM = jnp.broadcast_to(sinks_BGRLM, (*scores_BGRLM.shape[:-1], 1))
+        weights_BGRLM = softmax(jnp.concatenate([scores_BGRLM, sinks_BGRLM], -1))[..., :-1]
+    else:
+        weights_BGRLM = softmax(scores_BGRLM)
+    out_BLGRK = jnp.einsum("BGRLM,BMGK->BLGRK", weights_BGRLM.astype(q_BLHK.dtype), v_BMGK)
     return out_BLGRK.reshape(q_BLHK.shape)

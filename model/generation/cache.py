@@ -6,9 +6,6 @@ import flax
 import jax
 import jax.numpy as jnp
 
-from model.config import ModelConfig
-from model.execution import Execution
-
 
 @flax.struct.dataclass
 class Cache:
@@ -30,12 +27,3 @@ class Cache:
         """Appends the first `count_B` (at least 1) of each row's written tokens to the cache."""
         last_BL = jnp.take_along_axis(tokens_BL, count_B[:, None] - 1, axis=1)
         return self.replace(length_B=self.length_B + count_B, last_B=last_BL[:, 0])
-
-
-def make_cache(config: ModelConfig, execution: Execution, batch_size: int,
-               capacity: int) -> Cache:
-    """An empty cache for `batch_size` rows of up to `capacity` tokens, in the compute dtype."""
-    shape = (config.N, batch_size, capacity, config.G, config.K)
-    k_NBMGK, v_NBMGK = (jnp.zeros(shape, execution.compute_dtype) for _ in "kv")
-    return Cache(k_NBMGK, v_NBMGK,
-                 jnp.zeros(batch_size, jnp.int32), jnp.full(batch_size, -1, jnp.int32))

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from model.config import ModelConfig
 from model.execution import Execution
-from model.families.decoder import Params, extend
-from model.generation.cache import Cache, make_cache
+from model.families.registry import Params, extend, make_cache
 from model.generation.sampling import Sampling, sample
 from model.heads.language import logits
 
 
 @partial(jax.jit, static_argnames=("config", "execution"), donate_argnames="cache")
-def prefill(params: Params, prompts_BL: jax.Array, lengths_B: jax.Array, cache: Cache, *,
-            config: ModelConfig, execution: Execution) -> tuple[jax.Array, Cache]:
+def prefill(params: Params, prompts_BL: jax.Array, lengths_B: jax.Array, cache: Any, *,
+            config: ModelConfig, execution: Execution) -> tuple[jax.Array, Any]:
     """Runs right-padded prompts; returns logits_BV of each row's last real token, and the cache.
 
     Padding is written to the cache too, but after `length_B`, where it is overwritten before any
@@ -30,8 +30,8 @@ def prefill(params: Params, prompts_BL: jax.Array, lengths_B: jax.Array, cache: 
 
 
 @partial(jax.jit, static_argnames=("config", "execution"), donate_argnames="cache")
-def decode(params: Params, token_B: jax.Array, cache: Cache, *, config: ModelConfig,
-           execution: Execution) -> tuple[jax.Array, Cache]:
+def decode(params: Params, token_B: jax.Array, cache: Any, *, config: ModelConfig,
+           execution: Execution) -> tuple[jax.Array, Any]:
     """Runs one token per row; returns logits_BV of the next one, and the cache."""
     token_BL = token_B[:, None]
     x_BLD, cache = extend(params, token_BL, cache, config=config, execution=execution)

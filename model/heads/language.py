@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import NamedTuple
 
 import flax
 import jax
@@ -45,8 +46,34 @@ def head_weight(params: Params, config: ModelConfig) -> jax.Array:
 def logits(params: Params, x_BLD: jax.Array, *, config: ModelConfig,
            execution: Execution) -> jax.Array:
     """logits_BLV in float32."""
-    weight_DV = head_weight(params, config).astype(execution.compute_dtype)
-    return jnp.einsum("BLD,DV->BLV", x_BLD, weight_DV, preferred_element_type=jnp.float32)
+    x_BLD, weight_DV = _with_bias(params, x_BLD, config)
+    logits_BLV = jnp.einsum("BLD,DV->BLV", x_BLD, weight_DV.astype(execution.compute_dtype),
+                            preferred_element_type=jnp.float32)
+    return _cap(logits_BLV, config.logit_softcap)
+
+
+def _with_bias(params: Params, x_BLD: jax.Array, config: ModelConfig) -> tuple[jax.Array, ...]:
+    """The head's input and weight_DV, scaled; a bias is one more number of the input, 1."""
+    weight_DV = head_weight(params, config)
+    if config.logit_scale != 1:
+        x_BLD = x_BLD * config.logit_scale
+    if config.head_bias:
+        x_BLD = jnp.concatenate([x_BLD, jnp.ones_like(x_BLD[..., :1])], axis=-1)
+        weight_DV = jnp.concatenate([weight_DV, params["head_bias_V"][None]])
+    return x_BLD, weight_DV
+
+
+def _cap(logits: jax.Array, softcap: float) -> jax.Array:
+    return softcap * jnp.tanh(logits / softcap) if softcap else logits
+
+
+class Head(NamedTuple):
+    """What is static in `score_targets`: chunks, compute dtype, vocabulary, cap of the logits."""
+
+    num_chunks: int
+    dtype: str
+    num_tokens: int
+    softcap: float
 
 
 @flax.struct.dataclass
@@ -76,8 +103,9 @@ def score_targets(params: Params, x_BLD: jax.Array, targets_BL: jax.Array, *,
         x_BLD: hidden states; position l scores `targets_BL[:, l]` (already shifted).
     """
     num_chunks = execution.loss_chunks or chunks_of_budget(x_BLD.shape, config.V)
-    weight_DV = pad_vocabulary(head_weight(params, config), axis=1)
-    return _score(num_chunks, execution.compute_dtype, config.V, x_BLD, weight_DV, targets_BL)
+    x_BLD, weight_DV = _with_bias(params, x_BLD, config)
+    head = Head(num_chunks, execution.compute_dtype, config.V, config.logit_softcap)
+    return _score(head, x_BLD, pad_vocabulary(weight_DV, axis=1), targets_BL)
 
 
 def token_logps(params: Params, x_BLD: jax.Array, targets_BL: jax.Array, *,
@@ -98,51 +126,55 @@ def chunks_of_budget(shape: tuple[int, ...], num_logits: int) -> int:
     return max(1, -(-4 * shape[0] * shape[1] * num_logits // (num_devices * LOGITS_BYTES)))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _score(num_chunks, dtype, num_tokens, x_BLD, weight_DV, targets_BL) -> Scores:
-    return _forward(num_chunks, dtype, num_tokens, x_BLD, weight_DV, targets_BL)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _score(head, x_BLD, weight_DV, targets_BL) -> Scores:
+    return _forward(head, x_BLD, weight_DV, targets_BL)[0]
 
 
-def _forward(num_chunks, dtype, num_tokens, x_BLD, weight_DV, targets_BL):
+def _forward(head, x_BLD, weight_DV, targets_BL):
     """The scores and the residuals: inputs, log_z and, if there is one chunk, its logits."""
-    cast_DV = constrain(weight_DV.astype(dtype), "DV")
+    cast_DV = constrain(weight_DV.astype(head.dtype), "DV")
 
     def score(_, rows):
         x_XTD, targets_XT = rows
-        logits_XTV = _logits(x_XTD, cast_DV, num_tokens)
+        logits_XTV = _logits(head, x_XTD, cast_DV)
         top_XT = jnp.max(logits_XTV, axis=-1)
         log_z_XT = top_XT + jnp.log(jnp.sum(jnp.exp(logits_XTV - top_XT[..., None]), axis=-1))
         target_XT = jnp.take_along_axis(logits_XTV, targets_XT[..., None], axis=-1)[..., 0]
         scores = Scores(target_XT - log_z_XT, log_z_XT, top_XT)
-        return None, (scores, logits_XTV if num_chunks == 1 else None)
+        return None, (scores, logits_XTV if head.num_chunks == 1 else None)
 
-    rows = [_split(rows, num_chunks) for rows in (x_BLD.astype(dtype), targets_BL)]
+    rows = [_split(rows, head.num_chunks) for rows in (x_BLD.astype(head.dtype), targets_BL)]
     _, (scores, kept_QXTV) = jax.lax.scan(score, None, rows)
     scores = jax.tree.map(lambda leaf_QXT: _join(leaf_QXT, x_BLD.shape[:2]), scores)
     return scores, (x_BLD, weight_DV, targets_BL, scores.log_z_BL, kept_QXTV)
 
 
-def _backward(num_chunks, dtype, num_tokens, residuals, cotangents):
+def _backward(head, residuals, cotangents):
     """With p = softmax: dlogits = onehot dlogp + p (dlog_z - dlogp), as logp = logit - log_z."""
     x_BLD, weight_DV, targets_BL, log_z_BL, kept_QXTV = residuals
-    cast_DV = constrain(weight_DV.astype(dtype), "DV")
+    cast_DV = constrain(weight_DV.astype(head.dtype), "DV")
 
     def differentiate(dweight_XDV, rows):
         x_XTD, targets_XT, log_z_XT, dlogp_XT, dlog_z_XT, logits_XTV = rows
         if logits_XTV is None:
-            logits_XTV = _logits(x_XTD, cast_DV, num_tokens)
+            logits_XTV = _logits(head, x_XTD, cast_DV)
         p_XTV = jnp.exp(logits_XTV - log_z_XT[..., None])
         # The comparison fuses with the sum around it: no one-hot array is materialised.
         tokens_XTV = jax.lax.broadcasted_iota(targets_XT.dtype, logits_XTV.shape, 2)
         onehot_XTV = jnp.where(tokens_XTV == targets_XT[..., None], dlogp_XT[..., None], 0)
-        dlogits_XTV = (onehot_XTV + p_XTV * (dlog_z_XT - dlogp_XT)[..., None]).astype(dtype)
+        dlogits_XTV = onehot_XTV + p_XTV * (dlog_z_XT - dlogp_XT)[..., None]
+        if head.softcap:    # of c tanh(z / c): 1 - tanh^2; the padding's logits are infinite
+            ratio_XTV = jnp.clip(logits_XTV / head.softcap, -1, 1)
+            dlogits_XTV *= 1 - ratio_XTV**2
+        dlogits_XTV = dlogits_XTV.astype(head.dtype)
         dx_XTD = jnp.einsum("XTV,DV->XTD", dlogits_XTV, cast_DV, preferred_element_type=jnp.float32)
         dweight_XDV += jnp.einsum("XTD,XTV->XDV", x_XTD, dlogits_XTV,
                                   preferred_element_type=jnp.float32)
         return dweight_XDV, dx_XTD.astype(x_BLD.dtype)
 
-    rows = [_split(rows, num_chunks) for rows in
-            (x_BLD.astype(dtype), targets_BL, log_z_BL, cotangents.logp_BL, cotangents.log_z_BL)]
+    per_row = targets_BL, log_z_BL, cotangents.logp_BL, cotangents.log_z_BL
+    rows = [_split(rows, head.num_chunks) for rows in (x_BLD.astype(head.dtype), *per_row)]
     # One sum per device, reduced over devices once instead of in every chunk.
     axes_B, axes_L = _row_axes(x_BLD.shape)
     zeros_XDV = _cut(jnp.zeros((rows[0].shape[1], *weight_DV.shape), jnp.float32),
@@ -155,12 +187,13 @@ def _backward(num_chunks, dtype, num_tokens, residuals, cotangents):
 _score.defvjp(_forward, _backward)
 
 
-def _logits(x_XTD: jax.Array, cast_DV: jax.Array, num_tokens: int) -> jax.Array:
+def _logits(head: Head, x_XTD: jax.Array, cast_DV: jax.Array) -> jax.Array:
     logits_XTV = jnp.einsum("XTD,DV->XTV", x_XTD, cast_DV, preferred_element_type=jnp.float32)
-    if cast_DV.shape[1] == num_tokens:
+    logits_XTV = _cap(logits_XTV, head.softcap)
+    if cast_DV.shape[1] == head.num_tokens:
         return logits_XTV
     tokens_XTV = jax.lax.broadcasted_iota(jnp.int32, logits_XTV.shape, 2)
-    return jnp.where(tokens_XTV < num_tokens, logits_XTV, -jnp.inf)
+    return jnp.where(tokens_XTV < head.num_tokens, logits_XTV, -jnp.inf)
 
 
 def _split(rows: jax.Array, num_chunks: int) -> jax.Array:

@@ -2,70 +2,106 @@
 
 from __future__ import annotations
 
-import flax.linen as nn
+from typing import TYPE_CHECKING
+
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from model.attention.backends import attend_documents
+from model.attention.kind import Extras
 from model.attention.reference import attend, cache_mask
-from model.layers.matmul import project
-from model.layers.norms import rms_norm
-from model.layers.positions import rotate
+from model.config import ModelConfig
+from model.layers.positions import rope_frequencies, rope_scale, rotate
 from model.parallel.sharding import constrain
+
+if TYPE_CHECKING:
+    from model.families.decoder import Block
 
 # (k_BMGK, v_BMGK, length_B): keys and values of earlier tokens, and their number in each row.
 LayerCache = tuple[jax.Array, jax.Array, jax.Array]
 
 
-def attention(block: nn.Module, h_BLD: jax.Array, positions_BL: jax.Array,
-              segment_ids_BL: jax.Array | None,
-              cached: LayerCache | None) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+def attention(block: Block, h_BLD: jax.Array, positions_BL: jax.Array,
+              segment_ids_BL: jax.Array | None, cached: LayerCache | None,
+              extras: Extras) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
     """Grouped-query self-attention (arXiv 2305.13245).
 
     Args:
-        block: the layer that declares the weights; see `model.families.decoder.Block`.
-        h_BLD: normed hidden states.
+        block: the layer that declares the weights.
+        h_BLD: its input, normed where the layer norms it.
         segment_ids_BL: document of each token; a token attends inside its own document.
         cached: None, or the cache that the new keys and values are written to at `length_B`;
             attention then runs over its whole capacity M.
+        extras: of the layer and its tokens; the sinks are the layer's own weights.
 
     Returns:
         The addition to the residual stream, [B, L, D], and the updated (k_BMGK, v_BMGK) or None.
     """
-    c, execution = block.config, block.execution
-    wq_DHK = block.weight("wq_DHK", (c.D, c.H, c.K), c.D)
-    wk_DGK = block.weight("wk_DGK", (c.D, c.G, c.K), c.D)
-    wv_DGK = block.weight("wv_DGK", (c.D, c.G, c.K), c.D)
-    q_BLHK = project("BLD,DHK->BLHK", h_BLD, wq_DHK, execution)
-    k_BLGK = project("BLD,DGK->BLGK", h_BLD, wk_DGK, execution)
-    v_BLGK = project("BLD,DGK->BLGK", h_BLD, wv_DGK, execution)
+    c, execution, kind = block.config, block.execution, block.kind
+    q_BLHK = block.linear("wq", "BLD,DHK->BLHK", h_BLD, bias=c.attention_bias)
+    k_BLGK = block.linear("wk", "BLD,DGK->BLGK", h_BLD, bias=c.attention_bias)
+    v_BLGK = block.linear("wv", "BLD,DGK->BLGK", h_BLD, bias=c.attention_bias)
     if c.qk_norm:
-        q_BLHK = rms_norm(q_BLHK, block.ones("q_norm_K", c.K), c.norm_eps)
-        k_BLGK = rms_norm(k_BLGK, block.ones("k_norm_K", c.K), c.norm_eps)
-    q_BLHK = rotate(q_BLHK, positions_BL, c.rope_theta)
-    k_BLGK = rotate(k_BLGK, positions_BL, c.rope_theta)
+        q_BLHK, k_BLGK = block.norm("q_norm", q_BLHK, "K"), block.norm("k_norm", k_BLGK, "K")
+    if c.positions == "rope":
+        frequency_K, scale = _layer_frequencies(c, extras.is_global), rope_scale(c)
+        q_BLHK = rotate(q_BLHK, positions_BL, frequency_K, scale)
+        k_BLGK = rotate(k_BLGK, positions_BL, frequency_K, scale)
     # Constrains gradients too: otherwise XLA shards attention's backward pass over L.
     q_BLHK = checkpoint_name(constrain(q_BLHK, "BLHK"), "qkv")
     k_BLGK = checkpoint_name(constrain(k_BLGK, "BLGK"), "qkv")
     v_BLGK = checkpoint_name(constrain(v_BLGK, "BLGK"), "qkv")
+    if kind.has_sinks:
+        extras = extras._replace(sinks_H=block.zeros("sinks_H", (c.H,)))
     if cached is None:
         updated = None
         out_BLHK = attend_documents(q_BLHK, k_BLGK, v_BLGK, segment_ids_BL, positions_BL,
-                                    config=c, execution=execution)
+                                    kind=kind, extras=extras, execution=execution)
     else:
-        mask_BLM = cache_mask(cached[2], h_BLD.shape[1], cached[0].shape[1])
-        updated = _write(cached, k_BLGK, v_BLGK)
-        out_BLHK = attend(q_BLHK, *updated, mask_BLM)
+        mask_BLM = cache_mask(positions_BL, cached[0].shape[1], kind, extras.is_global)
+        updated = write_cache(cached, k_BLGK, v_BLGK)
+        out_BLHK = attend(q_BLHK, *updated, mask_BLM, kind, extras)
     out_BLHK = checkpoint_name(constrain(out_BLHK, "BLHK"), "attention")
-    wo_HKD = block.weight("wo_HKD", (c.H, c.K, c.D), c.H * c.K, block.residual_scale)
-    return project("BLHK,HKD->BLD", out_BLHK, wo_HKD, execution), updated
+    return block.linear("wo", "BLHK,HKD->BLD", out_BLHK, bias=c.attention_out_bias,
+                        scale=block.depth_scale), updated
 
 
-def _write(cached: LayerCache, k_BLGK: jax.Array,
-           v_BLGK: jax.Array) -> tuple[jax.Array, jax.Array]:
+def cross_attention(block: Block, h_BLD: jax.Array, k_BMGK: jax.Array, v_BMGK: jax.Array,
+                    mask_BLM: jax.Array) -> jax.Array:
+    """Attention to keys and values of another sequence (arXiv 1706.03762, section 3.2.3).
+
+    Args:
+        k_BMGK, v_BMGK: see `project_source`.
+        mask_BLM: which of them a token sees.
+    """
+    c = block.config
+    q_BLHK = block.linear("cross_wq", "BLD,DHK->BLHK", h_BLD, bias=c.attention_bias)
+    out_BLHK = attend(constrain(q_BLHK, "BLHK"), k_BMGK, v_BMGK, mask_BLM, block.kind._replace(
+        has_bias=False, has_sinks=False))
+    return block.linear("cross_wo", "BLHK,HKD->BLD", constrain(out_BLHK, "BLHK"),
+                        bias=c.attention_out_bias, scale=block.depth_scale)
+
+
+def project_source(block: Block, source_BMD: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Keys and values of the other sequence for one layer's `cross_attention`."""
+    bias = block.config.attention_bias
+    return (constrain(block.linear("cross_wk", "BMD,DGK->BMGK", source_BMD, bias=bias), "BLGK"),
+            constrain(block.linear("cross_wv", "BMD,DGK->BMGK", source_BMD, bias=bias), "BLGK"))
+
+
+def write_cache(cached: LayerCache, k_BLGK: jax.Array,
+                v_BLGK: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Writes new keys and values after the cached ones of each row."""
     k_BMGK, v_BMGK, length_B = cached
     rows_BL = jnp.arange(k_BLGK.shape[0])[:, None]
     index_BL = length_B[:, None] + jnp.arange(k_BLGK.shape[1])[None]
     return k_BMGK.at[rows_BL, index_BL].set(k_BLGK), v_BMGK.at[rows_BL, index_BL].set(v_BLGK)
+
+
+def _layer_frequencies(config: ModelConfig, is_global: jax.Array | None) -> jax.Array:
+    """RoPE frequencies of a layer; where some are global, of the kind that this one is."""
+    frequency_K = jnp.asarray(rope_frequencies(config))
+    if is_global is None:
+        return frequency_K
+    return jnp.where(is_global, frequency_K, jnp.asarray(rope_frequencies(config, is_local=True)))

@@ -1,17 +1,24 @@
 """Mixture of experts: a router sends each token to a few of E MLPs (arXiv 1701.06538).
 
-No token is dropped and no expert has a capacity, so a token's output depends neither on the mesh
-nor on the other tokens of the batch. The experts' matmuls run in the compute dtype.
+Unless experts have a capacity, no choice is dropped, and a token's output depends neither on the
+mesh nor on the other tokens of the batch. The experts' matmuls run in the compute dtype.
 """
 
 from __future__ import annotations
 
-import flax.linen as nn
+import math
+from typing import TYPE_CHECKING
+
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from model.config import ModelConfig
+from model.layers.matmul import project
 from model.parallel.sharding import ACTIVATION_RULES, Rules, constrain, fitting_spec, spec
+
+if TYPE_CHECKING:
+    from model.families.decoder import Block
 
 Stats = dict[str, jax.Array]
 
@@ -19,7 +26,7 @@ Stats = dict[str, jax.Array]
 WEIGHT_RULES: Rules = {**ACTIVATION_RULES, "E": "expert"}
 
 
-def experts(block: nn.Module, h_BLD: jax.Array,
+def experts(block: Block, h_BLD: jax.Array,
             segment_ids_BL: jax.Array | None) -> tuple[jax.Array, Stats]:
     """Applies to every token its `experts_per_token` experts, each a SwiGLU MLP.
 
@@ -37,17 +44,33 @@ def experts(block: nn.Module, h_BLD: jax.Array,
         "router_DE": block.weight("router_DE", (c.D, c.E), c.D),
         "w_gate_EDF": block.weight("w_gate_EDF", (c.E, c.D, c.F), c.D),
         "w_up_EDF": block.weight("w_up_EDF", (c.E, c.D, c.F), c.D),
-        "w_down_EFD": block.weight("w_down_EFD", (c.E, c.F, c.D), c.F, block.residual_scale),
+        "w_down_EFD": block.weight("w_down_EFD", (c.E, c.F, c.D), c.F, block.depth_scale),
     }
     is_token_BL = (jnp.ones(h_BLD.shape[:2], bool) if segment_ids_BL is None
                    else segment_ids_BL > 0)
-    return mix_experts(h_BLD, is_token_BL, weights, experts_per_token=c.experts_per_token,
-                       dtype=block.execution.compute_dtype)
+    out_BLD, stats = mix_experts(h_BLD, is_token_BL, weights, config=c,
+                                 dtype=block.execution.compute_dtype)
+    if c.shared_experts:
+        out_BLD += jnp.where(is_token_BL[:, :, None], _shared_experts(block, h_BLD), 0)
+    return out_BLD, stats
+
+
+def _shared_experts(block: Block, h_BLD: jax.Array) -> jax.Array:
+    """The sum of the experts that all tokens pass through, each a SwiGLU MLP."""
+    c, execution = block.config, block.execution
+    shape, back = (c.shared_experts, c.D, c.F), (c.shared_experts, c.F, c.D)
+    w_gate_ZDF = block.weight("shared_w_gate_ZDF", shape, c.D)
+    w_up_ZDF = block.weight("shared_w_up_ZDF", shape, c.D)
+    w_down_ZFD = block.weight("shared_w_down_ZFD", back, c.F, block.depth_scale)
+    gate_BLZF = checkpoint_name(project("BLD,ZDF->BLZF", h_BLD, w_gate_ZDF, execution), "hidden")
+    up_BLZF = checkpoint_name(project("BLD,ZDF->BLZF", h_BLD, w_up_ZDF, execution), "hidden")
+    hidden_BLZF = constrain(jax.nn.silu(gate_BLZF) * up_BLZF, "BLZF")
+    return project("BLZF,ZFD->BLD", hidden_BLZF, w_down_ZFD, execution)
 
 
 def mix_experts(h_BLD: jax.Array, is_token_BL: jax.Array, weights: dict[str, jax.Array], *,
-                experts_per_token: int, dtype: str) -> tuple[jax.Array, Stats]:
-    """`experts` with given weights.
+                config: ModelConfig, dtype: str) -> tuple[jax.Array, Stats]:
+    """The routed part of `experts` with given weights.
 
     Args:
         is_token_BL: False at padding.
@@ -58,19 +81,38 @@ def mix_experts(h_BLD: jax.Array, is_token_BL: jax.Array, weights: dict[str, jax
     logits_BLE = jnp.einsum("BLD,DE->BLE", h_BLD.astype(jnp.float32), weights["router_DE"])
     logits_BLE = constrain(logits_BLE, "BLE")
     probs_BLE = jax.nn.softmax(logits_BLE)
-    gates_BLC, experts_BLC = jax.lax.top_k(probs_BLE, experts_per_token)
-    gates_BLC = gates_BLC / jnp.sum(gates_BLC, axis=-1, keepdims=True)
+    gates_BLC, experts_BLC = jax.lax.top_k(probs_BLE, config.experts_per_token)
+    if config.renormalise_gates:
+        gates_BLC = gates_BLC / jnp.sum(gates_BLC, axis=-1, keepdims=True)
     experts_BLC = jnp.where(is_token_BL[:, :, None], experts_BLC, num_experts)  # no such expert
+    chosen_E = jnp.sum(jax.nn.one_hot(experts_BLC, num_experts), axis=(0, 1, 2))
+    if config.expert_capacity:
+        experts_BLC = _drop(experts_BLC, num_experts, config.expert_capacity)
 
     counted_BL = is_token_BL.astype(jnp.float32)
     stats = {
-        "load_E": jnp.sum(jax.nn.one_hot(experts_BLC, num_experts), axis=(0, 1, 2)),
+        "load_E": chosen_E,
+        "dropped": jnp.sum(chosen_E) - jnp.sum(experts_BLC < num_experts),
         "prob_E": jnp.sum(probs_BLE * counted_BL[:, :, None], axis=(0, 1)),
         "router_z": jnp.sum(jax.nn.logsumexp(logits_BLE, axis=-1) ** 2 * counted_BL),
         "num_tokens": jnp.sum(counted_BL),
     }
     own = [weights[name].astype(dtype) for name in ("w_gate_EDF", "w_up_EDF", "w_down_EFD")]
     return _run_experts(h_BLD, gates_BLC.astype(dtype), experts_BLC, own), stats
+
+
+def _drop(experts_BLC: jax.Array, num_experts: int, capacity: float) -> jax.Array:
+    """Sends choices beyond an expert's capacity to no expert; its first ones in the batch stay.
+
+    The capacity is `capacity` times the choices over the experts, rounded up (arXiv 2101.03961,
+    equation 3); it counts padding as well, so that it is static.
+    """
+    limit = math.ceil(capacity * experts_BLC.size / num_experts)
+    expert_T = experts_BLC.reshape(-1)
+    onehot_TE = jax.nn.one_hot(expert_T, num_experts, dtype=jnp.int32)
+    rank_TE = jnp.cumsum(onehot_TE, axis=0) * onehot_TE     # from 1
+    return jnp.where(jnp.max(rank_TE, axis=1) > limit, num_experts, expert_T
+                     ).reshape(experts_BLC.shape)
 
 
 def summarise(sums: Stats) -> Stats:
@@ -80,14 +122,19 @@ def summarise(sums: Stats) -> Stats:
         balance: E times the sum over experts of their share of choices times their mean
             probability; 1 when balanced (arXiv 2101.03961, equation 4, over all C choices).
         router_z: mean square of the log of the router's normaliser (arXiv 2202.08906, equation 5).
-        max_load: the largest share of choices of one expert; 1/E when balanced.
+        max_load, min_load: the largest and smallest share of choices of one expert; 1/E when
+            balanced.
+        load_E: each expert's share of choices, [N, E].
+        dropped: share of choices beyond an expert's capacity.
     """
     tokens_N = jnp.maximum(sums["num_tokens"], 1.0)
     load_NE, prob_NE = sums["load_E"], sums["prob_E"]
     share_NE = load_NE / jnp.maximum(jnp.sum(load_NE, axis=-1, keepdims=True), 1.0)
     balance_N = load_NE.shape[-1] * jnp.sum(share_NE * prob_NE / tokens_N[:, None], axis=-1)
     return {"balance": balance_N, "router_z": sums["router_z"] / tokens_N,
-            "max_load": jnp.max(share_NE, axis=-1)}
+            "max_load": jnp.max(share_NE, axis=-1), "min_load": jnp.min(share_NE, axis=-1),
+            "load_E": share_NE,
+            "dropped": sums["dropped"] / jnp.maximum(jnp.sum(load_NE, axis=-1), 1.0)}
 
 
 def _run_experts(h_BLD, gates_BLC, experts_BLC, weights):

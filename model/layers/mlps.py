@@ -1,27 +1,51 @@
-"""Dense MLPs."""
+"""Dense MLPs, looked up by name."""
 
 from __future__ import annotations
 
-import flax.linen as nn
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
-from model.layers.matmul import project
 from model.parallel.sharding import constrain
 
+if TYPE_CHECKING:
+    from model.families.decoder import Block
 
-def swiglu(block: nn.Module, h_BLD: jax.Array) -> jax.Array:
-    """SwiGLU (arXiv 2002.05202, equation 6, without biases); returns [B, L, D].
+Activation = Callable[[jax.Array], jax.Array]
+
+
+def gated(activation: Activation, block: Block, h_BLD: jax.Array) -> jax.Array:
+    """An MLP of two hidden projections, one of them activated (arXiv 2002.05202, equations 6 to 8).
 
     Args:
-        block: the layer that declares the weights; see `model.families.decoder.Block`.
-        h_BLD: normed hidden states.
+        block: the layer that declares the weights.
+        h_BLD: its input, normed where the layer norms it.
     """
-    c, execution = block.config, block.execution
-    w_gate_DF = block.weight("w_gate_DF", (c.D, c.F), c.D)
-    w_up_DF = block.weight("w_up_DF", (c.D, c.F), c.D)
-    w_down_FD = block.weight("w_down_FD", (c.F, c.D), c.F, block.residual_scale)
-    gate_BLF = checkpoint_name(project("BLD,DF->BLF", h_BLD, w_gate_DF, execution), "hidden")
-    up_BLF = checkpoint_name(project("BLD,DF->BLF", h_BLD, w_up_DF, execution), "hidden")
-    hidden_BLF = constrain(jax.nn.silu(gate_BLF) * up_BLF, "BLF")
-    return project("BLF,FD->BLD", hidden_BLF, w_down_FD, execution)
+    has_bias = block.config.mlp_bias
+    gate_BLF = checkpoint_name(
+        block.linear("w_gate", "BLD,DF->BLF", h_BLD, bias=has_bias), "hidden")
+    up_BLF = checkpoint_name(block.linear("w_up", "BLD,DF->BLF", h_BLD, bias=has_bias), "hidden")
+    hidden_BLF = constrain(activation(gate_BLF) * up_BLF, "BLF")
+    return block.linear("w_down", "BLF,FD->BLD", hidden_BLF, bias=has_bias,
+                        scale=block.depth_scale)
+
+
+def plain(activation: Activation, block: Block, h_BLD: jax.Array) -> jax.Array:
+    """An MLP of one activated hidden projection (arXiv 1706.03762, equation 2); see `gated`."""
+    has_bias = block.config.mlp_bias
+    up_BLF = checkpoint_name(block.linear("w_up", "BLD,DF->BLF", h_BLD, bias=has_bias), "hidden")
+    hidden_BLF = constrain(activation(up_BLF), "BLF")
+    return block.linear("w_down", "BLF,FD->BLD", hidden_BLF, bias=has_bias,
+                        scale=block.depth_scale)
+
+
+gelu = partial(jax.nn.gelu, approximate=False)          # arXiv 1606.08415, section 2
+gelu_tanh = partial(jax.nn.gelu, approximate=True)      # its approximation by tanh
+
+# `mlp(block, h_BLD) -> addition to the residual stream, [B, L, D]`
+MLPS = {"swiglu": partial(gated, jax.nn.silu), "geglu": partial(gated, gelu_tanh),
+        "gelu": partial(plain, gelu), "gelu_tanh": partial(plain, gelu_tanh),
+        "relu": partial(plain, jax.nn.relu)}

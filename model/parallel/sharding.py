@@ -27,13 +27,15 @@ Rules = Mapping[str, str | tuple[str, ...] | None]
 # Parameters and their optimizer moments: width over `fsdp` (ZeRO-3, arXiv 1910.02054), layers over
 # `stage`, experts over `expert`, the rest over `tensor`.
 PARAM_RULES: Rules = {"V": "tensor", "D": "fsdp", "F": "tensor", "H": "tensor", "G": "tensor",
-                      "K": None, "N": "stage", "E": "expert"}
+                      "K": None, "N": "stage", "E": "expert", "Z": None, "L": None, "W": None,
+                     "A": None, "Q": None, "O": None}
 
 # Activations inside a layer: rows over all axes that only shard the batch, positions over
 # `context`, the hidden axes over `tensor`.
 ACTIVATION_RULES: Rules = {"B": ("data", "fsdp", "expert"), "L": "context", "D": None,
                            "F": "tensor", "H": "tensor", "G": "tensor", "K": None, "V": "tensor",
-                           "E": None, "C": None, "S": "stage", "U": None}
+                           "E": None, "C": None, "S": "stage", "U": None, "Z": None,
+                           "A": None, "Q": None}
 
 # The residual stream between attention and MLP: positions over `tensor` too, so that norms and
 # saved activations are sharded as well (sequence parallelism, arXiv 2205.05198).
@@ -86,6 +88,10 @@ def check_mesh(config: ModelConfig, execution: Execution, mesh: Mesh, *, batch_s
     if mesh.shape["expert"] > 1 and not config.E:
         raise UserError(f"mesh.expert={mesh.shape['expert']}", "needs a model with experts",
                         "set --config.mesh.expert=1 or --config.model.E")
+    if mesh.shape["stage"] > 1 and config.family in ("encoder_decoder", "lstm"):
+        raise UserError(f"mesh.stage={mesh.shape['stage']}",
+                        f"is not possible for family={config.family!r}",
+                        "set --config.mesh.stage=1")
     _check_pipeline(config, execution, mesh, batch_size)
     if batch_size % num_batch_shards(mesh):
         raise UserError(f"batch_size={batch_size}",

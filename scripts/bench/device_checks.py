@@ -21,8 +21,7 @@ from model.attention.backends import FASTEST_FIRST, attend_documents
 from model.attention.reference import attend, document_mask
 from model.config import ModelConfig
 from model.execution import Execution
-from model.families.decoder import abstract_params, extend, forward
-from model.generation.cache import make_cache
+from model.families.registry import abstract_params, extend, forward, make_cache
 from model.heads.language import logits, score_targets
 from model.layers.experts import mix_experts
 from model.layers.matmul import project

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from model.attention.backends import FASTEST_FIRST, attend_documents
 from model.config import ModelConfig
 from model.execution import Execution
-from model.families.decoder import init, num_params
+from model.families.registry import init, num_params
 from model.generation.generate import generate
 from model.generation.sampling import Sampling
 from model.heads.language import score_targets

@@ -22,8 +22,9 @@ from ml_collections import ConfigDict
 
 from data.batch import Batch, make_row, stack
 from model.attention.backends import choose_backend
+from model.attention.kind import kind_of
 from model.execution import Execution
-from model.families.decoder import init, num_params
+from model.families.registry import init, num_params
 from model.parallel.sharding import make_mesh
 from scripts.bench.train_profile import profile_step
 from scripts.bench.train_workload import (
@@ -138,7 +139,7 @@ def measure(work: Workload) -> dict[str, Any]:
     return summarise(work, ends, first_step_secs, {
         "start_secs": start_secs, "num_params": num_params(setup.config),
         "first_loss": first[0]["loss"], "last_loss": done[-1]["loss"],
-        "attention": choose_backend(setup.config, setup.execution),
+        "attention": choose_backend(kind_of(setup.config), setup.execution),
         "peak_memory_bytes": peak_bytes, **profile,
         "data_wait_frac": statistics.median(r["data_secs"] for r in timed) / step_secs,
         "fetch_frac": statistics.median(r["fetch_secs"] for r in timed) / step_secs,

@@ -1,0 +1,64 @@
+"""The families by name, and what holds for the parameters of any of them.
+
+Each family has `init(config, key)` and `forward_with_stats(params, tokens_BL, positions_BL,
+segment_ids_BL, ...)`; those that generate have `make_cache` and `extend`.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache, partial
+from typing import Any
+
+import jax
+
+from core.errors import UserError
+from model.config import ModelConfig
+from model.execution import Execution
+from model.families import decoder, encoder, encoder_decoder, lstm
+from model.families.decoder import Params
+
+FAMILIES = {"decoder": decoder, "encoder": encoder, "encoder_decoder": encoder_decoder,
+            "lstm": lstm}
+GENERATES = ("decoder", "lstm")     # continue the text that they read
+
+
+def check_generates(config: ModelConfig, command: str) -> None:
+    """Raises `UserError` if a model does not continue text."""
+    if config.family not in GENERATES:
+        raise UserError(f"model.family={config.family!r}", f"does not continue text, as {command} "
+                        "needs", f"name a model whose family is one of {', '.join(GENERATES)}")
+
+
+def init(config: ModelConfig, key: jax.Array) -> Params:
+    """Makes fresh float32 parameters."""
+    return FAMILIES[config.family].init(config, key)
+
+
+def forward(params: Params, tokens_BL: jax.Array, positions_BL: jax.Array,
+            segment_ids_BL: jax.Array, *, config: ModelConfig, execution: Execution) -> jax.Array:
+    """The hidden states x_BLD of `forward_with_stats` alone."""
+    return FAMILIES[config.family].forward_with_stats(
+        params, tokens_BL, positions_BL, segment_ids_BL, config=config, execution=execution)[0]
+
+
+def make_cache(config: ModelConfig, execution: Execution, batch_size: int, capacity: int) -> Any:
+    """An empty cache of a family that generates, for rows of up to `capacity` tokens."""
+    return FAMILIES[config.family].make_cache(config, execution, batch_size, capacity)
+
+
+def extend(params: Params, tokens_BL: jax.Array, cache: Any, *, config: ModelConfig,
+           execution: Execution) -> tuple[jax.Array, Any]:
+    """x_BLD of the tokens that follow those in the cache, and the cache, not yet advanced."""
+    return FAMILIES[config.family].extend(params, tokens_BL, cache, config=config,
+                                          execution=execution)
+
+
+@lru_cache
+def abstract_params(config: ModelConfig) -> Params:
+    """Shapes and dtypes of `init`'s parameters; one tree for all callers, who leave it as it is."""
+    return jax.eval_shape(partial(init, config), jax.random.key(0))
+
+
+def num_params(config: ModelConfig) -> int:
+    """Counts the parameters without making them."""
+    return sum(leaf.size for leaf in jax.tree.leaves(abstract_params(config)))
