@@ -113,13 +113,16 @@ BOUNDS: Mapping[str, Bounds] = {
     # model, mesh
     **{f"model.{letter}": count() for letter in "DNHGKF"},
     "model.E": count(0, note="0 is a dense MLP"), "model.experts_per_token": count(),
-    "model.encoder_layers": count(0), "model.shared_experts": count(0, note="0 has none"),
+    "model.encoder_layers": count(0, note="0 in all but an encoder-decoder"),
+    "model.shared_experts": count(0, note="0 has none"),
     "model.expert_capacity": Bounds(note="0 drops no choice"),
     "model.norm_eps": POSITIVE, "model.rope_theta": POSITIVE,
     "model.rope_local_theta": Bounds(note="0 takes rope_theta"),
     "model.rope_frac": Bounds(high=1.0, without=0.0), "model.rope_factor": Bounds(1.0),
-    "model.rope_context": count(0), "model.rope_low": POSITIVE, "model.rope_high": POSITIVE,
-    "model.max_positions": count(0), "model.position_offset": count(0),
+    "model.rope_context": count(0, note="0 where nothing is scaled"),
+    "model.rope_low": POSITIVE, "model.rope_high": POSITIVE,
+    "model.max_positions": count(0, note="0 in all but learned positions"),
+    "model.position_offset": count(0, note="0 leaves no row out"),
     "model.relative_buckets": count(2), "model.relative_distance": count(2),
     "model.window": count(0, note="0 sees all keys"),
     "model.global_every": count(0, note="0 makes every layer windowed"),
@@ -127,7 +130,7 @@ BOUNDS: Mapping[str, Bounds] = {
     "model.attention_softcap": Bounds(note="0 caps nothing"),
     "model.logit_softcap": Bounds(note="0 caps nothing"), "model.logit_scale": POSITIVE,
     "model.embed_scale": POSITIVE, "model.residual_scale": POSITIVE,
-    "model.token_types": count(0),
+    "model.token_types": count(0, note="0 has none"),
     **{f"mesh.{axis}": AXIS for axis in ("stage", "data", "fsdp", "expert", "context", "tensor")},
 
     # tokenizer, pack

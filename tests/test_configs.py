@@ -90,7 +90,7 @@ def test_no_field_of_any_config_takes_a_number_that_no_run_wants(name):
         assert is_axis <= bool(refusal(field, type(given)(-2))), field
         zero = field.endswith(ZERO_IS_A_NUMBER + NEGATIVE_IS_A_NUMBER) or "0 " in bounds.note
         if field in ("pack.best_frac", "curate.keep_top_frac", "synthesize.max_frac",
-                     "classifier.heldout_frac", "classifier.calibration_frac"):
+                     "classifier.heldout_frac", "classifier.calibration_frac", "model.rope_frac"):
             zero = False
         assert bool(refusal(field, type(given)(0))) != zero, field
         if field.endswith(AT_MOST_1) and field != "synthesize.max_frac":

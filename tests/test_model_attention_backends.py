@@ -15,6 +15,7 @@ from jax.sharding import AbstractDevice, use_abstract_mesh
 from core.errors import UserError
 from model.attention import backends, cudnn, packed
 from model.attention.backends import Machine, attend_documents, choose_backend, describe
+from model.attention.kind import NO_EXTRAS, kind_of
 from model.attention.packed import Kernel, attend_packed, list_documents, number_documents
 from model.attention.pallas import attend_splash, attend_triton
 from model.attention.placement import attend_in_place
@@ -36,6 +37,12 @@ def _model(head_size=64, compute_dtype="bfloat16", **changes):
     """A config, and how it runs."""
     config = ModelConfig(V=98, D=32, N=2, H=H, G=G, K=head_size, F=64)
     return config, Execution(compute_dtype=compute_dtype, **changes)
+
+
+def _kind(**changes):
+    """Its kind of attention, and how it runs."""
+    config, execution = _model(**changes)
+    return kind_of(config), execution
 
 
 def _row(sizes):
@@ -104,7 +111,7 @@ def with_cudnn(monkeypatch):
     (TPU, {"attention": "xla"}, 1, "xla"),
 ])
 def test_auto_chooses_the_fastest_that_can_run(with_cudnn, machine, changes, num_shards, backend):
-    assert choose_backend(*_model(**changes), num_shards, machine) == backend
+    assert choose_backend(*_kind(**changes), num_shards, machine) == backend
 
 
 @pytest.mark.parametrize("machine, changes, num_shards, rule", [
@@ -122,15 +129,15 @@ def test_auto_chooses_the_fastest_that_can_run(with_cudnn, machine, changes, num
 ])
 def test_an_explicit_request_never_falls_back(with_cudnn, machine, changes, num_shards, rule):
     with pytest.raises(UserError) as raised:
-        choose_backend(*_model(**changes), num_shards, machine)
+        choose_backend(*_kind(**changes), num_shards, machine)
     assert str(raised.value).startswith(f"attention={changes['attention']!r}: ")
     assert rule in str(raised.value) and "set run.attention to auto" in str(raised.value)
 
 
 def test_attention_itself_refuses_what_cannot_run_here(inputs):
-    config, execution = _model(attention="splash")
+    kind, execution = _kind(attention="splash")
     with pytest.raises(UserError, match=r"^attention='splash': needs a TPU, not cpu"):
-        attend_documents(*inputs[:3], SEGMENT_IDS_BL, POSITIONS_BL, config=config,
+        attend_documents(*inputs[:3], SEGMENT_IDS_BL, POSITIONS_BL, kind=kind, extras=NO_EXTRAS,
                          execution=execution)
 
 
@@ -147,12 +154,12 @@ def test_the_log_names_the_backend_and_why_it_is_not_the_fastest(with_cudnn):
 
 
 def test_cudnn_is_refused_if_jax_changed_its_signature(with_cudnn, monkeypatch):
-    assert choose_backend(*_model(attention="cudnn"), 1, H200) == "cudnn"
+    assert choose_backend(*_kind(attention="cudnn"), 1, H200) == "cudnn"
     monkeypatch.setattr(cudnn, "FORWARD", cudnn.FORWARD[1:])
     cudnn.load.cache_clear()
     with pytest.raises(UserError, match="does not support the _dot_product_attention_fwd_rule"):
-        choose_backend(*_model(attention="cudnn"), 1, H200)
-    assert choose_backend(*_model(), 1, H200) == "pallas"
+        choose_backend(*_kind(attention="cudnn"), 1, H200)
+    assert choose_backend(*_kind(), 1, H200) == "pallas"
 
 
 def test_cudnn_is_refused_where_it_is_not_installed(with_cudnn, monkeypatch):
@@ -161,7 +168,7 @@ def test_cudnn_is_refused_where_it_is_not_installed(with_cudnn, monkeypatch):
 
     monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", find_none)
     with pytest.raises(UserError, match="needs cuDNN, which JAX does not find"):
-        choose_backend(*_model(attention="cudnn"), 1, H200)
+        choose_backend(*_kind(attention="cudnn"), 1, H200)
 
 
 def _masks(documents):

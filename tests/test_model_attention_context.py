@@ -10,6 +10,7 @@ import pytest
 from model.attention import blockwise
 from model.attention.backends import attend_documents
 from model.attention.blockwise import Keys, attend_blocks, attend_ring
+from model.attention.kind import NO_EXTRAS, kind_of
 from model.attention.placement import attend_in_place
 from model.attention.reference import attend, document_mask
 from model.config import ModelConfig
@@ -72,7 +73,8 @@ def _attend_documents(kind, **changes):
     """Attention across shards of this kind."""
     config = ModelConfig(V=98, D=32, N=2, H=H, G=G, K=K, F=64)
     execution = Execution(context_attention=kind, **changes)
-    return partial(attend_documents, config=config, execution=execution)
+    return partial(attend_documents, kind=kind_of(config), extras=NO_EXTRAS,
+                   execution=execution)
 
 
 @pytest.mark.parametrize("section", MESHES, ids=str)

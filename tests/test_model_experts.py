@@ -49,10 +49,9 @@ def _loop(h_BLD, is_token_BL, weights, config):
 
 
 def _mix(h_BLD, is_token_BL, weights, config):
-    out_BLD, sums = mix_experts(h_BLD, is_token_BL, weights, dtype="float32",
-                                experts_per_token=config.experts_per_token)
+    out_BLD, sums = mix_experts(h_BLD, is_token_BL, weights, dtype="float32", config=config)
     stats = summarise(jax.tree.map(lambda leaf: leaf[None], sums))
-    return out_BLD, {name: value[0] for name, value in stats.items()}
+    return out_BLD, {name: stats[name][0] for name in ("balance", "max_load", "router_z")}
 
 
 def _value_and_gradient(mix, experts):
@@ -93,7 +92,6 @@ def test_experts_on_a_mesh_equal_a_loop_over_experts(experts, looped, axes):
 def test_one_row_can_be_decoded_on_a_mesh_of_experts(experts, looped):
     config, weights, h_BLD, _ = experts
     with jax.set_mesh(make_mesh({"expert": 4, "tensor": 2})):
-        run = jax.jit(partial(mix_experts, experts_per_token=config.experts_per_token,
-                              dtype="float32"))
+        run = jax.jit(partial(mix_experts, config=config, dtype="float32"))
         out_BLD, _ = run(h_BLD[:1, :1], np.ones((1, 1), bool), weights)
     np.testing.assert_allclose(out_BLD, looped[1][0][:1, :1], atol=2e-5)

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import train.loss
 from eval.measures.likelihood import batch_logps
+from model.families import decoder
 from model.families.registry import forward
 from model.heads.language import logits
 from train.loss import next_token_loss
@@ -83,9 +83,10 @@ def test_router_terms_are_means_over_layers_times_the_weight(loss_fn, params, ba
         scale = params["final_norm_D"][0]
         return jnp.ones((*tokens_BL.shape, config.D)), {
             "balance": scale * jnp.array([1.0, 2.0]), "router_z": scale * jnp.array([5.0, 7.0]),
-            "max_load": jnp.array([0.5, 0.25])}
+            "max_load": jnp.array([0.5, 0.25]), "min_load": jnp.array([0.1, 0.2]),
+            "dropped": jnp.array([0.0, 0.1]), "load_E": jnp.array([[0.5, 0.5], [0.25, 0.75]])}
 
-    monkeypatch.setattr(train.loss, "forward_with_stats", forward_with_stats)
+    monkeypatch.setattr(decoder, "forward_with_stats", forward_with_stats)
 
     def ours(**coefs):
         return jax.value_and_grad(partial(loss_fn, batch=batch, **coefs), has_aux=True)(params)
@@ -98,7 +99,9 @@ def test_router_terms_are_means_over_layers_times_the_weight(loss_fn, params, ba
                                np.eye(config.D)[0] * weight * extra, rtol=1e-3)
     means = {name: float(total / weight) for name, (total, _) in metrics.items()}
     assert means["loss"] == pytest.approx(float(plain / weight))
-    assert (means["balance"], means["router_z"], means["max_load"]) == pytest.approx((1.5, 6, 0.5))
+    expected = {"balance": 1.5, "router_z": 6, "max_load": 0.5, "min_load": 0.1, "dropped": 0.05,
+                "load/0": 0.375, "load/1": 0.625}
+    assert {name: means[name] for name in expected} == pytest.approx(expected)
 
 
 def test_all_sums_are_the_same_however_the_batch_is_cut(loss_fn, params, batch):

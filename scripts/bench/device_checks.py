@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from data.batch import Batch
 from model.attention.backends import FASTEST_FIRST, attend_documents
+from model.attention.kind import NO_EXTRAS, Kind
 from model.attention.reference import attend, document_mask
 from model.config import ModelConfig
 from model.execution import Execution
@@ -101,7 +102,6 @@ def make_batch(num_documents: int = 3) -> Batch:
 def check_attention(backend: str, head_size: int, num_documents: int) -> tuple[float, float]:
     """A backend's output and gradients on packed rows, two query heads to a group."""
     dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    config = ModelConfig(V=2, D=1, N=1, H=4, G=2, K=head_size, F=1)
     execution = Execution(compute_dtype=dtype, attention=backend)
     q, dout = (random(seed, 4, 512, 4, head_size, dtype=dtype) for seed in (0, 3))
     k, v = (random(seed, 4, 512, 2, head_size, dtype=dtype) for seed in (1, 2))
@@ -113,7 +113,8 @@ def check_attention(backend: str, head_size: int, num_documents: int) -> tuple[f
         return jnp.where(is_token, out, 0), pull(jnp.where(is_token, dout, 0))
 
     ours = jax.jit(partial(run, attention=lambda q, k, v: attend_documents(
-        q, k, v, segments_BL, positions_BL, config=config, execution=execution)))(q, k, v, dout)
+        q, k, v, segments_BL, positions_BL, kind=Kind(head_size), extras=NO_EXTRAS,
+        execution=execution)))(q, k, v, dout)
     mask_BLM = np.asarray(document_mask(segments_BL))
     segments_BL = np.asarray(segments_BL)   # so that the reference is free of the device
     wide = [x.astype(jnp.float32) for x in (q, k, v, dout)]
@@ -204,12 +205,13 @@ def check_experts() -> tuple[float, float]:
     """Experts by ragged products, with their gradients, against the CPU's."""
     sizes = {"router_DE": (64, 8), "w_gate_EDF": (8, 64, 96), "w_up_EDF": (8, 64, 96),
              "w_down_EFD": (8, 96, 64)}
+    config = ModelConfig(V=2, D=64, N=1, H=1, G=1, K=2, F=96, E=8)
     weights = {name: random(seed, *shape) / 8 for seed, (name, shape) in enumerate(sizes.items())}
 
     def run(h_BLD, weights):
         is_token_BL = jnp.ones(h_BLD.shape[:2], bool)
         out_BLD, pull = jax.vjp(lambda h, w: mix_experts(
-            h, is_token_BL, w, experts_per_token=2, dtype="float32")[0], h_BLD, weights)
+            h, is_token_BL, w, config=config, dtype="float32")[0], h_BLD, weights)
         return out_BLD, pull(jnp.ones_like(out_BLD))
 
     h_BLD = random(9, 2, 64, 64)

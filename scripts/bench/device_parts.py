@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from model.attention.backends import FASTEST_FIRST, attend_documents
+from model.attention.kind import NO_EXTRAS, Kind
 from model.config import ModelConfig
 from model.execution import Execution
 from model.families.registry import init, num_params
@@ -70,15 +71,14 @@ def measure_attention(backend: str, head_size: int, num_documents: int) -> Row:
                                    (rows, length)).astype(jnp.int32)
     positions_BL = jnp.broadcast_to(jnp.arange(length) % -(-length // num_documents),
                                     (rows, length)).astype(jnp.int32)
-    config = ModelConfig(V=2, D=1, N=1, H=heads, G=heads, K=head_size, F=1)
     execution = Execution(compute_dtype=_dtype(),
                           attention="auto" if backend == "library" else backend)
 
     def attention(q, k, v):
         if backend == "library":
             return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
-        return attend_documents(q, k, v, segments_BL, positions_BL, config=config,
-                                execution=execution)
+        return attend_documents(q, k, v, segments_BL, positions_BL, kind=Kind(head_size),
+                                extras=NO_EXTRAS, execution=execution)
 
     forward = jax.jit(attention)
     both = jax.jit(lambda q, k, v, dout: jax.vjp(attention, q, k, v)[1](dout))
