@@ -1,10 +1,8 @@
 """Every variant of every config: its model lowers, sharded three ways, without being compiled."""
 
 import re
-from functools import partial
 
 import jax
-import jax.numpy as jnp
 import pytest
 from absl import flags
 from ml_collections import ConfigDict
@@ -15,10 +13,10 @@ from configs.quickstart import get_config
 from core.bounds import check_numbers, find_bounds
 from core.entry import define_config_flags, flag_fault
 from core.errors import UserError
-from data.batch import Batch
 from model.config import make_model_config
 from model.execution import make_execution
 from model.families.decoder import abstract_params
+from train.objective import batch_shapes
 from train.pretrain import make_loss
 from train.setup import RUN_FIELDS, make_setup
 from train.trainer import make_step
@@ -170,8 +168,7 @@ def test_one_step_lowers_on_eight_devices(name):
     setup = make_setup(model_config, section, {"data": 2, "fsdp": 4, "tensor": 1})
     make_first, step = make_step(make_loss(section), setup, section, num_steps=section.num_steps)
     state = make_first(abstract_params(setup.config))
-    row = partial(jax.ShapeDtypeStruct, (section.batch_size, section.row_length))
-    batch = Batch(row(jnp.int32), row(jnp.int32), row(jnp.float32), row(jnp.int32), row(jnp.int32))
+    batch = batch_shapes(section)
     with jax.set_mesh(setup.mesh):
         lowered = step.lower(state, batch)
     after, metrics = lowered.out_info

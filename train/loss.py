@@ -19,7 +19,7 @@ Metrics = dict[str, tuple[jax.Array, jax.Array]]
 def next_token_loss(params: Params, batch: Batch, *, config: ModelConfig, execution: Execution,
                     key: jax.Array, z_loss_coef: float = 0.0, balance_coef: float = 0.0,
                     router_z_coef: float = 0.0) -> tuple[jax.Array, Metrics]:
-    """Cross-entropy of the next token, in nats; one loss for pretraining and SFT.
+    """Cross-entropy of each target, in nats; one loss for every objective and for SFT.
 
     Args:
         z_loss_coef: of the mean square of log Z of the head's softmax, which keeps its logits from
@@ -37,8 +37,7 @@ def next_token_loss(params: Params, batch: Batch, *, config: ModelConfig, execut
     del key  # no dropout
     weights_BL = batch.loss_weights_BL
     weight = jnp.sum(weights_BL)
-    x_BLD, stats = forward_with_stats(params, batch.tokens_BL, batch.positions_BL,
-                                      batch.segment_ids_BL, config=config, execution=execution)
+    x_BLD, stats = forward_with_stats(params, *batch.inputs, config=config, execution=execution)
     scores = score_targets(params, x_BLD, batch.targets_BL, config=config, execution=execution)
     loss_sum = -jnp.sum(scores.logp_BL * weights_BL)
     metrics = {"loss": (loss_sum, weight), "top_logit": _top_logit(scores.top_logit_BL, weights_BL)}
