@@ -9,7 +9,7 @@ Corpus, rows, batch and number of steps are the quickstart's, so that its number
 objective is the causal one.
 
 masked: an encoder that restores 15 % of the tokens (BERT, arXiv 1810.04805). span: an
-encoder-decoder that writes hidden spans (T5, arXiv 1910.10683); a row of 256 inputs takes 284
+encoder-decoder that writes hidden spans (T5, arXiv 1910.10683); a row of 256 inputs takes 285
 tokens of text. lstm: a causal language model without attention. experts: the quickstart's decoder
 with 8 experts a layer, 2 for each token. masked and span end with `heldout_loss_nats` beside the
 `heldout_unigram_nats` that it must fall below, the others with `heldout_bpb`. Not run yet.

@@ -7,7 +7,7 @@ import pytest
 from absl import flags
 from ml_collections import ConfigDict
 
-from configs import classifier, curate, gpt2_124m, llama3_8b, pretrain, synthesize
+from configs import classifier, curate, gpt2_124m, llama3_8b, objectives, pretrain, synthesize
 from configs.common import REFERENCES, scale_by_depth
 from configs.quickstart import get_config
 from core.bounds import check_numbers, find_bounds
@@ -29,12 +29,14 @@ VARIANTS = ("cpu", "accelerator", "smoke")
 
 CONFIGS = {**{variant: (get_config, variant) for variant in VARIANTS},
            "gpt2_124m": (gpt2_124m.get_config, None), "llama3_8b": (llama3_8b.get_config, None),
+           "experts": (objectives.get_config, "experts"),
            "depth 6": (pretrain.get_config, "6"), "depth 3, cpu": (pretrain.get_config, "3,cpu")}
 
 
 EVERY_CONFIG = {**CONFIGS, **{f"{module.__name__}:{variant}": (module.get_config, variant)
                               for module, variants in (
                                   (curate, ("local", "warc")), (synthesize, ("default",)),
+                                  (objectives, objectives.VARIANTS),
                                   (classifier, ("reference", "scores", "labels")))
                               for variant in variants}}
 HUGE = 1e300, 10**30
