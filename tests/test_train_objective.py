@@ -159,6 +159,11 @@ def test_what_is_measured_is_the_loss_of_hidden_tokens(tokens, config, execution
                                        "heldout_masked_acc"}
 
 
+def setup_of(family, **mesh):
+    return SimpleNamespace(config=SimpleNamespace(family=family),
+                           mesh=make_mesh(dict(data=-1) | mesh))
+
+
 @pytest.mark.parametrize("objective, family, message", [
     ("masked", "decoder", r"pretrain\.objective='masked': does not train the family 'decoder': set "
                           r"--config\.model\.family=encoder, or --config\.pretrain\.objective="
@@ -170,15 +175,24 @@ def test_what_is_measured_is_the_loss_of_hidden_tokens(tokens, config, execution
 ])
 def test_an_objective_that_the_family_does_not_learn_by_is_refused(objective, family, message):
     with pytest.raises(UserError, match=message):
-        check_objective(make_pretrain(objective=objective), family)
+        check_objective(make_pretrain(objective=objective, row_length=32), setup_of(family))
 
 
 def test_questions_are_asked_of_causal_models_alone():
     section = section_of("masked")
-    check_objective(section, "encoder")
+    check_objective(section, setup_of("encoder"))
     section.run.tasks.documentation = 20
-    check_objective(section_of("causal"), "lstm")
+    check_objective(section_of("causal"), setup_of("lstm"))
     with pytest.raises(UserError, match=r"run\.tasks\.documentation=20: asks a model that "
                                         r"continues text, .*: set --config\.pretrain\.run\.tasks\."
                                         "documentation=0"):
-        check_objective(section, "encoder")
+        check_objective(section, setup_of("encoder"))
+
+
+def test_a_mesh_that_does_not_divide_the_decoders_row_is_refused():
+    fits = setup_of("encoder_decoder", context=2, tensor=4)
+    check_objective(section_of("span"), fits)
+    with pytest.raises(UserError, match=r"mesh\.context x mesh\.tensor = 3: does not divide the 16 "
+                                        "inputs of the decoder"):
+        check_objective(section_of("span"), SimpleNamespace(
+            config=fits.config, mesh=SimpleNamespace(shape=dict(context=3, tensor=1))))

@@ -153,8 +153,8 @@ def plan(config: ConfigDict, limit_bytes: int) -> dict[str, Any]:
     """
     section = config.pretrain
     model_config = make_model_config(config.model, config.tokenizer.vocab_size)
-    check_objective(section, getattr(model_config, "family", "decoder"))
     setup = make_setup(model_config, section, config.mesh)
+    check_objective(section, setup)
     num_microbatches, num_stages = section.run.num_microbatches, setup.mesh.shape["stage"]
     if section.batch_size % num_microbatches:
         raise UserError(f"pretrain.batch_size={section.batch_size}",

@@ -6,6 +6,7 @@ writes hidden spans behind a decoder's start. All have one loss, `train.loss.nex
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import jax
@@ -16,15 +17,20 @@ from ml_collections import ConfigDict
 from core.errors import UserError
 from data.batch import Batch, Source
 from data.tokenizer import Tokenizer
-from data.tokens.corruption import Corruption, make_corruption, span_sizes
+from data.tokens.corruption import Corruption, SpanSizes, make_corruption, span_sizes
+from model.parallel.sharding import STREAM_RULES
+from train.setup import Setup
 
 #: The families of `model.config` that each objective trains.
 OBJECTIVES = {"causal": ("decoder", "lstm"), "masked": ("encoder",), "span": ("encoder_decoder",)}
 
 
-def check_objective(section: ConfigDict, family: str) -> None:
-    """Raises `UserError` where objective, model and what is measured do not fit each other."""
-    objective = section.objective
+def check_objective(section: ConfigDict, setup: Setup) -> None:
+    """Raises `UserError` where objective, model, mesh and what is measured do not fit each other.
+
+    It compiles nothing.
+    """
+    objective, family = section.objective, getattr(setup.config, "family", "decoder")
     if objective not in OBJECTIVES:
         raise UserError(f"pretrain.objective={objective!r}", "there is no such objective",
                         f"choose one of {', '.join(OBJECTIVES)}")
@@ -39,6 +45,11 @@ def check_objective(section: ConfigDict, family: str) -> None:
         raise UserError(f"pretrain.run.tasks.{asked[0]}={section.run.tasks[asked[0]]}",
                         f"asks a model that continues text, and pretrain.objective={objective!r} "
                         "trains none", f"set --config.pretrain.run.tasks.{asked[0]}=0")
+    parts = math.prod(setup.mesh.shape[axis] for axis in STREAM_RULES["L"])
+    if objective == "span" and _span_sizes(section).target_length % parts:
+        raise UserError(f"mesh.context x mesh.tensor = {parts}",
+                        f"does not divide the {_span_sizes(section).target_length} inputs of the "
+                        "decoder", "change --config.mesh or --config.pretrain.row_length")
 
 
 def open_corruption(section: ConfigDict, tokenizer: Tokenizer) -> Corruption | None:
@@ -69,5 +80,5 @@ def batch_shapes(section: ConfigDict, sharding: Sharding | None = None) -> Batch
     return Batch(row(), row(), row(jnp.float32), row(), row(), source)
 
 
-def _span_sizes(section: ConfigDict):
+def _span_sizes(section: ConfigDict) -> SpanSizes:
     return span_sizes(section.row_length, section.corruption.frac, section.corruption.span_tokens)

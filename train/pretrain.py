@@ -59,9 +59,9 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
     section, tokens = config.pretrain, parents["tokens"]
     check_writers(section.run.writers)
     start = open_start(config, parents, folder)
-    check_objective(section, getattr(start.config, "family", "decoder"))
-    corruption = open_corruption(section, load_tokenizer(tokens / "tokenizer"))
     setup = make_setup(start.config, section, config.mesh)
+    check_objective(section, setup)
+    corruption = open_corruption(section, load_tokenizer(tokens / "tokenizer"))
     reading, loss_fn = plan_reading(section, tokens, start), make_loss(section)
     if start.branch is not None and not (folder / NAME).exists():
         make_state, _ = make_step(loss_fn, setup, section, num_steps=section.num_steps)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -18,6 +19,8 @@ import numpy as np
 from core.errors import UserError
 from data.batch import Batch, Source
 from data.tokenizer import MASK, SENTINEL, Tokenizer
+
+TARGET_MULTIPLE = 8     # so that a mesh can cut the decoder's positions too
 
 
 class Corruption(Protocol):
@@ -117,7 +120,8 @@ class SpanSizes(NamedTuple):
         text_length: tokens of a row of text.
         num_noise, num_spans: of these, how many are hidden, in how many spans.
         target_length: inputs of the decoder: the hidden tokens, a sentinel for each span, and an
-            end for each document that has one, of which there are at most as many as spans.
+            end for each document that has one, of which there are at most as many as spans; a
+            multiple of `TARGET_MULTIPLE`.
     """
 
     text_length: int
@@ -144,7 +148,8 @@ def span_sizes(row_length: int, frac: float, span_tokens: float) -> SpanSizes:
         raise UserError(f"pretrain.corruption.frac={frac}",
                         f"hides {num_noise} of {length} tokens in {num_spans} spans, which leaves "
                         "too few between them", "lower it, or raise span_tokens")
-    return SpanSizes(length, num_noise, num_spans, num_noise + 2 * num_spans)
+    target_length = math.ceil((num_noise + 2 * num_spans) / TARGET_MULTIPLE) * TARGET_MULTIPLE
+    return SpanSizes(length, num_noise, num_spans, target_length)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
