@@ -37,7 +37,10 @@ def next_token_loss(params: Params, batch: Batch, *, config: ModelConfig, execut
     del key  # no dropout
     weights_BL = batch.loss_weights_BL
     weight = jnp.sum(weights_BL)
-    x_BLD, stats = forward_with_stats(params, *batch.inputs, config=config, execution=execution)
+    source = () if batch.source is None else (batch.source,)
+    x_BLD, stats = forward_with_stats(params, batch.tokens_BL, batch.positions_BL,
+                                      batch.segment_ids_BL, *source, config=config,
+                                      execution=execution)
     scores = score_targets(params, x_BLD, batch.targets_BL, config=config, execution=execution)
     loss_sum = -jnp.sum(scores.logp_BL * weights_BL)
     metrics = {"loss": (loss_sum, weight), "top_logit": _top_logit(scores.top_logit_BL, weights_BL)}
