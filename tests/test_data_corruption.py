@@ -193,11 +193,18 @@ def test_documents_too_short_for_spans_are_refused_or_stay_whole():
     assert not made.loss_weights_BL.any() and (made.source.segment_ids_BM > 0).sum() == 15
 
 
-def test_a_row_that_a_document_continues_in_is_corrupted_too():
+@pytest.mark.parametrize("begins", [[0], [0, 90, 120, 121, 200]])
+def test_pieces_of_documents_stay_apart_without_tokens_that_begin_or_end_them(begins):
     corruption = corruption_of("span")
-    tokens = np.arange(corruption.text_length) % 256    # neither begins nor ends here
-    row = lay_out(tokens, tokens, [0], len(tokens))
-    assert restore(corruption(row, np.random.default_rng(0)), 1) == tokens.tolist()
+    tokens = np.arange(corruption.text_length) % 256
+    row = lay_out(tokens, tokens, begins, len(tokens))
+    for seed in range(20):
+        made = corruption(row, np.random.default_rng(seed))
+        for number in range(1, len(begins) + 1):
+            here = row.segment_ids_BL == number
+            assert restore(made, number) == tokens[here].tolist()
+        firsts = made.source.tokens_BM[made.source.positions_BM == 0]
+        assert firsts.tolist() == tokens[begins].tolist(), "no span comes over a border"
 
 
 @pytest.mark.parametrize("objective", ["masked", "span"])
