@@ -54,8 +54,9 @@ def test_no_attention_logit_exceeds_the_bound_and_some_come_near(trees, config):
     rng = np.random.default_rng(0)
     scales = {name: jnp.asarray(rng.uniform(0.5, 3, (config.N, config.K)), jnp.float32)
               .at[:, 5].set(jnp.array([3.5, 4.5])) for name in ("q_norm_K", "k_norm_K")}
-    metrics = jax.jit(partial(diagnose, config))(params | {"blocks": params["blocks"] | scales}, *trees[1:])
-    positions_BL = jnp.arange(64)[None]
+    metrics = jax.jit(partial(diagnose, config))(
+        params | {"blocks": params["blocks"] | scales}, *trees[1:])
+    positions_BL, frequency_K = jnp.arange(64)[None], jnp.asarray(rope_frequencies(config))
     for n in range(config.N):
         bound = metrics[f"attention_logit_bound/{n}"]
         normed = []
@@ -63,7 +64,7 @@ def test_no_attention_logit_exceeds_the_bound_and_some_come_near(trees, config):
             x_BLHK = rng.normal(size=(1, 64, 1, config.K))
             x_BLHK[..., 5] += 30
             normed.append(rms_norm(jnp.asarray(x_BLHK, jnp.float32), scales[name][n], 1e-6))
-        q_BLHK, k_BLHK = (rotate(x_BLHK, positions_BL, jnp.asarray(rope_frequencies(config))) for x_BLHK in normed)
+        q_BLHK, k_BLHK = (rotate(x_BLHK, positions_BL, frequency_K) for x_BLHK in normed)
         logits_BHLM = jnp.einsum("BLHK,BMHK->BHLM", q_BLHK, k_BLHK) * config.K**-0.5
         assert 0.95 * bound < jnp.abs(logits_BHLM).max() <= bound
 

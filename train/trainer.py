@@ -141,7 +141,8 @@ def make_step(loss_fn: LossFn, setup: Setup, section: ConfigDict, *, num_steps: 
     return make_first, make_train_step(
         loss_fn, optimizer, make_first(abstract_params(setup.config)), setup.mesh,
         num_microbatches=num_microbatches, guard_sigmas=section.guard.sigmas,
-        ema_decay=section.ema_decay, observe=partial(observe_step, setup.config, section, num_steps))
+        ema_decay=section.ema_decay,
+        observe=partial(observe_step, setup.config, section, num_steps))
 
 
 def observe_step(config: ModelConfig, section: ConfigDict, num_steps: int, state: TrainState,
