@@ -45,6 +45,12 @@ def hub_files(tokenizer: Tokenizer, *, chat: bool, context_tokens: int) -> dict[
     return files | ({TEMPLATE: template} if chat and template else {})
 
 
+def bos_of(tokenizer: Tokenizer) -> int:
+    """The id that other programs take to begin a text: the one that the hub's files name so."""
+    named = tokenizer.named if isinstance(tokenizer, HuggingFaceTokenizer) else {}
+    return tokenizer.special(named["bos_token"]) if "bos_token" in named else tokenizer.bos
+
+
 def describe(tokenizer: BytePairTokenizer) -> dict[str, Any]:
     """The `tokenizer.json` of the hub that gives the same ids, and begins texts with <|bos|>."""
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
@@ -100,7 +106,7 @@ def gguf_tokenizer(tokenizer: Tokenizer, *, num_rows: int, chat: bool) -> dict[s
                     USER_DEFINED if token in plain else NORMAL)
     fields = {"model": "gpt2", "pre": pre, "tokens": tokens, "token_type": types,
               "merges": [" ".join(merge) for merge in merges], "add_bos_token": adds_bos,
-              "bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.end}
+              "bos_token_id": bos_of(tokenizer), "eos_token_id": tokenizer.end}
     if len(tokenizer.stops) > 1:
         fields["eot_token_id"] = tokenizer.stops[1]
     return {f"tokenizer.ggml.{name}": value for name, value in fields.items()} | (

@@ -15,7 +15,7 @@ import numpy as np
 
 from core.artifacts import write_json
 from core.errors import UserError
-from data.tokenizers.export import gguf_tokenizer, hub_files
+from data.tokenizers.export import bos_of, gguf_tokenizer, hub_files
 from data.tokenizers.load import load_tokenizer
 from data.tokenizers.tokenizer import Tokenizer
 from model.config import ModelConfig
@@ -106,13 +106,13 @@ def choose_layout(config: ModelConfig,
 def _write_hub(folder: Path, described: Description, tokenizer: Tokenizer, layout: Layout,
                fields: dict[str, Any], params: Any, dtype: str) -> None:
     config = {"architectures": [layout.architecture], "model_type": layout.model_type} | fields | {
-        "torch_dtype": dtype, "bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.end}
+        "torch_dtype": dtype, "bos_token_id": bos_of(tokenizer), "eos_token_id": tokenizer.end}
     if not described.config.max_positions:
         config["max_position_embeddings"] = described.context_tokens
     write_json(folder / "config.json", config)
     stops = list(tokenizer.stops)
     write_json(folder / "generation_config.json", {
-        "bos_token_id": tokenizer.bos, "eos_token_id": stops if len(stops) > 1 else stops[0]})
+        "bos_token_id": bos_of(tokenizer), "eos_token_id": stops if len(stops) > 1 else stops[0]})
     for name, text in hub_files(tokenizer, chat=described.chat,
                                 context_tokens=described.context_tokens).items():
         (folder / name).write_text(text, "utf-8")

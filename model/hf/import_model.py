@@ -117,9 +117,10 @@ def _build(source: Source, folder: Path) -> dict[str, Any]:
         log(f"import: parameters that are left out: {', '.join(names)}")
     mesh = make_mesh({"fsdp": -1}) if jax.device_count() > 1 else None
     params = load_params(layout, source.tensors, config, mesh)
-    with tempfile.TemporaryDirectory() as own:
-        tokenizer.save(Path(own))
-        save_model(folder, params, config, Path(own), chat=bool(tokenizer.chat_template),
+    with tempfile.TemporaryDirectory() as temporary:
+        own = Path(temporary) / "tokenizer"
+        tokenizer.save(own)
+        save_model(folder, params, config, own, chat=bool(tokenizer.chat_template),
                    context_tokens=context_tokens)
     return {"model_type": layout.model_type, "parameters": num_params(config),
             "context_tokens": context_tokens, "chat": bool(tokenizer.chat_template),
