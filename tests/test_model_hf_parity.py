@@ -96,7 +96,8 @@ def peer(tmp_path_factory):
         theirs = getattr(transformers, config_class)(
             **fields, bos_token_id=0, eos_token_id=1, pad_token_id=None,
             attn_implementation="eager")
-        model = save_random_peer(getattr(transformers, made_by)(theirs), folder, std=0.25)
+        model = save_random_peer(getattr(transformers, made_by)(theirs), folder, std=0.25,
+                                 norm_mean=0.0 if name.startswith("gemma") else 1.0)
         for file, text in hub_files(TOKENIZER, chat=True, context_tokens=128).items():
             (folder / file).write_text(text)
         hf = Fields(json.loads((folder / "config.json").read_text()))
@@ -228,7 +229,9 @@ def test_import_then_export_gives_the_same_bytes_and_loads_in_transformers(name,
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out",
                                                               attn_implementation="eager")
     assert type(again).__name__ in (type(own.model).__name__, "LlamaForCausalLM")
-    np.testing.assert_array_equal(_theirs(again.eval(), tokens_BL), _theirs(own.model, tokens_BL))
+    # Not to the bit: three names stand for one approximation of GELU, computed in different ways.
+    np.testing.assert_allclose(_theirs(again.eval(), tokens_BL), _theirs(own.model, tokens_BL),
+                               atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["llama-biases", "gemma2"])
