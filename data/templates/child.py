@@ -18,6 +18,8 @@ from data.templates.frames import LENGTH, MAX_MEMORY_BYTES
 
 def main() -> None:
     """Serves requests until stdin ends."""
+    from data.templates import sandbox  # Jinja is an optional package
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     for limit, most in ((resource.RLIMIT_AS, MAX_MEMORY_BYTES), (resource.RLIMIT_CORE, 0),
@@ -25,8 +27,6 @@ def main() -> None:
         hard = resource.getrlimit(limit)[1]
         most = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(limit, (most, most))
-    from data.templates import sandbox      # Jinja is an optional package
-
     template, named, max_secs = None, {}, 0.0
     while header := sys.stdin.buffer.read(LENGTH.size):
         request = json.loads(sys.stdin.buffer.read(*LENGTH.unpack(header)))
@@ -38,8 +38,8 @@ def main() -> None:
                 answer = {"texts": []}
             else:
                 answer = {"texts": [
-                    sandbox.render(template, messages=messages, add_generation_prompt=starts_answer,
-                           tools=None, documents=None, **named)
+                    sandbox.render(template, messages=messages, tools=None, documents=None,
+                                   add_generation_prompt=starts_answer, **named)
                     for messages, starts_answer in request]}
         except Exception as error:      # whatever the template did
             answer = {"error": sandbox.describe(error)}
