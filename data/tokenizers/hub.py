@@ -109,8 +109,8 @@ def _read_template(folder: Path, config: Mapping[str, Any]) -> str:
         log(f"{folder}: of the chat templates {sorted(map(str, by_name))}, `default` is used")
         template = by_name.get("default") or ""
     if not isinstance(template, str):
-        raise UserError(str(folder / "tokenizer_config.json"), "has a chat template that is no text",
-                        "fetch it anew")
+        raise UserError(str(folder / "tokenizer_config.json"),
+                        "has a chat template that is no text", "fetch it anew")
     return template
 
 
