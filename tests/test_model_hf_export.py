@@ -133,7 +133,10 @@ def test_our_split_is_that_of_qwen2():
 @pytest.mark.parametrize("name", ["llama", "llama tied", "qwen3", "qwen3_moe"])
 def test_a_gguf_file_gives_our_logits_in_transformers(name, dtype, atol, model, tokenizer,
                                                       tmp_path):
-    config, params = model(tmp_path / "model", **OURS[name])
+    # Their loader gives every Qwen3 heads of 128 and experts of 768, whatever the file says.
+    changes = OURS[name] | ({"K": 128} if "qwen3" in name else {}) | (
+        {"F": 768} if "moe" in name else {})
+    config, params = model(tmp_path / "model", **changes)
     export_model(tmp_path / "model", tmp_path / "out", dtype=dtype, format="gguf")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "out", gguf_file="model.gguf", attn_implementation="eager",
@@ -165,10 +168,9 @@ def smollm2(tmp_path_factory):
 @pytest.fixture
 def optimised():
     """Programs are optimised, which other tests do without, as their models are tiny."""
-    before = jax.config.jax_disable_most_optimizations
     jax.config.update("jax_disable_most_optimizations", False)
     yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 QUESTIONS = ["What is gravity? Answer in one sentence.", "Name three primary colours.",
