@@ -97,7 +97,22 @@ def make_model(**changes) -> ConfigDict:
         mlp="swiglu", mlp_bias=False,           # or geglu, gelu, gelu_tanh, relu
         E=0, experts_per_token=2, shared_experts=0, renormalise_gates=True, expert_capacity=0.0,
         tied=False, embed_previous=False, embed_scale=1.0, embed_norm=False, token_types=0,
-        masked_head=False, head_bias=False, logit_scale=1.0, logit_softcap=0.0) | changes)
+        masked_head=False, head_bias=False, logit_scale=1.0, logit_softcap=0.0,
+        mup=make_mup()) | changes)
+
+
+def make_preset(name: str, **changes) -> ConfigDict:
+    """The section `model` by the name of a published architecture; see `model.presets`.
+
+    Args:
+        changes: fields that replace those of the preset; of these alone there are flags.
+    """
+    return ConfigDict(dict(preset=name, mup=make_mup()) | changes)
+
+
+def make_mup(**changes) -> dict:
+    """Width and depth at which the optimizer was tuned, 0 = as it is; see `model.mup`."""
+    return dict(base_width=0, base_depth=0) | changes
 
 
 def make_mesh(**changes) -> ConfigDict:

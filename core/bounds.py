@@ -131,6 +131,8 @@ BOUNDS: Mapping[str, Bounds] = {
     "model.logit_softcap": Bounds(note="0 caps nothing"), "model.logit_scale": POSITIVE,
     "model.embed_scale": POSITIVE, "model.residual_scale": POSITIVE,
     "model.token_types": count(0, note="0 has none"),
+    "mup.base_width": count(0, note="0 scales nothing by width"),
+    "mup.base_depth": count(0, note="0 scales nothing by depth"),
     **{f"mesh.{axis}": AXIS for axis in ("stage", "data", "fsdp", "expert", "context", "tensor")},
 
     # tokenizer, pack

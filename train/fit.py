@@ -28,9 +28,9 @@ from core.errors import UserError
 from core.overrides import define_config_flag
 from core.progress import log
 from data.batch import Batch
-from model.config import make_model_config
 from model.families.registry import abstract_params
 from model.parallel.sharding import check_mesh, num_batch_shards, spec
+from model.section import read_section
 from train.pretrain import make_loss
 from train.setup import Setup, make_setup
 from train.trainer import make_step
@@ -156,7 +156,7 @@ def plan(config: ConfigDict, limit_bytes: int) -> dict[str, Any]:
         The command's result; microbatches are rows of one forward pass, over all devices.
     """
     section = config.pretrain
-    model_config = make_model_config(config.model, config.tokenizer.vocab_size)
+    model_config = read_section(config.model, config.tokenizer.vocab_size)
     setup = make_setup(model_config, section, config.mesh)
     num_microbatches, num_stages = section.run.num_microbatches, setup.mesh.shape["stage"]
     if section.batch_size % num_microbatches:

@@ -34,10 +34,12 @@ from eval.respond.loaded import LoadedModel
 from eval.tasks.registry import open_tasks
 from model.directory import load_params
 from model.families.registry import Params, abstract_params, init, num_params
+from model.mup import is_on, mup_of
 from model.parallel.sharding import param_shardings
 from train.checkpoints.reader import Branch
 from train.distributed import initialize
 from train.loss import next_token_loss
+from train.optimizer.optimizers import scale_optimizer
 from train.reading import NAME, STREAMS, Phase, Reading, write_reading
 from train.setup import Setup, make_setup
 from train.signals import leave_if_stopping
@@ -56,6 +58,9 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
     section, tokens = config.pretrain, parents["tokens"]
     check_writers(section.run.writers)
     start = open_start(config, parents, folder)
+    if is_on(mup_of(config.model)):
+        section = ConfigDict(dict(section.items()) | dict(optimizer=scale_optimizer(
+            section.optimizer, start.config, mup_of(config.model))))
     setup = make_setup(start.config, section, config.mesh)
     reading, loss_fn = plan_reading(section, tokens, start), make_loss(section)
     if start.branch is not None and not (folder / NAME).exists():

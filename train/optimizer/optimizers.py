@@ -18,6 +18,9 @@ from optax.contrib import ScheduleFreeState, schedule_free, schedule_free_eval_p
 
 from core.bounds import check_numbers
 from core.errors import UserError
+from model.config import ModelConfig
+from model.families.registry import abstract_params
+from model.mup import scale_width_and_depth
 from model.parallel.sharding import letters_of, param_name
 from train.optimizer.muon import MATRICES, is_matrix, matrix_shape, orthogonalise
 from train.optimizer.schedules import make_schedule
@@ -106,6 +109,28 @@ def decayed(params: Any) -> Any:
         return len(letters) > 1 and "V" not in letters
 
     return jax.tree_util.tree_map_with_path(is_decayed, params)
+
+
+def scale_optimizer(section: ConfigDict, config: ModelConfig,
+                    mup: Mapping[str, int]) -> ConfigDict:
+    """The section `optimizer` of a base, as it is for a model of another width or depth.
+
+    Args:
+        mup: `base_width` and `base_depth`; see `model.mup`.
+
+    Raises:
+        UserError: the rules are those of another optimizer; or as `make_optimizer`.
+    """
+    if section.name != "adamw":
+        raise UserError(f"optimizer.name={section.name!r}", "has no rules of muP, which are Adam's",
+                        "set the optimizer's name to adamw")
+    scaling, names = scale_width_and_depth(config, **mup), _param_names(abstract_params(config))
+    _check_patterns(section.lr_multipliers, names)
+    own = {name: _factor(section.lr_multipliers, name) * scaling.learning_rates.get(name, 1.0)
+           for name in sorted(names)}
+    return ConfigDict(dict(section.items()) | dict(
+        lr_multipliers={name: factor for name, factor in own.items() if factor != 1},
+        weight_decay=section.weight_decay * scaling.weight_decay, eps=section.eps * scaling.eps))
 
 
 def _check(section: ConfigDict) -> None:
@@ -197,21 +222,29 @@ def _by_matrix(transformation: optax.GradientTransformation) -> optax.GradientTr
 
 def _multiply_by_name(multipliers: Mapping[str, float]) -> optax.GradientTransformation:
     """Multiplies the update of each parameter by the factor of the longest pattern it matches."""
-    def factor(path) -> float:
-        matching = [pattern for pattern in multipliers if fnmatchcase(param_name(path), pattern)]
-        return multipliers[max(matching, key=len)] if matching else 1.0
-
     def init(params):
-        names = {param_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
-        for pattern in multipliers:
-            if not any(fnmatchcase(name, pattern) for name in names):
-                raise UserError(f"optimizer.lr_multipliers={pattern!r}", "matches no parameter",
-                                f"choose among {', '.join(sorted(names))}")
+        _check_patterns(multipliers, _param_names(params))
         return optax.EmptyState()
 
     def update(updates, state, params=None):
         del params
         return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: factor(path) * leaf, updates), state
+            lambda path, leaf: _factor(multipliers, param_name(path)) * leaf, updates), state
 
     return optax.GradientTransformation(init, update)
+
+
+def _factor(multipliers: Mapping[str, float], name: str) -> float:
+    matching = [pattern for pattern in multipliers if fnmatchcase(name, pattern)]
+    return multipliers[max(matching, key=len)] if matching else 1.0
+
+
+def _check_patterns(multipliers: Mapping[str, float], names: set[str]) -> None:
+    for pattern in multipliers:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise UserError(f"optimizer.lr_multipliers={pattern!r}", "matches no parameter",
+                            f"choose among {', '.join(sorted(names))}")
+
+
+def _param_names(params: Any) -> set[str]:
+    return {param_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
