@@ -67,7 +67,7 @@ def _layer_params(c: ModelConfig) -> int:
 
 
 def forward_flops_per_token(config: ModelConfig, row_length: float, attention: str = "causal", *,
-                            source_length: float | None = None) -> float:
+                            target_length: float | None = None) -> float:
     """FLOPs of the forward pass per token: 2 N_matmul + 4 N H K L, half the latter if causal.
 
     A multiply-add is two FLOPs. Scores and weighted values take 2 H K each for every key of a
@@ -79,21 +79,23 @@ def forward_flops_per_token(config: ModelConfig, row_length: float, attention: s
             needs to compute; use the mean document length over *tokens*, sum(l^2) / sum(l),
             to count their own.
         attention: which pairs count: `causal` or `full`.
-        source_length: of an encoder-decoder, positions of the encoder's row; None is `row_length`.
-            The count is that of both rows over the tokens of the decoder's.
+        target_length: of an encoder-decoder, positions of the decoder's row; None is `row_length`.
+            The count is that of both rows over the tokens of the encoder's, `row_length`.
 
     Source: PaLM, arXiv 2204.02311, appendix B (full); causal as Megatron-LM and MaxText count.
     """
-    c, source_length = config, row_length if source_length is None else source_length
-    params, keys = _own_params(c), 0.0
-    if c.family != "lstm":
-        keys = _sum_of_keys(c, c.N, row_length, attention, is_causal=c.family != "encoder")
-    if c.family == "encoder_decoder":
-        num_sources = source_length / row_length    # tokens of the source for each of the rows
-        params += num_sources * _source_params(c)
-        keys += c.N * source_length + num_sources * _sum_of_keys(
-            c, c.encoder_layers, source_length, attention, is_causal=False)
-    return 2 * params + 4 * c.H * c.K * keys
+    c = config
+    if c.family == "lstm":
+        return 2 * _own_params(c)
+    if c.family != "encoder_decoder":
+        keys = _sum_of_keys(c, c.N, row_length, attention, is_causal=c.family == "decoder")
+        return 2 * _own_params(c) + 4 * c.H * c.K * keys
+    target_length = row_length if target_length is None else target_length
+    num_targets = target_length / row_length    # tokens of the decoder for each of the encoder
+    keys = (_sum_of_keys(c, c.encoder_layers, row_length, attention, is_causal=False)
+            + num_targets * (_sum_of_keys(c, c.N, target_length, attention, is_causal=True)
+                             + c.N * row_length))
+    return 2 * (_source_params(c) + num_targets * _own_params(c)) + 4 * c.H * c.K * keys
 
 
 def _sum_of_keys(c: ModelConfig, num_layers: int, row_length: float, attention: str, *,
@@ -117,14 +119,14 @@ def num_global_layers(config: ModelConfig, num_layers: int) -> int:
     return num_layers // config.global_every if config.global_every else 0
 
 
-def train_flops_per_token(config: ModelConfig, row_length: float,
-                          attention: str = "causal") -> float:
+def train_flops_per_token(config: ModelConfig, row_length: float, attention: str = "causal", *,
+                          target_length: float | None = None) -> float:
     """FLOPs of a training step per token: 6 N_matmul + 12 N H K L, half the latter if causal.
 
     Three times the forward pass, since the backward pass has two multiplications for each of the
     forward pass. Recomputation by remat is not counted. See `forward_flops_per_token`.
     """
-    return 3 * forward_flops_per_token(config, row_length, attention)
+    return 3 * forward_flops_per_token(config, row_length, attention, target_length=target_length)
 
 
 def peak_flops(device_kind: str, dtype: str = "bfloat16") -> float | None:
@@ -143,14 +145,16 @@ def peak_flops(device_kind: str, dtype: str = "bfloat16") -> float | None:
 
 
 def mfu(tokens_per_sec: float, config: ModelConfig, row_length: float, *, compute_dtype: str,
-        device_kind: str, num_devices: int) -> dict[str, float]:
+        device_kind: str, num_devices: int,
+        target_length: float | None = None) -> dict[str, float]:
     """Model FLOPs utilisation under both conventions; empty if the peak is unknown.
 
     Relative to the peak of the compute dtype, even if blocks multiply in fp8 or int8, as other
     systems report it.
 
     Args:
-        tokens_per_sec: of all devices together.
+        tokens_per_sec: of all devices together; of an encoder-decoder, the encoder's.
+        row_length, target_length: see `forward_flops_per_token`.
 
     Returns:
         ``{"mfu_causal": ..., "mfu_full": ...}`` as fractions, or ``{}``.
@@ -159,5 +163,6 @@ def mfu(tokens_per_sec: float, config: ModelConfig, row_length: float, *, comput
     if peak is None:
         return {}
     per_flop = tokens_per_sec / (peak * num_devices)
-    return {f"mfu_{attention}": per_flop * train_flops_per_token(config, row_length, attention)
+    return {f"mfu_{attention}": per_flop * train_flops_per_token(
+        config, row_length, attention, target_length=target_length)
             for attention in ATTENTION_COUNTS}

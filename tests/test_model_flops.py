@@ -101,7 +101,7 @@ KINDS = {
 def test_a_trace_of_the_forward_pass_has_as_many(config, name):
     """Reference attention multiplies all pairs of a row, those outside a window too."""
     config = dataclasses.replace(config, embed_previous=False, N=2, **KINDS[name])
-    execution, row_length, source_length = Execution(attention="xla"), 24, 40
+    execution, source_length, target_length = Execution(attention="xla"), 40, 24
     source = SimpleNamespace(**{f"{field}_BM": jnp.ones((2, source_length), jnp.int32)
                                 for field in ("tokens", "positions", "segment_ids")})
     sources = (source,) * (config.family == "encoder_decoder")
@@ -111,11 +111,12 @@ def test_a_trace_of_the_forward_pass_has_as_many(config, name):
             params, tokens_BL, tokens_BL, tokens_BL, *sources, config=config, execution=execution)
         return logits(params, x_BLD, config=config, execution=execution)
 
-    tokens_BL = jax.ShapeDtypeStruct((2, row_length), jnp.int32)
+    tokens_BL = jax.ShapeDtypeStruct((2, target_length), jnp.int32)
     traced = flops_of(jax.make_jaxpr(run)(abstract_params(config), tokens_BL).jaxpr)
     counted = dataclasses.replace(config, window=0, global_every=0)
+    row_length = source_length if sources else target_length
     assert traced == 2 * row_length * forward_flops_per_token(
-        counted, row_length, "full", source_length=source_length if sources else None)
+        counted, row_length, "full", target_length=target_length if sources else None)
 
 
 @pytest.mark.parametrize("family", ["decoder", "encoder"])
