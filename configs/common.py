@@ -147,7 +147,7 @@ def make_optimizer(**changes) -> dict:
     return dict(
         name="adamw",               # or muon, lion, adafactor, sgd, schedule_free
         learning_rate=1e-3, adam_learning_rate=1e-3,    # the latter: what Muon does not take
-        lr_multipliers=dict(),      # by parameter name: {"embed*": 0.5}
+        lr_multipliers=dict(), decay_multipliers=dict(),    # by parameter name: {"embed*": 0.5}
         weight_decay=0.0, b1=0.9, b2=0.95, eps=1e-8, momentum=0.95, mu_dtype="float32",
         clip_norm=1.0,
         schedule="cosine",          # or linear, wsd, constant

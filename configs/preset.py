@@ -9,8 +9,8 @@
 All sizes and parts are those of the preset; the vocabulary is that of our own tokenizer. What shall
 differ is named in a config of your own: make_preset("qwen3-0.6b", N=12).
 
-The default, SmolLM2-135M with 32,768 tokens, reads 2.5B tokens, 20 for each parameter: 2.2e18 FLOPs,
-90 minutes on one H100 at 40 % of its peak. Not run yet.
+The default is SmolLM2-135M with 32,768 tokens, on 2.5B tokens, 20 for each parameter. Cost: 2.2e18
+FLOPs, 90 minutes on one H100 at 40 % of its peak. Not run yet.
 """
 
 from ml_collections import ConfigDict

@@ -1,22 +1,22 @@
 """muP and CompleteP: what carries hyperparameters over from a small model to a wide or deep one.
 
-Tune at a base width and depth, then train with the same learning rate, decay and eps at any other.
-With m_D = D / base width and m_L = N / base depth (arXiv 2203.03466, table 8; arXiv 2505.01618,
-table 1 with alpha = 1):
+Tune at a base width and depth, then train with the same learning rate and decay at any other. With
+m_D = D / base width and m_L = N / base depth (arXiv 2203.03466, table 8; arXiv 2505.01618, table 1
+with alpha = 1):
 
     what attention and MLP add      times 1 / m_L
     logits                          times 1 / m_D
     learning rate                   of the layers' matrices 1 / m_D; of all else 1
-    weight decay                    times m_D, so that its product with the learning rate stays
+    weight decay                    of the layers' matrices m_D: its product with the rate stays
     Adam's eps                      times 1 / (m_D m_L), as gradients shrink
 
-A tied table starts at D ** -0.5 and not at a constant scale, so for it the factors are
-m_D ** 0.5 of the embedding (it has that already if `embed_scale` is the root of D), and
-m_D ** -0.5 of logits and learning rate.
+Where first weights are smaller than in these tables, the factor moves to them, which Adam does not
+notice: projections back to the stream start with a further (2 N) ** -0.5, so m_L ** -0.5 remains of
+the factor of what they add, and their rate has m_L ** -0.5 too. A tied table starts at D ** -0.5:
+m_D ** 0.5 for the embedding (which has it already if `embed_scale` is the root of D), m_D ** -0.5
+for logits and rate. The head starts at 0.1 D ** -0.5, nearer to the zero that muP recommends
+(arXiv 2203.03466, appendix D.2), and keeps that.
 
-Our matrices start at fan_in ** -0.5, as asked for. Two start smaller than the tables say, and so
-nearer to the start at zero that muP recommends for a head (arXiv 2203.03466, appendix D.2): the
-head, at 0.1 D ** -0.5, and projections back to the stream, which have a further (2 N) ** -0.5.
 Head size, F / D and H K / D are meant to be the same at all widths.
 """
 
@@ -34,19 +34,22 @@ from model.config import ModelConfig
 from model.families.registry import abstract_params
 from model.parallel.sharding import letters_of, param_name
 
+# Projections back to the stream, whose first weights have `Block.depth_scale`.
+TO_STREAM = ("wo_HKD", "w_down_FD", "w_down_EFD", "shared_w_down_ZFD")
+
 
 class Scaling(NamedTuple):
     """What differs from the base.
 
     Attributes:
         config: the architecture, with the factors of the forward pass.
-        learning_rates: factors by name of the parameter, where they are not 1.
-        weight_decay, eps: factors of the optimizer's fields.
+        learning_rates, decays: factors by name of the parameter, where they are not 1.
+        eps: factor of the optimizer's field.
     """
 
     config: ModelConfig
     learning_rates: Mapping[str, float]
-    weight_decay: float
+    decays: Mapping[str, float]
     eps: float
 
 
@@ -69,18 +72,20 @@ def scale_width_and_depth(config: ModelConfig, base_width: int, base_depth: int)
     _check(config, base_width, base_depth)
     wider = config.D / base_width if base_width else 1.0
     deeper = config.N / base_depth if base_depth else 1.0
-    fields: dict[str, Any] = {"residual_scale": config.residual_scale / deeper,
+    fields: dict[str, Any] = {"residual_scale": config.residual_scale * deeper**-0.5,
                               "logit_scale": config.logit_scale / wider}
-    factors = {name: 1 / wider for name in _matrices(config)}
+    rates = {name: deeper**-0.5 / wider if name in TO_STREAM else 1 / wider
+             for name in _matrices(config)}
+    decays = {name: 1 / rate for name, rate in rates.items()}
     if config.tied:
-        fields["logit_scale"] = config.logit_scale / wider**0.5
+        fields["logit_scale"] = config.logit_scale * wider**-0.5
         if not math.isclose(config.embed_scale, config.D**0.5):
             fields["embed_scale"] = config.embed_scale * wider**0.5
-        factors |= {name: wider**-0.5 for name in ("embed_VD", "embed_previous_VD")
-                    if name in abstract_params(config)}
-    return Scaling(dataclasses.replace(config, **fields),
-                   {name: factor for name, factor in factors.items() if factor != 1},
-                   wider, 1 / (wider * deeper))
+        rates |= {name: wider**-0.5 for name in ("embed_VD", "embed_previous_VD")
+                  if name in abstract_params(config)}
+    rates, decays = ({name: factor for name, factor in factors.items() if factor != 1}
+                     for factors in (rates, decays))
+    return Scaling(dataclasses.replace(config, **fields), rates, decays, 1 / (wider * deeper))
 
 
 def _matrices(config: ModelConfig) -> set[str]:

@@ -26,8 +26,8 @@ from train.optimizer.muon import MATRICES, is_matrix, matrix_shape, orthogonalis
 from train.optimizer.schedules import make_schedule
 
 # Fields that each optimizer reads, besides those that all of them read.
-SHARED_FIELDS = ("learning_rate", "weight_decay", "clip_norm", "lr_multipliers", "schedule",
-                 "warmup_steps", "final_frac")
+SHARED_FIELDS = ("learning_rate", "weight_decay", "clip_norm", "lr_multipliers",
+                 "decay_multipliers", "schedule", "warmup_steps", "final_frac")
 FIELDS = {"adamw": ("b1", "b2", "eps", "mu_dtype"),
           "muon": ("momentum", "adam_learning_rate", "b1", "b2", "eps", "mu_dtype"),
           "lion": ("b1", "b2", "mu_dtype"),
@@ -49,11 +49,12 @@ def make_optimizer(section: ConfigDict, num_steps: int) -> optax.GradientTransfo
     Args:
         section: `name`, `SHARED_FIELDS` and what `FIELDS` lists for the name. `clip_norm` 0 never
             clips. `lr_multipliers` maps shell patterns of parameter names to factors of the
-            learning rate; the longest match applies. `mu_dtype` is the first moment's dtype.
+            learning rate, `decay_multipliers` to those of the decay; the longest match applies.
+            `mu_dtype` is the first moment's dtype.
 
     Raises:
         UserError: a field is missing or breaks a rule; or, from the optimizer's `init`, a pattern
-            of `lr_multipliers` matches no parameter.
+            of `lr_multipliers` or `decay_multipliers` matches no parameter.
     """
     _check(section)
     multiplier = make_schedule(section, num_steps)
@@ -62,7 +63,7 @@ def make_optimizer(section: ConfigDict, num_steps: int) -> optax.GradientTransfo
         return lambda step: learning_rate * multiplier(step)
 
     def descend(direction, learning_rate: float) -> optax.GradientTransformation:
-        return optax.chain(direction, optax.add_decayed_weights(section.weight_decay, decayed),
+        return optax.chain(direction, _decay(section.weight_decay, section.decay_multipliers),
                            optax.scale_by_learning_rate(scheduled(learning_rate)))
 
     if section.name == "muon":
@@ -125,12 +126,13 @@ def scale_optimizer(section: ConfigDict, config: ModelConfig,
         raise UserError(f"optimizer.name={section.name!r}", "has no rules of muP, which are Adam's",
                         "set the optimizer's name to adamw")
     scaling, names = scale_width_and_depth(config, **mup), _param_names(abstract_params(config))
-    _check_patterns(section.lr_multipliers, names)
-    own = {name: _factor(section.lr_multipliers, name) * scaling.learning_rates.get(name, 1.0)
-           for name in sorted(names)}
-    return ConfigDict(dict(section.items()) | dict(
-        lr_multipliers={name: factor for name, factor in own.items() if factor != 1},
-        weight_decay=section.weight_decay * scaling.weight_decay, eps=section.eps * scaling.eps))
+    multipliers = {"lr_multipliers": scaling.learning_rates, "decay_multipliers": scaling.decays}
+    scaled = {}
+    for field, factors in multipliers.items():
+        _check_patterns(field, section[field], names)
+        scaled[field] = {name: _factor(section[field], name) * factors.get(name, 1.0)
+                         for name in sorted(names)}
+    return ConfigDict(dict(section.items()) | scaled | {"eps": section.eps * scaling.eps})
 
 
 def _check(section: ConfigDict) -> None:
@@ -220,10 +222,29 @@ def _by_matrix(transformation: optax.GradientTransformation) -> optax.GradientTr
     return optax.GradientTransformation(init, update)
 
 
+def _decay(weight_decay: float, multipliers: Mapping[str, float]) -> optax.GradientTransformation:
+    """Adds the decay of those parameters that have one, times the factor of their name."""
+    if not multipliers:
+        return optax.add_decayed_weights(weight_decay, decayed)
+
+    def init(params):
+        _check_patterns("decay_multipliers", multipliers, _param_names(params))
+        return optax.EmptyState()
+
+    def add(path, update, param, is_decayed):
+        factor = weight_decay * _factor(multipliers, param_name(path))
+        return update + factor * param if is_decayed else update
+
+    def update(updates, state, params):
+        return jax.tree_util.tree_map_with_path(add, updates, params, decayed(params)), state
+
+    return optax.GradientTransformation(init, update)
+
+
 def _multiply_by_name(multipliers: Mapping[str, float]) -> optax.GradientTransformation:
     """Multiplies the update of each parameter by the factor of the longest pattern it matches."""
     def init(params):
-        _check_patterns(multipliers, _param_names(params))
+        _check_patterns("lr_multipliers", multipliers, _param_names(params))
         return optax.EmptyState()
 
     def update(updates, state, params=None):
@@ -239,10 +260,10 @@ def _factor(multipliers: Mapping[str, float], name: str) -> float:
     return multipliers[max(matching, key=len)] if matching else 1.0
 
 
-def _check_patterns(multipliers: Mapping[str, float], names: set[str]) -> None:
+def _check_patterns(field: str, multipliers: Mapping[str, float], names: set[str]) -> None:
     for pattern in multipliers:
         if not any(fnmatchcase(name, pattern) for name in names):
-            raise UserError(f"optimizer.lr_multipliers={pattern!r}", "matches no parameter",
+            raise UserError(f"optimizer.{field}={pattern!r}", "matches no parameter",
                             f"choose among {', '.join(sorted(names))}")
 
 
