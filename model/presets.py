@@ -145,6 +145,7 @@ def find_preset(name: str, field: str = "--preset") -> ModelConfig:
         UserError: there is none; it names those that are spelled alike.
     """
     if name not in PRESETS:
-        near = difflib.get_close_matches(name.lower(), PRESETS, n=4, cutoff=0.5) or PRESETS
+        near = ([known for known in PRESETS if name and name.lower() in known]
+                or difflib.get_close_matches(name.lower(), PRESETS, n=4, cutoff=0.5) or PRESETS)
         raise UserError(f"{field}={name!r}", "is no preset", f"name one of {', '.join(near)}")
     return PRESETS[name]
