@@ -22,13 +22,15 @@ from ml_collections import ConfigDict
 from core.artifacts import ROOT, make_lineage, write_json
 from core.errors import UserError
 from data import pack as stage
-from data import tokenizer as tokenizers
-from data.documents import Document, write_documents
+from data.documents import Document, read_documents, write_documents
 from data.engine import run_units
+from data.tokenizers import bpe
+from data.tokenizers.load import load_tokenizer
 from data.tokens import shards
 from data.tokens.encode import encode_document, plan_units
 from data.tokens.rows import open_tokens
 from data.tokens.shards import merge_runs, select_rank, shuffle_key, write_run
+from tests import hub_tokenizers as hub
 
 # Daft leaves the pipes of its worker processes to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
@@ -64,7 +66,7 @@ def workdir(tmp_path_factory) -> Path:
     """A corpus in three parts and a tokenizer trained on it."""
     folder = tmp_path_factory.mktemp("pack")
     _write_corpus(folder / "corpus", DOCUMENTS, 3)
-    tokenizers.train([d.text for d in DOCUMENTS], 300).save(folder / "tokenizer")
+    bpe.train([d.text for d in DOCUMENTS], 300).save(folder / "tokenizer")
     for name in ("corpus", "tokenizer"):
         write_json(folder / name / "lineage.json",
                    make_lineage(stage=name, config={}, inputs={}, code=""))
@@ -95,7 +97,7 @@ def _files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
-def _texts(folder: Path, name: str, tokenizer: tokenizers.Tokenizer) -> list[str]:
+def _texts(folder: Path, name: str, tokenizer: bpe.BytePairTokenizer) -> list[str]:
     tokens = np.fromfile(folder / f"{name}.tokens", "<u2")
     ends = np.fromfile(folder / f"{name}.ends", "<i8")
     documents = np.split(tokens, ends[:-1])
@@ -105,7 +107,7 @@ def _texts(folder: Path, name: str, tokenizer: tokenizers.Tokenizer) -> list[str
 
 def test_a_token_file_holds_every_document_in_the_order_of_hashes(workdir, tmp_path):
     counts = _pack(workdir, tmp_path / "t")
-    tokenizer = tokenizers.load_tokenizer(workdir / "tokenizer")
+    tokenizer = load_tokenizer(workdir / "tokenizer")
     assert set(counts) == {"pages", "code", "readme", "best", "heldout"}
     for name in ("pages", "code", "readme"):
         expected = sorted((d for d in DOCUMENTS if d.domain == name),
@@ -122,7 +124,7 @@ def test_a_token_file_holds_every_document_in_the_order_of_hashes(workdir, tmp_p
 
 def test_best_is_the_share_of_highest_quality(workdir, tmp_path, capfd):
     _pack(workdir, tmp_path / "t")
-    tokenizer = tokenizers.load_tokenizer(workdir / "tokenizer")
+    tokenizer = load_tokenizer(workdir / "tokenizer")
 
     def rank(document):
         quality = document.meta.get("quality", np.nan)
@@ -251,13 +253,40 @@ def test_a_killed_encoding_resumes(workdir, tmp_path):
 
 
 def test_unusual_texts_are_encoded_unchanged(workdir):
-    tokenizer = tokenizers.load_tokenizer(workdir / "tokenizer")
+    tokenizer = load_tokenizer(workdir / "tokenizer")
     for text in ("", "<|end|> is text", "\0\ud7ff\U0010ffff", "a" * 300_000, " " * 1_200_000,
                  "b " + "\n" * 1_100_000):
         ids = encode_document(tokenizer, text)
         assert ids.dtype == "<u2" and tokenizer.decode(ids[1:-1]) == text
         if len(text) < 1_000_000:
             assert ids.tolist() == [tokenizer.bos, *tokenizer.encode(text), tokenizer.end]
+
+
+def test_documents_are_packed_by_a_tokenizer_of_the_hub(workdir, tmp_path):
+    """`pack.tokenizer` may name a folder that is no artifact of ours."""
+    pytest.importorskip("tokenizers")
+    (tmp_path / "corpus").symlink_to(workdir / "corpus")
+    source = hub.write_hub(tmp_path / "theirs", hub.byte_level(),
+                           tokenizer_config={"eos_token": "<|im_end|>"})
+    command = [sys.executable, "-m", "data.pack", "--config=configs/quickstart.py",
+               f"--workdir={tmp_path}", "--config.pack.best_domains=()"]
+    refused = subprocess.run([*command, "--config.pack.tokenizer=none"], cwd=ROOT,
+                             capture_output=True, text=True)
+    assert refused.returncode == 2 and "no finished artifact at" in refused.stderr
+    command.append(f"--config.pack.tokenizer={source}")
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    assert not json.loads(done.stdout)["skipped"]
+    folder, tokenizer = tmp_path / "tokens", load_tokenizer(source)
+    described = json.loads((folder / "tokens.json").read_text())
+    assert described["vocab_size"] == 330 and described["tokenizer"] == tokenizer.fingerprint
+    assert load_tokenizer(folder) == tokenizer
+    tokens, ends = open_tokens(folder, "heldout")
+    texts = [tokenizer.decode(part[1:-1]) for part in np.split(tokens[:], ends[:-1])]
+    expected = sorted(d.text for d in read_documents(workdir / "corpus" / "heldout"))
+    assert sorted(texts) == expected
+    assert {int(part[0]) for part in np.split(tokens[:], ends[:-1])} == {0}, "<|endoftext|>"
+    again = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    assert json.loads(again.stdout)["skipped"]
 
 
 #: Domains, and what a token folder calls them.
@@ -276,7 +305,7 @@ def test_any_text_may_name_a_domain(workdir, tmp_path, capfd):
     section = ConfigDict(dict(SECTION, best_domains=("domain:best", "a.b"), best_frac=1.0))
     counts = _pack(tmp_path, tmp_path / "t", section=section)
     assert set(counts) == {*NAMES.values(), "best"}
-    tokenizer = tokenizers.load_tokenizer(workdir / "tokenizer")
+    tokenizer = load_tokenizer(workdir / "tokenizer")
     write_json(tmp_path / "t" / "tokens.json", {"dtype": "uint16", "domains": counts})
     for name, called in NAMES.items():
         tokens, _ = open_tokens(tmp_path / "t", called)
