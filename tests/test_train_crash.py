@@ -77,17 +77,33 @@ def test_artifacts_of_two_roads_differ_in_what_no_clock_decides(tmp_path):
     assert [name for name in one if one[name] != other[name]] == ["base/metrics.json"]
 
 
-def test_kills_are_spread_over_all_stages(monkeypatch, tmp_path):
+@pytest.fixture
+def played(monkeypatch):
+    """What happens on a road whose stages are not run: the kills, and the stages finished."""
     killed, finished = [], []
     monkeypatch.setattr(road.Road, "kill", lambda self, command, secs, with_workers:
                         killed.append((command[0], with_workers)) or True)
     monkeypatch.setattr(road.Road, "finish", lambda self, command: finished.append(command[0]))
+    return killed, finished
+
+
+def test_kills_are_spread_over_all_stages(played, tmp_path):
+    killed, finished = played
     stages = [command[0] for command in road.read_stages()]
     assert stages[0] == "data.curate" and stages[-1] == "serve.report.write" and len(stages) == 11
-    done = road.kill_along(road.Road(tmp_path), [1.0] * 11, 20, random.Random(0))
-    assert done == len(killed) == 20 and finished == stages
-    assert {name for name, _ in killed} == set(stages)
+    names = road.kill_along(road.Road(tmp_path), [1.0] * 11, 20, random.Random(0))
+    assert names == [name for name, _ in killed] and len(names) == 20 and finished == stages
+    assert set(names) == set(stages)
     assert sum(with_workers for _, with_workers in killed) == 10
+
+
+def test_a_kill_that_comes_too_late_is_not_moved_to_another_stage(played, monkeypatch, tmp_path):
+    monkeypatch.setattr(road.Road, "kill", lambda self, command, secs, with_workers:
+                        command[0] != "train.pretrain")
+    names = road.kill_along(road.Road(tmp_path), [1.0] * 11, 11, random.Random(0))
+    stages = [command[0] for command in road.read_stages()]
+    assert names == [stage for stage in stages if stage != "train.pretrain"]
+    assert played[1] == stages
 
 
 @pytest.mark.full
