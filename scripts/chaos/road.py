@@ -95,24 +95,28 @@ def read_stages() -> list[list[str]]:
     return [shlex.split(line)[1:] for line in lines if line.startswith("stage ")]
 
 
-def kill_along(road: Road, secs: list[float], kills: int, chance: random.Random) -> list[str]:
-    """Goes along the road with at most that many kills, and to its end; the modules killed.
+def choose_stages(kills: int, killed: Counter, num_stages: int, chance: random.Random) -> Counter:
+    """Distributes further kills over stages: always one that was `killed` least, by chance."""
+    total = Counter(killed)
+    for _ in range(kills):
+        least = min(total[stage] for stage in range(num_stages))
+        total[chance.choice([stage for stage in range(num_stages) if total[stage] == least])] += 1
+    return total - killed
 
-    Every stage gets one before any gets two. A kill that its stage has finished before is left to
-    another road.
+
+def kill_along(road: Road, secs: list[float], planned: Counter, chance: random.Random) -> Counter:
+    """Goes along the road with so many kills by stage, and to its end; those that happened.
+
+    A kill that its stage has finished before is left to another road.
     """
-    commands = read_stages()
-    places = [place for number in range(-(-kills // len(commands)))
-              for place in chance.sample(range(len(commands)), len(commands))
-              [:kills - number * len(commands)]]
-    killed = []
-    for place, command in enumerate(commands):
-        for _ in range(places.count(place)):
-            moment = chance.uniform(0, secs[place])
-            if not road.kill(command, moment, with_workers=bool(len(killed) % 2)):
+    killed = Counter()
+    for stage, command in enumerate(read_stages()):
+        for _ in range(planned[stage]):
+            moment = chance.uniform(0, secs[stage])
+            if not road.kill(command, moment, with_workers=bool(killed.total() % 2)):
                 break
-            log(f"{command[0]}: killed after {moment:.1f} s of {secs[place]:.1f}")
-            killed.append(command[0])
+            log(f"{command[0]}: killed after {moment:.1f} s of {secs[stage]:.1f}")
+            killed[stage] += 1
         road.finish(command)
     return killed
 
@@ -166,10 +170,11 @@ def play(workdir: Path, kills: int, seed: int) -> dict[str, Any]:
     expected = final_bytes(undisturbed.workdir)
     log(f"undisturbed: {len(undisturbed.secs)} stages, {len(expected)} files, "
         f"{format_secs(sum(undisturbed.secs))}")
-    killed, roads, different = [], 0, {}
-    while len(killed) < kills:
+    killed, roads, different, num_stages = Counter(), 0, {}, len(undisturbed.secs)
+    while killed.total() < kills:
         road = Road(workdir / f"killed{roads}")
-        killed += kill_along(road, undisturbed.secs, kills - len(killed), chance)
+        planned = choose_stages(kills - killed.total(), killed, num_stages, chance)
+        killed += kill_along(road, undisturbed.secs, planned, chance)
         found = final_bytes(road.workdir)
         names = sorted(name for name in expected.keys() | found.keys()
                        if expected.get(name) != found.get(name))
@@ -177,8 +182,8 @@ def play(workdir: Path, kills: int, seed: int) -> dict[str, Any]:
         if names or leftovers:
             different[road.workdir.name] = names + leftovers
         roads += 1
-    return {"kills": len(killed), "by_module": Counter(killed), "stages": len(undisturbed.secs),
-            "roads": roads, "files": len(expected), "different": different,
+    return {"kills": killed.total(), "by_stage": [killed[stage] for stage in range(num_stages)],
+            "stages": num_stages, "roads": roads, "files": len(expected), "different": different,
             "road_secs": round(sum(undisturbed.secs), 1),
             "secs": round(time.monotonic() - began, 1)}
 
