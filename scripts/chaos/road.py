@@ -5,8 +5,8 @@
 Runs the stages of scripts/quickstart.sh at smoke size once undisturbed, then with SIGKILLs spread
 over all stages, each at a random moment of its stage and alternately to the process alone and with
 its workers; and compares every artifact byte by byte. Left out are clocks, and what names the
-command or the folder. The last line sums up; status 1 if anything differs. Twenty kills take four
-to five times as long as the road itself.
+command or the folder. The last line sums up; status 1 if anything differs. Twenty kills take five
+to six times as long as the road itself.
 """
 
 from __future__ import annotations
