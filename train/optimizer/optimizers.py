@@ -6,7 +6,7 @@ learning rates can be scaled by name pattern.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -79,16 +79,24 @@ def make_optimizer(section: ConfigDict, num_steps: int) -> optax.GradientTransfo
     return update
 
 
-def learning_rates(section: ConfigDict, num_steps: int,
-                   num_accepted: jax.Array) -> dict[str, jax.Array]:
-    """The learning rates after `num_accepted` updates, before `lr_multipliers`.
+def learning_rates(section: ConfigDict, num_steps: int, num_accepted: jax.Array,
+                   params: Any) -> dict[str, jax.Array]:
+    """The learning rates after `num_accepted` updates, by group of parameters.
 
     Returns:
-        `learning_rate`; for Muon that of the matrices, and `adam_learning_rate` of the rest.
+        `learning_rate`; for Muon that of the matrices, and `adam_learning_rate` of the rest. A
+        pattern of `lr_multipliers` has its own, e.g. `learning_rate/embed*`, for the parameters
+        that it applies to.
     """
+    is_muon, multipliers = section.name == "muon", section.lr_multipliers
+    names = ("learning_rate",) + ("adam_learning_rate",) * is_muon
+    rates = {name: section[name] for name in names}
+    for path, _ in jax.tree_util.tree_leaves_with_path(params):
+        if pattern := _matching(param_name(path), multipliers):
+            name = names[is_muon and param_name(path) not in MATRICES]
+            rates[f"{name}/{pattern}"] = section[name] * multipliers[pattern]
     multiplier = make_schedule(section, num_steps)(num_accepted)
-    names = ("learning_rate",) + ("adam_learning_rate",) * (section.name == "muon")
-    return {name: jnp.asarray(section[name] * multiplier, jnp.float32) for name in names}
+    return {name: jnp.asarray(rate * multiplier, jnp.float32) for name, rate in rates.items()}
 
 
 def eval_params(opt_state: Any, params: Any) -> Any:
@@ -197,11 +205,17 @@ def _by_matrix(transformation: optax.GradientTransformation) -> optax.GradientTr
     return optax.GradientTransformation(init, update)
 
 
+def _matching(name: str, patterns: Iterable[str]) -> str | None:
+    """The longest shell pattern that the name matches."""
+    return max((pattern for pattern in patterns if fnmatchcase(name, pattern)), key=len,
+               default=None)
+
+
 def _multiply_by_name(multipliers: Mapping[str, float]) -> optax.GradientTransformation:
     """Multiplies the update of each parameter by the factor of the longest pattern it matches."""
     def factor(path) -> float:
-        matching = [pattern for pattern in multipliers if fnmatchcase(param_name(path), pattern)]
-        return multipliers[max(matching, key=len)] if matching else 1.0
+        pattern = _matching(param_name(path), multipliers)
+        return 1.0 if pattern is None else multipliers[pattern]
 
     def init(params):
         names = {param_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
