@@ -6,7 +6,7 @@ learning rates can be scaled by name pattern.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -83,16 +83,24 @@ def make_optimizer(section: ConfigDict, num_steps: int) -> optax.GradientTransfo
     return update
 
 
-def learning_rates(section: ConfigDict, num_steps: int,
-                   num_accepted: jax.Array) -> dict[str, jax.Array]:
-    """The learning rates after `num_accepted` updates, before `lr_multipliers`.
+def learning_rates(section: ConfigDict, num_steps: int, num_accepted: jax.Array,
+                   params: Any) -> dict[str, jax.Array]:
+    """The learning rates after `num_accepted` updates, by group of parameters.
 
     Returns:
-        `learning_rate`; for Muon that of the matrices, and `adam_learning_rate` of the rest.
+        `learning_rate`; for Muon that of the matrices, and `adam_learning_rate` of the rest. A
+        pattern of `lr_multipliers` has its own, e.g. `learning_rate/embed*`, for the parameters
+        that it applies to.
     """
+    is_muon, multipliers = section.name == "muon", section.lr_multipliers
+    names = ("learning_rate",) + ("adam_learning_rate",) * is_muon
+    rates = {name: section[name] for name in names}
+    for path, _ in jax.tree_util.tree_leaves_with_path(params):
+        if pattern := _matching(param_name(path), multipliers):
+            name = names[is_muon and param_name(path) not in MATRICES]
+            rates[f"{name}/{pattern}"] = section[name] * multipliers[pattern]
     multiplier = make_schedule(section, num_steps)(num_accepted)
-    names = ("learning_rate",) + ("adam_learning_rate",) * (section.name == "muon")
-    return {name: jnp.asarray(section[name] * multiplier, jnp.float32) for name in names}
+    return {name: jnp.asarray(rate * multiplier, jnp.float32) for name, rate in rates.items()}
 
 
 def eval_params(opt_state: Any, params: Any) -> Any:
@@ -132,8 +140,9 @@ def scale_optimizer(section: ConfigDict, config: ModelConfig,
     scaled = {}
     for field, factors in multipliers.items():
         _check_patterns(field, section[field], names)
-        scaled[field] = {name: _factor(section[field], name) * factors.get(name, 1.0)
-                         for name in sorted(names)}
+        own = {name: _factor(section[field], name) * factors.get(name, 1.0)
+               for name in sorted(names)}
+        scaled[field] = {name: factor for name, factor in own.items() if factor != 1}
     return ConfigDict(dict(section.items()) | scaled | {"eps": section.eps * scaling.eps})
 
 
@@ -224,6 +233,12 @@ def _by_matrix(transformation: optax.GradientTransformation) -> optax.GradientTr
     return optax.GradientTransformation(init, update)
 
 
+def _matching(name: str, patterns: Iterable[str]) -> str | None:
+    """The longest shell pattern that the name matches."""
+    return max((pattern for pattern in patterns if fnmatchcase(name, pattern)), key=len,
+               default=None)
+
+
 def _decay(weight_decay: float, multipliers: Mapping[str, float]) -> optax.GradientTransformation:
     """Adds the decay of those parameters that have one, times the factor of their name."""
     if not multipliers:
@@ -258,8 +273,8 @@ def _multiply_by_name(multipliers: Mapping[str, float]) -> optax.GradientTransfo
 
 
 def _factor(multipliers: Mapping[str, float], name: str) -> float:
-    matching = [pattern for pattern in multipliers if fnmatchcase(name, pattern)]
-    return multipliers[max(matching, key=len)] if matching else 1.0
+    pattern = _matching(name, multipliers)
+    return 1.0 if pattern is None else multipliers[pattern]
 
 
 def _check_patterns(field: str, multipliers: Mapping[str, float], names: set[str]) -> None:
