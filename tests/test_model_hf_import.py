@@ -26,6 +26,7 @@ from model.hf.safetensors_files import open_safetensors, write_safetensors
 from model.hf.tables import load_params as load_theirs
 from model.hf.tables import write_params
 from model.hf.tensor_files import LazyTensor
+from model.presets import PRESETS
 
 TOKENIZER = BytePairTokenizer({bytes([i]): i for i in range(256)})
 V = TOKENIZER.vocab_size
@@ -271,6 +272,13 @@ def test_gguf_has_the_rotated_pairs_as_neighbours():
     ({"D": 18, "qk_norm": False}, "mistral")])   # heads that do not divide the width
 def test_our_models_have_a_counterpart(changes, name):
     assert choose_layout(dataclasses.replace(OURS, **changes))[0].model_type == name
+
+
+@pytest.mark.parametrize("name", [name for name, preset in PRESETS.items()
+                                  if preset.family == "decoder"])
+def test_every_preset_of_a_decoder_has_its_family(name):
+    layout, fields = choose_layout(PRESETS[name])
+    assert layout.read_config(Fields(fields)) == PRESETS[name]
 
 
 @pytest.mark.parametrize("layouts", [LAYOUTS, GGUF_LAYOUTS], ids=["hub", "gguf"])

@@ -79,7 +79,7 @@ def _read_windowed(hf: Fields, *, pattern: int) -> dict[str, Any]:
     return fields | {
         "residual": "sandwich", "window": hf.count("sliding_window"),
         "global_every": read_pattern(hf, default=pattern),
-        "attention_scale": 0.0 if scalar == fields["K"] else scalar ** -0.5,
+        "attention_scale": scalar ** -0.5,
         "attention_softcap": float(hf.number("attn_logit_softcapping", 0.0)),
         "logit_softcap": float(hf.number("final_logit_softcapping", 0.0))}
 
