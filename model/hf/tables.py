@@ -67,8 +67,10 @@ class Layout:
             we do not have.
         write_config: the reverse, without names of types; None if the family has no such model.
         prefix: of tensor names, which some files leave out.
+        old_names: parts of names that older files have, and what they are called today.
         copies: tensors that repeat another one, by name; e.g. a tied head.
         ignored: patterns of tensors that are no parameters.
+        left_out: patterns of parameters that the architecture does not use; see `left_out`.
     """
 
     model_type: str
@@ -77,8 +79,10 @@ class Layout:
     read_config: Callable[[Mapping[str, Any]], ModelConfig]
     write_config: Callable[[ModelConfig], dict[str, Any] | None]
     prefix: str = ""
+    old_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
     copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
     ignored: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 def load_params(layout: Layout, tensors: Tensors, config: ModelConfig,
@@ -91,8 +95,9 @@ def load_params(layout: Layout, tensors: Tensors, config: ModelConfig,
     Raises:
         UserError: a tensor is missing, unknown or of another shape, or copies disagree.
     """
-    tensors = _strip(layout, tensors)
-    entries = {entry.ours: entry for entry in layout.entries(config)}
+    tensors = _rename(layout, tensors)
+    entries = {entry.ours: entry._replace(theirs=entry.theirs.removeprefix(layout.prefix))
+               for entry in layout.entries(config)}
     _check(layout, tensors, entries.values(), config)
     shapes = abstract_params(config)
     if mesh is None:
@@ -106,6 +111,11 @@ def load_params(layout: Layout, tensors: Tensors, config: ModelConfig,
         return jax.make_array_from_callback(shape.shape, sharding, read)
 
     return jax.tree_util.tree_map_with_path(make, shapes, shardings)
+
+
+def left_out(layout: Layout, tensors: Tensors) -> list[str]:
+    """Names of the parameters that `load_params` leaves out, for the caller to announce."""
+    return [name for name in _rename(layout, tensors) if _matches(name, layout.left_out)]
 
 
 def write_params(layout: Layout, params: Any, config: ModelConfig,
@@ -184,8 +194,8 @@ def _check(layout: Layout, tensors: Tensors, entries: Iterator[Entry] | Any,
             raise UserError(name, f"has shape {tensors[name].shape}, and config.json asks for "
                             f"{shape}", "give the config that belongs to the weights")
     for name in tensors:
-        if name not in expected and name not in layout.copies and not any(
-                re.fullmatch(pattern, name) for pattern in layout.ignored):
+        if name not in expected and name not in layout.copies and not _matches(
+                name, layout.ignored + layout.left_out):
             raise UserError(name, f"is no tensor of a {layout.model_type} of these sizes",
                             "give the config that belongs to the weights")
     for copy, original in layout.copies.items():
@@ -195,8 +205,18 @@ def _check(layout: Layout, tensors: Tensors, entries: Iterator[Entry] | Any,
                             "set tie_word_embeddings to false in config.json")
 
 
-def _strip(layout: Layout, tensors: Tensors) -> Tensors:
-    return {name.removeprefix(layout.prefix): tensor for name, tensor in tensors.items()}
+def _rename(layout: Layout, tensors: Tensors) -> Tensors:
+    """The tensors under today's names, without the prefix."""
+    renamed = {}
+    for name, tensor in tensors.items():
+        for old, new in layout.old_names.items():
+            name = name.replace(old, new)
+        renamed[name.removeprefix(layout.prefix)] = tensor
+    return renamed
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
 def _is_stacked(entry: Entry) -> bool:
