@@ -19,12 +19,13 @@ def open_peer(folder: Path, layout: Layout) -> tuple[ModelConfig, Any]:
 
 
 def save_random_peer(model: Any, folder: Path, std: float = 0.2) -> Any:
-    """Gives every weight of a torch model a random value, and writes the model."""
+    """Gives every weight of a torch model a random value, norms around 1, and writes the model."""
     import torch
 
     torch.manual_seed(0)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=std)
+    for name, parameter in model.named_parameters():
+        mean = 1.0 if name.lower().endswith("norm.weight") else 0.0
+        torch.nn.init.normal_(parameter, mean, std)
     model.eval().save_pretrained(folder)
     return model
 

@@ -7,6 +7,7 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
+from peer_models import as_entries, assert_same_bytes, open_peer, save_random_peer
 
 from core.errors import UserError
 from data.batch import Batch
@@ -17,7 +18,6 @@ from model.heads.embedding import mean_embedding, pool_first
 from model.heads.language import logits
 from model.hf.families.bert import BERT, BERT_MASKED, read_config, write_config
 from model.hf.tables import left_out
-from peer_models import as_entries, assert_same_bytes, open_peer, save_random_peer
 from train.loss import next_token_loss
 
 EXECUTION = Execution()
