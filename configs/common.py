@@ -70,6 +70,10 @@ def make_pretrain(**changes) -> ConfigDict:
     """The section `pretrain` with every field; sizes of the run come from `changes`."""
     return ConfigDict(make_training(
         out="base", tokens="tokens", corpus="corpus",
+        objective="causal",         # masked: of an encoder; span: of an encoder-decoder
+        # Of the two: share of tokens hidden; masked: of these, how many become a random token or
+        # stay; span: mean length of a hidden span.
+        corruption=dict(frac=0.15, random_frac=0.1, kept_frac=0.1, span_tokens=3.0),
         init_from="",               # a model directory, whose parameters are the first
         resume_from="", resume_step=0,      # or another run's checkpoint; 0 = its newest
         anneal_frac=0.0,            # of the steps, on `anneal_mixture` instead of `mixture`
@@ -114,7 +118,10 @@ def make_tokens(*, vocab_size: int, tokenizer_bytes: int, **changes) -> ConfigDi
     """
     return ConfigDict(dict(
         tokenizer=dict(out="tokenizer", corpus="corpus", vocab_size=vocab_size,
-                       max_bytes=tokenizer_bytes),
+                       max_bytes=tokenizer_bytes,
+                       # Special tokens, within vocab_size, that pretrain.objective needs: <|mask|>
+                       # for masked; for span <|extra_0|> and so on, one per span of a document.
+                       mask_token=False, num_sentinels=0),
         pack=dict(out="tokens", corpus="corpus", tokenizer="tokenizer",
                   best_domains=(), best_frac=0.5,   # what annealing calls the best data; () = none
                   seed=0) | changes))

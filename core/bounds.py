@@ -104,6 +104,8 @@ BOUNDS: Mapping[str, Bounds] = {
     "anneal_frac": FRACTION, "mixture.*": NOT_NEGATIVE, "anneal_mixture.*": NOT_NEGATIVE,
     "upweight.*": NOT_NEGATIVE, "max_epochs": Bounds(note="0 sets no cap"),
     "resume_step": count(0, note="0 takes the newest"),
+    "corruption.frac": Bounds(0.01, 0.9), "corruption.random_frac": FRACTION,
+    "corruption.kept_frac": FRACTION, "corruption.span_tokens": Bounds(1.0, 1000.0),
     "z_loss_coef": NOT_NEGATIVE, "balance_coef": NOT_NEGATIVE, "router_z_coef": NOT_NEGATIVE,
 
     # pairs, dpo
@@ -135,7 +137,7 @@ BOUNDS: Mapping[str, Bounds] = {
 
     # tokenizer, pack
     "tokenizer.vocab_size": count(261),     # bytes, and special tokens
-    "tokenizer.max_bytes": size(),
+    "tokenizer.max_bytes": size(), "tokenizer.num_sentinels": count(0, note="0 adds none"),
     "pack.best_frac": Bounds(high=1.0, without=0.0),
 
     # curate

@@ -6,10 +6,28 @@ Masks, segments and positions are carried, never inferred from token ids.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import flax
 import jax
 import numpy as np
+
+
+@flax.struct.dataclass
+class Source:
+    """What the encoder of an encoder-decoder reads: rows of packed documents.
+
+    The decoder's tokens of a segment attend to the source tokens of the same segment.
+
+    Attributes:
+        tokens_BM: int32 inputs.
+        segment_ids_BM: int32, document of each input in its row, from 1; 0 is padding.
+        positions_BM: int32, position of each input in its document.
+    """
+
+    tokens_BM: jax.Array | np.ndarray
+    segment_ids_BM: jax.Array | np.ndarray
+    positions_BM: jax.Array | np.ndarray
 
 
 @flax.struct.dataclass
@@ -18,10 +36,12 @@ class Batch:
 
     Attributes:
         tokens_BL: int32 inputs.
-        targets_BL: int32, the next token of each input.
+        targets_BL: int32, what each input predicts: the next token or, in masked language
+            modelling, the original token at its own position.
         loss_weights_BL: float32, how much each target counts; 0 is not scored.
         segment_ids_BL: int32, document of each input in its row, from 1; 0 is padding.
         positions_BL: int32, position of each input in its document.
+        source: the encoder's inputs, for an encoder-decoder; else None.
     """
 
     tokens_BL: jax.Array | np.ndarray
@@ -29,6 +49,13 @@ class Batch:
     loss_weights_BL: jax.Array | np.ndarray
     segment_ids_BL: jax.Array | np.ndarray
     positions_BL: jax.Array | np.ndarray
+    source: Source | None = None
+
+    @property
+    def inputs(self) -> tuple[Any, ...]:
+        """What a model's forward takes: tokens, positions, segment ids and, if any, the source."""
+        inputs = self.tokens_BL, self.positions_BL, self.segment_ids_BL
+        return inputs if self.source is None else (*inputs, self.source)
 
 
 def make_row(tokens: np.ndarray, weights: np.ndarray, segments: np.ndarray) -> Batch:

@@ -27,6 +27,8 @@ SPLIT_PATTERN = (r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}"
 
 # A document is <|bos|> text <|end|>; a turn is <|role|> text <|end|>: one stop token for both.
 SPECIAL_TOKENS = ("<|bos|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
+MASK = "<|mask|>"       # further ones, for objectives of pretraining: data/tokens/corruption.py
+SENTINEL = "<|extra_{}|>"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,26 +133,29 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     return tokenizer
 
 
-def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+def train(texts: Iterable[str], vocab_size: int, *, mask_token: bool = False,
+          num_sentinels: int = 0) -> Tokenizer:
     """Trains byte-level BPE (arXiv 1508.07909) on texts.
 
     Args:
         vocab_size: tokens in all, special ones included.
+        mask_token, num_sentinels: special tokens beside `SPECIAL_TOKENS`.
 
     Raises:
         UserError: `vocab_size` is below the number of bytes (256) and special tokens, or the text
         has too few distinct pairs to merge.
     """
-    num_ordinary = vocab_size - len(SPECIAL_TOKENS)
+    specials = (*SPECIAL_TOKENS, *[MASK] * mask_token, *map(SENTINEL.format, range(num_sentinels)))
+    num_ordinary = vocab_size - len(specials)
     if num_ordinary < 256:
         raise UserError(f"tokenizer.vocab_size={vocab_size}",
-                        f"must be at least {256 + len(SPECIAL_TOKENS)}",
+                        f"must be at least {256 + len(specials)}",
                         "set --config.tokenizer.vocab_size")
     trainer = rustbpe.Tokenizer()
     trainer.train_from_iterator(iter(texts), num_ordinary, pattern=SPLIT_PATTERN)
     ranks = {bytes(token): rank for token, rank in trainer.get_mergeable_ranks()}
     if len(ranks) < num_ordinary:
         raise UserError(f"tokenizer.vocab_size={vocab_size}",
-                        f"the text yields only {len(ranks) + len(SPECIAL_TOKENS)} tokens",
+                        f"the text yields only {len(ranks) + len(specials)} tokens",
                         "give more text or set a smaller --config.tokenizer.vocab_size")
-    return Tokenizer(ranks)
+    return Tokenizer(ranks, specials=specials)

@@ -20,7 +20,8 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
     """Trains on about `max_bytes` of text and measures the compression on it."""
     section = config.tokenizer
     sample = list(_texts(parents["corpus"] / "documents", section.max_bytes))
-    tokenizer = tokenizers.train(sample, section.vocab_size)
+    tokenizer = tokenizers.train(sample, section.vocab_size, mask_token=section.mask_token,
+                                 num_sentinels=section.num_sentinels)
     tokenizer.save(folder)
     num_tokens = sum(map(len, tokenizer.encode_batch(sample)))
     num_bytes = sum(len(text.encode()) for text in sample)

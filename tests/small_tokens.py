@@ -24,11 +24,11 @@ def write_corpus(workdir: Path) -> None:
     _finish(workdir / "corpus")
 
 
-def write_artifacts(workdir: Path) -> None:
-    """Writes `corpus`, `tokenizer` and `tokens`."""
+def write_artifacts(workdir: Path, **tokenizer) -> None:
+    """Writes `corpus`, `tokenizer` (with these changes of its section) and `tokens`."""
     write_corpus(workdir)
     config = get_config("smoke")
-    config.tokenizer.vocab_size = 300
+    config.tokenizer.update(vocab_size=300, **tokenizer)
     for name, stage in STAGES.items():
         (workdir / name).mkdir()
         stage.build(config, {other: workdir / other for other in ("corpus", *STAGES)},

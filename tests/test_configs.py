@@ -1,24 +1,22 @@
 """Every variant of every config: its model lowers, sharded three ways, without being compiled."""
 
 import re
-from functools import partial
 
 import jax
-import jax.numpy as jnp
 import pytest
 from absl import flags
 from ml_collections import ConfigDict
 
-from configs import classifier, curate, gpt2_124m, llama3_8b, pretrain, synthesize
+from configs import classifier, curate, gpt2_124m, llama3_8b, objectives, pretrain, synthesize
 from configs.common import REFERENCES, scale_by_depth
 from configs.quickstart import get_config
 from core.bounds import check_numbers, find_bounds
 from core.entry import define_config_flags, flag_fault
 from core.errors import UserError
-from data.batch import Batch
 from model.config import make_model_config
 from model.execution import make_execution
 from model.families.registry import abstract_params
+from train.objective import batch_shapes
 from train.pretrain import make_loss
 from train.setup import RUN_FIELDS, make_setup
 from train.trainer import make_step
@@ -31,12 +29,14 @@ VARIANTS = ("cpu", "accelerator", "smoke")
 
 CONFIGS = {**{variant: (get_config, variant) for variant in VARIANTS},
            "gpt2_124m": (gpt2_124m.get_config, None), "llama3_8b": (llama3_8b.get_config, None),
+           "experts": (objectives.get_config, "experts"),
            "depth 6": (pretrain.get_config, "6"), "depth 3, cpu": (pretrain.get_config, "3,cpu")}
 
 
 EVERY_CONFIG = {**CONFIGS, **{f"{module.__name__}:{variant}": (module.get_config, variant)
                               for module, variants in (
                                   (curate, ("local", "warc")), (synthesize, ("default",)),
+                                  (objectives, objectives.VARIANTS),
                                   (classifier, ("reference", "scores", "labels")))
                               for variant in variants}}
 HUGE = 1e300, 10**30
@@ -170,8 +170,7 @@ def test_one_step_lowers_on_eight_devices(name):
     setup = make_setup(model_config, section, {"data": 2, "fsdp": 4, "tensor": 1})
     make_first, step = make_step(make_loss(section), setup, section, num_steps=section.num_steps)
     state = make_first(abstract_params(setup.config))
-    row = partial(jax.ShapeDtypeStruct, (section.batch_size, section.row_length))
-    batch = Batch(row(jnp.int32), row(jnp.int32), row(jnp.float32), row(jnp.int32), row(jnp.int32))
+    batch = batch_shapes(section)
     with jax.set_mesh(setup.mesh):
         lowered = step.lower(state, batch)
     after, metrics = lowered.out_info

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data.batch import make_row, pack_examples, stack
+from data.batch import Source, make_row, pack_examples, stack
 
 
 def test_a_row_is_shifted_and_no_document_predicts_the_next():
@@ -14,6 +14,17 @@ def test_a_row_is_shifted_and_no_document_predicts_the_next():
     assert row.loss_weights_BL.tolist() == [1, 2, 0, 4, 0]  # 12 -> 20 and 21 -> padding
     assert row.segment_ids_BL.tolist() == [1, 1, 1, 2, 2]
     assert row.positions_BL.tolist() == [0, 1, 2, 0, 1]
+
+
+def test_what_a_forward_takes_has_the_source_of_an_encoder_decoder_alone():
+    row = make_row(np.arange(5), np.ones(5), np.ones(5, int))
+    tokens_BL, positions_BL, segment_ids_BL = row.inputs
+    assert tokens_BL is row.tokens_BL and positions_BL is row.positions_BL
+    assert segment_ids_BL is row.segment_ids_BL
+    source = Source(*np.arange(18).reshape(3, 6))
+    both = stack([row.replace(source=source)] * 2)
+    assert both.inputs[3] is both.source and both.source.tokens_BM.shape == (2, 6)
+    assert stack([row, row]).source is None
 
 
 def test_padding_has_weight_zero():

@@ -54,6 +54,18 @@ def test_special_tokens_follow_the_ordinary_ones(tokenizer):
     assert tokenizer.decode([tokenizer.end]) == "<|end|>"
 
 
+def test_special_tokens_of_objectives_are_part_of_the_vocabulary():
+    tokenizer = train([TEXT], 360, mask_token=True, num_sentinels=3)
+    added = ("<|mask|>", "<|extra_0|>", "<|extra_1|>", "<|extra_2|>")
+    assert tokenizer.specials == (*SPECIAL_TOKENS, *added) and tokenizer.vocab_size == 360
+    assert len(tokenizer.ranks) == 360 - 9, "they take the place of ordinary ones"
+    assert [tokenizer.special(name) for name in added] == [356, 357, 358, 359]
+    ids = tokenizer.encode("a <|mask|> and <|extra_0|>")
+    assert all(i < len(tokenizer.ranks) for i in ids)
+    with pytest.raises(UserError, match="must be at least 265"):
+        train([TEXT], 264, mask_token=True, num_sentinels=3)
+
+
 def test_digits_are_single_tokens(tokenizer):
     assert len(tokenizer.encode("1234567")) == 7
 

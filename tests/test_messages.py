@@ -23,7 +23,7 @@ VARIANTS = {"quickstart": ("cpu", "accelerator", "smoke"), "curate": ("local", "
             "classifier": ("reference", "scores", "labels"), "pretrain": ("4", "4,cpu")}
 # Flags of other programs, and names of results, rules and optimizers.
 FOREIGN_FLAGS = {"--partition", "--array", "--output"}
-FOREIGN_NAMES = {"schedule_free", "near_duplicate", "heldout_bpb"}
+FOREIGN_NAMES = {"schedule_free", "near_duplicate", "heldout_bpb", "tie_word_embeddings"}
 
 
 def _text(node: ast.expr) -> str:

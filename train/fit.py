@@ -14,11 +14,9 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from absl import flags
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
@@ -27,10 +25,10 @@ from core import entry
 from core.errors import UserError
 from core.overrides import define_config_flag
 from core.progress import log
-from data.batch import Batch
 from model.config import make_model_config
 from model.families.registry import abstract_params
 from model.parallel.sharding import check_mesh, num_batch_shards, spec
+from train.objective import batch_shapes, check_objective
 from train.pretrain import make_loss
 from train.setup import Setup, make_setup
 from train.trainer import make_step
@@ -81,9 +79,7 @@ def measure(section: ConfigDict, setup: Setup, *, microbatch_rows: int) -> Footp
     section.batch_size = microbatch_rows * section.run.num_microbatches
     make_first, step = make_step(make_loss(section), setup, section, num_steps=section.num_steps)
     state = make_first(abstract_params(setup.config))
-    row = partial(jax.ShapeDtypeStruct, (section.batch_size, section.row_length),
-                  sharding=NamedSharding(setup.mesh, spec("BL")))
-    batch = Batch(row(jnp.int32), row(jnp.int32), row(jnp.float32), row(jnp.int32), row(jnp.int32))
+    batch = batch_shapes(section, NamedSharding(setup.mesh, spec("BL")))
     try:
         with jax.set_mesh(setup.mesh):
             memory = step.lower(state, batch).compile().memory_analysis()
@@ -158,6 +154,7 @@ def plan(config: ConfigDict, limit_bytes: int) -> dict[str, Any]:
     section = config.pretrain
     model_config = make_model_config(config.model, config.tokenizer.vocab_size)
     setup = make_setup(model_config, section, config.mesh)
+    check_objective(section, setup)
     num_microbatches, num_stages = section.run.num_microbatches, setup.mesh.shape["stage"]
     if section.batch_size % num_microbatches:
         raise UserError(f"pretrain.batch_size={section.batch_size}",

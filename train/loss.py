@@ -19,7 +19,7 @@ Metrics = dict[str, tuple[jax.Array, jax.Array]]
 def next_token_loss(params: Params, batch: Batch, *, config: ModelConfig, execution: Execution,
                     key: jax.Array, z_loss_coef: float = 0.0, balance_coef: float = 0.0,
                     router_z_coef: float = 0.0) -> tuple[jax.Array, Metrics]:
-    """Cross-entropy of the next token, in nats; one loss for pretraining and SFT.
+    """Cross-entropy of each target, in nats; one loss for every objective and for SFT.
 
     Args:
         z_loss_coef: of the mean square of log Z of the head's softmax, which keeps its logits from
@@ -37,8 +37,9 @@ def next_token_loss(params: Params, batch: Batch, *, config: ModelConfig, execut
     del key  # no dropout
     weights_BL = batch.loss_weights_BL
     weight = jnp.sum(weights_BL)
+    source = () if batch.source is None else (batch.source,)
     x_BLD, stats = FAMILIES[config.family].forward_with_stats(
-        params, batch.tokens_BL, batch.positions_BL, batch.segment_ids_BL, config=config,
+        params, batch.tokens_BL, batch.positions_BL, batch.segment_ids_BL, *source, config=config,
         execution=execution)
     scores = score_targets(params, x_BLD, batch.targets_BL, config=config, execution=execution)
     loss_sum = -jnp.sum(scores.logp_BL * weights_BL)

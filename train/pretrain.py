@@ -1,4 +1,4 @@
-"""Stage: pretrains a decoder, with an annealing phase on the best data at the end.
+"""Stage: pretrains a model, with an annealing phase on the best data at the end.
 
     python -m train.pretrain --config=configs/quickstart.py --workdir=runs/quickstart
     python -m train.pretrain --config=configs/quickstart.py --workdir=runs/quickstart \\
@@ -26,8 +26,10 @@ from core.entry import Stage, run_stage
 from core.progress import log
 from data.domains import by_domain
 from data.tokenizer import load_tokenizer
+from data.tokens.corruption import Corruption, corrupt
 from data.tokens.mixture import mixture, plan_mixture
 from data.tokens.rows import batches as group_rows
+from eval.measures.corrupted import CorruptedPages
 from eval.measures.likelihood import bits_per_byte, has_heldout
 from eval.measures.questions import score_questions
 from eval.respond.loaded import LoadedModel
@@ -38,6 +40,7 @@ from model.parallel.sharding import param_shardings
 from train.checkpoints.reader import Branch
 from train.distributed import initialize
 from train.loss import next_token_loss
+from train.objective import check_objective, open_corruption, text_length
 from train.reading import NAME, STREAMS, Phase, Reading, write_reading
 from train.setup import Setup, make_setup
 from train.signals import leave_if_stopping
@@ -57,16 +60,18 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
     check_writers(section.run.writers)
     start = open_start(config, parents, folder)
     setup = make_setup(start.config, section, config.mesh)
+    check_objective(section, setup)
+    corruption = open_corruption(section, load_tokenizer(tokens / "tokenizer"))
     reading, loss_fn = plan_reading(section, tokens, start), make_loss(section)
     if start.branch is not None and not (folder / NAME).exists():
         make_state, _ = make_step(loss_fn, setup, section, num_steps=section.num_steps)
         start.branch.check(make_state(abstract_params(setup.config)))
-    data = Data(make_batches(section, tokens, reading, folder / ROWS),
+    data = Data(make_batches(section, tokens, reading, folder / ROWS, corruption),
                 epochs=make_epochs(reading, tokens))
     trained, metrics = train(
         loss_fn, data, partial(make_first, start, reading, setup, section.seed, folder),
         setup=setup, section=section, folder=folder,
-        evaluate=make_evaluate(section, setup, parents))
+        evaluate=make_evaluate(section, setup, parents, corruption))
     trained.save(folder, start.config, tokens / "tokenizer", chat=False,
                  context_tokens=section.row_length)
     if not jax.process_index():
@@ -99,28 +104,33 @@ def make_first(start: Start, reading: Reading, setup: Setup, seed: int,
 
 
 def make_batches(section: ConfigDict, tokens: Path, reading: Reading,
-                 stored: Path | None = None) -> grain.MapDataset:
+                 stored: Path | None = None,
+                 corruption: Corruption | None = None) -> grain.MapDataset:
     """All batches of the run, phase after phase; batch i is that of step i + 1.
 
     Those of the steps before the first are read only when a run skips past its last batch.
 
     Args:
         stored: folder for what a packing derives from the tokens; None holds it in memory.
+        corruption: of the objective, drawn anew for each row of the run.
     """
     earlier = [dataclasses.replace(phase, steps=reading.first_step)
                for phase in reading.phases[:1]]
-    parts = [mixture(tokens, phase.weights, section.row_length,
+    parts = [mixture(tokens, phase.weights, text_length(section),
                      num_rows=phase.steps * section.batch_size, packing=section.packing,
                      seed=section.seed + 1000 * STREAMS.index(phase.stream),
                      drawn=drawn.get(phase.stream), stored=stored)
              for drawn, phases in (({}, earlier), (reading.drawn, reading.phases))
              for phase in phases if phase.steps]
-    return group_rows(grain.MapDataset.concatenate(parts), section.batch_size)
+    rows = grain.MapDataset.concatenate(parts)
+    if corruption is not None:
+        rows = corrupt(rows, corruption, section.seed)
+    return group_rows(rows, section.batch_size)
 
 
 def make_epochs(reading: Reading, tokens: Path) -> Callable[[int], dict[str, float]]:
-    """`epochs(index) -> {"tokens": count, "epochs/DOMAIN": passes}`: inputs until batch `index`,
-    and tokens drawn from each domain over those there are."""
+    """`epochs(index) -> {"tokens": count, "epochs/DOMAIN": passes}`: tokens of text until batch
+    `index`, and tokens drawn from each domain over those there are."""
     described = read_json(tokens / "tokens.json")["domains"]
 
     def epochs(index: int) -> dict[str, float]:
@@ -156,6 +166,7 @@ def plan_phases(section: ConfigDict, tokens: Path, start: Start) -> list[Phase]:
     natural = {name: float(size) ** section.temperature for name, size in sizes.items()
                if name != "best"}
     anneal_steps = round(section.anneal_frac * section.num_steps)
+    row_tokens = text_length(section)
     by_hand, annealed = (
         {name: share for name, share in by_domain(shares).items() if share or name in sizes}
         for shares in (section.mixture, section.anneal_mixture))
@@ -164,14 +175,14 @@ def plan_phases(section: ConfigDict, tokens: Path, start: Start) -> list[Phase]:
     planned, done, used = [], start.first_step, dict.fromkeys(sizes, 0)
     for drawn in start.drawn.values():
         for name, entry in drawn.items():
-            used[name] += entry["rows"] * section.row_length
+            used[name] += entry["rows"] * row_tokens
     for stream, (steps, weights) in zip(STREAMS, phases):
         steps, done = max(steps - done, 0), max(done - steps, 0)
         if not steps:
             continue
         named = {name: size for name, size in sizes.items() if name != "best" or name in weights}
         plan = plan_mixture(
-            named, total_tokens=steps * section.batch_size * section.row_length, weights=weights,
+            named, total_tokens=steps * section.batch_size * row_tokens, weights=weights,
             upweight=by_domain(section.upweight), max_epochs=section.max_epochs or math.inf,
             used_tokens={name: used[name] for name in named})
         for warning in plan.warnings:
@@ -181,31 +192,46 @@ def plan_phases(section: ConfigDict, tokens: Path, start: Start) -> list[Phase]:
     return planned
 
 
-def make_evaluate(section: ConfigDict, setup: Setup,
-                  parents: Mapping[str, Path]) -> Callable[[Params], dict[str, float]]:
+def make_evaluate(section: ConfigDict, setup: Setup, parents: Mapping[str, Path],
+                  corruption: Corruption | None = None) -> Callable[[Params], dict[str, float]]:
     """What is measured while training: held-out bits per byte, and the tasks of `run.tasks`.
 
-    Their questions are of the training split: the test split is for finished models. Without
-    held-out pages there is no `heldout_bpb`, and the log says so.
+    Their questions are of the training split: the test split is for finished models. With a
+    corruption it is instead `heldout_loss_nats`, over the hidden tokens of the held-out pages,
+    beside a unigram model's `heldout_unigram_nats`, and `heldout_masked_acc` for masked ones.
+    Without held-out pages there is none of these, and the log says so.
     """
     tokens, row_length = parents["tokens"], section.row_length
     tokenizer = load_tokenizer(tokens / "tokenizer")
     tasks = open_tasks(section.run.tasks, parents.get("corpus"))
     holds_out = has_heldout(tokens)
     if not holds_out:
-        log("pretrain: the corpus holds no page out: no heldout_bpb")
+        log("pretrain: the corpus holds no page out: no "
+            + ("heldout_bpb" if corruption is None else "heldout_loss_nats"))
+    pages = (CorruptedPages(tokens, corruption, section.batch_size)
+             if corruption is not None and holds_out else None)
 
     def evaluate(params: Params) -> dict[str, float]:
         model = LoadedModel(params, setup.config, setup.execution, tokenizer, chat=False,
                             context_tokens=row_length, between_batches=leave_if_stopping)
         sizes = {"row_length": row_length, "batch_size": section.batch_size}
-        metrics = {"heldout_bpb": bits_per_byte(model, tokens, **sizes)} if holds_out else {}
+        if pages is not None:
+            return _restored(pages.measure(model), section.objective)
+        metrics = ({"heldout_bpb": bits_per_byte(model, tokens, **sizes)}
+                   if holds_out and corruption is None else {})
         for task, count in tasks:
             metrics[f"{task.name}_acc"] = score_questions(
                 model, task, split="train", count=count, seed=section.seed, **sizes)
         return metrics
 
     return evaluate
+
+
+def _restored(measured: Mapping[str, float], objective: str) -> dict[str, float]:
+    """The metrics by their names; only masked tokens have an accuracy."""
+    accuracy = {"heldout_masked_acc": measured["acc"]} if objective == "masked" else {}
+    return {"heldout_loss_nats": measured["loss_nats"],
+            "heldout_unigram_nats": measured["unigram_nats"]} | accuracy
 
 
 STAGE = Stage("pretrain", build, parents=("tokens", "corpus", "init_from", "resume_from"),

@@ -41,8 +41,8 @@ class Reading:
     """The rows of a run from its first step on.
 
     Attributes:
-        source: what decides the rows and their order: the tokens' mark, `row_length`, `packing`
-            and `seed`.
+        source: what decides the rows and their order: the tokens' mark, `row_length` (tokens of
+            text in a row), `packing` and `seed`.
         tokenizer: fingerprint of the tokens' tokenizer.
         model: the architecture, field by field.
         batch_size: rows of a step.
@@ -71,7 +71,7 @@ class Reading:
         return drawn
 
     def tokens_at(self, index: int) -> int:
-        """Inputs that the model has been trained on by then."""
+        """Tokens of text that the model has been trained on by then."""
         rows = (index - self.first_step) * self.batch_size
         return self.tokens_before + rows * self.source["row_length"]
 

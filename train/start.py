@@ -23,6 +23,7 @@ from data.tokens.mixture import Drawn
 from model.config import ModelConfig, make_model_config
 from model.directory import read_description
 from train.checkpoints.reader import Branch
+from train.objective import text_length
 from train.reading import NAME, read_reading
 
 REFIT = ("take the parameters alone, with --config.pretrain.init_from, or go back to the optimizer "
@@ -83,7 +84,7 @@ def open_start(config: ConfigDict, parents: Mapping[str, Path], folder: Path) ->
 
 def source_of(section: ConfigDict, tokens: Path) -> dict[str, Any]:
     """What decides the rows of a run and their order; see `Reading.source`."""
-    return {"tokens": read_lineage(tokens)["build"], "row_length": section.row_length,
+    return {"tokens": read_lineage(tokens)["build"], "row_length": text_length(section),
             "packing": section.packing, "seed": section.seed}
 
 

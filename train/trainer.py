@@ -141,14 +141,17 @@ def make_step(loss_fn: LossFn, setup: Setup, section: ConfigDict, *, num_steps: 
     return make_first, make_train_step(
         loss_fn, optimizer, make_first(abstract_params(setup.config)), setup.mesh,
         num_microbatches=num_microbatches, guard_sigmas=section.guard.sigmas,
-        ema_decay=section.ema_decay, observe=partial(observe_step, section, num_steps))
+        ema_decay=section.ema_decay,
+        observe=partial(observe_step, setup.config, section, num_steps))
 
 
-def observe_step(section: ConfigDict, num_steps: int, state: TrainState, gradient: Any,
-                 update: Any) -> dict[str, jax.Array]:
+def observe_step(config: ModelConfig, section: ConfigDict, num_steps: int, state: TrainState,
+                 gradient: Any, update: Any) -> dict[str, jax.Array]:
     """Metrics beside the loss: learning rates and, with `run.diagnostics`, norms by parameter."""
     rates = learning_rates(section.optimizer, num_steps, state.guard.num_accepted)
-    return rates | (diagnose(state.params, gradient, update) if section.run.diagnostics else {})
+    if not section.run.diagnostics:
+        return rates
+    return rates | diagnose(config, state.params, gradient, update)
 
 
 def trained_params(state: TrainState) -> Trained:

@@ -34,8 +34,7 @@ from model.heads.language import token_logps
 def batch_logps(params: Params, batch: Batch, *, config: ModelConfig,
                 execution: Execution) -> jax.Array:
     """Log-probability of every target of a batch, in nats: logp_BL."""
-    x_BLD = forward(params, batch.tokens_BL, batch.positions_BL, batch.segment_ids_BL,
-                    config=config, execution=execution)
+    x_BLD = forward(params, *batch.inputs, config=config, execution=execution)
     return token_logps(params, x_BLD, batch.targets_BL, config=config, execution=execution)
 
 
@@ -83,15 +82,25 @@ def bits_per_byte(model: LoadedModel, tokens: Path, *, row_length: int,
 
 def unigram_bits_per_byte(tokens: Path) -> float:
     """Bits per byte of the training tokens' frequencies (add one) on the held-out pages."""
+    sizes, logp_V = load_tokenizer(tokens / "tokenizer").token_bytes(), unigram_logps(tokens)
+    heldout_V = np.bincount(_tokens(tokens, "heldout"), minlength=len(sizes))
+    nats = -np.sum(heldout_V[sizes > 0] * logp_V[sizes > 0])
+    return float(nats / math.log(2) / np.sum(heldout_V * sizes))
+
+
+def unigram_logps(tokens: Path) -> np.ndarray:
+    """Log-probabilities of a unigram model of the training tokens: logp_V, in nats.
+
+    A token's probability is its count in all domains plus one; that of special tokens is 0.
+    """
     sizes = load_tokenizer(tokens / "tokenizer").token_bytes()
-    counts = np.ones(len(sizes))
+    counts_V = np.ones(len(sizes))
     for name in read_json(tokens / "tokens.json")["domains"]:
         if name not in POOLS:       # `best` repeats other domains' documents
-            counts += np.bincount(_tokens(tokens, name), minlength=len(sizes))
-    counts[sizes == 0] = 0
-    heldout = np.bincount(_tokens(tokens, "heldout"), minlength=len(sizes)) * (sizes > 0)
-    nats = -np.sum(heldout[sizes > 0] * np.log(counts[sizes > 0] / counts.sum()))
-    return float(nats / math.log(2) / np.sum(heldout * sizes))
+            counts_V += np.bincount(_tokens(tokens, name), minlength=len(sizes))
+    counts_V[sizes == 0] = 0
+    with np.errstate(divide="ignore"):
+        return np.log(counts_V / counts_V.sum())
 
 
 def xz_bits_per_byte(corpus: Path) -> float:

@@ -35,10 +35,16 @@ def init(config: ModelConfig, key: jax.Array) -> Params:
 
 
 def forward(params: Params, tokens_BL: jax.Array, positions_BL: jax.Array,
-            segment_ids_BL: jax.Array, *, config: ModelConfig, execution: Execution) -> jax.Array:
-    """The hidden states x_BLD of `forward_with_stats` alone."""
+            segment_ids_BL: jax.Array, *source: Any, config: ModelConfig,
+            execution: Execution) -> jax.Array:
+    """The hidden states x_BLD of `forward_with_stats` alone.
+
+    Args:
+        source: of an encoder-decoder, the encoder's rows.
+    """
     return FAMILIES[config.family].forward_with_stats(
-        params, tokens_BL, positions_BL, segment_ids_BL, config=config, execution=execution)[0]
+        params, tokens_BL, positions_BL, segment_ids_BL, *source, config=config,
+        execution=execution)[0]
 
 
 def make_cache(config: ModelConfig, execution: Execution, batch_size: int, capacity: int) -> Any:

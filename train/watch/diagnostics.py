@@ -7,17 +7,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from model.config import ModelConfig
+from model.layers.positions import rope_scale
 from model.parallel.sharding import leaf_name, letters_of
 
+RMS_SHIFT = {"rms": 0, "rms_plus_one": 1}   # added to the scale of an RMSNorm
 
-def diagnose(params: Any, gradient: Any, update: Any) -> dict[str, jax.Array]:
+
+def diagnose(config: ModelConfig, params: Any, gradient: Any,
+             update: Any) -> dict[str, jax.Array]:
     """Metrics by parameter and layer, as float32 scalars.
 
     `gradient_norm/NAME`, `weight_norm/NAME`: Euclidean norms, of each layer where blocks are
     stacked, e.g. `gradient_norm/blocks/wq_DHK/3`. `update_ratio/NAME`: RMS of the update over RMS
     of the weights; about 1e-3 is usual, and 1e-2 late in a run is a warning.
     `attention_logit_bound/3`: an upper bound of that layer's attention logits. It is computed from
-    the weights, so it exists only if queries and keys are normed.
+    the weights, so it exists only if queries and keys have an RMSNorm.
 
     Args:
         params: before the update.
@@ -31,9 +36,8 @@ def diagnose(params: Any, gradient: Any, update: Any) -> dict[str, jax.Array]:
                              for name in weights}
     metrics = {f"{kind}/{name}": values
                for kind, by_name in norms.items() for name, values in by_name.items()}
-    blocks = params.get("blocks", {})
-    if "q_norm_K" in blocks:
-        metrics["attention_logit_bound"] = _logit_bound(blocks["q_norm_K"], blocks["k_norm_K"])
+    if config.qk_norm and config.norm in RMS_SHIFT and config.family != "lstm":
+        metrics["attention_logit_bound"] = _logit_bound(config, params["blocks"])
     return {name: value for stacked, values in metrics.items()
             for name, value in _by_layer(stacked, values)}
 
@@ -49,14 +53,17 @@ def _norms(tree: Any) -> dict[str, jax.Array]:
     return norms
 
 
-def _logit_bound(q_norm_NK: jax.Array, k_norm_NK: jax.Array) -> jax.Array:
-    """Largest possible |q k| / sqrt(K) of each layer: RMSNorm gives vectors of length sqrt(K).
+def _logit_bound(config: ModelConfig, blocks: Any) -> jax.Array:
+    """Largest possible scaled |q k| of each layer: RMSNorm gives vectors of length sqrt(K).
 
-    Its scales stretch them by at most their largest entry, RoPE keeps their length, and by
-    Cauchy-Schwarz the product is at most that of the lengths.
+    Its scales stretch them by at most their largest entry, RoPE stretches both by `rope_scale`, and
+    by Cauchy-Schwarz the product is at most that of the lengths.
     """
-    largest_N = jnp.max(jnp.abs(q_norm_NK), axis=1) * jnp.max(jnp.abs(k_norm_NK), axis=1)
-    return q_norm_NK.shape[1] ** 0.5 * largest_N
+    largest_N = 1.0
+    for name in ("q_norm_K", "k_norm_K"):
+        largest_N *= jnp.max(jnp.abs(RMS_SHIFT[config.norm] + blocks[name]), axis=1)
+    scale = config.attention_scale or config.K**-0.5
+    return scale * config.K * rope_scale(config) ** 2 * largest_N
 
 
 def _by_layer(name: str, values: jax.Array) -> list[tuple[str, jax.Array]]:

@@ -1,4 +1,4 @@
-"""Llama and what is laid out like it: `LlamaForCausalLM`, `Qwen3ForCausalLM`, `MistralForCausalLM`."""
+"""Llama and what is laid out like it."""
 
 from __future__ import annotations
 
