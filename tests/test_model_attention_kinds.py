@@ -104,7 +104,7 @@ def _influence(config, *source):
 def test_influence_reaches_as_far_as_the_windows_of_the_layers(fields, reach):
     influence_LM = _influence(dataclasses.replace(TINY, **fields))[:, :12]
     np.testing.assert_array_equal(
-        influence_LM, SAME_LM & (DISTANCE_LM >= 0) & (DISTANCE_LM <= reach))
+        influence_LM, SAME_LM & np.isin(DISTANCE_LM, np.arange(reach + 1)))
 
 
 def test_every_so_many_layers_one_is_global():
@@ -128,7 +128,8 @@ def test_a_decoder_sees_all_of_the_source_of_its_own_segment():
                     np.tile([0, 1], 4)[None])
     influence_LV = _influence(config, source)
     np.testing.assert_array_equal(influence_LV[:, :12], SAME_LM & (DISTANCE_LM >= 0))
-    np.testing.assert_array_equal(influence_LV[:, 20:28], SEGMENTS_BL.T == source.segment_ids_BM)
+    np.testing.assert_array_equal(influence_LV[:, 20:28],
+                                  np.equal(SEGMENTS_BL.T, source.segment_ids_BM))
 
 
 def test_a_kernel_without_a_part_is_not_chosen():

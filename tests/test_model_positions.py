@@ -188,9 +188,9 @@ def test_an_embedding_is_the_sum_of_its_tables(fields):
 def test_rows_beyond_a_table_of_positions_are_refused():
     config = dataclasses.replace(CONFIG, positions="learned", max_positions=4, position_offset=2)
     rows = [np.zeros((1, 5), int)] * 3
-    with pytest.raises(UserError, match="rows of 5 tokens: exceed model.max_positions=4"):
+    with pytest.raises(UserError, match=r"rows of 5 tokens: exceed model\.max_positions=4"):
         jax.eval_shape(lambda: forward(init(config, jax.random.key(0)), *rows, config=config,
                                        execution=Execution()))
-    with pytest.raises(UserError, match="exceed model.max_positions=4"):
+    with pytest.raises(UserError, match=r"exceed model\.max_positions=4"):
         make_cache(config, Execution(), 1, 5)
     assert make_cache(config, Execution(), 1, 4).k_NBMGK.shape[2] == 4
