@@ -27,7 +27,7 @@ from model.digests import named_leaves, read_digests, start_digests
 from model.families.registry import Params, abstract_params
 from model.parallel.sharding import param_shardings
 
-LAYOUT, MODELS = 3, "model directories"     # other layouts are refused
+LAYOUT, MODELS = 4, "model directories"     # other layouts are refused
 NEEDED = ("lineage.json", "model.json", "tokenizer/")   # beside params/; others may be deleted
 REMEDY = "put it back from a copy, or build the model anew with --rebuild"
 

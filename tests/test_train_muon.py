@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from model.families.registry import abstract_params
-from model.parallel.sharding import make_mesh, param_shardings
+from model.parallel.sharding import make_mesh, param_name, param_shardings
 from train.optimizer.muon import is_matrix, newton_schulz, orthogonalise
+from train.optimizer.optimizers import decayed
 
 N, E, D, H, K, F = 4, 2, 8, 4, 2, 12
 SHAPES = {"wq_DHK": (N, D, H, K), "wo_HKD": (N, H, K, D), "w_up_EDF": (N, E, D, F),
@@ -73,3 +74,18 @@ def test_layers_are_dealt_out_instead_of_gathering_matrices(gradient):
         text = jax.jit(_update, in_shardings=(shardings,), out_shardings=shardings).lower(
             gradient).compile().as_text()
     assert "all-to-all" in text and "all-gather" not in text and "all-reduce" not in text
+
+
+@pytest.mark.parametrize("changes", [
+    {}, {"E": 4, "shared_experts": 2}, {"family": "lstm"},
+    {"family": "encoder_decoder", "encoder_layers": 2, "positions": "relative"},
+    {"family": "encoder", "masked_head": True, "positions": "learned", "max_positions": 9,
+     "norm": "layer", "token_types": 2, "attention_bias": True, "mlp": "gelu", "mlp_bias": True},
+], ids=str)
+def test_every_matrix_of_every_family_is_one_to_muon(config, changes):
+    params = abstract_params(dataclasses.replace(config, embed_previous=False, **changes))
+    is_decayed, is_muon = (jax.tree_util.tree_leaves_with_path(tree(params))
+                           for tree in (decayed, is_matrix))
+    others = {param_name(path) for (path, is_one), (_, muon) in zip(is_decayed, is_muon)
+              if is_one != muon}
+    assert others <= {"router_DE"}, "a matrix that is decayed is orthogonalised, and no other is"

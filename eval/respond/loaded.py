@@ -14,7 +14,7 @@ from data.tokenizer import Tokenizer, load_tokenizer
 from model.config import ModelConfig
 from model.directory import load_params, read_description
 from model.execution import Execution
-from model.families.registry import Params
+from model.families.registry import Params, check_generates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,10 +49,12 @@ def load_model(folder: Path, execution: Execution, mesh: Mesh | None = None) -> 
         mesh: to shard the parameters over; without one they are on one device.
 
     Raises:
-        UserError: it is no model directory, is damaged, or its tokenizer does not match.
+        UserError: it is no model directory, is damaged, its tokenizer does not match, or it is a
+            model that does not continue text.
     """
     folder = Path(folder)
     described = read_description(folder)
+    check_generates(described.config, str(folder))
     return LoadedModel(
         load_params(folder, described.config, mesh), described.config, execution,
         load_tokenizer(folder / "tokenizer"), described.chat, described.context_tokens,

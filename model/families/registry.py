@@ -22,11 +22,11 @@ FAMILIES = {"decoder": decoder, "encoder": encoder, "encoder_decoder": encoder_d
 GENERATES = ("decoder", "lstm")     # continue the text that they read
 
 
-def check_generates(config: ModelConfig, command: str) -> None:
-    """Raises `UserError` if a model does not continue text."""
+def check_generates(config: ModelConfig, name: str) -> None:
+    """Raises `UserError` if a model, named `name`, does not continue text."""
     if config.family not in GENERATES:
-        raise UserError(f"model.family={config.family!r}", f"does not continue text, as {command} "
-                        "needs", f"name a model whose family is one of {', '.join(GENERATES)}")
+        raise UserError(name, f"is an {config.family.replace('_', '-')}, which does not continue "
+                        "text", f"name a model of the family {' or '.join(GENERATES)}")
 
 
 def init(config: ModelConfig, key: jax.Array) -> Params:

@@ -15,11 +15,14 @@ import optax
 
 from model.parallel.sharding import PARAM_RULES, Rules, constrain, letters_of, param_name
 
-# The weights that are matrices, with the letters they sum over. N and E are batch axes; the other
-# letters are the output.
+# The weights that are matrices, with the letters they sum over. N, E and Z are batch axes; the
+# other letters are the output.
 MATRICES = {"wq_DHK": "D", "wk_DGK": "D", "wv_DGK": "D", "wo_HKD": "HK",
             "w_gate_DF": "D", "w_up_DF": "D", "w_down_FD": "F",
-            "w_gate_EDF": "D", "w_up_EDF": "D", "w_down_EFD": "F"}
+            "w_gate_EDF": "D", "w_up_EDF": "D", "w_down_EFD": "F",
+            "shared_w_gate_ZDF": "D", "shared_w_up_ZDF": "D", "shared_w_down_ZFD": "F",
+            "cross_wq_DHK": "D", "cross_wk_DGK": "D", "cross_wv_DGK": "D", "cross_wo_HKD": "HK",
+            "w_in_DQF": "D", "w_state_OQF": "O", "w_out_FD": "F", "transform_DO": "D"}
 
 # (a, b, c) of the quintic x <- a x + b (x x^T) x + c (x x^T)^2 x
 # (kellerjordan.github.io/posts/muon): steep at 0 rather than convergent, so five steps do.
@@ -30,7 +33,7 @@ UPDATE_RMS = 0.2  # of an update's entries, about AdamW's, so that rates carry o
 # Newton-Schulz needs whole matrices. Sharded as the parameters are, each of its products would need
 # communication, and replicas would repeat the work; instead layers are distributed over the devices
 # and back. One mesh axis moves at a time: each hop is one all-to-all, the last needs none.
-_WHOLE: Rules = {**dict.fromkeys("DHGKF"), "E": "expert"}
+_WHOLE: Rules = {**dict.fromkeys("DHGKFZQO"), "E": "expert"}
 HOPS: tuple[Rules, ...] = (
     PARAM_RULES,
     {**PARAM_RULES, "D": None, "N": ("stage", "fsdp")},
@@ -53,7 +56,7 @@ def matrix_shape(path: tuple[Any, ...], leaf: jax.Array) -> tuple[int, ...]:
         return leaf.shape
     letters = letters_of(path, leaf.ndim)
     sizes = dict(zip(letters, leaf.shape))
-    counts = tuple(sizes.pop(letter) for letter in letters if letter in "NE")
+    counts = tuple(sizes.pop(letter) for letter in letters if letter in "NEZ")
     inputs = math.prod(sizes.pop(letter) for letter in reduced)
     return (*counts, inputs, math.prod(sizes.values()))
 

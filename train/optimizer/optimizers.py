@@ -31,6 +31,7 @@ FIELDS = {"adamw": ("b1", "b2", "eps", "mu_dtype"),
           "adafactor": (),
           "sgd": ("momentum", "mu_dtype"),
           "schedule_free": ("b1", "b2", "eps")}
+TABLES = "VLAW"     # letters of rows that are looked up: tokens, positions, types, distances
 MU_DTYPES = ("float32", "bfloat16")
 
 
@@ -100,10 +101,11 @@ def eval_params(opt_state: Any, params: Any) -> Any:
 
 
 def decayed(params: Any) -> Any:
-    """Which parameters weight decay applies to: the blocks' matrices, not norms or embeddings."""
+    """Which parameters weight decay applies to: matrices, not norms, biases or tables."""
     def is_decayed(path, leaf):
         letters = letters_of(path, leaf.ndim).lstrip("N")
-        return len(letters) > 1 and "V" not in letters
+        return (len(letters) > 1 and not set(letters) & set(TABLES)
+                and "_bias_" not in param_name(path))
 
     return jax.tree_util.tree_map_with_path(is_decayed, params)
 
