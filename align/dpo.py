@@ -24,7 +24,8 @@ from core.progress import Progress, log
 from data.batch import Batch, pack_examples, stack
 from data.chat import Conversation, Message, render
 from data.preferences import Preference, read_preferences
-from data.tokenizer import Tokenizer, load_tokenizer
+from data.tokenizers.load import load_tokenizer
+from data.tokenizers.tokenizer import Tokenizer
 from model.directory import load_params
 from train.distributed import initialize
 from train.setup import Setup

@@ -20,7 +20,7 @@ from core.errors import UserError
 from core.progress import log
 from data.chat import ask
 from data.preferences import Preference, write_preferences
-from data.tokenizer import Tokenizer
+from data.tokenizers.tokenizer import Tokenizer
 from eval.measures.generation import answer_and_score
 from eval.respond.loaded import load_model
 from eval.tasks.registry import open_tasks

@@ -20,7 +20,8 @@ from core.errors import UserError
 from core.progress import log
 from data.batch import Batch, pack_examples
 from data.chat import Conversation, render
-from data.tokenizer import Tokenizer, load_tokenizer
+from data.tokenizers.load import load_tokenizer
+from data.tokenizers.tokenizer import Tokenizer
 from eval.tasks.registry import open_tasks
 from train.distributed import initialize
 from train.loss import next_token_loss

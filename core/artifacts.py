@@ -30,7 +30,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,12 +148,14 @@ def check_layout(folder: Path, described: Mapping[str, Any], *, layout: int = LA
                         "move it away and build it anew, or use the commit that wrote it")
 
 
-def parent(workdir: Path, field: str, name: str, *,
-           unfinished: bool = False) -> tuple[Path, str]:
+def parent(workdir: Path, field: str, name: str, *, unfinished: bool = False,
+           foreign: Callable[[Path], str | None] | None = None) -> tuple[Path, str]:
     """Finds the artifact that `field` names: a folder under `workdir`, or a path of its own.
 
     Args:
         unfinished: whether one that is still being built will do, where no finished one is there.
+        foreign: the mark of what is no artifact, e.g. files of another program; None where it will
+            not do.
 
     Returns:
         The folder, and the mark of its build for the fingerprints of what is made from it. With
@@ -163,6 +165,8 @@ def parent(workdir: Path, field: str, name: str, *,
     if unfinished and not folder.exists():
         folder = folder.with_name(f"{folder.name}.partial")
     if not (folder / "lineage.json").exists():
+        if foreign is not None and (mark := foreign(folder)) is not None:
+            return folder, mark
         kind = "artifact" if unfinished else "finished artifact"
         raise UserError(f"{field}={name!r}", f"no {kind} at {folder}",
                         f"run the stage that builds it, or set --config.{field} to its folder")

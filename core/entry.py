@@ -57,6 +57,8 @@ class Stage:
         parents: fields of the section that name parent artifacts (folders under the workdir, or
             paths). An empty value means that there is no such parent.
         unfinished: those of them that may still be being built.
+        foreign: for those of them that may be no artifacts, e.g. files of another program, a
+            function of the path that marks its contents, or returns None where it will not do.
         sections: further config sections that decide the result.
         inputs: fingerprints of inputs that are not artifacts, e.g. raw files.
         assist: called with the artifact's folder and a test whether it is finished; returns
@@ -70,6 +72,7 @@ class Stage:
     build: Build
     parents: tuple[str, ...] = ()
     unfinished: tuple[str, ...] = ()
+    foreign: Mapping[str, Callable[[Path], str | None]] = dataclasses.field(default_factory=dict)
     sections: tuple[str, ...] = ()
     inputs: Callable[[ConfigDict], Mapping[str, str]] | None = None
     assist: Callable[[Path, Callable[[], bool]], bool] | None = None
@@ -196,7 +199,8 @@ def _resolve(stage: Stage, config: ConfigDict,
                             "use a config that describes this stage")
     own = config[stage.section]
     parents = {field: artifacts.parent(workdir, f"{stage.section}.{field}", own[field],
-                                       unfinished=field in stage.unfinished)
+                                       unfinished=field in stage.unfinished,
+                                       foreign=stage.foreign.get(field))
                for field in stage.parents if own[field]}
     final = (workdir / own.out).resolve()
     for field, (folder, _) in parents.items():

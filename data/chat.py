@@ -1,4 +1,8 @@
-"""Conversations, and the one function that renders them as tokens."""
+"""Conversations, and how they are rendered as tokens.
+
+With a tokenizer of ours a conversation is <|bos|>, then for each turn <|role|> text <|end|>; with
+that of another model it is what the model's own chat template makes of it.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from core.errors import UserError
-from data.tokenizer import Tokenizer
+from data.templates.parts import Part, render_template
+from data.tokenizers.tokenizer import Tokenizer
 
 ROLES = ("system", "user", "assistant")
 
@@ -65,25 +70,69 @@ def ask(question: str, answer: str | None = None, **meta: object) -> Conversatio
 
 
 def render(conversation: Conversation, tokenizer: Tokenizer) -> tuple[list[int], list[float]]:
-    """Renders a conversation: <|bos|>, then for each turn <|role|> text <|end|>.
+    """Renders a conversation.
 
     The rendering of the first k messages is a prefix of the rendering of all. Contents are
     encoded as data, so that user text cannot produce a special token.
 
     Returns:
         Token ids, and for each the weight of its loss as a *target*: 1 on the
-        assistant's text and its <|end|>, 0 elsewhere.
+        assistant's text and the token that ends its turn, 0 elsewhere.
+
+    Raises:
+        UserError: the tokenizer has no chat template; or its template refuses the conversation, or
+            cannot be taught on.
     """
-    tokens, weights = [tokenizer.bos], [0.0]
-    for message in conversation.messages:
-        content = tokenizer.encode(message.content)
-        weight = 1.0 if message.role == "assistant" else 0.0
-        tokens += [tokenizer.special(f"<|{message.role}|>"), *content, tokenizer.end]
-        weights += [0.0, *[weight] * len(content), weight]
+    tokens, weights = [], []
+    for part in _render_parts(conversation, tokenizer, prompt=False):
+        tokens += part.tokens
+        weights += [0.0 if part.answer is None else 1.0] * len(part.tokens)
     return tokens, weights
 
 
-def render_prompt(conversation: Conversation, tokenizer: Tokenizer) -> list[int]:
-    """Renders a conversation up to the start of the assistant's next answer."""
-    tokens, _ = render(conversation, tokenizer)
-    return [*tokens, tokenizer.special("<|assistant|>")]
+def render_prompt(conversation: Conversation, tokenizer: Tokenizer,
+                  drawn: Sequence[Sequence[int]] = ()) -> list[int]:
+    """Renders a conversation up to the start of the assistant's next answer.
+
+    Args:
+        drawn: the tokens as which the assistant's messages were once drawn, each without the one
+            that ended it. They are kept where the rendering holds the same text, as a text may
+            have several encodings.
+
+    Raises:
+        UserError: see `render`.
+    """
+    parts = _render_parts(conversation, tokenizer, prompt=True)
+    answers = iter(drawn)
+    tokens: list[int] = []
+    for part in parts:
+        kept = None if part.answer is None else next(answers, None)
+        if kept is not None and tokenizer.decode(kept) == part.answer:
+            tokens += [*kept, part.tokens[-1]]
+        else:
+            tokens += part.tokens
+    return tokens
+
+
+def _render_parts(conversation: Conversation, tokenizer: Tokenizer, *, prompt: bool) -> list[Part]:
+    if tokenizer.turn_tokens:
+        return _render_turns(conversation, tokenizer, prompt)
+    if not tokenizer.chat_template:
+        raise UserError("the model's tokenizer", "has no chat template",
+                        "put a chat_template.jinja beside its tokenizer.json and import it anew, "
+                        "or name a chat model")
+    return render_template([dataclasses.asdict(message) for message in conversation.messages],
+                           tokenizer, prompt=prompt)
+
+
+def _render_turns(conversation: Conversation, tokenizer: Tokenizer, prompt: bool) -> list[Part]:
+    parts, between = [], [tokenizer.bos]
+    for message in conversation.messages:
+        between.append(tokenizer.turn_tokens[message.role])
+        content = [*tokenizer.encode(message.content), tokenizer.end]
+        if message.role == "assistant":
+            parts += [Part(between), Part(content, message.content)]
+            between = []
+        else:
+            between += content
+    return [*parts, Part([*between, tokenizer.turn_tokens["assistant"]] if prompt else between)]

@@ -94,7 +94,7 @@ def row_of(folder: Path, domain: str, number: int, row_length: int) -> dict[str,
     Raises:
         UserError: the domain or row does not exist.
     """
-    from data.tokenizer import load_tokenizer
+    from data.tokenizers.load import load_tokenizer
     from data.tokens.rows import TokenRows, show  # imports Grain and jax, which is slow
 
     source = TokenRows(folder, domain, row_length)

@@ -4,10 +4,13 @@
 
 Writes the files that `data.tokens.rows` reads: one pair per domain of the corpus, `best` (the
 documents of highest quality in `best_domains`, for annealing) unless these are none, and `heldout`
-where the corpus holds pages out. A domain that is itself called `best` or `heldout` is named
-`domain:best` or `domain:heldout` here and in mixtures. Units of the corpus are encoded in
-worker processes; their runs are merged into one global order. Memory is bounded by one unit per
-worker, then by one bucket; the disk holds every token twice until the merge is complete.
+where the corpus holds pages out. `pack.tokenizer` names the tokenizer: an artifact or a model
+directory of ours, or a folder of the Hugging Face hub with a `tokenizer.json`. A domain that is
+itself called `best` or `heldout` is named `domain:best` or `domain:heldout` here and in mixtures.
+
+Units of the corpus are encoded in worker processes; their runs are merged into one global order.
+Memory is bounded by one unit per worker, then by one bucket; the disk holds every token twice until
+the merge is complete.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from core.errors import UserError
 from core.progress import Progress, log
 from data.domains import POOL_PREFIX, POOLS, file_stem
 from data.engine import assist, run_units
-from data.tokenizer import load_tokenizer
+from data.tokenizers.load import load_tokenizer
 from data.tokens.checked import write_sums
 from data.tokens.encode import encode_unit, plan_units, token_dtype
 from data.tokens.shards import WORST_RANK, merge_runs, select_rank
@@ -93,7 +96,7 @@ def pack(section: ConfigDict, corpus: Path, tokenizer: Path, folder: Path, *,
             merged = merge_runs(inputs, folder / stem, dtype, num_buckets, max_rank)
             for suffix in ("tokens", "ends"):
                 write_sums(folder / f"{stem}.{suffix}")
-            num_text_tokens = merged["tokens"] - 2 * merged["documents"]  # less <|bos|>, <|end|>
+            num_text_tokens = merged["tokens"] - 2 * merged["documents"]  # less bos and end
             domains[name] = merged | {
                 "bytes_per_token": round(merged["bytes"] / max(num_text_tokens, 1), 3)}
             done += num_tokens
@@ -131,7 +134,14 @@ def _best(section: ConfigDict, runs: Mapping[str, Sequence[Path]],
     return pool, total["tokens"], select_rank(pool, num_wanted)
 
 
-STAGE = Stage("pack", build, parents=("corpus", "tokenizer"), assist=assist)
+def mark_tokenizer(source: Path) -> str | None:
+    """The fingerprint of a tokenizer that is no artifact of ours; None where there is none."""
+    file = source if source.is_file() else source / "tokenizer.json"
+    return load_tokenizer(source).fingerprint if file.exists() else None
+
+
+STAGE = Stage("pack", build, parents=("corpus", "tokenizer"), assist=assist,
+              foreign={"tokenizer": mark_tokenizer})
 
 if __name__ == "__main__":
     run_stage(STAGE)

@@ -12,16 +12,16 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from core.entry import Stage, run_stage
-from data import tokenizer as tokenizers
 from data.documents import read_documents
+from data.tokenizers import bpe
 
 
 def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict[str, Any]:
     """Trains on about `max_bytes` of text and measures the compression on it."""
     section = config.tokenizer
     sample = list(_texts(parents["corpus"] / "documents", section.max_bytes))
-    tokenizer = tokenizers.train(sample, section.vocab_size, mask_token=section.mask_token,
-                                 num_sentinels=section.num_sentinels)
+    tokenizer = bpe.train(sample, section.vocab_size, mask_token=section.mask_token,
+                          num_sentinels=section.num_sentinels)
     tokenizer.save(folder)
     num_tokens = sum(map(len, tokenizer.encode_batch(sample)))
     num_bytes = sum(len(text.encode()) for text in sample)

@@ -1,7 +1,7 @@
 """Model directories: parameters, architecture and tokenizer, all that opening a model needs.
 
     params/       Orbax arrays        model.json    architecture, training facts, digests of arrays
-    tokenizer/    see data.tokenizer  lineage.json  its origin (written by its stage)
+    tokenizer/    see data.tokenizers lineage.json  its origin (written by its stage)
     files.json    checksums of all these files and of what else its stage wrote, checkpoints aside
 
 All of it is verified when a model is opened: each file before it is read, and each array on its
@@ -58,7 +58,7 @@ def save_model(folder: Path, params: Params, config: ModelConfig, tokenizer: Pat
         chat, context_tokens: see `Description`.
 
     Raises:
-        UserError: the tokenizer has another vocabulary size than the model.
+        UserError: the tokenizer has more tokens than the model has rows for.
         OSError: the disk is full or broken.
     """
     fingerprint = _check_tokenizer(tokenizer, config)
@@ -142,10 +142,12 @@ def _check_files(folder: Path, select: Callable[[str], bool], *, index: int = 0,
 
 
 def _check_tokenizer(tokenizer: Path, config: ModelConfig) -> str:
-    """Returns a tokenizer's fingerprint; raises `UserError` if its size is not the model's."""
+    """Returns a tokenizer's fingerprint; raises `UserError` if its tokens exceed the model's rows.
+
+    Many models have more rows than tokens, so that the number of rows divides well.
+    """
     described = read_json(tokenizer / "tokenizer.json")
-    if described["vocab_size"] != config.V:
-        raise UserError(str(tokenizer),
-                        f"has {described['vocab_size']} tokens, the model {config.V}",
-                        "use the tokenizer that the model was trained with")
+    if described["vocab_size"] > config.V:
+        raise UserError(str(tokenizer), f"has {described['vocab_size']} tokens, the model rows for "
+                        f"{config.V}", "use the tokenizer that the model was trained with")
     return described["fingerprint"]

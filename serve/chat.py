@@ -14,7 +14,6 @@ import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from absl import flags
 from core import entry
 from core.errors import UserError
 from core.progress import log
-from data.chat import Conversation, Message, ask, render, render_prompt
+from data.chat import Conversation, Message, ask, render_prompt
 from eval.respond.loaded import LoadedModel, load_model
 from model.execution import COMPUTE_DTYPES, Execution
 from model.families.registry import make_cache
@@ -57,34 +56,31 @@ class Session:
         seed: of the random draws.
 
     Attributes:
+        tokens: all tokens of the conversation so far.
         num_turns: answers given.
         num_tokens: tokens drawn in these.
         decode_secs: their time, without the first of each answer.
 
     Raises:
-        UserError: the system message and one answer exceed `capacity`.
+        UserError: the system message and one answer exceed `capacity`, or the model's chat template
+            refuses it.
     """
 
     def __init__(self, model: LoadedModel, sampling: Sampling, *, system: str = "",
                  capacity: int = 1024, seed: int = 0):
         self._model, self._tokenizer = model, model.tokenizer
         self._sampling, self._capacity = sampling, capacity
-        messages = (Message("system", system),) if system else ()
-        self._head, _ = render(Conversation(messages), self._tokenizer)
+        self._system = (Message("system", system),) if system else ()
         self._key = jax.random.key(seed)
         self.num_turns, self.num_tokens, self.decode_secs = 0, 0, 0.0
-        self._check_fits([])
         self.reset()
+        self._check_fits(self._render(""))
 
     def reset(self) -> None:
         """Removes every turn; the system message stays."""
-        self._turns: list[list[int]] = []
+        self._turns: list[tuple[str, list[int]]] = []   # a message, and its answer's tokens
+        self.tokens: list[int] = []
         self._empty_cache()
-
-    @property
-    def tokens(self) -> list[int]:
-        """All tokens of the conversation so far."""
-        return [*self._head, *chain.from_iterable(self._turns)]
 
     def answer(self, text: str) -> Iterator[str]:
         """Runs a turn: yields the pieces of the answer to `text` as they are sampled.
@@ -94,23 +90,33 @@ class Session:
         Raises:
             UserError: the message is too long for the context.
         """
-        if self._model.chat:
-            turn = render_prompt(ask(text), self._tokenizer)[1:]
-        else:
+        if not self._model.chat:
             self.reset()
-            turn = self._tokenizer.encode(text)
-        self._make_room(turn)
-        self._turns.append(turn)
+        prompt = self._make_room(text)
+        cached = self.tokens[:self._num_cached]
+        if cached != prompt[:len(cached)] or len(cached) == len(prompt):
+            self._empty_cache()     # a template may write earlier turns in another way than before
+        self.tokens, drawn = prompt, []
+        self._turns.append((text, drawn))
         self.num_turns += 1
         try:
-            to_bytes = self._tokenizer.encoding.decode_single_token_bytes
-            yield from stream_text(map(to_bytes, self._draw_answer(turn)))
+            yield from stream_text(self._tokenizer.stream(self._draw_answer(drawn)))
         finally:
-            if turn[-1] != self._tokenizer.end:  # cut short: the end is read later
-                turn.append(self._tokenizer.end)
+            if self.tokens[-1] not in self._tokenizer.stops:  # cut short: the end is read later
+                self.tokens.append(self._tokenizer.end)
 
-    def _draw_answer(self, turn: list[int]) -> Iterator[int]:
-        """Samples tokens, adds them to `turn` and to the cache; yields all but the end token."""
+    def _render(self, text: str) -> list[int]:
+        """The tokens of the conversation up to the start of the answer to `text`."""
+        if not self._model.chat:
+            return [self._tokenizer.bos, *self._tokenizer.encode(text)]
+        messages = [*self._system]
+        for question, drawn in self._turns:
+            messages += ask(question, self._tokenizer.decode(drawn)).messages
+        conversation = Conversation((*messages, Message("user", text)))
+        return render_prompt(conversation, self._tokenizer, [drawn for _, drawn in self._turns])
+
+    def _draw_answer(self, drawn: list[int]) -> Iterator[int]:
+        """Samples tokens and adds them to the cache; yields and adds to `drawn` all but a stop."""
         logits_BV = self._read()
         for index in range(self._sampling.max_new_tokens):
             began = time.monotonic()
@@ -120,13 +126,14 @@ class Session:
                 self._model.params, token_B, self._cache, config=self._model.config,
                 execution=self._model.execution)
             token = int(token_B[0])
-            turn.append(token)
+            self.tokens.append(token)
             self._num_cached += 1
             self.num_tokens += 1
             if index > 0:  # the first may include compilation
                 self.decode_secs += time.monotonic() - began
-            if token == self._tokenizer.end:
+            if token in self._tokenizer.stops:
                 return
+            drawn.append(token)
             yield token
 
     def _read(self) -> jax.Array:
@@ -143,24 +150,29 @@ class Session:
         self._num_cached += len(unread)
         return logits_BV
 
-    def _make_room(self, turn: list[int]) -> None:
-        """Drops the oldest turns if `turn` and its answer do not fit.
+    def _make_room(self, text: str) -> list[int]:
+        """The prompt of `text`, from which the oldest turns are dropped if they do not fit.
 
         The other turns must be read again, so half of the context is freed at once.
         """
-        self._check_fits(turn)
-        needed = len(turn) + self._sampling.max_new_tokens
-        if len(self.tokens) + needed <= self._capacity:
-            return
-        num_turns = len(self._turns)
-        while self._turns and len(self.tokens) + needed > self._capacity // 2:
-            self._turns.pop(0)
+        turns, answer = self._turns, self._sampling.max_new_tokens
+        prompt = self._render(text)
+        if len(prompt) + answer <= self._capacity:
+            return prompt
+        for first in range(1, len(turns) + 1):
+            self._turns = turns[first:]
+            prompt = self._render(text)
+            if len(prompt) + answer <= self._capacity // 2:
+                break
+        if len(prompt) + answer > self._capacity:
+            self._turns = turns
+        self._check_fits(prompt)
         log(f"the context of {self._capacity} tokens is full: the oldest "
-            f"{num_turns - len(self._turns)} of {num_turns} turns are dropped")
-        self._empty_cache()
+            f"{len(turns) - len(self._turns)} of {len(turns)} turns are dropped")
+        return prompt
 
-    def _check_fits(self, turn: list[int]) -> None:
-        given, answer = len(self._head) + len(turn), self._sampling.max_new_tokens
+    def _check_fits(self, prompt: list[int]) -> None:
+        given, answer = len(prompt), self._sampling.max_new_tokens
         if given + answer > self._capacity:
             raise UserError(f"--context_tokens={self._capacity}",
                             f"does not hold {given} tokens of message and {answer} of answer",

@@ -18,7 +18,7 @@ from core.errors import UserError
 from data.batch import Batch, pack_examples, stack
 from data.chat import ask, render
 from data.preferences import Preference
-from data.tokenizer import Tokenizer
+from data.tokenizers.bpe import BytePairTokenizer
 from model.execution import Execution
 from model.parallel.sharding import make_mesh
 from train.setup import Setup
@@ -27,7 +27,7 @@ row_logps = jax.jit(partial(answer_logps, execution=Execution()), static_argname
 loss = jax.jit(partial(dpo_loss, execution=Execution(), key=jax.random.key(0)),
                static_argnames=("config", "beta", "nll_coef"))
 
-TOKENIZER = Tokenizer({bytes([b]): i for i, b in enumerate(range(32, 125))})
+TOKENIZER = BytePairTokenizer({bytes([b]): i for i, b in enumerate(range(32, 125))})
 PAIRS = [Preference(ask(question), (chosen, rejected), (1, 2)) for question, chosen, rejected in (
     ("a?", "yes", "no way"), ("what is b?", "it is b", "c"), ("c", "", "word"))]
 SIDES = {"chosen": 0, "rejected": 1}

@@ -20,7 +20,7 @@ from data.documents import Document, read_documents, write_documents
 from data.filters.language import identify
 from data.readers.read import read
 from data.readers.units import plan
-from data.tokenizer import Tokenizer
+from data.tokenizers.bpe import BytePairTokenizer
 from eval.respond.endpoint import EndpointResponder
 from eval.respond.loaded import load_model
 from eval.respond.local import LocalResponder
@@ -409,7 +409,8 @@ def test_passages_hold_every_word_in_order():
 @pytest.fixture(scope="module")
 def model_folder(params, config, tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
-    Tokenizer({bytes([b]): i for i, b in enumerate(range(32, 125))}).save(folder / "tokenizer")
+    ranks = {bytes([b]): i for i, b in enumerate(range(32, 125))}
+    BytePairTokenizer(ranks).save(folder / "tokenizer")
     for name, chat in (("chat", True), ("base", False)):
         (folder / name).mkdir()
         save_model(folder / name, params, config, folder / "tokenizer", chat=chat,

@@ -6,9 +6,10 @@ from hypothesis import strategies as st
 
 from core.errors import UserError
 from data.chat import ROLES, Conversation, Message, ask, make_conversation, render, render_prompt
-from data.tokenizer import Tokenizer
+from data.tokenizers.bpe import BytePairTokenizer
 
-BYTES = Tokenizer({bytes([i]): i for i in range(256)})  # no merges: 256 bytes and the specials
+# No merges: 256 bytes and the special tokens.
+BYTES = BytePairTokenizer({bytes([i]): i for i in range(256)})
 
 MESSAGES = st.lists(st.builds(Message, st.sampled_from(ROLES),
                               st.text(max_size=8)), max_size=5)

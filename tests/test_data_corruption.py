@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from configs.common import make_pretrain
 from core.errors import UserError
 from data.batch import Batch
-from data.tokenizer import MASK, SENTINEL, SPECIAL_TOKENS, Tokenizer
+from data.tokenizers.bpe import MASK, SENTINEL, SPECIAL_TOKENS, BytePairTokenizer
 from data.tokens.corruption import SpanCorruption, make_corruption, span_sizes
 from data.tokens.rows import lay_out
 
-BYTES = Tokenizer({bytes([i]): i for i in range(256)}, specials=(
+BYTES = BytePairTokenizer({bytes([i]): i for i in range(256)}, specials=(
     *SPECIAL_TOKENS, MASK, *map(SENTINEL.format, range(14))))
 FIRST_SENTINEL = BYTES.special("<|extra_0|>")
 ROW_LENGTH = 256
@@ -216,7 +216,7 @@ def test_the_generator_alone_decides(objective):
 
 
 def test_what_the_tokenizer_lacks_is_named_with_its_remedy():
-    plain = Tokenizer(BYTES.ranks)
+    plain = BytePairTokenizer(BYTES.ranks)
     fields = make_pretrain().corruption
     with pytest.raises(UserError, match=r"objective='masked': needs the special token <\|mask\|>, "
                                         r"which .*: train one with --config\.tokenizer\.mask_token"

@@ -22,9 +22,10 @@ from ml_collections import ConfigDict
 from core.artifacts import ROOT, make_lineage, write_json
 from core.errors import UserError
 from data import pack as stage
-from data import tokenizer as tokenizers
 from data.documents import Document, write_documents
 from data.engine import run_units
+from data.tokenizers import bpe
+from data.tokenizers.load import load_tokenizer
 from data.tokens import shards
 from data.tokens.encode import encode_document, plan_units
 from data.tokens.rows import open_tokens
@@ -64,7 +65,7 @@ def workdir(tmp_path_factory) -> Path:
     """A corpus in three parts and a tokenizer trained on it."""
     folder = tmp_path_factory.mktemp("pack")
     _write_corpus(folder / "corpus", DOCUMENTS, 3)
-    tokenizers.train([d.text for d in DOCUMENTS], 300).save(folder / "tokenizer")
+    bpe.train([d.text for d in DOCUMENTS], 300).save(folder / "tokenizer")
     for name in ("corpus", "tokenizer"):
         write_json(folder / name / "lineage.json",
                    make_lineage(stage=name, config={}, inputs={}, code=""))
@@ -95,7 +96,7 @@ def _files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
-def _texts(folder: Path, name: str, tokenizer: tokenizers.Tokenizer) -> list[str]:
+def _texts(folder: Path, name: str, tokenizer: bpe.BytePairTokenizer) -> list[str]:
     tokens = np.fromfile(folder / f"{name}.tokens", "<u2")
     ends = np.fromfile(folder / f"{name}.ends", "<i8")
     documents = np.split(tokens, ends[:-1])
@@ -105,7 +106,7 @@ def _texts(folder: Path, name: str, tokenizer: tokenizers.Tokenizer) -> list[str
 
 def test_a_token_file_holds_every_document_in_the_order_of_hashes(workdir, tmp_path):
     counts = _pack(workdir, tmp_path / "t")
-    tokenizer = tokenizers.load_tokenizer(workdir / "tokenizer")
+    tokenizer = load_tokenizer(workdir / "tokenizer")
     assert set(counts) == {"pages", "code", "readme", "best", "heldout"}
     for name in ("pages", "code", "readme"):
         expected = sorted((d for d in DOCUMENTS if d.domain == name),
@@ -122,7 +123,7 @@ def test_a_token_file_holds_every_document_in_the_order_of_hashes(workdir, tmp_p
 
 def test_best_is_the_share_of_highest_quality(workdir, tmp_path, capfd):
     _pack(workdir, tmp_path / "t")
-    tokenizer = tokenizers.load_tokenizer(workdir / "tokenizer")
+    tokenizer = load_tokenizer(workdir / "tokenizer")
 
     def rank(document):
         quality = document.meta.get("quality", np.nan)
@@ -251,7 +252,7 @@ def test_a_killed_encoding_resumes(workdir, tmp_path):
 
 
 def test_unusual_texts_are_encoded_unchanged(workdir):
-    tokenizer = tokenizers.load_tokenizer(workdir / "tokenizer")
+    tokenizer = load_tokenizer(workdir / "tokenizer")
     for text in ("", "<|end|> is text", "\0\ud7ff\U0010ffff", "a" * 300_000, " " * 1_200_000,
                  "b " + "\n" * 1_100_000):
         ids = encode_document(tokenizer, text)
@@ -276,7 +277,7 @@ def test_any_text_may_name_a_domain(workdir, tmp_path, capfd):
     section = ConfigDict(dict(SECTION, best_domains=("domain:best", "a.b"), best_frac=1.0))
     counts = _pack(tmp_path, tmp_path / "t", section=section)
     assert set(counts) == {*NAMES.values(), "best"}
-    tokenizer = tokenizers.load_tokenizer(workdir / "tokenizer")
+    tokenizer = load_tokenizer(workdir / "tokenizer")
     write_json(tmp_path / "t" / "tokens.json", {"dtype": "uint16", "domains": counts})
     for name, called in NAMES.items():
         tokens, _ = open_tokens(tmp_path / "t", called)

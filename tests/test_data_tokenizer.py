@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import UserError
-from data.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, load_tokenizer, train
+from data.tokenizers.bpe import SPECIAL_TOKENS, SPLIT_PATTERN, train
+from data.tokenizers.load import load_tokenizer
 
 TEXT = """def mean(values, axis=None):
     '''Returns the mean of the values; it's 12.5 for [10, 15].'''

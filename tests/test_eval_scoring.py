@@ -13,10 +13,10 @@ from ml_collections import ConfigDict
 
 from core.artifacts import write_json
 from core.errors import UserError
-from data import tokenizer as tokenizers
 from data.chat import ask
 from data.documents import Document, write_documents
-from data.tokenizer import Tokenizer
+from data.tokenizers import bpe
+from data.tokenizers.bpe import BytePairTokenizer
 from data.tokens.checked import write_sums
 from data.tokens.rows import check_tokenizer
 from eval.measures.choices import ChoiceScore, continuation_logps
@@ -44,8 +44,8 @@ def logps_BL(params, tokens_BL, targets_BL, *, config, execution):
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return Tokenizer(RANKS)
+def tokenizer() -> BytePairTokenizer:
+    return BytePairTokenizer(RANKS)
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +180,8 @@ def test_what_is_longer_than_the_training_rows_is_announced(model, tokens, capsy
 
 def test_tokens_of_another_tokenizer_are_refused(model, tokens, tokenizer, tmp_path):
     check_tokenizer(tokens, tokenizer.fingerprint, "eval.tokens")
-    other = Tokenizer({bytes([b]): i for i, b in enumerate(range(33, 126))})     # of the same size
+    ranks = {bytes([b]): i for i, b in enumerate(range(33, 126))}   # as many
+    other = BytePairTokenizer(ranks)
     other.save(tmp_path / "tokenizer")
     save_model(tmp_path / "model", model.params, model.config, tmp_path / "tokenizer", chat=False,
                context_tokens=16)
@@ -220,7 +221,7 @@ def test_the_same_prompt_twice_gets_two_samples(model):
 
 
 def test_a_base_models_prompt_is_plain_text_with_solved_examples(model):
-    tokenizer = tokenizers.train(["Question: Answer: One Two Three Yes No " * 20], 270)
+    tokenizer = bpe.train(["Question: Answer: One Two Three Yes No " * 20], 270)
     base = dataclasses.replace(model, tokenizer=tokenizer, chat=False)
     prompt, = make_prompts(base, [ask("Three?")], [ask("One?", "Yes."), ask("Two?", "No.")])
     assert tokenizer.decode(prompt) == (

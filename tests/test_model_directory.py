@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from core.artifacts import finish, make_lineage, open_partial
 from core.errors import UserError
-from data.tokenizer import Tokenizer
+from data.tokenizers.bpe import BytePairTokenizer
 from eval.respond.loaded import load_model
 from model.config import ModelConfig, make_model_config
 from model.directory import LAYOUT, Description, load_params, read_description, save_model
@@ -28,7 +28,7 @@ BYTES = {bytes([i]): i for i in range(256)}
 def saved(config, tmp_path_factory):
     """A saved model with a tokenizer of 262 tokens: its parameters, config and folder."""
     folder = tmp_path_factory.mktemp("model")
-    Tokenizer(BYTES | {b"th": 256}).save(folder / "tokenizer.source")
+    BytePairTokenizer(BYTES | {b"th": 256}).save(folder / "tokenizer.source")
     config = dataclasses.replace(config, V=262, N=1)
     params = jax.jit(lambda key: init(config, key))(jax.random.key(0))
     save_model(folder / "saved", params, config, folder / "tokenizer.source", chat=True,
@@ -68,11 +68,11 @@ def copied(saved, tmp_path):
 
 def test_another_tokenizer_is_refused(saved, copied, tmp_path):
     params, config, _ = saved
-    Tokenizer(BYTES | {b"in": 256}).save(copied / "tokenizer")
+    BytePairTokenizer(BYTES | {b"in": 256}).save(copied / "tokenizer")
     with pytest.raises(UserError, match=r"is damaged: tokenizer/ranks\.tiktoken has changed"):
         read_description(copied)
-    Tokenizer(BYTES).save(copied / "tokenizer")
-    with pytest.raises(UserError, match="has 261 tokens, the model 262"):
+    BytePairTokenizer(BYTES | {b"in": 256, b"th": 257}).save(copied / "tokenizer")
+    with pytest.raises(UserError, match="has 263 tokens, the model rows for 262"):
         save_model(tmp_path / "new", params, config, copied / "tokenizer", chat=False,
                    context_tokens=96)
     assert not (tmp_path / "new").exists()

@@ -73,7 +73,7 @@ def test_generate_is_prefill_and_decode_and_ends_at_the_stop_token(params, confi
                                                                   prompts_BL, full_logits):
     answer = partial(generate, params, prompts_BL, LENGTHS_B, _keys(3), config=config,
                      execution=execution, sampling=Sampling(max_new_tokens=4, temperature=0))
-    new_BL, count_B = answer(stop=-1)
+    new_BL, count_B = answer(stops=(-1,))
     tokens_BL, lengths_B = np.zeros((3, 12), int), LENGTHS_B.copy()
     tokens_BL[:, :8] = prompts_BL
     for step in range(4):
@@ -83,10 +83,10 @@ def test_generate_is_prefill_and_decode_and_ends_at_the_stop_token(params, confi
         lengths_B += 1
     assert count_B.tolist() == [4, 4, 4]
     stop = int(new_BL[0, 1])
-    stopped_BL, count_B = answer(stop=stop)
+    stopped_BL, count_B = answer(stops=(-1, stop))      # any of them ends an answer
     for row in range(3):
-        stops = np.flatnonzero(new_BL[row] == stop)
-        expected = stops[0] + 1 if len(stops) else 4
+        places = np.flatnonzero(new_BL[row] == stop)
+        expected = places[0] + 1 if len(places) else 4
         assert count_B[row] == expected, "the stop token is counted, nothing after it"
         np.testing.assert_array_equal(stopped_BL[row, :expected], new_BL[row, :expected])
 
@@ -96,7 +96,7 @@ def draw(params, config, execution):
     """Sampled answers of up to six tokens: new_BL and count_B."""
     run = partial(generate, params, config=config, execution=execution,
                   sampling=Sampling(max_new_tokens=6, top_p=0.95))
-    return lambda *rows, stop=-1: jax.device_get(run(*rows, stop=stop))
+    return lambda *rows, stop=-1: jax.device_get(run(*rows, stops=(stop,)))
 
 
 def test_a_sampled_answer_depends_on_the_keys(draw, prompts_BL):

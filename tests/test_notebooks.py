@@ -11,7 +11,7 @@ import pytest
 
 from core import artifacts
 from core.artifacts import LAYOUT, ROOT, write_json, write_jsonl
-from data.tokenizer import Tokenizer
+from data.tokenizers.bpe import BytePairTokenizer
 from model.directory import save_model
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -24,7 +24,8 @@ def checkout(params, config, tmp_path_factory):
     root = tmp_path_factory.mktemp("checkout")
     folder = root / RUN / "dpo"
     # 93 ordinary tokens and 5 special ones: the 98 of the tiny model.
-    Tokenizer({bytes([b]): i for i, b in enumerate(range(32, 125))}).save(root / "tokenizer")
+    ranks = {bytes([b]): i for i, b in enumerate(range(32, 125))}
+    BytePairTokenizer(ranks).save(root / "tokenizer")
     save_model(folder, params, config, root / "tokenizer", chat=True, context_tokens=64)
     write_json(folder / "lineage.json", {"layout": LAYOUT, "command": "python", "commit": None,
                                          "fingerprint": "ab", "inputs": {}})

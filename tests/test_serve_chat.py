@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from core.artifacts import ROOT, make_lineage, write_json
 from core.errors import UserError
 from data.chat import ask, render_prompt
-from data.tokenizer import Tokenizer
+from data.tokenizers.bpe import BytePairTokenizer
 from eval.respond.loaded import LoadedModel
 from model.directory import save_model
 from model.families.registry import forward, init
@@ -26,7 +26,8 @@ from model.heads.language import logits
 from serve import chat
 from serve.chat import Session, stream_text
 
-BYTES = Tokenizer({bytes([i]): i for i in range(256)})  # no merges: letters are cut into bytes
+# No merges: letters are cut into bytes.
+BYTES = BytePairTokenizer({bytes([i]): i for i in range(256)})
 CAPACITY = 96
 
 

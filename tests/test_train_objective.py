@@ -13,7 +13,7 @@ from small_tokens import write_artifacts
 from configs.common import make_pretrain
 from configs.quickstart import get_config
 from core.errors import UserError
-from data.tokenizer import load_tokenizer
+from data.tokenizers.load import load_tokenizer
 from data.tokens.rows import TokenRows
 from eval.measures.corrupted import CorruptedPages
 from eval.respond.loaded import LoadedModel

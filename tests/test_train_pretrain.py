@@ -7,8 +7,8 @@ import pytest
 from configs.common import make_pretrain
 from core.artifacts import write_json
 from core.errors import UserError
-from data import tokenizer as tokenizers
 from data.domains import by_domain
+from data.tokenizers import bpe
 from train.pretrain import make_evaluate, plan_phases
 from train.start import Start
 
@@ -47,7 +47,7 @@ def test_a_share_of_zero_may_name_a_domain_that_is_not_there(tokens):
 
 
 def test_without_held_out_pages_nothing_is_measured_on_them(tokens, capfd):
-    tokenizers.train(["a b c d e f g"], 261).save(tokens / "tokenizer")
+    bpe.train(["a b c d e f g"], 261).save(tokens / "tokenizer")
     evaluate = make_evaluate(_section(), SimpleNamespace(config=None, execution=None),
                              {"tokens": tokens})
     assert evaluate(None) == {} and evaluate(None) == {}

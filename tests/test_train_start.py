@@ -11,7 +11,8 @@ from small_tokens import write_artifacts
 from configs.quickstart import get_config
 from core.artifacts import make_lineage, open_partial, write_json
 from core.errors import UserError
-from data.tokenizer import Tokenizer, load_tokenizer
+from data.tokenizers.bpe import BytePairTokenizer
+from data.tokenizers.load import load_tokenizer
 from model.directory import load_params, read_description
 from scripts.chaos.process import differences, final_bits
 from train import pretrain
@@ -165,7 +166,7 @@ def test_tokens_of_another_tokenizer_are_refused_in_one_line(workdir, base, fiel
     shutil.copytree(workdir / "tokens", tokens)
     own = load_tokenizer(base / "tokenizer")
     first, second = list(own.ranks)[-2:]
-    other = Tokenizer(own.ranks | {first: own.ranks[second], second: own.ranks[first]})
+    other = BytePairTokenizer(own.ranks | {first: own.ranks[second], second: own.ranks[first]})
     other.save(tokens / "tokenizer")
     with pytest.raises(UserError) as raised:
         build(workdir, "refused", tokens=tokens, num_steps=20, **{field: "base"})

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from core.errors import UserError
 from data.batch import Batch, Source
-from data.tokenizer import Tokenizer
+from data.tokenizers.tokenizer import Tokenizer
 from data.tokens.corruption import Corruption, SpanSizes, make_corruption, span_sizes
 from model.parallel.sharding import STREAM_RULES
 from train.setup import Setup

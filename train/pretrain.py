@@ -25,7 +25,7 @@ from core.artifacts import read_json
 from core.entry import Stage, run_stage
 from core.progress import log
 from data.domains import by_domain
-from data.tokenizer import load_tokenizer
+from data.tokenizers.load import load_tokenizer
 from data.tokens.corruption import Corruption, corrupt
 from data.tokens.mixture import mixture, plan_mixture
 from data.tokens.rows import batches as group_rows

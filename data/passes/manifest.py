@@ -18,7 +18,7 @@ from data.passes.clean import load_index
 from data.passes.decide import bin_edges
 from data.passes.roster import merge_tallies
 from data.tables import read_rows
-from data.tokenizer import SPLIT_PATTERN, Tokenizer
+from data.tokenizers.bpe import SPLIT_PATTERN, BytePairTokenizer
 
 ESTIMATE_VOCABULARY = 8192
 ESTIMATE_BYTES = 2_000_000      # sample of each domain for the estimate of tokens
@@ -121,7 +121,8 @@ def estimate_bytes_per_token(folder: Path) -> dict[str, float]:
     trainer = rustbpe.Tokenizer()
     texts = [text for domain in sorted(samples) for text in samples[domain]]
     trainer.train_from_iterator(iter(texts), ESTIMATE_VOCABULARY, pattern=SPLIT_PATTERN)
-    tokenizer = Tokenizer({bytes(token): rank for token, rank in trainer.get_mergeable_ranks()})
+    tokenizer = BytePairTokenizer(
+        {bytes(token): rank for token, rank in trainer.get_mergeable_ranks()})
     return {domain: round(sizes[domain] / sum(map(len, tokenizer.encode_batch(texts))), 4)
             for domain, texts in sorted(samples.items())}
 

@@ -7,7 +7,6 @@ import functools
 import itertools
 import json
 import math
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,13 +18,13 @@ import pyarrow.parquet as pq
 
 from core.errors import UserError
 from data.domains import file_stem, token_domain
-from data.tokenizer import Tokenizer, load_tokenizer
+from data.tokenizers.load import load_tokenizer
+from data.tokenizers.tokenizer import Tokenizer
 from data.tokens.shards import shuffle_key, write_run
 
 COLUMNS = ("id", "text", "domain", "meta")
 READ_BATCH = 256  # documents decoded at once
 MIN_UNIT_BYTES, MAX_UNIT_BYTES, MAX_UNITS = 4_000_000, 256_000_000, 1024
-LONG_SPACE = re.compile(r"\s{100000}")
 
 Span = tuple[str, int, int, int]  # part, row group, first row in it, number of rows
 
@@ -68,7 +67,7 @@ def encode_unit(output: Path, spans: Sequence[Span], tokenizer: str, seed: int,
     """Encodes the rows of `spans` and writes a run per domain, ``{output}.{file_stem(domain)}``.
 
     Args:
-        tokenizer: tokenizer folder.
+        tokenizer: see `load_tokenizer`.
         seed: of the shuffle.
         domain: replaces the domains of the documents.
 
@@ -94,17 +93,9 @@ def encode_unit(output: Path, spans: Sequence[Span], tokenizer: str, seed: int,
 
 
 def encode_document(tokenizer: Tokenizer, text: str) -> np.ndarray:
-    """Ids of one document in a token file: <|bos|> text <|end|>.
-
-    A run of a million spaces overflows the stack of tiktoken's splitter, so such a text is encoded
-    in pieces, which decode to the same text.
-    """
-    pieces = [text]
-    if len(text) >= 100_000 and LONG_SPACE.search(text):
-        pieces = [text[i:i + 100_000] for i in range(0, len(text), 100_000)]
-    # As encode_ordinary, but without a list of Python integers.
-    ids = [tokenizer.encoding.encode_to_numpy(piece, disallowed_special=()) for piece in pieces]
-    return np.concatenate([[tokenizer.bos], *ids, [tokenizer.end]]).astype(token_dtype(tokenizer))
+    """Ids of one document in a token file: bos, text, end; also where these are one token."""
+    ids = tokenizer.encode_array(text)
+    return np.concatenate([[tokenizer.bos], ids, [tokenizer.end]]).astype(token_dtype(tokenizer))
 
 
 def token_dtype(tokenizer: Tokenizer) -> np.dtype:

@@ -1,10 +1,10 @@
 """Token files and the rows that training reads from them.
 
-A token folder holds, per domain, `STEM.tokens` (flat little-endian uint16 or uint32: <|bos|>
-text <|end|> for each document) and `STEM.ends` (little-endian int64: end of each document), each
-with checksums, and one `tokens.json`, which lists the domains by name; `data.domains.file_stem`
-makes the stem of a name. Rows are cut at load, so one folder serves every row length.
-A row is determined by its number, so the state of a loader is one integer.
+A token folder holds, per domain, `STEM.tokens` (flat little-endian uint16 or uint32: for each
+document the tokenizer's bos, text and end) and `STEM.ends` (little-endian int64: end of each
+document), each with checksums, and one `tokens.json`, which lists the domains by name;
+`data.domains.file_stem` makes the stem of a name. Rows are cut at load, so one folder serves every
+row length. A row is determined by its number, so the state of a loader is one integer.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from core.artifacts import read_json
 from core.errors import UserError
 from data.batch import Batch, stack
 from data.domains import file_stem
-from data.tokenizer import Tokenizer
+from data.tokenizers.tokenizer import Tokenizer
 from data.tokens.best_fit import open_index
 from data.tokens.checked import CheckedArray
 

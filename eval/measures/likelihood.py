@@ -22,7 +22,7 @@ from core.artifacts import read_json
 from data.batch import Batch, stack
 from data.documents import read_documents
 from data.domains import POOLS
-from data.tokenizer import load_tokenizer
+from data.tokenizers.load import load_tokenizer
 from data.tokens.rows import TokenRows, open_tokens
 from eval.respond.loaded import LoadedModel, warn_beyond_context
 from model.config import ModelConfig

@@ -10,7 +10,8 @@ from jax.sharding import Mesh
 
 from core.artifacts import read_lineage
 from core.progress import log
-from data.tokenizer import Tokenizer, load_tokenizer
+from data.tokenizers.load import load_tokenizer
+from data.tokenizers.tokenizer import Tokenizer
 from model.config import ModelConfig
 from model.directory import load_params, read_description
 from model.execution import Execution

@@ -10,7 +10,7 @@ import numpy as np
 from core.errors import UserError
 from core.progress import Progress
 from data.chat import Conversation, ask, render_prompt
-from data.tokenizer import Tokenizer
+from data.tokenizers.tokenizer import Tokenizer
 from eval.respond.loaded import LoadedModel, warn_beyond_context
 from eval.respond.responder import Reply
 from model.generation.generate import generate
@@ -69,10 +69,10 @@ def complete(model: LoadedModel, prompts: Sequence[Sequence[int]], sampling: Sam
             keys_B = make_keys(jax.random.key(seed), np.array(filled))
             new_BL, count_B = jax.device_get(generate(
                 model.params, prompts_BL, lengths_B, keys_B, config=model.config,
-                execution=model.execution, sampling=sampling, stop=model.tokenizer.end))
+                execution=model.execution, sampling=sampling, stops=model.tokenizer.stops))
             for row, i in enumerate(picked):
                 ids = new_BL[row, :count_B[row]]
-                completions[i] = model.tokenizer.decode(ids[ids != model.tokenizer.end])
+                completions[i] = model.tokenizer.decode(ids[~np.isin(ids, model.tokenizer.stops)])
             progress.update(min(first + batch_size, len(order)))
     return completions
 

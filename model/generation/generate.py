@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from model.config import ModelConfig
 from model.execution import Execution
@@ -39,16 +40,16 @@ def decode(params: Params, token_B: jax.Array, cache: Any, *, config: ModelConfi
     return logits(params, x_BLD, config=config, execution=execution)[:, 0], cache
 
 
-@partial(jax.jit, static_argnames=("config", "execution", "sampling", "stop"))
+@partial(jax.jit, static_argnames=("config", "execution", "sampling", "stops"))
 def generate(params: Params, prompts_BL: jax.Array, lengths_B: jax.Array, keys_B: jax.Array, *,
              config: ModelConfig, execution: Execution, sampling: Sampling,
-             stop: int) -> tuple[jax.Array, jax.Array]:
+             stops: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
     """Samples completions of right-padded prompts.
 
     Args:
         lengths_B: tokens of each prompt without padding, at least 1.
         keys_B: PRNG key of each row.
-        stop: token that ends a completion; it is included in the result.
+        stops: tokens that end a completion; the one drawn is included in the result.
 
     Returns:
         new_BL: the new tokens, [B, max_new_tokens]; and count_B, how many of them are valid.
@@ -66,11 +67,12 @@ def generate(params: Params, prompts_BL: jax.Array, lengths_B: jax.Array, keys_B
         step, new_BL, count_B, done_B, logits_BV, cache = carry
         step_keys_B = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_B, step)
         token_B = sample(logits_BV, sampling, step_keys_B)
-        token_B = jnp.where(done_B, stop, token_B)
+        token_B = jnp.where(done_B, stops[0], token_B)
         new_BL = new_BL.at[:, step].set(token_B)
         count_B = count_B + ~done_B
         logits_BV, cache = decode(params, token_B, cache, config=config, execution=execution)
-        return step + 1, new_BL, count_B, done_B | (token_B == stop), logits_BV, cache
+        done_B |= jnp.isin(token_B, np.array(stops))
+        return step + 1, new_BL, count_B, done_B, logits_BV, cache
 
     new_BL = jnp.zeros((batch, sampling.max_new_tokens), jnp.int32)
     carry = (0, new_BL, jnp.zeros(batch, jnp.int32), jnp.zeros(batch, bool), logits_BV, cache)

@@ -161,7 +161,7 @@ def measure_generation(size: str, batch_size: int) -> Row:
 
     def run(num_tokens):
         return generate(params, prompts_BL, lengths_B, keys_B, config=config, execution=execution,
-                        sampling=Sampling(num_tokens, temperature=0), stop=NO_STOP)[0]
+                        sampling=Sampling(num_tokens, temperature=0), stops=(NO_STOP,))[0]
 
     few_secs, many_secs = (_fastest(partial(run, count)) for count in (few, many))
     step_secs = (many_secs - few_secs) / (many - few)

@@ -1,7 +1,7 @@
-"""Byte-level BPE: trained by rustbpe, run by tiktoken, stored as plain text.
+"""Our own kind, byte-level BPE: trained by rustbpe, run by tiktoken, stored as plain text.
 
-A tokenizer folder holds `ranks.tiktoken` (base64 of each token's bytes and its rank, one per
-line) and `tokenizer.json` (split pattern, names of the special tokens).
+Its folder holds `ranks.tiktoken` (base64 of each token's bytes and its rank, one per line) and
+`tokenizer.json` (split pattern, names of the special tokens).
 """
 
 from __future__ import annotations
@@ -9,31 +9,41 @@ from __future__ import annotations
 import base64
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import rustbpe
 import tiktoken
 
-from core.artifacts import read_json, write_json
+from core.artifacts import write_json
 from core.errors import UserError
+from data.tokenizers.tokenizer import Tokenizer
 
 # Digits are single tokens, for arithmetic; otherwise the split of GPT-4 (cl100k_base in
 # openai/tiktoken), with runs of spaces kept together for indented text.
 SPLIT_PATTERN = (r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}"
                  r"| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+")
 
+KIND = "bpe"
+
 # A document is <|bos|> text <|end|>; a turn is <|role|> text <|end|>: one stop token for both.
 SPECIAL_TOKENS = ("<|bos|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
 MASK = "<|mask|>"       # further ones, for objectives of pretraining: data/tokens/corruption.py
 SENTINEL = "<|extra_{}|>"
 
+# A run of a million spaces overflows the stack of tiktoken's splitter, so such a text is encoded
+# in pieces, which decode to the same text.
+LONG_SPACE, MAX_PIECE = re.compile(r"\s{100000}"), 100_000
+
 
 @dataclasses.dataclass(frozen=True)
-class Tokenizer:
-    """Encodes text as token ids, and decodes them.
+class BytePairTokenizer(Tokenizer):
+    """Byte-level BPE, whose special tokens follow the ordinary ones.
 
     Attributes:
         ranks: id of each ordinary token, by its bytes.
@@ -71,9 +81,19 @@ class Tokenizer:
         """Id of the token that ends a document or a turn: the stop token."""
         return self.special("<|end|>")
 
+    @property
+    def turn_tokens(self) -> Mapping[str, int]:
+        """Ids of the tokens that begin a turn, by role."""
+        return {name.strip("<|>"): self.special(name) for name in SPECIAL_TOKENS[2:]}
+
     def encode(self, text: str) -> list[int]:
         """Encodes text; names of special tokens in it are encoded as ordinary text."""
-        return self.encoding.encode_ordinary(text)
+        return [*chain.from_iterable(map(self.encoding.encode_ordinary, _pieces(text)))]
+
+    def encode_array(self, text: str) -> np.ndarray:
+        """As `encode`, without a list of Python integers."""
+        return np.concatenate([self.encoding.encode_to_numpy(piece, disallowed_special=())
+                               for piece in _pieces(text)])
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Encodes many texts on all cores."""
@@ -81,7 +101,12 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Decodes ids; special tokens become their names, invalid UTF-8 becomes U+FFFD."""
-        return self.encoding.decode([int(i) for i in ids])
+        return self.encoding.decode([int(i) for i in ids if i < self.vocab_size])
+
+    def stream(self, ids: Iterable[int]) -> Iterator[bytes]:
+        """The UTF-8 bytes of each token as it comes."""
+        to_bytes = self.encoding.decode_single_token_bytes
+        return (to_bytes(int(i)) if i < self.vocab_size else b"" for i in ids)
 
     def token_bytes(self) -> np.ndarray:
         """UTF-8 bytes of each token, shape [vocab_size]; 0 for special tokens."""
@@ -105,20 +130,19 @@ class Tokenizer:
                  for token, rank in sorted(self.ranks.items(), key=lambda item: item[1])]
         (folder / "ranks.tiktoken").write_text("".join(lines))
         write_json(folder / "tokenizer.json",
-                   {"pattern": self.pattern, "specials": list(self.specials),
+                   {"kind": KIND, "pattern": self.pattern, "specials": list(self.specials),
                     "vocab_size": self.vocab_size, "fingerprint": self.fingerprint})
 
 
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """Reads a tokenizer folder, or the one in a folder of tokens or a model directory.
+def load(folder: Path, described: Mapping[str, Any]) -> BytePairTokenizer:
+    """Reads a tokenizer of this kind.
+
+    Args:
+        described: contents of its `tokenizer.json`.
 
     Raises:
         UserError: a file is missing, damaged, or changed since it was written.
     """
-    folder = Path(folder)
-    if not (folder / "tokenizer.json").exists() and (folder / "tokenizer").exists():
-        folder = folder / "tokenizer"
-    described = read_json(folder / "tokenizer.json")
     ranks_file = folder / "ranks.tiktoken"
     try:
         ranks = {base64.b64decode(token): int(rank) for token, rank in
@@ -126,7 +150,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     except (OSError, ValueError) as error:
         raise UserError(str(ranks_file), f"is not a readable rank file ({error})",
                         "train the tokenizer anew") from None
-    tokenizer = Tokenizer(ranks, described["pattern"], tuple(described["specials"]))
+    tokenizer = BytePairTokenizer(ranks, described["pattern"], tuple(described["specials"]))
     if tokenizer.fingerprint != described["fingerprint"]:
         raise UserError(str(folder), "tokenizer.json and ranks.tiktoken do not belong together",
                         "train the tokenizer anew")
@@ -134,7 +158,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 
 def train(texts: Iterable[str], vocab_size: int, *, mask_token: bool = False,
-          num_sentinels: int = 0) -> Tokenizer:
+          num_sentinels: int = 0) -> BytePairTokenizer:
     """Trains byte-level BPE (arXiv 1508.07909) on texts.
 
     Args:
@@ -158,4 +182,10 @@ def train(texts: Iterable[str], vocab_size: int, *, mask_token: bool = False,
         raise UserError(f"tokenizer.vocab_size={vocab_size}",
                         f"the text yields only {len(ranks) + len(specials)} tokens",
                         "give more text or set a smaller --config.tokenizer.vocab_size")
-    return Tokenizer(ranks, specials=specials)
+    return BytePairTokenizer(ranks, specials=specials)
+
+
+def _pieces(text: str) -> list[str]:
+    if len(text) < MAX_PIECE or not LONG_SPACE.search(text):
+        return [text]
+    return [text[i:i + MAX_PIECE] for i in range(0, len(text), MAX_PIECE)]

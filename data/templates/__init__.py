@@ -1,0 +1,1 @@
+"""Chat templates of other models: Jinja, rendered in a process with limits."""

@@ -1,0 +1,1 @@
+"""Tokenizers: our own and those of other models, behind one interface."""

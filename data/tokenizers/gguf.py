@@ -1,0 +1,152 @@
+"""Makes a tokenizer of the metadata of a GGUF file.
+
+A GGUF file names its tokenizer's kind (`tokenizer.ggml.model`) and the way it splits text
+(`tokenizer.ggml.pre`), and lists tokens, their types, and merges or scores. The names are those of
+llama.cpp (src/llama-vocab.cpp). `gpt2` is byte-level BPE, `llama` the BPE of SentencePiece.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from core.errors import UserError, first_line
+from data.tokenizers.hub import make_tokenizer
+from data.tokenizers.huggingface import SPACE, HuggingFaceTokenizer, require_library
+
+UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4        # of `tokenizer.ggml.token_type`
+NORMAL = 1
+
+# Splits before merging, by the names in `tokenizer.ggml.pre`. The expressions are those of the
+# tokenizer.json of Llama 3 and of Qwen2; `None` is the split of GPT-2, which the library knows.
+LLAMA3_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+                r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+QWEN2_SPLIT = LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
+DIGITS = "digits"       # every digit is a token, and the rest is split as by GPT-2
+SPLITS = {"gpt-2": None, "phi-2": None,
+          "smollm": DIGITS, "starcoder": DIGITS, "refact": DIGITS,
+          "llama-bpe": LLAMA3_SPLIT, "llama3": LLAMA3_SPLIT, "llama-v3": LLAMA3_SPLIT,
+          "qwen2": QWEN2_SPLIT, "deepseek-r1-qwen": QWEN2_SPLIT}
+NAMED = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding",
+         "sep_token": "seperator", "cls_token": "cls", "mask_token": "mask"}    # spelled so
+STOPS = ("eos", "eot", "eom")
+
+
+def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> HuggingFaceTokenizer:
+    """Makes a tokenizer of a GGUF file's metadata; its method `save` writes it as a folder of ours.
+
+    Args:
+        metadata: values by their full names, e.g. ``tokenizer.ggml.tokens``, as plain Python.
+
+    Raises:
+        UserError: the metadata is incomplete or contradicts itself; or the kind or the split is
+            unknown.
+    """
+    model = metadata.get("tokenizer.ggml.model")
+    if model not in BUILDERS:
+        raise _refuse("model", f"is {model!r}, which is none of {', '.join(BUILDERS)}")
+    tokens = _strings(metadata, "tokens")
+    if len(set(tokens)) < len(tokens):
+        raise _refuse("tokens", "names a token twice")
+    types = metadata.get("tokenizer.ggml.token_type", [NORMAL] * len(tokens))
+    if len(types) != len(tokens):
+        raise _refuse("token_type", f"has {len(types)} values for {len(tokens)} tokens")
+    named = {role: _token(metadata, tokens, name) for role, name in NAMED.items()
+             if f"tokenizer.ggml.{name}_token_id" in metadata}
+    adds_bos = metadata.get("tokenizer.ggml.add_bos_token", model == "llama"
+                            or SPLITS.get(metadata.get("tokenizer.ggml.pre")) == LLAMA3_SPLIT)
+    library = require_library()
+    try:
+        backend = BUILDERS[model](library, metadata, tokens)
+        for kinds, special in (((UNKNOWN, CONTROL), True), ((USER_DEFINED,), False)):
+            backend.add_tokens([library.AddedToken(token, special=special, normalized=False)
+                                for token, kind in zip(tokens, types) if kind in kinds])
+    except UserError:
+        raise
+    except Exception as error:      # the library raises no narrower one
+        raise _refuse("tokens", f"and merges do not fit together ({first_line(error)})") from None
+    template = metadata.get("tokenizer.chat_template", "")
+    if not isinstance(template, str):
+        raise UserError("tokenizer.chat_template", "is no text", "convert the model anew")
+    stops = [metadata[key] for name in STOPS
+             if (key := f"tokenizer.ggml.{name}_token_id") in metadata]
+    return make_tokenizer(backend.to_str(), {**named, "add_bos_token": bool(adds_bos)},
+                          template=template, stops=[int(i) for i in stops])
+
+
+def _byte_level(library: Any, metadata: Mapping[str, Any], tokens: Sequence[str]) -> Any:
+    """Byte-level BPE, with the merges and the split that the file names."""
+    pre = metadata.get("tokenizer.ggml.pre")
+    if pre not in SPLITS:
+        raise _refuse("pre", f"is {pre!r}, which is none of {', '.join(SPLITS)}")
+    merges = [tuple(merge.split(" ")) for merge in _strings(metadata, "merges")]
+    if any(len(merge) != 2 for merge in merges):
+        raise _refuse("merges", "holds one that is no pair of tokens")
+    split, steps = SPLITS[pre], library.pre_tokenizers
+    backend = library.Tokenizer(library.models.BPE(
+        vocab={token: i for i, token in enumerate(tokens)}, merges=merges,
+        ignore_merges=split == LLAMA3_SPLIT))   # a word that is a token needs no merges
+    if split is None:
+        backend.pre_tokenizer = steps.ByteLevel(add_prefix_space=False)
+    elif split == DIGITS:
+        backend.pre_tokenizer = steps.Sequence([steps.Digits(individual_digits=True),
+                                                steps.ByteLevel(add_prefix_space=False)])
+    else:
+        backend.pre_tokenizer = steps.Sequence([
+            steps.Split(library.Regex(split), behavior="isolated"),
+            steps.ByteLevel(add_prefix_space=False, use_regex=False)])
+    if split == QWEN2_SPLIT:
+        backend.normalizer = library.normalizers.NFC()
+    backend.decoder = library.decoders.ByteLevel()
+    return backend
+
+
+def _sentence_piece(library: Any, metadata: Mapping[str, Any], tokens: Sequence[str]) -> Any:
+    """The BPE of SentencePiece: of all pairs that make a token, the one of highest score first."""
+    if str(metadata.get("general.architecture", "")).startswith("gemma"):
+        raise _refuse("scores", "does not hold the order of Gemma's merges")
+    scores = metadata.get("tokenizer.ggml.scores")
+    if scores is None or len(scores) != len(tokens):
+        raise _refuse("scores", "does not hold one value per token")
+    ids = {token: i for i, token in enumerate(tokens)}
+    pairs = [(-float(score), cut, len(token) - cut, token[:cut], token[cut:])
+             for token, score in zip(tokens, scores) for cut in range(1, len(token))
+             if token[:cut] in ids and token[cut:] in ids]
+    # Of equal scores the longer left side, then the longer right side, merges first.
+    pairs.sort(key=lambda pair: (pair[0], -pair[1], -pair[2]))
+    unknown = _token(metadata, tokens, "unknown") \
+        if "tokenizer.ggml.unknown_token_id" in metadata else None
+    backend = library.Tokenizer(library.models.BPE(
+        vocab=ids, merges=[(left, right) for *_, left, right in pairs], unk_token=unknown,
+        fuse_unk=True, byte_fallback=True))
+    has_prefix = metadata.get("tokenizer.ggml.add_space_prefix", True)
+    backend.pre_tokenizer = library.pre_tokenizers.Metaspace(
+        replacement=SPACE, prepend_scheme="first" if has_prefix else "never", split=False)
+    steps = library.decoders
+    backend.decoder = steps.Sequence([
+        steps.Replace(SPACE, " "), steps.ByteFallback(), steps.Fuse(),
+        *([steps.Strip(content=" ", left=1)] if has_prefix else [])])
+    return backend
+
+
+BUILDERS = {"gpt2": _byte_level, "llama": _sentence_piece}
+
+
+def _strings(metadata: Mapping[str, Any], name: str) -> list[str]:
+    values = metadata.get(f"tokenizer.ggml.{name}")
+    if not isinstance(values, Sequence) or not values or not all(
+            isinstance(value, str) for value in values):
+        raise _refuse(name, "is no list of texts")
+    return list(values)
+
+
+def _token(metadata: Mapping[str, Any], tokens: Sequence[str], name: str) -> str:
+    value = metadata[f"tokenizer.ggml.{name}_token_id"]
+    if not isinstance(value, int) or not 0 <= value < len(tokens):
+        raise _refuse(f"{name}_token_id", f"is {value!r}, and there are {len(tokens)} tokens")
+    return tokens[value]
+
+
+def _refuse(name: str, rule: str) -> UserError:
+    return UserError(f"tokenizer.ggml.{name}", rule,
+                     "use the model's folder of the hub, or convert the model anew")

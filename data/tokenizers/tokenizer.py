@@ -1,0 +1,94 @@
+"""The interface of all tokenizers.
+
+A folder of a tokenizer holds `tokenizer.json`, our description: its `kind`, `vocab_size`,
+`fingerprint`, and what else its kind needs; and the files of its kind.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+
+class Tokenizer(abc.ABC):
+    """Encodes text as token ids, and decodes them.
+
+    Text is data: a special token that is named in it is encoded as ordinary text. A model may have
+    more rows than its tokenizer has ids, e.g. for a size that divides well; such further ids stand
+    for no text.
+
+    Attributes:
+        chat_template: Jinja template of conversations; "" if there is none.
+    """
+
+    chat_template: str = ""
+
+    @property
+    @abc.abstractmethod
+    def vocab_size(self) -> int:
+        """Number of ids, special tokens included: the largest one plus 1."""
+
+    @property
+    @abc.abstractmethod
+    def specials(self) -> tuple[str, ...]:
+        """Names of the special tokens, in the order of their ids."""
+
+    @abc.abstractmethod
+    def special(self, name: str) -> int:
+        """Id of the special token `name`."""
+
+    @property
+    @abc.abstractmethod
+    def bos(self) -> int:
+        """Id of the token that begins every document: context for its first token."""
+
+    @property
+    @abc.abstractmethod
+    def end(self) -> int:
+        """Id of the token that ends a document or a turn."""
+
+    @property
+    def stops(self) -> tuple[int, ...]:
+        """Ids after which generation stops; `end` is the first of them."""
+        return (self.end,)
+
+    @property
+    def turn_tokens(self) -> Mapping[str, int]:
+        """Ids of the tokens that begin a turn, by role; empty where a template writes turns."""
+        return {}
+
+    @abc.abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """Encodes text, without special tokens."""
+
+    def encode_array(self, text: str) -> np.ndarray:
+        """As `encode`, without a list of Python integers where that is possible."""
+        return np.asarray(self.encode(text), np.uint32)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encodes many texts, on several cores where that is possible."""
+        return [self.encode(text) for text in texts]
+
+    @abc.abstractmethod
+    def decode(self, ids: Iterable[int]) -> str:
+        """Decodes ids; special tokens become their names, invalid UTF-8 becomes U+FFFD."""
+
+    @abc.abstractmethod
+    def stream(self, ids: Iterable[int]) -> Iterator[bytes]:
+        """The UTF-8 bytes of each token as it comes; together they are the text of `decode`."""
+
+    @abc.abstractmethod
+    def token_bytes(self) -> np.ndarray:
+        """UTF-8 bytes of each token, shape [vocab_size]; 0 for special tokens."""
+
+    @property
+    @abc.abstractmethod
+    def fingerprint(self) -> str:
+        """Fingerprint of the vocabulary, 16 hex digits, which models store."""
+
+    @abc.abstractmethod
+    def save(self, folder: Path) -> None:
+        """Writes the tokenizer's files into `folder`."""
