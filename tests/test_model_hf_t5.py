@@ -3,7 +3,7 @@
 
 import json
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +12,12 @@ import pytest
 from peer_models import as_entries, assert_same_bytes, open_peer, save_random_peer
 
 from core.errors import UserError
+from data.batch import Source
 from model.execution import Execution
 from model.families.encoder_decoder import extend, forward_with_stats, make_cache
 from model.heads.language import logits, token_logps
-from model.hf.families.t5 import T5, read_config, write_config
+from model.hf.families.t5 import T5, read_t5, write_t5
+from model.hf.fields import Fields
 
 EXECUTION = Execution()
 FIELDS = {"vocab_size": 67, "d_model": 32, "d_kv": 6, "d_ff": 48, "num_layers": 3,
@@ -26,14 +28,6 @@ VERSIONS = {"1.0": {"feed_forward_proj": "relu"},
 NUM_SOURCE, NUM_TARGET = [9, 31, 23, 1], [14, 5, 20, 17]
 NEW = 64
 pytestmark = pytest.mark.filterwarnings("default")      # of the other library
-
-
-class Source(NamedTuple):
-    """The encoder's rows."""
-
-    tokens_BM: Any
-    positions_BM: Any
-    segment_ids_BM: Any
 
 
 class Rows(NamedTuple):
@@ -60,7 +54,7 @@ def rows():
     positions_BM = np.broadcast_to(np.arange(source_BM.shape[1]), source_BM.shape)
     tokens_BL, segment_ids_BL = pad(NUM_TARGET)
     tokens_BL[:, 0] = 0
-    return Rows(Source(source_BM, positions_BM, source_segments_BM), tokens_BL, segment_ids_BL)
+    return Rows(Source(source_BM, source_segments_BM, positions_BM), tokens_BL, segment_ids_BL)
 
 
 @pytest.fixture(scope="module", params=VERSIONS)
@@ -110,8 +104,8 @@ def test_logits_equal_those_of_transformers_padded_and_packed(peer, rows):
         return np.concatenate([row[:n] for row, n in zip(array, lengths)])[None]
 
     source = Source(pack(rows.source.tokens_BM, NUM_SOURCE),
-                    pack(rows.source.positions_BM, NUM_SOURCE),
-                    np.repeat(np.arange(1, 5), NUM_SOURCE)[None])
+                    np.repeat(np.arange(1, 5), NUM_SOURCE)[None],
+                    pack(rows.source.positions_BM, NUM_SOURCE))
     packed_BLV = run(params, source, pack(rows.tokens_BL, NUM_TARGET),
                      pack(rows.positions_BL, NUM_TARGET),
                      np.repeat(np.arange(1, 5), NUM_TARGET)[None])
@@ -178,7 +172,7 @@ def test_import_then_export_returns_the_same_bytes(peer, tmp_path):
     transformers = pytest.importorskip("transformers")
     folder, model, config, params = peer
     assert_same_bytes(T5, params, config, folder)
-    (tmp_path / "config.json").write_text(json.dumps(write_config(config) | {"model_type": "t5"}))
+    (tmp_path / "config.json").write_text(json.dumps(write_t5(config) | {"model_type": "t5"}))
     (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
     loaded = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path)
     for name, theirs in model.state_dict().items():
@@ -188,10 +182,12 @@ def test_import_then_export_returns_the_same_bytes(peer, tmp_path):
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_config_can_be_written_as_it_was_read(version):
-    config = read_config(FIELDS | VERSIONS[version])
+    fields = Fields(FIELDS | VERSIONS[version])
+    config = read_t5(fields)
+    assert not fields.unread()
     assert (config.tied, config.logit_scale != 1) == ((True, True) if version == "1.0"
                                                       else (False, False))
-    assert read_config(write_config(config)) == config
+    assert read_t5(Fields(write_t5(config))) == config
 
 
 @pytest.mark.parametrize("changed, message", [
@@ -200,4 +196,4 @@ def test_a_config_can_be_written_as_it_was_read(version):
     ({"is_encoder_decoder": False}, "is_encoder_decoder=False")], ids=str)
 def test_what_changes_the_computation_and_is_not_ours_is_refused(changed, message):
     with pytest.raises(UserError, match=message):
-        read_config(FIELDS | changed)
+        read_t5(Fields(FIELDS | changed))

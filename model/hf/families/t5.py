@@ -1,17 +1,16 @@
-"""T5 and its version 1.1 (also Flan-T5 and mT5's layout): `T5ForConditionalGeneration`."""
+"""T5, and its version 1.1 that Flan-T5 has too: `T5ForConditionalGeneration`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from core.errors import UserError
 from model.config import ModelConfig
+from model.hf.fields import Fields
 from model.hf.tables import Entry, Layout
 
-# (`feed_forward_proj`, `dense_act_fn`) of each of our MLPs.
-MLPS = {"relu": ("relu", "relu"), "geglu": ("gated-gelu", "gelu_new"),
-        "swiglu": ("gated-silu", "silu"), "gelu": ("gelu", "gelu")}
+MLPS = {"relu": "relu", "gated-gelu": "geglu", "gated-silu": "swiglu", "gelu": "gelu"}
+# What transformers makes of them: GEGLU has the approximation by tanh.
+DENSE_ACTS = {"relu": "relu", "geglu": "gelu_new", "swiglu": "silu", "gelu": "gelu"}
 
 
 def entries(config: ModelConfig) -> list[Entry]:
@@ -53,56 +52,46 @@ def _ends(ours: str, stack: str) -> list[Entry]:
             Entry(f"{ours}final_norm_D", f"{stack}.final_layer_norm.weight", "D")]
 
 
-def read_config(hf: Mapping[str, Any]) -> ModelConfig:
-    """The architecture that `config.json` describes.
+def read_t5(hf: Fields) -> ModelConfig:
+    """T5, arXiv 1910.10683.
 
-    The first T5 ties its head and scales its logits, version 1.1 does neither. transformers 5
-    writes the latter as `scale_decoder_outputs` and always `tie_word_embeddings`.
-
-    Raises:
-        UserError: a field asks for what we do not have.
+    The first version ties its head and scales its logits, version 1.1 does neither. transformers 5
+    writes the latter as `scale_decoder_outputs`, and always `tie_word_embeddings`.
     """
-    is_first = hf.get("scale_decoder_outputs", hf.get("tie_word_embeddings", True))
-    projection = hf.get("feed_forward_proj", "relu")
-    asked = projection, hf.get("dense_act_fn")
-    mlp = next((ours for ours, (name, act) in MLPS.items() if asked in ((name, act), (name, None))),
-               None)
-    if mlp is None:
-        raise UserError(f"feed_forward_proj={projection!r}, dense_act_fn={asked[1]!r}",
-                        f"is none of {', '.join(' with '.join(pair) for pair in MLPS.values())}",
-                        "give a model of one of these")
-    for name, ours in (("is_encoder_decoder", True), ("is_decoder", False)):
-        if hf.get(name, ours) != ours:
-            raise UserError(f"{name}={hf[name]!r}", f"is not {ours!r}, the only one that we have",
-                            "give a T5ForConditionalGeneration")
-    width = hf["d_model"]
+    hf.only("is_encoder_decoder", True)
+    hf.only("is_decoder", False)
+    is_tied = hf.flag("tie_word_embeddings", True)
+    is_first = hf.flag("scale_decoder_outputs", is_tied)
+    mlp = hf.choice("feed_forward_proj", MLPS)
+    hf.only("dense_act_fn", DENSE_ACTS[mlp])
+    hf.only("is_gated_act", mlp.endswith("glu"))
+    width, num_layers = hf.count("d_model"), hf.count("num_layers")
     return ModelConfig(
-        family="encoder_decoder", V=hf["vocab_size"], D=width,
-        N=hf.get("num_decoder_layers") or hf["num_layers"], encoder_layers=hf["num_layers"],
-        H=hf["num_heads"], G=hf["num_heads"], K=hf["d_kv"], F=hf["d_ff"],
-        norm_eps=hf.get("layer_norm_epsilon", 1e-6), positions="relative",
-        relative_buckets=hf.get("relative_attention_num_buckets", 32),
-        relative_distance=hf.get("relative_attention_max_distance", 128), qk_norm=False,
+        family="encoder_decoder", V=hf.count("vocab_size"), D=width,
+        N=hf.count("num_decoder_layers", num_layers), encoder_layers=num_layers,
+        H=hf.count("num_heads"), G=hf.count("num_heads"), K=hf.count("d_kv"), F=hf.count("d_ff"),
+        norm_eps=hf.number("layer_norm_epsilon", 1e-6), positions="relative",
+        relative_buckets=hf.count("relative_attention_num_buckets", 32),
+        relative_distance=hf.count("relative_attention_max_distance", 128), qk_norm=False,
         attention_scale=1.0, mlp=mlp, tied=is_first, logit_scale=width**-0.5 if is_first else 1.0)
 
 
-def write_config(config: ModelConfig) -> dict[str, Any] | None:
-    """The fields of `config.json`; None if T5 has no such model."""
-    c = config
-    if c.family != "encoder_decoder" or c.mlp not in MLPS:
+def write_t5(c: ModelConfig) -> dict[str, Any] | None:
+    """The fields of a T5."""
+    projection = next((theirs for theirs, ours in MLPS.items() if ours == c.mlp), None)
+    if c.family != "encoder_decoder" or projection is None:
         return None
-    hf = {"architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True,
-          "vocab_size": c.V, "d_model": c.D, "num_layers": c.encoder_layers,
-          "num_decoder_layers": c.N, "num_heads": c.H, "d_kv": c.K, "d_ff": c.F,
-          "layer_norm_epsilon": c.norm_eps, "relative_attention_num_buckets": c.relative_buckets,
-          "relative_attention_max_distance": c.relative_distance,
-          "feed_forward_proj": MLPS[c.mlp][0], "dense_act_fn": MLPS[c.mlp][1],
-          "tie_word_embeddings": c.tied, "decoder_start_token_id": 0, "pad_token_id": 0}
-    return hf if read_config(hf) == c else None
+    return {"is_encoder_decoder": True, "vocab_size": c.V, "d_model": c.D,
+            "num_layers": c.encoder_layers, "num_decoder_layers": c.N, "num_heads": c.H,
+            "d_kv": c.K, "d_ff": c.F, "layer_norm_epsilon": c.norm_eps,
+            "relative_attention_num_buckets": c.relative_buckets,
+            "relative_attention_max_distance": c.relative_distance,
+            "feed_forward_proj": projection, "dense_act_fn": DENSE_ACTS[c.mlp],
+            "tie_word_embeddings": c.tied, "decoder_start_token_id": 0, "pad_token_id": 0}
 
 
 T5 = Layout(
-    "t5", "T5ForConditionalGeneration", entries, read_config, write_config,
+    "t5", "T5ForConditionalGeneration", entries, read_t5, write_t5,
     copies={"encoder.embed_tokens.weight": "shared.weight",
             "decoder.embed_tokens.weight": "shared.weight", "lm_head.weight": "shared.weight"},
     # Of old files; nothing reads it.
