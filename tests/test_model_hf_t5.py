@@ -12,12 +12,13 @@ import pytest
 from peer_models import as_entries, assert_same_bytes, open_peer, save_random_peer
 
 from core.errors import UserError
-from data.batch import Source
+from data.batch import Batch, Source
 from model.execution import Execution
 from model.families.encoder_decoder import extend, forward_with_stats, make_cache
-from model.heads.language import logits, token_logps
+from model.heads.language import logits
 from model.hf.families.t5 import T5, read_t5, write_t5
 from model.hf.fields import Fields
+from train.loss import next_token_loss
 
 EXECUTION = Execution()
 FIELDS = {"vocab_size": 67, "d_model": 32, "d_kv": 6, "d_ff": 48, "num_layers": 3,
@@ -120,14 +121,14 @@ def test_gradients_equal_those_of_autograd(peer, rows):
     targets_BL = np.roll(rows.tokens_BL, -1, axis=1)
     weights_BL = np.roll(rows.segment_ids_BL, -1, axis=1) * (rows.positions_BL < 19)
 
+    batch = Batch(rows.tokens_BL, targets_BL, weights_BL.astype("float32"), rows.segment_ids_BL,
+                  rows.positions_BL, rows.source)
+
     @jax.jit
     @jax.value_and_grad
     def loss(params):
-        x_BLD, _ = forward_with_stats(params, rows.tokens_BL, rows.positions_BL,
-                                      rows.segment_ids_BL, rows.source, config=config,
-                                      execution=EXECUTION)
-        logp_BL = token_logps(params, x_BLD, targets_BL, config=config, execution=EXECUTION)
-        return -jnp.sum(logp_BL * weights_BL) / weights_BL.sum()
+        return next_token_loss(params, batch, config=config, execution=EXECUTION,
+                               key=None)[0] / weights_BL.sum()
 
     model.zero_grad()
     their_loss = model(**_their_inputs(rows), decoder_input_ids=torch.tensor(rows.tokens_BL),
