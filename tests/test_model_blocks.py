@@ -1,6 +1,6 @@
-"""Layers: norms, wirings, MLPs and experts of one token, against their formulas in numpy.
+"""Layers: norms, wirings, attention, MLPs and experts against their formulas in numpy.
 
-Attention of a single token is its value, projected back.
+Where a row is a single token, attention is its value, projected back.
 """
 
 import dataclasses
@@ -10,11 +10,12 @@ import jax
 import numpy as np
 import pytest
 
-from model.attention.kind import kind_of
+from model.attention.kind import Extras, kind_of
 from model.config import ModelConfig
 from model.execution import Execution
 from model.families.decoder import Block
 from model.families.registry import num_params
+from model.layers.positions import rope_frequencies, rope_scale
 
 D, F, EPS, SCALE = 6, 5, 0.1, 0.7
 CONFIG = ModelConfig(V=11, D=D, N=2, H=4, G=2, K=3, F=F, norm_eps=EPS, residual_scale=SCALE,
@@ -89,6 +90,50 @@ def test_a_layer_follows_its_formula(residual, norm, mlp, has_bias):
         attention_out_bias=has_bias))
     np.testing.assert_allclose(layer.found_D, _wired(layer, residual), rtol=1e-5, atol=1e-5)
     assert ("wq_bias_HK" in layer.w) == ("w_down_bias_D" in layer.w) == has_bias
+
+
+def _turn(x_LHK, frequency_K, scale):
+    """The pairs of a head as complex numbers, turned by their angles."""
+    n = len(frequency_K)
+    turned_LHK = scale * (x_LHK[..., :n] + 1j * x_LHK[..., n:2 * n]) * np.exp(
+        1j * np.arange(len(x_LHK))[:, None] * frequency_K)[:, None]
+    return np.concatenate([turned_LHK.real, turned_LHK.imag, x_LHK[..., 2 * n:]], -1)
+
+
+@pytest.mark.parametrize("fields, is_global", [
+    ({"rope_frac": 0.5, "rope_scaling": "yarn", "rope_factor": 8.0, "rope_context": 64}, None),
+    ({"window": 2, "global_every": 2, "rope_local_theta": 10.0, "rope_theta": 1000.0}, True),
+    ({"window": 2, "global_every": 2, "rope_local_theta": 10.0, "rope_theta": 1000.0}, False)],
+    ids=str)
+def test_attention_of_rotated_queries_and_keys_follows_its_formula(fields, is_global):
+    """The MLP adds nothing."""
+    config = dataclasses.replace(CONFIG, K=8, positions="rope", qk_norm=True, mlp="relu", **fields)
+    block, rng, length = Block(config, Execution(), kind_of(config)), np.random.default_rng(0), 5
+    x_LD = rng.normal(size=(length, D)).astype("float32")
+    rows = x_LD[None], np.arange(length)[None], np.ones((1, length), int)
+    shapes = jax.eval_shape(block.init, jax.random.key(0), *rows)
+    w = {name: rng.normal(size=leaf.shape).astype("float32") * (name != "w_down_FD")
+         for name, leaf in shapes["params"].items()}
+    extras = Extras(None if is_global is None else np.bool_(is_global))
+    found_LD = jax.jit(block.apply)({"params": w}, *rows, extras=extras)[0][0]
+
+    def norm(x, scale):
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + EPS) * scale
+
+    frequency_K, scale = rope_frequencies(config, is_local=is_global is False), rope_scale(config)
+    h_LD = norm(x_LD, w["attn_norm_D"])
+    q_LHK, k_LGK = (_turn(norm(np.einsum("LD,DHK->LHK", h_LD, w[weight]), w[of]), frequency_K,
+                          scale)
+                    for weight, of in (("wq_DHK", "q_norm_K"), ("wk_DGK", "k_norm_K")))
+    v_LGK = np.einsum("LD,DGK->LGK", h_LD, w["wv_DGK"])
+    distance_LM = np.arange(length)[:, None] - np.arange(length)[None]
+    sees_LM = np.isin(distance_LM, np.arange(2 if is_global is False else length))
+    out_LD = 0
+    for h in range(4):
+        weights_LM = sees_LM * np.exp(q_LHK[:, h] @ k_LGK[:, h // 2].T / 8**0.5)
+        weights_LM /= weights_LM.sum(1, keepdims=True)
+        out_LD = out_LD + weights_LM @ v_LGK[:, h // 2] @ w["wo_HKD"][h]
+    np.testing.assert_allclose(found_LD, x_LD + SCALE * out_LD, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("renormalises", [True, False])
