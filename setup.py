@@ -39,14 +39,15 @@ EXTRAS = {
     "cuda": ["jax[cuda13]>=0.10.2,<0.12"],
     "cloud": ["s3fs>=2025", "gcsfs>=2025", "huggingface_hub>=0.34"],
     "ray": ["ray>=2.50"],
-    "hf": ["safetensors>=0.6", "tokenizers>=0.22", "jinja2>=3.1", "gguf>=0.17"],
+    "hf": ["tokenizers>=0.22", "jinja2>=3.1.6", "gguf>=0.19"],
     "tb": ["tensorboardX>=2.6"],
     "notebooks": ["jupyterlab>=4", "nbconvert>=7.16", "ipykernel>=6.29"],
     "wandb": ["wandb>=0.20"],
     # torch exactly: pip prefers that release's CPU build if it knows one, but a newer one to both.
     "peers": ["datatrove>=0.10", "spacy>=3.8", "tokenizers>=0.20", "nltk>=3.9",
-              "regex", "torch==2.13.0", "transformers>=5"],
-    "dev": ["pytest>=9", "pytest-xdist>=3.8", "ruff>=0.14", "hypothesis>=6", "pyyaml>=6"],
+              "regex", "torch==2.13.0", "transformers>=5", "accelerate>=1.10"],
+    "dev": ["pytest>=9", "pytest-xdist>=3.8", "ruff>=0.14", "hypothesis>=6", "pyyaml>=6",
+            "safetensors>=0.8"],
 }
 
 setup(

@@ -43,7 +43,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OUR_PACKAGES = ("configs", "core", "data", "model", "eval", "train", "align", "serve", "scripts")
 LAYOUT = 2              # of lineage.json; others are refused
 RECORDED_VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "daft",
-                     "pyarrow", "resiliparse", "tiktoken", "rustbpe")
+                     "pyarrow", "resiliparse", "tiktoken", "rustbpe", "tokenizers")
 
 
 def digest(value: Any) -> str:

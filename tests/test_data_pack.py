@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from core.artifacts import ROOT, make_lineage, write_json
 from core.errors import UserError
 from data import pack as stage
-from data.documents import Document, write_documents
+from data.documents import Document, read_documents, write_documents
 from data.engine import run_units
 from data.tokenizers import bpe
 from data.tokenizers.load import load_tokenizer
@@ -30,6 +30,7 @@ from data.tokens import shards
 from data.tokens.encode import encode_document, plan_units
 from data.tokens.rows import open_tokens
 from data.tokens.shards import merge_runs, select_rank, shuffle_key, write_run
+from tests import hub_tokenizers as hub
 
 # Daft leaves the pipes of its worker processes to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
@@ -259,6 +260,33 @@ def test_unusual_texts_are_encoded_unchanged(workdir):
         assert ids.dtype == "<u2" and tokenizer.decode(ids[1:-1]) == text
         if len(text) < 1_000_000:
             assert ids.tolist() == [tokenizer.bos, *tokenizer.encode(text), tokenizer.end]
+
+
+def test_documents_are_packed_by_a_tokenizer_of_the_hub(workdir, tmp_path):
+    """`pack.tokenizer` may name a folder that is no artifact of ours."""
+    pytest.importorskip("tokenizers")
+    (tmp_path / "corpus").symlink_to(workdir / "corpus")
+    source = hub.write_hub(tmp_path / "theirs", hub.byte_level(),
+                           tokenizer_config={"eos_token": "<|im_end|>"})
+    command = [sys.executable, "-m", "data.pack", "--config=configs/quickstart.py",
+               f"--workdir={tmp_path}", "--config.pack.best_domains=()"]
+    refused = subprocess.run([*command, "--config.pack.tokenizer=none"], cwd=ROOT,
+                             capture_output=True, text=True)
+    assert refused.returncode == 2 and "no finished artifact at" in refused.stderr
+    command.append(f"--config.pack.tokenizer={source}")
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    assert not json.loads(done.stdout)["skipped"]
+    folder, tokenizer = tmp_path / "tokens", load_tokenizer(source)
+    described = json.loads((folder / "tokens.json").read_text())
+    assert described["vocab_size"] == 330 and described["tokenizer"] == tokenizer.fingerprint
+    assert load_tokenizer(folder) == tokenizer
+    tokens, ends = open_tokens(folder, "heldout")
+    texts = [tokenizer.decode(part[1:-1]) for part in np.split(tokens[:], ends[:-1])]
+    expected = sorted(d.text for d in read_documents(workdir / "corpus" / "heldout"))
+    assert sorted(texts) == expected
+    assert {int(part[0]) for part in np.split(tokens[:], ends[:-1])} == {0}, "<|endoftext|>"
+    again = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    assert json.loads(again.stdout)["skipped"]
 
 
 #: Domains, and what a token folder calls them.

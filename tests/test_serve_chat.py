@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from core.artifacts import ROOT, make_lineage, write_json
 from core.errors import UserError
-from data.chat import ask, render_prompt
+from data.chat import Conversation, Message, ask, render_prompt
 from data.tokenizers.bpe import BytePairTokenizer
+from data.tokenizers.hub import import_tokenizer
 from eval.respond.loaded import LoadedModel
 from model.directory import save_model
 from model.families.registry import forward, init
@@ -25,6 +26,7 @@ from model.generation.sampling import Sampling
 from model.heads.language import logits
 from serve import chat
 from serve.chat import Session, stream_text
+from tests import hub_tokenizers as hub
 
 # No merges: letters are cut into bytes.
 BYTES = BytePairTokenizer({bytes([i]): i for i in range(256)})
@@ -133,6 +135,54 @@ def test_a_base_model_continues_each_text(model, next_token):
         prompt = [BYTES.bos, *BYTES.encode(text)]
         assert session.tokens[:len(prompt)] == prompt
         assert session.tokens[len(prompt)] == next_token(prompt)
+
+
+@pytest.fixture(scope="module")
+def hub_model(model, tmp_path_factory):
+    """Makes a model with a tokenizer of the hub, of fewer tokens than rows, and a template."""
+    pytest.importorskip("tokenizers")
+    pytest.importorskip("jinja2")
+    tokenizer = import_tokenizer(hub.write_hub(
+        tmp_path_factory.mktemp("hub"), hub.byte_level(259),
+        tokenizer_config={"eos_token": "<|im_end|>"}))
+    assert tokenizer.vocab_size < model.config.V
+    return lambda source: dataclasses.replace(
+        model, tokenizer=dataclasses.replace(tokenizer, chat_template=source))
+
+
+@pytest.mark.parametrize("source", [hub.CHATML, hub.THINKING])
+def test_a_conversation_by_a_template_equals_recomputing_it(hub_model, source):
+    model = hub_model(source)
+    session = _session(model, capacity=400, system="Be brief.")
+    talk = [Message("system", "Be brief.")]
+    for text in ("Hello.", "And then?", "x"):
+        talk.append(Message("user", text))
+        answer = "".join(session.answer(text))
+        drawn = session._turns[-1][1]
+        prompt = session.tokens[:len(session.tokens) - 1 - len(drawn)]
+        assert model.tokenizer.decode(prompt) == model.tokenizer.decode(
+            render_prompt(Conversation(tuple(talk)), model.tokenizer))
+        assert answer == model.tokenizer.decode(drawn)
+        fresh = _session(model, capacity=400)
+        fresh.tokens = prompt
+        assert [*fresh._draw_answer([])] == drawn, "the cache equals reading all of it anew"
+        talk.append(Message("assistant", answer))
+
+
+def test_a_template_that_only_appends_has_nothing_read_twice(hub_model, monkeypatch):
+    read = []
+    prefill = chat.prefill
+    monkeypatch.setattr(chat, "prefill", lambda params, prompt_BL, lengths_B, cache, **how: (
+        read.append(int(lengths_B[0])), prefill(params, prompt_BL, lengths_B, cache, **how))[1])
+    session = _session(hub_model(hub.CHATML), capacity=400)
+    for text in ("Hello.", "And then?"):
+        "".join(session.answer(text))
+    assert sum(read) + session.num_tokens == len(session.tokens) - 1, "all but the last end"
+
+
+def test_a_template_that_refuses_the_system_message_says_so_at_once(hub_model):
+    with pytest.raises(UserError, match=r"refuses this conversation \(no system message, please"):
+        _session(hub_model(hub.BRACKETS), system="Be brief.")
 
 
 @given(st.binary(max_size=12))

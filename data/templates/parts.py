@@ -97,20 +97,20 @@ def hide_names(content: str, names: tuple[str, ...], mark: str) -> str:
                             "that cannot be told from text", "remove it")
         content = f"{content[:found.start() + 1]}{mark}{content[found.start() + 1:]}"
     begin, end = len(content) - len(content.lstrip()), len(content.rstrip())
-    if any(content.startswith(tail, begin) for tail in tails):
+    if content.startswith(tails, begin):
         content, end = f"{content[:begin]}{mark}{content[begin:]}", end + 1
-    if any(content.endswith(head, 0, end) for head in heads):
+    if content.endswith(heads, 0, end):
         content = f"{content[:end]}{mark}{content[end:]}"
     return content
 
 
 @functools.lru_cache(maxsize=4)
-def _name_parts(names: tuple[str, ...]) -> tuple[re.Pattern, frozenset[str], frozenset[str]]:
+def _name_parts(names: tuple[str, ...]) -> tuple[re.Pattern, tuple[str, ...], tuple[str, ...]]:
     """All names, their proper beginnings and their proper ends."""
     cuts = [(name[:i], name[i:]) for name in names for i in range(1, len(name))]
     pattern = re.compile("|".join(map(re.escape, names)) or "(?!)")
-    heads, tails = (frozenset(side) for side in zip(*cuts)) if cuts else (frozenset(),) * 2
-    return pattern, heads, tails
+    heads, tails = ({cut[side] for cut in cuts} for side in (0, 1))
+    return pattern, tuple(heads), tuple(tails)
 
 
 def _unused_mark(messages: Sequence[Mapping[str, str]], template: str) -> str:

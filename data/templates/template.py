@@ -47,7 +47,7 @@ class ChatTemplate:
             [sys.executable, "-m", "data.templates.child"], stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, cwd=ROOT)
         weakref.finalize(self, _end, self._child)
-        self._ask({"template": source, "named": dict(named)})
+        self._ask({"template": source, "named": dict(named), "max_secs": MAX_SECS})
 
     def render(self, renderings: Sequence[Rendering]) -> list[str]:
         """Renders conversations.

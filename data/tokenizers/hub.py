@@ -81,7 +81,7 @@ def make_tokenizer(text: str, config: Mapping[str, Any], *, template: str = "",
     end = named.get("eos_token") or next(iter([*stop_names, *known]), None)
     if end is None:
         raise UserError("tokenizer.json", "names no token that ends a text",
-                        "put a tokenizer_config.json with an eos_token beside it")
+                        "put the tokenizer_config.json of its model beside it")
     first = backend.encode("a").tokens[:1]      # with what the tokenizer puts before a text
     puts_first = first != backend.encode("a", add_special_tokens=False).tokens[:1]
     bos = (first[0] if puts_first else
@@ -109,8 +109,8 @@ def _read_template(folder: Path, config: Mapping[str, Any]) -> str:
         log(f"{folder}: of the chat templates {sorted(map(str, by_name))}, `default` is used")
         template = by_name.get("default") or ""
     if not isinstance(template, str):
-        raise UserError(str(folder / "tokenizer_config.json"), "chat_template is no text",
-                        "fetch it anew")
+        raise UserError(str(folder / "tokenizer_config.json"),
+                        "has a chat template that is no text", "fetch it anew")
     return template
 
 

@@ -126,7 +126,8 @@ class HuggingFaceTokenizer(Tokenizer):
             self._decoder, _sentence_piece)
         pieces = [b""] * self.vocab_size
         for token, i in self._backend.get_vocab(with_added_tokens=True).items():
-            pieces[i] = token.encode() if i in self._added else to_bytes(token)
+            is_text = i in self._added and self._decoder != "WordPiece"
+            pieces[i] = token.encode() if is_text else to_bytes(token)
         return pieces
 
     @cached_property

@@ -56,6 +56,14 @@ def attend(q_BLHK: jax.Array, k_BMGK: jax.Array, v_BMGK: jax.Array, mask_BLM: ja
     Args:
         kind: its scale, cap, bias and sinks; what a query sees is the mask's alone.
     """
+    weights_BGRLM = attention_weights(q_BLHK, k_BMGK, mask_BLM, kind, extras)
+    out_BLGRK = jnp.einsum("BGRLM,BMGK->BLGRK", weights_BGRLM.astype(q_BLHK.dtype), v_BMGK)
+    return out_BLGRK.reshape(q_BLHK.shape)
+
+
+def attention_weights(q_BLHK: jax.Array, k_BMGK: jax.Array, mask_BLM: jax.Array,
+                      kind: Kind = CAUSAL, extras: Extras = NO_EXTRAS) -> jax.Array:
+    """The weights that `attend` gives to values: weights_BGRLM, float32."""
     batch, length, num_heads, head_size = q_BLHK.shape
     num_groups = k_BMGK.shape[2]
     grouped = (num_groups, num_heads // num_groups)
@@ -73,8 +81,5 @@ def attend(q_BLHK: jax.Array, k_BMGK: jax.Array, v_BMGK: jax.Array, mask_BLM: ja
     if kind.has_sinks:
         sinks_BGRLM = extras.sinks_H.astype(jnp.float32).reshape(1, *grouped, 1, 1)
         sinks_BGRLM = jnp.broadcast_to(sinks_BGRLM, (*scores_BGRLM.shape[:-1], 1))
-        weights_BGRLM = softmax(jnp.concatenate([scores_BGRLM, sinks_BGRLM], -1))[..., :-1]
-    else:
-        weights_BGRLM = softmax(scores_BGRLM)
-    out_BLGRK = jnp.einsum("BGRLM,BMGK->BLGRK", weights_BGRLM.astype(q_BLHK.dtype), v_BMGK)
-    return out_BLGRK.reshape(q_BLHK.shape)
+        return softmax(jnp.concatenate([scores_BGRLM, sinks_BGRLM], -1))[..., :-1]
+    return softmax(scores_BGRLM)

@@ -5,8 +5,8 @@
 
 Number formats, their blocks and their arithmetic are those of the library `gguf`, and so is the
 writer. The header is read here: the library trusts its lengths and counts, and allocates or loops
-by them. Layout and rules: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, and of
-`gguf.cpp` the rule that tensors follow one another in the header's order.
+by them. The layout is that of the specification in https://github.com/ggml-org/ggml, and from its
+`gguf.cpp` is the rule that tensors follow one another in the header's order.
 """
 
 from __future__ import annotations
@@ -214,7 +214,7 @@ def _check_metadata(path: Path, metadata: Mapping[str, Any]) -> int:
     """Refuses one part of several; returns the alignment."""
     if metadata.get("split.count", 1) not in (0, 1):
         refuse(path, f"is one of {quote(metadata['split.count'])} parts of a model",
-               remedy="merge them with llama-gguf-split --merge")
+               remedy="merge them with llama-gguf-split")
     alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
     if type(alignment) is not int or not 1 <= alignment <= 1 << 20 or alignment & (alignment - 1):
         refuse(path, f"metadata 'general.alignment' is {quote(alignment)}, expected a power of two")

@@ -39,21 +39,12 @@ def attention(block: Block, h_BLD: jax.Array, positions_BL: jax.Array,
         The addition to the residual stream, [B, L, D], and the updated (k_BMGK, v_BMGK) or None.
     """
     c, execution, kind = block.config, block.execution, block.kind
-    q_BLHK = block.linear("wq", "BLD,DHK->BLHK", h_BLD, bias=c.attention_bias)
-    k_BLGK = block.linear("wk", "BLD,DGK->BLGK", h_BLD, bias=c.attention_bias)
-    v_BLGK = block.linear("wv", "BLD,DGK->BLGK", h_BLD, bias=c.attention_bias)
-    if c.qk_norm:
-        q_BLHK, k_BLGK = block.norm("q_norm", q_BLHK, "K"), block.norm("k_norm", k_BLGK, "K")
-    if c.positions == "rope":
-        frequency_K, scale = _layer_frequencies(c, extras.is_global), rope_scale(c)
-        q_BLHK = rotate(q_BLHK, positions_BL, frequency_K, scale)
-        k_BLGK = rotate(k_BLGK, positions_BL, frequency_K, scale)
+    q_BLHK, k_BLGK, v_BLGK = project_tokens(block, h_BLD, positions_BL, extras)
     # Constrains gradients too: otherwise XLA shards attention's backward pass over L.
     q_BLHK = checkpoint_name(constrain(q_BLHK, "BLHK"), "qkv")
     k_BLGK = checkpoint_name(constrain(k_BLGK, "BLGK"), "qkv")
     v_BLGK = checkpoint_name(constrain(v_BLGK, "BLGK"), "qkv")
-    if kind.has_sinks:
-        extras = extras._replace(sinks_H=block.zeros("sinks_H", (c.H,)))
+    extras = with_sinks(block, extras)
     if cached is None:
         updated = None
         out_BLHK = attend_documents(q_BLHK, k_BLGK, v_BLGK, segment_ids_BL, positions_BL,
@@ -65,6 +56,29 @@ def attention(block: Block, h_BLD: jax.Array, positions_BL: jax.Array,
     out_BLHK = checkpoint_name(constrain(out_BLHK, "BLHK"), "attention")
     return block.linear("wo", "BLHK,HKD->BLD", out_BLHK, bias=c.attention_out_bias,
                         scale=block.depth_scale), updated
+
+
+def project_tokens(block: Block, h_BLD: jax.Array, positions_BL: jax.Array,
+                   extras: Extras) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """q_BLHK, k_BLGK and v_BLGK as attention compares them: normed and rotated where they are."""
+    c = block.config
+    q_BLHK = block.linear("wq", "BLD,DHK->BLHK", h_BLD, bias=c.attention_bias)
+    k_BLGK = block.linear("wk", "BLD,DGK->BLGK", h_BLD, bias=c.attention_bias)
+    v_BLGK = block.linear("wv", "BLD,DGK->BLGK", h_BLD, bias=c.attention_bias)
+    if c.qk_norm:
+        q_BLHK, k_BLGK = block.norm("q_norm", q_BLHK, "K"), block.norm("k_norm", k_BLGK, "K")
+    if c.positions == "rope":
+        frequency_K, scale = _layer_frequencies(c, extras.is_global), rope_scale(c)
+        q_BLHK = rotate(q_BLHK, positions_BL, frequency_K, scale)
+        k_BLGK = rotate(k_BLGK, positions_BL, frequency_K, scale)
+    return q_BLHK, k_BLGK, v_BLGK
+
+
+def with_sinks(block: Block, extras: Extras) -> Extras:
+    """The extras with the layer's own sinks, if it has any."""
+    if not block.kind.has_sinks:
+        return extras
+    return extras._replace(sinks_H=block.zeros("sinks_H", (block.config.H,)))
 
 
 def cross_attention(block: Block, h_BLD: jax.Array, k_BMGK: jax.Array, v_BMGK: jax.Array,
