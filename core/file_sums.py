@@ -34,7 +34,7 @@ def write_sums(folder: Path, paths: Iterable[Path], *, keep: bool = False) -> No
     """
     files = _read_sums(folder) if keep else {}
     names = {str(path.relative_to(folder)): path for path in paths if path.is_file()}
-    files |= {name: _sum_file(path) for name, path in sorted(names.items())
+    files |= {name: sum_file(path) for name, path in sorted(names.items())
               if name not in (NAME, *files)}
     temporary = folder / f".{NAME}.tmp"
     with open(temporary, "w") as file:
@@ -60,7 +60,7 @@ def check_sums(folder: Path, *, select: Callable[[str], bool] = lambda name: Tru
     names = [name for name in sorted(files) if select(name)]
     for name in names[index::count]:
         try:
-            total = _sum_file(folder / name)
+            total = sum_file(folder / name)
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise DamagedError(f"{name} is missing") from None
         if total != files[name]:
@@ -81,7 +81,8 @@ def _read_sums(folder: Path) -> dict[str, str]:
     return files
 
 
-def _sum_file(path: Path) -> str:
+def sum_file(path: Path) -> str:
+    """The checksum of a file, 16 hex digits."""
     total = xxhash.xxh3_64()
     with open(path, "rb") as file:
         while chunk := file.read(CHUNK_BYTES):

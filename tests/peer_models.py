@@ -19,13 +19,17 @@ def open_peer(folder: Path, layout: Layout) -> tuple[ModelConfig, Any]:
     return config, load_params(layout, open_safetensors(folder), config)
 
 
-def save_random_peer(model: Any, folder: Path, std: float = 0.2) -> Any:
-    """Gives every weight of a torch model a random value, norms around 1, and writes the model."""
+def save_random_peer(model: Any, folder: Path, std: float = 0.2, norm_mean: float = 1.0) -> Any:
+    """Gives every weight of a torch model a random value, and writes the model.
+
+    Args:
+        norm_mean: of the weights of norms; 0 where these are 1 + w.
+    """
     import torch
 
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():
-        mean = 1.0 if name.lower().endswith("norm.weight") else 0.0
+        mean = norm_mean if name.lower().endswith("norm.weight") else 0.0
         torch.nn.init.normal_(parameter, mean, std)
     model.eval().save_pretrained(folder)
     return model

@@ -91,7 +91,7 @@ class HuggingFaceTokenizer(Tokenizer):
     def _continuing(self) -> Any:
         """Encodes what follows other text: without the space that some put before a text."""
         described = parse_json(self.text)
-        firsts = [step for step in _steps(described.get("pre_tokenizer"))
+        firsts = [step for step in steps_of(described.get("pre_tokenizer"))
                   if step.get("prepend_scheme") == "first"]
         for step in firsts:
             step["prepend_scheme"] = "never"
@@ -99,7 +99,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
     @cached_property
     def _decoder(self) -> str | None:
-        types = [step.get("type") for step in _steps(self._described.get("decoder"))]
+        types = [step.get("type") for step in steps_of(self._described.get("decoder"))]
         return next((name for name in DECODERS if name in types), None)
 
     @cached_property
@@ -315,13 +315,13 @@ def make_backend(text: str) -> Any:
     return backend
 
 
-def _steps(part: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+def steps_of(part: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     """The steps of a normalizer, pre-tokenizer or decoder, which may be a sequence of them."""
     if not part:
         return []
     children = next((part[name] for name in ("decoders", "pretokenizers", "normalizers")
                      if name in part), None)
-    return [part] if children is None else [step for child in children for step in _steps(child)]
+    return [part] if children is None else [step for child in children for step in steps_of(child)]
 
 
 def _valid(text: str) -> str:

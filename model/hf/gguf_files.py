@@ -307,7 +307,7 @@ def _quantise(gguf: Any, tensor: LazyTensor, kind: Any) -> np.ndarray:
     try:
         with np.errstate(over="raise", invalid="raise"):
             for chunk in _chunks(array):
-                values = array[chunk].astype(np.float32)
+                values = np.ascontiguousarray(array[chunk], np.float32)
                 data[chunk] = gguf.quants.quantize(values, kind).view(np.uint8)
     except FloatingPointError:
         raise UserError(f"tensor {quote(tensor.name)}",

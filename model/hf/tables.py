@@ -33,7 +33,8 @@ class Entry(NamedTuple):
         theirs: name of the tensor; ``{n}`` is the layer and ``{e}`` the expert, if each has its
             own.
         axes: axes of the tensor in our letters; those in parentheses are one axis of the tensor:
-            ``(HK)D``.
+            ``(HK)D``. A head size may be cut into its halves, p, and the pairs of numbers that
+            RoPE rotates, k, in whatever order the tensor has them: ``(Hkp)D``.
         pick: where a tensor holds several of our parameters, the letter of the axis that counts
             them, not one of ours, and the place of this one: ``Q1``.
     """
@@ -52,6 +53,8 @@ class Entry(NamedTuple):
     def own_letters(self) -> str:
         """The axes of our parameter that one tensor has: without those that are in its name."""
         letters = self.ours.rpartition("_")[2]
+        if "k" in self.axes:
+            letters = letters.replace("K", "pk")
         return letters.replace("E", "") if "{e}" in self.theirs else letters
 
 
@@ -150,12 +153,13 @@ def _read_part(entry: Entry, tensors: Tensors, config: ModelConfig, shape: tuple
             inner = here[1:] if per_expert else here
             at = (*place, e - (here[0].start or 0)) if per_expert else place
             tensor = tensors[entry.theirs.format(n=n, e=e)].read()
-            array = tensor.reshape(_sizes(entry, config, [entry]))
+            array = tensor.reshape(_sizes(entry.letters, config, {entry.pick[:1]: -1}))
             letters = entry.letters
             if entry.pick:
                 array = array.take(int(entry.pick[1:]), axis=letters.index(entry.pick[0]))
                 letters = letters.replace(entry.pick[0], "")
-            part[at] = array.transpose([letters.index(letter) for letter in own])[inner]
+            array = array.transpose([letters.index(letter) for letter in own])
+            part[at] = array.reshape(_sizes(own.replace("pk", "K"), config))[inner]
     return part
 
 
@@ -168,7 +172,8 @@ def _write_tensor(entries: Sequence[Entry], leaves: Sequence[jax.Array], config:
         letters, own = entry.letters, entry.own_letters
         if entry.pick:
             letters = letters.replace(entry.pick[0], "")
-        parts.append(np.asarray(leaf[at]).transpose([own.index(letter) for letter in letters]))
+        part = np.asarray(leaf[at]).reshape(_sizes(own, config))
+        parts.append(part.transpose([own.index(letter) for letter in letters]))
     if entries[0].pick:
         axis = entries[0].letters.index(entries[0].pick[0])
         return np.stack(parts, axis).astype(dtype).reshape(shape)
@@ -230,20 +235,21 @@ def _places(entry: Entry, config: ModelConfig) -> list[tuple[int, int]]:
             for e in range(config.E if "{e}" in entry.theirs else 1)]
 
 
-def _sizes(entry: Entry, config: ModelConfig, group: Sequence[Entry]) -> list[int]:
-    """Size of each axis of `entry.letters`."""
+def _sizes(letters: str, config: ModelConfig,
+           counted: Mapping[str, int] | None = None) -> list[int]:
+    """Size of each axis; `counted` has those of letters that are not ours."""
     special = {"L": config.max_positions + config.position_offset, "A": config.token_types,
-               "W": config.relative_buckets, "Z": config.shared_experts, "O": config.D}
-    if entry.pick:
-        special[entry.pick[0]] = -1 if len(group) == 1 else len(group)
+               "W": config.relative_buckets, "Z": config.shared_experts, "O": config.D,
+               "p": 2, "k": config.K // 2, **(counted or {})}
     return [special[letter] if letter in special else getattr(config, letter)
-            for letter in entry.letters]
+            for letter in letters]
 
 
 def _their_shape(group: Sequence[Entry], config: ModelConfig) -> tuple[int, ...]:
     """Shape of the tensor that holds a group of entries, with merged axes."""
     entry = group[0]
-    sizes, shape, inside = iter(_sizes(entry, config, group)), [], None
+    sizes = iter(_sizes(entry.letters, config, {entry.pick[:1]: len(group)}))
+    shape, inside = [], None
     for character in entry.axes:
         if character == "(":
             inside = 1

@@ -84,8 +84,10 @@ def read_llama(hf: Fields) -> ModelConfig:
                        **_read_common(hf))
 
 
-def write_llama(c: ModelConfig) -> dict[str, Any]:
-    """The fields of a Llama."""
+def write_llama(c: ModelConfig) -> dict[str, Any] | None:
+    """The fields of a Llama; None where heads do not divide the width, which it asks for."""
+    if c.D % c.H:
+        return None
     return _write_common(c) | {"attention_bias": c.attention_bias, "mlp_bias": c.mlp_bias}
 
 
