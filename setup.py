@@ -43,6 +43,7 @@ EXTRAS = {
     "tb": ["tensorboardX>=2.6"],
     "notebooks": ["jupyterlab>=4", "nbconvert>=7.16", "ipykernel>=6.29"],
     "wandb": ["wandb>=0.20"],
+    "report": ["matplotlib>=3.9"],
     # torch exactly: pip prefers that release's CPU build if it knows one, but a newer one to both.
     "peers": ["datatrove>=0.10", "spacy>=3.8", "tokenizers>=0.20", "nltk>=3.9",
               "regex", "torch==2.13.0", "transformers>=5", "accelerate>=1.10"],

@@ -101,7 +101,22 @@ def make_model(**changes) -> ConfigDict:
         mlp="swiglu", mlp_bias=False,           # or geglu, gelu, gelu_tanh, relu
         E=0, experts_per_token=2, shared_experts=0, renormalise_gates=True, expert_capacity=0.0,
         tied=False, embed_previous=False, embed_scale=1.0, embed_norm=False, token_types=0,
-        masked_head=False, head_bias=False, logit_scale=1.0, logit_softcap=0.0) | changes)
+        masked_head=False, head_bias=False, logit_scale=1.0, logit_softcap=0.0,
+        mup=make_mup()) | changes)
+
+
+def make_preset(name: str, **changes) -> ConfigDict:
+    """The section `model` by the name of a published architecture; see `model.presets`.
+
+    Args:
+        changes: fields that replace those of the preset; of these alone there are flags.
+    """
+    return ConfigDict(dict(preset=name, mup=make_mup()) | changes)
+
+
+def make_mup(**changes) -> dict:
+    """Width and depth at which the optimizer was tuned, 0 = as it is; see `model.mup`."""
+    return dict(base_width=0, base_depth=0) | changes
 
 
 def make_mesh(**changes) -> ConfigDict:
@@ -132,7 +147,7 @@ def make_optimizer(**changes) -> dict:
     return dict(
         name="adamw",               # or muon, lion, adafactor, sgd, schedule_free
         learning_rate=1e-3, adam_learning_rate=1e-3,    # the latter: what Muon does not take
-        lr_multipliers=dict(),      # by parameter name: {"embed*": 0.5}
+        lr_multipliers=dict(), decay_multipliers=dict(),    # by parameter name: {"embed*": 0.5}
         weight_decay=0.0, b1=0.9, b2=0.95, eps=1e-8, momentum=0.95, mu_dtype="float32",
         clip_norm=1.0,
         schedule="cosine",          # or linear, wsd, constant

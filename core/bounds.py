@@ -87,6 +87,7 @@ BOUNDS: Mapping[str, Bounds] = {
     "rewind.skip_batches": count(0), "rewind.max_retries": count(0),
     "optimizer.learning_rate": POSITIVE, "optimizer.adam_learning_rate": POSITIVE,
     "lr_multipliers.*": Bounds(note="0 freezes what the pattern matches"),
+    "decay_multipliers.*": NOT_NEGATIVE,
     "optimizer.weight_decay": NOT_NEGATIVE, "optimizer.b1": DECAY, "optimizer.b2": DECAY,
     "optimizer.momentum": DECAY, "optimizer.eps": Bounds(1e-30),     # above float32's underflow
     "optimizer.clip_norm": Bounds(note="0 never clips"), "optimizer.warmup_steps": count(0),
@@ -133,6 +134,8 @@ BOUNDS: Mapping[str, Bounds] = {
     "model.logit_softcap": Bounds(note="0 caps nothing"), "model.logit_scale": POSITIVE,
     "model.embed_scale": POSITIVE, "model.residual_scale": POSITIVE,
     "model.token_types": count(0, note="0 has none"),
+    "mup.base_width": count(0, note="0 scales nothing by width"),
+    "mup.base_depth": count(0, note="0 scales nothing by depth"),
     **{f"mesh.{axis}": AXIS for axis in ("stage", "data", "fsdp", "expert", "context", "tensor")},
 
     # tokenizer, pack

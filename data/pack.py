@@ -33,7 +33,7 @@ from data.domains import POOL_PREFIX, POOLS, file_stem
 from data.engine import assist, run_units
 from data.tokenizers.load import load_tokenizer
 from data.tokens.checked import write_sums
-from data.tokens.encode import encode_unit, plan_units, token_dtype
+from data.tokens.encode import encode_unit, plan_units, read_domains, token_dtype
 from data.tokens.shards import WORST_RANK, merge_runs, select_rank
 
 BUCKET_BYTES = 256_000_000  # tokens in memory during the merge
@@ -72,6 +72,7 @@ def pack(section: ConfigDict, corpus: Path, tokenizer: Path, folder: Path, *,
              for kind, domain in (("documents", None), ("heldout", "heldout"))
              for spans in plan_units(corpus / kind, unit_bytes)]
     _check_units(tasks, corpus)
+    _check_best(section, corpus)
     results = run_units(encode_unit, tasks, units, key=encoder.fingerprint,
                         num_workers=num_workers)
     runs: dict[str, list[Path]] = defaultdict(list)
@@ -115,16 +116,24 @@ def _check_units(tasks: Sequence[Mapping[str, Any]], corpus: Path) -> None:
             "held-out numbers while training and in evaluation")
 
 
+def _check_best(section: ConfigDict, corpus: Path) -> None:
+    """Raises `UserError` where no document may be `best`, before any is encoded."""
+    if not section.best_domains:
+        return
+    domains = read_domains(corpus / "documents")
+    missing = sorted({*section.best_domains} - domains)
+    if len(missing) == len({*section.best_domains}):
+        raise UserError(f"pack.best_domains={tuple(section.best_domains)}",
+                        f"the corpus holds only {sorted(domains)}",
+                        "set --config.pack.best_domains, or \"()\" for no such pool")
+    if missing:
+        log(f"pack: the corpus holds none of pack.best_domains {', '.join(missing)}")
+
+
 def _best(section: ConfigDict, runs: Mapping[str, Sequence[Path]],
           counts: Mapping[str, Counter]) -> tuple[list[Path], int, int]:
     """Runs and tokens of the pool of `best`, and the last rank that is selected."""
     names = [name for name in section.best_domains if name in runs and name != "heldout"]
-    if not names:
-        raise UserError(f"pack.best_domains={tuple(section.best_domains)}",
-                        f"the corpus holds only {sorted(set(runs) - {'heldout'})}",
-                        "set --config.pack.best_domains, or \"()\" for no such pool")
-    if missing := sorted({*section.best_domains} - {*names}):
-        log(f"pack: the corpus holds none of pack.best_domains {', '.join(missing)}")
     pool = [run for name in names for run in runs[name]]
     total = sum((counts[name] for name in names), Counter())
     if total["unscored"]:

@@ -27,7 +27,7 @@ if [ -z "$full" ]; then exit "$status"; fi
 if [ "$status" != 0 ] && [ "$status" != 5 ]; then exit "$status"; fi
 
 plain=$python
-if ! source scripts/environment.sh dev,hf,peers,ray,tb,notebooks .venv-peers; then
+if ! source scripts/environment.sh dev,hf,peers,ray,tb,notebooks,report .venv-peers; then
   echo "warning: .venv-peers cannot be made: tests that need peers' libraries are skipped" >&2
   python=$plain
 fi

@@ -7,15 +7,24 @@ import pytest
 from absl import flags
 from ml_collections import ConfigDict
 
-from configs import classifier, curate, gpt2_124m, llama3_8b, objectives, pretrain, synthesize
+from configs import (
+    classifier,
+    curate,
+    gpt2_124m,
+    llama3_8b,
+    objectives,
+    preset,
+    pretrain,
+    synthesize,
+)
 from configs.common import REFERENCES, scale_by_depth
 from configs.quickstart import get_config
 from core.bounds import check_numbers, find_bounds
 from core.entry import define_config_flags, flag_fault
 from core.errors import UserError
-from model.config import make_model_config
 from model.execution import make_execution
 from model.families.registry import abstract_params
+from model.section import read_section
 from train.objective import batch_shapes
 from train.pretrain import make_loss
 from train.setup import RUN_FIELDS, make_setup
@@ -29,6 +38,8 @@ VARIANTS = ("cpu", "accelerator", "smoke")
 
 CONFIGS = {**{variant: (get_config, variant) for variant in VARIANTS},
            "gpt2_124m": (gpt2_124m.get_config, None), "llama3_8b": (llama3_8b.get_config, None),
+           "preset": (preset.get_config, None),
+           "preset gemma": (preset.get_config, "gemma-3-1b"),
            "experts": (objectives.get_config, "experts"),
            "depth 6": (pretrain.get_config, "6"), "depth 3, cpu": (pretrain.get_config, "3,cpu")}
 
@@ -166,7 +177,7 @@ def test_one_step_lowers_on_eight_devices(name):
     make_config, variant = CONFIGS[name]
     config = make_config(variant)
     section = config.pretrain
-    model_config = make_model_config(config.model, config.tokenizer.vocab_size)
+    model_config = read_section(config.model, config.tokenizer.vocab_size)
     setup = make_setup(model_config, section, {"data": 2, "fsdp": 4, "tensor": 1})
     make_first, step = make_step(make_loss(section), setup, section, num_steps=section.num_steps)
     state = make_first(abstract_params(setup.config))

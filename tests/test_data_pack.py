@@ -368,3 +368,4 @@ def test_damaged_and_empty_corpora_are_user_errors(workdir, tmp_path):
 def test_invalid_choices_of_the_best_are_refused(workdir, tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         _pack(workdir, tmp_path / "t", section=ConfigDict(dict(SECTION, **changes)))
+    assert not (tmp_path / "t" / "encode").exists(), "no document is encoded before"

@@ -1,14 +1,19 @@
 """FLOP counts against parameters that were made, a compiler's count, and published runs."""
 
 import dataclasses
+import math
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from model.attention.kind import kind_of
+from model.attention.reference import document_mask
 from model.config import ModelConfig
 from model.execution import Execution
-from model.families.registry import abstract_params, forward
+from model.families.registry import FAMILIES, abstract_params, forward
 from model.flops import forward_flops_per_token, matmul_params, mfu, peak_flops
 from model.flops import train_flops_per_token as train_flops
 from model.heads.language import logits
@@ -58,6 +63,76 @@ def test_the_compiler_counts_the_same_for_an_unrolled_forward_pass(config):
     counted = jax.jit(run).lower(shapes, tokens).cost_analysis()["flops"]
     ours = row_length * forward_flops_per_token(config, row_length, "full")
     assert ours <= counted <= 1.05 * ours
+
+
+def flops_of(jaxpr) -> float:
+    """FLOPs of all matrix products of a trace; those of a scan's body once for each iteration."""
+    total = 0.0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("dot_general", "ragged_dot_general"):
+            left, right = (variable.aval.shape for variable in equation.invars[:2])
+            if equation.primitive.name == "dot_general":
+                (summed, _), _ = equation.params["dimension_numbers"]
+                total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(
+                    left[axis] for axis in summed)
+            else:       # a row meets the matrix of one group
+                total += 2 * left[0] * math.prod(right[1:])
+        inner = sum(flops_of(getattr(leaf, "jaxpr", leaf))
+                    for leaf in jax.tree.leaves(equation.params, is_leaf=is_jaxpr)
+                    if is_jaxpr(leaf))
+        total += equation.params.get("length", 1) * inner
+    return total
+
+
+def is_jaxpr(leaf) -> bool:
+    return hasattr(getattr(leaf, "jaxpr", leaf), "eqns")
+
+
+KINDS = {
+    "decoder": {}, "plain mlp": dict(mlp="gelu"), "geglu, tied": dict(mlp="geglu", tied=True),
+    "window": dict(window=8, global_every=2), "parallel": dict(residual="parallel", norm="layer"),
+    "experts": dict(E=4, experts_per_token=2, shared_experts=1),
+    "encoder": dict(family="encoder", masked_head=True, mlp="gelu", residual="post"),
+    "encoder-decoder": dict(family="encoder_decoder", encoder_layers=3, positions="relative"),
+    "lstm": dict(family="lstm")}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_trace_of_the_forward_pass_has_as_many(config, name):
+    """Reference attention multiplies all pairs of a row, those outside a window too."""
+    config = dataclasses.replace(config, embed_previous=False, N=2, **KINDS[name])
+    execution, source_length, target_length = Execution(attention="xla"), 40, 24
+    source = SimpleNamespace(**{f"{field}_BM": jnp.ones((2, source_length), jnp.int32)
+                                for field in ("tokens", "positions", "segment_ids")})
+    sources = (source,) * (config.family == "encoder_decoder")
+
+    def run(params, tokens_BL):
+        x_BLD, _ = FAMILIES[config.family].forward_with_stats(
+            params, tokens_BL, tokens_BL, tokens_BL, *sources, config=config, execution=execution)
+        return logits(params, x_BLD, config=config, execution=execution)
+
+    tokens_BL = jax.ShapeDtypeStruct((2, target_length), jnp.int32)
+    traced = flops_of(jax.make_jaxpr(run)(abstract_params(config), tokens_BL).jaxpr)
+    counted = dataclasses.replace(config, window=0, global_every=0)
+    row_length = source_length if sources else target_length
+    assert traced == 2 * row_length * forward_flops_per_token(
+        counted, row_length, "full", target_length=target_length if sources else None)
+
+
+@pytest.mark.parametrize("family", ["decoder", "encoder"])
+@pytest.mark.parametrize("window, row_length", [(64, 1024), (1024, 1024), (4096, 1024)])
+def test_the_pairs_of_a_window_are_those_of_its_mask(config, family, window, row_length):
+    layers = dict(N=3, global_every=3, family=family, embed_previous=False)
+    windowed = dataclasses.replace(config, window=window, **layers)
+    pairs = sum(np.sum(document_mask(jnp.ones((1, row_length), jnp.int32),
+                                     kind_of(windowed, is_causal=family == "decoder"), is_global))
+                for is_global in (False, False, True))
+    flops = forward_flops_per_token(windowed, row_length) - 2 * matmul_params(windowed)
+    mask = 4 * config.H * config.K * float(pairs) / row_length
+    assert flops == pytest.approx(mask, rel=0.01)      # half a key a query less
+    if family == "decoder":
+        full = forward_flops_per_token(windowed, row_length, "full") - 2 * matmul_params(windowed)
+        assert full == 4 * config.H * config.K * (row_length + 2 * min(window, row_length))
 
 
 def test_training_counts_of_named_sizes():

@@ -8,6 +8,7 @@ import json
 import random
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 
@@ -77,17 +78,42 @@ def test_artifacts_of_two_roads_differ_in_what_no_clock_decides(tmp_path):
     assert [name for name in one if one[name] != other[name]] == ["base/metrics.json"]
 
 
-def test_kills_are_spread_over_all_stages(monkeypatch, tmp_path):
+@pytest.fixture
+def played(monkeypatch):
+    """What happens on a road whose stages are not run: the kills, and the stages finished."""
     killed, finished = [], []
     monkeypatch.setattr(road.Road, "kill", lambda self, command, secs, with_workers:
                         killed.append((command[0], with_workers)) or True)
     monkeypatch.setattr(road.Road, "finish", lambda self, command: finished.append(command[0]))
+    return killed, finished
+
+
+def test_every_stage_is_killed_once_before_any_is_twice():
+    for seed in range(20):
+        chance = random.Random(seed)
+        first = road.choose_stages(20, Counter(), 11, chance)
+        assert first.total() == 20 and sorted(first.values()) == [1, 1] + [2] * 9
+        happened = first - Counter({3: 2, 5: 1})
+        assert set(road.choose_stages(2, happened, 11, chance)) >= {3}
+
+
+def test_planned_kills_happen_in_their_stages_half_of_them_with_workers(played, tmp_path):
+    killed, finished = played
     stages = [command[0] for command in road.read_stages()]
     assert stages[0] == "data.curate" and stages[-1] == "serve.report.write" and len(stages) == 11
-    done = road.kill_along(road.Road(tmp_path), [1.0] * 11, 20, random.Random(0))
-    assert done == len(killed) == 20 and finished == stages
-    assert {name for name, _ in killed} == set(stages)
-    assert sum(with_workers for _, with_workers in killed) == 10
+    planned = Counter({0: 2, 3: 1, 10: 1})
+    assert road.kill_along(road.Road(tmp_path), [1.0] * 11, planned, random.Random(0)) == planned
+    assert [name for name, _ in killed] == [stages[0], stages[0], stages[3], stages[10]]
+    assert [with_workers for _, with_workers in killed] == [False, True, False, True]
+    assert finished == stages
+
+
+def test_a_kill_that_comes_too_late_is_not_moved_to_another_stage(played, monkeypatch, tmp_path):
+    monkeypatch.setattr(road.Road, "kill", lambda self, command, secs, with_workers:
+                        command[0] != "train.pretrain")
+    planned = Counter({2: 1, 3: 2})
+    killed = road.kill_along(road.Road(tmp_path), [1.0] * 11, planned, random.Random(0))
+    assert killed == Counter({2: 1}) and len(played[1]) == 11
 
 
 @pytest.mark.full

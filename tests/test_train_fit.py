@@ -12,10 +12,10 @@ import pytest
 from configs.quickstart import get_config
 from core.artifacts import ROOT
 from core.errors import UserError
-from model.config import make_model_config
 from model.execution import make_execution
 from model.families.registry import abstract_params
 from model.parallel.sharding import letters_of, make_mesh
+from model.section import read_section
 from train.fit import PRECISION, measure, plan, search, sentence
 from train.setup import RUN_FIELDS, Setup
 
@@ -34,7 +34,7 @@ def config():
 @pytest.fixture(scope="module")
 def footprints(config):
     """By size of the mesh's `fsdp` axis."""
-    model_config = make_model_config(config.model, config.tokenizer.vocab_size)
+    model_config = read_section(config.model, config.tokenizer.vocab_size)
     execution = make_execution(config.pretrain, also=RUN_FIELDS)
     return {size: measure(config.pretrain, Setup(model_config, execution, make_mesh(
         {"fsdp": size}, jax.devices()[:size])), microbatch_rows=8) for size in (1, 8)}
@@ -42,7 +42,7 @@ def footprints(config):
 
 def _param_bytes(config, num_shards):
     """Float32 parameters, those with a D cut into shards."""
-    model_config = make_model_config(config.model, config.tokenizer.vocab_size)
+    model_config = read_section(config.model, config.tokenizer.vocab_size)
     shapes = abstract_params(model_config)
     return sum(4 * leaf.size // (num_shards if "D" in letters_of(path, leaf.ndim) else 1)
                for path, leaf in jax.tree_util.tree_leaves_with_path(shapes))

@@ -328,16 +328,30 @@ def test_the_recorded_learning_rates_are_those_of_the_updates(name):
     ones = jax.tree.map(jnp.ones_like, PARAMS)
     trail, _ = _run(section, [ones] * 4)
     for count, (update, _) in enumerate(trail):
-        rates = learning_rates(section, 100, jnp.int32(count))
+        rates = learning_rates(section, 100, jnp.int32(count), PARAMS)
         assert set(rates) == ({"learning_rate"} if name == "sgd" else
                               {"learning_rate", "adam_learning_rate"})
         rate = rates["learning_rate" if name == "sgd" else "adam_learning_rate"]
         np.testing.assert_allclose(-update["final_norm_D"], rate, rtol=1e-4)
         matrix_rms = float(np.sqrt(np.mean(np.square(update["blocks"]["wq_DHK"]))))
         first_rms = float(np.sqrt(np.mean(np.square(trail[0][0]["blocks"]["wq_DHK"]))))
-        first = learning_rates(section, 100, jnp.int32(0))["learning_rate"]
+        first = learning_rates(section, 100, jnp.int32(0), PARAMS)["learning_rate"]
         assert matrix_rms / first_rms == pytest.approx(float(rates["learning_rate"] / first),
                                                        rel=1e-4)
+
+
+@pytest.mark.parametrize("name, expected", [
+    ("sgd", {"learning_rate": 0.01, "learning_rate/w*": 0.005, "learning_rate/embed*": 0.002}),
+    ("muon", {"learning_rate": 0.01, "learning_rate/w*": 0.005,
+              "adam_learning_rate": 0.005, "adam_learning_rate/embed*": 0.001})])
+def test_each_pattern_that_applies_has_a_recorded_learning_rate(name, expected):
+    """`e*` applies to none, as `embed*` is longer."""
+    section = _section(name=name, schedule="linear", warmup_steps=2, momentum=0.0, b1=0.0,
+                       lr_multipliers={"w*": 0.5, "e*": 7.0, "embed*": 0.2})
+    rates = learning_rates(section, 100, jnp.int32(0), PARAMS)
+    assert {name: float(rate) for name, rate in rates.items()} == pytest.approx(expected)
+    (update, _), = _run(section, [jax.tree.map(jnp.ones_like, PARAMS)])[0]
+    np.testing.assert_allclose(-update["embed_VD"], [*expected.values()][-1], rtol=1e-4)
 
 
 @pytest.mark.parametrize("changes, line", [

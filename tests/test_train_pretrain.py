@@ -42,8 +42,22 @@ def test_a_share_of_zero_may_name_a_domain_that_is_not_there(tokens):
     start = Start(config=None)
     [phase] = plan_phases(_section(mixture={"Arts/Music": 1.0, "code": 0.0}), tokens, start)
     assert phase.weights["Arts/Music"] == 1.0
-    with pytest.raises(UserError, match=r"mixture\.code"):
-        plan_phases(_section(mixture={"Arts/Music": 1.0, "code": 0.1}), tokens, start)
+
+
+@pytest.mark.parametrize("changes, line", [
+    (dict(mixture={"Arts/Music": 1.0, "code": 0.1}),
+     r"pretrain\.mixture\.code=0\.1: the tokens hold only 100%2E, .*--config\.pretrain\.mixture"),
+    (dict(anneal_frac=0.1, anneal_mixture={"code": 1.0}),
+     r"pretrain\.anneal_mixture\.code=1\.0: .*set --config\.pretrain\.anneal_mixture\.code=0"),
+    (dict(anneal_frac=0.1, anneal_mixture={"code": 0.0, "best": 0.0}),
+     r"pretrain\.anneal_mixture: gives no domain a share: .*--config\.pretrain\.anneal_frac=0$")])
+def test_a_share_of_what_the_tokens_lack_is_refused_by_its_field(tokens, changes, line):
+    with pytest.raises(UserError, match=line):
+        plan_phases(_section(**changes), tokens, Start(config=None))
+
+
+def test_shares_of_an_annealing_that_never_comes_do_not_matter(tokens):
+    plan_phases(_section(anneal_mixture={"code": 1.0}), tokens, Start(config=None))
 
 
 def test_without_held_out_pages_nothing_is_measured_on_them(tokens, capfd):

@@ -175,3 +175,16 @@ def test_tokens_of_another_tokenizer_are_refused_in_one_line(workdir, base, fiel
         f"pretrain.tokens='tokens' are of {other.fingerprint}: data.pack with "
         f"--config.pack.tokenizer={base} encodes the corpus with the model's own")
     assert load_tokenizer(base) == own, "as the remedy says"
+
+
+def test_a_model_that_is_scaled_from_a_base_is_stored_with_its_factors(workdir):
+    """The smoke model, 32 wide and 2 deep; what goes on from it must be scaled alike."""
+    adamw = dict(name="adamw", schedule="constant")
+    build(workdir, "scaled", optimizer=adamw, num_steps=3,
+          model=dict(mup=dict(base_width=16, base_depth=1)))
+    config = read_description(workdir / "scaled").config
+    assert (config.residual_scale, config.logit_scale) == (0.5**0.5, 0.5)
+    with pytest.raises(UserError, match=r"model.mup=.*: scales another architecture than that of "
+                                        r".*, which differs in logit_scale: give the same"):
+        build(workdir, "other", optimizer=adamw, init_from="scaled",
+              model=dict(mup=dict(base_width=8, base_depth=1)))

@@ -25,9 +25,9 @@ from core import entry
 from core.errors import UserError
 from core.overrides import define_config_flag
 from core.progress import log
-from model.config import make_model_config
 from model.families.registry import abstract_params
 from model.parallel.sharding import check_mesh, num_batch_shards, spec
+from model.section import read_section
 from train.objective import batch_shapes, check_objective
 from train.pretrain import make_loss
 from train.setup import Setup, make_setup
@@ -152,7 +152,7 @@ def plan(config: ConfigDict, limit_bytes: int) -> dict[str, Any]:
         The command's result; microbatches are rows of one forward pass, over all devices.
     """
     section = config.pretrain
-    model_config = make_model_config(config.model, config.tokenizer.vocab_size)
+    model_config = read_section(config.model, config.tokenizer.vocab_size)
     setup = make_setup(model_config, section, config.mesh)
     check_objective(section, setup)
     num_microbatches, num_stages = section.run.num_microbatches, setup.mesh.shape["stage"]

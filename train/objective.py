@@ -68,6 +68,12 @@ def text_length(section: ConfigDict) -> int:
     return _span_sizes(section).text_length if section.objective == "span" else section.row_length
 
 
+def target_length(section: ConfigDict) -> int | None:
+    """Inputs of a decoder beside those of an encoder, `row_length`; None where there is one row."""
+    is_span = section.get("objective") == "span"
+    return _span_sizes(section).target_length if is_span else None
+
+
 def batch_shapes(section: ConfigDict, sharding: Sharding | None = None) -> Batch:
     """The shapes of a batch: what a step is compiled for."""
     def rows(length: int, dtype: jnp.dtype = jnp.int32) -> jax.ShapeDtypeStruct:

@@ -12,7 +12,7 @@ import dataclasses
 import math
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 
 from core.artifacts import read_json
 from core.entry import Stage, run_stage
+from core.errors import UserError
 from core.progress import log
 from data.domains import by_domain
 from data.tokenizers.load import load_tokenizer
@@ -36,11 +37,13 @@ from eval.respond.loaded import LoadedModel
 from eval.tasks.registry import open_tasks
 from model.directory import load_params
 from model.families.registry import Params, abstract_params, init, num_params
+from model.mup import is_on, mup_of
 from model.parallel.sharding import param_shardings
 from train.checkpoints.reader import Branch
 from train.distributed import initialize
 from train.loss import next_token_loss
 from train.objective import check_objective, open_corruption, text_length
+from train.optimizer.optimizers import scale_optimizer
 from train.reading import NAME, STREAMS, Phase, Reading, write_reading
 from train.setup import Setup, make_setup
 from train.signals import leave_if_stopping
@@ -59,6 +62,9 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
     section, tokens = config.pretrain, parents["tokens"]
     check_writers(section.run.writers)
     start = open_start(config, parents, folder)
+    if is_on(mup_of(config.model)):
+        section = ConfigDict(dict(section.items()) | dict(optimizer=scale_optimizer(
+            section.optimizer, start.config, mup_of(config.model))))
     setup = make_setup(start.config, section, config.mesh)
     check_objective(section, setup)
     corruption = open_corruption(section, load_tokenizer(tokens / "tokenizer"))
@@ -159,7 +165,8 @@ def plan_phases(section: ConfigDict, tokens: Path, start: Start) -> list[Phase]:
     domain gave before counts. Departures are logged.
 
     Raises:
-        UserError: as `data.tokens.mixture.plan_mixture`.
+        UserError: a share is of a domain that the tokens lack; or as
+            `data.tokens.mixture.plan_mixture`.
     """
     described = read_json(tokens / "tokens.json")["domains"]
     sizes = {name: domain["tokens"] for name, domain in described.items() if name != "heldout"}
@@ -170,6 +177,9 @@ def plan_phases(section: ConfigDict, tokens: Path, start: Start) -> list[Phase]:
     by_hand, annealed = (
         {name: share for name, share in by_domain(shares).items() if share or name in sizes}
         for shares in (section.mixture, section.anneal_mixture))
+    _check_shares("mixture", by_hand, sizes)
+    if anneal_steps:
+        _check_shares("anneal_mixture", annealed, sizes)
     phases = [(section.num_steps - anneal_steps, by_hand if any(by_hand.values()) else natural),
               (anneal_steps, annealed)]
     planned, done, used = [], start.first_step, dict.fromkeys(sizes, 0)
@@ -190,6 +200,18 @@ def plan_phases(section: ConfigDict, tokens: Path, start: Start) -> list[Phase]:
         used = {name: count + plan.tokens.get(name, 0) for name, count in used.items()}
         planned.append(Phase(stream, steps, plan.weights))
     return planned
+
+
+def _check_shares(field: str, shares: Mapping[str, float], domains: Iterable[str]) -> None:
+    if missing := sorted(shares.keys() - {*domains}):
+        raise UserError(f"pretrain.{field}.{missing[0]}={shares[missing[0]]}",
+                        f"the tokens hold only {', '.join(sorted(domains))}",
+                        f"give one of these a share, and set --config.pretrain.{field}."
+                        f"{missing[0]}=0")
+    if field == "anneal_mixture" and not any(shares.values()):
+        raise UserError("pretrain.anneal_mixture", "gives no domain a share",
+                        f"give one of {', '.join(sorted(domains))} a share, or set "
+                        "--config.pretrain.anneal_frac=0")
 
 
 def make_evaluate(section: ConfigDict, setup: Setup, parents: Mapping[str, Path],

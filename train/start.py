@@ -22,6 +22,8 @@ from core.progress import log
 from data.tokens.mixture import Drawn
 from model.config import ModelConfig, make_model_config
 from model.directory import read_description
+from model.mup import is_on, mup_of
+from model.section import read_section
 from train.checkpoints.reader import Branch
 from train.objective import text_length
 from train.reading import NAME, read_reading
@@ -62,7 +64,7 @@ def open_start(config: ConfigDict, parents: Mapping[str, Path], folder: Path) ->
             there is no such checkpoint.
     """
     section, tokens = config.pretrain, parents["tokens"]
-    own = make_model_config(config.model, read_json(tokens / "tokens.json")["vocab_size"])
+    own = read_section(config.model, read_json(tokens / "tokens.json")["vocab_size"])
     if section.init_from and section.resume_from:
         raise UserError(f"pretrain.init_from={section.init_from!r}",
                         f"excludes resume_from={section.resume_from!r}", "set one of the two to ''")
@@ -70,12 +72,12 @@ def open_start(config: ConfigDict, parents: Mapping[str, Path], folder: Path) ->
         source = parents["init_from"]
         described = read_description(source)
         _check_tokenizer("init_from", section, described.tokenizer, parents)
-        _log_architecture(own, described.config, source)
+        _log_architecture(config, own, described.config, source)
         log(f"pretrain: the parameters are those of {source}; optimizer, schedule and data begin "
             "anew")
         return Start(described.config, source=source)
     if section.resume_from:
-        return _go_on(own, section, parents, folder)
+        return _go_on(config, own, parents, folder)
     if section.resume_step:
         raise UserError(f"pretrain.resume_step={section.resume_step}", "needs resume_from",
                         "name a run with --config.pretrain.resume_from")
@@ -88,14 +90,14 @@ def source_of(section: ConfigDict, tokens: Path) -> dict[str, Any]:
             "packing": section.packing, "seed": section.seed}
 
 
-def _go_on(own: ModelConfig, section: ConfigDict, parents: Mapping[str, Path],
+def _go_on(config: ConfigDict, own: ModelConfig, parents: Mapping[str, Path],
            folder: Path) -> Start:
     """The start of a run that goes on from another's checkpoint."""
-    other, tokens = parents["resume_from"], parents["tokens"]
+    section, other, tokens = config.pretrain, parents["resume_from"], parents["tokens"]
     reading = read_reading(other)
     _check_tokenizer("resume_from", section, reading.tokenizer, parents)
     sizes = dict(reading.model)
-    config = make_model_config(sizes, sizes.pop("V"))
+    given = make_model_config(sizes, sizes.pop("V"))
     if (folder / NAME).exists():    # the other run's checkpoint may be deleted since
         begun = read_reading(folder)
         step, tokens_before, drawn = begun.first_step, begun.tokens_before, begun.drawn
@@ -113,11 +115,11 @@ def _go_on(own: ModelConfig, section: ConfigDict, parents: Mapping[str, Path],
                    if reading.source[name] != value]
         if changed:
             drawn = {}
-        _log_architecture(own, config, other)
+        _log_architecture(config, own, given, other)
         log(f"pretrain: goes on from step {step} of {other} with its optimizer state; "
             + (f"its {' and '.join(changed)} differ, so the data is read from its first row"
                if changed else "the data is read on from where it stood"))
-    return Start(config, branch=branch, first_step=step, tokens_before=tokens_before, drawn=drawn)
+    return Start(given, branch=branch, first_step=step, tokens_before=tokens_before, drawn=drawn)
 
 
 def _choose_step(section: ConfigDict, other: Path) -> int:
@@ -153,10 +155,20 @@ def _check_tokenizer(field: str, section: ConfigDict, expected: str,
             f"and pretrain.tokens={section.tokens!r} are of {found}", own)
 
 
-def _log_architecture(own: ModelConfig, given: ModelConfig, source: Path) -> None:
-    """Logs the fields in which the config's architecture differs, as they are not used."""
+def _log_architecture(config: ConfigDict, own: ModelConfig, given: ModelConfig,
+                      source: Path) -> None:
+    """Logs the fields in which the config's architecture differs, as they are not used.
+
+    Raises:
+        UserError: they differ and the config scales the optimizer to its own architecture.
+    """
     different = [field.name for field in dataclasses.fields(ModelConfig)
                  if getattr(own, field.name) != getattr(given, field.name)]
+    if different and is_on(mup_of(config.model)):
+        raise UserError(f"model.mup={dict(mup_of(config.model))}",
+                        f"scales another architecture than that of {source}, which differs in "
+                        f"{', '.join(different)}", "give the same section model, or set "
+                        "--config.model.mup.base_width=0 and base_depth=0")
     if different:
         log(f"pretrain: the architecture is that of {source}; the config's differs in "
             f"{', '.join(different)} and is not used")

@@ -148,7 +148,8 @@ def make_step(loss_fn: LossFn, setup: Setup, section: ConfigDict, *, num_steps: 
 def observe_step(config: ModelConfig, section: ConfigDict, num_steps: int, state: TrainState,
                  gradient: Any, update: Any) -> dict[str, jax.Array]:
     """Metrics beside the loss: learning rates and, with `run.diagnostics`, norms by parameter."""
-    rates = learning_rates(section.optimizer, num_steps, state.guard.num_accepted)
+    rates = learning_rates(section.optimizer, num_steps, state.guard.num_accepted,
+                           state.params)
     if not section.run.diagnostics:
         return rates
     return rates | diagnose(config, state.params, gradient, update)

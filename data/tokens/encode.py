@@ -62,6 +62,20 @@ def plan_units(folder: Path, unit_bytes: int | None = None) -> list[list[Span]]:
     return units
 
 
+def read_domains(folder: Path) -> set[str]:
+    """The domains of a folder of Parquet parts, as a token folder calls them; no text is read.
+
+    Raises:
+        UserError: a part is damaged.
+    """
+    found = set()
+    for part in Path(folder).glob("*.parquet"):
+        with _reading(part):
+            for batch in pq.ParquetFile(part).iter_batches(columns=["domain"]):
+                found.update(batch.column(0).unique().to_pylist())
+    return {token_domain(domain) for domain in found}
+
+
 def encode_unit(output: Path, spans: Sequence[Span], tokenizer: str, seed: int,
                 domain: str | None = None) -> dict[str, dict[str, int]]:
     """Encodes the rows of `spans` and writes a run per domain, ``{output}.{file_stem(domain)}``.

@@ -46,8 +46,8 @@ from train.step import TrainStep, make_state, make_train_step, place_batch
 from train.watch.memory import peak_memory_bytes
 
 NUM_BARE_STEPS = 8
-OPTIMIZER = dict(ADAMW, name="adamw", mu_dtype="float32", lr_multipliers={}, schedule="constant",
-                 warmup_steps=0, final_frac=0.0,
+OPTIMIZER = dict(ADAMW, name="adamw", mu_dtype="float32", lr_multipliers={}, decay_multipliers={},
+                 schedule="constant", warmup_steps=0, final_frac=0.0,
                  momentum=0.95, adam_learning_rate=3e-4)    # those two for other optimizers
 
 

@@ -153,16 +153,20 @@ def terminate_twice(stage: Stage) -> Outcome:
     return outcome
 
 
-def flip_files(stage: Stage, pattern: str = "*") -> Outcome:
-    """Flips one bit in each matching file of the newest checkpoint, in a run for each."""
+def flip_files(stage: Stage, trials: int) -> Outcome:
+    """Flips one bit in a file of the newest checkpoint, in a run for each.
+
+    Every file has its turn, the largest first, and further turns until there are `trials`: into
+    how many files Orbax divides the arrays varies from save to save.
+    """
     outcome, stopped = Outcome(), stage.stopped("flipped")
     step = max(stopped.committed())
     folder = stopped.checkpoints / str(step)
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name = path.relative_to(folder)
-        if not name.match(pattern):
-            continue
-        run = _copy(stage, stopped, f"flipped_{'_'.join(name.parts)}")
+    paths = sorted((path for path in folder.rglob("*") if path.is_file()),
+                   key=lambda path: path.stat().st_size, reverse=True)
+    for number in range(max(trials, len(paths))):
+        name = paths[number % len(paths)].relative_to(folder)
+        run = _copy(stage, stopped, f"flipped{number}_{'_'.join(name.parts)}")
         _flip_bit(run.checkpoints / str(step) / name, stage.random)
         _expect_noticed(stage, run, step, outcome, must=len(name.parts) > 1)
     return outcome

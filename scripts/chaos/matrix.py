@@ -29,6 +29,7 @@ from scripts.chaos.faults import Outcome, Stage
 from scripts.chaos.process import CHECKPOINT_EVERY
 
 NEED_ROOT = ("fill_disk", "forbid_writing")     # they mount folders
+FLIPS = 24      # flipped bits; more only where a checkpoint has more files
 
 
 def make_faults(trials: int) -> dict[str, Callable[[Stage], Outcome]]:
@@ -37,9 +38,10 @@ def make_faults(trials: int) -> dict[str, Callable[[Stage], Outcome]]:
         "kill": partial(chaos_faults.kill, trials=trials),
         "kill_amid_save": partial(chaos_faults.kill, trials=max(trials // 2, 1), amid_save=True),
         "terminate": partial(chaos_faults.terminate, trials=max(trials // 3, 2)),
+        "flip_files": partial(chaos_faults.flip_files, trials=FLIPS),
         **{name: getattr(chaos_faults, name) for name in (
-            "terminate_twice", "flip_files", "cut_files", "damage_shards", "fill_disk",
-            "limit_files", "forbid_writing", "spoil_batch", "kill_reader")}}
+            "terminate_twice", "cut_files", "damage_shards", "fill_disk", "limit_files",
+            "forbid_writing", "spoil_batch", "kill_reader")}}
 
 
 def play(stage: Stage, faults: dict[str, Callable[[Stage], Outcome]]) -> dict[str, Outcome]:

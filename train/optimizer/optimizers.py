@@ -6,7 +6,7 @@ learning rates can be scaled by name pattern.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -18,13 +18,16 @@ from optax.contrib import ScheduleFreeState, schedule_free, schedule_free_eval_p
 
 from core.bounds import check_numbers
 from core.errors import UserError
+from model.config import ModelConfig
+from model.families.registry import abstract_params
+from model.mup import scale_width_and_depth
 from model.parallel.sharding import letters_of, param_name
 from train.optimizer.muon import MATRICES, is_matrix, matrix_shape, orthogonalise
 from train.optimizer.schedules import make_schedule
 
 # Fields that each optimizer reads, besides those that all of them read.
-SHARED_FIELDS = ("learning_rate", "weight_decay", "clip_norm", "lr_multipliers", "schedule",
-                 "warmup_steps", "final_frac")
+SHARED_FIELDS = ("learning_rate", "weight_decay", "clip_norm", "lr_multipliers",
+                 "decay_multipliers", "schedule", "warmup_steps", "final_frac")
 FIELDS = {"adamw": ("b1", "b2", "eps", "mu_dtype"),
           "muon": ("momentum", "adam_learning_rate", "b1", "b2", "eps", "mu_dtype"),
           "lion": ("b1", "b2", "mu_dtype"),
@@ -47,11 +50,12 @@ def make_optimizer(section: ConfigDict, num_steps: int) -> optax.GradientTransfo
     Args:
         section: `name`, `SHARED_FIELDS` and what `FIELDS` lists for the name. `clip_norm` 0 never
             clips. `lr_multipliers` maps shell patterns of parameter names to factors of the
-            learning rate; the longest match applies. `mu_dtype` is the first moment's dtype.
+            learning rate, `decay_multipliers` to those of the decay; the longest match applies.
+            `mu_dtype` is the first moment's dtype.
 
     Raises:
         UserError: a field is missing or breaks a rule; or, from the optimizer's `init`, a pattern
-            of `lr_multipliers` matches no parameter.
+            of `lr_multipliers` or `decay_multipliers` matches no parameter.
     """
     _check(section)
     multiplier = make_schedule(section, num_steps)
@@ -60,7 +64,7 @@ def make_optimizer(section: ConfigDict, num_steps: int) -> optax.GradientTransfo
         return lambda step: learning_rate * multiplier(step)
 
     def descend(direction, learning_rate: float) -> optax.GradientTransformation:
-        return optax.chain(direction, optax.add_decayed_weights(section.weight_decay, decayed),
+        return optax.chain(direction, _decay(section.weight_decay, section.decay_multipliers),
                            optax.scale_by_learning_rate(scheduled(learning_rate)))
 
     if section.name == "muon":
@@ -79,16 +83,24 @@ def make_optimizer(section: ConfigDict, num_steps: int) -> optax.GradientTransfo
     return update
 
 
-def learning_rates(section: ConfigDict, num_steps: int,
-                   num_accepted: jax.Array) -> dict[str, jax.Array]:
-    """The learning rates after `num_accepted` updates, before `lr_multipliers`.
+def learning_rates(section: ConfigDict, num_steps: int, num_accepted: jax.Array,
+                   params: Any) -> dict[str, jax.Array]:
+    """The learning rates after `num_accepted` updates, by group of parameters.
 
     Returns:
-        `learning_rate`; for Muon that of the matrices, and `adam_learning_rate` of the rest.
+        `learning_rate`; for Muon that of the matrices, and `adam_learning_rate` of the rest. A
+        pattern of `lr_multipliers` has its own, e.g. `learning_rate/embed*`, for the parameters
+        that it applies to.
     """
+    is_muon, multipliers = section.name == "muon", section.lr_multipliers
+    names = ("learning_rate",) + ("adam_learning_rate",) * is_muon
+    rates = {name: section[name] for name in names}
+    for path, _ in jax.tree_util.tree_leaves_with_path(params):
+        if pattern := _matching(param_name(path), multipliers):
+            name = names[is_muon and param_name(path) not in MATRICES]
+            rates[f"{name}/{pattern}"] = section[name] * multipliers[pattern]
     multiplier = make_schedule(section, num_steps)(num_accepted)
-    names = ("learning_rate",) + ("adam_learning_rate",) * (section.name == "muon")
-    return {name: jnp.asarray(section[name] * multiplier, jnp.float32) for name in names}
+    return {name: jnp.asarray(rate * multiplier, jnp.float32) for name, rate in rates.items()}
 
 
 def eval_params(opt_state: Any, params: Any) -> Any:
@@ -108,6 +120,30 @@ def decayed(params: Any) -> Any:
                 and "_bias_" not in param_name(path))
 
     return jax.tree_util.tree_map_with_path(is_decayed, params)
+
+
+def scale_optimizer(section: ConfigDict, config: ModelConfig,
+                    mup: Mapping[str, int]) -> ConfigDict:
+    """The section `optimizer` of a base, as it is for a model of another width or depth.
+
+    Args:
+        mup: `base_width` and `base_depth`; see `model.mup`.
+
+    Raises:
+        UserError: the rules are those of another optimizer; or as `make_optimizer`.
+    """
+    if section.name != "adamw":
+        raise UserError(f"optimizer.name={section.name!r}", "has no rules of muP, which are Adam's",
+                        "set the optimizer's name to adamw")
+    scaling, names = scale_width_and_depth(config, **mup), _param_names(abstract_params(config))
+    multipliers = {"lr_multipliers": scaling.learning_rates, "decay_multipliers": scaling.decays}
+    scaled = {}
+    for field, factors in multipliers.items():
+        _check_patterns(field, section[field], names)
+        own = {name: _factor(section[field], name) * factors.get(name, 1.0)
+               for name in sorted(names)}
+        scaled[field] = {name: factor for name, factor in own.items() if factor != 1}
+    return ConfigDict(dict(section.items()) | scaled | {"eps": section.eps * scaling.eps})
 
 
 def _check(section: ConfigDict) -> None:
@@ -197,23 +233,56 @@ def _by_matrix(transformation: optax.GradientTransformation) -> optax.GradientTr
     return optax.GradientTransformation(init, update)
 
 
-def _multiply_by_name(multipliers: Mapping[str, float]) -> optax.GradientTransformation:
-    """Multiplies the update of each parameter by the factor of the longest pattern it matches."""
-    def factor(path) -> float:
-        matching = [pattern for pattern in multipliers if fnmatchcase(param_name(path), pattern)]
-        return multipliers[max(matching, key=len)] if matching else 1.0
+def _matching(name: str, patterns: Iterable[str]) -> str | None:
+    """The longest shell pattern that the name matches."""
+    return max((pattern for pattern in patterns if fnmatchcase(name, pattern)), key=len,
+               default=None)
+
+
+def _decay(weight_decay: float, multipliers: Mapping[str, float]) -> optax.GradientTransformation:
+    """Adds the decay of those parameters that have one, times the factor of their name."""
+    if not multipliers:
+        return optax.add_decayed_weights(weight_decay, decayed)
 
     def init(params):
-        names = {param_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
-        for pattern in multipliers:
-            if not any(fnmatchcase(name, pattern) for name in names):
-                raise UserError(f"optimizer.lr_multipliers={pattern!r}", "matches no parameter",
-                                f"choose among {', '.join(sorted(names))}")
+        _check_patterns("decay_multipliers", multipliers, _param_names(params))
+        return optax.EmptyState()
+
+    def add(path, update, param, is_decayed):
+        factor = weight_decay * _factor(multipliers, param_name(path))
+        return update + factor * param if is_decayed else update
+
+    def update(updates, state, params):
+        return jax.tree_util.tree_map_with_path(add, updates, params, decayed(params)), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _multiply_by_name(multipliers: Mapping[str, float]) -> optax.GradientTransformation:
+    """Multiplies the update of each parameter by the factor of the longest pattern it matches."""
+    def init(params):
+        _check_patterns("lr_multipliers", multipliers, _param_names(params))
         return optax.EmptyState()
 
     def update(updates, state, params=None):
         del params
         return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: factor(path) * leaf, updates), state
+            lambda path, leaf: _factor(multipliers, param_name(path)) * leaf, updates), state
 
     return optax.GradientTransformation(init, update)
+
+
+def _factor(multipliers: Mapping[str, float], name: str) -> float:
+    pattern = _matching(name, multipliers)
+    return 1.0 if pattern is None else multipliers[pattern]
+
+
+def _check_patterns(field: str, multipliers: Mapping[str, float], names: set[str]) -> None:
+    for pattern in multipliers:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise UserError(f"optimizer.{field}={pattern!r}", "matches no parameter",
+                            f"choose among {', '.join(sorted(names))}")
+
+
+def _param_names(params: Any) -> set[str]:
+    return {param_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)}

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from core.progress import Progress, log
 from model.flops import mfu
+from train.objective import target_length
 from train.setup import Setup
 from train.watch.closing import closed_after
 from train.watch.memory import peak_memory_bytes
@@ -140,6 +141,7 @@ class Recorder:
         self._clocked_step, self._clock = step, now
         speed = {"tokens_per_sec": rate, "peak_memory_bytes": peak_memory_bytes()} | mfu(
             rate, self._setup.config, self._section.row_length,
+            target_length=target_length(self._section),
             compute_dtype=self._setup.execution.compute_dtype, num_devices=self._setup.mesh.size,
             device_kind=jax.devices()[0].device_kind)
         for file in (self._files[1], self._writers):
