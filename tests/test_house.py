@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "configs": {"configs.common"},
     "core": set(),
     "data": {"core"},
-    "model": {"core"},
+    "model": {"core", "data.tokenizers"},
     "eval": {"core", "data", "model"},
     "train": {"core", "data", "model", "eval"},
     "align": {"core", "data", "model", "eval", "train"},

@@ -105,6 +105,10 @@ class Fields(Mapping[str, Any]):
         if not any(type(value) is type(known) and value == known for known in values):
             self.refuse(name, f"is not {' or '.join(map(quote, values))}, all that we have")
 
+    def pass_over(self, *names: str) -> None:
+        """Marks fields as read that other fields make meaningless."""
+        self._read.update(names)
+
     def unread(self) -> list[str]:
         """The fields that nobody has asked for, and that are not known to be neutral."""
         return sorted(self._values.keys() - self._read - NEUTRAL)

@@ -96,8 +96,7 @@ def read_config(hf: Fields, *, qk_norm: bool, has_experts: bool) -> ModelConfig:
     hf.only("rope.dimension_count", head_size)
     hf.only("rope.scaling.type", "none")
     hf.only("attention.sliding_window", 0)
-    for name in ("context_length", "rope.scaling.finetuned", "block_count", "feed_forward_length"):
-        hf.get(name)
+    hf.pass_over("context_length", "rope.scaling.finetuned", "feed_forward_length")
     experts: dict[str, Any] = {}
     if has_experts:
         experts = {"E": hf.count("expert_count"),
@@ -105,7 +104,7 @@ def read_config(hf: Fields, *, qk_norm: bool, has_experts: bool) -> ModelConfig:
         hf.only("expert_shared_count", 0)
     else:
         hf.only("expert_count", 0)
-        hf.get("expert_used_count")
+        hf.pass_over("expert_used_count")
     return ModelConfig(
         V=hf.count("vocab_size"), D=width, N=hf.count("block_count"), H=heads,
         G=hf.count("attention.head_count_kv", heads), K=head_size,

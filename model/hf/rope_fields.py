@@ -44,7 +44,7 @@ def read_scaling(rope: Fields) -> dict[str, Any]:
         if name in rope:
             kind = rope.choice(name, KINDS)
             break
-    rope.get("rope_theta"), rope.get("partial_rotary_factor"), rope.get("type")
+    rope.pass_over("rope_theta", "partial_rotary_factor", "type")
     fields: dict[str, Any] = {}
     if kind != "none":
         fields = {"rope_scaling": kind, "rope_factor": float(rope.number("factor"))}
@@ -58,9 +58,10 @@ def read_scaling(rope: Fields) -> dict[str, Any]:
         scale = 0.1 * math.log(fields["rope_factor"]) + 1
         if abs(rope.number("attention_factor", scale) - scale) > 1e-6:
             rope.refuse("attention_factor", f"is not {scale:.6g}, that of the paper")
+    if kind not in TURNS:
+        rope.pass_over("original_max_position_embeddings")
     for name in rope.unread():
-        if name != "original_max_position_embeddings":      # unscaled rows need no length
-            rope.refuse(name, f"is no field of rope_type={kind!r} that we know")
+        rope.refuse(name, f"is no field of rope_type={kind!r} that we know")
     return fields
 
 

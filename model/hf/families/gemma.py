@@ -119,7 +119,7 @@ def read_gemma3(hf: Fields) -> ModelConfig:
                 hf.refuse(outside, "differs from the rope_theta of rope_parameters")
         if read_scaling(local):
             rope.refuse("sliding_attention", "scales windowed layers, for which we have no part")
-        hf.get("rope_scaling")
+        hf.pass_over("rope_scaling")
     else:
         thetas, full = (hf.number("rope_theta"), hf.number("rope_local_base_freq")), \
             hf.inner("rope_scaling")

@@ -118,7 +118,7 @@ def read_qwen3(hf: Fields) -> ModelConfig:
         window = _read_window(hf)
     elif any(kind != "full_attention" for kind in hf.get("layer_types", [])):
         hf.refuse("layer_types", "has a window, and use_sliding_window is false")
-    hf.get("sliding_window"), hf.get("max_window_layers")
+    hf.pass_over("sliding_window", "max_window_layers")
     return ModelConfig(qk_norm=True, window=window, **_read_biases(hf), **_read_common(hf))
 
 
@@ -149,7 +149,7 @@ def read_qwen3_moe(hf: Fields) -> ModelConfig:
     hf.only("decoder_sparse_step", 1)
     hf.only("mlp_only_layers", [])
     hf.only("use_sliding_window", False)
-    hf.get("sliding_window"), hf.get("max_window_layers")
+    hf.pass_over("sliding_window", "max_window_layers")
     fields = _read_common(hf) | {"F": hf.count("moe_intermediate_size")}
     experts = "num_experts" if "num_experts" in hf else "num_local_experts"     # 4, and 5
     return ModelConfig(qk_norm=True, E=hf.count(experts),
