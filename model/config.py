@@ -100,6 +100,7 @@ class ModelConfig:
         embed_norm: whether the embedding is normed.
         token_types: rows of a table of token types (BERT); all tokens are of the first. 0 is none.
         masked_head: whether hidden states pass an MLP and a norm before the head (BERT).
+        pooler: whether the first token's state has a projection of its own (BERT).
         head_bias: whether the head has a bias.
         logit_scale: of the logits.
         logit_softcap: c in c tanh(logit / c); 0 is none.
@@ -152,6 +153,7 @@ class ModelConfig:
     embed_norm: bool = False
     token_types: int = 0
     masked_head: bool = False
+    pooler: bool = False
     head_bias: bool = False
     logit_scale: float = 1.0
     logit_softcap: float = 0.0
@@ -201,6 +203,7 @@ def _rules(c: ModelConfig) -> list[tuple[str, bool, str, str]]:
          "has no embed_previous, which reads the token before", "embed_previous=False"),
         ("masked_head", c.masked_head and c.family != "encoder", "needs family='encoder'",
          "masked_head=False"),
+        ("pooler", c.pooler and c.family != "encoder", "needs family='encoder'", "pooler=False"),
     ]
 
 

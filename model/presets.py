@@ -1,7 +1,7 @@
 """Architectures by the name under which their weights are published.
 
-Numbers are those of the published `config.json`. Where a model has parts that we leave out (BERT's
-pooler, the vision tower of Gemma 3), the preset is its language model.
+Numbers are those of the published `config.json`. Where a model has parts that we leave out (the
+vision tower of Gemma 3), the preset is its language model.
 """
 
 from __future__ import annotations
@@ -128,7 +128,8 @@ PRESETS: Mapping[str, ModelConfig] = {
     "mixtral-8x7b": _llama(32_000, 4096, 32, 32, 8, 128, 14_336, rope_theta=1_000_000.0, E=8,
                            experts_per_token=2),
     "bert-base-uncased": _bert(768, 12, 12, 64, masked_head=True, head_bias=True),
-    "minilm-l6": _bert(384, 6, 12, 32),     # all-MiniLM-L6-v2, for embeddings: no head of its own
+    # all-MiniLM-L6-v2, for embeddings: no head of its own
+    "minilm-l6": _bert(384, 6, 12, 32, pooler=True),
     "t5-v1.1-small": _t5(512, 8, 6, 1024),
     "t5-v1.1-base": _t5(768, 12, 12, 2048),
     "t5-v1.1-large": _t5(1024, 24, 16, 2816),

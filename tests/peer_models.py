@@ -8,13 +8,14 @@ import jax
 import numpy as np
 
 from model.config import ModelConfig
+from model.hf.fields import Fields
 from model.hf.safetensors_files import open_safetensors
 from model.hf.tables import Layout, load_params, write_params
 
 
 def open_peer(folder: Path, layout: Layout) -> tuple[ModelConfig, Any]:
     """Our config and parameters of a folder that transformers wrote."""
-    config = layout.read_config(json.loads((folder / "config.json").read_text()))
+    config = layout.read_config(Fields(json.loads((folder / "config.json").read_text())))
     return config, load_params(layout, open_safetensors(folder), config)
 
 

@@ -38,7 +38,7 @@ def test_rotate_is_multiplication_by_a_complex_number():
     turn_BLK = np.exp(1j * positions_BL[..., None] * frequency_K)
     turned_BLHK = (x_BLHK[..., :4] + 1j * x_BLHK[..., 4:]) * turn_BLK[:, :, None]
     expected_BLHK = np.concatenate([turned_BLHK.real, turned_BLHK.imag], -1)
-    np.testing.assert_allclose(rotate(jnp.asarray(x_BLHK), jnp.asarray(positions_BL), 10_000.0),
+    np.testing.assert_allclose(rotate(jnp.asarray(x_BLHK), jnp.asarray(positions_BL), frequency_K),
                                expected_BLHK, atol=1e-3)
 
 
@@ -46,7 +46,7 @@ def test_rotated_products_depend_only_on_the_distance():
     q_BLHK, k_BLHK = (jnp.asarray(RNG.normal(size=(1, 1, 1, 8))) for _ in range(2))
 
     def product(query_position, key_position):
-        q, k = (rotate(x, jnp.array([[p]]), 100.0)
+        q, k = (rotate(x, jnp.array([[p]]), np.array([1.0, 0.5, 0.1, 0.02]))
                 for x, p in ((q_BLHK, query_position), (k_BLHK, key_position)))
         return float(jnp.sum(q * k))
 
@@ -97,6 +97,6 @@ def test_document_mask_is_causal_and_inside_one_document():
 
 
 def test_cache_mask_covers_cached_and_new_tokens():
-    mask_BLM = cache_mask(jnp.array([0, 2]), 2, 5)
+    mask_BLM = cache_mask(jnp.array([[0, 1], [2, 3]]), 5)
     expected_BLM = [[[1, 0, 0, 0, 0], [1, 1, 0, 0, 0]], [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0]]]
     np.testing.assert_array_equal(mask_BLM, np.array(expected_BLM, bool))

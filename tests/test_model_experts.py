@@ -35,7 +35,8 @@ def _loop(h_BLD, is_token_BL, weights, config):
     rank_BLE = jnp.argsort(jnp.argsort(-probs_BLE, axis=-1), axis=-1)
     chosen_BLE = (rank_BLE < config.experts_per_token) & is_token_BL[:, :, None]
     gates_BLE = jnp.where(chosen_BLE, probs_BLE, 0)
-    gates_BLE = gates_BLE / jnp.maximum(gates_BLE.sum(-1, keepdims=True), 1e-30)
+    if config.renormalise_gates:
+        gates_BLE = gates_BLE / jnp.maximum(gates_BLE.sum(-1, keepdims=True), 1e-30)
     out_BLD = 0
     for e in range(config.E):
         gate_BLF, up_BLF = h_BLD @ weights["w_gate_EDF"][e], h_BLD @ weights["w_up_EDF"][e]
@@ -79,6 +80,47 @@ def _assert_close(actual, expected):
 def test_experts_equal_a_loop_over_experts(experts, looped):
     _assert_close(_value_and_gradient(_mix, experts), looped)
     assert not np.asarray(looped[1][0])[3, -2:].any(), "the output of padding is zero"
+
+
+def test_gates_may_keep_the_share_of_the_experts_that_were_not_chosen(experts):
+    config, *rest = experts
+    experts = dataclasses.replace(config, renormalise_gates=False), *rest
+    _assert_close(_value_and_gradient(_mix, experts), _value_and_gradient(_loop, experts))
+
+
+def test_choices_beyond_the_capacity_are_dropped_in_order(experts, looped):
+    """Of 48 choices an expert accepts 9, three quarters of its share; 4 are of padding."""
+    config, weights, h_BLD, is_token_BL = experts
+    config = dataclasses.replace(config, expert_capacity=0.75)
+    run = jax.jit(partial(mix_experts, config=config, dtype="float32"))
+    out_BLD, sums = run(h_BLD, is_token_BL, weights)
+    probs_BLE = np.asarray(jax.nn.softmax(h_BLD @ weights["router_DE"]))
+    room_E, load_E, num_dropped = np.full(E, 9), np.zeros(E), 0
+    for b, l in np.argwhere(is_token_BL):
+        chosen = np.argsort(-probs_BLE[b, l])[:2]
+        expected_D = np.zeros(config.D)
+        for e in chosen:
+            load_E[e] += 1
+            if not room_E[e]:
+                num_dropped += 1
+                continue
+            room_E[e] -= 1
+            hidden_F = jax.nn.silu(h_BLD[b, l] @ weights["w_gate_EDF"][e]) * (
+                h_BLD[b, l] @ weights["w_up_EDF"][e])
+            expected_D += probs_BLE[b, l, e] / probs_BLE[b, l, chosen].sum() * np.asarray(
+                hidden_F @ weights["w_down_EFD"][e])
+        np.testing.assert_allclose(out_BLD[b, l], expected_D, atol=2e-5)
+    assert 0 < num_dropped == sums["dropped"]
+    np.testing.assert_array_equal(sums["load_E"], load_E)
+    means = summarise(jax.tree.map(lambda leaf: leaf[None], sums))
+    np.testing.assert_allclose(means["dropped"], num_dropped / 44)
+    np.testing.assert_allclose(means["load_E"], load_E[None] / 44)
+    np.testing.assert_allclose([means["max_load"], means["min_load"]],
+                               [[load_E.max() / 44], [load_E.min() / 44]])
+    enough = dataclasses.replace(config, expert_capacity=4.0)
+    out_BLD, sums = mix_experts(h_BLD, is_token_BL, weights, config=enough, dtype="float32")
+    np.testing.assert_allclose(out_BLD, looped[1][0], atol=2e-5)
+    assert sums["dropped"] == 0
 
 
 @pytest.mark.parametrize("axes", [

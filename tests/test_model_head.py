@@ -36,7 +36,11 @@ def _materialised(params, x_BLD, targets_BL, *, config, execution):
         return x + jax.lax.stop_gradient(narrow.astype(jnp.float32) - x)
 
     weight_DV = params["embed_VD"].T if config.tied else params["head_DV"]
-    logits_BLV = jnp.einsum("BLD,DV->BLV", rounded(x_BLD), rounded(weight_DV))
+    logits_BLV = config.logit_scale * jnp.einsum("BLD,DV->BLV", rounded(x_BLD), rounded(weight_DV))
+    if config.head_bias:
+        logits_BLV += params["head_bias_V"][None, None]
+    if config.logit_softcap:
+        logits_BLV = config.logit_softcap * jnp.tanh(logits_BLV / config.logit_softcap)
     log_z_BL = jnp.log(jnp.sum(jnp.exp(logits_BLV), axis=-1))
     onehot_BLV = jax.nn.one_hot(targets_BL, config.V)
     return Scores(jnp.sum(onehot_BLV * logits_BLV, -1) - log_z_BL, log_z_BL,
@@ -70,6 +74,31 @@ def test_scores_and_gradients_equal_those_of_all_logits(params, rows, config, is
     for a, b in zip(jax.tree.leaves(actual[1]), jax.tree.leaves(expected[1])):
         assert a.dtype == b.dtype == jnp.float32
         np.testing.assert_allclose(a, b, atol=tolerance * np.abs(b).max())
+
+
+@pytest.mark.parametrize("fields, num_chunks", [
+    ({"logit_softcap": 3.0}, 1), ({"head_bias": True}, 3),
+    ({"logit_softcap": 3.0, "head_bias": True, "logit_scale": 0.5, "tied": True}, 3)], ids=str)
+def test_a_cap_a_scale_and_a_bias_have_their_gradients(params, rows, config, execution, fields,
+                                                       num_chunks):
+    """On one device, and on a mesh that pads the vocabulary."""
+    config = dataclasses.replace(config, **fields)
+    head_params = {"embed_VD" if config.tied else "head_DV":
+                   params["embed_VD"] if config.tied else 10 * params["head_DV"]}
+    if config.head_bias:
+        head_params["head_bias_V"] = jnp.linspace(-2.0, 2.0, config.V)
+    x_BLD, targets_BL, cotangents = rows
+    run = partial(_scores_and_gradients, params=head_params, x_BLD=x_BLD, targets_BL=targets_BL,
+                  cotangents=cotangents, config=config)
+    expected = run(_materialised, execution=execution)
+    chunked = Execution(loss_chunks=num_chunks)
+    close = partial(np.testing.assert_allclose, rtol=1e-5, atol=3e-5)
+    jax.tree.map(close, run(score_targets, execution=chunked), expected)
+    with jax.set_mesh(make_mesh({"data": 2, "tensor": 4})):
+        jax.tree.map(close, run(score_targets, execution=chunked), expected)
+    plain_BLV = head.logits(head_params, x_BLD, config=config, execution=execution)
+    log_z_BL = jax.nn.logsumexp(plain_BLV, axis=-1)
+    np.testing.assert_allclose(log_z_BL, expected[0].log_z_BL, rtol=1e-5)
 
 
 def test_the_top_logit_carries_no_gradient(params, rows, config, execution):

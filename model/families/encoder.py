@@ -18,6 +18,7 @@ from model.families.decoder import (
     layer_inputs,
     score_bias,
 )
+from model.heads.embedding import init_pooler
 from model.heads.masked import init_masked_head, masked_head
 from model.layers.embed import check_length, embed, init_embeddings
 from model.layers.experts import summarise
@@ -33,6 +34,7 @@ def init(config: ModelConfig, key: jax.Array) -> Params:
             | {"blocks": init_blocks(block, config.N, blocks_key)}
             | init_stack_ends(config, key)
             | (init_masked_head(config, head_key) if config.masked_head else {})
+            | (init_pooler(config, jax.random.fold_in(head_key, 2)) if config.pooler else {})
             | init_head(config, jax.random.fold_in(head_key, 1)))
 
 

@@ -28,11 +28,12 @@ def rotate(x_BLHK: jax.Array, positions_BL: jax.Array, frequency_K: jax.Array,
     cos_BLHK, sin_BLHK = jnp.cos(angle_BLHK), jnp.sin(angle_BLHK)
     if scale != 1:
         cos_BLHK, sin_BLHK = scale * cos_BLHK, scale * sin_BLHK
-    rotated_BLHK, kept_BLHK = x_BLHK[..., :2 * half], x_BLHK[..., 2 * half:]
-    first_BLHK, second_BLHK = jnp.split(rotated_BLHK.astype(jnp.float32), 2, axis=-1)
-    rotated_BLHK = jnp.concatenate([first_BLHK * cos_BLHK - second_BLHK * sin_BLHK,
-                                    second_BLHK * cos_BLHK + first_BLHK * sin_BLHK], axis=-1)
-    return jnp.concatenate([rotated_BLHK.astype(x_BLHK.dtype), kept_BLHK], axis=-1)
+    first_BLHK, second_BLHK, kept_BLHK = jnp.split(
+        x_BLHK.astype(jnp.float32), [half, 2 * half], axis=-1)
+    turned_BLHK = jnp.concatenate([first_BLHK * cos_BLHK - second_BLHK * sin_BLHK,
+                                   second_BLHK * cos_BLHK + first_BLHK * sin_BLHK, kept_BLHK],
+                                  axis=-1)
+    return turned_BLHK.astype(x_BLHK.dtype)
 
 
 def rope_frequencies(config: ModelConfig, *, is_local: bool = False) -> np.ndarray:

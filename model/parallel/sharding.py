@@ -227,7 +227,7 @@ def param_shardings(params: Any, mesh: Mesh) -> Any:
         sizes = dict(zip(letters, leaf.shape))
         if sizes.get("V", 0) % mesh.shape["tensor"]:
             both = mesh.shape["fsdp"] * mesh.shape["tensor"]
-            width = "fsdp" if sizes["D"] % both else ("fsdp", "tensor")
+            width = "fsdp" if sizes.get("D", 1) % both else ("fsdp", "tensor")
             rules = {**PARAM_RULES, "V": None, "D": width}
         for letter in letters.replace("V", ""):
             _check_divides(letter, sizes[letter], mesh)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from model.hf.families import gemma, gpt, llama
+from model.hf.families import bert, gemma, gpt, llama, t5
 from model.hf.fields import Fields
 from model.hf.tables import Layout
 
 # In the order in which an export tries them.
 LAYOUTS: tuple[Layout, ...] = (
     llama.LLAMA, llama.QWEN3, llama.MISTRAL, llama.MIXTRAL, llama.QWEN3_MOE, gemma.GEMMA,
-    gemma.GEMMA2, gemma.GEMMA3, gpt.GPT2, gpt.OPT, gpt.GPT_NEOX)
+    gemma.GEMMA2, gemma.GEMMA3, gpt.GPT2, gpt.OPT, gpt.GPT_NEOX, bert.BERT_MASKED,
+    bert.BERT, t5.T5)
 
 
 def find_layout(hf: Fields) -> Layout:
