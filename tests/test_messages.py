@@ -133,8 +133,10 @@ def _faults(text: str) -> list[str]:
     """Names in a text that do not exist."""
     faults = []
     for module in re.findall(rf"python -m ({WORD}(?:\.{WORD})+)", text):
-        path = ROOT.joinpath(*module.rstrip(".").split(".")).with_suffix(".py")
-        if not (_is_placeholder(module) or (path.exists() and "__main__" in path.read_text())):
+        place = ROOT.joinpath(*module.rstrip(".").split("."))
+        files = [place.with_suffix(".py"), place / "__main__.py"]
+        runs = any(file.exists() and "__main__" in file.read_text() for file in files)
+        if not (_is_placeholder(module) or runs):
             faults.append(f"python -m {module}")
     paths = re.findall(r"\b((?:configs|scripts|docs|notebooks)/[\w./]+\.\w+)", text)
     faults += [path for path in paths if not (ROOT / path).exists() and "NAME" not in path]
