@@ -15,6 +15,7 @@ import numpy as np
 
 from core.artifacts import write_json
 from core.errors import UserError
+from data.tokenizers.bpe import BytePairTokenizer
 from data.tokenizers.export import bos_of, gguf_tokenizer, hub_files
 from data.tokenizers.load import load_tokenizer
 from data.tokenizers.tokenizer import Tokenizer
@@ -107,6 +108,8 @@ def _write_hub(folder: Path, described: Description, tokenizer: Tokenizer, layou
                fields: dict[str, Any], params: Any, dtype: str) -> None:
     config = {"architectures": [layout.architecture], "model_type": layout.model_type} | fields | {
         "torch_dtype": dtype, "bos_token_id": bos_of(tokenizer), "eos_token_id": tokenizer.end}
+    if described.config.family == "encoder_decoder" and isinstance(tokenizer, BytePairTokenizer):
+        config["decoder_start_token_id"] = tokenizer.bos    # see data.tokens.corruption
     if not described.config.max_positions:
         config["max_position_embeddings"] = described.context_tokens
     write_json(folder / "config.json", config)

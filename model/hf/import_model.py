@@ -18,6 +18,7 @@ from core.progress import log
 from data.tokenizers.gguf import tokenizer_from_gguf
 from data.tokenizers.hub import import_tokenizer
 from data.tokenizers.tokenizer import Tokenizer
+from model.config import ModelConfig
 from model.directory import save_model
 from model.families.registry import num_params
 from model.hf.families.table import find_layout
@@ -32,6 +33,7 @@ DECIDING = ("config.json", "*.safetensors", "*.safetensors.index.json", "tokeniz
             "tokenizer_config.json", "special_tokens_map.json", "generation_config.json",
             "chat_template.jinja")
 LENGTHS = ("max_position_embeddings", "n_positions", "context_length")
+RELATIVE_CONTEXT = 512      # of T5 where its config, as that of 1.1, names none (arXiv 1910.10683)
 
 
 class Source(NamedTuple):
@@ -104,12 +106,20 @@ def _read_object(path: Path) -> Mapping[str, Any]:
     return value
 
 
+def _read_context(fields: Fields, config: ModelConfig) -> int:
+    """The length of the rows that a model was trained on."""
+    named = next((name for name in LENGTHS if name in fields), None)
+    if named is None and config.positions == "relative":
+        log(f"import: the config names no length of rows: {RELATIVE_CONTEXT}, as T5 was trained")
+        return RELATIVE_CONTEXT
+    return fields.count(named or LENGTHS[0])
+
+
 def _build(source: Source, folder: Path) -> dict[str, Any]:
     """Writes the model directory; what can be refused is, before the first weight is read."""
     layout, fields = source.layout, source.fields
     config = layout.read_config(fields)
-    context_tokens = config.max_positions or fields.count(
-        next((name for name in LENGTHS if name in fields), LENGTHS[0]))
+    context_tokens = config.max_positions or _read_context(fields, config)
     tokenizer: Tokenizer = source.tokenizer()
     if unread := fields.unread():
         log(f"import: fields that have no meaning here: {', '.join(unread)}")

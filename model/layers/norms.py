@@ -50,7 +50,7 @@ NORMS = {"rms": Norm(rms_norm, 1.0, False), "rms_plus_one": Norm(rms_norm_plus_o
 def init_norm(kind: str, name: str, size: int, letter: str = "D") -> dict[str, jax.Array]:
     """The first weights of a norm: NAME_D and, if it has a bias, NAME_bias_D."""
     norm = NORMS[kind]
-    weights = {f"{name}_{letter}": jnp.full(size, norm.start)}
+    weights = {f"{name}_{letter}": jnp.full(size, norm.start, jnp.float32)}
     return weights | ({f"{name}_bias_{letter}": jnp.zeros(size)} if norm.has_bias else {})
 
 
