@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The quickstart: all stages from raw pages to a chat model and a report.
 #
-#   bash scripts/quickstart.sh [cpu|accelerator|smoke] [WORKDIR]
+#   bash scripts/quickstart.sh [cpu|accelerator|portable|smoke] [WORKDIR]
 #
 # Finished stages are skipped; a killed run resumes where it stopped. Each stage prints one JSON
 # line; the last line summarises the run.
@@ -12,6 +12,7 @@ variant=${1:-cpu}
 workdir=${2:-runs/quickstart-$variant}
 extra=
 if [ "$variant" = accelerator ] && command -v nvidia-smi >/dev/null; then extra=cuda; fi
+if [ "$variant" = portable ]; then extra=hf; fi
 source scripts/environment.sh "$extra"
 
 stage() {
@@ -30,5 +31,8 @@ stage eval.run --config.eval.model=sft --config.eval.out=eval_sft --config.eval.
 stage align.pairs
 stage align.dpo
 stage eval.run --config.eval.model=dpo --config.eval.out=eval_dpo --config.eval.against=eval_sft
+if [ "$variant" = portable ] && [ ! -e "$workdir/exported" ]; then
+  "$python" -m model.hf export --model="$workdir/dpo" --out="$workdir/exported"
+fi
 echo "chat with it:  .venv/bin/python -m serve.chat --model=$workdir/dpo" >&2
 stage serve.report.write

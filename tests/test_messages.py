@@ -19,7 +19,7 @@ FILES = [path for package in OUR_PACKAGES for path in sorted((ROOT / package).rg
 PRINTERS = {"UserError", "ProcessLost", "log", "_fail"}     # calls whose arguments a user sees
 HOLE = "\0"     # of a text that is put together when it is printed
 WORD = f"[\\w{HOLE}]+"
-VARIANTS = {"quickstart": ("cpu", "accelerator", "smoke"), "curate": ("local", "warc"),
+VARIANTS = {"quickstart": ("cpu", "accelerator", "portable", "smoke"), "curate": ("local", "warc"),
             "classifier": ("reference", "scores", "labels"), "pretrain": ("4", "4,cpu")}
 # Flags of other programs, and names of results, rules and optimizers.
 FOREIGN_FLAGS = {"--partition", "--array", "--output"}
