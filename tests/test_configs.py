@@ -33,14 +33,14 @@ from train.trainer import make_step
 # Of ml_collections, which loads configs.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
-VARIANTS = ("cpu", "accelerator", "smoke")
+VARIANTS = ("cpu", "accelerator", "portable", "smoke")
 
 
 CONFIGS = {**{variant: (get_config, variant) for variant in VARIANTS},
            "gpt2_124m": (gpt2_124m.get_config, None), "llama3_8b": (llama3_8b.get_config, None),
            "preset": (preset.get_config, None),
            "preset gemma": (preset.get_config, "gemma-3-1b"),
-           "experts": (objectives.get_config, "experts"),
+           **{name: (objectives.get_config, name) for name in objectives.VARIANTS},
            "depth 6": (pretrain.get_config, "6"), "depth 3, cpu": (pretrain.get_config, "3,cpu")}
 
 
@@ -238,5 +238,5 @@ def test_what_is_no_depth_is_refused(arg):
 
 
 def test_an_unknown_variant_is_refused():
-    with pytest.raises(ValueError, match="is none of cpu, accelerator, smoke"):
+    with pytest.raises(ValueError, match="is none of cpu, accelerator, portable, smoke"):
         get_config("huge")
