@@ -11,7 +11,7 @@ objective is the causal one.
 masked: an encoder that restores 15 % of the tokens (BERT, arXiv 1810.04805). span: an
 encoder-decoder that writes hidden spans (T5, arXiv 1910.10683); a row of 256 inputs takes 285
 tokens of text. lstm: a causal language model without attention. experts: the quickstart's decoder
-with 8 experts a layer, 2 for each token. masked and span end with `heldout_loss_nats` beside the
+with 4 experts a layer, 2 for each token. masked and span end with `heldout_loss_nats` beside the
 `heldout_unigram_nats` that it must fall below, the others with `heldout_bpb`. Not run yet.
 """
 
@@ -79,4 +79,4 @@ def _lstm(c: ConfigDict) -> None:
 
 def _experts(c: ConfigDict) -> None:
     """A mixture of experts, each with half the quickstart's hidden width: as many FLOPs a token."""
-    c.model.update(E=8, experts_per_token=2, F=c.model.F // 2)
+    c.model.update(E=4, experts_per_token=2, F=c.model.F // 2)

@@ -8,11 +8,13 @@ import subprocess
 import sys
 
 import pytest
+from real_models import fetch_smollm2
 
 from core import artifacts
 from core.artifacts import LAYOUT, ROOT, write_json, write_jsonl
 from data.tokenizers.bpe import BytePairTokenizer
 from model.directory import save_model
+from model.hf.import_model import import_model
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 RUN = "runs/quickstart-cpu"     # what the notebooks open, under the checkout
@@ -54,6 +56,19 @@ def test_a_notebooks_cells_run_in_its_folder_and_elsewhere(path, checkout, tmp_p
 def test_a_notebook_is_stored_without_its_outputs(path):
     for cell in json.loads(path.read_text())["cells"]:
         assert not cell.get("outputs") and cell.get("execution_count") is None
+
+
+@pytest.mark.full
+def test_a_real_model_is_looked_into(tmp_path, monkeypatch):
+    """SmolLM2 in the place of the quickstart's model."""
+    import_model(fetch_smollm2(), tmp_path / RUN / "dpo")
+    monkeypatch.setattr(artifacts, "ROOT", tmp_path)
+    names = {}
+    for cell in _cells(ROOT / "notebooks/look_inside.ipynb"):
+        exec(cell, names)
+    assert names["model"].config.N == 30
+    assert names["bits"].mean() < 5, "it expects plain English"
+    assert names["loss_N"][-1] < 5 < 10 < names["loss_N"][15], "only the last layers know it"
 
 
 @pytest.mark.full
