@@ -12,7 +12,10 @@ masked: an encoder that restores 15 % of the tokens (BERT, arXiv 1810.04805). sp
 encoder-decoder that writes hidden spans (T5, arXiv 1910.10683); a row of 256 inputs takes 285
 tokens of text. lstm: a causal language model without attention. experts: the quickstart's decoder
 with 4 experts a layer, 2 for each token. masked and span end with `heldout_loss_nats` beside the
-`heldout_unigram_nats` that it must fall below, the others with `heldout_bpb`. Not run yet.
+`heldout_unigram_nats` that it must fall below, the others with `heldout_bpb`.
+
+On two cores beside other work: masked 15.6 minutes, 2.80 nats (unigram 6.54); span 10.1 minutes,
+4.95 nats (6.55); lstm 9.7 minutes, 1.629 bits per byte; experts 15.5 minutes, 1.529 (3.59).
 """
 
 from ml_collections import ConfigDict
