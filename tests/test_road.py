@@ -85,6 +85,7 @@ def test_docs_name_modules_configs_and_files_that_exist(name):
     modules = set(re.findall(r"python -m ([\w.]+)", text))
     assert modules
     for module in modules:
-        assert (ROOT / module.replace(".", "/")).with_suffix(".py").exists(), module
+        place = ROOT / module.replace(".", "/")
+        assert place.with_suffix(".py").exists() or (place / "__main__.py").exists(), module
     for path in re.findall(r"(?:bash |--config=|\]\()((?:scripts|configs|docs)/[\w./]+)", text):
         assert (ROOT / path).exists(), path
