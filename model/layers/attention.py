@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
@@ -15,20 +14,17 @@ from model.config import ModelConfig
 from model.layers.positions import rope_frequencies, rope_scale, rotate
 from model.parallel.sharding import constrain
 
-if TYPE_CHECKING:
-    from model.families.decoder import Block
-
 # (k_BMGK, v_BMGK, length_B): keys and values of earlier tokens, and their number in each row.
 LayerCache = tuple[jax.Array, jax.Array, jax.Array]
 
 
-def attention(block: Block, h_BLD: jax.Array, positions_BL: jax.Array,
+def attention(block: nn.Module, h_BLD: jax.Array, positions_BL: jax.Array,
               segment_ids_BL: jax.Array | None, cached: LayerCache | None,
               extras: Extras) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
     """Grouped-query self-attention (arXiv 2305.13245).
 
     Args:
-        block: the layer that declares the weights.
+        block: the layer that declares the weights; see `model.families.decoder.Block`.
         h_BLD: its input, normed where the layer norms it.
         segment_ids_BL: document of each token; a token attends inside its own document.
         cached: None, or the cache that the new keys and values are written to at `length_B`;
@@ -58,7 +54,7 @@ def attention(block: Block, h_BLD: jax.Array, positions_BL: jax.Array,
                         scale=block.depth_scale), updated
 
 
-def project_tokens(block: Block, h_BLD: jax.Array, positions_BL: jax.Array,
+def project_tokens(block: nn.Module, h_BLD: jax.Array, positions_BL: jax.Array,
                    extras: Extras) -> tuple[jax.Array, jax.Array, jax.Array]:
     """q_BLHK, k_BLGK and v_BLGK as attention compares them: normed and rotated where they are."""
     c = block.config
@@ -74,14 +70,14 @@ def project_tokens(block: Block, h_BLD: jax.Array, positions_BL: jax.Array,
     return q_BLHK, k_BLGK, v_BLGK
 
 
-def with_sinks(block: Block, extras: Extras) -> Extras:
+def with_sinks(block: nn.Module, extras: Extras) -> Extras:
     """The extras with the layer's own sinks, if it has any."""
     if not block.kind.has_sinks:
         return extras
     return extras._replace(sinks_H=block.zeros("sinks_H", (block.config.H,)))
 
 
-def cross_attention(block: Block, h_BLD: jax.Array, k_BMGK: jax.Array, v_BMGK: jax.Array,
+def cross_attention(block: nn.Module, h_BLD: jax.Array, k_BMGK: jax.Array, v_BMGK: jax.Array,
                     mask_BLM: jax.Array) -> jax.Array:
     """Attention to keys and values of another sequence (arXiv 1706.03762, section 3.2.3).
 
@@ -97,7 +93,7 @@ def cross_attention(block: Block, h_BLD: jax.Array, k_BMGK: jax.Array, v_BMGK: j
                         bias=c.attention_out_bias, scale=block.depth_scale)
 
 
-def project_source(block: Block, source_BMD: jax.Array) -> tuple[jax.Array, jax.Array]:
+def project_source(block: nn.Module, source_BMD: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Keys and values of the other sequence for one layer's `cross_attention`."""
     bias = block.config.attention_bias
     return (constrain(block.linear("cross_wk", "BMD,DGK->BMGK", source_BMD, bias=bias), "BLGK"),

@@ -7,8 +7,8 @@ mesh nor on the other tokens of the batch. The experts' matmuls run in the compu
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
@@ -17,16 +17,13 @@ from model.config import ModelConfig
 from model.layers.matmul import project
 from model.parallel.sharding import ACTIVATION_RULES, Rules, constrain, fitting_spec, spec
 
-if TYPE_CHECKING:
-    from model.families.decoder import Block
-
 Stats = dict[str, jax.Array]
 
 # Sharding of the experts' weights in the forward and backward pass.
 WEIGHT_RULES: Rules = {**ACTIVATION_RULES, "E": "expert"}
 
 
-def experts(block: Block, h_BLD: jax.Array,
+def experts(block: nn.Module, h_BLD: jax.Array,
             segment_ids_BL: jax.Array | None) -> tuple[jax.Array, Stats]:
     """Applies to every token its `experts_per_token` experts, each a SwiGLU MLP.
 
@@ -55,7 +52,7 @@ def experts(block: Block, h_BLD: jax.Array,
     return out_BLD, stats
 
 
-def _shared_experts(block: Block, h_BLD: jax.Array) -> jax.Array:
+def _shared_experts(block: nn.Module, h_BLD: jax.Array) -> jax.Array:
     """The sum of the experts that all tokens pass through, each a SwiGLU MLP."""
     c, execution = block.config, block.execution
     shape, back = (c.shared_experts, c.D, c.F), (c.shared_experts, c.F, c.D)

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
+import flax.linen as nn
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
 from model.parallel.sharding import constrain
 
-if TYPE_CHECKING:
-    from model.families.decoder import Block
-
 Activation = Callable[[jax.Array], jax.Array]
 
 
-def gated(activation: Activation, block: Block, h_BLD: jax.Array) -> jax.Array:
+def gated(activation: Activation, block: nn.Module, h_BLD: jax.Array) -> jax.Array:
     """An MLP of two hidden projections, one of them activated (arXiv 2002.05202, equations 6 to 8).
 
     Args:
-        block: the layer that declares the weights.
+        block: the layer that declares the weights; see `model.families.decoder.Block`.
         h_BLD: its input, normed where the layer norms it.
     """
     has_bias = block.config.mlp_bias
@@ -33,7 +30,7 @@ def gated(activation: Activation, block: Block, h_BLD: jax.Array) -> jax.Array:
                         scale=block.depth_scale)
 
 
-def plain(activation: Activation, block: Block, h_BLD: jax.Array) -> jax.Array:
+def plain(activation: Activation, block: nn.Module, h_BLD: jax.Array) -> jax.Array:
     """An MLP of one activated hidden projection (arXiv 1706.03762, equation 2); see `gated`."""
     has_bias = block.config.mlp_bias
     up_BLF = checkpoint_name(block.linear("w_up", "BLD,DF->BLF", h_BLD, bias=has_bias), "hidden")
