@@ -32,7 +32,7 @@ import jax
 from core.errors import UserError
 from model.config import ModelConfig
 from model.families.registry import abstract_params
-from model.parallel.sharding import letters_of, param_name
+from model.parallel.sharding import is_weight, param_name
 
 # Projections back to the stream, whose first weights have `Block.depth_scale`.
 TO_STREAM = ("wo_HKD", "w_down_FD", "w_down_EFD", "shared_w_down_ZFD")
@@ -90,13 +90,9 @@ def scale_width_and_depth(config: ModelConfig, base_width: int, base_depth: int)
 
 def _matrices(config: ModelConfig) -> set[str]:
     """Names of the matrices of which both sides grow with the width, and of routers."""
-    leaves = jax.tree_util.tree_leaves_with_path(abstract_params(config))
-    found = set()
-    for path, leaf in leaves:
-        letters = letters_of(path, leaf.ndim).lstrip("N")
-        if len(letters) > 1 and not set(letters) & set("VLAW") and "bias" not in param_name(path):
-            found.add(param_name(path))
-    return found
+    return {param_name(path) for path, leaf in
+            jax.tree_util.tree_leaves_with_path(abstract_params(config))
+            if is_weight(path, leaf.ndim)}
 
 
 def _check(c: ModelConfig, base_width: int, base_depth: int) -> None:

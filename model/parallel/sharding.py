@@ -19,6 +19,8 @@ from core.errors import UserError
 from model.config import ModelConfig
 from model.execution import Execution
 
+ROWS = "VLAW"   # letters of rows that are looked up: by token, position, type and distance
+
 # From the slowest link to the fastest: `tensor` communicates most.
 MESH_AXES = ("stage", "data", "fsdp", "expert", "context", "tensor")
 
@@ -211,6 +213,14 @@ def letters_of(path: tuple[Any, ...], rank: int) -> str:
     if not letters.isupper() or len(stacked) > 1:
         raise ValueError(f"parameter {name!r} of rank {rank} does not end in its axis letters")
     return stacked + letters
+
+
+def is_weight(path: tuple[Any, ...], rank: int) -> bool:
+    """Whether activations are multiplied with the parameter at `path`: it is no norm, no bias and
+    no table of rows to look up."""
+    letters = letters_of(path, rank).lstrip("N")
+    return (len(letters) > 1 and not set(letters) & set(ROWS)
+            and "_bias_" not in param_name(path))
 
 
 def param_shardings(params: Any, mesh: Mesh) -> Any:

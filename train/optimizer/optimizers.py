@@ -21,7 +21,7 @@ from core.errors import UserError
 from model.config import ModelConfig
 from model.families.registry import abstract_params
 from model.mup import scale_width_and_depth
-from model.parallel.sharding import letters_of, param_name
+from model.parallel.sharding import is_weight, letters_of, param_name
 from train.optimizer.muon import MATRICES, is_matrix, matrix_shape, orthogonalise
 from train.optimizer.schedules import make_schedule
 
@@ -34,7 +34,6 @@ FIELDS = {"adamw": ("b1", "b2", "eps", "mu_dtype"),
           "adafactor": (),
           "sgd": ("momentum", "mu_dtype"),
           "schedule_free": ("b1", "b2", "eps")}
-TABLES = "VLAW"     # letters of rows that are looked up: tokens, positions, types, distances
 MU_DTYPES = ("float32", "bfloat16")
 
 
@@ -114,12 +113,7 @@ def eval_params(opt_state: Any, params: Any) -> Any:
 
 def decayed(params: Any) -> Any:
     """Which parameters weight decay applies to: matrices, not norms, biases or tables."""
-    def is_decayed(path, leaf):
-        letters = letters_of(path, leaf.ndim).lstrip("N")
-        return (len(letters) > 1 and not set(letters) & set(TABLES)
-                and "_bias_" not in param_name(path))
-
-    return jax.tree_util.tree_map_with_path(is_decayed, params)
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: is_weight(path, leaf.ndim), params)
 
 
 def scale_optimizer(section: ConfigDict, config: ModelConfig,
