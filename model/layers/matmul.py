@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,13 +26,14 @@ SMALLEST_AMAX = 1e-30  # instead of 0, so that zeros stay zeros; NaN stays NaN
 FP8_MULTIPLE = 16      # that sizes of the tensor cores' fp8 matmul must be divisible by
 
 
-def project(equation: str, x: jax.Array, weight: jax.Array, execution: Execution) -> jax.Array:
+def project(equation: str, x: jax.Array, weight: Any, execution: Execution) -> jax.Array:
     """`einsum(equation, x, weight)`, in the precision that `execution.matmul` names.
 
     Args:
         equation: letters that `x` and `weight` share are summed over.
         x: activations in the compute dtype.
-        weight: a float32 master weight.
+        weight: a float32 master weight; or a weight of `model.adapters`, which has its own
+            `project(equation, x, execution)`.
 
     Returns:
         The product in the dtype of `x`.
@@ -39,6 +41,8 @@ def project(equation: str, x: jax.Array, weight: jax.Array, execution: Execution
     Raises:
         UserError: fp8 does not support a weight of this shape.
     """
+    if hasattr(weight, "project"):
+        return weight.project(equation, x, execution)
     if execution.matmul == "compute":
         return jnp.einsum(equation, x, weight.astype(execution.compute_dtype))
     if execution.matmul == "int8":
