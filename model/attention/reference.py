@@ -18,11 +18,15 @@ def document_mask(segment_ids_BL: jax.Array, kind: Kind = CAUSAL,
     return visible_LM[None] & (segment_ids_BL[:, :, None] == segment_ids_BL[:, None, :])
 
 
-def cache_mask(positions_BL: jax.Array, capacity: int, kind: Kind = CAUSAL,
+def cache_mask(positions_BL: jax.Array, keys_BM: jax.Array, kind: Kind = CAUSAL,
                is_global: jax.Array | None = None) -> jax.Array:
-    """Mask of tokens at `positions_BL` over the keys of a cache: mask_BLM."""
-    distance_BLM = positions_BL[:, :, None] - jnp.arange(capacity)[None, None]
-    return _visible(distance_BLM, kind, is_global)
+    """Mask of tokens at `positions_BL` over the keys of a cache: mask_BLM.
+
+    Args:
+        keys_BM: position of each key; negative where there is none.
+    """
+    keys_BM = keys_BM[:, None]
+    return _visible(positions_BL[:, :, None] - keys_BM, kind, is_global) & (keys_BM >= 0)
 
 
 def _visible(distance: jax.Array, kind: Kind, is_global: jax.Array | None) -> jax.Array:

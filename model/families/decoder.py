@@ -17,7 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from model.attention.kind import NO_EXTRAS, Extras, Kind, kind_of
 from model.config import ModelConfig
 from model.execution import Execution
-from model.generation.cache import Cache
+from model.generation.cache import Cache, Place, empty_cache, is_global, pick
 from model.layers.attention import attention
 from model.layers.embed import check_length, embed, init_embeddings
 from model.layers.experts import experts, summarise
@@ -135,7 +135,7 @@ class Block(nn.Module):
             cached, extras: see `model.layers.attention.attention`.
 
         Returns:
-            x_BLD, the updated (k_BMGK, v_BMGK) or None, and the layer's statistics.
+            x_BLD, the layer's cache with the new tokens or None, and the layer's statistics.
         """
         is_parallel = WIRINGS[self.config.residual].is_parallel
         out_BLD, cached = attention(self, self.read("attn", x_BLD), positions_BL, segment_ids_BL,
@@ -252,47 +252,64 @@ def forward_with_stats(params: Params, tokens_BL: jax.Array, positions_BL: jax.A
     return constrain(x_BLD, "BLD", HEAD_RULES), summarise(stats) if config.E else {}
 
 
-def make_cache(config: ModelConfig, execution: Execution, batch_size: int, capacity: int) -> Cache:
-    """An empty cache for `batch_size` rows of up to `capacity` tokens, in the compute dtype.
+def make_cache(config: ModelConfig, execution: Execution, batch_size: int, capacity: int, *,
+               piece: int = 0, kv_dtype: str = "compute") -> Cache:
+    """An empty cache for `batch_size` rows of up to `capacity` tokens.
+
+    Args:
+        piece: tokens that are written at once at most; 0 is as many as a row holds.
+        kv_dtype: compute, that of matmuls; or int8, with a scale for each token and head.
 
     Raises:
         UserError: the capacity exceeds the table of positions.
     """
     check_length(config, capacity)
-    shape = (config.N, batch_size, capacity, config.G, config.K)
-    k_NBMGK, v_NBMGK = (jnp.zeros(shape, execution.compute_dtype) for _ in "kv")
-    return Cache(k_NBMGK, v_NBMGK,
-                 jnp.zeros(batch_size, jnp.int32), jnp.full(batch_size, -1, jnp.int32))
+    dtype = execution.compute_dtype if kv_dtype == "compute" else kv_dtype
+    return empty_cache(config, batch_size, capacity, piece or capacity, dtype)
 
 
-def extend(params: Params, tokens_BL: jax.Array, cache: Cache, *, config: ModelConfig,
-           execution: Execution) -> tuple[jax.Array, Cache]:
+def layer_of(blocks: Params, n: int) -> Params:
+    """Parameters of layer `n`, of layers that are stacked or, as in `unstack`, apart."""
+    return blocks[n] if isinstance(blocks, tuple) else jax.tree.map(lambda leaf: leaf[n], blocks)
+
+
+def extend(params: Params, tokens_BL: jax.Array, count_B: jax.Array, cache: Cache, *,
+           config: ModelConfig, execution: Execution, rows_B: jax.Array | None = None,
+           reach: int = 0) -> tuple[jax.Array, Cache]:
     """Runs the tokens that follow those in the cache; prefill and decode both call it.
 
+    The layers are a loop and not a scan, which would copy each layer's weights and cache.
+
     Args:
-        tokens_BL: the new tokens; the caller marks with `Cache.advance` how many are real.
+        tokens_BL: the new tokens.
+        count_B: how many of each row's are real; no other is written to the cache.
+        rows_B, reach: see `model.generation.cache.Place`.
 
     Returns:
-        x_BLD of the new tokens, and the cache with their keys and values, not yet advanced.
+        x_BLD of the new tokens, and the cache with their keys and values, for the caller to
+        `advance`.
     """
-    positions_BL = cache.length_B[:, None] + jnp.arange(tokens_BL.shape[1])[None]
+    place = Place(pick(cache.length_B, rows_B), count_B, rows_B, reach)
+    positions_BL = place.length_B[:, None] + jnp.arange(tokens_BL.shape[1])[None]
     block = Block(config, execution, kind_of(config))
-    index_M = jnp.arange(cache.k_NBMGK.shape[2])
-    bias_BHLM = score_bias(params, positions_BL[:, :, None] - index_M[None, None], config)
-
-    # The cache is carried, not scanned over, so that its one new entry is written in place.
-    def layer(carry, own_and_index):
-        x_BLD, k_NBMGK, v_NBMGK = carry
-        own, n = own_and_index
-        x_BLD, (k_BMGK, v_BMGK), _ = block.apply(
-            {"params": own["params"]}, x_BLD, positions_BL,
-            cached=(k_NBMGK[n], v_NBMGK[n], cache.length_B),
-            extras=Extras(own.get("is_global_N"), bias_BHLM))
-        return (x_BLD, k_NBMGK.at[n].set(k_BMGK), v_NBMGK.at[n].set(v_BMGK)), None
-
-    previous_BL = jnp.concatenate([cache.last_B[:, None], tokens_BL[:, :-1]], axis=1)
+    previous_BL = jnp.concatenate([pick(cache.last_B, rows_B)[:, None], tokens_BL[:, :-1]], axis=1)
     x_BLD = embed(params, tokens_BL, previous_BL, positions_BL, config=config, execution=execution)
-    carry = (x_BLD, cache.k_NBMGK, cache.v_NBMGK)
-    (x_BLD, k_NBMGK, v_NBMGK), _ = jax.lax.scan(
-        layer, carry, (layer_inputs(params, config), jnp.arange(config.N)))
-    return apply_final_norm(params, x_BLD, config), cache.replace(k_NBMGK=k_NBMGK, v_NBMGK=v_NBMGK)
+    layers, extras = [], cached_extras(params, positions_BL, cache, place, config)
+    for n, layer in enumerate(cache.layers):
+        x_BLD, layer, _ = block.apply({"params": layer_of(params["blocks"], n)}, x_BLD,
+                                      positions_BL, cached=(layer, place), extras=extras[n])
+        layers.append(layer)
+    return apply_final_norm(params, x_BLD, config), cache.replace(layers=tuple(layers))
+
+
+def cached_extras(params: Params, positions_BL: jax.Array, cache: Cache, place: Place,
+                  config: ModelConfig) -> list[Extras]:
+    """Of each layer over a cache; layers of one size share their bias."""
+    def bias_of(layer):
+        distance_BLM = positions_BL[:, :, None] - layer.positions(place)[:, None]
+        return score_bias(params, distance_BLM, config)
+
+    biases = {layer.k_BMGK.shape[1]: layer for layer in cache.layers}
+    biases = {size: bias_of(layer) for size, layer in biases.items()}
+    return [Extras(jnp.asarray(is_global(config, n)) if config.global_every else None,
+                   biases[layer.k_BMGK.shape[1]]) for n, layer in enumerate(cache.layers)]

@@ -22,14 +22,16 @@ from model.families.decoder import (
     Block,
     Params,
     apply_final_norm,
+    cached_extras,
     init_blocks,
     init_head,
     init_stack_ends,
     layer_inputs,
+    layer_of,
     score_bias,
 )
 from model.families.encoder import run_both_ways
-from model.generation.cache import Cache
+from model.generation.cache import Cache, Place, empty_cache
 from model.layers.attention import attention, cross_attention, project_source
 from model.layers.embed import check_length, embed, init_embeddings
 from model.layers.experts import summarise
@@ -142,13 +144,12 @@ class SourceCache:
 
     Attributes:
         own: of the decoder's tokens.
-        k_NBMGK, v_NBMGK: of the source.
+        source: keys and values (k_BMGK, v_BMGK) of each layer.
         is_token_BM: which of the source are tokens and not padding.
     """
 
     own: Cache
-    k_NBMGK: jax.Array
-    v_NBMGK: jax.Array
+    source: tuple[tuple[jax.Array, jax.Array], ...]
     is_token_BM: jax.Array
 
     def advance(self, tokens_BL: jax.Array, count_B: jax.Array) -> SourceCache:
@@ -166,38 +167,27 @@ def make_cache(params: Params, source: Any, *, config: ModelConfig, execution: E
     check_length(config, capacity)
     source_BMD, _ = encode(params, source, config=config, execution=execution)
     block = SourceKeys(config, execution, kind_of(config))
-    _, (k_NBMGK, v_NBMGK) = jax.lax.scan(
-        lambda _, own: (None, block.apply({"params": own}, source_BMD)), None, params["blocks"])
-    batch = source_BMD.shape[0]
-    empty = jnp.zeros((config.N, batch, capacity, config.G, config.K), execution.compute_dtype)
-    own = Cache(empty, empty, jnp.zeros(batch, jnp.int32), jnp.full(batch, -1, jnp.int32))
-    return SourceCache(own, k_NBMGK, v_NBMGK, source.segment_ids_BM > 0)
+    keys = tuple(block.apply({"params": layer_of(params["blocks"], n)}, source_BMD)
+                 for n in range(config.N))
+    own = empty_cache(config, source_BMD.shape[0], capacity, capacity, execution.compute_dtype)
+    return SourceCache(own, keys, source.segment_ids_BM > 0)
 
 
-def extend(params: Params, tokens_BL: jax.Array, cache: SourceCache, *, config: ModelConfig,
-           execution: Execution) -> tuple[jax.Array, SourceCache]:
+def extend(params: Params, tokens_BL: jax.Array, count_B: jax.Array, cache: SourceCache, *,
+           config: ModelConfig, execution: Execution) -> tuple[jax.Array, SourceCache]:
     """Runs the tokens that follow those in the cache; see `model.families.decoder.extend`."""
     own = cache.own
+    place = Place(own.length_B, count_B, rows_B=None, reach=0)
     positions_BL = own.length_B[:, None] + jnp.arange(tokens_BL.shape[1])[None]
     block = CrossBlock(config, execution, kind_of(config))
-    index_M = jnp.arange(own.k_NBMGK.shape[2])
-    bias_BHLM = score_bias(params, positions_BL[:, :, None] - index_M[None, None], config)
     mask_BLM = jnp.broadcast_to(cache.is_token_BM[:, None],
                                 (*tokens_BL.shape, cache.is_token_BM.shape[1]))
-
-    def layer(carry, inputs):
-        x_BLD, k_NBMGK, v_NBMGK = carry
-        own_n, source_k_BMGK, source_v_BMGK, n = inputs
-        x_BLD, (k_BMGK, v_BMGK), _ = block.apply(
-            {"params": own_n["params"]}, x_BLD, positions_BL, None,
-            (source_k_BMGK, source_v_BMGK, mask_BLM),
-            cached=(k_NBMGK[n], v_NBMGK[n], own.length_B),
-            extras=Extras(own_n.get("is_global_N"), bias_BHLM))
-        return (x_BLD, k_NBMGK.at[n].set(k_BMGK), v_NBMGK.at[n].set(v_BMGK)), None
-
     x_BLD = embed(params, tokens_BL, tokens_BL, positions_BL, config=config, execution=execution)
-    (x_BLD, k_NBMGK, v_NBMGK), _ = jax.lax.scan(
-        layer, (x_BLD, own.k_NBMGK, own.v_NBMGK),
-        (layer_inputs(params, config), cache.k_NBMGK, cache.v_NBMGK, jnp.arange(config.N)))
-    own = own.replace(k_NBMGK=k_NBMGK, v_NBMGK=v_NBMGK)
+    layers, extras = [], cached_extras(params, positions_BL, own, place, config)
+    for n, layer in enumerate(own.layers):
+        x_BLD, layer, _ = block.apply(
+            {"params": layer_of(params["blocks"], n)}, x_BLD, positions_BL, None,
+            (*cache.source[n], mask_BLM), cached=(layer, place), extras=extras[n])
+        layers.append(layer)
+    own = own.replace(layers=tuple(layers))
     return apply_final_norm(params, x_BLD, config), cache.replace(own=own)

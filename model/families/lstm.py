@@ -14,7 +14,15 @@ import jax.numpy as jnp
 from model.attention.kind import kind_of
 from model.config import ModelConfig
 from model.execution import Execution
-from model.families.decoder import Block, Params, apply_final_norm, init_head, init_stack_ends
+from model.families.decoder import (
+    Block,
+    Params,
+    apply_final_norm,
+    init_head,
+    init_stack_ends,
+    layer_of,
+)
+from model.generation.cache import pick, put_rows
 from model.layers.embed import embed, init_embeddings
 from model.layers.matmul import project
 from model.parallel.sharding import HEAD_RULES, constrain
@@ -116,44 +124,65 @@ class StateCache:
     """The states after the newest token of each row.
 
     Attributes:
-        h_NBD, c_NBF: see `State`, for all layers.
+        h_BND, c_BNF: see `State`, for all layers.
         length_B: tokens read.
-        states: after each token of the newest piece, (h_NBLD, c_NBLF), until `advance` takes
+        states: after each token of the newest piece, (h_BNLD, c_BNLF), until `advance` takes
             those of the last real one.
     """
 
-    h_NBD: jax.Array
-    c_NBF: jax.Array
+    h_BND: jax.Array
+    c_BNF: jax.Array
     length_B: jax.Array
     states: tuple[jax.Array, jax.Array] | None = None
 
-    def advance(self, tokens_BL: jax.Array, count_B: jax.Array) -> StateCache:
-        """Keeps the states after the first `count_B` (at least 1) of each row's tokens."""
+    def advance(self, tokens_BL: jax.Array, count_B: jax.Array,
+                rows_B: jax.Array | None = None) -> StateCache:
+        """Keeps the states after the first `count_B` of each row's tokens; see `Cache.advance`."""
         del tokens_BL
-        index_1B11 = (count_B - 1)[None, :, None, None]
-        h_NBD, c_NBF = (jnp.take_along_axis(leaf, index_1B11, axis=2)[:, :, 0]
-                        for leaf in self.states)
-        return StateCache(h_NBD, c_NBF, self.length_B + count_B)
+        index_B111 = jnp.maximum(count_B, 1)[:, None, None, None] - 1
+
+        def take(old, new_BNLX):
+            new_BNX = jnp.take_along_axis(new_BNLX, index_B111, axis=2)[:, :, 0]
+            kept_BNX = jnp.where(count_B[:, None, None] > 0, new_BNX, pick(old, rows_B))
+            return put_rows(old, kept_BNX, rows_B)
+
+        h_BND, c_BNF = map(take, (self.h_BND, self.c_BNF), self.states)
+        length_B = pick(self.length_B, rows_B) + count_B
+        return StateCache(h_BND, c_BNF, put_rows(self.length_B, length_B, rows_B))
+
+    def copy(self, source: jax.Array, target: jax.Array, reach: int) -> StateCache:
+        """Copies row `source` to row `target`."""
+        del reach
+        return jax.tree.map(lambda leaf: leaf.at[target].set(leaf[source]), self)
+
+    def rewind(self, rows_B: jax.Array, length_B: jax.Array, last_B: jax.Array) -> StateCache:
+        """Empties rows, whose `length_B` is 0; states after earlier tokens are not held."""
+        del last_B
+        return self.replace(length_B=put_rows(self.length_B, length_B, rows_B))
 
 
-def make_cache(config: ModelConfig, execution: Execution, batch_size: int,
-               capacity: int) -> StateCache:
-    """Empty states of `batch_size` rows; any number of tokens fits."""
-    del capacity
-    return StateCache(jnp.zeros((config.N, batch_size, config.D), execution.compute_dtype),
-                      jnp.zeros((config.N, batch_size, config.F)), jnp.zeros(batch_size, jnp.int32))
+def make_cache(config: ModelConfig, execution: Execution, batch_size: int, capacity: int, *,
+               piece: int = 0, kv_dtype: str = "compute") -> StateCache:
+    """Empty states of `batch_size` rows; any number of tokens fits. They are not quantised."""
+    del capacity, piece, kv_dtype
+    return StateCache(jnp.zeros((batch_size, config.N, config.D), execution.compute_dtype),
+                      jnp.zeros((batch_size, config.N, config.F)), jnp.zeros(batch_size, jnp.int32))
 
 
-def extend(params: Params, tokens_BL: jax.Array, cache: StateCache, *, config: ModelConfig,
-           execution: Execution) -> tuple[jax.Array, StateCache]:
+def extend(params: Params, tokens_BL: jax.Array, count_B: jax.Array, cache: StateCache, *,
+           config: ModelConfig, execution: Execution, rows_B: jax.Array | None = None,
+           reach: int = 0) -> tuple[jax.Array, StateCache]:
     """Runs the tokens that follow those read; see `model.families.decoder.extend`."""
+    del count_B, reach      # `advance` chooses the states
     block = RecurrentBlock(config, execution, kind_of(config))
-    positions_BL = cache.length_B[:, None] + jnp.arange(tokens_BL.shape[1])[None]
+    positions_BL = pick(cache.length_B, rows_B)[:, None] + jnp.arange(tokens_BL.shape[1])[None]
     x_BLD = embed(params, tokens_BL, tokens_BL, positions_BL, config=config, execution=execution)
-
-    def layer(x_BLD, inputs):
-        own, *state = inputs
-        return block.apply({"params": own}, x_BLD, positions_BL == 0, tuple(state))
-
-    x_BLD, states = jax.lax.scan(layer, x_BLD, (params["blocks"], cache.h_NBD, cache.c_NBF))
-    return apply_final_norm(params, x_BLD, config), cache.replace(states=states)
+    h_BND, c_BNF = pick(cache.h_BND, rows_B), pick(cache.c_BNF, rows_B)
+    states = []
+    for n in range(config.N):
+        x_BLD, state = block.apply({"params": layer_of(params["blocks"], n)}, x_BLD,
+                                   positions_BL == 0, (h_BND[:, n], c_BNF[:, n]))
+        states.append(state)
+    h_BNLD, c_BNLF = (jnp.stack(leaf, axis=1) for leaf in zip(*states))
+    return (apply_final_norm(params, x_BLD, config),
+            cache.replace(states=(h_BNLD, c_BNLF)))

@@ -2,28 +2,184 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import flax
 import jax
 import jax.numpy as jnp
 
+from model.config import ModelConfig
+
+KV_DTYPES = ("compute", "int8")
+SMALLEST_SCALE = 1e-30  # instead of 0, so that zeros stay zeros
+
+
+class Place(NamedTuple):
+    """Where new tokens go in a cache, the same in all layers.
+
+    Attributes:
+        length_B: tokens that their rows hold.
+        count_B: new tokens of each row; what follows them is padding.
+        rows_B: the cache's rows that they extend; one beyond the last is written nowhere. None is
+            all rows in their order, which are read without a copy.
+        reach: an index that no token of these rows reaches: none from there on is read. 0 is one
+            beyond all.
+    """
+
+    length_B: jax.Array
+    count_B: jax.Array
+    rows_B: jax.Array | None
+    reach: int
+
+
+@flax.struct.dataclass
+class LayerCache:
+    """Keys and values of one layer.
+
+    The token at position p of its row is at index p modulo M: a layer with a window holds only the
+    newest tokens, the others all.
+
+    Attributes:
+        k_BMGK: keys, already rotated.
+        v_BMGK: values.
+        k_scale_BMG, v_scale_BMG: float32 scales of int8 keys and values; None where they are held
+            in the compute dtype.
+    """
+
+    k_BMGK: jax.Array
+    v_BMGK: jax.Array
+    k_scale_BMG: jax.Array | None = None
+    v_scale_BMG: jax.Array | None = None
+
+    def write(self, k_BLGK: jax.Array, v_BLGK: jax.Array, place: Place) -> LayerCache:
+        """Writes the real ones of new keys and values."""
+        (batch, length), size = k_BLGK.shape[:2], self.k_BMGK.shape[1]
+        offset_1L = jnp.arange(length)[None]
+        index_BL = (place.length_B[:, None] + offset_1L) % size
+        index_BL = jnp.where(offset_1L < place.count_B[:, None], index_BL, size)  # none: dropped
+        rows_B = jnp.arange(batch) if place.rows_B is None else place.rows_B
+
+        def put(old, new):
+            return old.at[rows_B[:, None], index_BL].set(new.astype(old.dtype), mode="drop")
+
+        if self.k_scale_BMG is None:
+            return self.replace(k_BMGK=put(self.k_BMGK, k_BLGK), v_BMGK=put(self.v_BMGK, v_BLGK))
+        (k_BLGK, k_scale_BLG), (v_BLGK, v_scale_BLG) = to_int8(k_BLGK), to_int8(v_BLGK)
+        return LayerCache(put(self.k_BMGK, k_BLGK), put(self.v_BMGK, v_BLGK),
+                          put(self.k_scale_BMG, k_scale_BLG), put(self.v_scale_BMG, v_scale_BLG))
+
+    def read(self, place: Place, dtype: str) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Keys and values of the rows in `dtype`, and their `positions`."""
+        reach = self.positions(place).shape[1]
+
+        def take(held, scale_BMG):
+            held, scale_BMG = (
+                leaf if leaf is None else leaf[:, :reach] if place.rows_B is None
+                else leaf[place.rows_B, :reach] for leaf in (held, scale_BMG))
+            return held if scale_BMG is None else from_int8(held, scale_BMG, dtype)
+
+        return (take(self.k_BMGK, self.k_scale_BMG), take(self.v_BMGK, self.v_scale_BMG),
+                self.positions(place))
+
+    def positions(self, place: Place) -> jax.Array:
+        """positions_BM of what `read` returns, once the new tokens are written; negative at an
+        index that holds none."""
+        size = self.k_BMGK.shape[1]
+        newest_B1 = (place.length_B + place.count_B)[:, None] - 1
+        return newest_B1 - (newest_B1 - jnp.arange(min(place.reach or size, size))[None]) % size
+
 
 @flax.struct.dataclass
 class Cache:
-    """Keys and values of earlier tokens, for all layers.
+    """Keys and values of earlier tokens.
 
     Attributes:
-        k_NBMGK: keys, already rotated.
-        v_NBMGK: values.
-        length_B: tokens held per row; the next token is written at this index.
-        last_B: the newest token of each row; -1 in an empty cache.
+        layers: of each layer.
+        length_B: tokens held per row; the next token has this position.
+        last_B: the newest token of each row; -1 in an empty row.
     """
 
-    k_NBMGK: jax.Array
-    v_NBMGK: jax.Array
+    layers: tuple[LayerCache, ...]
     length_B: jax.Array
     last_B: jax.Array
 
-    def advance(self, tokens_BL: jax.Array, count_B: jax.Array) -> Cache:
-        """Appends the first `count_B` (at least 1) of each row's written tokens to the cache."""
-        last_BL = jnp.take_along_axis(tokens_BL, count_B[:, None] - 1, axis=1)
-        return self.replace(length_B=self.length_B + count_B, last_B=last_BL[:, 0])
+    def advance(self, tokens_BL: jax.Array, count_B: jax.Array,
+                rows_B: jax.Array | None = None) -> Cache:
+        """Keeps the first `count_B` of each row's written tokens; with 0 a row stays as it is.
+
+        Args:
+            rows_B: see `Place`.
+        """
+        new_BL = jnp.take_along_axis(tokens_BL, jnp.maximum(count_B, 1)[:, None] - 1, axis=1)
+        length_B, last_B = pick(self.length_B, rows_B), pick(self.last_B, rows_B)
+        last_B = jnp.where(count_B > 0, new_BL[:, 0], last_B)
+        return self.replace(length_B=put_rows(self.length_B, length_B + count_B, rows_B),
+                            last_B=put_rows(self.last_B, last_B, rows_B))
+
+    def copy(self, source: jax.Array, target: jax.Array, reach: int) -> Cache:
+        """Copies row `source`, up to index `reach`, to row `target`."""
+        def put(leaf):
+            return leaf.at[target, :reach].set(leaf[source, :reach])
+
+        return Cache(jax.tree.map(put, self.layers),
+                     self.length_B.at[target].set(self.length_B[source]),
+                     self.last_B.at[target].set(self.last_B[source]))
+
+    def rewind(self, rows_B: jax.Array, length_B: jax.Array, last_B: jax.Array) -> Cache:
+        """Makes rows end after their first `length_B` tokens, of which `last_B` is the newest."""
+        return self.replace(length_B=put_rows(self.length_B, length_B, rows_B),
+                            last_B=put_rows(self.last_B, last_B, rows_B))
+
+
+def pick(leaf: jax.Array, rows_B: jax.Array | None) -> jax.Array:
+    """Rows of an array; all of them without `rows_B`."""
+    return leaf if rows_B is None else leaf[rows_B]
+
+
+def put_rows(leaf: jax.Array, new: jax.Array, rows_B: jax.Array | None) -> jax.Array:
+    """Replaces the rows that `pick` returns."""
+    return new if rows_B is None else leaf.at[rows_B].set(new, mode="drop")
+
+
+def empty_cache(config: ModelConfig, batch_size: int, capacity: int, piece: int,
+                dtype: Any) -> Cache:
+    """A cache without tokens.
+
+    Args:
+        capacity: tokens that a row holds at most.
+        piece: tokens that are written at once at most, on which the size of a layer with a window
+            depends: the first of them still sees the window before it.
+        dtype: of keys and values.
+    """
+    def layer(n: int) -> LayerCache:
+        shape = (batch_size, layer_capacity(config, n, capacity, piece), config.G, config.K)
+        scales = ([jnp.zeros(shape[:-1]) for _ in "kv"] if jnp.dtype(dtype) == jnp.int8
+                  else [None, None])
+        return LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), *scales)
+
+    return Cache(tuple(layer(n) for n in range(config.N)), jnp.zeros(batch_size, jnp.int32),
+                 jnp.full(batch_size, -1, jnp.int32))
+
+
+def layer_capacity(config: ModelConfig, n: int, capacity: int, piece: int) -> int:
+    """Tokens of a row that layer `n` holds; see `empty_cache`."""
+    if not config.window or is_global(config, n):
+        return capacity
+    return min(capacity, config.window + piece)
+
+
+def is_global(config: ModelConfig, n: int) -> bool:
+    """Whether layer `n` of a model with a window ignores it."""
+    return bool(config.global_every) and (n + 1) % config.global_every == 0
+
+
+def to_int8(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Rounds each vector of the last axis to int8; returns it and its float32 scale."""
+    x = x.astype(jnp.float32)
+    scale = jnp.maximum(jnp.max(jnp.abs(x), axis=-1), SMALLEST_SCALE) / 127
+    return jnp.round(x / scale[..., None]).astype(jnp.int8), scale
+
+
+def from_int8(x: jax.Array, scale: jax.Array, dtype: str) -> jax.Array:
+    """Inverts `to_int8` up to rounding."""
+    return (x.astype(jnp.float32) * scale[..., None]).astype(dtype)

@@ -11,28 +11,26 @@ from model.attention.backends import attend_documents
 from model.attention.kind import Extras
 from model.attention.reference import attend, cache_mask
 from model.config import ModelConfig
+from model.generation.cache import LayerCache, Place
 from model.layers.positions import rope_frequencies, rope_scale, rotate
 from model.parallel.sharding import constrain
 
-# (k_BMGK, v_BMGK, length_B): keys and values of earlier tokens, and their number in each row.
-LayerCache = tuple[jax.Array, jax.Array, jax.Array]
-
 
 def attention(block: nn.Module, h_BLD: jax.Array, positions_BL: jax.Array,
-              segment_ids_BL: jax.Array | None, cached: LayerCache | None,
-              extras: Extras) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+              segment_ids_BL: jax.Array | None, cached: tuple[LayerCache, Place] | None,
+              extras: Extras) -> tuple[jax.Array, LayerCache | None]:
     """Grouped-query self-attention (arXiv 2305.13245).
 
     Args:
         block: the layer that declares the weights; see `model.families.decoder.Block`.
         h_BLD: its input, normed where the layer norms it.
         segment_ids_BL: document of each token; a token attends inside its own document.
-        cached: None, or the cache that the new keys and values are written to at `length_B`;
-            attention then runs over its whole capacity M.
+        cached: None, or the cache that the new keys and values are written to; attention then runs
+            over it.
         extras: of the layer and its tokens; the sinks are the layer's own weights.
 
     Returns:
-        The addition to the residual stream, [B, L, D], and the updated (k_BMGK, v_BMGK) or None.
+        The addition to the residual stream, [B, L, D], and the layer's updated cache or None.
     """
     c, execution, kind = block.config, block.execution, block.kind
     q_BLHK, k_BLGK, v_BLGK = project_tokens(block, h_BLD, positions_BL, extras)
@@ -46,9 +44,11 @@ def attention(block: nn.Module, h_BLD: jax.Array, positions_BL: jax.Array,
         out_BLHK = attend_documents(q_BLHK, k_BLGK, v_BLGK, segment_ids_BL, positions_BL,
                                     kind=kind, extras=extras, execution=execution)
     else:
-        mask_BLM = cache_mask(positions_BL, cached[0].shape[1], kind, extras.is_global)
-        updated = write_cache(cached, k_BLGK, v_BLGK)
-        out_BLHK = attend(q_BLHK, *updated, mask_BLM, kind, extras)
+        layer, place = cached
+        updated = layer.write(k_BLGK, v_BLGK, place)
+        k_BMGK, v_BMGK, keys_BM = updated.read(place, q_BLHK.dtype)
+        mask_BLM = cache_mask(positions_BL, keys_BM, kind, extras.is_global)
+        out_BLHK = attend(q_BLHK, k_BMGK, v_BMGK, mask_BLM, kind, extras)
     out_BLHK = checkpoint_name(constrain(out_BLHK, "BLHK"), "attention")
     return block.linear("wo", "BLHK,HKD->BLD", out_BLHK, bias=c.attention_out_bias,
                         scale=block.depth_scale), updated
@@ -98,15 +98,6 @@ def project_source(block: nn.Module, source_BMD: jax.Array) -> tuple[jax.Array, 
     bias = block.config.attention_bias
     return (constrain(block.linear("cross_wk", "BMD,DGK->BMGK", source_BMD, bias=bias), "BLGK"),
             constrain(block.linear("cross_wv", "BMD,DGK->BMGK", source_BMD, bias=bias), "BLGK"))
-
-
-def write_cache(cached: LayerCache, k_BLGK: jax.Array,
-                v_BLGK: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Writes new keys and values after the cached ones of each row."""
-    k_BMGK, v_BMGK, length_B = cached
-    rows_BL = jnp.arange(k_BLGK.shape[0])[:, None]
-    index_BL = length_B[:, None] + jnp.arange(k_BLGK.shape[1])[None]
-    return k_BMGK.at[rows_BL, index_BL].set(k_BLGK), v_BMGK.at[rows_BL, index_BL].set(v_BLGK)
 
 
 def _layer_frequencies(config: ModelConfig, is_global: jax.Array | None) -> jax.Array:

@@ -1,0 +1,414 @@
+"""The engine: answers requests in slots of one batch, which start and end independently.
+
+    engine = Engine(unstack(params, execution), config, execution, num_slots=16, capacity=1024)
+    completions = engine.run([Request(prompt, Sampling(), stops=(2,)) for prompt in prompts])
+
+or, for answers as they come, `submit`, `step` until nothing `is_running`, and `cancel`. A request's
+tokens are a function of itself: neither the other requests nor its slot, the number of slots or the
+order of arrival change them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+import xxhash
+
+from core.errors import UserError
+from model.config import ModelConfig
+from model.execution import Execution
+from model.families.registry import Params
+from model.generation.cache import layer_capacity
+from model.generation.generate import (
+    Ask,
+    Drawn,
+    copy,
+    decode,
+    make_slots,
+    mark_seen,
+    prefill,
+    rewind,
+    start,
+    stop,
+)
+from model.generation.sampling import Sampling, stack_sampling
+
+PIECES = (32, 128, 512)     # tokens that prefill reads at once, padded to one of these lengths
+SMALLEST_REACH = 256
+NUM_STOPS = 8
+MIN_SHARED_TOKENS = 16      # a shorter common beginning costs more to copy than to read again
+OVERLONG = ("refuse", "cut")
+
+STOP, LENGTH, REFUSED, CANCELLED = "stop", "length", "refused", "cancelled"
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A prompt and how it is answered.
+
+    Attributes:
+        prompt: tokens, at least one.
+        sampling: settings of the draws.
+        stops: tokens that end the answer.
+        stop_texts: texts that end it; they are no part of the answer's text.
+        seed: of the draws, with the prompt and `sample`.
+        sample: number among several answers to the same prompt and seed.
+
+    Raises:
+        UserError: the prompt is empty, a stop text is, or there are too many stop tokens.
+    """
+
+    prompt: tuple[int, ...]
+    sampling: Sampling
+    stops: tuple[int, ...] = ()
+    stop_texts: tuple[str, ...] = ()
+    seed: int = 0
+    sample: int = 0
+
+    def __post_init__(self):
+        if not self.prompt:
+            raise UserError("prompt", "has no token", "begin it with the tokenizer's bos")
+        if not all(self.stop_texts):
+            raise UserError("stop_texts", "has an empty text, which would end every answer",
+                            "leave it out")
+        if len(self.stops) > NUM_STOPS:
+            raise UserError(f"stops: {len(self.stops)} tokens", f"are more than {NUM_STOPS}",
+                            "name fewer")
+
+
+@dataclasses.dataclass
+class Completion:
+    """An answer, complete once it has a `finish`.
+
+    Attributes:
+        tokens: drawn tokens; the last one is the stop token if `finish` is so.
+        logps: their log-probabilities under the model, in nats.
+        finish: stop (a stop token or text was drawn), length (the limit was reached), refused (the
+            prompt does not fit), cancelled; "" while it is drawn.
+        text: of the tokens, without stop tokens; None if the engine has no `to_text`.
+        num_cut: tokens of the prompt that were cut off.
+    """
+
+    tokens: list[int] = dataclasses.field(default_factory=list)
+    logps: list[float] = dataclasses.field(default_factory=list)
+    finish: str = ""
+    text: str | None = None
+    num_cut: int = 0
+
+
+@dataclasses.dataclass
+class _Slot:
+    """What the host knows of a slot.
+
+    Attributes:
+        tokens: those that its cache holds; its logits are those of the next one.
+        request: number of the request that it answers; None if it is idle.
+        last_used: time at which it was last filled or freed.
+    """
+
+    number: int
+    tokens: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
+    request: int | None = None
+    last_used: int = 0
+
+
+class Engine:
+    """Slots in which requests are answered.
+
+    Args:
+        params: see `model.generation.weights.unstack`.
+        num_slots: requests that are answered at once.
+        capacity: tokens of prompt and answer of a request.
+        chunk_tokens: tokens that are drawn between looks at new, stopped and cancelled requests.
+        kv_dtype: see `model.families.decoder.make_cache`.
+        overlong: what happens to a request whose prompt and answer exceed `capacity`: refuse, or
+            cut its prompt, of which the first token and the newest ones stay.
+        to_text: text of tokens, without special ones; needed for stop texts.
+    Attributes:
+        counts: tokens `read`, `reused` and `drawn`; requests `refused`, `cut` and `cancelled`.
+
+    Raises:
+        UserError: a number or `overlong` breaks a rule.
+    """
+
+    def __init__(self, params: Params, config: ModelConfig, execution: Execution, *,
+                 num_slots: int, capacity: int, chunk_tokens: int = 16, kv_dtype: str = "compute",
+                 overlong: str = "refuse",
+                 to_text: Callable[[Sequence[int]], str] | None = None):
+        self._params, self._bound = params, {"config": config, "execution": execution}
+        self._capacity, self._chunk_tokens = capacity, chunk_tokens
+        self._overlong, self._to_text = overlong, to_text
+        self._slots = [_Slot(number) for number in range(num_slots)]
+        piece = PIECES[-1]
+        self._state = make_slots(config, execution, num_slots, capacity, num_stops=NUM_STOPS,
+                                 piece=piece, kv_dtype=kv_dtype)
+        # Windows and recurrent states forget what came before: a slot cannot end earlier.
+        self._can_rewind = config.family != "lstm" and all(
+            layer_capacity(config, n, capacity, piece) == capacity for n in range(config.N))
+        self._waiting: deque[int] = deque()
+        self._requests: dict[int, Request] = {}
+        self._completions: dict[int, Completion] = {}
+        self._num_submitted = self._clock = 0
+        self.counts: Counter[str] = Counter()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a request is not finished."""
+        return bool(self._completions)
+
+    def submit(self, request: Request) -> int:
+        """Queues a request; returns its number.
+
+        Raises:
+            UserError: it has stop texts and the engine no `to_text`.
+        """
+        if request.stop_texts and self._to_text is None:
+            raise UserError("stop_texts", "need an engine that knows the text of tokens",
+                            "make it with to_text")
+        number, self._num_submitted = self._num_submitted, self._num_submitted + 1
+        self._completions[number] = Completion()
+        room = self._capacity - request.sampling.max_new_tokens
+        if room < 1 or (len(request.prompt) > room and self._overlong == "refuse"):
+            self._completions[number].finish = REFUSED
+            self.counts["refused"] += 1
+        elif num_cut := max(0, len(request.prompt) - room):
+            kept = request.prompt[:1] + request.prompt[num_cut + 1:]
+            request = dataclasses.replace(request, prompt=kept)
+            self._completions[number].num_cut = num_cut
+            self.counts["cut"] += 1
+        self._requests[number] = request
+        self._waiting.append(number)
+        return number
+
+    def cancel(self, number: int) -> None:
+        """Ends a request; its answer so far comes with the next `step`. A finished one is left."""
+        if number in self._completions and not self._completions[number].finish:
+            self._completions[number].finish = CANCELLED
+            self.counts["cancelled"] += 1
+
+    def run(self, requests: Sequence[Request]) -> list[Completion]:
+        """Answers requests; completions come in their order."""
+        numbers = [self.submit(request) for request in requests]
+        finished: dict[int, Completion] = {}
+        while self.is_running:
+            finished |= {number: completion for number, completion in self.step().items()
+                         if completion.finish}
+        return [finished[number] for number in numbers]
+
+    def step(self) -> dict[int, Completion]:
+        """Admits what fits and draws a chunk in every busy slot.
+
+        Returns:
+            The requests whose completions changed, by their number; those that are finished come
+            here for the last time.
+        """
+        changed = self._end_cancelled()
+        self._admit()
+        busy = [slot for slot in self._slots if slot.request is not None]
+        if busy:
+            changed |= self._draw(busy)
+        finished = [number for number in changed if self._completions[number].finish]
+        result = {number: self._completions[number] for number in changed}
+        for number in finished:
+            del self._completions[number], self._requests[number]
+        return result
+
+    def _end_cancelled(self) -> set[int]:
+        """Frees slots of cancelled requests; returns the numbers of all that end undrawn."""
+        ended = {number for number, completion in self._completions.items() if completion.finish}
+        self._waiting = deque(number for number in self._waiting if number not in ended)
+        self._free([slot for slot in self._slots if slot.request in ended], are_active=True)
+        return ended
+
+    def _free(self, slots: Sequence[_Slot], *, are_active: bool = False) -> None:
+        """Makes slots idle; what they hold stays for prompts that begin with it.
+
+        Args:
+            are_active: whether they are still drawn in.
+        """
+        if are_active and slots:
+            self._state = stop(self._state, self._rows(slots))
+        for slot in slots:
+            slot.request, slot.last_used = None, self._tick()
+
+    def _admit(self) -> None:
+        """Fills idle slots: reads prompts and begins their answers."""
+        while placed := self._place():
+            self._read(placed)
+            for slot, _ in placed:
+                penalty = self._requests[slot.request].sampling.repetition_penalty
+                if penalty != 1:
+                    seen_V = np.zeros(self._state.seen_BV.shape[1], bool)
+                    seen_V[slot.tokens] = True
+                    self._state = mark_seen(self._state, slot.number, seen_V)
+            self._start([slot for slot, _ in placed])
+
+    def _place(self) -> list[tuple[_Slot, int]]:
+        """Gives waiting requests to idle slots, each with the longest beginning that a slot holds.
+
+        A prompt that shares more with one that is placed at the same time waits until that one is
+        read, so that several answers to one prompt need it to be read once.
+
+        Returns:
+            The slots, and how many of their `tokens`, now those of the prompt, are read already.
+        """
+        placed: list[tuple[_Slot, int]] = []
+        idle = [slot for slot in self._slots if slot.request is None]
+        later: list[int] = []
+        while self._waiting and idle and len(later) < 4 * len(self._slots):
+            number = self._waiting.popleft()
+            prompt = np.array(self._requests[number].prompt, np.int32)
+            new = [slot for slot, _ in placed]
+            source, shared = max(((slot, self._shared(slot, prompt)) for slot in self._slots
+                                  if slot not in new), key=lambda pair: pair[1],
+                                 default=(None, 0))
+            if any(_common(slot.tokens, prompt) >= shared + MIN_SHARED_TOKENS for slot in new):
+                later.append(number)
+                continue
+            if shared < min(MIN_SHARED_TOKENS, len(prompt)):
+                source, shared = None, 0
+            slot = source if source in idle else min(idle, key=lambda slot: slot.last_used)
+            idle.remove(slot)
+            if source is not None and source is not slot:
+                self._state = copy(self._state, source.number, slot.number,
+                                   reach=self._reach(shared))
+            if shared == len(prompt) and len(source.tokens) > shared:
+                shared -= 1     # its logits are those after other tokens: the last is read again
+            slot.tokens, slot.request, slot.last_used = prompt, number, self._tick()
+            placed.append((slot, shared))
+        self._waiting.extendleft(reversed(later))
+        return placed
+
+    def _shared(self, slot: _Slot, prompt: np.ndarray) -> int:
+        """How many tokens of the prompt need not be read again if it begins as `slot` does."""
+        shared = _common(slot.tokens, prompt)
+        return shared if self._can_rewind or shared == len(slot.tokens) else 0
+
+    def _read(self, placed: Sequence[tuple[_Slot, int]]) -> None:
+        """Reads prompts from where the slots' caches end, in pieces of a few lengths."""
+        slots, shared = [slot for slot, _ in placed], [shared for _, shared in placed]
+        newest = [slot.tokens[at - 1] if at else -1 for slot, at in placed]
+        self._state = rewind(self._state, self._rows(slots), self._column(shared),
+                             self._column(newest))
+        self.counts["reused"] += sum(shared)
+        self.counts["read"] += sum(len(slot.tokens) for slot in slots) - sum(shared)
+        unread = [(slot, at) for slot, at in placed if at < len(slot.tokens)]
+        while unread:
+            by_length: dict[int, list[tuple[_Slot, int]]] = {}
+            for slot, at in unread:
+                missing = len(slot.tokens) - at
+                length = next((size for size in PIECES if size >= missing), PIECES[-1])
+                by_length.setdefault(length, []).append((slot, at))
+            for length, group in sorted(by_length.items()):
+                # Two shapes for each length: all slots at once, or one.
+                is_full = 2 * len(group) > len(self._slots)
+                for part in [group] if is_full else [[one] for one in group]:
+                    self._read_piece(part, length, len(self._slots) if is_full else 1)
+            unread = [(slot, at + length) for length, group in by_length.items()
+                      for slot, at in group if at + length < len(slot.tokens)]
+
+    def _read_piece(self, group: Sequence[tuple[_Slot, int]], length: int, num_rows: int) -> None:
+        rows_P = np.full(num_rows, len(self._slots), np.int32)
+        tokens_PL, count_P = np.zeros((num_rows, length), np.int32), np.zeros(num_rows, np.int32)
+        for row, (slot, at) in enumerate(group):
+            piece = slot.tokens[at:at + length]
+            rows_P[row], count_P[row] = slot.number, len(piece)
+            tokens_PL[row, :len(piece)] = piece
+        reach = self._reach(max(at for _, at in group) + length)
+        self._state = prefill(self._params, self._state, rows_P, tokens_PL, count_P, reach=reach,
+                              **self._bound)
+
+    def _start(self, slots: Sequence[_Slot]) -> None:
+        """Begins the answers of requests whose prompts are read."""
+        requests = [self._requests[slot.request] for slot in slots]
+        padded = [*requests, *requests[:1] * (len(self._slots) - len(requests))]
+        stops_BS = np.full((len(self._slots), NUM_STOPS), -1, np.int32)
+        for row, request in enumerate(padded):
+            stops_BS[row, :len(request.stops)] = request.stops
+        seed_B3 = np.array([_key_words(request) for request in padded], np.uint32)
+        limits = [request.sampling.max_new_tokens for request in padded]
+        ask = Ask(stack_sampling([request.sampling for request in padded]), seed_B3, stops_BS,
+                  np.array(limits, np.int32), np.zeros(len(padded), np.int32))
+        self._state = start(self._state, self._rows(slots), ask)
+
+    def _draw(self, busy: Sequence[_Slot]) -> set[int]:
+        """Draws a chunk; returns the numbers of the busy slots' requests."""
+        reach = self._reach(max(len(slot.tokens) for slot in busy) + self._chunk_tokens)
+        self._state, drawn = decode(self._params, self._state, num_steps=self._chunk_tokens,
+                                    reach=reach, **self._bound)
+        drawn = jax.device_get(drawn)
+        self.counts["drawn"] += int(drawn.count_B.sum())
+        numbers = {slot.request for slot in busy}
+        self._free([slot for slot in busy if self._take(slot, drawn)], are_active=True)
+        self._free([slot for slot in busy if slot.request is not None
+                    and self._completions[slot.request].finish])
+        return numbers
+
+    def _take(self, slot: _Slot, drawn: Drawn) -> bool:
+        """Adds a chunk to a slot's completion; returns whether it ended by a text, that is while
+        the slot is still drawn in."""
+        request, completion = self._requests[slot.request], self._completions[slot.request]
+        count, is_over = drawn.count_B[slot.number], drawn.left_B[slot.number] == 0
+        tokens = drawn.tokens_BT[slot.number, :count]
+        # The last token of an answer is drawn, but not read.
+        slot.tokens = np.concatenate([slot.tokens, tokens[:-1] if is_over else tokens])
+        first_new = len(completion.tokens)
+        completion.tokens += tokens.tolist()
+        completion.logps += drawn.logps_BT[slot.number, :count].tolist()
+        if is_over:
+            completion.finish = STOP if completion.tokens[-1] in request.stops else LENGTH
+        is_cut = bool(request.stop_texts) and self._cut_at_text(request, completion, first_new)
+        if self._to_text is not None and completion.text is None and completion.finish:
+            completion.text = self._text(request, completion.tokens)
+        return is_cut and not is_over
+
+    def _cut_at_text(self, request: Request, completion: Completion, first_new: int) -> bool:
+        """Ends an answer at the first stop text that the new tokens complete, if they do."""
+        for count in range(first_new + 1, len(completion.tokens) + 1):
+            text = self._text(request, completion.tokens[:count])
+            places = [text.find(stop) for stop in request.stop_texts]
+            if found := [place for place in places if place >= 0]:
+                completion.text, completion.finish = text[:min(found)], STOP
+                del completion.tokens[count:], completion.logps[count:]
+                return True
+        return False
+
+    def _text(self, request: Request, tokens: Sequence[int]) -> str:
+        return self._to_text([token for token in tokens if token not in request.stops])
+
+    def _rows(self, slots: Sequence[_Slot]) -> np.ndarray:
+        """Their numbers, padded with the number of no slot."""
+        return self._column([slot.number for slot in slots], len(self._slots))
+
+    def _column(self, values: Sequence[int], padding: int = 0) -> np.ndarray:
+        """One number for each slot."""
+        column = np.full(len(self._slots), padding, np.int32)
+        column[:len(values)] = values
+        return column
+
+    def _reach(self, num_tokens: int) -> int:
+        """The smallest size of the compiled programs' caches that holds so many tokens."""
+        reach = SMALLEST_REACH
+        while reach < num_tokens:
+            reach *= 2
+        return min(reach, self._capacity)
+
+    def _tick(self) -> int:
+        self._clock += 1
+        return self._clock
+
+
+def _common(tokens: np.ndarray, prompt: np.ndarray) -> int:
+    """How many tokens two sequences have in common at their beginning."""
+    length = min(len(tokens), len(prompt))
+    differ = np.flatnonzero(tokens[:length] != prompt[:length])
+    return int(differ[0]) if len(differ) else length
+
+
+def _key_words(request: Request) -> tuple[int, int, int]:
+    prompt = np.array(request.prompt, np.int64).tobytes()
+    return request.seed % 2**32, xxhash.xxh32_intdigest(prompt), request.sample
