@@ -12,8 +12,7 @@ from model.attention.kind import kind_of
 from model.config import ModelConfig
 from model.execution import Execution
 from model.families import lstm
-from model.families.registry import forward, init
-from model.generation.generate import decode, prefill
+from model.families.registry import extend, forward, init
 from model.heads.language import logits
 from model.parallel.sharding import make_mesh, param_shardings
 
@@ -89,13 +88,17 @@ def test_decode_after_prompts_of_different_length_equals_the_full_forward(params
                       execution=EXECUTION)
     options = {"config": CONFIG, "execution": EXECUTION}
     padded_BL = np.where(positions_BL < prompt[:, None], tokens_BL, 7)[:, :4]
-    logits_BV, cache = prefill(params, padded_BL, prompt,
-                               lstm.make_cache(CONFIG, EXECUTION, 4, 0), **options)
-    rows = np.arange(4)
-    for step in range(6):
-        np.testing.assert_allclose(logits_BV, full_BLV[rows, prompt + step - 1], atol=1e-5)
-        logits_BV, cache = decode(params, jnp.asarray(tokens_BL[rows, prompt + step]), cache,
-                                  **options)
+    step, rows = jax.jit(partial(extend, **options)), np.arange(4)
+    new_BL, count_B, read_B = padded_BL, prompt, np.zeros(4, int)
+    cache = lstm.make_cache(CONFIG, EXECUTION, 4, 0)
+    for _ in range(7):
+        x_BLD, cache = step(params, new_BL, count_B, cache)
+        cache = cache.advance(new_BL, count_B)
+        read_B = read_B + count_B
+        found_BV = logits(params, x_BLD, **options)[rows, count_B - 1]
+        np.testing.assert_allclose(found_BV, full_BLV[rows, read_B - 1], atol=1e-5)
+        new_BL, count_B = tokens_BL[rows, np.minimum(read_B, 9)][:, None], np.ones(4, int)
+    np.testing.assert_array_equal(cache.length_B, prompt + 6)
 
 
 def test_a_mesh_changes_neither_states_nor_gradients(params, documents):

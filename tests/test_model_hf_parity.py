@@ -14,9 +14,10 @@ from peer_models import as_entries, save_random_peer
 from data.tokenizers.bpe import BytePairTokenizer
 from data.tokenizers.export import hub_files
 from model.execution import Execution
-from model.families.registry import forward, make_cache
-from model.generation.generate import decode, generate, prefill
+from model.families.registry import extend, forward, make_cache
+from model.generation.engine import Engine, Request
 from model.generation.sampling import Sampling
+from model.generation.weights import unstack
 from model.heads.language import logits, token_logps
 from model.hf.export_model import choose_layout, export_model
 from model.hf.families.table import LAYOUTS, find_layout
@@ -182,21 +183,23 @@ def test_decoding_equals_the_full_forward_and_the_greedy_tokens_of_transformers(
         theirs_L = own.model.generate(
             torch.tensor(prompt_BL), attention_mask=torch.ones_like(torch.tensor(prompt_BL)),
             do_sample=False, max_new_tokens=num_new, eos_token_id=None, pad_token_id=0)[0].numpy()
-    ours_BL, count_B = generate(
-        own.params, prompt_BL, np.array([5]), jax.random.split(jax.random.key(0), 1),
-        config=own.config, execution=EXECUTION, stops=(V,),
-        sampling=Sampling(max_new_tokens=num_new, temperature=0))
-    assert int(count_B[0]) == num_new
-    np.testing.assert_array_equal(np.asarray(ours_BL)[0], theirs_L[5:])
+    weights = unstack(own.params, EXECUTION)
+    engine = Engine(weights, own.config, EXECUTION, num_slots=1, capacity=5 + num_new)
+    [ours] = engine.run([Request(tuple(prompt_BL[0].tolist()), Sampling(num_new, temperature=0))])
+    assert ours.finish == "length"
+    np.testing.assert_array_equal(ours.tokens, theirs_L[5:])
     full_BLV = _logits(own.params, theirs_L[None], np.arange(len(theirs_L))[None],
                        np.ones((1, len(theirs_L)), int), own.config)
-    cache_ = make_cache(own.config, EXECUTION, 1, len(theirs_L))
-    found_BV, cache_ = prefill(own.params, prompt_BL, np.array([5]), cache_, config=own.config,
-                               execution=EXECUTION)
+    options = {"config": own.config, "execution": EXECUTION}
+    step, new_BL = jax.jit(partial(extend, **options)), prompt_BL
+    cache_ = make_cache(own.config, EXECUTION, 1, len(theirs_L), piece=5)   # a window is a ring
     for place in range(5, len(theirs_L)):
-        np.testing.assert_allclose(found_BV[0], full_BLV[0, place - 1], atol=1e-4)
-        found_BV, cache_ = decode(own.params, jnp.asarray(theirs_L[place:place + 1]), cache_,
-                                  config=own.config, execution=EXECUTION)
+        count_B = np.array([new_BL.shape[1]])
+        x_BLD, cache_ = step(weights, new_BL, count_B, cache_)
+        cache_ = cache_.advance(new_BL, count_B)
+        np.testing.assert_allclose(logits(weights, x_BLD[:, -1:], **options)[0, 0],
+                                   full_BLV[0, place - 1], atol=1e-4)
+        new_BL = theirs_L[None, place:place + 1]
 
 
 @each_family
