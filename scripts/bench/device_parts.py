@@ -20,15 +20,15 @@ from model.attention.kind import NO_EXTRAS, Kind
 from model.config import ModelConfig
 from model.execution import Execution
 from model.families.registry import init, num_params
-from model.generation.generate import generate
-from model.generation.sampling import Sampling
+from model.generation.engine import PIECES
+from model.generation.generate import decode, make_slots, prefill, rewind, start
+from model.generation.weights import unstack
 from model.heads.language import score_targets
 from scripts.bench.train_step import OPTIMIZER
 from scripts.bench.train_workload import VOCAB_SIZE, make_config
 from train.optimizer.optimizers import make_optimizer
 
 NUM_CALLS, NUM_ROUNDS = 10, 3
-NO_STOP = -1    # a token that is never drawn
 
 Row = dict[str, Any]
 
@@ -149,40 +149,43 @@ def measure_generation(size: str, batch_size: int) -> Row:
     """Prefill of a prompt, and greedy decode steps after it, with weights in the compute dtype.
 
     `gb_per_sec` counts a decode step's necessary reads: every weight once but the embedding, and
-    the keys and values of the positions that are filled.
+    the keys and values of the positions that are filled; `weight_bytes_per_sec` only the weights.
     """
     config, execution = _config(size), Execution(compute_dtype=_dtype())
-    length, few, many = (32, 2, 10) if _is_cpu() else (1024, 8, 136)
-    params = jax.jit(lambda key: jax.tree.map(lambda leaf: leaf.astype(_dtype()),
-                                              init(config, key)))(jax.random.key(0))
-    prompts_BL = jax.random.randint(jax.random.key(1), (batch_size, length), 0, config.V)
-    lengths_B = jnp.full(batch_size, length, jnp.int32)
-    keys_B = jax.random.split(jax.random.key(2), batch_size)
-
-    def run(num_tokens):
-        return generate(params, prompts_BL, lengths_B, keys_B, config=config, execution=execution,
-                        sampling=Sampling(num_tokens, temperature=0), stops=(NO_STOP,))[0]
-
-    few_secs, many_secs = (_fastest(partial(run, count)) for count in (few, many))
-    step_secs = (many_secs - few_secs) / (many - few)
-    prefill_secs = max(few_secs - few * step_secs, 1e-9)
+    length, num_steps = (32, 8) if _is_cpu() else (1024, 128)
+    weights = unstack(jax.jit(lambda key: jax.tree.map(
+        lambda leaf: leaf.astype(_dtype()), init(config, key)))(jax.random.key(0)), execution)
+    rows_B = jnp.arange(batch_size)
+    zeros_B = jnp.zeros(batch_size, jnp.int32)
+    tokens_BL = jax.random.randint(jax.random.key(1), (batch_size, length), 0, config.V)
+    piece, bound = min(length, PIECES[-1]), {"config": config, "execution": execution}
+    slots = make_slots(config, execution, batch_size, length + num_steps, num_stops=1, piece=piece)
+    # Greedy and without stops; on the host, as the slots are donated.
+    ask = jax.device_get(slots.ask.replace(left_B=zeros_B + num_steps,
+                                           stops_BS=slots.ask.stops_BS - 1))
+    prefill_secs, decode_secs = [], []
+    for _ in range(1 + NUM_ROUNDS):     # the first one compiles
+        slots = jax.block_until_ready(rewind(slots, rows_B, zeros_B, zeros_B - 1))
+        began = time.perf_counter()
+        for first in range(0, length, piece):
+            slots = prefill(weights, slots, rows_B, tokens_BL[:, first:first + piece],
+                            zeros_B + piece, reach=0, **bound)
+        jax.block_until_ready(slots)
+        prefill_secs.append(time.perf_counter() - began)
+        slots = jax.block_until_ready(start(slots, rows_B, ask))
+        began = time.perf_counter()
+        slots, _ = jax.block_until_ready(decode(weights, slots, num_steps=num_steps, reach=0,
+                                                **bound))
+        decode_secs.append(time.perf_counter() - began)
+    step_secs = min(decode_secs[1:]) / num_steps
     item = jnp.dtype(_dtype()).itemsize
     num_read = num_params(config) - config.V * config.D
-    num_cached = 2 * config.N * batch_size * (length + many / 2) * config.G * config.K
+    num_cached = 2 * config.N * batch_size * (length + num_steps / 2) * config.G * config.K
     return {"shape": f"prompts of {length}", "batch_size": batch_size,
-            "prefill_tokens_per_sec": batch_size * length / prefill_secs,
+            "prefill_tokens_per_sec": batch_size * length / min(prefill_secs[1:]),
             "decode_tokens_per_sec": batch_size / step_secs, "step_ms": step_secs * 1e3,
+            "weight_bytes_per_sec": item * num_read / step_secs,
             "gb_per_sec": item * (num_read + num_cached) / step_secs / 1e9}
-
-
-def _fastest(run: Callable[[], jax.Array]) -> float:
-    run().block_until_ready()
-    secs = []
-    for _ in range(NUM_ROUNDS):
-        began = time.perf_counter()
-        run().block_until_ready()
-        secs.append(time.perf_counter() - began)
-    return min(secs)
 
 
 def list_parts() -> dict[str, dict[str, Callable[[], Row]]]:
