@@ -70,7 +70,7 @@ def test_the_sets_of_a_large_vocabulary_are_those_of_sorting():
     logits_BV[1] = np.abs(logits_BV[1])
     logits_BV[2, ::2] = 0.0
     logits_BV[2, 1::4] = -0.0
-    for k, p in ((37, 1.0), (0, 0.83), (700, 0.6)):
+    for k, p in ((37, 1.0), (0, 0.83), (700, 0.6), (700, 1.0)):
         adjusted_BV = _adjusted(logits_BV, *[Sampling(top_k=k, top_p=p)] * 6)
         for logits_V, adjusted_V in zip(logits_BV, adjusted_BV):
             order_V = np.argsort(-logits_V, kind="stable")[:k or 5000]  # equal: smaller ids first
