@@ -13,8 +13,8 @@ import pytest
 from model.config import ModelConfig
 from model.execution import Execution
 from model.families.registry import forward, init
-from model.generation.generate import decode, make_slots, prefill, rewind, start
 from model.generation.generate import copy as copy_slot
+from model.generation.generate import decode, make_slots, prefill, rewind, start
 from model.generation.sampling import Sampling, stack_sampling
 from model.generation.weights import unstack
 from model.heads.language import logits, token_logps
@@ -33,6 +33,7 @@ CHANGES = {
 }
 EXECUTION = Execution()
 SLOTS, CAPACITY, PIECE, STEPS = 4, 24, 4, 4     # with a window of 3 a layer holds 7 tokens
+GREEDY = Sampling(temperature=0)
 each_config = pytest.mark.parametrize("name", CHANGES)
 
 
@@ -72,7 +73,7 @@ def _assert_same(found, expected):
         np.testing.assert_array_equal(leaf, other)
 
 
-def _ask(slots, rows, limits, sampling=Sampling(temperature=0), stops=(-1, -1)):
+def _ask(slots, rows, limits, sampling=GREEDY, stops=(-1, -1)):
     padded = np.full(SLOTS, SLOTS, np.int32)
     padded[:len(rows)] = rows
     left_B = np.zeros(SLOTS, np.int32)

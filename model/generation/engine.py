@@ -22,7 +22,7 @@ from core.errors import UserError
 from model.config import ModelConfig
 from model.execution import Execution
 from model.families.registry import Params
-from model.generation.cache import layer_capacity
+from model.generation.cache import KV_DTYPES, layer_capacity
 from model.generation.generate import (
     Ask,
     Drawn,
@@ -139,6 +139,16 @@ class Engine:
                  num_slots: int, capacity: int, chunk_tokens: int = 16, kv_dtype: str = "compute",
                  overlong: str = "refuse",
                  to_text: Callable[[Sequence[int]], str] | None = None):
+        rules = {f"num_slots={num_slots}": (num_slots >= 1, "must be at least 1"),
+                 f"capacity={capacity}": (capacity >= 2, "must be at least 2"),
+                 f"chunk_tokens={chunk_tokens}": (chunk_tokens >= 1, "must be at least 1"),
+                 f"kv_dtype={kv_dtype}": (kv_dtype in KV_DTYPES,
+                                          f"is none of {', '.join(KV_DTYPES)}"),
+                 f"overlong={overlong}": (overlong in OVERLONG,
+                                          f"is none of {', '.join(OVERLONG)}")}
+        for what, (holds, rule) in rules.items():
+            if not holds:
+                raise UserError(what, rule, f"choose another {what.split('=')[0]}")
         self._params, self._bound = params, {"config": config, "execution": execution}
         self._capacity, self._chunk_tokens = capacity, chunk_tokens
         self._overlong, self._to_text = overlong, to_text
@@ -164,8 +174,13 @@ class Engine:
         """Queues a request; returns its number.
 
         Raises:
-            UserError: it has stop texts and the engine no `to_text`.
+            UserError: it has stop texts and the engine no `to_text`, or a token that the model
+                does not have.
         """
+        num_tokens = self._bound["config"].V
+        if not 0 <= min(request.prompt) <= max(request.prompt) < num_tokens:
+            raise UserError("prompt", f"has tokens outside the vocabulary of {num_tokens}",
+                            "encode it with the model's own tokenizer")
         if request.stop_texts and self._to_text is None:
             raise UserError("stop_texts", "need an engine that knows the text of tokens",
                             "make it with to_text")
@@ -220,6 +235,8 @@ class Engine:
     def _end_cancelled(self) -> set[int]:
         """Frees slots of cancelled requests; returns the numbers of all that end undrawn."""
         ended = {number for number, completion in self._completions.items() if completion.finish}
+        for number in ended:
+            self._add_text(number)
         self._waiting = deque(number for number in self._waiting if number not in ended)
         self._free([slot for slot in self._slots if slot.request in ended], are_active=True)
         return ended
@@ -362,8 +379,8 @@ class Engine:
         if is_over:
             completion.finish = STOP if completion.tokens[-1] in request.stops else LENGTH
         is_cut = bool(request.stop_texts) and self._cut_at_text(request, completion, first_new)
-        if self._to_text is not None and completion.text is None and completion.finish:
-            completion.text = self._text(request, completion.tokens)
+        if completion.finish:
+            self._add_text(slot.request)
         return is_cut and not is_over
 
     def _cut_at_text(self, request: Request, completion: Completion, first_new: int) -> bool:
@@ -376,6 +393,11 @@ class Engine:
                 del completion.tokens[count:], completion.logps[count:]
                 return True
         return False
+
+    def _add_text(self, number: int) -> None:
+        completion = self._completions[number]
+        if self._to_text is not None and completion.text is None:
+            completion.text = self._text(self._requests[number], completion.tokens)
 
     def _text(self, request: Request, tokens: Sequence[int]) -> str:
         return self._to_text([token for token in tokens if token not in request.stops])
