@@ -13,6 +13,7 @@ import pytest
 from model.config import ModelConfig
 from model.execution import Execution
 from model.families.registry import forward, init
+from model.generation.cache import Place
 from model.generation.generate import copy as copy_slot
 from model.generation.generate import decode, make_slots, prefill, rewind, start
 from model.generation.sampling import Sampling, stack_sampling
@@ -158,6 +159,10 @@ def test_reading_up_to_the_reach_gives_the_same(name):
         results.append((drawn, slots.cache, slots.logits_BV))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), *results)
     np.testing.assert_array_equal(results[0][0].tokens_BT, results[1][0].tokens_BT)
+    place = Place(slots.cache.length_B, count_P, rows_B=None, reach=12)
+    assert [leaf.shape[1] for layer in slots.cache.layers
+            for leaf in layer.read(place, "float32")] == [
+        min(12, layer.k_BMGK.shape[1]) for layer in slots.cache.layers for _ in range(3)]
 
 
 @pytest.mark.parametrize("name", ["dense", "window"])

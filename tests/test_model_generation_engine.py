@@ -166,7 +166,7 @@ def test_a_longer_conversation_reads_only_what_is_new(name):
     _assert_same(*engine.run([longer]), own.alone(longer))
     # The answer's last token was drawn but not read.
     assert engine.counts["reused"] == 17 and engine.counts["read"] == 12 + 4
-    other = Request(first.prompt[:9] + (1, 2, 3), SAMPLED)
+    other = Request((*first.prompt[:9], 1, 2, 3), SAMPLED)
     _assert_same(*engine.run([other]), own.alone(other))
     # A window or a state cannot go back to where the prompts part.
     can_rewind = name == "dense"
