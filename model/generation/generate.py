@@ -19,6 +19,7 @@ from model.families.registry import Params, extend, make_cache
 from model.generation.cache import put_rows
 from model.generation.sampling import RowSampling, sample
 from model.heads.language import logits
+from model.parallel.sharding import ACTIVATION_RULES, Rules, constrain, letters_of
 
 
 @flax.struct.dataclass
@@ -75,6 +76,23 @@ class Drawn(NamedTuple):
     left_B: jax.Array
 
 
+# Of the state: rows and heads as activations are sharded. Each draw needs a whole row of logits.
+SLOT_RULES: Rules = {**dict.fromkeys("MKVNDS3"),
+                     **{letter: ACTIVATION_RULES[letter] for letter in "BGF"}}
+HOST_RULES: Rules = dict.fromkeys("BT")     # whole on every device, for the host to read
+
+
+def place(slots: Slots) -> Slots:
+    """Shards the state over the current mesh; returns it unchanged without a mesh.
+
+    All programs do, so that one's result has the sharding that another was compiled for.
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: constrain(leaf, letters_of(path, leaf.ndim), SLOT_RULES), slots)
+
+
+@partial(jax.jit, static_argnames=("config", "execution", "num_slots", "capacity", "num_stops",
+                                   "piece", "kv_dtype"))
 def make_slots(config: ModelConfig, execution: Execution, num_slots: int, capacity: int, *,
                num_stops: int, piece: int, kv_dtype: str = "compute") -> Slots:
     """Idle, empty slots; see `model.families.decoder.make_cache`.
@@ -89,7 +107,8 @@ def make_slots(config: ModelConfig, execution: Execution, num_slots: int, capaci
                           zeros(dtype=float)),
               zeros(3, dtype=jnp.uint32), zeros(num_stops), zeros(), zeros())
     cache = make_cache(config, execution, num_slots, capacity, piece=piece, kv_dtype=kv_dtype)
-    return Slots(cache, zeros(config.V, dtype=jnp.float32), zeros(config.V, dtype=bool), ask)
+    return place(Slots(cache, zeros(config.V, dtype=jnp.float32), zeros(config.V, dtype=bool),
+                       ask))
 
 
 @partial(jax.jit, static_argnames=("config", "execution", "reach"), donate_argnames="slots")
@@ -110,41 +129,41 @@ def prefill(params: Params, slots: Slots, rows_P: jax.Array, tokens_PL: jax.Arra
     x_PLD = jnp.take_along_axis(x_PLD, last_P11, axis=1)
     logits_PV = logits(params, x_PLD, config=config, execution=execution)[:, 0]
     written_P = jnp.where(count_P > 0, rows_P, slots.logits_BV.shape[0])
-    return slots.replace(cache=cache.advance(tokens_PL, count_P, rows_P),
-                         logits_BV=put_rows(slots.logits_BV, logits_PV, written_P))
+    return place(slots.replace(cache=cache.advance(tokens_PL, count_P, rows_P),
+                               logits_BV=put_rows(slots.logits_BV, logits_PV, written_P)))
 
 
 @partial(jax.jit, donate_argnames="slots")
 def rewind(slots: Slots, rows_P: jax.Array, length_P: jax.Array, last_P: jax.Array) -> Slots:
     """Makes slots end after their first `length_P` tokens, of which `last_P` is the newest."""
-    return slots.replace(cache=slots.cache.rewind(rows_P, length_P, last_P))
+    return place(slots.replace(cache=slots.cache.rewind(rows_P, length_P, last_P)))
 
 
 @partial(jax.jit, static_argnames="reach", donate_argnames="slots")
 def copy(slots: Slots, source: jax.Array, target: jax.Array, *, reach: int) -> Slots:
     """Copies what slot `source` has read, up to index `reach`, to slot `target`."""
-    return slots.replace(cache=slots.cache.copy(source, target, reach),
-                         logits_BV=slots.logits_BV.at[target].set(slots.logits_BV[source]))
+    return place(slots.replace(cache=slots.cache.copy(source, target, reach),
+                               logits_BV=slots.logits_BV.at[target].set(slots.logits_BV[source])))
 
 
 @partial(jax.jit, donate_argnames="slots")
 def start(slots: Slots, rows_P: jax.Array, ask: Ask) -> Slots:
     """Begins answers in slots whose prompts are read."""
-    return slots.replace(ask=jax.tree.map(
-        lambda old, new: put_rows(old, new, rows_P), slots.ask, ask))
+    return place(slots.replace(ask=jax.tree.map(
+        lambda old, new: put_rows(old, new, rows_P), slots.ask, ask)))
 
 
 @partial(jax.jit, donate_argnames="slots")
 def mark_seen(slots: Slots, row: jax.Array, seen_V: jax.Array) -> Slots:
     """Sets the tokens that a prompt holds, for the repetition penalty."""
-    return slots.replace(seen_BV=slots.seen_BV.at[row].set(seen_V))
+    return place(slots.replace(seen_BV=slots.seen_BV.at[row].set(seen_V)))
 
 
 @partial(jax.jit, donate_argnames="slots")
 def stop(slots: Slots, rows_P: jax.Array) -> Slots:
     """Ends answers."""
     left_B = slots.ask.left_B.at[rows_P].set(0, mode="drop")
-    return slots.replace(ask=slots.ask.replace(left_B=left_B))
+    return place(slots.replace(ask=slots.ask.replace(left_B=left_B)))
 
 
 @partial(jax.jit, static_argnames=("config", "execution", "num_steps", "reach"),
@@ -181,7 +200,8 @@ def decode(params: Params, slots: Slots, *, config: ModelConfig, execution: Exec
     drawn = Drawn(jnp.zeros((num_slots, num_steps), jnp.int32), jnp.zeros((num_slots, num_steps)),
                   jnp.zeros(num_slots, jnp.int32), slots.ask.left_B)
     _, slots, drawn = jax.lax.while_loop(is_running, draw, (0, slots, drawn))
-    return slots, drawn
+    return place(slots), jax.tree.map(
+        lambda leaf: constrain(leaf, "BT"[:leaf.ndim], HOST_RULES), drawn)
 
 
 def draw_token(slots: Slots) -> tuple[jax.Array, jax.Array]:

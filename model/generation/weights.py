@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import jax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from model.execution import Execution
 from model.families.registry import Params
@@ -22,7 +24,8 @@ def unstack(params: Params, execution: Execution) -> Params:
         params: with layers stacked along a leading axis N; quantised or adapted ones too.
 
     Returns:
-        The same tree, but with a tuple of layers, and matrices in the compute dtype.
+        The same tree, but with a tuple of layers, and matrices in the compute dtype; sharded as
+        they are.
     """
     def is_other(leaf):     # than an array: quantised or adapted
         return hasattr(leaf, "project")
@@ -35,8 +38,17 @@ def unstack(params: Params, execution: Execution) -> Params:
             is_matrix and leaf.dtype == "float32" and param_name(path) not in KEPT) else leaf
 
     params = jax.tree_util.tree_map_with_path(cast, params, is_leaf=is_other)
-    leaves = jax.tree.leaves(params["blocks"])
+    blocks = params["blocks"]
     take = jax.jit(lambda blocks, n: jax.tree.map(
-        lambda leaf: jax.lax.dynamic_index_in_dim(leaf, n, keepdims=False), blocks))
-    layers = tuple(take(params["blocks"], n) for n in range(leaves[0].shape[0]))
+        lambda leaf: jax.lax.dynamic_index_in_dim(leaf, n, keepdims=False), blocks),
+        out_shardings=jax.tree.map(_layer_sharding, blocks))
+    layers = tuple(take(blocks, n) for n in range(jax.tree.leaves(blocks)[0].shape[0]))
     return {**params, "blocks": layers}
+
+
+def _layer_sharding(leaf: jax.Array) -> NamedSharding | None:
+    """That of stacked layers without their first axis; None, the default, without a mesh."""
+    sharding = getattr(leaf, "sharding", None)
+    if not isinstance(sharding, NamedSharding):
+        return None
+    return NamedSharding(sharding.mesh, P(*sharding.spec[1:]))
