@@ -208,7 +208,8 @@ def test_stop_texts_end_answers_wherever_they_come(chunk_tokens):
     cases = {"never": ((text[0] * 11,), 10, text, LENGTH), "first": ((text[0],), 1, "", STOP),
              "spanning tokens": ((text[2:5],), 5, text[:2], STOP),
              "last": ((text[7:],), 10, text[:7], STOP),
-             "several": (("~~", text[5:7], text[3:6]), 6, text[:3], STOP)}
+             "several": (("~~", text[5:7], text[3:6]), 6, text[:3], STOP),
+             "several at once": ((text[5], text[4:6]), 6, text[:4], STOP)}
     found = engine.run([Request(_prompt(6), SAMPLED, stop_texts=stops)
                         for stops, *_ in cases.values()])
     for completion, (_, count, kept, finish) in zip(found, cases.values()):
@@ -278,6 +279,29 @@ def test_a_cancelled_request_frees_its_slot_whenever_it_is_cancelled():
     assert engine.counts["cancelled"] == 2 and engine.step() == {} and not engine.is_running
     again = Request(_prompt(5, 0), SAMPLED)
     assert engine.run([again])[0].tokens == whole
+
+
+@pytest.mark.parametrize("name", ["dense", "lstm"])
+@pytest.mark.parametrize("ending", ["cancelled", "stop text"])
+def test_a_slot_whose_answer_ended_early_holds_what_it_held_then(name, ending):
+    """While another slot goes on, nothing more is drawn in it: its state can be continued."""
+    own = make(name)
+    engine = own.open(num_slots=2, chunk_tokens=2, to_text=_letters)
+    whole = own.alone(Request(_prompt(5), SAMPLED)).tokens
+    text = (_letters(whole[:2]),) if ending == "stop text" else ()
+    ended = engine.submit(Request(_prompt(5), SAMPLED, stop_texts=text))
+    engine.submit(Request(_prompt(9, 7), Sampling(20, temperature=0)))
+    assert engine.step()[ended].tokens == whole[:2]
+    engine.cancel(ended)
+    for _ in range(3):
+        engine.step()
+    longer = Request((*_prompt(5), *whole[:2], 3, 4), SAMPLED)
+    number, reused = engine.submit(longer), engine.counts["reused"]
+    completion = engine.step()[number]
+    while not completion.finish:
+        completion = engine.step().get(number, completion)
+    _assert_same(completion, own.alone(longer))
+    assert engine.counts["reused"] == reused + 7
 
 
 @pytest.mark.parametrize("change, line", [

@@ -210,6 +210,26 @@ def test_a_real_model_has_the_logits_and_answers_of_transformers(smollm2, optimi
         np.testing.assert_array_equal(answers[i].tokens, answer[0, len(prompt):].numpy())
 
 
+def test_twenty_prompts_in_one_batch_have_the_greedy_tokens_of_transformers(smollm2, optimised):
+    import torch
+
+    _, folder, theirs = smollm2
+    own, config = load_tokenizer(folder / "model"), read_description(folder / "model").config
+    text = "\n\n".join(filter(None, [*QUESTIONS, *TEXTS])) * 3
+    prompts = [tuple(own.encode(text)[7 * i:][:5 + 13 * i]) for i in range(20)]
+    engine = Engine(unstack(load_params(folder / "model", config), EXECUTION), config, EXECUTION,
+                    num_slots=len(prompts), capacity=384)
+    answers = engine.run([Request(prompt, Sampling(64, temperature=0)) for prompt in prompts])
+    assert engine.counts["drawn"] == 20 * 64 and len(set(map(len, prompts))) == 20
+    for prompt, answer in zip(prompts, answers):
+        with torch.no_grad():
+            expected = theirs.generate(
+                torch.tensor([prompt]), attention_mask=torch.ones((1, len(prompt)), dtype=int),
+                do_sample=False, max_new_tokens=64, eos_token_id=None, pad_token_id=0,
+                repetition_penalty=1.0)
+        np.testing.assert_array_equal(answer.tokens, expected[0, len(prompt):].numpy())
+
+
 def test_a_real_model_goes_out_as_it_came(smollm2):
     file, folder, theirs = smollm2
     export_model(folder / "model", folder / "hub")
