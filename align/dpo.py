@@ -62,21 +62,26 @@ def make_pair_rows(preferences: Sequence[Preference], tokenizer: Tokenizer,
                    row_length: int) -> tuple[list[PairRows], dict[str, int]]:
     """Renders pairs, one row per answer; excludes those that are too long or teach nothing.
 
+    Of an answer that was cut at a limit the end is not trained on.
+
     Returns:
         (chosen, rejected) rows; and counts: `too_long`, pairs excluded as an answer is longer than
         a row; `equal`, those excluded as both answers are the same; `tied`, preferences without a
         pair, as all ranks are equal; `empty_chosen`, pairs whose preferred answer is empty.
     """
-    def render_row(prompt: Conversation, response: str) -> tuple[list[Batch], int]:
-        whole = Conversation((*prompt.messages, Message("assistant", response)))
-        return pack_examples([render(whole, tokenizer)], row_length)
+    def render_row(preference: Preference, index: int) -> tuple[list[Batch], int]:
+        response = Message("assistant", preference.responses[index])
+        is_cut = "length" in preference.finishes[index:index + 1]
+        whole = Conversation((*preference.prompt.messages, response))
+        return pack_examples([render(whole, tokenizer, is_cut=is_cut)], row_length)
 
     rows, counts = [], dict.fromkeys(("too_long", "equal", "tied", "empty_chosen"), 0)
     for preference in preferences:
         pairs = preference.pairs()
         counts["tied"] += not pairs
-        for chosen, rejected in pairs:
-            sides = [render_row(preference.prompt, response) for response in (chosen, rejected)]
+        for pair in pairs:
+            sides = [render_row(preference, index) for index in pair]
+            chosen, rejected = (preference.responses[index] for index in pair)
             if chosen == rejected:
                 counts["equal"] += 1
             elif any(num_too_long for _, num_too_long in sides):

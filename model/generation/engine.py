@@ -73,7 +73,7 @@ class Request:
         if not self.prompt:
             raise UserError("prompt", "has no token", "begin it with the tokenizer's bos")
         if not all(self.stop_texts):
-            raise UserError("stop_texts", "has an empty text, which would end every answer",
+            raise UserError("a stop text", "is empty, and would end every answer",
                             "leave it out")
         if len(self.stops) > NUM_STOPS:
             raise UserError(f"stops: {len(self.stops)} tokens", f"are more than {NUM_STOPS}",
@@ -167,7 +167,7 @@ class Engine:
             UserError: it has stop texts and the engine no `to_text`.
         """
         if request.stop_texts and self._to_text is None:
-            raise UserError("stop_texts", "need an engine that knows the text of tokens",
+            raise UserError("stop texts", "need an engine that knows the text of tokens",
                             "make it with to_text")
         number, self._num_submitted = self._num_submitted, self._num_submitted + 1
         self._completions[number] = Completion()
@@ -206,7 +206,7 @@ class Engine:
             The requests whose completions changed, by their number; those that are finished come
             here for the last time.
         """
-        changed = self._end_cancelled()
+        changed = self._end_undrawn()
         self._admit()
         busy = [slot for slot in self._slots if slot.request is not None]
         if busy:
@@ -217,9 +217,12 @@ class Engine:
             del self._completions[number], self._requests[number]
         return result
 
-    def _end_cancelled(self) -> set[int]:
-        """Frees slots of cancelled requests; returns the numbers of all that end undrawn."""
+    def _end_undrawn(self) -> set[int]:
+        """Frees slots of cancelled requests; returns their numbers and those of refused ones."""
         ended = {number for number, completion in self._completions.items() if completion.finish}
+        for number in ended if self._to_text is not None else ():
+            completion = self._completions[number]
+            completion.text = self._text(self._requests[number], completion.tokens)
         self._waiting = deque(number for number in self._waiting if number not in ended)
         self._free([slot for slot in self._slots if slot.request in ended], are_active=True)
         return ended
