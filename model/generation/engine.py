@@ -38,6 +38,7 @@ from model.generation.generate import (
 from model.generation.sampling import Sampling, stack_sampling
 
 PIECES = (32, 128, 512)     # tokens that prefill reads at once, padded to one of these lengths
+GROUP_SIZE = 8              # prompts that are read at once where they do not fill all slots
 SMALLEST_REACH = 256
 NUM_STOPS = 8
 MIN_SHARED_TOKENS = 16      # a shorter common beginning costs more to copy than to read again
@@ -105,15 +106,23 @@ class _Slot:
     """What the host knows of a slot.
 
     Attributes:
-        tokens: those that its cache holds; its logits are those of the next one.
+        held_M: the tokens that its cache holds, whose next one its logits are of; -1 behind them.
+        length: how many these are.
         request: number of the request that it answers; None if it is idle.
         last_used: time at which it was last filled or freed.
     """
 
     number: int
-    tokens: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
+    held_M: np.ndarray
+    length: int = 0
     request: int | None = None
     last_used: int = 0
+
+    def hold(self, tokens: np.ndarray, start: int) -> None:
+        """Makes the slot's tokens end with these, after its first `start`."""
+        self.length = start + len(tokens)
+        self.held_M[start:self.length] = tokens
+        self.held_M[self.length:] = -1
 
 
 class Engine:
@@ -142,7 +151,8 @@ class Engine:
         self._params, self._bound = params, {"config": config, "execution": execution}
         self._capacity, self._chunk_tokens = capacity, chunk_tokens
         self._overlong, self._to_text = overlong, to_text
-        self._slots = [_Slot(number) for number in range(num_slots)]
+        self._held_BM = np.full((num_slots, capacity), -1, np.int32)
+        self._slots = [_Slot(number, held_M) for number, held_M in enumerate(self._held_BM)]
         piece = PIECES[-1]
         self._state = make_slots(config, execution, num_slots, capacity, num_stops=NUM_STOPS,
                                  piece=piece, kv_dtype=kv_dtype)
@@ -246,7 +256,7 @@ class Engine:
                 penalty = self._requests[slot.request].sampling.repetition_penalty
                 if penalty != 1:
                     seen_V = np.zeros(self._state.seen_BV.shape[1], bool)
-                    seen_V[slot.tokens] = True
+                    seen_V[slot.held_M[:slot.length]] = True
                     self._state = mark_seen(self._state, slot.number, seen_V)
             self._start([slot for slot, _ in placed])
 
@@ -257,68 +267,79 @@ class Engine:
         read, so that several answers to one prompt need it to be read once.
 
         Returns:
-            The slots, and how many of their `tokens`, now those of the prompt, are read already.
+            The slots, and how many tokens of the prompt, which they now hold, are read already.
         """
         placed: list[tuple[_Slot, int]] = []
         idle = [slot for slot in self._slots if slot.request is None]
+        is_new_B = np.zeros(len(self._slots), bool)
         later: list[int] = []
         while self._waiting and idle and len(later) < 4 * len(self._slots):
             number = self._waiting.popleft()
             prompt = np.array(self._requests[number].prompt, np.int32)
-            new = [slot for slot, _ in placed]
-            source, shared = max(((slot, self._shared(slot, prompt)) for slot in self._slots
-                                  if slot not in new), key=lambda pair: pair[1],
-                                 default=(None, 0))
-            if any(_common(slot.tokens, prompt) >= shared + MIN_SHARED_TOKENS for slot in new):
+            shared_B, readable_B = self._shared(prompt)
+            readable_B[is_new_B] = 0    # not read yet
+            source = self._slots[int(np.argmax(readable_B))]
+            shared = int(readable_B[source.number])
+            if shared < MIN_SHARED_TOKENS:
+                source, shared = None, 0
+            if np.any(shared_B[is_new_B] >= shared + MIN_SHARED_TOKENS):
                 later.append(number)
                 continue
-            if shared < min(MIN_SHARED_TOKENS, len(prompt)):
-                source, shared = None, 0
             slot = source if source in idle else min(idle, key=lambda slot: slot.last_used)
             idle.remove(slot)
             if source is not None and source is not slot:
                 self._state = copy(self._state, source.number, slot.number,
                                    reach=self._reach(shared))
-            if shared == len(prompt) and len(source.tokens) > shared:
+            if shared == len(prompt) and source.length > shared:
                 shared -= 1     # its logits are those after other tokens: the last is read again
-            slot.tokens, slot.request, slot.last_used = prompt, number, self._tick()
+            slot.hold(prompt, 0)
+            slot.request, slot.last_used, is_new_B[slot.number] = number, self._tick(), True
             placed.append((slot, shared))
         self._waiting.extendleft(reversed(later))
         return placed
 
-    def _shared(self, slot: _Slot, prompt: np.ndarray) -> int:
-        """How many tokens of the prompt need not be read again if it begins as `slot` does."""
-        shared = _common(slot.tokens, prompt)
-        return shared if self._can_rewind or shared == len(slot.tokens) else 0
+    def _shared(self, prompt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """How many tokens each slot has in common with the beginning of a prompt, and how many of
+        these need not be read again."""
+        differ_BL = self._held_BM[:, :len(prompt)] != prompt[None]
+        shared_B = np.where(differ_BL.any(1), differ_BL.argmax(1), len(prompt))
+        if self._can_rewind:
+            return shared_B, shared_B.copy()
+        lengths_B = np.array([slot.length for slot in self._slots])
+        return shared_B, np.where(shared_B == lengths_B, shared_B, 0)
 
     def _read(self, placed: Sequence[tuple[_Slot, int]]) -> None:
         """Reads prompts from where the slots' caches end, in pieces of a few lengths."""
         slots, shared = [slot for slot, _ in placed], [shared for _, shared in placed]
-        newest = [slot.tokens[at - 1] if at else -1 for slot, at in placed]
+        newest = [slot.held_M[at - 1] if at else -1 for slot, at in placed]
         self._state = rewind(self._state, self._rows(slots), self._column(shared),
                              self._column(newest))
         self.counts["reused"] += sum(shared)
-        self.counts["read"] += sum(len(slot.tokens) for slot in slots) - sum(shared)
-        unread = [(slot, at) for slot, at in placed if at < len(slot.tokens)]
+        self.counts["read"] += sum(slot.length for slot in slots) - sum(shared)
+        unread = [(slot, at) for slot, at in placed if at < slot.length]
         while unread:
             by_length: dict[int, list[tuple[_Slot, int]]] = {}
             for slot, at in unread:
-                missing = len(slot.tokens) - at
+                missing = slot.length - at
                 length = next((size for size in PIECES if size >= missing), PIECES[-1])
                 by_length.setdefault(length, []).append((slot, at))
             for length, group in sorted(by_length.items()):
-                # Two shapes for each length: all slots at once, or one.
-                is_full = 2 * len(group) > len(self._slots)
-                for part in [group] if is_full else [[one] for one in group]:
-                    self._read_piece(part, length, len(self._slots) if is_full else 1)
+                num_rows = self._rows_at_once(len(group))
+                for first in range(0, len(group), num_rows):
+                    self._read_piece(group[first:first + num_rows], length, num_rows)
             unread = [(slot, at + length) for length, group in by_length.items()
-                      for slot, at in group if at + length < len(slot.tokens)]
+                      for slot, at in group if at + length < slot.length]
+
+    def _rows_at_once(self, num_prompts: int) -> int:
+        """Prompts that are read by one call: one of a few numbers, mostly filled."""
+        sizes = {len(self._slots), min(GROUP_SIZE, len(self._slots))}
+        return max((size for size in sizes if 2 * num_prompts > size), default=1)
 
     def _read_piece(self, group: Sequence[tuple[_Slot, int]], length: int, num_rows: int) -> None:
         rows_P = np.full(num_rows, len(self._slots), np.int32)
         tokens_PL, count_P = np.zeros((num_rows, length), np.int32), np.zeros(num_rows, np.int32)
         for row, (slot, at) in enumerate(group):
-            piece = slot.tokens[at:at + length]
+            piece = slot.held_M[at:min(at + length, slot.length)]
             rows_P[row], count_P[row] = slot.number, len(piece)
             tokens_PL[row, :len(piece)] = piece
         reach = self._reach(max(at for _, at in group) + length)
@@ -340,9 +361,12 @@ class Engine:
 
     def _draw(self, busy: Sequence[_Slot]) -> set[int]:
         """Draws a chunk; returns the numbers of the busy slots' requests."""
-        reach = self._reach(max(len(slot.tokens) for slot in busy) + self._chunk_tokens)
-        self._state, drawn = decode(self._params, self._state, num_steps=self._chunk_tokens,
-                                    reach=reach, **self._bound)
+        reach = self._reach(max(slot.length for slot in busy) + self._chunk_tokens)
+        num_slots = len(self._slots)
+        # With requests waiting, a quarter of idle slots is worth a look.
+        num_idle = num_slots - 3 * len(busy) // 4 if self._waiting else num_slots
+        self._state, drawn = decode(self._params, self._state, num_idle, reach=reach,
+                                    num_steps=self._chunk_tokens, **self._bound)
         drawn = jax.device_get(drawn)
         self.counts["drawn"] += int(drawn.count_B.sum())
         numbers = {slot.request for slot in busy}
@@ -358,7 +382,7 @@ class Engine:
         count, is_over = drawn.count_B[slot.number], drawn.left_B[slot.number] == 0
         tokens = drawn.tokens_BT[slot.number, :count]
         # The last token of an answer is drawn, but not read.
-        slot.tokens = np.concatenate([slot.tokens, tokens[:-1] if is_over else tokens])
+        slot.hold(tokens[:-1] if is_over else tokens, slot.length)
         first_new = len(completion.tokens)
         completion.tokens += tokens.tolist()
         completion.logps += drawn.logps_BT[slot.number, :count].tolist()
@@ -403,13 +427,6 @@ class Engine:
     def _tick(self) -> int:
         self._clock += 1
         return self._clock
-
-
-def _common(tokens: np.ndarray, prompt: np.ndarray) -> int:
-    """How many tokens two sequences have in common at their beginning."""
-    length = min(len(tokens), len(prompt))
-    differ = np.flatnonzero(tokens[:length] != prompt[:length])
-    return int(differ[0]) if len(differ) else length
 
 
 def _key_words(request: Request) -> tuple[int, int, int]:

@@ -149,17 +149,18 @@ def stop(slots: Slots, rows_P: jax.Array) -> Slots:
 
 @partial(jax.jit, static_argnames=("config", "execution", "num_steps", "reach"),
          donate_argnames="slots")
-def decode(params: Params, slots: Slots, *, config: ModelConfig, execution: Execution,
-           num_steps: int, reach: int) -> tuple[Slots, Drawn]:
+def decode(params: Params, slots: Slots, num_idle: jax.Array, *, config: ModelConfig,
+           execution: Execution, num_steps: int, reach: int) -> tuple[Slots, Drawn]:
     """Draws up to `num_steps` tokens in every slot that is not idle.
 
     Args:
         params: see `model.generation.weights.unstack`.
+        num_idle: it ends earlier once so many slots are idle, which others may fill.
         reach: see `model.generation.cache.Place`.
     """
     def is_running(carry):
         step, slots, _ = carry
-        return (step < num_steps) & jnp.any(slots.ask.left_B > 0)
+        return (step < num_steps) & (jnp.sum(slots.ask.left_B <= 0) < num_idle)
 
     def draw(carry):
         step, slots, drawn = carry
