@@ -150,9 +150,13 @@ class StateCache:
         length_B = pick(self.length_B, rows_B) + count_B
         return StateCache(h_BND, c_BNF, put_rows(self.length_B, length_B, rows_B))
 
-    def copy(self, source: jax.Array, target: jax.Array, reach: int) -> StateCache:
+    def resize(self, config: ModelConfig, capacity: int, piece: int) -> StateCache:
+        """The same: any number of tokens fits."""
+        del config, capacity, piece
+        return self
+
+    def copy(self, source: jax.Array, target: jax.Array) -> StateCache:
         """Copies row `source` to row `target`."""
-        del reach
         return jax.tree.map(lambda leaf: leaf.at[target].set(leaf[source]), self)
 
     def rewind(self, rows_B: jax.Array, length_B: jax.Array, last_B: jax.Array) -> StateCache:
@@ -170,10 +174,10 @@ def make_cache(config: ModelConfig, execution: Execution, batch_size: int, capac
 
 
 def extend(params: Params, tokens_BL: jax.Array, count_B: jax.Array, cache: StateCache, *,
-           config: ModelConfig, execution: Execution, rows_B: jax.Array | None = None,
-           reach: int = 0) -> tuple[jax.Array, StateCache]:
+           config: ModelConfig, execution: Execution,
+           rows_B: jax.Array | None = None) -> tuple[jax.Array, StateCache]:
     """Runs the tokens that follow those read; see `model.families.decoder.extend`."""
-    del count_B, reach      # `advance` chooses the states
+    del count_B     # `advance` chooses the states
     block = RecurrentBlock(config, execution, kind_of(config))
     positions_BL = pick(cache.length_B, rows_B)[:, None] + jnp.arange(tokens_BL.shape[1])[None]
     x_BLD = embed(params, tokens_BL, tokens_BL, positions_BL, config=config, execution=execution)

@@ -55,12 +55,12 @@ def make_cache(config: ModelConfig, execution: Execution, batch_size: int, capac
 
 
 def extend(params: Params, tokens_BL: jax.Array, count_B: jax.Array, cache: Any, *,
-           config: ModelConfig, execution: Execution, rows_B: jax.Array | None = None,
-           reach: int = 0) -> tuple[jax.Array, Any]:
+           config: ModelConfig, execution: Execution,
+           rows_B: jax.Array | None = None) -> tuple[jax.Array, Any]:
     """x_BLD of the tokens that follow those in the cache, and the cache, not yet advanced; see
     `model.families.decoder.extend`."""
     return FAMILIES[config.family].extend(params, tokens_BL, count_B, cache, config=config,
-                                          execution=execution, rows_B=rows_B, reach=reach)
+                                          execution=execution, rows_B=rows_B)
 
 
 @lru_cache

@@ -31,6 +31,7 @@ from model.generation.generate import (
     make_slots,
     mark_seen,
     prefill,
+    resize,
     rewind,
     start,
     stop,
@@ -39,7 +40,7 @@ from model.generation.sampling import Sampling, stack_sampling
 
 PIECES = (32, 128, 512)     # tokens that prefill reads at once, padded to one of these lengths
 GROUP_SIZE = 8              # prompts that are read at once where they do not fill all slots
-SMALLEST_REACH = 256
+SMALLEST_SIZE = 256         # of a slot's cache; it doubles when a request needs more
 NUM_STOPS = 8
 MIN_SHARED_TOKENS = 16      # a shorter common beginning costs more to copy than to read again
 OVERLONG = ("refuse", "cut")
@@ -154,7 +155,8 @@ class Engine:
         self._held_BM = np.full((num_slots, capacity), -1, np.int32)
         self._slots = [_Slot(number, held_M) for number, held_M in enumerate(self._held_BM)]
         piece = PIECES[-1]
-        self._state = make_slots(config, execution, num_slots, capacity, num_stops=NUM_STOPS,
+        self._size = min(capacity, SMALLEST_SIZE)
+        self._state = make_slots(config, execution, num_slots, self._size, num_stops=NUM_STOPS,
                                  piece=piece, kv_dtype=kv_dtype)
         # Windows and recurrent states forget what came before: a slot cannot end earlier.
         self._can_rewind = config.family != "lstm" and all(
@@ -251,6 +253,7 @@ class Engine:
     def _admit(self) -> None:
         """Fills idle slots: reads prompts and begins their answers."""
         while placed := self._place():
+            self._resize(max(slot.length for slot in self._slots if slot.request is not None))
             self._read(placed)
             for slot, _ in placed:
                 penalty = self._requests[slot.request].sampling.repetition_penalty
@@ -288,8 +291,7 @@ class Engine:
             slot = source if source in idle else min(idle, key=lambda slot: slot.last_used)
             idle.remove(slot)
             if source is not None and source is not slot:
-                self._state = copy(self._state, source.number, slot.number,
-                                   reach=self._reach(shared))
+                self._state = copy(self._state, source.number, slot.number)
             if shared == len(prompt) and source.length > shared:
                 shared -= 1     # its logits are those after other tokens: the last is read again
             slot.hold(prompt, 0)
@@ -342,9 +344,7 @@ class Engine:
             piece = slot.held_M[at:min(at + length, slot.length)]
             rows_P[row], count_P[row] = slot.number, len(piece)
             tokens_PL[row, :len(piece)] = piece
-        reach = self._reach(max(at for _, at in group) + length)
-        self._state = prefill(self._params, self._state, rows_P, tokens_PL, count_P, reach=reach,
-                              **self._bound)
+        self._state = prefill(self._params, self._state, rows_P, tokens_PL, count_P, **self._bound)
 
     def _start(self, slots: Sequence[_Slot]) -> None:
         """Begins the answers of requests whose prompts are read."""
@@ -361,11 +361,11 @@ class Engine:
 
     def _draw(self, busy: Sequence[_Slot]) -> set[int]:
         """Draws a chunk; returns the numbers of the busy slots' requests."""
-        reach = self._reach(max(slot.length for slot in busy) + self._chunk_tokens)
+        self._resize(max(slot.length for slot in busy) + self._chunk_tokens)
         num_slots = len(self._slots)
         # With requests waiting, a quarter of idle slots is worth a look.
         num_idle = num_slots - 3 * len(busy) // 4 if self._waiting else num_slots
-        self._state, drawn = decode(self._params, self._state, num_idle, reach=reach,
+        self._state, drawn = decode(self._params, self._state, num_idle,
                                     num_steps=self._chunk_tokens, **self._bound)
         drawn = jax.device_get(drawn)
         self.counts["drawn"] += int(drawn.count_B.sum())
@@ -417,12 +417,20 @@ class Engine:
         column[:len(values)] = values
         return column
 
-    def _reach(self, num_tokens: int) -> int:
-        """The smallest size of the compiled programs' caches that holds so many tokens."""
-        reach = SMALLEST_REACH
-        while reach < num_tokens:
-            reach *= 2
-        return min(reach, self._capacity)
+    def _resize(self, num_tokens: int) -> None:
+        """Makes the cache hold so many tokens of a row, and not much more: every token that is
+        drawn reads the whole of it."""
+        size = min(self._capacity, SMALLEST_SIZE)
+        while size < min(num_tokens, self._capacity):
+            size = min(2 * size, self._capacity)
+        if self._size // 4 < size <= self._size:
+            return
+        self._state = resize(self._state, config=self._bound["config"], capacity=size,
+                             piece=PIECES[-1])
+        self._size = size
+        for slot in self._slots:
+            if slot.length > size:      # an idle one
+                slot.hold(slot.held_M[:0], 0)
 
     def _tick(self) -> int:
         self._clock += 1

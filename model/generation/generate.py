@@ -92,20 +92,18 @@ def make_slots(config: ModelConfig, execution: Execution, num_slots: int, capaci
     return Slots(cache, zeros(config.V, dtype=jnp.float32), zeros(config.V, dtype=bool), ask)
 
 
-@partial(jax.jit, static_argnames=("config", "execution", "reach"), donate_argnames="slots")
+@partial(jax.jit, static_argnames=("config", "execution"), donate_argnames="slots")
 def prefill(params: Params, slots: Slots, rows_P: jax.Array, tokens_PL: jax.Array,
-            count_P: jax.Array, *, config: ModelConfig, execution: Execution,
-            reach: int) -> Slots:
+            count_P: jax.Array, *, config: ModelConfig, execution: Execution) -> Slots:
     """Reads tokens into slots, after those that these hold.
 
     Args:
         params: see `model.generation.weights.unstack`.
         rows_P: the slots; a number beyond the last one is none.
         count_P: tokens of each that are real; with 0 a slot stays as it is.
-        reach: see `model.generation.cache.Place`.
     """
     x_PLD, cache = extend(params, tokens_PL, count_P, slots.cache, config=config,
-                          execution=execution, rows_B=rows_P, reach=reach)
+                          execution=execution, rows_B=rows_P)
     last_P11 = jnp.maximum(count_P, 1)[:, None, None] - 1
     x_PLD = jnp.take_along_axis(x_PLD, last_P11, axis=1)
     logits_PV = logits(params, x_PLD, config=config, execution=execution)[:, 0]
@@ -114,16 +112,22 @@ def prefill(params: Params, slots: Slots, rows_P: jax.Array, tokens_PL: jax.Arra
                          logits_BV=put_rows(slots.logits_BV, logits_PV, written_P))
 
 
+@partial(jax.jit, static_argnames=("config", "capacity", "piece"))
+def resize(slots: Slots, *, config: ModelConfig, capacity: int, piece: int) -> Slots:
+    """Slots of another capacity; see `model.generation.cache.Cache.resize`."""
+    return slots.replace(cache=slots.cache.resize(config, capacity, piece))
+
+
 @partial(jax.jit, donate_argnames="slots")
 def rewind(slots: Slots, rows_P: jax.Array, length_P: jax.Array, last_P: jax.Array) -> Slots:
     """Makes slots end after their first `length_P` tokens, of which `last_P` is the newest."""
     return slots.replace(cache=slots.cache.rewind(rows_P, length_P, last_P))
 
 
-@partial(jax.jit, static_argnames="reach", donate_argnames="slots")
-def copy(slots: Slots, source: jax.Array, target: jax.Array, *, reach: int) -> Slots:
-    """Copies what slot `source` has read, up to index `reach`, to slot `target`."""
-    return slots.replace(cache=slots.cache.copy(source, target, reach),
+@partial(jax.jit, donate_argnames="slots")
+def copy(slots: Slots, source: jax.Array, target: jax.Array) -> Slots:
+    """Copies what slot `source` has read to slot `target`."""
+    return slots.replace(cache=slots.cache.copy(source, target),
                          logits_BV=slots.logits_BV.at[target].set(slots.logits_BV[source]))
 
 
@@ -147,16 +151,14 @@ def stop(slots: Slots, rows_P: jax.Array) -> Slots:
     return slots.replace(ask=slots.ask.replace(left_B=left_B))
 
 
-@partial(jax.jit, static_argnames=("config", "execution", "num_steps", "reach"),
-         donate_argnames="slots")
+@partial(jax.jit, static_argnames=("config", "execution", "num_steps"), donate_argnames="slots")
 def decode(params: Params, slots: Slots, num_idle: jax.Array, *, config: ModelConfig,
-           execution: Execution, num_steps: int, reach: int) -> tuple[Slots, Drawn]:
+           execution: Execution, num_steps: int) -> tuple[Slots, Drawn]:
     """Draws up to `num_steps` tokens in every slot that is not idle.
 
     Args:
         params: see `model.generation.weights.unstack`.
         num_idle: it ends earlier once so many slots are idle, which others may fill.
-        reach: see `model.generation.cache.Place`.
     """
     def is_running(carry):
         step, slots, _ = carry
@@ -168,7 +170,7 @@ def decode(params: Params, slots: Slots, num_idle: jax.Array, *, config: ModelCo
         token_B, logp_B = draw_token(slots)
         slots, goes_on_B = count_token(slots, token_B)
         x_BLD, cache = extend(params, token_B[:, None], goes_on_B.astype(jnp.int32), slots.cache,
-                              config=config, execution=execution, reach=reach)
+                              config=config, execution=execution)
         logits_BV = logits(params, x_BLD, config=config, execution=execution)[:, 0]
         slots = slots.replace(
             cache=cache.advance(token_B[:, None], goes_on_B.astype(jnp.int32)),
