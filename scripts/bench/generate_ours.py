@@ -38,9 +38,6 @@ class Ours:
     def load(self, model: str, weights: str, num_threads: int) -> dict[str, Any]:
         """Loads a model directory; XLA uses all cores of the process, whose number is the peers'.
 
-        Returns:
-            `Engine.load`'s, and the model's `vocab_size`.
-
         Raises:
             UserError: weights are not float32, or the folder is no model directory.
         """
@@ -71,6 +68,15 @@ class Ours:
         began = time.perf_counter()
         self._draw(token_B, cache, num_tokens)
         return time.perf_counter() - began
+
+    def generate_otherwise(self, prompts: Sequence[Sequence[int]], num_tokens: int,
+                           capacity: int) -> None:
+        """Generates at another length than `decode` has, and with other settings of sampling.
+
+        Neither should compile a program.
+        """
+        token_B, cache = self._start([prompt[:-1] for prompt in prompts], capacity)
+        self._draw(token_B, cache, num_tokens - 1)
 
     def greedy(self, prompts: Sequence[Sequence[int]], num_tokens: int) -> list[list[int]]:
         """The new tokens of prompts of any lengths, in one batch."""
