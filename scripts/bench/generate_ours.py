@@ -12,13 +12,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from core.errors import UserError
 from eval.respond.loaded import load_model
+from eval.respond.local import make_engine
 from model.execution import Execution
-from model.families.registry import make_cache, num_params
-from model.generation.generate import decode, prefill
+from model.families.registry import num_params
+from model.generation.engine import Engine, Request
+from model.generation.sampling import Sampling
 from scripts.bench.generate_engine import serve
 from scripts.bench.train_workload import fastest_secs
 from train.watch.compilation import Compilations
@@ -26,11 +27,11 @@ from train.watch.compilation import Compilations
 ROOFLINE_SHAPE = (8_192, 16_384)    # of a float32 matrix of 512 MB, which no cache holds
 BYTES_PER_WEIGHT = {"float32": 4.0, "int8": 1.0, "int4": 0.5}
 
-_choose = jax.jit(lambda logits_BV: jnp.argmax(logits_BV, axis=-1).astype(jnp.int32))
+CHUNK_TOKENS = 16
 
 
 class Ours:
-    """See `generate_engine.Engine`; beside its requests, those about ours alone."""
+    """See `scripts.bench.generate_engine`; beside its requests, those about ours alone."""
 
     def __init__(self) -> None:
         self._compilations = Compilations()
@@ -49,24 +50,22 @@ class Ours:
         return {"weight_bytes": size, "versions": {"jax": jax.__version__}}
 
     def prefill(self, prompt: Sequence[int]) -> float:
-        """See `Engine.prefill`: no prefix of the prompt may come from an earlier request."""
-        began = time.perf_counter()
-        self._start([prompt], len(prompt) + 1)
-        return time.perf_counter() - began
+        """See `Engine.prefill`: a new engine, which holds nothing of earlier prompts."""
+        self._reader = self._make_engine(1, len(prompt) + 1)
+        return self._time_first_token(self._reader, prompt)
 
-    def prefill_cached(self, prompt: Sequence[int]) -> float | None:
-        """The same for a prompt that an earlier request has left in the cache of prefixes.
-
-        Returns:
-            Seconds; None without such a cache.
-        """
-        return None
+    def prefill_cached(self, prompt: Sequence[int]) -> float:
+        """The same for a prompt that the engine of `prefill` has just read."""
+        return self._time_first_token(self._reader, prompt)
 
     def decode(self, prompts: Sequence[Sequence[int]], num_tokens: int, capacity: int) -> float:
-        """See `Engine.decode`."""
-        token_B, cache = self._start(prompts, capacity)
+        """See `Engine.decode`; the first chunk, which follows the prompts, is not counted."""
+        engine = self._make_engine(len(prompts), capacity)
+        self._submit(engine, prompts, Sampling(CHUNK_TOKENS + num_tokens, temperature=0))
+        engine.step()
         began = time.perf_counter()
-        self._draw(token_B, cache, num_tokens)
+        while engine.is_running:
+            engine.step()
         return time.perf_counter() - began
 
     def generate_otherwise(self, prompts: Sequence[Sequence[int]], num_tokens: int,
@@ -75,13 +74,19 @@ class Ours:
 
         Neither should compile a program.
         """
-        token_B, cache = self._start([prompt[:-1] for prompt in prompts], capacity)
-        self._draw(token_B, cache, num_tokens - 1)
+        engine = self._make_engine(len(prompts), capacity)
+        self._submit(engine, [prompt[:-1] for prompt in prompts],
+                     Sampling(num_tokens - 1, temperature=0.7, top_k=50, top_p=0.9, min_p=0.01),
+                     stops=(3, 5), seed=1)
+        while engine.is_running:
+            engine.step()
 
     def greedy(self, prompts: Sequence[Sequence[int]], num_tokens: int) -> list[list[int]]:
         """The new tokens of prompts of any lengths, in one batch."""
-        token_B, cache = self._start(prompts, max(map(len, prompts)) + num_tokens)
-        return np.stack([token_B, *self._draw(token_B, cache, num_tokens - 1)], axis=1).tolist()
+        engine = self._make_engine(len(prompts), max(map(len, prompts)) + num_tokens)
+        sampling = Sampling(num_tokens, temperature=0)
+        return [completion.tokens for completion in
+                engine.run([Request(tuple(prompt), sampling) for prompt in prompts])]
 
     def count_compilations(self) -> int:
         """Programs that this process has compiled until now."""
@@ -100,28 +105,21 @@ class Ours:
         return {"device": jax.devices()[0].device_kind, "bytes_per_sec": rates,
                 "weights_read": num_read, "limit_tokens_per_sec": limits}
 
-    def _start(self, prompts: Sequence[Sequence[int]], capacity: int) -> tuple[Any, Any]:
-        """The first new token of each prompt, and the cache."""
-        lengths_B = np.array(list(map(len, prompts)), np.int32)
-        prompts_BL = np.zeros((len(prompts), max(lengths_B)), np.int32)
-        for row_L, prompt in zip(prompts_BL, prompts):
-            row_L[:len(prompt)] = prompt
-        config, execution = self._model.config, self._model.execution
-        cache = make_cache(config, execution, len(prompts), capacity)
-        logits_BV, cache = prefill(self._model.params, prompts_BL, lengths_B, cache,
-                                   config=config, execution=execution)
-        return _choose(logits_BV).block_until_ready(), cache
+    def _make_engine(self, num_slots: int, capacity: int) -> Engine:
+        """A new engine; engines of one shape share their programs."""
+        return make_engine(self._model, num_slots=num_slots, capacity=capacity + CHUNK_TOKENS,
+                           chunk_tokens=CHUNK_TOKENS)
 
-    def _draw(self, token_B: Any, cache: Any, num_tokens: int) -> list[np.ndarray]:
-        """The tokens that follow `token_B`, a step each."""
-        config, execution = self._model.config, self._model.execution
-        drawn = []
-        for _ in range(num_tokens):
-            logits_BV, cache = decode(self._model.params, token_B, cache, config=config,
-                                      execution=execution)
-            token_B = _choose(logits_BV)
-            drawn.append(np.asarray(token_B))
-        return drawn
+    def _submit(self, engine: Engine, prompts: Sequence[Sequence[int]], sampling: Sampling,
+                **settings: Any) -> None:
+        for prompt in prompts:
+            engine.submit(Request(tuple(prompt), sampling, **settings))
+
+    def _time_first_token(self, engine: Engine, prompt: Sequence[int]) -> float:
+        began = time.perf_counter()
+        self._submit(engine, [prompt], Sampling(1, temperature=0))
+        engine.step()
+        return time.perf_counter() - began
 
 
 def measure_reads() -> dict[str, float]:
