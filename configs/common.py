@@ -29,6 +29,13 @@ def make_precision(**changes) -> dict:
         matmul="compute") | changes     # or int8, fp8: of the blocks' matmuls
 
 
+def make_inference(**changes) -> dict:
+    """The fields of a stage that asks a model: how the model is held."""
+    return make_precision() | dict(
+        weights="float32",          # or int8, int4: what the weights are rounded to
+        kv_cache="compute") | changes   # or int8: keys and values of earlier tokens
+
+
 def make_inference_run(**changes) -> dict:
     """The subsection `run` of a stage that asks a model: it decides nothing in the result."""
     return dict(

@@ -96,7 +96,7 @@ def test_the_conversation_continues_after_a_stopped_answer(model, next_token):
 
 
 def _num_read(session):
-    """Tokens that were read or drawn; the last of an answer is drawn, and read with what follows."""
+    """Tokens that were read, also as drawn: the last of an answer is read with what follows."""
     return session._engine.counts["read"] + session.num_tokens - session.num_turns
 
 

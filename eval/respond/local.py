@@ -54,13 +54,14 @@ def complete(model: LoadedModel, prompts: Sequence[Sequence[int]], sampling: Sam
     """
     overlong = "refuse" if model.chat else "cut"
     longest = max(map(len, prompts), default=0) + sampling.max_new_tokens
-    engine = make_engine(model, num_slots=batch_size, overlong=overlong,
+    engine = make_engine(model, num_slots=batch_size,
                          capacity=min(_round_up(longest), model.context_tokens))
     num_before: Counter[tuple[int, ...]] = Counter()
     numbers = []
     for prompt in map(tuple, prompts):
-        numbers.append(engine.submit(Request(prompt, sampling, model.tokenizer.stops, seed=seed,
-                                             sample=num_before[prompt])))
+        numbers.append(engine.submit(Request(
+            prompt, sampling, model.tokenizer.stops, seed=seed, sample=num_before[prompt],
+            overlong=overlong)))
         num_before[prompt] += 1
     finished: dict[int, Completion] = {}
     with Progress("answers", len(prompts), "answers") as progress:
@@ -77,12 +78,11 @@ def complete(model: LoadedModel, prompts: Sequence[Sequence[int]], sampling: Sam
     return [finished[number] for number in numbers]
 
 
-def make_engine(model: LoadedModel, *, num_slots: int, capacity: int, overlong: str = "refuse",
+def make_engine(model: LoadedModel, *, num_slots: int, capacity: int,
                 chunk_tokens: int = 16) -> Engine:
     """An engine for a loaded model, whose completions have a text; see `Engine`."""
     return Engine(model.weights, model.config, model.execution, num_slots=num_slots,
-                  capacity=capacity, overlong=overlong, chunk_tokens=chunk_tokens,
-                  to_text=model.tokenizer.text_of)
+                  capacity=capacity, chunk_tokens=chunk_tokens, to_text=model.tokenizer.text_of)
 
 
 def _round_up(num_tokens: int) -> int:

@@ -253,18 +253,17 @@ def forward_with_stats(params: Params, tokens_BL: jax.Array, positions_BL: jax.A
 
 
 def make_cache(config: ModelConfig, execution: Execution, batch_size: int, capacity: int, *,
-               piece: int = 0, kv_dtype: str = "compute") -> Cache:
+               piece: int = 0) -> Cache:
     """An empty cache for `batch_size` rows of up to `capacity` tokens.
 
     Args:
         piece: tokens that are written at once at most; 0 is as many as a row holds.
-        kv_dtype: compute, that of matmuls; or int8, with a scale for each token and head.
 
     Raises:
         UserError: the capacity exceeds the table of positions.
     """
     check_length(config, capacity)
-    dtype = execution.compute_dtype if kv_dtype == "compute" else kv_dtype
+    dtype = execution.compute_dtype if execution.kv_cache == "compute" else execution.kv_cache
     return empty_cache(config, batch_size, capacity, piece or capacity, dtype)
 
 

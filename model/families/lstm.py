@@ -166,9 +166,9 @@ class StateCache:
 
 
 def make_cache(config: ModelConfig, execution: Execution, batch_size: int, capacity: int, *,
-               piece: int = 0, kv_dtype: str = "compute") -> StateCache:
+               piece: int = 0) -> StateCache:
     """Empty states of `batch_size` rows; any number of tokens fits. They are not quantised."""
-    del capacity, piece, kv_dtype
+    del capacity, piece
     return StateCache(jnp.zeros((batch_size, config.N, config.D), execution.compute_dtype),
                       jnp.zeros((batch_size, config.N, config.F)), jnp.zeros(batch_size, jnp.int32))
 

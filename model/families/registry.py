@@ -48,10 +48,9 @@ def forward(params: Params, tokens_BL: jax.Array, positions_BL: jax.Array,
 
 
 def make_cache(config: ModelConfig, execution: Execution, batch_size: int, capacity: int, *,
-               piece: int = 0, kv_dtype: str = "compute") -> Any:
+               piece: int = 0) -> Any:
     """An empty cache of a family that generates; see `model.families.decoder.make_cache`."""
-    return FAMILIES[config.family].make_cache(config, execution, batch_size, capacity, piece=piece,
-                                              kv_dtype=kv_dtype)
+    return FAMILIES[config.family].make_cache(config, execution, batch_size, capacity, piece=piece)
 
 
 def extend(params: Params, tokens_BL: jax.Array, count_B: jax.Array, cache: Any, *,

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 
 from model.config import ModelConfig
 
-KV_DTYPES = ("compute", "int8")
 SMALLEST_SCALE = 1e-30  # instead of 0, so that zeros stay zeros
 
 

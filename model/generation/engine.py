@@ -59,9 +59,12 @@ class Request:
         stop_texts: texts that end it; they are no part of the answer's text.
         seed: of the draws, with the prompt and `sample`.
         sample: number among several answers to the same prompt and seed.
+        overlong: what happens if prompt and answer exceed the engine's capacity: refuse, or cut
+            the prompt, of which the first token and the newest ones stay.
 
     Raises:
-        UserError: the prompt is empty, a stop text is, or there are too many stop tokens.
+        UserError: the prompt is empty, a stop text is, there are too many stop tokens, or
+            `overlong` is another word.
     """
 
     prompt: tuple[int, ...]
@@ -70,6 +73,7 @@ class Request:
     stop_texts: tuple[str, ...] = ()
     seed: int = 0
     sample: int = 0
+    overlong: str = "refuse"
 
     def __post_init__(self):
         if not self.prompt:
@@ -80,6 +84,9 @@ class Request:
         if len(self.stops) > NUM_STOPS:
             raise UserError(f"stops: {len(self.stops)} tokens", f"are more than {NUM_STOPS}",
                             "name fewer")
+        if self.overlong not in OVERLONG:
+            raise UserError(f"overlong={self.overlong!r}", f"is none of {', '.join(OVERLONG)}",
+                            "choose one of them")
 
 
 @dataclasses.dataclass
@@ -134,30 +141,23 @@ class Engine:
         num_slots: requests that are answered at once.
         capacity: tokens of prompt and answer of a request.
         chunk_tokens: tokens that are drawn between looks at new, stopped and cancelled requests.
-        kv_dtype: see `model.families.decoder.make_cache`.
-        overlong: what happens to a request whose prompt and answer exceed `capacity`: refuse, or
-            cut its prompt, of which the first token and the newest ones stay.
         to_text: text of tokens, without special ones; needed for stop texts.
     Attributes:
         counts: tokens `read`, `reused` and `drawn`; requests `refused`, `cut` and `cancelled`.
-
-    Raises:
-        UserError: a number or `overlong` breaks a rule.
     """
 
     def __init__(self, params: Params, config: ModelConfig, execution: Execution, *,
-                 num_slots: int, capacity: int, chunk_tokens: int = 16, kv_dtype: str = "compute",
-                 overlong: str = "refuse",
+                 num_slots: int, capacity: int, chunk_tokens: int = 16,
                  to_text: Callable[[Sequence[int]], str] | None = None):
         self._params, self._bound = params, {"config": config, "execution": execution}
         self._capacity, self._chunk_tokens = capacity, chunk_tokens
-        self._overlong, self._to_text = overlong, to_text
+        self._to_text = to_text
         self._held_BM = np.full((num_slots, capacity), -1, np.int32)
         self._slots = [_Slot(number, held_M) for number, held_M in enumerate(self._held_BM)]
         piece = PIECES[-1]
         self._size = min(capacity, SMALLEST_SIZE)
         self._state = make_slots(config, execution, num_slots, self._size, num_stops=NUM_STOPS,
-                                 piece=piece, kv_dtype=kv_dtype)
+                                 piece=piece)
         # Windows and recurrent states forget what came before: a slot cannot end earlier.
         self._can_rewind = config.family != "lstm" and all(
             layer_capacity(config, n, capacity, piece) == capacity for n in range(config.N))
@@ -184,7 +184,7 @@ class Engine:
         number, self._num_submitted = self._num_submitted, self._num_submitted + 1
         self._completions[number] = Completion()
         room = self._capacity - request.sampling.max_new_tokens
-        if room < 1 or (len(request.prompt) > room and self._overlong == "refuse"):
+        if room < 1 or (len(request.prompt) > room and request.overlong == "refuse"):
             self._completions[number].finish = REFUSED
             self.counts["refused"] += 1
         elif num_cut := max(0, len(request.prompt) - room):

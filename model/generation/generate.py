@@ -76,7 +76,7 @@ class Drawn(NamedTuple):
 
 
 def make_slots(config: ModelConfig, execution: Execution, num_slots: int, capacity: int, *,
-               num_stops: int, piece: int, kv_dtype: str = "compute") -> Slots:
+               num_stops: int, piece: int) -> Slots:
     """Idle, empty slots; see `model.families.decoder.make_cache`.
 
     Args:
@@ -88,7 +88,7 @@ def make_slots(config: ModelConfig, execution: Execution, num_slots: int, capaci
     ask = Ask(RowSampling(zeros(dtype=float), zeros(), zeros(dtype=float), zeros(dtype=float),
                           zeros(dtype=float)),
               zeros(3, dtype=jnp.uint32), zeros(num_stops), zeros(), zeros())
-    cache = make_cache(config, execution, num_slots, capacity, piece=piece, kv_dtype=kv_dtype)
+    cache = make_cache(config, execution, num_slots, capacity, piece=piece)
     return Slots(cache, zeros(config.V, dtype=jnp.float32), zeros(config.V, dtype=bool), ask)
 
 
