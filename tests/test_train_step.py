@@ -81,8 +81,9 @@ def test_accumulation_changes_nothing_when_weights_are_uneven(whole_gradient, lo
                                                               batch, num_microbatches):
     weights = batch.loss_weights_BL.reshape(num_microbatches, -1).sum(-1)
     assert len(set(weights.tolist())) > 1, "the microbatches must weigh unequally"
-    run = partial(accumulate, jax.grad(loss_fn, has_aux=True), num_microbatches=num_microbatches)
-    gradient, sums = jax.jit(run)(params, batch, jax.random.key(0))
+    gradient_fn = partial(jax.grad(loss_fn, has_aux=True), key=jax.random.key(0))
+    run = partial(accumulate, gradient_fn, num_microbatches=num_microbatches)
+    gradient, sums = jax.jit(run)(params, batch)
     np.testing.assert_allclose(sums["loss"], whole_gradient[1]["loss"], rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), gradient,
                  whole_gradient[0])

@@ -210,6 +210,23 @@ def stack_adapters(adapters: Sequence[tuple[Adapter, Lora]]) -> Adapter:
     return unflatten_dict({path: stack(path) for leaves in flat for path in leaves})
 
 
+def cast_frozen(params: Params, execution: Execution) -> Params:
+    """The parameters with projections and tables of the vocabulary in the compute dtype.
+
+    They are cast to it wherever they are used, so that with frozen ones nothing changes but their
+    bytes. Quantised matmuls read float32; then nothing is cast.
+    """
+    if execution.matmul != "compute":
+        return params
+
+    def cast(path: tuple[str, ...], leaf: jax.Array) -> jax.Array:
+        letters = _letters(path[-1])
+        is_cast = letters in ("VD", "DV") or ("blocks" in path and letters in PROJECTIONS)
+        return leaf.astype(execution.compute_dtype) if is_cast else leaf
+
+    return unflatten_dict({path: cast(path, leaf) for path, leaf in flatten_dict(params).items()})
+
+
 def merge_lora(params: Params, adapter: Adapter, lora: Lora) -> Params:
     """The parameters with the adapter added to its weights: a model like any other.
 
