@@ -9,7 +9,7 @@ and the head are not, and the LSTM has none.
 An adapter is saved by itself:
 
     params/         Orbax arrays
-    adapter.json    rank, alpha, targets, the model that it belongs to, digests of the arrays
+    adapter.json    rank, alpha, targets, the model it belongs to, shapes and digests of the arrays
     files.json      checksums of all these files
 """
 
@@ -34,6 +34,7 @@ from core.bounds import check_numbers
 from core.errors import UserError
 from core.file_sums import write_sums
 from model.config import ModelConfig
+from model.digests import named_leaves
 from model.directory import (
     check_files,
     fingerprint_params,
@@ -256,6 +257,7 @@ def save_lora(folder: Path, adapter: Adapter, lora: Lora, base: Path) -> None:
         return
     write_json(folder / "adapter.json", {
         "layout": LAYOUT, **dataclasses.asdict(lora), "arrays": digests,
+        "shapes": _shapes(adapter),
         "base": {"name": Path(base).resolve().name, "params": fingerprint_params(base)}})
     write_sums(folder, [folder / "adapter.json", *(folder / "params").rglob("*")])
 
@@ -282,7 +284,22 @@ def load_lora(folder: Path, base: Path, mesh: Mesh | None = None) -> tuple[Adapt
                         f"{own['params']}, and those of {base} are {fingerprint_params(base)}",
                         "name the model that it was trained from")
     lora = Lora(described["rank"], described["alpha"], tuple(described["targets"]))
-    return load_arrays(folder, abstract_lora(config, lora), "adapter.json", mesh), lora
+    shapes = abstract_lora(config, lora)
+    _check_shapes(folder, described["shapes"], _shapes(shapes))
+    return load_arrays(folder, shapes, "adapter.json", mesh), lora
+
+
+def _shapes(adapter: Adapter) -> dict[str, list[int]]:
+    return {name: list(leaf.shape) for name, leaf in named_leaves(adapter).items()}
+
+
+def _check_shapes(folder: Path, saved: dict[str, list[int]], needed: dict[str, list[int]]) -> None:
+    """Raises `UserError` for the first array that is missing, too many or of another shape."""
+    for name in sorted({*saved, *needed}):
+        if saved.get(name) != needed.get(name):
+            raise UserError(str(folder), f"has {name} of shape {saved.get(name)}, and its rank and "
+                            f"targets need {needed.get(name)}",
+                            "put it back from a copy, or train it anew")
 
 
 def _targets(config: ModelConfig, lora: Lora) -> list[tuple[tuple[str, ...], tuple[int, ...]]]:
