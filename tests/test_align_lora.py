@@ -121,7 +121,8 @@ def test_a_run_that_stopped_ends_bit_for_bit_as_one_that_did_not(tuned, parents,
         assert again == first, "digests of all arrays"
 
 
-@pytest.mark.parametrize("optimizer, ema_decay", [("muon", 0.9), ("schedule_free", 0.0)])
+@pytest.mark.parametrize("optimizer, ema_decay", [
+    ("muon", 0.9), pytest.param("schedule_free", 0.0, marks=pytest.mark.full)])
 def test_averages_are_of_the_adapter(parents, tmp_path, optimizer, ema_decay):
     section = dict(ema_decay=ema_decay, num_epochs=1)
     changes = dict(name=optimizer, schedule="constant", learning_rate=0.05)

@@ -198,12 +198,15 @@ def test_every_family_with_projections_has_adapters(config, changes):
         np.testing.assert_allclose(applied, found, atol=1e-5)
 
 
-def test_a_sharded_adapter_gives_the_same(params, batch, config):
-    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+@pytest.mark.parametrize("axes, part_HK", [
+    ({"data": 2, "fsdp": 2, "tensor": 2}, (2, 4, 2, 8)),
+    ({"data": 2, "fsdp": 2, "stage": 2}, (1, 4, 4, 8))], ids=["tensor", "stage"])
+def test_a_sharded_adapter_gives_the_same(params, batch, config, axes, part_HK):
+    mesh = make_mesh(axes)
     adapter = trained(config, LORA, 1)
     expected = hidden(apply_lora(params, adapter, LORA), batch, config)
     placed, own = (jax.device_put(tree, param_shardings(tree, mesh)) for tree in (params, adapter))
-    assert own["blocks"]["wq_b_IHK"].sharding.shard_shape((2, 4, 4, 8)) == (2, 4, 2, 8)
+    assert own["blocks"]["wq_b_IHK"].sharding.shard_shape((2, 4, 4, 8)) == part_HK
     with jax.set_mesh(mesh):
         found = hidden(apply_lora(placed, own, LORA), batch, config)
     np.testing.assert_allclose(found, expected, atol=1e-5)
