@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from align.finetune import fine_tune, make_batches, open_setup
+from align.finetune import fine_tune, freeze, make_batches, open_setup
 from align.losses.preference import PreferenceBatch, dpo_loss, reference_logps
 from core.entry import Stage, run_stage
 from core.progress import Progress, log
@@ -48,7 +48,7 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
     _log_counts(counts, len(rows), len(preferences), section)
     # Compiles nothing, and refuses what does not fit before the reference is.
     make_step(dpo_loss, setup, section, rows_per_example=2,
-              num_steps=len(make_batches(rows, section)))
+              num_steps=len(make_batches(rows, section)), frozen=freeze(setup, section))
     # The reference's parameters are freed before those to train are loaded.
     scored = with_reference(rows, load_params(source, setup.config, setup.mesh), setup=setup,
                             batch_size=section.batch_size)

@@ -73,6 +73,14 @@ def make_training(**changes) -> dict:
         seed=0) | changes
 
 
+def make_lora(**changes) -> dict:
+    """The subsection `lora` of a stage that fine-tunes; see `model.adapters.lora`."""
+    return dict(
+        rank=0,                     # of the additions that are trained; 0 = all parameters instead
+        alpha=16.0,                 # over the rank, the factor of the additions
+        targets=()) | changes       # patterns of projections, as "wq" or "w_*"; () = all
+
+
 def make_pretrain(**changes) -> ConfigDict:
     """The section `pretrain` with every field; sizes of the run come from `changes`."""
     return ConfigDict(make_training(

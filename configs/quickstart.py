@@ -22,6 +22,7 @@ from configs.common import (
     make_curate,
     make_inference,
     make_inference_run,
+    make_lora,
     make_mesh,
     make_model,
     make_optimizer,
@@ -63,7 +64,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         out="sft", model="base", corpus="corpus",
         tasks=dict(documentation=2000, verifiable=16_000),
         inputs="",                  # files of conversations, by commas; see eval/tasks/file.py
-        num_epochs=1, row_length=256, batch_size=8,
+        num_epochs=1, row_length=256, batch_size=8, lora=make_lora(),
         optimizer=make_optimizer(name="muon", learning_rate=5e-3, adam_learning_rate=5e-3),
         run=make_training_run(scan_unroll=4, loss_chunks=4, log_every=5, checkpoint_every=50)))
 
@@ -75,7 +76,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     c.dpo = ConfigDict(make_training(
         out="dpo", model="sft", pairs="pairs", beta=0.1, nll_coef=1.0, num_epochs=1, row_length=96,
-        batch_size=16, optimizer=make_optimizer(learning_rate=3e-4),
+        batch_size=16, lora=make_lora(), optimizer=make_optimizer(learning_rate=3e-4),
         run=make_training_run(scan_unroll=4, loss_chunks=4, log_every=5, checkpoint_every=50)))
 
     c.eval = ConfigDict(dict(
