@@ -17,7 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from model.attention.kind import NO_EXTRAS, Extras, Kind, kind_of
 from model.config import ModelConfig
 from model.execution import Execution
-from model.generation.cache import Cache, Place, empty_cache, is_global, pick
+from model.generation.cache import PIECE, Cache, Place, empty_cache, is_global, pick
 from model.layers.attention import attention
 from model.layers.embed import check_length, embed, init_embeddings
 from model.layers.experts import experts, summarise
@@ -253,18 +253,18 @@ def forward_with_stats(params: Params, tokens_BL: jax.Array, positions_BL: jax.A
 
 
 def make_cache(config: ModelConfig, execution: Execution, batch_size: int, capacity: int, *,
-               piece: int = 0) -> Cache:
+               piece: int = PIECE) -> Cache:
     """An empty cache for `batch_size` rows of up to `capacity` tokens.
 
     Args:
-        piece: tokens that are written at once at most; 0 is as many as a row holds.
+        piece: tokens that are written at once at most; see `empty_cache`.
 
     Raises:
         UserError: the capacity exceeds the table of positions.
     """
     check_length(config, capacity)
     dtype = execution.compute_dtype if execution.kv_cache == "compute" else execution.kv_cache
-    return empty_cache(config, batch_size, capacity, piece or capacity, dtype)
+    return empty_cache(config, batch_size, capacity, piece, dtype)
 
 
 def layer_of(blocks: Params, n: int) -> Params:
