@@ -36,6 +36,14 @@ from model.generation.generate import (
     stop,
 )
 from model.generation.sampling import Sampling, stack_sampling
+from model.generation.speculative import (
+    DraftModel,
+    Speculation,
+    decode_drafted,
+    make_draft_state,
+    prefill_draft,
+    start_draft,
+)
 
 PIECES = (32, 128, 512)     # tokens that prefill reads at once, padded to one of these lengths
 SMALLEST_REACH = 256
@@ -129,7 +137,8 @@ class Engine:
             cut its prompt, of which the first token and the newest ones stay.
         to_text: text of tokens, without special ones; needed for stop texts.
     Attributes:
-        counts: tokens `read`, `reused` and `drawn`; requests `refused`, `cut` and `cancelled`.
+        counts: tokens `read`, `reused` and `drawn`, with speculation `drafted` and of these
+            `accepted`; requests `refused`, `cut` and `cancelled`.
 
     Raises:
         UserError: a number or `overlong` breaks a rule.
@@ -138,7 +147,8 @@ class Engine:
     def __init__(self, params: Params, config: ModelConfig, execution: Execution, *,
                  num_slots: int, capacity: int, chunk_tokens: int = 16, kv_dtype: str = "compute",
                  overlong: str = "refuse",
-                 to_text: Callable[[Sequence[int]], str] | None = None):
+                 to_text: Callable[[Sequence[int]], str] | None = None,
+                 speculation: Speculation | None = None):
         self._params, self._bound = params, {"config": config, "execution": execution}
         self._capacity, self._chunk_tokens = capacity, chunk_tokens
         self._overlong, self._to_text = overlong, to_text
@@ -146,9 +156,13 @@ class Engine:
         piece = PIECES[-1]
         self._state = make_slots(config, execution, num_slots, capacity, num_stops=NUM_STOPS,
                                  piece=piece, kv_dtype=kv_dtype)
-        # Windows and recurrent states forget what came before: a slot cannot end earlier.
-        self._can_rewind = config.family != "lstm" and all(
-            layer_capacity(config, n, capacity, piece) == capacity for n in range(config.N))
+        self._speculation, self._can_rewind = speculation, _can_rewind(config, capacity)
+        if speculation is not None:
+            self._state = self._state.replace(draft=make_draft_state(
+                speculation, config, execution, num_slots, capacity, piece=piece,
+                kv_dtype=kv_dtype))
+            if isinstance(speculation, DraftModel):
+                self._can_rewind &= _can_rewind(speculation.config, capacity)
         self._waiting: deque[int] = deque()
         self._requests: dict[int, Request] = {}
         self._completions: dict[int, Completion] = {}
@@ -321,6 +335,9 @@ class Engine:
         reach = self._reach(max(at for _, at in group) + length)
         self._state = prefill(self._params, self._state, rows_P, tokens_PL, count_P, reach=reach,
                               **self._bound)
+        if isinstance(self._speculation, DraftModel):
+            self._state = prefill_draft(self._speculation, self._state, rows_P, tokens_PL, count_P,
+                                        execution=self._bound["execution"], reach=reach)
 
     def _start(self, slots: Sequence[_Slot]) -> None:
         """Begins the answers of requests whose prompts are read."""
@@ -334,12 +351,24 @@ class Engine:
         ask = Ask(stack_sampling([request.sampling for request in padded]), seed_B3, stops_BS,
                   np.array(limits, np.int32), np.zeros(len(padded), np.int32))
         self._state = start(self._state, self._rows(slots), ask)
+        if self._speculation is not None:
+            prompts_PM = np.zeros((len(self._slots), self._capacity), np.int32)
+            for row, slot in enumerate(slots):
+                prompts_PM[row, :len(slot.tokens)] = slot.tokens
+            self._state = start_draft(self._state, self._rows(slots), prompts_PM)
 
     def _draw(self, busy: Sequence[_Slot]) -> set[int]:
         """Draws a chunk; returns the numbers of the busy slots' requests."""
-        reach = self._reach(max(len(slot.tokens) for slot in busy) + self._chunk_tokens)
-        self._state, drawn = decode(self._params, self._state, num_steps=self._chunk_tokens,
-                                    reach=reach, **self._bound)
+        step_tokens = 1 if self._speculation is None else 1 + self._speculation.num_tokens
+        num_steps = -(-self._chunk_tokens // step_tokens)
+        longest = max(len(slot.tokens) for slot in busy)
+        sizes = {"num_steps": num_steps, "reach": self._reach(longest + num_steps * step_tokens)}
+        if self._speculation is None:
+            self._state, drawn = decode(self._params, self._state, **sizes, **self._bound)
+        else:
+            self._state, drawn, counts = decode_drafted(self._params, self._speculation,
+                                                        self._state, **sizes, **self._bound)
+            self.counts.update({name: int(count) for name, count in counts.items()})
         drawn = jax.device_get(drawn)
         self.counts["drawn"] += int(drawn.count_B.sum())
         numbers = {slot.request for slot in busy}
@@ -400,6 +429,12 @@ class Engine:
     def _tick(self) -> int:
         self._clock += 1
         return self._clock
+
+
+def _can_rewind(config: ModelConfig, capacity: int) -> bool:
+    """Whether a slot can end earlier: windows and recurrent states forget what came before."""
+    return config.family != "lstm" and all(
+        layer_capacity(config, n, capacity, PIECES[-1]) == capacity for n in range(config.N))
 
 
 def _common(tokens: np.ndarray, prompt: np.ndarray) -> int:
