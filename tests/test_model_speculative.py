@@ -111,6 +111,13 @@ def test_answers_end_at_every_offset_inside_a_draft(kind, make_engine, prompts, 
     assert engine.counts["reused"] > 0
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_drafts_end_with_the_capacity(kind, make_engine, prompts):
+    requests = [Request(prompts[3], dataclasses.replace(GREEDY, max_new_tokens=128 - 33)),
+                Request(prompts[1], dataclasses.replace(GREEDY, max_new_tokens=128 - 1))]
+    check_same(make_engine(kind).run(requests), make_engine("plain").run(requests))
+
+
 @pytest.mark.parametrize("kind", ["look-up", "itself"])
 def test_stop_texts_and_cancelled_requests_end_inside_a_draft(kind, make_engine, prompts, plain):
     def to_text(tokens):
@@ -282,8 +289,8 @@ def test_windows_and_recurrent_states_forget_refused_tokens(config, draft_config
     monkeypatch.setattr("model.generation.engine.PIECES", (8,))     # rings that wrap around
     weights, draft = (unstack(jax.jit(partial(init, one))(jax.random.key(2)), execution)
                       for one in (config, draft_config))
-    requests = [Request(prompt, GREEDY) for prompt in prompts]
-    expected, answers = (Engine(weights, config, execution, num_slots=4, capacity=64,
+    requests = [Request(prompt, GREEDY) for prompt in prompts[2:4]]
+    expected, answers = (Engine(weights, config, execution, num_slots=1, capacity=64,
                                 chunk_tokens=8, speculation=speculation).run(requests)
                          for speculation in (None, DraftModel(draft, draft_config, NUM_DRAFTED)))
     check_same(answers, expected)

@@ -200,23 +200,19 @@ def decode_drafted(params: Params, speculation: Speculation, slots: Slots, *, co
         step, slots, drawn, counts = carry
         slots, drawn, token_B, goes_on_B = _draw_first(slots, drawn)
         draft = _draft(speculation, slots, token_B, goes_on_B, execution=execution, reach=reach)
-        tokens_BL = jnp.concatenate([token_B[:, None], draft.tokens_BJ], axis=1)
-        count_B = jnp.where(goes_on_B, 1 + draft.count_B, 0)
-        x_BLD, cache = extend(params, tokens_BL, count_B, slots.cache, config=config,
-                              execution=execution, reach=reach)
-        logits_BLV = logits(params, x_BLD, config=config, execution=execution)
-        num_drawn_B = drawn.count_B
-        slots, drawn, held_B = _accept(slots, drawn, draft, logits_BLV, goes_on_B)
-        last_B11 = jnp.maximum(held_B, 1)[:, None, None] - 1
-        logits_BV = jnp.take_along_axis(logits_BLV, last_B11, axis=1)[:, 0]
-        slots = slots.replace(
-            cache=cache.advance(tokens_BL, held_B),
-            logits_BV=jnp.where(goes_on_B[:, None], logits_BV, slots.logits_BV),
-            draft=_advance(speculation, slots, draft, tokens_BL, held_B, execution=execution,
-                           reach=reach))
+        check = partial(_check, params, speculation, config=config, execution=execution,
+                        reach=reach)
+        if isinstance(speculation, DraftModel):
+            slots, checked = check(slots, drawn, draft, token_B, goes_on_B)
+        else:   # often nothing is found, and the step is then one of plain decoding
+            slots, checked = jax.lax.cond(
+                jnp.any(draft.count_B > 0), check,
+                lambda slots, drawn, draft, *first: check(
+                    slots, drawn, draft._replace(tokens_BJ=draft.tokens_BJ[:, :0]), *first),
+                slots, drawn, draft, token_B, goes_on_B)
         counts = {"drafted": counts["drafted"] + jnp.sum(draft.count_B),
-                  "accepted": counts["accepted"] + jnp.sum(drawn.count_B - num_drawn_B)}
-        return step + 1, slots, drawn, counts
+                  "accepted": counts["accepted"] + jnp.sum(checked.count_B - drawn.count_B)}
+        return step + 1, slots, checked, counts
 
     drawn = no_tokens(slots, num_steps * (1 + speculation.num_tokens))
     counts = dict.fromkeys(("drafted", "accepted"), jnp.int32(0))
@@ -245,6 +241,25 @@ def _without(logits_BV: jax.Array, refused_BV: jax.Array) -> jax.Array:
     rest_BV = jnp.maximum(jax.nn.softmax(logits_BV, axis=-1) - refused_BV, 0)
     is_refused_B = jnp.any(refused_BV > 0, axis=-1) & jnp.any(rest_BV > 0, axis=-1)
     return jnp.where(is_refused_B[:, None], jnp.log(rest_BV), logits_BV)
+
+
+def _check(params: Params, speculation: Speculation, slots: Slots, drawn: Drawn, draft: Draft,
+           token_B: jax.Array, goes_on_B: jax.Array, *, config: ModelConfig, execution: Execution,
+           reach: int) -> tuple[Slots, Drawn]:
+    """Reads the first token of a step and its draft, of which it keeps what is accepted."""
+    tokens_BL = jnp.concatenate([token_B[:, None], draft.tokens_BJ], axis=1)
+    count_B = jnp.where(goes_on_B, 1 + draft.count_B, 0)
+    x_BLD, cache = extend(params, tokens_BL, count_B, slots.cache, config=config,
+                          execution=execution, reach=reach)
+    logits_BLV = logits(params, x_BLD, config=config, execution=execution)
+    slots, drawn, held_B = _accept(slots, drawn, draft, logits_BLV, goes_on_B)
+    last_B11 = jnp.maximum(held_B, 1)[:, None, None] - 1
+    logits_BV = jnp.take_along_axis(logits_BLV, last_B11, axis=1)[:, 0]
+    return slots.replace(
+        cache=cache.advance(tokens_BL, held_B),
+        logits_BV=jnp.where(goes_on_B[:, None], logits_BV, slots.logits_BV),
+        draft=_advance(speculation, slots, draft, tokens_BL, held_B, execution=execution,
+                       reach=reach)), drawn
 
 
 def _accept(slots: Slots, drawn: Drawn, draft: Draft, logits_BLV: jax.Array,
@@ -279,6 +294,8 @@ def _accept(slots: Slots, drawn: Drawn, draft: Draft, logits_BLV: jax.Array,
         return slots, drawn, held_B + goes_on_B, goes_on_B
 
     carry = (slots, drawn, goes_on_B.astype(jnp.int32), goes_on_B)
+    if not draft.tokens_BJ.shape[1]:
+        return carry[:3]
     return jax.lax.fori_loop(0, draft.tokens_BJ.shape[1], accept, carry)[:3]
 
 
