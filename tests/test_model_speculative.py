@@ -72,6 +72,25 @@ def plain(make_engine, prompts):
     return make_engine("plain").run([Request(prompt, GREEDY) for prompt in prompts])
 
 
+def check_draft_cache(engine, fresh, prompt, tokens, window=128):
+    """Asserts that a draft model holds of an answer in slot 0 what `fresh` does that reads it."""
+    fresh.run([Request((*prompt, *tokens[:-1]), Sampling(max_new_tokens=1))])
+    ours, theirs = engine._state.draft.cache, fresh._state.draft.cache
+    length = len(prompt) + len(tokens) - 1
+    assert ours.length_B[0] == theirs.length_B[0] == length
+    held = np.arange(max(0, length - window + 1), length)
+    for name, leaf in vars(ours).items():
+        if name == "layers":
+            for layer, other in zip(leaf, theirs.layers, strict=True):
+                index = held % layer.k_BMGK.shape[1]
+                np.testing.assert_allclose(layer.k_BMGK[0, index], other.k_BMGK[0, index],
+                                           atol=1e-5)
+                np.testing.assert_allclose(layer.v_BMGK[0, index], other.v_BMGK[0, index],
+                                           atol=1e-5)
+        elif name != "states":
+            np.testing.assert_allclose(leaf[0], getattr(theirs, name)[0], atol=1e-5)
+
+
 def check_same(completions, expected):
     """Asserts that answers end alike, with the same tokens and log-probabilities."""
     for ours, theirs in zip(completions, expected, strict=True):
@@ -116,6 +135,19 @@ def test_drafts_end_with_the_capacity(kind, make_engine, prompts):
     requests = [Request(prompts[3], dataclasses.replace(GREEDY, max_new_tokens=128 - 33)),
                 Request(prompts[1], dataclasses.replace(GREEDY, max_new_tokens=128 - 1))]
     check_same(make_engine(kind).run(requests), make_engine("plain").run(requests))
+
+
+@pytest.mark.parametrize("kind", ["itself", "random"])
+def test_a_draft_model_has_read_what_the_answer_keeps(kind, make_engine, prompts, plain):
+    engine = make_engine(kind)
+    engine.run([Request(prompts[2], GREEDY)])
+    check_draft_cache(engine, make_engine(kind), prompts[2], plain[2].tokens)
+    # The same of a prompt whose beginning another slot has read.
+    engine.run([Request((*prompts[2], *plain[2].tokens[:9], 1), GREEDY)])
+    assert engine.counts["reused"] > 0
+    longer = make_engine(kind).run([Request((*prompts[2], *plain[2].tokens[:9], 1), GREEDY)])
+    check_draft_cache(engine, make_engine(kind), (*prompts[2], *plain[2].tokens[:9], 1),
+                      longer[0].tokens)
 
 
 @pytest.mark.parametrize("kind", ["look-up", "itself"])
@@ -289,11 +321,15 @@ def test_windows_and_recurrent_states_forget_refused_tokens(config, draft_config
     monkeypatch.setattr("model.generation.engine.PIECES", (8,))     # rings that wrap around
     weights, draft = (unstack(jax.jit(partial(init, one))(jax.random.key(2)), execution)
                       for one in (config, draft_config))
+    speculation = DraftModel(draft, draft_config, NUM_DRAFTED)
+    plain, engine, fresh = (
+        Engine(weights, config, execution, num_slots=1, capacity=64, chunk_tokens=8,
+               speculation=one) for one in (None, speculation, speculation))
     requests = [Request(prompt, GREEDY) for prompt in prompts[2:4]]
-    expected, answers = (Engine(weights, config, execution, num_slots=1, capacity=64,
-                                chunk_tokens=8, speculation=speculation).run(requests)
-                         for speculation in (None, DraftModel(draft, draft_config, NUM_DRAFTED)))
-    check_same(answers, expected)
+    expected = plain.run(requests)
+    check_same(engine.run(requests), expected)
+    assert engine.counts["accepted"] < engine.counts["drafted"]
+    check_draft_cache(engine, fresh, prompts[3], expected[1].tokens, window=WINDOWED.window)
 
 
 @pytest.mark.parametrize("make, message", [
