@@ -72,23 +72,23 @@ def plain(make_engine, prompts):
     return make_engine("plain").run([Request(prompt, GREEDY) for prompt in prompts])
 
 
-def check_draft_cache(engine, fresh, prompt, tokens, window=128):
-    """Asserts that a draft model holds of an answer in slot 0 what `fresh` does that reads it."""
+def check_draft_cache(engine, fresh, prompt, tokens, *, slot=0, window=128):
+    """Asserts that a draft model holds of a slot's answer what it does in `fresh`, which reads the
+    answer as a prompt."""
     fresh.run([Request((*prompt, *tokens[:-1]), Sampling(max_new_tokens=1))])
     ours, theirs = engine._state.draft.cache, fresh._state.draft.cache
     length = len(prompt) + len(tokens) - 1
-    assert ours.length_B[0] == theirs.length_B[0] == length
+    assert ours.length_B[slot] == theirs.length_B[0] == length
     held = np.arange(max(0, length - window + 1), length)
     for name, leaf in vars(ours).items():
         if name == "layers":
             for layer, other in zip(leaf, theirs.layers, strict=True):
                 index = held % layer.k_BMGK.shape[1]
-                np.testing.assert_allclose(layer.k_BMGK[0, index], other.k_BMGK[0, index],
-                                           atol=1e-5)
-                np.testing.assert_allclose(layer.v_BMGK[0, index], other.v_BMGK[0, index],
-                                           atol=1e-5)
+                for kind in ("k_BMGK", "v_BMGK"):
+                    np.testing.assert_allclose(getattr(layer, kind)[slot, index],
+                                               getattr(other, kind)[0, index], atol=1e-5)
         elif name != "states":
-            np.testing.assert_allclose(leaf[0], getattr(theirs, name)[0], atol=1e-5)
+            np.testing.assert_allclose(leaf[slot], getattr(theirs, name)[0], atol=1e-5)
 
 
 def check_same(completions, expected):
@@ -139,15 +139,17 @@ def test_drafts_end_with_the_capacity(kind, make_engine, prompts):
 
 @pytest.mark.parametrize("kind", ["itself", "random"])
 def test_a_draft_model_has_read_what_the_answer_keeps(kind, make_engine, prompts, plain):
-    engine = make_engine(kind)
-    engine.run([Request(prompts[2], GREEDY)])
-    check_draft_cache(engine, make_engine(kind), prompts[2], plain[2].tokens)
-    # The same of a prompt whose beginning another slot has read.
-    engine.run([Request((*prompts[2], *plain[2].tokens[:9], 1), GREEDY)])
-    assert engine.counts["reused"] > 0
-    longer = make_engine(kind).run([Request((*prompts[2], *plain[2].tokens[:9], 1), GREEDY)])
-    check_draft_cache(engine, make_engine(kind), (*prompts[2], *plain[2].tokens[:9], 1),
-                      longer[0].tokens)
+    engine, fresh = make_engine(kind), make_engine(kind)
+    answer = plain[3].tokens
+    engine.run([Request(prompts[3], GREEDY)] * 2)   # the second slot's prompt is a copy
+    assert engine.counts["reused"] == len(prompts[3])
+    for slot in range(2):
+        check_draft_cache(engine, make_engine(kind), prompts[3], answer, slot=slot)
+    longer = (*prompts[3], *answer[:9], 1)          # of which a slot has read all but the last
+    engine.run([Request(longer, GREEDY)])
+    assert engine.counts["reused"] == len(prompts[3]) + len(longer) - 1
+    answer = fresh.run([Request(longer, GREEDY)])[0].tokens
+    check_draft_cache(engine, make_engine(kind), longer, answer)
 
 
 @pytest.mark.parametrize("kind", ["look-up", "itself"])
@@ -307,6 +309,16 @@ def test_look_up_drafts_what_followed(tokens, ngram, num_tokens, expected):
     assert is_found == (expected is not None)
     if is_found:
         assert drafted_J.tolist() == expected
+
+
+def test_a_slot_begins_anew_and_leaves_others_as_they_are(execution):
+    slots = make_slots(SMALL, execution, 3, 4, num_stops=1, piece=4)
+    state = make_draft_state(PromptLookup(), SMALL, execution, 3, 4, piece=4)
+    state = state.replace(refused_BV=state.refused_BV + 0.5)    # as a cancelled request leaves it
+    prompts_PM = np.array([[1, 2, 3, 4], [5, 6, 7, 0], [5, 6, 7, 0]], np.int32)
+    state = start_draft(slots.replace(draft=state), np.array([2, 3, 3]), prompts_PM).draft
+    assert state.tokens_BM.tolist() == [[0] * 4, [0] * 4, [1, 2, 3, 4]]
+    assert state.refused_BV.max(1).tolist() == [0.5, 0.5, 0]
 
 
 # A window forgets tokens that a refused draft overwrote; an LSTM has only the newest state.
