@@ -334,11 +334,13 @@ def test_windows_and_recurrent_states_forget_refused_tokens(config, draft_config
     weights, draft = (unstack(jax.jit(partial(init, one))(jax.random.key(2)), execution)
                       for one in (config, draft_config))
     speculation = DraftModel(draft, draft_config, NUM_DRAFTED)
-    plain, engine, fresh = (
+    plain, looks_up, engine, fresh = (
         Engine(weights, config, execution, num_slots=1, capacity=64, chunk_tokens=8,
-               speculation=one) for one in (None, speculation, speculation))
+               speculation=one)
+        for one in (None, PromptLookup(NUM_DRAFTED, ngram=2), speculation, speculation))
     requests = [Request(prompt, GREEDY) for prompt in prompts[2:4]]
     expected = plain.run(requests)
+    check_same(looks_up.run(requests), expected)
     check_same(engine.run(requests), expected)
     assert engine.counts["accepted"] < engine.counts["drafted"]
     check_draft_cache(engine, fresh, prompts[3], expected[1].tokens, window=WINDOWED.window)

@@ -46,16 +46,16 @@ ACCEPT, DRAFT = 1, 2
 
 
 class Draft(NamedTuple):
-    """Proposed continuations of each slot.
+    """What a step reads in each slot.
 
     Attributes:
-        tokens_BJ: drafted tokens.
-        count_B: how many of them are proposed.
-        q_JBV: distributions that they were drawn from; None if each had probability 1.
+        tokens_BL: a token that is drawn already, and the J = L - 1 drafted ones that follow it.
+        count_B: how many of them are read; 0 where the answer does not go on after the first.
+        q_JBV: distributions that the drafted ones were drawn from; None if each had probability 1.
         cache: that of the draft model, to which nothing is added yet.
     """
 
-    tokens_BJ: jax.Array
+    tokens_BL: jax.Array
     count_B: jax.Array
     q_JBV: jax.Array | None
     cache: Any
@@ -202,15 +202,17 @@ def decode_drafted(params: Params, speculation: Speculation, slots: Slots, *, co
         draft = _draft(speculation, slots, token_B, goes_on_B, execution=execution, reach=reach)
         check = partial(_check, params, speculation, config=config, execution=execution,
                         reach=reach)
-        if isinstance(speculation, DraftModel):
-            slots, checked = check(slots, drawn, draft, token_B, goes_on_B)
-        else:   # often nothing is found, and the step is then one of plain decoding
+        if isinstance(speculation, PromptLookup) and token_B.shape[0] == 1:
+            # Often nothing is found, and the step is then one of plain decoding. Among several
+            # slots the others would decide which of two programs, rounded apart, reads a token.
             slots, checked = jax.lax.cond(
-                jnp.any(draft.count_B > 0), check,
-                lambda slots, drawn, draft, *first: check(
-                    slots, drawn, draft._replace(tokens_BJ=draft.tokens_BJ[:, :0]), *first),
-                slots, drawn, draft, token_B, goes_on_B)
-        counts = {"drafted": counts["drafted"] + jnp.sum(draft.count_B),
+                draft.count_B[0] > 1, check,
+                lambda slots, drawn, draft: check(
+                    slots, drawn, draft._replace(tokens_BL=draft.tokens_BL[:, :1])),
+                slots, drawn, draft)
+        else:
+            slots, checked = check(slots, drawn, draft)
+        counts = {"drafted": counts["drafted"] + jnp.sum(jnp.maximum(draft.count_B - 1, 0)),
                   "accepted": counts["accepted"] + jnp.sum(checked.count_B - drawn.count_B)}
         return step + 1, slots, checked, counts
 
@@ -243,40 +245,35 @@ def _without(logits_BV: jax.Array, refused_BV: jax.Array) -> jax.Array:
     return jnp.where(is_refused_B[:, None], jnp.log(rest_BV), logits_BV)
 
 
-def _check(params: Params, speculation: Speculation, slots: Slots, drawn: Drawn, draft: Draft,
-           token_B: jax.Array, goes_on_B: jax.Array, *, config: ModelConfig, execution: Execution,
-           reach: int) -> tuple[Slots, Drawn]:
-    """Reads the first token of a step and its draft, of which it keeps what is accepted."""
-    tokens_BL = jnp.concatenate([token_B[:, None], draft.tokens_BJ], axis=1)
-    count_B = jnp.where(goes_on_B, 1 + draft.count_B, 0)
-    x_BLD, cache = extend(params, tokens_BL, count_B, slots.cache, config=config,
+def _check(params: Params, speculation: Speculation, slots: Slots, drawn: Drawn, draft: Draft, *,
+           config: ModelConfig, execution: Execution, reach: int) -> tuple[Slots, Drawn]:
+    """Reads a draft, and keeps the first token and what is accepted of the others."""
+    x_BLD, cache = extend(params, draft.tokens_BL, draft.count_B, slots.cache, config=config,
                           execution=execution, reach=reach)
     logits_BLV = logits(params, x_BLD, config=config, execution=execution)
-    slots, drawn, held_B = _accept(slots, drawn, draft, logits_BLV, goes_on_B)
+    slots, drawn, held_B = _accept(slots, drawn, draft, logits_BLV)
     last_B11 = jnp.maximum(held_B, 1)[:, None, None] - 1
     logits_BV = jnp.take_along_axis(logits_BLV, last_B11, axis=1)[:, 0]
     return slots.replace(
-        cache=cache.advance(tokens_BL, held_B),
-        logits_BV=jnp.where(goes_on_B[:, None], logits_BV, slots.logits_BV),
-        draft=_advance(speculation, slots, draft, tokens_BL, held_B, execution=execution,
-                       reach=reach)), drawn
+        cache=cache.advance(draft.tokens_BL, held_B),
+        logits_BV=jnp.where(held_B[:, None] > 0, logits_BV, slots.logits_BV),
+        draft=_advance(speculation, slots, draft, held_B, execution=execution, reach=reach)), drawn
 
 
-def _accept(slots: Slots, drawn: Drawn, draft: Draft, logits_BLV: jax.Array,
-            goes_on_B: jax.Array) -> tuple[Slots, Drawn, jax.Array]:
+def _accept(slots: Slots, drawn: Drawn, draft: Draft,
+            logits_BLV: jax.Array) -> tuple[Slots, Drawn, jax.Array]:
     """Accepts or refuses drafted tokens, one after the other.
 
     Args:
-        logits_BLV: of the tokens after the first one and after each drafted one.
-        goes_on_B: slots that go on after the first token.
+        logits_BLV: after each token of the draft.
 
     Returns:
-        Also held_B: how many tokens of the step, the first one included, the answers go on after.
+        Also held_B: how many tokens of the draft, from the first one on, the answers go on after.
     """
     def accept(j, carry):
         slots, drawn, held_B, goes_on_B = carry
-        token_B, logits_BV = draft.tokens_BJ[:, j], logits_BLV[:, j]
-        is_tried_B = goes_on_B & (j < draft.count_B)
+        token_B, logits_BV = draft.tokens_BL[:, 1 + j], logits_BLV[:, j]
+        is_tried_B = goes_on_B & (1 + j < draft.count_B)
         sampling = sampling_of(slots.ask, is_tried_B)
         p_BV = _probabilities(adjust(logits_BV, sampling, slots.seen_BV), sampling)
         q_BV = (jax.nn.one_hot(token_B, p_BV.shape[-1]) if draft.q_JBV is None
@@ -293,10 +290,12 @@ def _accept(slots: Slots, drawn: Drawn, draft: Draft, logits_BLV: jax.Array,
         slots = slots.replace(draft=slots.draft.replace(refused_BV=refused_BV))
         return slots, drawn, held_B + goes_on_B, goes_on_B
 
+    goes_on_B = draft.count_B > 0
     carry = (slots, drawn, goes_on_B.astype(jnp.int32), goes_on_B)
-    if not draft.tokens_BJ.shape[1]:
-        return carry[:3]
-    return jax.lax.fori_loop(0, draft.tokens_BJ.shape[1], accept, carry)[:3]
+    num_drafted = draft.tokens_BL.shape[1] - 1
+    if num_drafted:
+        carry = jax.lax.fori_loop(0, num_drafted, accept, carry)
+    return carry[:3]
 
 
 def _probabilities(adjusted_BV: jax.Array, sampling: RowSampling) -> jax.Array:
@@ -313,14 +312,16 @@ def _draft(speculation: Speculation, slots: Slots, token_B: jax.Array, goes_on_B
     """Continues token_B, which the caches do not hold yet, by no more tokens than may be drawn."""
     most_B = jnp.where(goes_on_B, jnp.minimum(slots.ask.left_B, speculation.num_tokens), 0)
     if isinstance(speculation, DraftModel):
-        return _ask_model(speculation, slots, token_B, most_B, execution=execution, reach=reach)
+        return _ask_model(speculation, slots, token_B, goes_on_B + most_B, execution=execution,
+                          reach=reach)
     length_B = slots.cache.length_B
     rows_B = jnp.where(goes_on_B, jnp.arange(token_B.shape[0]), token_B.shape[0])
     tokens_BM = slots.draft.tokens_BM.at[rows_B, length_B].set(token_B, mode="drop")
     tokens_BJ, is_found_B = jax.vmap(partial(
         look_up, num_tokens=speculation.num_tokens, ngram=speculation.ngram))(
             tokens_BM, length_B + 1)
-    return Draft(tokens_BJ, jnp.where(is_found_B, most_B, 0), None, None)
+    return Draft(jnp.concatenate([token_B[:, None], tokens_BJ], axis=1),
+                 goes_on_B + jnp.where(is_found_B, most_B, 0), None, None)
 
 
 def look_up(tokens_M: jax.Array, length: jax.Array, *, num_tokens: int,
@@ -344,14 +345,19 @@ def look_up(tokens_M: jax.Array, length: jax.Array, *, num_tokens: int,
 
 def _ask_model(speculation: DraftModel, slots: Slots, token_B: jax.Array, count_B: jax.Array, *,
                execution: Execution, reach: int) -> Draft:
-    """Draws a continuation of token_B from the draft model, under the settings of the slots."""
+    """Draws a continuation of token_B from the draft model, under the settings of the slots.
+
+    Args:
+        count_B: see `Draft`.
+    """
     sampling = sampling_of(slots.ask, count_B > 0)
     rows_B = jnp.arange(token_B.shape[0])
 
     def draw_next(carry, j):
         cache, token_B, seen_BV = carry
         logits_BV, cache = _read(speculation, cache, token_B[:, None],
-                                 (j < count_B).astype(jnp.int32), execution=execution, reach=reach)
+                                 (j < count_B - 1).astype(jnp.int32), execution=execution,
+                                 reach=reach)
         adjusted_BV = adjust(logits_BV[:, 0], sampling, seen_BV)
         keys_B = draw_keys(slots.ask, DRAFT, j)
         token_B = draw(adjusted_BV, sampling, keys_B)
@@ -364,22 +370,22 @@ def _ask_model(speculation: DraftModel, slots: Slots, token_B: jax.Array, count_
     # A decoder forgets tokens as its length shrinks; recurrent states have no such memory.
     cache = before if speculation.config.family == "lstm" else cache.rewind(
         None, before.length_B, before.last_B)
-    return Draft(tokens_JB.T, count_B, q_JBV, cache)
+    return Draft(jnp.concatenate([token_B[None], tokens_JB]).T, count_B, q_JBV, cache)
 
 
-def _advance(speculation: Speculation, slots: Slots, draft: Draft, tokens_BL: jax.Array,
-             held_B: jax.Array, *, execution: Execution, reach: int) -> DraftState:
+def _advance(speculation: Speculation, slots: Slots, draft: Draft, held_B: jax.Array, *,
+             execution: Execution, reach: int) -> DraftState:
     """Adds the tokens that a step keeps to what drafts are made from."""
     if isinstance(speculation, DraftModel):
-        cache = _read(speculation, draft.cache, tokens_BL, held_B, execution=execution,
+        cache = _read(speculation, draft.cache, draft.tokens_BL, held_B, execution=execution,
                       reach=reach)[1]
         return slots.draft.replace(cache=cache)
-    tokens_BM, offset_1L = slots.draft.tokens_BM, jnp.arange(tokens_BL.shape[1])[None]
+    tokens_BM, offset_1L = slots.draft.tokens_BM, jnp.arange(draft.tokens_BL.shape[1])[None]
     index_BL = jnp.where(offset_1L < held_B[:, None], slots.cache.length_B[:, None] + offset_1L,
                          tokens_BM.shape[1])
     rows_B1 = jnp.arange(held_B.shape[0])[:, None]
-    return slots.draft.replace(tokens_BM=tokens_BM.at[rows_B1, index_BL].set(tokens_BL,
-                                                                           mode="drop"))
+    return slots.draft.replace(
+        tokens_BM=tokens_BM.at[rows_B1, index_BL].set(draft.tokens_BL, mode="drop"))
 
 
 def _read(speculation: DraftModel, cache: Any, tokens_BL: jax.Array, count_B: jax.Array, *,
