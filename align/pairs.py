@@ -3,7 +3,8 @@
     python -m align.pairs --config=configs/quickstart.py --workdir=runs/quickstart
 
 Writes `pairs.jsonl`, preferences of two responses each, see `data.preferences`. Answers are
-ranked by the task's `score`: exact match for verifiable tasks, word F1 for documentation.
+ranked by the task's `score`: exact match for verifiable tasks, word F1 for documentation. An answer
+that was cut at `max_new_tokens` is never preferred.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
                         "set a smaller --config.pairs.min_margin or a higher temperature")
     described = describe_pairs(pairs, model.tokenizer)
     log(f"pairs: {len(pairs)} of {len(solved)} questions; {left_out['equal']} with equal answers "
-        f"or scores, {left_out['too_close']} too close")
+        f"or scores, {left_out['too_close']} too close, {left_out['unfinished']} without an answer "
+        "that ends by itself")
     log(f"pairs: {described['chosen_tokens_mean']:.1f} tokens chosen on average, "
         f"{described['rejected_tokens_mean']:.1f} rejected; {described['empty_chosen']} empty "
         f"answers chosen, {described['empty_rejected']} rejected")
@@ -67,12 +69,18 @@ def make_pairs(rows: Sequence[Mapping[str, Any]], num_samples: int,
 
     Returns:
         The pairs; and the numbers of questions left out because best and worst have the same text
-        or score (`equal`), or scores that are less than `min_margin` apart (`too_close`).
+        or score (`equal`), or scores that are less than `min_margin` apart (`too_close`), or
+        because no answer ends by itself (`unfinished`).
     """
-    pairs, left_out = [], {"equal": 0, "too_close": 0}
+    pairs, left_out = [], {"equal": 0, "too_close": 0, "unfinished": 0}
     for first in range(0, len(rows), num_samples):
-        answers = sorted(rows[first:first + num_samples], key=lambda row: row["score"])
-        worst, best = answers[0], answers[-1]
+        answers = sorted((row for row in rows[first:first + num_samples]
+                          if row["finish"] != "refused"), key=lambda row: row["score"])
+        finished = [row for row in answers if row["finish"] == "stop"]
+        if not finished:
+            left_out["unfinished"] += 1
+            continue
+        worst, best = answers[0], finished[-1]
         if best["score"] == worst["score"] or best["completion"] == worst["completion"]:
             left_out["equal"] += 1
         elif best["score"] - worst["score"] < min_margin:
@@ -80,13 +88,13 @@ def make_pairs(rows: Sequence[Mapping[str, Any]], num_samples: int,
         else:
             pairs.append(Preference(
                 ask(best["question"]), (best["completion"], worst["completion"]), (1, 2),
-                source=best["task"],
+                source=best["task"], finishes=(best["finish"], worst["finish"]),
                 meta={"family": best["family"], "scores": [best["score"], worst["score"]]}))
     return pairs, left_out
 
 
 def describe_pairs(pairs: Sequence[Preference], tokenizer: Tokenizer) -> dict[str, float]:
-    """Means of scores and of lengths in tokens, and numbers of empty answers, by side.
+    """Means of scores and of lengths in tokens, and numbers of empty and cut answers, by side.
 
     `longer_chosen_frac` is the share of pairs whose preferred answer is the longer one: far from a
     half, length is what a preference loss learns.
@@ -95,10 +103,12 @@ def describe_pairs(pairs: Sequence[Preference], tokenizer: Tokenizer) -> dict[st
     lengths = np.array([[len(tokenizer.encode(text)) for text in pair.responses]
                         for pair in pairs])
     empty = np.array([[not text.strip() for text in pair.responses] for pair in pairs])
+    cut = np.array([[finish == "length" for finish in pair.finishes] for pair in pairs])
     return {name: value for column, side in enumerate(("chosen", "rejected")) for name, value in (
         (f"{side}_score", float(scores[:, column].mean())),
         (f"{side}_tokens_mean", float(lengths[:, column].mean())),
-        (f"empty_{side}", int(empty[:, column].sum())))} | {
+        (f"empty_{side}", int(empty[:, column].sum())),
+        (f"cut_{side}", int(cut[:, column].sum())))} | {
             "longer_chosen_frac": float((lengths[:, 0] > lengths[:, 1]).mean())}
 
 

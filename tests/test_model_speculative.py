@@ -83,10 +83,10 @@ def check_draft_cache(engine, fresh, prompt, tokens, *, slot=0, window=128):
     for name, leaf in vars(ours).items():
         if name == "layers":
             for layer, other in zip(leaf, theirs.layers, strict=True):
-                index = held % layer.k_BMGK.shape[1]
-                for kind in ("k_BMGK", "v_BMGK"):
-                    np.testing.assert_allclose(getattr(layer, kind)[slot, index],
-                                               getattr(other, kind)[0, index], atol=1e-5)
+                index = held % layer.k_BGMK.shape[2]
+                for kind in ("k_BGMK", "v_BGMK"):
+                    np.testing.assert_allclose(getattr(layer, kind)[slot][:, index],
+                                               getattr(other, kind)[0][:, index], atol=1e-5)
         elif name != "states":
             np.testing.assert_allclose(leaf[slot], getattr(theirs, name)[0], atol=1e-5)
 
@@ -255,17 +255,17 @@ def draw_small(speculation, small, execution):
     prompts_PM = np.tile(np.array(SMALL_PROMPT + (0,) * (32 - len(SMALL_PROMPT)), np.int32),
                          (num_rows, 1))
     read = prompts_PM[:, :len(SMALL_PROMPT)], np.full(num_rows, len(SMALL_PROMPT), np.int32)
-    slots = prefill(weights, slots, rows_P, *read, config=SMALL, execution=execution, reach=32)
+    slots = prefill(weights, slots, rows_P, *read, config=SMALL, execution=execution)
     if isinstance(speculation, DraftModel):
-        slots = prefill_draft(speculation, slots, rows_P, *read, execution=execution, reach=32)
+        slots = prefill_draft(speculation, slots, rows_P, *read, execution=execution)
     seed_B3 = np.stack([rows_P % NUM_SAMPLES, 0 * rows_P, rows_P // NUM_SAMPLES], 1)
     sampling = stack_sampling([one for one in SETTINGS for _ in range(NUM_SAMPLES)])
     slots = start(slots, rows_P, Ask(
         sampling, seed_B3.astype(np.uint32), np.full((num_rows, 1), -1, np.int32),
         np.full(num_rows, NUM_TOKENS, np.int32), np.zeros(num_rows, np.int32)))
     slots = start_draft(slots, rows_P, prompts_PM)
-    _, drawn, counts = decode_drafted(weights, speculation, slots, config=SMALL,
-                                      execution=execution, num_steps=NUM_TOKENS, reach=32)
+    _, drawn, counts = decode_drafted(weights, speculation, slots, num_rows, config=SMALL,
+                                      execution=execution, num_steps=NUM_TOKENS)
     assert (drawn.count_B == NUM_TOKENS).all()
     tokens_BT = np.asarray(drawn.tokens_BT)[:, :NUM_TOKENS]
     return tokens_BT.reshape(len(SETTINGS), NUM_SAMPLES, NUM_TOKENS), counts

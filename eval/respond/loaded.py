@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from model.config import ModelConfig
 from model.directory import load_params, read_description
 from model.execution import Execution
 from model.families.registry import Params, check_generates
+from model.generation.weights import unstack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +43,11 @@ class LoadedModel:
     context_tokens: int
     name: str = ""
     between_batches: Callable[[], None] = lambda: None
+
+    @functools.cached_property
+    def weights(self) -> Params:
+        """The parameters as generation reads them, a second copy."""
+        return unstack(self.params, self.execution)
 
 
 def load_model(folder: Path, execution: Execution, mesh: Mesh | None = None) -> LoadedModel:

@@ -253,18 +253,17 @@ def forward_with_stats(params: Params, tokens_BL: jax.Array, positions_BL: jax.A
 
 
 def make_cache(config: ModelConfig, execution: Execution, batch_size: int, capacity: int, *,
-               piece: int = 0, kv_dtype: str = "compute") -> Cache:
+               piece: int = 0) -> Cache:
     """An empty cache for `batch_size` rows of up to `capacity` tokens.
 
     Args:
         piece: tokens that are written at once at most; 0 is as many as a row holds.
-        kv_dtype: compute, that of matmuls; or int8, with a scale for each token and head.
 
     Raises:
         UserError: the capacity exceeds the table of positions.
     """
     check_length(config, capacity)
-    dtype = execution.compute_dtype if kv_dtype == "compute" else kv_dtype
+    dtype = execution.compute_dtype if execution.kv_cache == "compute" else execution.kv_cache
     return empty_cache(config, batch_size, capacity, piece or capacity, dtype)
 
 
@@ -274,8 +273,8 @@ def layer_of(blocks: Params, n: int) -> Params:
 
 
 def extend(params: Params, tokens_BL: jax.Array, count_B: jax.Array, cache: Cache, *,
-           config: ModelConfig, execution: Execution, rows_B: jax.Array | None = None,
-           reach: int = 0) -> tuple[jax.Array, Cache]:
+           config: ModelConfig, execution: Execution,
+           rows_B: jax.Array | None = None) -> tuple[jax.Array, Cache]:
     """Runs the tokens that follow those in the cache; prefill and decode both call it.
 
     The layers are a loop and not a scan, which would copy each layer's weights and cache.
@@ -283,13 +282,13 @@ def extend(params: Params, tokens_BL: jax.Array, count_B: jax.Array, cache: Cach
     Args:
         tokens_BL: the new tokens.
         count_B: how many of each row's are real; no other is written to the cache.
-        rows_B, reach: see `model.generation.cache.Place`.
+        rows_B: see `model.generation.cache.Place`.
 
     Returns:
         x_BLD of the new tokens, and the cache with their keys and values, for the caller to
         `advance`.
     """
-    place = Place(pick(cache.length_B, rows_B), count_B, rows_B, reach)
+    place = Place(pick(cache.length_B, rows_B), count_B, rows_B)
     positions_BL = place.length_B[:, None] + jnp.arange(tokens_BL.shape[1])[None]
     block = Block(config, execution, kind_of(config))
     previous_BL = jnp.concatenate([pick(cache.last_B, rows_B)[:, None], tokens_BL[:, :-1]], axis=1)
@@ -309,7 +308,7 @@ def cached_extras(params: Params, positions_BL: jax.Array, cache: Cache, place: 
         distance_BLM = positions_BL[:, :, None] - layer.positions(place)[:, None]
         return score_bias(params, distance_BLM, config)
 
-    biases = {layer.k_BMGK.shape[1]: layer for layer in cache.layers}
+    biases = {layer.k_BGMK.shape[2]: layer for layer in cache.layers}
     biases = {size: bias_of(layer) for size, layer in biases.items()}
     return [Extras(jnp.asarray(is_global(config, n)) if config.global_every else None,
-                   biases[layer.k_BMGK.shape[1]]) for n, layer in enumerate(cache.layers)]
+                   biases[layer.k_BGMK.shape[2]]) for n, layer in enumerate(cache.layers)]

@@ -177,7 +177,7 @@ def extend(params: Params, tokens_BL: jax.Array, count_B: jax.Array, cache: Sour
            config: ModelConfig, execution: Execution) -> tuple[jax.Array, SourceCache]:
     """Runs the tokens that follow those in the cache; see `model.families.decoder.extend`."""
     own = cache.own
-    place = Place(own.length_B, count_B, rows_B=None, reach=0)
+    place = Place(own.length_B, count_B)
     positions_BL = own.length_B[:, None] + jnp.arange(tokens_BL.shape[1])[None]
     block = CrossBlock(config, execution, kind_of(config))
     mask_BLM = jnp.broadcast_to(cache.is_token_BM[:, None],

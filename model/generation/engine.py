@@ -31,6 +31,7 @@ from model.generation.generate import (
     make_slots,
     mark_seen,
     prefill,
+    resize,
     rewind,
     start,
     stop,
@@ -46,7 +47,8 @@ from model.generation.speculative import (
 )
 
 PIECES = (32, 128, 512)     # tokens that prefill reads at once, padded to one of these lengths
-SMALLEST_REACH = 256
+GROUP_SIZE = 8              # prompts that are read at once where they do not fill all slots
+SMALLEST_SIZE = 256         # of a slot's cache; it doubles when a request needs more
 NUM_STOPS = 8
 MIN_SHARED_TOKENS = 16      # a shorter common beginning costs more to copy than to read again
 OVERLONG = ("refuse", "cut")
@@ -65,9 +67,12 @@ class Request:
         stop_texts: texts that end it; they are no part of the answer's text.
         seed: of the draws, with the prompt and `sample`.
         sample: number among several answers to the same prompt and seed.
+        overlong: what happens if prompt and answer exceed the engine's capacity: refuse, or cut
+            the prompt, of which the first token and the newest ones stay.
 
     Raises:
-        UserError: the prompt is empty, a stop text is, or there are too many stop tokens.
+        UserError: the prompt is empty, a stop text is, there are too many stop tokens, or
+            `overlong` is another word.
     """
 
     prompt: tuple[int, ...]
@@ -76,16 +81,20 @@ class Request:
     stop_texts: tuple[str, ...] = ()
     seed: int = 0
     sample: int = 0
+    overlong: str = "refuse"
 
     def __post_init__(self):
         if not self.prompt:
             raise UserError("prompt", "has no token", "begin it with the tokenizer's bos")
         if not all(self.stop_texts):
-            raise UserError("stop_texts", "has an empty text, which would end every answer",
+            raise UserError("a stop text", "is empty, and would end every answer",
                             "leave it out")
         if len(self.stops) > NUM_STOPS:
             raise UserError(f"stops: {len(self.stops)} tokens", f"are more than {NUM_STOPS}",
                             "name fewer")
+        if self.overlong not in OVERLONG:
+            raise UserError(f"overlong={self.overlong!r}", f"is none of {', '.join(OVERLONG)}",
+                            "choose one of them")
 
 
 @dataclasses.dataclass
@@ -113,15 +122,23 @@ class _Slot:
     """What the host knows of a slot.
 
     Attributes:
-        tokens: those that its cache holds; its logits are those of the next one.
+        held_M: the tokens that its cache holds, whose next one its logits are of; -1 behind them.
+        length: how many these are.
         request: number of the request that it answers; None if it is idle.
         last_used: time at which it was last filled or freed.
     """
 
     number: int
-    tokens: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
+    held_M: np.ndarray
+    length: int = 0
     request: int | None = None
     last_used: int = 0
+
+    def hold(self, tokens: np.ndarray, start: int) -> None:
+        """Makes the slot's tokens end with these, after its first `start`."""
+        self.length = start + len(tokens)
+        self.held_M[start:self.length] = tokens
+        self.held_M[self.length:] = -1
 
 
 class Engine:
@@ -132,35 +149,35 @@ class Engine:
         num_slots: requests that are answered at once.
         capacity: tokens of prompt and answer of a request.
         chunk_tokens: tokens that are drawn between looks at new, stopped and cancelled requests.
-        kv_dtype: see `model.families.decoder.make_cache`.
-        overlong: what happens to a request whose prompt and answer exceed `capacity`: refuse, or
-            cut its prompt, of which the first token and the newest ones stay.
         to_text: text of tokens, without special ones; needed for stop texts.
+    Attributes:
+        speculation: how tokens are drafted; None drafts none.
+
     Attributes:
         counts: tokens `read`, `reused` and `drawn`, with speculation `drafted` and of these
             `accepted`; requests `refused`, `cut` and `cancelled`.
 
     Raises:
-        UserError: a number or `overlong` breaks a rule.
+        UserError: the draft model has another vocabulary.
     """
 
     def __init__(self, params: Params, config: ModelConfig, execution: Execution, *,
-                 num_slots: int, capacity: int, chunk_tokens: int = 16, kv_dtype: str = "compute",
-                 overlong: str = "refuse",
+                 num_slots: int, capacity: int, chunk_tokens: int = 16,
                  to_text: Callable[[Sequence[int]], str] | None = None,
                  speculation: Speculation | None = None):
         self._params, self._bound = params, {"config": config, "execution": execution}
         self._capacity, self._chunk_tokens = capacity, chunk_tokens
-        self._overlong, self._to_text = overlong, to_text
-        self._slots = [_Slot(number) for number in range(num_slots)]
+        self._to_text = to_text
+        self._held_BM = np.full((num_slots, capacity), -1, np.int32)
+        self._slots = [_Slot(number, held_M) for number, held_M in enumerate(self._held_BM)]
         piece = PIECES[-1]
-        self._state = make_slots(config, execution, num_slots, capacity, num_stops=NUM_STOPS,
-                                 piece=piece, kv_dtype=kv_dtype)
+        self._size = min(capacity, SMALLEST_SIZE)
+        self._state = make_slots(config, execution, num_slots, self._size, num_stops=NUM_STOPS,
+                                 piece=piece)
         self._speculation, self._can_rewind = speculation, _can_rewind(config, capacity)
         if speculation is not None:
             self._state = self._state.replace(draft=make_draft_state(
-                speculation, config, execution, num_slots, capacity, piece=piece,
-                kv_dtype=kv_dtype))
+                speculation, config, execution, num_slots, self._size, piece=piece))
             if isinstance(speculation, DraftModel):
                 self._can_rewind &= _can_rewind(speculation.config, capacity)
         self._waiting: deque[int] = deque()
@@ -181,12 +198,12 @@ class Engine:
             UserError: it has stop texts and the engine no `to_text`.
         """
         if request.stop_texts and self._to_text is None:
-            raise UserError("stop_texts", "need an engine that knows the text of tokens",
+            raise UserError("stop texts", "need an engine that knows the text of tokens",
                             "make it with to_text")
         number, self._num_submitted = self._num_submitted, self._num_submitted + 1
         self._completions[number] = Completion()
         room = self._capacity - request.sampling.max_new_tokens
-        if room < 1 or (len(request.prompt) > room and self._overlong == "refuse"):
+        if room < 1 or (len(request.prompt) > room and request.overlong == "refuse"):
             self._completions[number].finish = REFUSED
             self.counts["refused"] += 1
         elif num_cut := max(0, len(request.prompt) - room):
@@ -220,7 +237,7 @@ class Engine:
             The requests whose completions changed, by their number; those that are finished come
             here for the last time.
         """
-        changed = self._end_cancelled()
+        changed = self._end_undrawn()
         self._admit()
         busy = [slot for slot in self._slots if slot.request is not None]
         if busy:
@@ -231,9 +248,12 @@ class Engine:
             del self._completions[number], self._requests[number]
         return result
 
-    def _end_cancelled(self) -> set[int]:
-        """Frees slots of cancelled requests; returns the numbers of all that end undrawn."""
+    def _end_undrawn(self) -> set[int]:
+        """Frees slots of cancelled requests; returns their numbers and those of refused ones."""
         ended = {number for number, completion in self._completions.items() if completion.finish}
+        for number in ended if self._to_text is not None else ():
+            completion = self._completions[number]
+            completion.text = self._text(self._requests[number], completion.tokens)
         self._waiting = deque(number for number in self._waiting if number not in ended)
         self._free([slot for slot in self._slots if slot.request in ended], are_active=True)
         return ended
@@ -252,12 +272,13 @@ class Engine:
     def _admit(self) -> None:
         """Fills idle slots: reads prompts and begins their answers."""
         while placed := self._place():
+            self._resize(max(slot.length for slot in self._slots if slot.request is not None))
             self._read(placed)
             for slot, _ in placed:
                 penalty = self._requests[slot.request].sampling.repetition_penalty
                 if penalty != 1:
                     seen_V = np.zeros(self._state.seen_BV.shape[1], bool)
-                    seen_V[slot.tokens] = True
+                    seen_V[slot.held_M[:slot.length]] = True
                     self._state = mark_seen(self._state, slot.number, seen_V)
             self._start([slot for slot, _ in placed])
 
@@ -268,76 +289,84 @@ class Engine:
         read, so that several answers to one prompt need it to be read once.
 
         Returns:
-            The slots, and how many of their `tokens`, now those of the prompt, are read already.
+            The slots, and how many tokens of the prompt, which they now hold, are read already.
         """
         placed: list[tuple[_Slot, int]] = []
         idle = [slot for slot in self._slots if slot.request is None]
+        is_new_B = np.zeros(len(self._slots), bool)
         later: list[int] = []
         while self._waiting and idle and len(later) < 4 * len(self._slots):
             number = self._waiting.popleft()
             prompt = np.array(self._requests[number].prompt, np.int32)
-            new = [slot for slot, _ in placed]
-            source, shared = max(((slot, self._shared(slot, prompt)) for slot in self._slots
-                                  if slot not in new), key=lambda pair: pair[1],
-                                 default=(None, 0))
-            if any(_common(slot.tokens, prompt) >= shared + MIN_SHARED_TOKENS for slot in new):
+            shared_B, readable_B = self._shared(prompt)
+            readable_B[is_new_B] = 0    # not read yet
+            source = self._slots[int(np.argmax(readable_B))]
+            shared = int(readable_B[source.number])
+            if shared < MIN_SHARED_TOKENS:
+                source, shared = None, 0
+            if np.any(shared_B[is_new_B] >= shared + MIN_SHARED_TOKENS):
                 later.append(number)
                 continue
-            if shared < min(MIN_SHARED_TOKENS, len(prompt)):
-                source, shared = None, 0
             slot = source if source in idle else min(idle, key=lambda slot: slot.last_used)
             idle.remove(slot)
             if source is not None and source is not slot:
-                self._state = copy(self._state, source.number, slot.number,
-                                   reach=self._reach(shared))
-            if shared == len(prompt) and len(source.tokens) > shared:
+                self._state = copy(self._state, source.number, slot.number)
+            if shared == len(prompt) and source.length > shared:
                 shared -= 1     # its logits are those after other tokens: the last is read again
-            slot.tokens, slot.request, slot.last_used = prompt, number, self._tick()
+            slot.hold(prompt, 0)
+            slot.request, slot.last_used, is_new_B[slot.number] = number, self._tick(), True
             placed.append((slot, shared))
         self._waiting.extendleft(reversed(later))
         return placed
 
-    def _shared(self, slot: _Slot, prompt: np.ndarray) -> int:
-        """How many tokens of the prompt need not be read again if it begins as `slot` does."""
-        shared = _common(slot.tokens, prompt)
-        return shared if self._can_rewind or shared == len(slot.tokens) else 0
+    def _shared(self, prompt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """How many tokens each slot has in common with the beginning of a prompt, and how many of
+        these need not be read again."""
+        differ_BL = self._held_BM[:, :len(prompt)] != prompt[None]
+        shared_B = np.where(differ_BL.any(1), differ_BL.argmax(1), len(prompt))
+        if self._can_rewind:
+            return shared_B, shared_B.copy()
+        lengths_B = np.array([slot.length for slot in self._slots])
+        return shared_B, np.where(shared_B == lengths_B, shared_B, 0)
 
     def _read(self, placed: Sequence[tuple[_Slot, int]]) -> None:
         """Reads prompts from where the slots' caches end, in pieces of a few lengths."""
         slots, shared = [slot for slot, _ in placed], [shared for _, shared in placed]
-        newest = [slot.tokens[at - 1] if at else -1 for slot, at in placed]
+        newest = [slot.held_M[at - 1] if at else -1 for slot, at in placed]
         self._state = rewind(self._state, self._rows(slots), self._column(shared),
                              self._column(newest))
         self.counts["reused"] += sum(shared)
-        self.counts["read"] += sum(len(slot.tokens) for slot in slots) - sum(shared)
-        unread = [(slot, at) for slot, at in placed if at < len(slot.tokens)]
+        self.counts["read"] += sum(slot.length for slot in slots) - sum(shared)
+        unread = [(slot, at) for slot, at in placed if at < slot.length]
         while unread:
             by_length: dict[int, list[tuple[_Slot, int]]] = {}
             for slot, at in unread:
-                missing = len(slot.tokens) - at
+                missing = slot.length - at
                 length = next((size for size in PIECES if size >= missing), PIECES[-1])
                 by_length.setdefault(length, []).append((slot, at))
             for length, group in sorted(by_length.items()):
-                # Two shapes for each length: all slots at once, or one.
-                is_full = 2 * len(group) > len(self._slots)
-                for part in [group] if is_full else [[one] for one in group]:
-                    self._read_piece(part, length, len(self._slots) if is_full else 1)
+                num_rows = self._rows_at_once(len(group))
+                for first in range(0, len(group), num_rows):
+                    self._read_piece(group[first:first + num_rows], length, num_rows)
             unread = [(slot, at + length) for length, group in by_length.items()
-                      for slot, at in group if at + length < len(slot.tokens)]
+                      for slot, at in group if at + length < slot.length]
+
+    def _rows_at_once(self, num_prompts: int) -> int:
+        """Prompts that are read by one call: one of a few numbers, mostly filled."""
+        sizes = {len(self._slots), min(GROUP_SIZE, len(self._slots))}
+        return max((size for size in sizes if 2 * num_prompts > size), default=1)
 
     def _read_piece(self, group: Sequence[tuple[_Slot, int]], length: int, num_rows: int) -> None:
         rows_P = np.full(num_rows, len(self._slots), np.int32)
         tokens_PL, count_P = np.zeros((num_rows, length), np.int32), np.zeros(num_rows, np.int32)
         for row, (slot, at) in enumerate(group):
-            piece = slot.tokens[at:at + length]
+            piece = slot.held_M[at:min(at + length, slot.length)]
             rows_P[row], count_P[row] = slot.number, len(piece)
             tokens_PL[row, :len(piece)] = piece
-        reach = self._reach(max(at for _, at in group) + length)
-        self._state = prefill(self._params, self._state, rows_P, tokens_PL, count_P, reach=reach,
-                              **self._bound)
+        self._state = prefill(self._params, self._state, rows_P, tokens_PL, count_P, **self._bound)
         if isinstance(self._speculation, DraftModel):
             self._state = prefill_draft(self._speculation, self._state, rows_P, tokens_PL, count_P,
-                                        execution=self._bound["execution"], reach=reach)
+                                        execution=self._bound["execution"])
 
     def _start(self, slots: Sequence[_Slot]) -> None:
         """Begins the answers of requests whose prompts are read."""
@@ -352,22 +381,25 @@ class Engine:
                   np.array(limits, np.int32), np.zeros(len(padded), np.int32))
         self._state = start(self._state, self._rows(slots), ask)
         if self._speculation is not None:
-            prompts_PM = np.zeros((len(self._slots), self._capacity), np.int32)
-            for row, slot in enumerate(slots):
-                prompts_PM[row, :len(slot.tokens)] = slot.tokens
-            self._state = start_draft(self._state, self._rows(slots), prompts_PM)
+            rows = self._rows(slots)
+            self._state = start_draft(self._state, rows,
+                                      self._held_BM[rows % len(rows), :self._size])
 
     def _draw(self, busy: Sequence[_Slot]) -> set[int]:
         """Draws a chunk; returns the numbers of the busy slots' requests."""
         step_tokens = 1 if self._speculation is None else 1 + self._speculation.num_tokens
         num_steps = -(-self._chunk_tokens // step_tokens)
-        longest = max(len(slot.tokens) for slot in busy)
-        sizes = {"num_steps": num_steps, "reach": self._reach(longest + num_steps * step_tokens)}
+        self._resize(max(slot.length for slot in busy) + num_steps * step_tokens)
+        num_slots = len(self._slots)
+        # With requests waiting, a quarter of idle slots is worth a look.
+        num_idle = num_slots - 3 * len(busy) // 4 if self._waiting else num_slots
         if self._speculation is None:
-            self._state, drawn = decode(self._params, self._state, **sizes, **self._bound)
+            self._state, drawn = decode(self._params, self._state, num_idle, num_steps=num_steps,
+                                        **self._bound)
         else:
-            self._state, drawn, counts = decode_drafted(self._params, self._speculation,
-                                                        self._state, **sizes, **self._bound)
+            self._state, drawn, counts = decode_drafted(
+                self._params, self._speculation, self._state, num_idle, num_steps=num_steps,
+                **self._bound)
             self.counts.update({name: int(count) for name, count in counts.items()})
         drawn = jax.device_get(drawn)
         self.counts["drawn"] += int(drawn.count_B.sum())
@@ -384,7 +416,7 @@ class Engine:
         count, is_over = drawn.count_B[slot.number], drawn.left_B[slot.number] == 0
         tokens = drawn.tokens_BT[slot.number, :count]
         # The last token of an answer is drawn, but not read.
-        slot.tokens = np.concatenate([slot.tokens, tokens[:-1] if is_over else tokens])
+        slot.hold(tokens[:-1] if is_over else tokens, slot.length)
         first_new = len(completion.tokens)
         completion.tokens += tokens.tolist()
         completion.logps += drawn.logps_BT[slot.number, :count].tolist()
@@ -419,12 +451,20 @@ class Engine:
         column[:len(values)] = values
         return column
 
-    def _reach(self, num_tokens: int) -> int:
-        """The smallest size of the compiled programs' caches that holds so many tokens."""
-        reach = SMALLEST_REACH
-        while reach < num_tokens:
-            reach *= 2
-        return min(reach, self._capacity)
+    def _resize(self, num_tokens: int) -> None:
+        """Makes the cache hold so many tokens of a row, and not much more: every token that is
+        drawn reads the whole of it."""
+        size = min(self._capacity, SMALLEST_SIZE)
+        while size < min(num_tokens, self._capacity):
+            size = min(2 * size, self._capacity)
+        if self._size // 4 < size <= self._size:
+            return
+        self._state = resize(self._state, config=self._bound["config"], capacity=size,
+                             piece=PIECES[-1])
+        self._size = size
+        for slot in self._slots:
+            if slot.length > size:      # an idle one
+                slot.hold(slot.held_M[:0], 0)
 
     def _tick(self) -> int:
         self._clock += 1
@@ -435,13 +475,6 @@ def _can_rewind(config: ModelConfig, capacity: int) -> bool:
     """Whether a slot can end earlier: windows and recurrent states forget what came before."""
     return config.family != "lstm" and all(
         layer_capacity(config, n, capacity, PIECES[-1]) == capacity for n in range(config.N))
-
-
-def _common(tokens: np.ndarray, prompt: np.ndarray) -> int:
-    """How many tokens two sequences have in common at their beginning."""
-    length = min(len(tokens), len(prompt))
-    differ = np.flatnonzero(tokens[:length] != prompt[:length])
-    return int(differ[0]) if len(differ) else length
 
 
 def _key_words(request: Request) -> tuple[int, int, int]:

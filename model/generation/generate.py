@@ -78,7 +78,7 @@ class Drawn(NamedTuple):
 
 
 def make_slots(config: ModelConfig, execution: Execution, num_slots: int, capacity: int, *,
-               num_stops: int, piece: int, kv_dtype: str = "compute") -> Slots:
+               num_stops: int, piece: int) -> Slots:
     """Idle, empty slots; see `model.families.decoder.make_cache`.
 
     Args:
@@ -90,30 +90,35 @@ def make_slots(config: ModelConfig, execution: Execution, num_slots: int, capaci
     ask = Ask(RowSampling(zeros(dtype=float), zeros(), zeros(dtype=float), zeros(dtype=float),
                           zeros(dtype=float)),
               zeros(3, dtype=jnp.uint32), zeros(num_stops), zeros(), zeros())
-    cache = make_cache(config, execution, num_slots, capacity, piece=piece, kv_dtype=kv_dtype)
+    cache = make_cache(config, execution, num_slots, capacity, piece=piece)
     return Slots(cache, zeros(config.V, dtype=jnp.float32), zeros(config.V, dtype=bool), ask)
 
 
-@partial(jax.jit, static_argnames=("config", "execution", "reach"), donate_argnames="slots")
+@partial(jax.jit, static_argnames=("config", "execution"), donate_argnames="slots")
 def prefill(params: Params, slots: Slots, rows_P: jax.Array, tokens_PL: jax.Array,
-            count_P: jax.Array, *, config: ModelConfig, execution: Execution,
-            reach: int) -> Slots:
+            count_P: jax.Array, *, config: ModelConfig, execution: Execution) -> Slots:
     """Reads tokens into slots, after those that these hold.
 
     Args:
         params: see `model.generation.weights.unstack`.
         rows_P: the slots; a number beyond the last one is none.
         count_P: tokens of each that are real; with 0 a slot stays as it is.
-        reach: see `model.generation.cache.Place`.
     """
     x_PLD, cache = extend(params, tokens_PL, count_P, slots.cache, config=config,
-                          execution=execution, rows_B=rows_P, reach=reach)
+                          execution=execution, rows_B=rows_P)
     last_P11 = jnp.maximum(count_P, 1)[:, None, None] - 1
     x_PLD = jnp.take_along_axis(x_PLD, last_P11, axis=1)
     logits_PV = logits(params, x_PLD, config=config, execution=execution)[:, 0]
     written_P = jnp.where(count_P > 0, rows_P, slots.logits_BV.shape[0])
     return slots.replace(cache=cache.advance(tokens_PL, count_P, rows_P),
                          logits_BV=put_rows(slots.logits_BV, logits_PV, written_P))
+
+
+@partial(jax.jit, static_argnames=("config", "capacity", "piece"))
+def resize(slots: Slots, *, config: ModelConfig, capacity: int, piece: int) -> Slots:
+    """Slots of another capacity; see `model.generation.cache.Cache.resize`."""
+    return slots.replace(cache=slots.cache.resize(config, capacity, piece),
+                         draft=slots.draft and slots.draft.resize(capacity, piece))
 
 
 @partial(jax.jit, donate_argnames="slots")
@@ -123,12 +128,12 @@ def rewind(slots: Slots, rows_P: jax.Array, length_P: jax.Array, last_P: jax.Arr
     return slots.replace(cache=slots.cache.rewind(rows_P, length_P, last_P), draft=draft)
 
 
-@partial(jax.jit, static_argnames="reach", donate_argnames="slots")
-def copy(slots: Slots, source: jax.Array, target: jax.Array, *, reach: int) -> Slots:
-    """Copies what slot `source` has read, up to index `reach`, to slot `target`."""
-    return slots.replace(cache=slots.cache.copy(source, target, reach),
+@partial(jax.jit, donate_argnames="slots")
+def copy(slots: Slots, source: jax.Array, target: jax.Array) -> Slots:
+    """Copies what slot `source` has read to slot `target`."""
+    return slots.replace(cache=slots.cache.copy(source, target),
                          logits_BV=slots.logits_BV.at[target].set(slots.logits_BV[source]),
-                         draft=slots.draft and slots.draft.copy(source, target, reach))
+                         draft=slots.draft and slots.draft.copy(source, target))
 
 
 @partial(jax.jit, donate_argnames="slots")
@@ -151,19 +156,18 @@ def stop(slots: Slots, rows_P: jax.Array) -> Slots:
     return slots.replace(ask=slots.ask.replace(left_B=left_B))
 
 
-@partial(jax.jit, static_argnames=("config", "execution", "num_steps", "reach"),
-         donate_argnames="slots")
-def decode(params: Params, slots: Slots, *, config: ModelConfig, execution: Execution,
-           num_steps: int, reach: int) -> tuple[Slots, Drawn]:
+@partial(jax.jit, static_argnames=("config", "execution", "num_steps"), donate_argnames="slots")
+def decode(params: Params, slots: Slots, num_idle: jax.Array, *, config: ModelConfig,
+           execution: Execution, num_steps: int) -> tuple[Slots, Drawn]:
     """Draws up to `num_steps` tokens in every slot that is not idle.
 
     Args:
         params: see `model.generation.weights.unstack`.
-        reach: see `model.generation.cache.Place`.
+        num_idle: it ends earlier once so many slots are idle, which others may fill.
     """
     def is_running(carry):
         step, slots, _ = carry
-        return (step < num_steps) & jnp.any(slots.ask.left_B > 0)
+        return (step < num_steps) & (jnp.sum(slots.ask.left_B <= 0) < num_idle)
 
     def draw(carry):
         step, slots, drawn = carry
@@ -173,7 +177,7 @@ def decode(params: Params, slots: Slots, *, config: ModelConfig, execution: Exec
         logp_B = log_probability(slots.logits_BV, token_B)
         slots, goes_on_B = count_token(slots, token_B, is_active_B)
         x_BLD, cache = extend(params, token_B[:, None], goes_on_B.astype(jnp.int32), slots.cache,
-                              config=config, execution=execution, reach=reach)
+                              config=config, execution=execution)
         logits_BV = logits(params, x_BLD, config=config, execution=execution)[:, 0]
         slots = slots.replace(
             cache=cache.advance(token_B[:, None], goes_on_B.astype(jnp.int32)),

@@ -70,16 +70,25 @@ class DraftState:
             where none was.
         tokens_BM: of prompt and answer, for prompt look-up; None with a draft model.
         cache: of a draft model, with the same tokens as the model's; None for prompt look-up.
+        config: of a draft model; None for prompt look-up.
     """
 
     refused_BV: jax.Array
-    tokens_BM: jax.Array | None
-    cache: Any
+    tokens_BM: jax.Array | None = None
+    cache: Any = None
+    config: ModelConfig | None = flax.struct.field(pytree_node=False, default=None)
 
-    def copy(self, source: jax.Array, target: jax.Array, reach: int) -> DraftState:
+    def copy(self, source: jax.Array, target: jax.Array) -> DraftState:
         """Copies what slot `source` has read to slot `target`."""
         return self if self.cache is None else self.replace(
-            cache=self.cache.copy(source, target, reach))
+            cache=self.cache.copy(source, target))
+
+    def resize(self, capacity: int, piece: int) -> DraftState:
+        """See `model.generation.cache.Cache.resize`."""
+        if self.cache is not None:
+            return self.replace(cache=self.cache.resize(self.config, capacity, piece))
+        missing = max(capacity - self.tokens_BM.shape[1], 0)
+        return self.replace(tokens_BM=jnp.pad(self.tokens_BM, [(0, 0), (0, missing)])[:, :capacity])
 
     def rewind(self, rows_B: jax.Array, length_B: jax.Array, last_B: jax.Array) -> DraftState:
         """See `model.generation.cache.Cache.rewind`."""
@@ -141,8 +150,7 @@ Speculation = PromptLookup | DraftModel
 
 
 def make_draft_state(speculation: Speculation, config: ModelConfig, execution: Execution,
-                     num_slots: int, capacity: int, *, piece: int,
-                     kv_dtype: str = "compute") -> DraftState:
+                     num_slots: int, capacity: int, *, piece: int) -> DraftState:
     """Empty; see `model.generation.generate.make_slots`.
 
     Raises:
@@ -150,20 +158,20 @@ def make_draft_state(speculation: Speculation, config: ModelConfig, execution: E
     """
     refused_BV = jnp.zeros((num_slots, config.V))
     if isinstance(speculation, PromptLookup):
-        return DraftState(refused_BV, jnp.zeros((num_slots, capacity), jnp.int32), None)
+        return DraftState(refused_BV, tokens_BM=jnp.zeros((num_slots, capacity), jnp.int32))
     if speculation.config.V != config.V:
         raise UserError(f"draft model: {speculation.config.V} tokens", f"the model has {config.V}",
                         "draft with a model of the same tokenizer")
-    return DraftState(refused_BV, None, make_cache(speculation.config, execution, num_slots,
-                                                   capacity, piece=piece, kv_dtype=kv_dtype))
+    cache = make_cache(speculation.config, execution, num_slots, capacity, piece=piece)
+    return DraftState(refused_BV, cache=cache, config=speculation.config)
 
 
-@partial(jax.jit, static_argnames=("execution", "reach"), donate_argnames="slots")
+@partial(jax.jit, static_argnames="execution", donate_argnames="slots")
 def prefill_draft(speculation: DraftModel, slots: Slots, rows_P: jax.Array, tokens_PL: jax.Array,
-                  count_P: jax.Array, *, execution: Execution, reach: int) -> Slots:
+                  count_P: jax.Array, *, execution: Execution) -> Slots:
     """Reads with the draft model what `model.generation.generate.prefill` reads with the model."""
     cache = _read(speculation, slots.draft.cache, tokens_PL, count_P, execution=execution,
-                  reach=reach, rows_B=rows_P)[1]
+                  rows_B=rows_P)[1]
     return slots.replace(draft=slots.draft.replace(cache=cache))
 
 
@@ -181,11 +189,11 @@ def start_draft(slots: Slots, rows_P: jax.Array, tokens_PM: jax.Array) -> Slots:
     return slots.replace(draft=state.replace(refused_BV=refused_BV, tokens_BM=tokens_BM))
 
 
-@partial(jax.jit, static_argnames=("config", "execution", "num_steps", "reach"),
-         donate_argnames="slots")
-def decode_drafted(params: Params, speculation: Speculation, slots: Slots, *, config: ModelConfig,
-                   execution: Execution, num_steps: int,
-                   reach: int) -> tuple[Slots, Drawn, dict[str, jax.Array]]:
+@partial(jax.jit, static_argnames=("config", "execution", "num_steps"), donate_argnames="slots")
+def decode_drafted(
+        params: Params, speculation: Speculation, slots: Slots, num_idle: jax.Array, *,
+        config: ModelConfig, execution: Execution,
+        num_steps: int) -> tuple[Slots, Drawn, dict[str, jax.Array]]:
     """Does what `model.generation.generate.decode` does, with up to 1 + `speculation.num_tokens`
     tokens a step.
 
@@ -194,14 +202,13 @@ def decode_drafted(params: Params, speculation: Speculation, slots: Slots, *, co
     """
     def is_running(carry):
         step, slots, *_ = carry
-        return (step < num_steps) & jnp.any(slots.ask.left_B > 0)
+        return (step < num_steps) & (jnp.sum(slots.ask.left_B <= 0) < num_idle)
 
     def draw_and_check(carry):
         step, slots, drawn, counts = carry
         slots, drawn, token_B, goes_on_B = _draw_first(slots, drawn)
-        draft = _draft(speculation, slots, token_B, goes_on_B, execution=execution, reach=reach)
-        check = partial(_check, params, speculation, config=config, execution=execution,
-                        reach=reach)
+        draft = _draft(speculation, slots, token_B, goes_on_B, execution=execution)
+        check = partial(_check, params, speculation, config=config, execution=execution)
         if isinstance(speculation, PromptLookup) and token_B.shape[0] == 1:
             # Often nothing is found, and the step is then one of plain decoding. Among several
             # slots the others would decide which of two programs, rounded apart, reads a token.
@@ -246,10 +253,10 @@ def _without(logits_BV: jax.Array, refused_BV: jax.Array) -> jax.Array:
 
 
 def _check(params: Params, speculation: Speculation, slots: Slots, drawn: Drawn, draft: Draft, *,
-           config: ModelConfig, execution: Execution, reach: int) -> tuple[Slots, Drawn]:
+           config: ModelConfig, execution: Execution) -> tuple[Slots, Drawn]:
     """Reads a draft, and keeps the first token and what is accepted of the others."""
     x_BLD, cache = extend(params, draft.tokens_BL, draft.count_B, slots.cache, config=config,
-                          execution=execution, reach=reach)
+                          execution=execution)
     logits_BLV = logits(params, x_BLD, config=config, execution=execution)
     slots, drawn, held_B = _accept(slots, drawn, draft, logits_BLV)
     last_B11 = jnp.maximum(held_B, 1)[:, None, None] - 1
@@ -257,7 +264,7 @@ def _check(params: Params, speculation: Speculation, slots: Slots, drawn: Drawn,
     return slots.replace(
         cache=cache.advance(draft.tokens_BL, held_B),
         logits_BV=jnp.where(held_B[:, None] > 0, logits_BV, slots.logits_BV),
-        draft=_advance(speculation, slots, draft, held_B, execution=execution, reach=reach)), drawn
+        draft=_advance(speculation, slots, draft, held_B, execution=execution)), drawn
 
 
 def _accept(slots: Slots, drawn: Drawn, draft: Draft,
@@ -308,12 +315,11 @@ def _probabilities(adjusted_BV: jax.Array, sampling: RowSampling) -> jax.Array:
 
 
 def _draft(speculation: Speculation, slots: Slots, token_B: jax.Array, goes_on_B: jax.Array, *,
-           execution: Execution, reach: int) -> Draft:
+           execution: Execution) -> Draft:
     """Continues token_B, which the caches do not hold yet, by no more tokens than may be drawn."""
     most_B = jnp.where(goes_on_B, jnp.minimum(slots.ask.left_B, speculation.num_tokens), 0)
     if isinstance(speculation, DraftModel):
-        return _ask_model(speculation, slots, token_B, goes_on_B + most_B, execution=execution,
-                          reach=reach)
+        return _ask_model(speculation, slots, token_B, goes_on_B + most_B, execution=execution)
     length_B = slots.cache.length_B
     rows_B = jnp.where(goes_on_B, jnp.arange(token_B.shape[0]), token_B.shape[0])
     tokens_BM = slots.draft.tokens_BM.at[rows_B, length_B].set(token_B, mode="drop")
@@ -344,7 +350,7 @@ def look_up(tokens_M: jax.Array, length: jax.Array, *, num_tokens: int,
 
 
 def _ask_model(speculation: DraftModel, slots: Slots, token_B: jax.Array, count_B: jax.Array, *,
-               execution: Execution, reach: int) -> Draft:
+               execution: Execution) -> Draft:
     """Draws a continuation of token_B from the draft model, under the settings of the slots.
 
     Args:
@@ -356,8 +362,7 @@ def _ask_model(speculation: DraftModel, slots: Slots, token_B: jax.Array, count_
     def draw_next(carry, j):
         cache, token_B, seen_BV = carry
         logits_BV, cache = _read(speculation, cache, token_B[:, None],
-                                 (j < count_B - 1).astype(jnp.int32), execution=execution,
-                                 reach=reach)
+                                 (j < count_B - 1).astype(jnp.int32), execution=execution)
         adjusted_BV = adjust(logits_BV[:, 0], sampling, seen_BV)
         keys_B = draw_keys(slots.ask, DRAFT, j)
         token_B = draw(adjusted_BV, sampling, keys_B)
@@ -374,11 +379,10 @@ def _ask_model(speculation: DraftModel, slots: Slots, token_B: jax.Array, count_
 
 
 def _advance(speculation: Speculation, slots: Slots, draft: Draft, held_B: jax.Array, *,
-             execution: Execution, reach: int) -> DraftState:
+             execution: Execution) -> DraftState:
     """Adds the tokens that a step keeps to what drafts are made from."""
     if isinstance(speculation, DraftModel):
-        cache = _read(speculation, draft.cache, draft.tokens_BL, held_B, execution=execution,
-                      reach=reach)[1]
+        cache = _read(speculation, draft.cache, draft.tokens_BL, held_B, execution=execution)[1]
         return slots.draft.replace(cache=cache)
     tokens_BM, offset_1L = slots.draft.tokens_BM, jnp.arange(draft.tokens_BL.shape[1])[None]
     index_BL = jnp.where(offset_1L < held_B[:, None], slots.cache.length_B[:, None] + offset_1L,
@@ -389,10 +393,9 @@ def _advance(speculation: Speculation, slots: Slots, draft: Draft, held_B: jax.A
 
 
 def _read(speculation: DraftModel, cache: Any, tokens_BL: jax.Array, count_B: jax.Array, *,
-          execution: Execution, reach: int,
-          rows_B: jax.Array | None = None) -> tuple[jax.Array, Any]:
+          execution: Execution, rows_B: jax.Array | None = None) -> tuple[jax.Array, Any]:
     """The draft model's logits_BLV after tokens, and its cache with them."""
     x_BLD, cache = extend(speculation.params, tokens_BL, count_B, cache, config=speculation.config,
-                          execution=execution, rows_B=rows_B, reach=reach)
+                          execution=execution, rows_B=rows_B)
     return (logits(speculation.params, x_BLD, config=speculation.config, execution=execution),
             cache.advance(tokens_BL, count_B, rows_B))
