@@ -137,6 +137,20 @@ def test_drafts_end_with_the_capacity(kind, make_engine, prompts):
     check_same(make_engine(kind).run(requests), make_engine("plain").run(requests))
 
 
+@pytest.mark.parametrize("kind", ["look-up", "itself"])
+def test_what_drafts_are_made_from_grows_and_shrinks_with_the_cache(kind, make_engine, prompts,
+                                                                    monkeypatch):
+    requests = [Request(prompts[n], dataclasses.replace(GREEDY, max_new_tokens=limit))
+                for n, limit in ((2, 8), (3, 60), (2, 8), (3, 60))]
+    fixed = make_engine(kind)
+    expected = [fixed.run([request])[0] for request in requests]
+    monkeypatch.setattr("model.generation.engine.SMALLEST_SIZE", 32)
+    engine = make_engine(kind)
+    check_same([engine.run([request])[0] for request in requests], expected)
+    for name in ("drafted", "accepted"):
+        assert engine.counts[name] == fixed.counts[name]
+
+
 @pytest.mark.parametrize("kind", ["itself", "random"])
 def test_a_draft_model_has_read_what_the_answer_keeps(kind, make_engine, prompts, plain):
     engine, fresh = make_engine(kind), make_engine(kind)
