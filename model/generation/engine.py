@@ -150,7 +150,6 @@ class Engine:
         capacity: tokens of prompt and answer of a request.
         chunk_tokens: tokens that are drawn between looks at new, stopped and cancelled requests.
         to_text: text of tokens, without special ones; needed for stop texts.
-    Attributes:
         speculation: how tokens are drafted; None drafts none.
 
     Attributes:
