@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from model.attention.backends import FASTEST_FIRST, attend_documents
@@ -20,10 +21,11 @@ from model.attention.kind import NO_EXTRAS, Kind
 from model.config import ModelConfig
 from model.execution import Execution
 from model.families.registry import init, num_params
-from model.generation.generate import generate
-from model.generation.sampling import Sampling
+from model.generation.generate import Ask, decode, make_slots, prefill, start
+from model.generation.sampling import Sampling, stack_sampling
+from model.generation.weights import unstack
 from model.heads.language import score_targets
-from scripts.bench.train_step import OPTIMIZER
+from scripts.bench.train_step import OPTIMIZER, copy_bytes_per_sec
 from scripts.bench.train_workload import VOCAB_SIZE, make_config
 from train.optimizer.optimizers import make_optimizer
 
@@ -149,40 +151,44 @@ def measure_generation(size: str, batch_size: int) -> Row:
     """Prefill of a prompt, and greedy decode steps after it, with weights in the compute dtype.
 
     `gb_per_sec` counts a decode step's necessary reads: every weight once but the embedding, and
-    the keys and values of the positions that are filled.
+    the keys and values of the positions that are filled; `copy_frac` is its share of what a copy
+    reads and writes.
     """
     config, execution = _config(size), Execution(compute_dtype=_dtype())
-    length, few, many = (32, 2, 10) if _is_cpu() else (1024, 8, 136)
+    length, num_steps = (32, 8) if _is_cpu() else (1024, 128)
     params = jax.jit(lambda key: jax.tree.map(lambda leaf: leaf.astype(_dtype()),
                                               init(config, key)))(jax.random.key(0))
+    params = unstack(params, execution)
+    bound = {"config": config, "execution": execution}
     prompts_BL = jax.random.randint(jax.random.key(1), (batch_size, length), 0, config.V)
-    lengths_B = jnp.full(batch_size, length, jnp.int32)
-    keys_B = jax.random.split(jax.random.key(2), batch_size)
-
-    def run(num_tokens):
-        return generate(params, prompts_BL, lengths_B, keys_B, config=config, execution=execution,
-                        sampling=Sampling(num_tokens, temperature=0), stops=(NO_STOP,))[0]
-
-    few_secs, many_secs = (_fastest(partial(run, count)) for count in (few, many))
-    step_secs = (many_secs - few_secs) / (many - few)
-    prefill_secs = max(few_secs - few * step_secs, 1e-9)
+    rows_B, count_B = jnp.arange(batch_size), jnp.full(batch_size, length, jnp.int32)
+    rounds = []
+    for _ in range(1 + NUM_ROUNDS):     # the first one compiles
+        slots = make_slots(config, execution, batch_size, length + num_steps, num_stops=1,
+                           piece=length)
+        began = time.perf_counter()
+        slots = jax.block_until_ready(prefill(params, slots, rows_B, prompts_BL, count_B, **bound))
+        read = time.perf_counter()
+        slots = jax.block_until_ready(start(slots, rows_B, _ask_greedily(batch_size, num_steps)))
+        started = time.perf_counter()
+        jax.block_until_ready(decode(params, slots, batch_size, num_steps=num_steps, **bound))
+        rounds.append((read - began, (time.perf_counter() - started) / num_steps))
+    prefill_secs, step_secs = map(min, zip(*rounds[1:]))
     item = jnp.dtype(_dtype()).itemsize
     num_read = num_params(config) - config.V * config.D
-    num_cached = 2 * config.N * batch_size * (length + many / 2) * config.G * config.K
+    num_cached = 2 * config.N * batch_size * (length + num_steps / 2) * config.G * config.K
+    bytes_per_sec = item * (num_read + num_cached) / step_secs
     return {"shape": f"prompts of {length}", "batch_size": batch_size,
             "prefill_tokens_per_sec": batch_size * length / prefill_secs,
             "decode_tokens_per_sec": batch_size / step_secs, "step_ms": step_secs * 1e3,
-            "gb_per_sec": item * (num_read + num_cached) / step_secs / 1e9}
+            "gb_per_sec": bytes_per_sec / 1e9, "copy_frac": bytes_per_sec / copy_bytes_per_sec()}
 
 
-def _fastest(run: Callable[[], jax.Array]) -> float:
-    run().block_until_ready()
-    secs = []
-    for _ in range(NUM_ROUNDS):
-        began = time.perf_counter()
-        run().block_until_ready()
-        secs.append(time.perf_counter() - began)
-    return min(secs)
+def _ask_greedily(batch_size: int, num_tokens: int) -> Ask:
+    sampling = stack_sampling([Sampling(num_tokens, temperature=0)] * batch_size)
+    return Ask(sampling, np.zeros((batch_size, 3), np.uint32),
+               np.full((batch_size, 1), NO_STOP, np.int32),
+               np.full(batch_size, num_tokens, np.int32), np.zeros(batch_size, np.int32))
 
 
 def list_parts() -> dict[str, dict[str, Callable[[], Row]]]:

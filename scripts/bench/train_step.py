@@ -157,21 +157,28 @@ def measure(work: Workload) -> dict[str, Any]:
 def roofline() -> dict[str, Any]:
     """FLOP/s of a square matrix product of random numbers, bytes/s of a copy, on this device."""
     device = jax.devices()[0]
-    side, num_bytes = roofline_sizes(device.platform == "cpu")
-    multiply, add = jax.jit(jnp.matmul), jax.jit(lambda x: x + 1, donate_argnums=0)
+    side, _ = roofline_sizes(device.platform == "cpu")
+    multiply = jax.jit(jnp.matmul)
     rates: dict[str, Any] = {}
     for dtype in ("float32", "bfloat16"):
         a, b = (jax.random.normal(jax.random.key(i), (side, side), dtype) for i in range(2))
         secs = fastest_secs(lambda a=a, b=b: multiply(a, b).block_until_ready())
         rates[f"{dtype}_matmul_flops_per_sec"] = 2 * side**3 / secs
+    rates["copy_bytes_per_sec"] = copy_bytes_per_sec()
+    return rates | {"platform": device.platform, "device": device.device_kind}
+
+
+def copy_bytes_per_sec() -> float:
+    """Bytes that a copy on this device reads and writes, per second."""
+    _, num_bytes = roofline_sizes(jax.default_backend() == "cpu")
+    add = jax.jit(lambda x: x + 1, donate_argnums=0)
     x = jnp.ones(num_bytes // 4)
 
     def copy() -> None:     # in place: new arrays would measure page allocation
         nonlocal x
         x = add(x).block_until_ready()
 
-    rates["copy_bytes_per_sec"] = 2 * num_bytes / fastest_secs(copy)
-    return rates | {"platform": device.platform, "device": device.device_kind}
+    return 2 * num_bytes / fastest_secs(copy)
 
 
 def main(argument: str) -> dict[str, Any]:
