@@ -37,6 +37,14 @@ from model.generation.generate import (
     stop,
 )
 from model.generation.sampling import Sampling, stack_sampling
+from model.generation.speculative import (
+    DraftModel,
+    Speculation,
+    decode_drafted,
+    make_draft_state,
+    prefill_draft,
+    start_draft,
+)
 from model.layers.embed import check_length
 
 PIECES = (32, 128, PIECE)   # tokens that prefill reads at once, padded to one of these lengths
@@ -143,16 +151,21 @@ class Engine:
         capacity: tokens of prompt and answer of a request.
         chunk_tokens: tokens that are drawn between looks at new, stopped and cancelled requests.
         to_text: text of tokens, without special ones; needed for stop texts.
+        speculation: how tokens are drafted; None drafts none.
+
     Attributes:
-        counts: tokens `read`, `reused` and `drawn`; requests `refused`, `cut` and `cancelled`.
+        counts: tokens `read`, `reused` and `drawn`, with speculation `drafted` and of these
+            `accepted`; requests `refused`, `cut` and `cancelled`.
 
     Raises:
-        UserError: the capacity exceeds the model's table of positions.
+        UserError: the capacity exceeds the model's table of positions, or the draft model has
+            another vocabulary.
     """
 
     def __init__(self, params: Params, config: ModelConfig, execution: Execution, *,
                  num_slots: int, capacity: int, chunk_tokens: int = 16,
-                 to_text: Callable[[Sequence[int]], str] | None = None):
+                 to_text: Callable[[Sequence[int]], str] | None = None,
+                 speculation: Speculation | None = None):
         check_length(config, capacity)
         self._params, self._bound = params, {"config": config, "execution": execution}
         self._capacity, self._chunk_tokens = capacity, chunk_tokens
@@ -161,9 +174,12 @@ class Engine:
         self._slots = [_Slot(number, held_M) for number, held_M in enumerate(self._held_BM)]
         self._size = min(capacity, SMALLEST_SIZE)
         self._state = make_slots(config, execution, num_slots, self._size, num_stops=NUM_STOPS)
-        # Windows and recurrent states forget what came before: a slot cannot end earlier.
-        self._can_rewind = config.family != "lstm" and all(
-            layer_capacity(config, n, capacity, PIECE) == capacity for n in range(config.N))
+        self._speculation, self._can_rewind = speculation, _can_rewind(config, capacity)
+        if speculation is not None:
+            self._state = self._state.replace(draft=make_draft_state(
+                speculation, config, execution, num_slots, self._size))
+            if isinstance(speculation, DraftModel):
+                self._can_rewind &= _can_rewind(speculation.config, capacity)
         self._waiting: deque[int] = deque()
         self._requests: dict[int, Request] = {}
         self._completions: dict[int, Completion] = {}
@@ -348,6 +364,9 @@ class Engine:
             rows_P[row], count_P[row] = slot.number, len(piece)
             tokens_PL[row, :len(piece)] = piece
         self._state = prefill(self._params, self._state, rows_P, tokens_PL, count_P, **self._bound)
+        if isinstance(self._speculation, DraftModel):
+            self._state = prefill_draft(self._speculation, self._state, rows_P, tokens_PL, count_P,
+                                        execution=self._bound["execution"])
 
     def _start(self, slots: Sequence[_Slot]) -> None:
         """Begins the answers of requests whose prompts are read."""
@@ -361,15 +380,27 @@ class Engine:
         ask = Ask(stack_sampling([request.sampling for request in padded]), seed_B3, stops_BS,
                   np.array(limits, np.int32), np.zeros(len(padded), np.int32))
         self._state = start(self._state, self._rows(slots), ask)
+        if self._speculation is not None:
+            rows = self._rows(slots)
+            self._state = start_draft(self._state, rows,
+                                      self._held_BM[rows % len(rows), :self._size])
 
     def _draw(self, busy: Sequence[_Slot]) -> set[int]:
         """Draws a chunk; returns the numbers of the busy slots' requests."""
-        self._resize(max(slot.length for slot in busy) + self._chunk_tokens)
+        step_tokens = 1 if self._speculation is None else 1 + self._speculation.num_tokens
+        num_steps = -(-self._chunk_tokens // step_tokens)
+        self._resize(max(slot.length for slot in busy) + num_steps * step_tokens)
         num_slots = len(self._slots)
         # With requests waiting, a quarter of idle slots is worth a look.
         num_idle = num_slots - 3 * len(busy) // 4 if self._waiting else num_slots
-        self._state, drawn = decode(self._params, self._state, num_idle,
-                                    num_steps=self._chunk_tokens, **self._bound)
+        if self._speculation is None:
+            self._state, drawn = decode(self._params, self._state, num_idle, num_steps=num_steps,
+                                        **self._bound)
+        else:
+            self._state, drawn, counts = decode_drafted(
+                self._params, self._speculation, self._state, num_idle, num_steps=num_steps,
+                **self._bound)
+            self.counts.update({name: int(count) for name, count in counts.items()})
         drawn = jax.device_get(drawn)
         self.counts["drawn"] += int(drawn.count_B.sum())
         numbers = {slot.request for slot in busy}
@@ -437,6 +468,12 @@ class Engine:
     def _tick(self) -> int:
         self._clock += 1
         return self._clock
+
+
+def _can_rewind(config: ModelConfig, capacity: int) -> bool:
+    """Whether a slot can end earlier: windows and recurrent states forget what came before."""
+    return config.family != "lstm" and all(
+        layer_capacity(config, n, capacity, PIECE) == capacity for n in range(config.N))
 
 
 def _key_words(request: Request) -> tuple[int, int, int]:

@@ -50,12 +50,14 @@ class Slots:
         logits_BV: float32, of the next token.
         seen_BV: tokens of prompt and answer, for the repetition penalty.
         ask: what is drawn.
+        draft: see `model.generation.speculative.DraftState`; None in plain decoding.
     """
 
     cache: Any
     logits_BV: jax.Array
     seen_BV: jax.Array
     ask: Ask
+    draft: Any = None
 
 
 class Drawn(NamedTuple):
@@ -115,20 +117,23 @@ def prefill(params: Params, slots: Slots, rows_P: jax.Array, tokens_PL: jax.Arra
 @partial(jax.jit, static_argnames=("config", "capacity"))
 def resize(slots: Slots, *, config: ModelConfig, capacity: int) -> Slots:
     """Slots of another capacity; see `model.generation.cache.Cache.resize`."""
-    return slots.replace(cache=slots.cache.resize(config, capacity))
+    return slots.replace(cache=slots.cache.resize(config, capacity),
+                         draft=slots.draft and slots.draft.resize(capacity))
 
 
 @partial(jax.jit, donate_argnames="slots")
 def rewind(slots: Slots, rows_P: jax.Array, length_P: jax.Array, last_P: jax.Array) -> Slots:
     """Makes slots end after their first `length_P` tokens, of which `last_P` is the newest."""
-    return slots.replace(cache=slots.cache.rewind(rows_P, length_P, last_P))
+    draft = slots.draft and slots.draft.rewind(rows_P, length_P, last_P)
+    return slots.replace(cache=slots.cache.rewind(rows_P, length_P, last_P), draft=draft)
 
 
 @partial(jax.jit, donate_argnames="slots")
 def copy(slots: Slots, source: jax.Array, target: jax.Array) -> Slots:
     """Copies what slot `source` has read to slot `target`."""
     return slots.replace(cache=slots.cache.copy(source, target),
-                         logits_BV=slots.logits_BV.at[target].set(slots.logits_BV[source]))
+                         logits_BV=slots.logits_BV.at[target].set(slots.logits_BV[source]),
+                         draft=slots.draft and slots.draft.copy(source, target))
 
 
 @partial(jax.jit, donate_argnames="slots")
@@ -167,53 +172,72 @@ def decode(params: Params, slots: Slots, num_idle: jax.Array, *, config: ModelCo
     def draw(carry):
         step, slots, drawn = carry
         is_active_B = slots.ask.left_B > 0
-        token_B, logp_B = draw_token(slots)
-        slots, goes_on_B = count_token(slots, token_B)
+        token_B = sample(slots.logits_BV, sampling_of(slots.ask, is_active_B),
+                         draw_keys(slots.ask), slots.seen_BV)
+        logp_B = log_probability(slots.logits_BV, token_B)
+        slots, goes_on_B = count_token(slots, token_B, is_active_B)
         x_BLD, cache = extend(params, token_B[:, None], goes_on_B.astype(jnp.int32), slots.cache,
                               config=config, execution=execution)
         logits_BV = logits(params, x_BLD, config=config, execution=execution)[:, 0]
         slots = slots.replace(
             cache=cache.advance(token_B[:, None], goes_on_B.astype(jnp.int32)),
             logits_BV=jnp.where(goes_on_B[:, None], logits_BV, slots.logits_BV))
-        drawn = Drawn(drawn.tokens_BT.at[:, step].set(token_B),
-                      drawn.logps_BT.at[:, step].set(logp_B),
-                      drawn.count_B + is_active_B, slots.ask.left_B)
+        drawn = record(drawn, slots, token_B, logp_B, is_active_B)
         return step + 1, slots, drawn
 
-    num_slots = slots.logits_BV.shape[0]
-    drawn = Drawn(jnp.zeros((num_slots, num_steps), jnp.int32), jnp.zeros((num_slots, num_steps)),
-                  jnp.zeros(num_slots, jnp.int32), slots.ask.left_B)
-    _, slots, drawn = jax.lax.while_loop(is_running, draw, (0, slots, drawn))
+    _, slots, drawn = jax.lax.while_loop(is_running, draw,
+                                         (0, slots, no_tokens(slots, num_steps)))
     return slots, drawn
 
 
-def draw_token(slots: Slots) -> tuple[jax.Array, jax.Array]:
-    """The next token of each slot, and its log-probability; meaningless in an idle one."""
+def sampling_of(ask: Ask, is_drawn_B: jax.Array) -> RowSampling:
+    """The settings of slots that are drawn in; others are greedy, so that what was asked of them
+    before does not make the step slower."""
+    return ask.sampling.replace(
+        temperature_B=jnp.where(is_drawn_B, ask.sampling.temperature_B, 0),
+        repetition_penalty_B=jnp.where(is_drawn_B, ask.sampling.repetition_penalty_B, 1))
+
+
+def draw_keys(ask: Ask, *words: int | jax.Array) -> jax.Array:
+    """keys_B of each slot's next draw; those with other `words` are independent of them."""
     def key(seed_3, number):
         key = jax.random.key(seed_3[0])
-        for word in (seed_3[1], seed_3[2], number):
+        for word in (seed_3[1], seed_3[2], number, *words):
             key = jax.random.fold_in(key, word)
         return key
 
-    ask, logits_BV = slots.ask, slots.logits_BV
-    # An idle slot is greedy: what was asked of it before must not make the others' steps slower.
-    is_active_B = ask.left_B > 0
-    sampling = ask.sampling.replace(
-        temperature_B=jnp.where(is_active_B, ask.sampling.temperature_B, 0),
-        repetition_penalty_B=jnp.where(is_active_B, ask.sampling.repetition_penalty_B, 1))
-    keys_B = jax.vmap(key)(ask.seed_B3, ask.drawn_B)
-    token_B = sample(logits_BV, sampling, keys_B, slots.seen_BV)
+    return jax.vmap(key)(ask.seed_B3, ask.drawn_B)
+
+
+def log_probability(logits_BV: jax.Array, token_B: jax.Array) -> jax.Array:
+    """logp_B of tokens, in nats."""
     chosen_B1 = jnp.take_along_axis(logits_BV, token_B[:, None], axis=1)
-    return token_B, chosen_B1[:, 0] - jax.nn.logsumexp(logits_BV, axis=-1)
+    return chosen_B1[:, 0] - jax.nn.logsumexp(logits_BV, axis=-1)
 
 
-def count_token(slots: Slots, token_B: jax.Array) -> tuple[Slots, jax.Array]:
-    """Counts a drawn token of each slot; returns which slots go on after it."""
+def count_token(slots: Slots, token_B: jax.Array,
+                is_drawn_B: jax.Array) -> tuple[Slots, jax.Array]:
+    """Counts a token of each slot that one is drawn in; returns which of these go on after it."""
     ask = slots.ask
-    is_active_B = ask.left_B > 0
     ends_B = jnp.any(token_B[:, None] == ask.stops_BS, axis=-1)
-    left_B = jnp.where(is_active_B & ~ends_B, ask.left_B - 1, 0)
-    rows_B = jnp.where(is_active_B, jnp.arange(token_B.shape[0]), token_B.shape[0])
+    left_B = jnp.where(is_drawn_B, jnp.where(ends_B, 0, ask.left_B - 1), ask.left_B)
+    rows_B = jnp.where(is_drawn_B, jnp.arange(token_B.shape[0]), token_B.shape[0])
     return slots.replace(
-        ask=ask.replace(left_B=left_B, drawn_B=ask.drawn_B + is_active_B),
-        seen_BV=slots.seen_BV.at[rows_B, token_B].set(True, mode="drop")), left_B > 0
+        ask=ask.replace(left_B=left_B, drawn_B=ask.drawn_B + is_drawn_B),
+        seen_BV=slots.seen_BV.at[rows_B, token_B].set(True, mode="drop")), is_drawn_B & (left_B > 0)
+
+
+def no_tokens(slots: Slots, most: int) -> Drawn:
+    """The result before anything is drawn; `most` is the length T."""
+    num_slots = slots.logits_BV.shape[0]
+    return Drawn(jnp.zeros((num_slots, most), jnp.int32), jnp.zeros((num_slots, most)),
+                 jnp.zeros(num_slots, jnp.int32), slots.ask.left_B)
+
+
+def record(drawn: Drawn, slots: Slots, token_B: jax.Array, logp_B: jax.Array,
+           is_drawn_B: jax.Array) -> Drawn:
+    """Adds a token of each slot that one is drawn in, once it is counted."""
+    rows_B = jnp.where(is_drawn_B, jnp.arange(token_B.shape[0]), token_B.shape[0])
+    return Drawn(drawn.tokens_BT.at[rows_B, drawn.count_B].set(token_B, mode="drop"),
+                 drawn.logps_BT.at[rows_B, drawn.count_B].set(logp_B, mode="drop"),
+                 drawn.count_B + is_drawn_B, slots.ask.left_B)
