@@ -65,8 +65,8 @@ def test_a_projection_is_that_of_the_rounded_weight(equation, quantise, position
     x, weight, axes = _operands(equation, positions)
     rounded = quantise(weight, axes)
     out = jax.jit(partial(project, equation, execution=EXECUTION))(x, rounded)
-    exact = np.einsum(equation, np.asarray(x, np.float64), np.asarray(rounded.astype(jnp.float64
-                      if jax.config.jax_enable_x64 else jnp.float32), np.float64))
+    exact = np.einsum(equation, *(np.asarray(leaf, np.float64) for leaf in (
+        x, rounded.astype(jnp.float32))))
     assert out.shape == exact.shape and rounded.shape == weight.shape
     size = np.einsum(equation, np.abs(x), np.abs(rounded.astype(jnp.float32)))
     assert np.max(np.abs(out - exact) / size) < 1e-4
@@ -279,7 +279,7 @@ def test_a_weight_of_another_shape_is_refused(config, params):
     tokens_BL = jnp.zeros((1, 3), jnp.int32)
     with pytest.raises(UserError, match=r"w_up_DF: has the shape \(32, 65\), not \(32, 64\)"):
         forward(wrong, tokens_BL, tokens_BL, tokens_BL, config=config, execution=EXECUTION)
-    with pytest.raises(ValueError, match="sums over an axis with more than one scale|sums over"):
+    with pytest.raises(ValueError, match="sums over an axis of scales"):
         project("BLF,DF->BLD", jnp.ones((1, 1, 40)), quantize_int8(jnp.ones((8, 40)), (0,)),
                 EXECUTION)
 
@@ -303,7 +303,8 @@ def test_perplexity_of_a_real_model(tmp_path):
     """On 32 rows of 512 tokens of WikiText-2, within 0.5 % (int8) and 3 % (int4)."""
     import_model(fetch_smollm2(), tmp_path / "smollm2")
     file = Path(os.environ["HEARTWOOD_DATASETS"]) / "wikitext2" / "wiki.test.raw.txt.gz"
-    text = gzip.open(file, "rt", encoding="utf-8").read(100_000)
+    with gzip.open(file, "rt", encoding="utf-8") as lines:
+        text = lines.read(100_000)
 
     @partial(jax.jit, static_argnames="config")
     def mean_nats(params, tokens_BL, config: ModelConfig):

@@ -28,7 +28,12 @@ import numpy as np
 
 from core.errors import UserError
 from model.execution import Execution
-from model.layers.matmul import SMALLEST_AMAX, letters_of_equation, round_to_int8
+from model.layers.matmul import (
+    SMALLEST_AMAX,
+    largest_magnitude,
+    letters_of_equation,
+    round_to_int8,
+)
 from model.parallel.sharding import is_weight, letters_of, param_name
 
 KINDS = ("int8", "int4")
@@ -209,6 +214,8 @@ def quantize_int4(weight: jax.Array, axes: tuple[int, ...]) -> Int4Weight:
     pairs = jnp.pad(flat, padding).reshape(*shape[:place], -1, 2, GROUP, *flat.shape[place + 1:])
     smallest, largest = (reduce(pairs, axis=place + 2) for reduce in (jnp.min, jnp.max))
     scale = ((largest - smallest) / 15).astype(jnp.bfloat16)
+    # XLA's minimum and maximum may drop NaN on a CPU.
+    scale = jnp.where(jnp.any(jnp.isnan(pairs), axis=place + 2), jnp.nan, scale)
     # The number that each group begins at.
     start = jnp.expand_dims(jnp.array([-8, 0]), [axis for axis in range(scale.ndim)
                                                  if axis != place + 1])
@@ -262,9 +269,9 @@ def _multiply_digits(equation: str, x: jax.Array, weight: Int8Weight) -> jax.Arr
     """
     in_x, in_weight, out = letters_of_equation(equation)
     summed = [i for i, c in enumerate(in_x) if c in in_weight]
-    largest = jnp.max(jnp.abs(x.astype(jnp.float32)), axis=summed, keepdims=True)
-    scale = jnp.maximum(largest, SMALLEST_AMAX) / LARGEST_DIGITS        # NaN stays NaN
-    number = jnp.round(x.astype(jnp.float32) / scale)
+    rows = x.astype(jnp.float32)
+    scale = jnp.maximum(largest_magnitude(rows, summed), SMALLEST_AMAX) / LARGEST_DIGITS
+    number = jnp.round(rows / scale)
     high = jnp.round(number / DIGIT_BASE)
     digits = jnp.stack([high, number - DIGIT_BASE * high]).astype(jnp.int8)
     high, low = jnp.einsum(f"X{in_x},{in_weight}->X{out}", digits, weight.values,

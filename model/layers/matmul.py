@@ -81,8 +81,18 @@ def round_to_int8(x: jax.Array, axes: Sequence[int]) -> tuple[jax.Array, jax.Arr
     """Returns int8 `x` and its float32 scale, by the largest magnitude along `axes`, which are kept
     with size 1."""
     x = x.astype(jnp.float32)
-    scale = jnp.maximum(jnp.max(jnp.abs(x), axis=axes, keepdims=True), SMALLEST_AMAX) / 127
+    scale = jnp.maximum(largest_magnitude(x, axes), SMALLEST_AMAX) / 127
     return jnp.round(x / scale).astype(jnp.int8), scale
+
+
+def largest_magnitude(x: jax.Array, axes: Sequence[int]) -> jax.Array:
+    """The largest magnitude of float32 `x` along `axes`, which are kept; NaN if there is one.
+
+    Magnitudes have the order of their bits as integers, where NaN is the largest; XLA's maximum of
+    floats may drop it on a CPU.
+    """
+    bits = jax.lax.bitcast_convert_type(jnp.abs(x), jnp.int32)
+    return jax.lax.bitcast_convert_type(jnp.max(bits, axis=axes, keepdims=True), jnp.float32)
 
 
 def _int8_backward(equation, residuals, dout):
