@@ -249,8 +249,10 @@ def _when_known(x: jax.Array, mask: int) -> jax.Array:
     XLA for CPUs would otherwise convert the weights of all layers first, into memory that is new in
     every step and many times slower than a cache that the next weight uses again.
     """
-    first = jax.lax.stop_gradient(x).ravel()[0]
-    return jnp.where(jnp.abs(first) < 0, 0, mask).astype(jnp.int8)      # never 0, NaN included
+    first = jax.lax.stop_gradient(x).ravel()[0].astype(jnp.float32)
+    # Never 0, which XLA does not see; it would see that a magnitude is not negative.
+    is_zero = (jax.lax.bitcast_convert_type(first, jnp.int32) | 1) == 0
+    return jnp.where(is_zero, 0, mask).astype(jnp.int8)
 
 
 def _multiply_floats(equation: str, dtype: str, x: jax.Array, weight: Int8Weight) -> jax.Array:
