@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from core.errors import UserError
 from model.attention.kind import NO_EXTRAS, Extras, Kind, kind_of
 from model.config import ModelConfig
 from model.execution import Execution
@@ -64,7 +65,16 @@ class Block(nn.Module):
 
     def weight(self, name: str, shape: tuple[int, ...], fan_in: int,
                scale: float = 1.0) -> jax.Array:
-        """A float32 master weight of standard deviation scale/sqrt(fan_in)."""
+        """A float32 master weight of standard deviation scale/sqrt(fan_in).
+
+        Or, in its place among the parameters, a weight of `model.adapters`.
+        """
+        given = self.get_variable("params", name)
+        if hasattr(given, "project"):   # flax compares the shape of arrays alone
+            if given.shape != shape:
+                raise UserError(name, f"has the shape {given.shape}, not {shape}",
+                                "use weights of this model")
+            return given
         init = nn.initializers.normal(scale * fan_in**-0.5)
         return self.param(name, init, shape, jnp.float32)
 
