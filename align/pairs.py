@@ -38,7 +38,8 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
     if not solved:
         raise UserError("pairs: tasks, inputs", "give no question",
                         "raise a count in tasks, or name files in inputs")
-    model = load_model(parents["model"], make_execution(section, also=("batch_size",)))
+    model = load_model(parents["model"], make_execution(section, also=("batch_size",)),
+                       weights=section.weights)
     repeated = [c for c in solved for _ in range(section.num_samples)]
     sampling = Sampling(section.max_new_tokens, temperature=section.temperature)
     rows = answer_and_score(model, [task for task, _ in tasks], repeated, sampling,

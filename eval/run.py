@@ -49,9 +49,10 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
     section = config.eval
     tasks = open_tasks(section.tasks, parents.get("corpus"), section.inputs)
     check_tokenizer(parents["tokens"], read_description(parents["model"]).tokenizer, "eval.tokens")
-    model = load_model(parents["model"], make_execution(section, also=("batch_size",)))
+    model = load_model(parents["model"], make_execution(section, also=("batch_size",)),
+                       weights=section.weights)
     log(f"eval: {section.model}, prompts in {'turns' if model.chat else 'plain text'}")
-    metrics = _measure_bits(model, section, parents)
+    metrics = {"weight_bytes": model.weight_bytes} | _measure_bits(model, section, parents)
     for task, count in tasks:
         measure = _measure_choices if isinstance(task, ChoiceTask) else _measure_answers
         scores = measure(model, task, count, section, folder)

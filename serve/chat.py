@@ -26,9 +26,11 @@ from core.progress import log
 from data.chat import Conversation, Message, ask, render_prompt
 from eval.respond.loaded import LoadedModel, load_model
 from eval.respond.local import make_engine
-from model.execution import COMPUTE_DTYPES, Execution
+from model.adapters.quantization import KINDS
+from model.execution import COMPUTE_DTYPES, KV_CACHES, Execution
 from model.generation.engine import Request
 from model.generation.sampling import Sampling
+from model.generation.speculative import MAX_DRAFT_TOKENS, PromptLookup, Speculation
 
 CHUNK_TOKENS = 4    # that are shown at once
 
@@ -50,6 +52,7 @@ class Session:
         system: the system message; "" for none.
         capacity: tokens that the cache holds, answer included.
         seed: of the random draws.
+        speculation: see `Engine`.
 
     Attributes:
         tokens: all tokens of the conversation so far.
@@ -57,6 +60,7 @@ class Session:
         num_tokens: tokens drawn in these.
         num_timed: those of them that `decode_secs` measures: all but the first few of each answer.
         decode_secs: time of these.
+        weight_bytes: of the model.
 
     Raises:
         UserError: the system message and one answer exceed `capacity`, or the model's chat template
@@ -64,14 +68,14 @@ class Session:
     """
 
     def __init__(self, model: LoadedModel, sampling: Sampling, *, system: str = "",
-                 capacity: int = 1024, seed: int = 0):
+                 capacity: int = 1024, seed: int = 0, speculation: Speculation | None = None):
         self._model, self._tokenizer = model, model.tokenizer
         self._sampling, self._capacity, self._seed = sampling, capacity, seed
         self._system = (Message("system", system),) if system else ()
         self._engine = make_engine(model, num_slots=1, capacity=capacity,
-                                   chunk_tokens=CHUNK_TOKENS)
+                                   chunk_tokens=CHUNK_TOKENS, speculation=speculation)
         self.num_turns = self.num_tokens = self.num_timed = 0
-        self.decode_secs = 0.0
+        self.decode_secs, self.weight_bytes = 0.0, model.weight_bytes
         self.reset()
         self._check_fits(self._render(""))
 
@@ -211,7 +215,9 @@ def _open_session() -> Session:
     sampling = Sampling(values.max_new_tokens, values.temperature, values.top_k, values.top_p)
     dtype = values.compute_dtype or (
         "float32" if jax.default_backend() == "cpu" else "bfloat16")
-    model = load_model(Path(values.model), Execution(compute_dtype=dtype))
+    model = load_model(Path(values.model), Execution(dtype, kv_cache=values.kv_cache),
+                       weights=values.weights,
+                       adapter=None if values.adapter is None else Path(values.adapter))
     if not model.chat:
         log(f"{values.model} is a base model: it continues each text instead of answering")
         if values.system:
@@ -219,8 +225,9 @@ def _open_session() -> Session:
     if (values.context_tokens or 0) > model.context_tokens:
         log(f"warning: --context_tokens={values.context_tokens}: {values.model} was trained on "
             f"rows of {model.context_tokens}")
+    speculation = PromptLookup(values.draft_tokens) if values.draft_tokens else None
     return Session(model, sampling, system=values.system, seed=values.seed,
-                   capacity=values.context_tokens or model.context_tokens)
+                   capacity=values.context_tokens or model.context_tokens, speculation=speculation)
 
 
 def chat() -> dict[str, Any]:
@@ -242,7 +249,7 @@ def chat() -> dict[str, Any]:
             log(str(error))
     rate = session.num_timed / session.decode_secs if session.num_timed else 0.0
     return {"turns": session.num_turns, "tokens": session.num_tokens,
-            "tokens_per_sec": round(rate, 1)}
+            "weight_bytes": session.weight_bytes, "tokens_per_sec": round(rate, 1)}
 
 
 def _define_flags() -> None:
@@ -255,6 +262,13 @@ def _define_flags() -> None:
                          "default that of the model's training rows.")
     flags.DEFINE_enum("compute_dtype", None, COMPUTE_DTYPES, "Dtype of matmuls; by default float32 "
                       "on a CPU and bfloat16 elsewhere.")
+    flags.DEFINE_enum("weights", "float32", ("float32", *KINDS), "What weights are held in.")
+    flags.DEFINE_enum("kv_cache", "compute", KV_CACHES, "What keys and values are held in: the "
+                      "compute dtype or int8.")
+    flags.DEFINE_string("adapter", None, "Folder of an adapter of the model, which is added to it.")
+    flags.DEFINE_integer("draft_tokens", 0, "Tokens that are drafted from what was said before and "
+                         "checked at once, by the same distribution; 0 drafts none.",
+                         lower_bound=0, upper_bound=MAX_DRAFT_TOKENS)
     flags.DEFINE_integer("seed", 0, "Seed of the random draws.")
     flags.DEFINE_string("system", "", "System message of the conversation.")
 

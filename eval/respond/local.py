@@ -14,6 +14,7 @@ from eval.respond.loaded import LoadedModel
 from eval.respond.responder import Reply
 from model.generation.engine import LENGTH, REFUSED, STOP, Completion, Engine, Request
 from model.generation.sampling import Sampling
+from model.generation.speculative import Speculation
 
 FAULTS = {LENGTH: "truncated", REFUSED: "prompt_too_long"}      # of a `Reply`
 
@@ -79,10 +80,11 @@ def complete(model: LoadedModel, prompts: Sequence[Sequence[int]], sampling: Sam
 
 
 def make_engine(model: LoadedModel, *, num_slots: int, capacity: int,
-                chunk_tokens: int = 16) -> Engine:
+                chunk_tokens: int = 16, speculation: Speculation | None = None) -> Engine:
     """An engine for a loaded model, whose completions have a text; see `Engine`."""
     return Engine(model.weights, model.config, model.execution, num_slots=num_slots,
-                  capacity=capacity, chunk_tokens=chunk_tokens, to_text=model.tokenizer.text_of)
+                  capacity=capacity, chunk_tokens=chunk_tokens, to_text=model.tokenizer.text_of,
+                  speculation=speculation)
 
 
 def _round_up(num_tokens: int) -> int:

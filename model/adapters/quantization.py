@@ -232,17 +232,6 @@ def weight_bytes(params: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
 
 
-def quantize_kv(k_BLGK: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Rounds keys or values to int8, with a float32 scale_BLG for each token and head."""
-    k_BLGK, scale_BLGK = round_to_int8(k_BLGK, (-1,))
-    return k_BLGK, scale_BLGK[..., 0]
-
-
-def dequantize_kv(k_BLGK: jax.Array, scale_BLG: jax.Array, dtype: Any) -> jax.Array:
-    """Inverts `quantize_kv` up to the rounding, half a step of the scale."""
-    return (k_BLGK.astype(jnp.float32) * scale_BLG[..., None]).astype(dtype)
-
-
 def _when_known(x: jax.Array, mask: int) -> jax.Array:
     """The int8 mask, as a value that XLA has only once it has `x`.
 

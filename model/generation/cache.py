@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from model.config import ModelConfig
+from model.layers.matmul import round_to_int8
 
 PIECE = 512             # tokens that are written at once at most
-SMALLEST_SCALE = 1e-30  # instead of 0, so that zeros stay zeros
 
 
 class Place(NamedTuple):
@@ -62,16 +62,19 @@ class LayerCache:
 
         if self.k_scale_BGM is None:
             return self.replace(k_BGMK=put(self.k_BGMK, k_BLGK), v_BGMK=put(self.v_BGMK, v_BLGK))
-        (k_BLGK, k_scale_BLG), (v_BLGK, v_scale_BLG) = to_int8(k_BLGK), to_int8(v_BLGK)
+        (k_BLGK, k_scale), (v_BLGK, v_scale) = (round_to_int8(x, [3]) for x in (k_BLGK, v_BLGK))
         return LayerCache(put(self.k_BGMK, k_BLGK), put(self.v_BGMK, v_BLGK),
-                          put(self.k_scale_BGM, k_scale_BLG), put(self.v_scale_BGM, v_scale_BLG))
+                          put(self.k_scale_BGM, k_scale[..., 0]),
+                          put(self.v_scale_BGM, v_scale[..., 0]))
 
     def read(self, place: Place, dtype: str) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Keys and values of the rows in `dtype`, and their `positions`."""
         def take(held, scale_BGM):
             held = pick(held, place.rows_B)
-            return held if scale_BGM is None else from_int8(
-                held, pick(scale_BGM, place.rows_B), dtype)
+            if scale_BGM is None:
+                return held
+            scale_BGM = pick(scale_BGM, place.rows_B)
+            return (held.astype(jnp.float32) * scale_BGM[..., None]).astype(dtype)
 
         return (take(self.k_BGMK, self.k_scale_BGM), take(self.v_BGMK, self.v_scale_BGM),
                 self.positions(place))
@@ -174,15 +177,3 @@ def layer_capacity(config: ModelConfig, n: int, capacity: int, piece: int) -> in
 def is_global(config: ModelConfig, n: int) -> bool:
     """Whether layer `n` of a model with a window ignores it."""
     return bool(config.global_every) and (n + 1) % config.global_every == 0
-
-
-def to_int8(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Rounds each vector of the last axis to int8; returns it and its float32 scale."""
-    x = x.astype(jnp.float32)
-    scale = jnp.maximum(jnp.max(jnp.abs(x), axis=-1), SMALLEST_SCALE) / 127
-    return jnp.round(x / scale[..., None]).astype(jnp.int8), scale
-
-
-def from_int8(x: jax.Array, scale: jax.Array, dtype: str) -> jax.Array:
-    """Inverts `to_int8` up to rounding."""
-    return (x.astype(jnp.float32) * scale[..., None]).astype(dtype)

@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from core.errors import UserError
 from eval.respond.loaded import load_model
 from eval.respond.local import make_engine
 from model.execution import Execution
@@ -40,14 +39,10 @@ class Ours:
         """Loads a model directory; XLA uses all cores of the process, whose number is the peers'.
 
         Raises:
-            UserError: weights are not float32, or the folder is no model directory.
+            UserError: the kind of weights is unknown, or the folder is no model directory.
         """
-        if weights != "float32":
-            raise UserError(f"weights={weights}", "is no dtype that models are loaded in",
-                            "choose float32")
-        self._model = load_model(Path(model), Execution())
-        size = sum(leaf.nbytes for leaf in jax.tree.leaves(self._model.params))
-        return {"weight_bytes": size, "versions": {"jax": jax.__version__}}
+        self._model = load_model(Path(model), Execution(), weights=weights)
+        return {"weight_bytes": self._model.weight_bytes, "versions": {"jax": jax.__version__}}
 
     def prefill(self, prompt: Sequence[int]) -> float:
         """See `Engine.prefill`: a new engine, which holds nothing of earlier prompts."""
