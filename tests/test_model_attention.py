@@ -97,6 +97,7 @@ def test_document_mask_is_causal_and_inside_one_document():
 
 
 def test_cache_mask_covers_cached_and_new_tokens():
-    mask_BLM = cache_mask(jnp.array([[0, 1], [2, 3]]), 5)
+    keys_BM = jnp.array([[0, 1, -1, -1, -1], [0, 1, 2, 3, -1]])
+    mask_BLM = cache_mask(jnp.array([[0, 1], [2, 3]]), keys_BM)
     expected_BLM = [[[1, 0, 0, 0, 0], [1, 1, 0, 0, 0]], [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0]]]
     np.testing.assert_array_equal(mask_BLM, np.array(expected_BLM, bool))

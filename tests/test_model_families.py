@@ -125,13 +125,13 @@ def test_cached_decode_equals_the_full_forward(name):
     step = jax.jit(partial(extend, config=config, execution=EXECUTION))
     cache = make_cache(config, EXECUTION, 3, 16)
     padded_BL = np.where(np.arange(8) < prompt[:, None], tokens_BL[:, :8], 1)
-    x_BLD, cache = step(params, padded_BL, cache)
+    x_BLD, cache = step(params, padded_BL, prompt, cache)
     cache = cache.advance(padded_BL, prompt)
     for row, n in enumerate(prompt):
         np.testing.assert_allclose(read(x_BLD)[row, :n], full_BLV[row, :n], atol=1e-4)
     for n in range(8):
         token_BL = tokens_BL[rows, prompt + n][:, None]
-        x_BLD, cache = step(params, token_BL, cache)
+        x_BLD, cache = step(params, token_BL, np.ones(3, int), cache)
         cache = cache.advance(token_BL, np.ones(3, int))
         np.testing.assert_allclose(read(x_BLD)[:, 0], full_BLV[rows, prompt + n], atol=1e-4)
 
@@ -149,7 +149,7 @@ def test_an_encoder_decoder_continues_as_its_full_forward_does(batch):
     step, parts_BLD = jax.jit(partial(encoder_decoder.extend, **options)), []
     for first, last in ((0, 5), (5, 10)):
         part_BL = tokens_BL[:, first:last]
-        x_BLD, cache = step(params, part_BL, cache)
+        x_BLD, cache = step(params, part_BL, np.full(NUM_ROWS, 5), cache)
         cache = cache.advance(part_BL, np.full(NUM_ROWS, 5))
         parts_BLD.append(x_BLD)
     np.testing.assert_allclose(np.concatenate(parts_BLD, 1), full_BLD, atol=1e-4)

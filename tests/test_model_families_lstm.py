@@ -12,8 +12,7 @@ from model.attention.kind import kind_of
 from model.config import ModelConfig
 from model.execution import Execution
 from model.families import lstm
-from model.families.registry import forward, init
-from model.generation.generate import decode, prefill
+from model.families.registry import extend, forward, init
 from model.heads.language import logits
 from model.parallel.sharding import make_mesh, param_shardings
 
@@ -87,15 +86,20 @@ def test_decode_after_prompts_of_different_length_equals_the_full_forward(params
     prompt = np.array([3, 1, 4, 2])
     full_BLV = logits(params, run(params, *documents[:2], np.ones_like(tokens_BL)), config=CONFIG,
                       execution=EXECUTION)
-    options = {"config": CONFIG, "execution": EXECUTION}
+    step = jax.jit(partial(extend, config=CONFIG, execution=EXECUTION))
+
+    def read(cache, tokens_BL, count_B):
+        x_BLD, cache = step(params, tokens_BL, count_B, cache)
+        last_BLD = np.asarray(x_BLD)[np.arange(4)[:, None], count_B[:, None] - 1]
+        logits_BLV = logits(params, last_BLD, config=CONFIG, execution=EXECUTION)
+        return logits_BLV[:, 0], cache.advance(tokens_BL, count_B)
+
     padded_BL = np.where(positions_BL < prompt[:, None], tokens_BL, 7)[:, :4]
-    logits_BV, cache = prefill(params, padded_BL, prompt,
-                               lstm.make_cache(CONFIG, EXECUTION, 4, 0), **options)
+    logits_BV, cache = read(lstm.make_cache(CONFIG, EXECUTION, 4, 0), padded_BL, prompt)
     rows = np.arange(4)
-    for step in range(6):
-        np.testing.assert_allclose(logits_BV, full_BLV[rows, prompt + step - 1], atol=1e-5)
-        logits_BV, cache = decode(params, jnp.asarray(tokens_BL[rows, prompt + step]), cache,
-                                  **options)
+    for place in range(6):
+        np.testing.assert_allclose(logits_BV, full_BLV[rows, prompt + place - 1], atol=1e-5)
+        logits_BV, cache = read(cache, tokens_BL[rows, prompt + place][:, None], np.ones(4, int))
 
 
 def test_a_mesh_changes_neither_states_nor_gradients(params, documents):

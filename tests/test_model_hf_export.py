@@ -19,8 +19,9 @@ from model.config import ModelConfig
 from model.directory import load_params, read_description, save_model
 from model.execution import Execution
 from model.families.registry import forward, init
-from model.generation.generate import generate
+from model.generation.engine import Engine, Request
 from model.generation.sampling import Sampling
+from model.generation.weights import unstack
 from model.heads.language import logits
 from model.hf.export_model import export_model
 from model.hf.gguf_files import open_gguf
@@ -194,10 +195,10 @@ def test_a_real_model_has_the_logits_and_answers_of_transformers(smollm2, optimi
     for row, prompt in zip(tokens_BL, prompts):
         row[:len(prompt)] = prompt
     ours_BLV = jax.jit(_logits, static_argnums=1)(params, config, tokens_BL)
-    new_BL, count_B = generate(
-        params, tokens_BL, lengths_B, jax.random.split(jax.random.key(0), len(prompts)),
-        config=config, execution=EXECUTION, stops=own.stops,
-        sampling=Sampling(max_new_tokens=64, temperature=0))
+    engine = Engine(unstack(params, EXECUTION), config, EXECUTION, num_slots=len(prompts),
+                    capacity=256)
+    greedy = Sampling(max_new_tokens=64, temperature=0)
+    done = engine.run([Request(tuple(prompt), greedy, own.stops) for prompt in prompts])
     for i, prompt in enumerate(prompts):
         theirs_BLV = _theirs(theirs, np.array([prompt]))
         difference = np.abs(ours_BLV[i, :len(prompt)] - theirs_BLV[0]).max()
@@ -207,7 +208,7 @@ def test_a_real_model_has_the_logits_and_answers_of_transformers(smollm2, optimi
             answer = theirs.generate(
                 torch.tensor([prompt]), attention_mask=torch.ones((1, len(prompt)), dtype=int),
                 do_sample=False, max_new_tokens=64, eos_token_id=list(own.stops), pad_token_id=0)
-        np.testing.assert_array_equal(new_BL[i, :count_B[i]], answer[0, len(prompt):].numpy())
+        np.testing.assert_array_equal(done[i].tokens, answer[0, len(prompt):].numpy())
 
 
 def test_a_real_model_goes_out_as_it_came(smollm2):

@@ -14,9 +14,10 @@ from peer_models import as_entries, save_random_peer
 from data.tokenizers.bpe import BytePairTokenizer
 from data.tokenizers.export import hub_files
 from model.execution import Execution
-from model.families.registry import forward, make_cache
-from model.generation.generate import decode, generate, prefill
+from model.families.registry import forward
+from model.generation.engine import Engine, Request
 from model.generation.sampling import Sampling
+from model.generation.weights import unstack
 from model.heads.language import logits, token_logps
 from model.hf.export_model import choose_layout, export_model
 from model.hf.families.table import LAYOUTS, find_layout
@@ -182,21 +183,14 @@ def test_decoding_equals_the_full_forward_and_the_greedy_tokens_of_transformers(
         theirs_L = own.model.generate(
             torch.tensor(prompt_BL), attention_mask=torch.ones_like(torch.tensor(prompt_BL)),
             do_sample=False, max_new_tokens=num_new, eos_token_id=None, pad_token_id=0)[0].numpy()
-    ours_BL, count_B = generate(
-        own.params, prompt_BL, np.array([5]), jax.random.split(jax.random.key(0), 1),
-        config=own.config, execution=EXECUTION, stops=(V,),
-        sampling=Sampling(max_new_tokens=num_new, temperature=0))
-    assert int(count_B[0]) == num_new
-    np.testing.assert_array_equal(np.asarray(ours_BL)[0], theirs_L[5:])
+    engine = Engine(unstack(own.params, EXECUTION), own.config, EXECUTION, num_slots=1,
+                    capacity=len(theirs_L))
+    done, = engine.run([Request(tuple(prompt_BL[0].tolist()), Sampling(num_new, temperature=0))])
+    np.testing.assert_array_equal(done.tokens, theirs_L[5:])
     full_BLV = _logits(own.params, theirs_L[None], np.arange(len(theirs_L))[None],
                        np.ones((1, len(theirs_L)), int), own.config)
-    cache_ = make_cache(own.config, EXECUTION, 1, len(theirs_L))
-    found_BV, cache_ = prefill(own.params, prompt_BL, np.array([5]), cache_, config=own.config,
-                               execution=EXECUTION)
-    for place in range(5, len(theirs_L)):
-        np.testing.assert_allclose(found_BV[0], full_BLV[0, place - 1], atol=1e-4)
-        found_BV, cache_ = decode(own.params, jnp.asarray(theirs_L[place:place + 1]), cache_,
-                                  config=own.config, execution=EXECUTION)
+    logps_LV = np.asarray(jax.nn.log_softmax(full_BLV[0]))[4:-1]
+    np.testing.assert_allclose(done.logps, logps_LV[range(num_new), theirs_L[5:]], atol=1e-4)
 
 
 @each_family

@@ -276,9 +276,8 @@ def exact(small, execution):
 def draw_small(speculation, small, execution):
     """The first three tokens of many samples under each of `SETTINGS`, and the counts."""
     weights, num_rows = unstack(small[0], execution), NUM_SAMPLES * len(SETTINGS)
-    slots = make_slots(SMALL, execution, num_rows, 32, num_stops=1, piece=32)
-    slots = slots.replace(draft=make_draft_state(speculation, SMALL, execution, num_rows, 32,
-                                                 piece=32),
+    slots = make_slots(SMALL, execution, num_rows, 32, num_stops=1)
+    slots = slots.replace(draft=make_draft_state(speculation, SMALL, execution, num_rows, 32),
                           seen_BV=jnp.ones((num_rows, SMALL.V), bool))
     rows_P = np.arange(num_rows)
     prompts_PM = np.tile(np.array(SMALL_PROMPT + (0,) * (32 - len(SMALL_PROMPT)), np.int32),
@@ -341,8 +340,8 @@ def test_look_up_drafts_what_followed(tokens, ngram, num_tokens, expected):
 
 
 def test_a_slot_begins_anew_and_leaves_others_as_they_are(execution):
-    slots = make_slots(SMALL, execution, 3, 4, num_stops=1, piece=4)
-    state = make_draft_state(PromptLookup(), SMALL, execution, 3, 4, piece=4)
+    slots = make_slots(SMALL, execution, 3, 4, num_stops=1)
+    state = make_draft_state(PromptLookup(), SMALL, execution, 3, 4)
     state = state.replace(refused_BV=state.refused_BV + 0.5)    # as a cancelled request leaves it
     prompts_PM = np.array([[1, 2, 3, 4], [5, 6, 7, 0], [5, 6, 7, 0]], np.int32)
     state = start_draft(slots.replace(draft=state), np.array([2, 3, 3]), prompts_PM).draft

@@ -40,12 +40,12 @@ def test_every_parameter_has_a_part(name):
     assert {"encoder mlp", "encoder attention"} <= parts or config.family != "encoder_decoder"
 
 
-@pytest.mark.parametrize("changes", [{}, dict(window=8, global_every=2), dict(family="lstm")])
+@pytest.mark.parametrize("changes", [{}, dict(window=8, global_every=2, N=4), dict(family="lstm")])
 def test_a_cache_of_one_row_holds_as_many_bytes(config, changes):
     config = dataclasses.replace(config, embed_previous=False, **changes)
-    made = jax.eval_shape(partial(make_cache, config, Execution("bfloat16"), 1, 64))
+    made = jax.eval_shape(partial(make_cache, config, Execution("bfloat16"), 1, 1024))
     held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(made) if leaf.ndim > 1)
-    assert cache_bytes(config, 64)["held"] == held
+    assert cache_bytes(config, 1024)["held"] == held
 
 
 def test_a_window_bounds_what_a_cache_needs():

@@ -13,6 +13,7 @@ from core.artifacts import read_lineage
 from core.progress import log
 from data.tokenizers.load import load_tokenizer
 from data.tokenizers.tokenizer import Tokenizer
+from model.adapters.quantization import quantize
 from model.config import ModelConfig
 from model.directory import load_params, read_description
 from model.execution import Execution
@@ -50,11 +51,13 @@ class LoadedModel:
         return unstack(self.params, self.execution)
 
 
-def load_model(folder: Path, execution: Execution, mesh: Mesh | None = None) -> LoadedModel:
+def load_model(folder: Path, execution: Execution, mesh: Mesh | None = None, *,
+               weights: str = "float32") -> LoadedModel:
     """Opens a model directory.
 
     Args:
         mesh: to shard the parameters over; without one they are on one device.
+        weights: what they are held in: float32, or a kind of `model.adapters.quantization`.
 
     Raises:
         UserError: it is no model directory, is damaged, its tokenizer does not match, or it is a
@@ -63,8 +66,11 @@ def load_model(folder: Path, execution: Execution, mesh: Mesh | None = None) -> 
     folder = Path(folder)
     described = read_description(folder)
     check_generates(described.config, str(folder))
+    params = load_params(folder, described.config, mesh)
+    if weights != "float32":
+        params = quantize(params, weights)
     return LoadedModel(
-        load_params(folder, described.config, mesh), described.config, execution,
+        params, described.config, execution,
         load_tokenizer(folder / "tokenizer"), described.chat, described.context_tokens,
         f"{folder.name}@{read_lineage(folder)['fingerprint']}")
 

@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from core.errors import UserError
 from model.attention.kind import NO_EXTRAS, Extras, Kind, kind_of
 from model.config import ModelConfig
 from model.execution import Execution
-from model.generation.cache import Cache, Place, empty_cache, is_global, pick
+from model.generation.cache import PIECE, Cache, Place, empty_cache, is_global, pick
 from model.layers.attention import attention
 from model.layers.embed import check_length, embed, init_embeddings
 from model.layers.experts import experts, summarise
@@ -64,7 +65,16 @@ class Block(nn.Module):
 
     def weight(self, name: str, shape: tuple[int, ...], fan_in: int,
                scale: float = 1.0) -> jax.Array:
-        """A float32 master weight of standard deviation scale/sqrt(fan_in)."""
+        """A float32 master weight of standard deviation scale/sqrt(fan_in).
+
+        Or, in its place among the parameters, a weight of `model.adapters`.
+        """
+        given = self.get_variable("params", name)
+        if hasattr(given, "project"):   # flax compares the shape of arrays alone
+            if given.shape != shape:
+                raise UserError(name, f"has the shape {given.shape}, not {shape}",
+                                "use weights of this model")
+            return given
         init = nn.initializers.normal(scale * fan_in**-0.5)
         return self.param(name, init, shape, jnp.float32)
 
@@ -253,18 +263,18 @@ def forward_with_stats(params: Params, tokens_BL: jax.Array, positions_BL: jax.A
 
 
 def make_cache(config: ModelConfig, execution: Execution, batch_size: int, capacity: int, *,
-               piece: int = 0) -> Cache:
+               piece: int = PIECE) -> Cache:
     """An empty cache for `batch_size` rows of up to `capacity` tokens.
 
     Args:
-        piece: tokens that are written at once at most; 0 is as many as a row holds.
+        piece: tokens that are written at once at most; see `empty_cache`.
 
     Raises:
         UserError: the capacity exceeds the table of positions.
     """
     check_length(config, capacity)
     dtype = execution.compute_dtype if execution.kv_cache == "compute" else execution.kv_cache
-    return empty_cache(config, batch_size, capacity, piece or capacity, dtype)
+    return empty_cache(config, batch_size, capacity, piece, dtype)
 
 
 def layer_of(blocks: Params, n: int) -> Params:

@@ -31,7 +31,7 @@ from model.families.decoder import (
     score_bias,
 )
 from model.families.encoder import run_both_ways
-from model.generation.cache import Cache, Place, empty_cache
+from model.generation.cache import PIECE, Cache, Place, empty_cache
 from model.layers.attention import attention, cross_attention, project_source
 from model.layers.embed import check_length, embed, init_embeddings
 from model.layers.experts import summarise
@@ -169,7 +169,7 @@ def make_cache(params: Params, source: Any, *, config: ModelConfig, execution: E
     block = SourceKeys(config, execution, kind_of(config))
     keys = tuple(block.apply({"params": layer_of(params["blocks"], n)}, source_BMD)
                  for n in range(config.N))
-    own = empty_cache(config, source_BMD.shape[0], capacity, capacity, execution.compute_dtype)
+    own = empty_cache(config, source_BMD.shape[0], capacity, PIECE, execution.compute_dtype)
     return SourceCache(own, keys, source.segment_ids_BM > 0)
 
 

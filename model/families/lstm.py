@@ -22,7 +22,7 @@ from model.families.decoder import (
     init_stack_ends,
     layer_of,
 )
-from model.generation.cache import pick, put_rows
+from model.generation.cache import PIECE, pick, put_rows
 from model.layers.embed import embed, init_embeddings
 from model.layers.matmul import project
 from model.parallel.sharding import HEAD_RULES, constrain
@@ -150,9 +150,9 @@ class StateCache:
         length_B = pick(self.length_B, rows_B) + count_B
         return StateCache(h_BND, c_BNF, put_rows(self.length_B, length_B, rows_B))
 
-    def resize(self, config: ModelConfig, capacity: int, piece: int) -> StateCache:
+    def resize(self, config: ModelConfig, capacity: int) -> StateCache:
         """The same: any number of tokens fits."""
-        del config, capacity, piece
+        del config, capacity
         return self
 
     def copy(self, source: jax.Array, target: jax.Array) -> StateCache:
@@ -166,7 +166,7 @@ class StateCache:
 
 
 def make_cache(config: ModelConfig, execution: Execution, batch_size: int, capacity: int, *,
-               piece: int = 0) -> StateCache:
+               piece: int = PIECE) -> StateCache:
     """Empty states of `batch_size` rows; any number of tokens fits. They are not quantised."""
     del capacity, piece
     return StateCache(jnp.zeros((batch_size, config.N, config.D), execution.compute_dtype),

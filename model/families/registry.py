@@ -16,6 +16,7 @@ from model.config import ModelConfig
 from model.execution import Execution
 from model.families import decoder, encoder, encoder_decoder, lstm
 from model.families.decoder import Params
+from model.generation.cache import PIECE
 
 FAMILIES = {"decoder": decoder, "encoder": encoder, "encoder_decoder": encoder_decoder,
             "lstm": lstm}
@@ -48,7 +49,7 @@ def forward(params: Params, tokens_BL: jax.Array, positions_BL: jax.Array,
 
 
 def make_cache(config: ModelConfig, execution: Execution, batch_size: int, capacity: int, *,
-               piece: int = 0) -> Any:
+               piece: int = PIECE) -> Any:
     """An empty cache of a family that generates; see `model.families.decoder.make_cache`."""
     return FAMILIES[config.family].make_cache(config, execution, batch_size, capacity, piece=piece)
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from model.config import ModelConfig
 
+PIECE = 512             # tokens that are written at once at most
 SMALLEST_SCALE = 1e-30  # instead of 0, so that zeros stay zeros
 
 
@@ -110,7 +111,7 @@ class Cache:
         return self.replace(length_B=put_rows(self.length_B, length_B + count_B, rows_B),
                             last_B=put_rows(self.last_B, last_B, rows_B))
 
-    def resize(self, config: ModelConfig, capacity: int, piece: int) -> Cache:
+    def resize(self, config: ModelConfig, capacity: int, piece: int = PIECE) -> Cache:
         """A cache of another capacity with the same tokens; a row that holds more than fit must not
         be read again. See `empty_cache`."""
         def fit(leaf, size):

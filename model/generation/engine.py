@@ -22,7 +22,7 @@ from core.errors import UserError
 from model.config import ModelConfig
 from model.execution import Execution
 from model.families.registry import Params
-from model.generation.cache import layer_capacity
+from model.generation.cache import PIECE, layer_capacity
 from model.generation.generate import (
     Ask,
     Drawn,
@@ -45,8 +45,9 @@ from model.generation.speculative import (
     prefill_draft,
     start_draft,
 )
+from model.layers.embed import check_length
 
-PIECES = (32, 128, 512)     # tokens that prefill reads at once, padded to one of these lengths
+PIECES = (32, 128, PIECE)   # tokens that prefill reads at once, padded to one of these lengths
 GROUP_SIZE = 8              # prompts that are read at once where they do not fill all slots
 SMALLEST_SIZE = 256         # of a slot's cache; it doubles when a request needs more
 NUM_STOPS = 8
@@ -157,26 +158,26 @@ class Engine:
             `accepted`; requests `refused`, `cut` and `cancelled`.
 
     Raises:
-        UserError: the draft model has another vocabulary.
+        UserError: the capacity exceeds the model's table of positions, or the draft model has
+            another vocabulary.
     """
 
     def __init__(self, params: Params, config: ModelConfig, execution: Execution, *,
                  num_slots: int, capacity: int, chunk_tokens: int = 16,
                  to_text: Callable[[Sequence[int]], str] | None = None,
                  speculation: Speculation | None = None):
+        check_length(config, capacity)
         self._params, self._bound = params, {"config": config, "execution": execution}
         self._capacity, self._chunk_tokens = capacity, chunk_tokens
         self._to_text = to_text
         self._held_BM = np.full((num_slots, capacity), -1, np.int32)
         self._slots = [_Slot(number, held_M) for number, held_M in enumerate(self._held_BM)]
-        piece = PIECES[-1]
         self._size = min(capacity, SMALLEST_SIZE)
-        self._state = make_slots(config, execution, num_slots, self._size, num_stops=NUM_STOPS,
-                                 piece=piece)
+        self._state = make_slots(config, execution, num_slots, self._size, num_stops=NUM_STOPS)
         self._speculation, self._can_rewind = speculation, _can_rewind(config, capacity)
         if speculation is not None:
             self._state = self._state.replace(draft=make_draft_state(
-                speculation, config, execution, num_slots, self._size, piece=piece))
+                speculation, config, execution, num_slots, self._size))
             if isinstance(speculation, DraftModel):
                 self._can_rewind &= _can_rewind(speculation.config, capacity)
         self._waiting: deque[int] = deque()
@@ -458,8 +459,7 @@ class Engine:
             size = min(2 * size, self._capacity)
         if self._size // 4 < size <= self._size:
             return
-        self._state = resize(self._state, config=self._bound["config"], capacity=size,
-                             piece=PIECES[-1])
+        self._state = resize(self._state, config=self._bound["config"], capacity=size)
         self._size = size
         for slot in self._slots:
             if slot.length > size:      # an idle one
@@ -473,7 +473,7 @@ class Engine:
 def _can_rewind(config: ModelConfig, capacity: int) -> bool:
     """Whether a slot can end earlier: windows and recurrent states forget what came before."""
     return config.family != "lstm" and all(
-        layer_capacity(config, n, capacity, PIECES[-1]) == capacity for n in range(config.N))
+        layer_capacity(config, n, capacity, PIECE) == capacity for n in range(config.N))
 
 
 def _key_words(request: Request) -> tuple[int, int, int]:

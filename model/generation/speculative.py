@@ -83,10 +83,10 @@ class DraftState:
         return self if self.cache is None else self.replace(
             cache=self.cache.copy(source, target))
 
-    def resize(self, capacity: int, piece: int) -> DraftState:
+    def resize(self, capacity: int) -> DraftState:
         """See `model.generation.cache.Cache.resize`."""
         if self.cache is not None:
-            return self.replace(cache=self.cache.resize(self.config, capacity, piece))
+            return self.replace(cache=self.cache.resize(self.config, capacity))
         missing = max(capacity - self.tokens_BM.shape[1], 0)
         return self.replace(tokens_BM=jnp.pad(self.tokens_BM, [(0, 0), (0, missing)])[:, :capacity])
 
@@ -150,7 +150,7 @@ Speculation = PromptLookup | DraftModel
 
 
 def make_draft_state(speculation: Speculation, config: ModelConfig, execution: Execution,
-                     num_slots: int, capacity: int, *, piece: int) -> DraftState:
+                     num_slots: int, capacity: int) -> DraftState:
     """Empty; see `model.generation.generate.make_slots`.
 
     Raises:
@@ -162,7 +162,7 @@ def make_draft_state(speculation: Speculation, config: ModelConfig, execution: E
     if speculation.config.V != config.V:
         raise UserError(f"draft model: {speculation.config.V} tokens", f"the model has {config.V}",
                         "draft with a model of the same tokenizer")
-    cache = make_cache(speculation.config, execution, num_slots, capacity, piece=piece)
+    cache = make_cache(speculation.config, execution, num_slots, capacity)
     return DraftState(refused_BV, cache=cache, config=speculation.config)
 
 

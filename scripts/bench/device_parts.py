@@ -164,8 +164,7 @@ def measure_generation(size: str, batch_size: int) -> Row:
     rows_B, count_B = jnp.arange(batch_size), jnp.full(batch_size, length, jnp.int32)
     rounds = []
     for _ in range(1 + NUM_ROUNDS):     # the first one compiles
-        slots = make_slots(config, execution, batch_size, length + num_steps, num_stops=1,
-                           piece=length)
+        slots = make_slots(config, execution, batch_size, length + num_steps, num_stops=1)
         began = time.perf_counter()
         slots = jax.block_until_ready(prefill(params, slots, rows_B, prompts_BL, count_B, **bound))
         read = time.perf_counter()
