@@ -26,6 +26,7 @@ from model.generation.speculative import (
 )
 from model.generation.weights import unstack
 from model.heads.language import logits
+from model.parallel.sharding import make_mesh, param_shardings
 
 NUM_DRAFTED = 3
 LONGEST = 2 * (1 + NUM_DRAFTED) + 1     # beyond two whole steps
@@ -209,6 +210,20 @@ def test_sampled_answers_do_not_depend_on_other_requests(kind, make_engine, prom
     assert [completion.tokens for completion in mixed] == [expected[n] for n in order]
     for n in (1, 6):
         assert make_engine(kind).run([requests[n]])[0].tokens == expected[n]
+
+
+def test_a_sharded_mesh_draws_the_same(make_engine, prompts, params, config, execution):
+    requests = [Request(prompt, settings) for prompt in prompts[2:5]
+                for settings in (GREEDY, DRAWN)]
+    whole = make_engine("itself")
+    expected = whole.run(requests)
+    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    with jax.set_mesh(mesh):
+        weights = unstack(jax.device_put(params, param_shardings(params, mesh)), execution)
+        engine = Engine(weights, config, execution, num_slots=4, capacity=128, chunk_tokens=8,
+                        speculation=DraftModel(weights, config, NUM_DRAFTED))
+        check_same(engine.run(requests), expected)
+    assert engine.counts == whole.counts
 
 
 # A vocabulary whose distributions are counted in full. The prompt holds all its tokens, so that
