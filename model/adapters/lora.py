@@ -44,11 +44,9 @@ from model.directory import (
 )
 from model.execution import Execution
 from model.families.registry import Params, abstract_params
-from model.layers.matmul import project
+from model.layers.matmul import PROJECTIONS, project
 from model.parallel.sharding import param_name
 
-# Letters of the weights that are adapted, with those that are summed over: the first factor's.
-PROJECTIONS = {"DHK": "D", "DGK": "D", "HKD": "HK", "DF": "D", "FD": "F"}
 LAYOUT, ADAPTERS = 1, "adapters"    # other layouts are refused
 
 # {"blocks": {"wq_a_DI": [N, D, I], "wq_b_IHK": [N, I, H, K], ...}}, nested as the parameters are.

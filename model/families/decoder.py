@@ -278,8 +278,11 @@ def make_cache(config: ModelConfig, execution: Execution, batch_size: int, capac
 
 
 def layer_of(blocks: Params, n: int) -> Params:
-    """Parameters of layer `n`, of layers that are stacked or, as in `unstack`, apart."""
-    return blocks[n] if isinstance(blocks, tuple) else jax.tree.map(lambda leaf: leaf[n], blocks)
+    """Parameters of layer `n`, of layers that are stacked or, as `model.generation.weights` makes
+    them, apart."""
+    if isinstance(blocks, dict):
+        return jax.tree.map(lambda leaf: leaf[n], blocks)
+    return blocks[n].open() if hasattr(blocks[n], "open") else blocks[n]
 
 
 def extend(params: Params, tokens_BL: jax.Array, count_B: jax.Array, cache: Cache, *,

@@ -23,6 +23,8 @@ import jax.numpy as jnp
 from core.errors import UserError
 from model.execution import Execution
 
+# Letters of the blocks' dense projections, with those that are summed over.
+PROJECTIONS = {"DHK": "D", "DGK": "D", "HKD": "HK", "DF": "D", "FD": "F"}
 SMALLEST_AMAX = 1e-30  # instead of 0, so that zeros stay zeros; NaN stays NaN
 FP8_MULTIPLE = 16      # that sizes of the tensor cores' fp8 matmul must be divisible by
 
