@@ -42,17 +42,29 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def __post_init__(self):
-        finite = np.isfinite(self.temperature) and np.isfinite(self.repetition_penalty)
-        rules = {"max_new_tokens": (self.max_new_tokens >= 1, "must be at least 1"),
-                 "temperature": (finite and self.temperature >= 0, "must be a number from 0 on"),
-                 "top_k": (self.top_k >= 0, "must not be negative"),
-                 "top_p": (0 < self.top_p <= 1, "must be in (0, 1]"),
+        top_p, penalty = _single(self.top_p), _single(self.repetition_penalty)
+        rules = {"max_new_tokens": (_is_whole(self.max_new_tokens) and self.max_new_tokens >= 1,
+                                    "must be a whole number from 1 on"),
+                 "temperature": (self.temperature >= 0 and _single(self.temperature) < np.inf,
+                                 "must be a number from 0 on"),
+                 "top_k": (_is_whole(self.top_k) and 0 <= self.top_k < 2**31,
+                           "must be a whole number from 0 to 2^31 - 1"),
+                 "top_p": (0 < top_p <= 1, "must be in (0, 1]"),
                  "min_p": (0 <= self.min_p < 1, "must be in [0, 1)"),
-                 "repetition_penalty": (finite and self.repetition_penalty > 0,
-                                        "must be a number above 0")}
+                 "repetition_penalty": (0 < penalty < np.inf, "must be a number above 0")}
         for name, (holds, rule) in rules.items():
             if not holds:
                 raise UserError(f"{name}={getattr(self, name)}", rule, f"choose another {name}")
+
+
+def _single(number: float) -> float:
+    """The float32 that is computed with: infinite or 0 where the number is too large or small."""
+    with np.errstate(over="ignore", under="ignore"):
+        return float(np.float32(number))
+
+
+def _is_whole(number: int) -> bool:
+    return isinstance(number, int | np.integer) and not isinstance(number, bool)
 
 
 @flax.struct.dataclass
@@ -101,17 +113,21 @@ def draw(adjusted_BV: jax.Array, rows: RowSampling, keys_B: jax.Array) -> jax.Ar
 def adjust(logits_BV: jax.Array, rows: RowSampling, seen_BV: jax.Array | None) -> jax.Array:
     """Logits of the distribution that is drawn from: minus infinity at tokens that are left out.
 
-    In the order of `transformers`: penalty, temperature, top-k, top-p, min-p. A greedy row's are
-    only penalised.
+    In the order of `transformers`: penalty, temperature, top-k, top-p, min-p. The largest becomes
+    0, so that no temperature makes one infinite and the noise of a draw is not rounded away. A
+    greedy row's are only penalised.
     """
     if seen_BV is not None:
         logits_BV = jax.lax.cond(jnp.any(rows.repetition_penalty_B != 1), _penalise,
                                  lambda logits_BV, *_: logits_BV, logits_BV, rows, seen_BV)
     is_greedy_B = rows.temperature_B < GREEDY_BELOW
-    logits_BV /= jnp.where(is_greedy_B, 1, rows.temperature_B)[:, None]
+    top_B1 = jnp.max(logits_BV, axis=-1, keepdims=True)
+    tempered_BV = (jnp.where(logits_BV == top_B1, 0, logits_BV - top_B1)
+                   / jnp.where(is_greedy_B, 1, rows.temperature_B)[:, None])
     filters_B = (rows.top_k_B > 0) | (rows.top_p_B < 1) | (rows.min_p_B > 0)
-    return jax.lax.cond(jnp.any(filters_B & ~is_greedy_B), _filter,
-                        lambda logits_BV, _: logits_BV, logits_BV, rows)
+    tempered_BV = jax.lax.cond(jnp.any(filters_B & ~is_greedy_B), _filter,
+                               lambda tempered_BV, *_: tempered_BV, tempered_BV, logits_BV, rows)
+    return jnp.where(is_greedy_B[:, None], logits_BV, tempered_BV)
 
 
 def _penalise(logits_BV, rows, seen_BV):
@@ -120,16 +136,16 @@ def _penalise(logits_BV, rows, seen_BV):
     return jnp.where(seen_BV, penalised_BV, logits_BV)
 
 
-def _filter(logits_BV: jax.Array, rows: RowSampling) -> jax.Array:
-    order_BV = _sortable(logits_BV)
+def _filter(tempered_BV: jax.Array, logits_BV: jax.Array, rows: RowSampling) -> jax.Array:
+    order_BV = _sortable(logits_BV)     # that of the tempered ones, before they are rounded
     ones_BV = jnp.ones_like(logits_BV)
     num_kept_B = jnp.where(rows.top_k_B > 0, rows.top_k_B, logits_BV.shape[-1])
     kept_BV = _smallest_top_set(order_BV, ones_BV, num_kept_B.astype(jnp.float32))
-    p_BV = jax.nn.softmax(jnp.where(kept_BV, logits_BV, FILTERED), axis=-1)
+    p_BV = jax.nn.softmax(jnp.where(kept_BV, tempered_BV, FILTERED), axis=-1)
     top_BV = _smallest_top_set(order_BV, p_BV, rows.top_p_B)
     kept_BV &= top_BV | (rows.top_p_B >= 1)[:, None]
     kept_BV &= p_BV >= rows.min_p_B[:, None] * jnp.max(p_BV, axis=-1, keepdims=True)
-    return jnp.where(kept_BV, logits_BV, FILTERED)
+    return jnp.where(kept_BV, tempered_BV, FILTERED)
 
 
 def _sortable(x: jax.Array) -> jax.Array:
