@@ -94,10 +94,7 @@ def cache_bytes(config: ModelConfig, context: int) -> dict[str, int]:
         return {"per_token": 0, "at_context": state, "held": state}
     layer = 2 * c.G * c.K * BYTES["bfloat16"]
     num_global = num_global_layers(c, c.N)
-    if c.family == "encoder_decoder":       # the other half is the source's; no layer is a ring
-        source, held = c.N * layer * context, c.N * context
-    else:
-        source, held = 0, sum(layer_capacity(c, n, context, PIECES[-1]) for n in range(c.N))
+    source = c.N * layer * context if c.family == "encoder_decoder" else 0
     kept = num_global * context + (c.N - num_global) * min(c.window, context)
     return {"per_token": c.N * layer, "at_context": layer * kept + source,
             "held": layer * sum(layer_capacity(c, n, context, PIECE) for n in range(c.N)) + source}

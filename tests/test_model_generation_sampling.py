@@ -44,7 +44,8 @@ FALLING, EQUAL = [0.4, 0.3, 0.2, 0.1], [0.25] * 4
     (FALLING[::-1], {"top_p": 0.8}, {1, 2, 3}), ([0.2, 0.4, 0.1, 0.3], {"top_k": 2}, {1, 3}),
     (FALLING, {"top_k": 1}, {0}), (FALLING, {"top_k": 2}, {0, 1}),
     (FALLING, {"top_k": 99}, {0, 1, 2, 3}),
-    (EQUAL, {"top_k": 2}, {0, 1}), (EQUAL, {"top_p": 0.5}, {0, 1}), (EQUAL, {"top_k": 3}, {0, 1, 2}),
+    (EQUAL, {"top_k": 2}, {0, 1}), (EQUAL, {"top_p": 0.5}, {0, 1}),
+    (EQUAL, {"top_k": 3}, {0, 1, 2}),
     ([0.1, 0.3, 0.3, 0.3], {"top_k": 2}, {1, 2}),       # equal tokens below a higher one
     ([0.4, 0.2, 0.2, 0.2], {"top_p": 0.7}, {0, 1, 2}),
     (FALLING, {"min_p": 0.51}, {0, 1}), (FALLING, {"min_p": 0.2}, {0, 1, 2, 3}),

@@ -190,7 +190,8 @@ def test_a_real_model_has_the_logits_and_answers_of_transformers(smollm2, optimi
     config, params = described.config, load_params(folder / "model", described.config)
     prompts = [render_prompt(Conversation((Message("user", question),)), own)
                for question in QUESTIONS]
-    tokens_BL = np.zeros((len(prompts), max(map(len, prompts))), int)
+    lengths_B = np.array([len(prompt) for prompt in prompts])
+    tokens_BL = np.zeros((len(prompts), max(lengths_B)), int)
     for row, prompt in zip(tokens_BL, prompts):
         row[:len(prompt)] = prompt
     ours_BLV = jax.jit(_logits, static_argnums=1)(params, config, tokens_BL)

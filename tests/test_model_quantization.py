@@ -28,8 +28,7 @@ from model.adapters.quantization import (
 )
 from model.config import ModelConfig
 from model.execution import Execution
-from model.families.registry import abstract_params, forward, init, make_cache
-from model.generation.generate import decode, prefill
+from model.families.registry import abstract_params, extend, forward, init, make_cache
 from model.heads.language import logits, token_logps
 from model.hf.import_model import import_model
 from model.layers.matmul import project
@@ -218,9 +217,14 @@ def _next_logits(params, tokens_BL, *, config, execution):
     """logits_BV after all but the last token at once, then after the last one."""
     cache = make_cache(config, execution, len(tokens_BL), tokens_BL.shape[1])
     count_B = jnp.full(len(tokens_BL), tokens_BL.shape[1] - 1)
-    first_BV, cache = prefill(params, tokens_BL[:, :-1], count_B, cache, config=config,
+    def read(tokens_BL, count_B, cache):
+        x_BLD, cache = extend(params, tokens_BL, count_B, cache, config=config,
                               execution=execution)
-    return first_BV, decode(params, tokens_BL[:, -1], cache, config=config, execution=execution)[0]
+        logits_BLV = logits(params, x_BLD, config=config, execution=execution)
+        return logits_BLV[:, -1], cache.advance(tokens_BL, count_B)
+
+    first_BV, cache = read(tokens_BL[:, :-1], count_B, cache)
+    return first_BV, read(tokens_BL[:, -1:], jnp.ones_like(count_B), cache)[0]
 
 
 @pytest.mark.parametrize("kind", KINDS)

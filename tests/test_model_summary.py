@@ -13,8 +13,7 @@ import pytest
 from core.artifacts import ROOT
 from model.config import ModelConfig
 from model.execution import Execution
-from model.generation.engine import PIECES
-from model.generation.generate import make_slots
+from model.families.registry import make_cache
 from model.presets import PRESETS
 from model.summary import cache_bytes, count_parameters, rows_of, summarise
 
@@ -55,9 +54,7 @@ def test_a_window_bounds_what_a_cache_needs():
     cache = cache_bytes(gemma, 8192)
     assert cache["per_token"] == 26 * token
     assert cache["at_context"] == token * (4 * 8192 + 22 * 512)
-    assert cache["held"] == token * (4 * 8192 + 22 * (512 + PIECES[-1]))
-    assert cache_bytes(gemma, 100)["at_context"] == cache_bytes(gemma, 100)["held"] == (
-        26 * token * 100)
+    assert cache_bytes(gemma, 100)["at_context"] == 26 * token * 100
     assert cache_bytes(PRESETS["minilm-l6"], 512)["held"] == 0
 
 

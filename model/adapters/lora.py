@@ -99,6 +99,11 @@ class Adapted:
     b: jax.Array
     adapter_B: jax.Array | None = None
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the weight."""
+        return self.base.shape
+
     def project(self, equation: str, x: jax.Array, execution: Execution) -> jax.Array:
         """`einsum(equation, x, weight)` with the base's precision, and the addition's in the
         compute dtype; see `model.layers.matmul.project`."""

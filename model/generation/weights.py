@@ -54,6 +54,11 @@ class JoinedWeight(NamedTuple):
         """Of the weight by itself."""
         return self.part.shape
 
+    def astype(self, dtype: Any) -> jax.Array:
+        """The weight by itself, as an array."""
+        stop = self.part.start + math.prod(self.part.shape[self.part.num_inputs:])
+        return self.weight_OD.astype(dtype)[self.part.start:stop].T.reshape(self.part.shape)
+
     def project(self, equation: str, x: jax.Array, execution: Execution) -> jax.Array:
         """See `model.layers.matmul.project`."""
         of_x, of_weight, _ = letters_of_equation(equation)

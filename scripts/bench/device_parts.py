@@ -30,6 +30,7 @@ from scripts.bench.train_workload import VOCAB_SIZE, make_config
 from train.optimizer.optimizers import make_optimizer
 
 NUM_CALLS, NUM_ROUNDS = 10, 3
+NO_STOP = -1    # a token that is never drawn
 
 Row = dict[str, Any]
 
@@ -177,7 +178,7 @@ def measure_generation(size: str, batch_size: int) -> Row:
     num_cached = 2 * config.N * batch_size * (length + num_steps / 2) * config.G * config.K
     bytes_per_sec = item * (num_read + num_cached) / step_secs
     return {"shape": f"prompts of {length}", "batch_size": batch_size,
-            "prefill_tokens_per_sec": batch_size * length / min(prefill_secs[1:]),
+            "prefill_tokens_per_sec": batch_size * length / prefill_secs,
             "decode_tokens_per_sec": batch_size / step_secs, "step_ms": step_secs * 1e3,
             "gb_per_sec": bytes_per_sec / 1e9, "copy_frac": bytes_per_sec / copy_bytes_per_sec()}
 
