@@ -37,7 +37,7 @@ from eval.tasks.registry import open_tasks
 from eval.tasks.task import ChoiceTask, Task
 from model.directory import read_description
 from model.execution import make_execution
-from model.generation.engine import LENGTH, REFUSED
+from model.generation.requests import LENGTH, REFUSED
 from model.generation.sampling import Sampling
 
 

@@ -28,7 +28,7 @@ from eval.respond.loaded import LoadedModel, load_model
 from eval.respond.local import make_engine
 from model.adapters.quantization import KINDS
 from model.execution import COMPUTE_DTYPES, KV_CACHES, Execution
-from model.generation.engine import Request
+from model.generation.requests import Request
 from model.generation.sampling import Sampling
 from model.generation.speculative import MAX_DRAFT_TOKENS, PromptLookup, Speculation
 

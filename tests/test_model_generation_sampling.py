@@ -44,8 +44,8 @@ FALLING, EQUAL = [0.4, 0.3, 0.2, 0.1], [0.25] * 4
     (FALLING[::-1], {"top_p": 0.8}, {1, 2, 3}), ([0.2, 0.4, 0.1, 0.3], {"top_k": 2}, {1, 3}),
     (FALLING, {"top_k": 1}, {0}), (FALLING, {"top_k": 2}, {0, 1}),
     (FALLING, {"top_k": 99}, {0, 1, 2, 3}),
-    (EQUAL, {"top_k": 2}, {0, 1}), (EQUAL, {"top_p": 0.5}, {0, 1}),
-    (EQUAL, {"top_k": 3}, {0, 1, 2}),
+    (EQUAL, {"top_k": 2}, {0, 1}), (EQUAL, {"top_k": 3}, {0, 1, 2}),
+    (EQUAL, {"top_p": 0.5}, {0, 1}),
     ([0.1, 0.3, 0.3, 0.3], {"top_k": 2}, {1, 2}),       # equal tokens below a higher one
     ([0.4, 0.2, 0.2, 0.2], {"top_p": 0.7}, {0, 1, 2}),
     (FALLING, {"min_p": 0.51}, {0, 1}), (FALLING, {"min_p": 0.2}, {0, 1, 2, 3}),
@@ -71,7 +71,7 @@ def test_the_sets_of_a_large_vocabulary_are_those_of_sorting():
     logits_BV[1] = np.abs(logits_BV[1])
     logits_BV[2, ::2] = 0.0
     logits_BV[2, 1::4] = -0.0
-    for k, p in ((37, 1.0), (0, 0.83), (700, 0.6)):
+    for k, p in ((37, 1.0), (0, 0.83), (700, 0.6), (700, 1.0)):
         adjusted_BV = _adjusted(logits_BV, *[Sampling(top_k=k, top_p=p)] * 6)
         for logits_V, adjusted_V in zip(logits_BV, adjusted_BV):
             order_V = np.argsort(-logits_V, kind="stable")[:k or 5000]  # equal: smaller ids first

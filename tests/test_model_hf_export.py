@@ -19,7 +19,8 @@ from model.config import ModelConfig
 from model.directory import load_params, read_description, save_model
 from model.execution import Execution
 from model.families.registry import forward, init
-from model.generation.engine import Engine, Request
+from model.generation.engine import Engine
+from model.generation.requests import Request
 from model.generation.sampling import Sampling
 from model.generation.weights import unstack
 from model.heads.language import logits

@@ -15,7 +15,8 @@ from data.tokenizers.bpe import BytePairTokenizer
 from data.tokenizers.export import hub_files
 from model.execution import Execution
 from model.families.registry import forward
-from model.generation.engine import Engine, Request
+from model.generation.engine import Engine
+from model.generation.requests import Request
 from model.generation.sampling import Sampling
 from model.generation.weights import unstack
 from model.heads.language import logits, token_logps

@@ -12,7 +12,8 @@ from data.chat import Conversation, ask, render_prompt
 from data.tokenizers.tokenizer import Tokenizer
 from eval.respond.loaded import LoadedModel
 from eval.respond.responder import Reply
-from model.generation.engine import LENGTH, REFUSED, STOP, Completion, Engine, Request
+from model.generation.engine import Engine
+from model.generation.requests import LENGTH, REFUSED, STOP, Completion, Request
 from model.generation.sampling import Sampling
 from model.generation.speculative import Speculation
 

@@ -6,6 +6,7 @@ stacked parameters, `lax.scan` over `apply`. A KV cache is an argument and a res
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any, NamedTuple
 
@@ -285,6 +286,12 @@ def layer_of(blocks: Params, n: int) -> Params:
     return blocks[n].open() if hasattr(blocks[n], "open") else blocks[n]
 
 
+def without_capacity(config: ModelConfig) -> ModelConfig:
+    """The config whose experts drop no choice: what is generated must not depend on other rows,
+    nor on padding, which a capacity counts."""
+    return dataclasses.replace(config, expert_capacity=0.0)
+
+
 def extend(params: Params, tokens_BL: jax.Array, count_B: jax.Array, cache: Cache, *,
            config: ModelConfig, execution: Execution,
            rows_B: jax.Array | None = None) -> tuple[jax.Array, Cache]:
@@ -303,7 +310,7 @@ def extend(params: Params, tokens_BL: jax.Array, count_B: jax.Array, cache: Cach
     """
     place = Place(pick(cache.length_B, rows_B), count_B, rows_B)
     positions_BL = place.length_B[:, None] + jnp.arange(tokens_BL.shape[1])[None]
-    block = Block(config, execution, kind_of(config))
+    block = Block(without_capacity(config), execution, kind_of(config))
     previous_BL = jnp.concatenate([pick(cache.last_B, rows_B)[:, None], tokens_BL[:, :-1]], axis=1)
     x_BLD = embed(params, tokens_BL, previous_BL, positions_BL, config=config, execution=execution)
     layers, extras = [], cached_extras(params, positions_BL, cache, place, config)

@@ -29,6 +29,7 @@ from model.families.decoder import (
     layer_inputs,
     layer_of,
     score_bias,
+    without_capacity,
 )
 from model.families.encoder import run_both_ways
 from model.generation.cache import PIECE, Cache, Place, empty_cache
@@ -179,7 +180,7 @@ def extend(params: Params, tokens_BL: jax.Array, count_B: jax.Array, cache: Sour
     own = cache.own
     place = Place(own.length_B, count_B)
     positions_BL = own.length_B[:, None] + jnp.arange(tokens_BL.shape[1])[None]
-    block = CrossBlock(config, execution, kind_of(config))
+    block = CrossBlock(without_capacity(config), execution, kind_of(config))
     mask_BLM = jnp.broadcast_to(cache.is_token_BM[:, None],
                                 (*tokens_BL.shape, cache.is_token_BM.shape[1]))
     x_BLD = embed(params, tokens_BL, tokens_BL, positions_BL, config=config, execution=execution)

@@ -150,9 +150,9 @@ class StateCache:
         length_B = pick(self.length_B, rows_B) + count_B
         return StateCache(h_BND, c_BNF, put_rows(self.length_B, length_B, rows_B))
 
-    def resize(self, config: ModelConfig, capacity: int) -> StateCache:
+    def resize(self, config: ModelConfig, capacity: int, piece: int = PIECE) -> StateCache:
         """The same: any number of tokens fits."""
-        del config, capacity
+        del config, capacity, piece
         return self
 
     def copy(self, source: jax.Array, target: jax.Array) -> StateCache:

@@ -36,7 +36,16 @@ from model.generation.generate import (
     start,
     stop,
 )
-from model.generation.sampling import Sampling, stack_sampling
+from model.generation.requests import (
+    CANCELLED,
+    LENGTH,
+    NUM_STOPS,
+    REFUSED,
+    STOP,
+    Completion,
+    Request,
+)
+from model.generation.sampling import stack_sampling
 from model.generation.speculative import (
     DraftModel,
     Speculation,
@@ -50,72 +59,7 @@ from model.layers.embed import check_length
 PIECES = (32, 128, PIECE)   # tokens that prefill reads at once, padded to one of these lengths
 GROUP_SIZE = 8              # prompts that are read at once where they do not fill all slots
 SMALLEST_SIZE = 256         # of a slot's cache; it doubles when a request needs more
-NUM_STOPS = 8
 MIN_SHARED_TOKENS = 16      # a shorter common beginning costs more to copy than to read again
-OVERLONG = ("refuse", "cut")
-
-STOP, LENGTH, REFUSED, CANCELLED = "stop", "length", "refused", "cancelled"
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """A prompt and how it is answered.
-
-    Attributes:
-        prompt: tokens, at least one.
-        sampling: settings of the draws.
-        stops: tokens that end the answer.
-        stop_texts: texts that end it; they are no part of the answer's text.
-        seed: of the draws, with the prompt and `sample`.
-        sample: number among several answers to the same prompt and seed.
-        overlong: what happens if prompt and answer exceed the engine's capacity: refuse, or cut
-            the prompt, of which the first token and the newest ones stay.
-
-    Raises:
-        UserError: the prompt is empty, a stop text is, there are too many stop tokens, or
-            `overlong` is another word.
-    """
-
-    prompt: tuple[int, ...]
-    sampling: Sampling
-    stops: tuple[int, ...] = ()
-    stop_texts: tuple[str, ...] = ()
-    seed: int = 0
-    sample: int = 0
-    overlong: str = "refuse"
-
-    def __post_init__(self):
-        if not self.prompt:
-            raise UserError("prompt", "has no token", "begin it with the tokenizer's bos")
-        if not all(self.stop_texts):
-            raise UserError("a stop text", "is empty, and would end every answer",
-                            "leave it out")
-        if len(self.stops) > NUM_STOPS:
-            raise UserError(f"stops: {len(self.stops)} tokens", f"are more than {NUM_STOPS}",
-                            "name fewer")
-        if self.overlong not in OVERLONG:
-            raise UserError(f"overlong={self.overlong!r}", f"is none of {', '.join(OVERLONG)}",
-                            "choose one of them")
-
-
-@dataclasses.dataclass
-class Completion:
-    """An answer, complete once it has a `finish`.
-
-    Attributes:
-        tokens: drawn tokens; the last one is the stop token if `finish` is so.
-        logps: their log-probabilities under the model, in nats.
-        finish: stop (a stop token or text was drawn), length (the limit was reached), refused (the
-            prompt does not fit), cancelled; "" while it is drawn.
-        text: of the tokens, without stop tokens; None if the engine has no `to_text`.
-        num_cut: tokens of the prompt that were cut off.
-    """
-
-    tokens: list[int] = dataclasses.field(default_factory=list)
-    logps: list[float] = dataclasses.field(default_factory=list)
-    finish: str = ""
-    text: str | None = None
-    num_cut: int = 0
 
 
 @dataclasses.dataclass
@@ -158,14 +102,20 @@ class Engine:
             `accepted`; requests `refused`, `cut` and `cancelled`.
 
     Raises:
-        UserError: the capacity exceeds the model's table of positions, or the draft model has
-            another vocabulary.
+        UserError: a number breaks a rule, the capacity exceeds the model's table of positions, or
+            the draft model has another vocabulary.
     """
 
     def __init__(self, params: Params, config: ModelConfig, execution: Execution, *,
                  num_slots: int, capacity: int, chunk_tokens: int = 16,
                  to_text: Callable[[Sequence[int]], str] | None = None,
                  speculation: Speculation | None = None):
+        sizes = dict(num_slots=(num_slots, 1), capacity=(capacity, 2),
+                     chunk_tokens=(chunk_tokens, 1))
+        for name, (size, least) in sizes.items():
+            if size < least:
+                raise UserError(f"{name}={size}", f"must be at least {least}",
+                                f"choose another {name}")
         check_length(config, capacity)
         self._params, self._bound = params, {"config": config, "execution": execution}
         self._capacity, self._chunk_tokens = capacity, chunk_tokens
@@ -173,11 +123,12 @@ class Engine:
         self._held_BM = np.full((num_slots, capacity), -1, np.int32)
         self._slots = [_Slot(number, held_M) for number, held_M in enumerate(self._held_BM)]
         self._size = min(capacity, SMALLEST_SIZE)
-        self._state = make_slots(config, execution, num_slots, self._size, num_stops=NUM_STOPS)
+        self._state = make_slots(config, execution, num_slots, self._size, num_stops=NUM_STOPS,
+                                 piece=PIECES[-1])
         self._speculation, self._can_rewind = speculation, _can_rewind(config, capacity)
         if speculation is not None:
             self._state = self._state.replace(draft=make_draft_state(
-                speculation, config, execution, num_slots, self._size))
+                speculation, config, execution, num_slots, self._size, piece=PIECES[-1]))
             if isinstance(speculation, DraftModel):
                 self._can_rewind &= _can_rewind(speculation.config, capacity)
         self._waiting: deque[int] = deque()
@@ -195,8 +146,13 @@ class Engine:
         """Queues a request; returns its number.
 
         Raises:
-            UserError: it has stop texts and the engine no `to_text`.
+            UserError: it has stop texts and the engine no `to_text`, or a token that the model
+                does not have.
         """
+        num_tokens = self._bound["config"].V
+        if not 0 <= min(request.prompt) <= max(request.prompt) < num_tokens:
+            raise UserError("prompt", f"has tokens outside the vocabulary of {num_tokens}",
+                            "encode it with the model's own tokenizer")
         if request.stop_texts and self._to_text is None:
             raise UserError("stop texts", "need an engine that knows the text of tokens",
                             "make it with to_text")
@@ -251,9 +207,8 @@ class Engine:
     def _end_undrawn(self) -> set[int]:
         """Frees slots of cancelled requests; returns their numbers and those of refused ones."""
         ended = {number for number, completion in self._completions.items() if completion.finish}
-        for number in ended if self._to_text is not None else ():
-            completion = self._completions[number]
-            completion.text = self._text(self._requests[number], completion.tokens)
+        for number in ended:
+            self._add_text(number)
         self._waiting = deque(number for number in self._waiting if number not in ended)
         self._free([slot for slot in self._slots if slot.request in ended], are_active=True)
         return ended
@@ -423,8 +378,8 @@ class Engine:
         if is_over:
             completion.finish = STOP if completion.tokens[-1] in request.stops else LENGTH
         is_cut = bool(request.stop_texts) and self._cut_at_text(request, completion, first_new)
-        if self._to_text is not None and completion.text is None and completion.finish:
-            completion.text = self._text(request, completion.tokens)
+        if completion.finish:
+            self._add_text(slot.request)
         return is_cut and not is_over
 
     def _cut_at_text(self, request: Request, completion: Completion, first_new: int) -> bool:
@@ -437,6 +392,11 @@ class Engine:
                 del completion.tokens[count:], completion.logps[count:]
                 return True
         return False
+
+    def _add_text(self, number: int) -> None:
+        completion = self._completions[number]
+        if self._to_text is not None and completion.text is None:
+            completion.text = self._text(self._requests[number], completion.tokens)
 
     def _text(self, request: Request, tokens: Sequence[int]) -> str:
         return self._to_text([token for token in tokens if token not in request.stops])
@@ -459,7 +419,8 @@ class Engine:
             size = min(2 * size, self._capacity)
         if self._size // 4 < size <= self._size:
             return
-        self._state = resize(self._state, config=self._bound["config"], capacity=size)
+        self._state = resize(self._state, config=self._bound["config"], capacity=size,
+                             piece=PIECES[-1])
         self._size = size
         for slot in self._slots:
             if slot.length > size:      # an idle one
@@ -473,7 +434,7 @@ class Engine:
 def _can_rewind(config: ModelConfig, capacity: int) -> bool:
     """Whether a slot can end earlier: windows and recurrent states forget what came before."""
     return config.family != "lstm" and all(
-        layer_capacity(config, n, capacity, PIECE) == capacity for n in range(config.N))
+        layer_capacity(config, n, capacity, PIECES[-1]) == capacity for n in range(config.N))
 
 
 def _key_words(request: Request) -> tuple[int, int, int]:

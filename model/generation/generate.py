@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from model.config import ModelConfig
 from model.execution import Execution
 from model.families.registry import Params, extend, make_cache
-from model.generation.cache import put_rows
+from model.generation.cache import PIECE, put_rows
 from model.generation.sampling import RowSampling, sample
 from model.heads.language import logits
 
@@ -78,7 +78,7 @@ class Drawn(NamedTuple):
 
 
 def make_slots(config: ModelConfig, execution: Execution, num_slots: int, capacity: int, *,
-               num_stops: int) -> Slots:
+               num_stops: int, piece: int = PIECE) -> Slots:
     """Idle, empty slots; see `model.families.decoder.make_cache`.
 
     Args:
@@ -90,7 +90,7 @@ def make_slots(config: ModelConfig, execution: Execution, num_slots: int, capaci
     ask = Ask(RowSampling(zeros(dtype=float), zeros(), zeros(dtype=float), zeros(dtype=float),
                           zeros(dtype=float)),
               zeros(3, dtype=jnp.uint32), zeros(num_stops), zeros(), zeros())
-    cache = make_cache(config, execution, num_slots, capacity)
+    cache = make_cache(config, execution, num_slots, capacity, piece=piece)
     return Slots(cache, zeros(config.V, dtype=jnp.float32), zeros(config.V, dtype=bool), ask)
 
 
@@ -114,11 +114,11 @@ def prefill(params: Params, slots: Slots, rows_P: jax.Array, tokens_PL: jax.Arra
                          logits_BV=put_rows(slots.logits_BV, logits_PV, written_P))
 
 
-@partial(jax.jit, static_argnames=("config", "capacity"))
-def resize(slots: Slots, *, config: ModelConfig, capacity: int) -> Slots:
+@partial(jax.jit, static_argnames=("config", "capacity", "piece"))
+def resize(slots: Slots, *, config: ModelConfig, capacity: int, piece: int = PIECE) -> Slots:
     """Slots of another capacity; see `model.generation.cache.Cache.resize`."""
-    return slots.replace(cache=slots.cache.resize(config, capacity),
-                         draft=slots.draft and slots.draft.resize(capacity))
+    return slots.replace(cache=slots.cache.resize(config, capacity, piece),
+                         draft=slots.draft and slots.draft.resize(capacity, piece))
 
 
 @partial(jax.jit, donate_argnames="slots")

@@ -150,7 +150,8 @@ def _filter(tempered_BV: jax.Array, logits_BV: jax.Array, rows: RowSampling) -> 
 
 def _sortable(x: jax.Array) -> jax.Array:
     """Integers in the order of float32 numbers."""
-    bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32) + 0.0, jnp.int32)  # -0 is 0
+    x = jnp.where(x == 0, 0, x.astype(jnp.float32))     # -0 is 0
+    bits = jax.lax.bitcast_convert_type(x, jnp.int32)
     return jnp.where(bits < 0, bits ^ jnp.int32(0x7FFFFFFF), bits)
 
 

@@ -26,7 +26,7 @@ from core.errors import UserError
 from model.config import ModelConfig
 from model.execution import Execution
 from model.families.registry import Params, check_generates, extend, make_cache
-from model.generation.cache import put_rows
+from model.generation.cache import PIECE, put_rows
 from model.generation.generate import (
     Drawn,
     Slots,
@@ -83,10 +83,10 @@ class DraftState:
         return self if self.cache is None else self.replace(
             cache=self.cache.copy(source, target))
 
-    def resize(self, capacity: int) -> DraftState:
+    def resize(self, capacity: int, piece: int = PIECE) -> DraftState:
         """See `model.generation.cache.Cache.resize`."""
         if self.cache is not None:
-            return self.replace(cache=self.cache.resize(self.config, capacity))
+            return self.replace(cache=self.cache.resize(self.config, capacity, piece))
         missing = max(capacity - self.tokens_BM.shape[1], 0)
         return self.replace(tokens_BM=jnp.pad(self.tokens_BM, [(0, 0), (0, missing)])[:, :capacity])
 
@@ -150,7 +150,8 @@ Speculation = PromptLookup | DraftModel
 
 
 def make_draft_state(speculation: Speculation, config: ModelConfig, execution: Execution,
-                     num_slots: int, capacity: int) -> DraftState:
+                     num_slots: int, capacity: int,
+                     piece: int = PIECE) -> DraftState:
     """Empty; see `model.generation.generate.make_slots`.
 
     Raises:
@@ -162,7 +163,7 @@ def make_draft_state(speculation: Speculation, config: ModelConfig, execution: E
     if speculation.config.V != config.V:
         raise UserError(f"draft model: {speculation.config.V} tokens", f"the model has {config.V}",
                         "draft with a model of the same tokenizer")
-    cache = make_cache(speculation.config, execution, num_slots, capacity)
+    cache = make_cache(speculation.config, execution, num_slots, capacity, piece=piece)
     return DraftState(refused_BV, cache=cache, config=speculation.config)
 
 

@@ -17,7 +17,8 @@ from eval.respond.loaded import load_model
 from eval.respond.local import make_engine
 from model.execution import Execution
 from model.families.registry import num_params
-from model.generation.engine import Engine, Request
+from model.generation.engine import Engine
+from model.generation.requests import Request
 from model.generation.sampling import Sampling
 from scripts.bench.generate_engine import serve
 from scripts.bench.train_workload import fastest_secs

@@ -1,0 +1,322 @@
+"""The engine: a request's answer is its own, whatever else is answered; what is read is reused;
+answers end where they should, and bad requests in one line."""
+
+import dataclasses
+from functools import cache, partial
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from core.errors import UserError
+from model.config import ModelConfig
+from model.execution import Execution
+from model.families.registry import forward, init
+from model.generation import engine as engine_module
+from model.generation.engine import Engine
+from model.generation.requests import (
+    CANCELLED,
+    LENGTH,
+    NUM_STOPS,
+    REFUSED,
+    STOP,
+    Request,
+)
+from model.generation.sampling import Sampling
+from model.generation.weights import unstack
+from model.heads.language import logits
+from train.watch.compilation import Compilations
+
+EXECUTION = Execution()
+BASE = ModelConfig(V=31, D=16, N=2, H=4, G=2, K=4, F=24)
+CHANGES = {"dense": dict(embed_previous=True),
+           "window": dict(window=3, global_every=2),      # a layer holds 11 of 48 tokens
+           "lstm": dict(family="lstm", positions="none")}
+CAPACITY = 48
+GREEDY, SAMPLED = Sampling(10, temperature=0), Sampling(10, temperature=1.5)
+each_family = pytest.mark.parametrize("name", CHANGES)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_pieces():
+    """Pieces, shared beginnings and caches of the size of this file's prompts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine_module, "PIECES", (4, 8))
+        patch.setattr(engine_module, "MIN_SHARED_TOKENS", 4)
+        patch.setattr(engine_module, "SMALLEST_SIZE", 16)
+        yield
+
+
+@cache
+def make(name):
+    """A model with random parameters: engines of it, and its full forward pass."""
+    config = dataclasses.replace(BASE, **CHANGES[name])
+    shapes = jax.eval_shape(partial(init, config), jax.random.key(0))
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.4, leaf.shape), jnp.float32),
+                          shapes)
+
+    @jax.jit
+    def full(tokens_BL):
+        positions_BL = jnp.arange(tokens_BL.shape[1])[None]
+        x_BLD = forward(params, tokens_BL, positions_BL, jnp.ones_like(tokens_BL), config=config,
+                        execution=EXECUTION)
+        return logits(params, x_BLD, config=config, execution=EXECUTION)[0]
+
+    open_engine = partial(Engine, unstack(params, EXECUTION), config, EXECUTION,
+                          capacity=CAPACITY)
+
+    @cache
+    def alone(request):
+        """The answer of a new engine of one slot."""
+        [completion] = open_engine(num_slots=1, chunk_tokens=4).run([request])
+        return completion
+
+    return SimpleNamespace(config=config, params=params, full=full, open=open_engine, alone=alone)
+
+
+def _prompt(length, seed=0):
+    return tuple(np.random.default_rng(seed).integers(0, BASE.V, length).tolist())
+
+
+def _assert_same(found, expected):
+    assert (found.tokens, found.finish) == (expected.tokens, expected.finish)
+    np.testing.assert_allclose(found.logps, expected.logps, atol=1e-5)
+
+
+@each_family
+def test_greedy_answers_equal_a_loop_of_full_forward_passes(name):
+    own = make(name)
+    prompts = [_prompt(length, seed=length) for length in (1, 3, 9, 20, 38)]
+    completions = own.open(num_slots=3).run([Request(prompt, GREEDY) for prompt in prompts])
+    for prompt, completion in zip(prompts, completions):
+        tokens = list(prompt)
+        for token, logp in zip(completion.tokens, completion.logps, strict=True):
+            padded_L = np.zeros((1, CAPACITY), int)
+            padded_L[0, :len(tokens)] = tokens
+            logits_V = np.asarray(own.full(padded_L))[len(tokens) - 1]
+            assert token == logits_V.argmax()
+            assert abs(logp - jax.nn.log_softmax(logits_V)[token]) < 1e-5
+            tokens.append(token)
+        assert len(completion.tokens) == 10 and completion.finish == LENGTH
+
+
+def _random_request(rng):
+    """Prompts share beginnings of any length; there are few settings, so that answers repeat."""
+    base, shared = _prompt(24, seed=int(rng.integers(2))), int(rng.integers(0, 25))
+    tail = _prompt(int(rng.integers(0 if shared else 1, 6)), seed=int(rng.integers(100)))
+    kind = dict(temperature=float(rng.choice([0, 0, 0.8, 2.0])), top_k=int(rng.choice([0, 5])),
+                top_p=float(rng.choice([1.0, 0.9])), min_p=float(rng.choice([0.0, 0.02])),
+                repetition_penalty=float(rng.choice([1.0, 1.5])))
+    return Request(base[:shared] + tail, Sampling(int(rng.integers(1, 12)), **kind),
+                   stops=tuple(_prompt(int(rng.integers(0, 4)), seed=int(rng.integers(5)))),
+                   seed=int(rng.integers(3)), sample=int(rng.integers(3)))
+
+
+@pytest.mark.parametrize("name, num_slots, chunk_tokens, capacity", [
+    ("dense", 2, 3, 48), ("dense", 5, 7, 64), ("window", 3, 4, 48), ("lstm", 3, 2, 48)], ids=str)
+def test_no_interleaving_changes_an_answer(name, num_slots, chunk_tokens, capacity):
+    own, rng = make(name), np.random.default_rng(num_slots)
+    engine = own.open(num_slots=num_slots, chunk_tokens=chunk_tokens, capacity=capacity)
+    requests, finished, cancelled = {}, {}, set()
+    for _ in range(120):
+        action = rng.random()
+        if action < 0.45 and len(requests) < 50:
+            for _ in range(int(rng.integers(1, 4))):
+                request = _random_request(rng)
+                num_samples = int(rng.choice([1, 1, 3]))
+                for sample in range(num_samples):
+                    request = dataclasses.replace(request, sample=sample)
+                    requests[engine.submit(request)] = request
+        elif action < 0.55 and engine.is_running:
+            number = int(rng.choice(sorted(set(requests) - set(finished))))
+            engine.cancel(number)
+            cancelled.add(number)
+        else:
+            finished |= {number: completion for number, completion in engine.step().items()
+                         if completion.finish}
+    while engine.is_running:
+        finished |= {number: completion for number, completion in engine.step().items()
+                     if completion.finish}
+    assert set(finished) == set(requests) and 2 < len(cancelled) < len(requests) * 2 / 3
+    for number, request in requests.items():
+        found, expected = finished[number], own.alone(request)
+        length = len(found.tokens)
+        if number in cancelled:
+            assert found.finish == CANCELLED and length <= len(expected.tokens)
+        else:
+            assert (found.finish, length) == (expected.finish, len(expected.tokens)), request
+        assert found.tokens == expected.tokens[:length], request
+        np.testing.assert_allclose(found.logps, expected.logps[:length], atol=1e-5)
+    assert engine.counts["cancelled"] == len(cancelled)
+    assert engine.counts["reused"] > 100 or name != "dense"
+    assert {finished[number].finish for number in requests} == {STOP, LENGTH, CANCELLED}
+
+
+@each_family
+def test_a_longer_conversation_reads_only_what_is_new(name):
+    own = make(name)
+    engine = own.open(num_slots=2)
+    first = Request(_prompt(12), Sampling(6, temperature=0))
+    [answer] = engine.run([first])
+    assert engine.counts == {"read": 12, "reused": 0, "drawn": 6}
+    longer = Request((*first.prompt, *answer.tokens, 5, 6, 7), SAMPLED)
+    _assert_same(*engine.run([longer]), own.alone(longer))
+    # The answer's last token was drawn but not read.
+    assert engine.counts["reused"] == 17 and engine.counts["read"] == 12 + 4
+    other = Request((*first.prompt[:9], 1, 2, 3), SAMPLED)
+    _assert_same(*engine.run([other]), own.alone(other))
+    # A window or a state cannot go back to where the prompts part.
+    can_rewind = name == "dense"
+    shared = 9 + (first.prompt[9] == 1) if can_rewind else 0
+    assert engine.counts["reused"] == 17 + shared
+    _assert_same(*engine.run([other]), own.alone(other))
+    assert engine.counts["reused"] == 17 + shared + (11 if can_rewind else 0)
+
+
+@each_family
+def test_several_answers_to_one_prompt_read_it_once(name):
+    own, engine = make(name), make(name).open(num_slots=4)
+    requests = [Request(_prompt(20), SAMPLED, seed=3, sample=sample) for sample in range(4)]
+    completions = engine.run([*requests])
+    assert engine.counts["read"] == 20 and engine.counts["reused"] == 60
+    for request, completion in zip(requests, completions):
+        _assert_same(completion, own.alone(request))
+    assert len({tuple(completion.tokens) for completion in completions}) == 4
+    [other_seed] = engine.run([dataclasses.replace(requests[0], seed=4)])
+    assert other_seed.tokens != completions[0].tokens
+
+
+def _letters(tokens):
+    return "".join(chr(ord("a") + token) for token in tokens)
+
+
+def _half_characters(tokens):
+    """Even tokens begin a character of two bytes and odd ones end it."""
+    return b"".join((b"\xc3", b"\xa9")[token % 2] for token in tokens).decode(errors="replace")
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 4, 16])
+def test_stop_texts_end_answers_wherever_they_come(chunk_tokens):
+    own = make("dense")
+    engine = own.open(num_slots=3, chunk_tokens=chunk_tokens, to_text=_letters)
+    whole = own.alone(Request(_prompt(6), SAMPLED)).tokens
+    text = _letters(whole)
+    assert len(set(text)) > 6, "the places below are the first of their kind"
+    cases = {"never": ((text[0] * 11,), 10, text, LENGTH), "first": ((text[0],), 1, "", STOP),
+             "spanning tokens": ((text[2:5],), 5, text[:2], STOP),
+             "last": ((text[7:],), 10, text[:7], STOP),
+             "several": (("~~", text[5:7], text[3:6]), 6, text[:3], STOP)}
+    found = engine.run([Request(_prompt(6), SAMPLED, stop_texts=stops)
+                        for stops, *_ in cases.values()])
+    for completion, (_, count, kept, finish) in zip(found, cases.values()):
+        assert completion.tokens == whole[:count] and len(completion.logps) == count
+        assert (completion.text, completion.finish) == (kept, finish)
+    # Its slot is free, and holds what the stop text cut off the answer too.
+    assert engine.run([Request(_prompt(6), SAMPLED)])[0].text == text
+
+
+def test_a_stop_text_of_several_bytes_and_a_stop_token_that_is_no_text():
+    own = make("dense")
+    request = Request(_prompt(6, seed=9), SAMPLED)
+    whole = own.alone(request).tokens
+    end = next(place for place in range(1, 10) if whole[place - 1] % 2 < whole[place] % 2)
+    engine = own.open(num_slots=1, to_text=_half_characters)
+    [found] = engine.run([dataclasses.replace(request, stop_texts=("é",))])
+    assert found.tokens == whole[:end + 1] and found.finish == STOP
+    assert found.text == _half_characters(whole[:end - 1])
+    engine = own.open(num_slots=1, to_text=_letters)
+    first = whole.index(whole[4])
+    [found] = engine.run([dataclasses.replace(request, stops=(BASE.V - 1, whole[4]))])
+    assert found.tokens == whole[:first + 1] and found.finish == STOP
+    assert found.text == _letters(whole[:first])
+    both = dataclasses.replace(request, stops=(whole[4],), stop_texts=(_letters(whole[:1]),))
+    assert engine.run([both])[0].tokens == whole[:1], "whichever comes first"
+
+
+def test_prompts_that_do_not_fit_are_refused_or_cut():
+    own, prompt = make("dense"), _prompt(45)
+    engine = own.open(num_slots=2, to_text=_letters)
+    fits, refused, no_room = engine.run([
+        Request(prompt, Sampling(3, temperature=0)), Request(prompt, Sampling(4)),
+        Request(prompt[:1], Sampling(CAPACITY))])
+    assert len(fits.tokens) == 3 and fits.finish == LENGTH
+    for completion in (refused, no_room):
+        assert completion.finish == REFUSED and completion.text == ""
+        assert completion.tokens == completion.logps == []
+    assert engine.counts["refused"] == 2 and engine.counts["read"] == 45
+    engine, ask = own.open(num_slots=2), partial(Request, prompt, overlong="cut")
+    whole, cut, no_room = engine.run([
+        ask(Sampling(3)), ask(Sampling(9, temperature=0)), ask(Sampling(CAPACITY))])
+    kept = Request(prompt[:1] + prompt[-38:], Sampling(9, temperature=0))
+    assert cut.tokens == own.alone(kept).tokens and cut.num_cut == 6 and whole.num_cut == 0
+    assert no_room.finish == REFUSED and engine.counts["cut"] == engine.counts["refused"] == 1
+
+
+def test_a_cancelled_request_frees_its_slot_whenever_it_is_cancelled():
+    own = make("dense")
+    engine = own.open(num_slots=1, chunk_tokens=2, to_text=_letters)
+    drawn, waiting, last = (engine.submit(Request(_prompt(5, seed), SAMPLED))
+                            for seed in range(3))
+    whole = own.alone(Request(_prompt(5, 0), SAMPLED)).tokens
+    assert engine.step()[drawn].tokens == whole[:2]
+    engine.cancel(drawn)
+    engine.cancel(waiting)
+    engine.cancel(waiting)
+    stepped = engine.step()
+    assert stepped[drawn].finish == stepped[waiting].finish == CANCELLED
+    assert stepped[drawn].tokens == whole[:2] and stepped[drawn].text == _letters(whole[:2])
+    assert stepped[waiting].tokens == [] and len(stepped[last].tokens) == 2
+    while engine.is_running:
+        completion = engine.step()[last]
+    assert completion.tokens == own.alone(Request(_prompt(5, 2), SAMPLED)).tokens
+    engine.cancel(last)
+    engine.cancel(10**6)
+    assert engine.counts["cancelled"] == 2 and engine.step() == {} and not engine.is_running
+    again = Request(_prompt(5, 0), SAMPLED)
+    assert engine.run([again])[0].tokens == whole
+
+
+@pytest.mark.parametrize("change, line", [
+    (dict(prompt=()), "prompt: has no token: begin it with the tokenizer's bos"),
+    (dict(stops=tuple(range(NUM_STOPS + 1))), "stops: 9 tokens: are more than 8: name fewer"),
+    (dict(stop_texts=("a", "")), "a stop text: is empty, and would end every answer: leave it out"),
+    (dict(overlong="crop"), "overlong='crop': is none of refuse, cut: choose one of them"),
+    (dict(stop_texts=("a",)), "stop texts: need an engine that knows the text of tokens: make it "
+                              "with to_text"),
+    (dict(prompt=(3, 31)), "prompt: has tokens outside the vocabulary of 31: encode it with the "
+                           "model's own tokenizer"),
+    (dict(prompt=(3, -1)), "prompt: has tokens outside the vocabulary of 31: encode it with the "
+                           "model's own tokenizer")], ids=str)
+def test_a_bad_request_is_one_line_and_the_engine_goes_on(change, line):
+    engine = make("dense").open(num_slots=1)
+    with pytest.raises(UserError) as error:
+        engine.submit(Request(**{"prompt": (1,), "sampling": GREEDY} | change))
+    assert str(error.value) == line and not engine.is_running
+    assert engine.run([Request((1,), GREEDY, stops=(-5, 99, *range(25, 31)))])[0].finish
+
+
+@pytest.mark.parametrize("change", [{"num_slots": 0}, {"capacity": 1}, {"chunk_tokens": 0}],
+                         ids=str)
+def test_an_impossible_engine_is_refused_in_one_line(change):
+    [(name, value)] = change.items()
+    with pytest.raises(UserError, match=f"^{name}={value}: .*: choose another {name}$"):
+        make("dense").open(**{"num_slots": 1} | change)
+
+
+def test_other_settings_compile_nothing(monkeypatch):
+    monkeypatch.setattr(engine_module, "SMALLEST_SIZE", 64)     # of the cache, a shape
+    own = make("dense")
+    engine = own.open(num_slots=2, capacity=40, chunk_tokens=6, to_text=_letters)
+    engine.run([Request(_prompt(7), GREEDY)])
+    with Compilations() as compilations:
+        engine.run([Request(_prompt(8, 1), Sampling(13, 0.7, 5, 0.9, 0.1), stops=(3, 4), seed=7)])
+        engine.run([Request(_prompt(5, 2), Sampling(1, 1e-38))])
+        engine.run([Request(_prompt(6, 3), Sampling(9, 2.0, top_p=0.3), sample=2)])
+    assert not compilations.programs
+    with Compilations() as compilations:    # besides small ones, of what is used the first time
+        engine.run([Request(_prompt(8, 1), Sampling(13, 0.7, repetition_penalty=1.2),
+                            stop_texts=("a", "b")) for _ in range(2)])
+    assert set(compilations.programs) <= {"jit(mark_seen)", "jit(stop)", "jit(copy)"}
