@@ -4,7 +4,7 @@
 
 Writes `pairs.jsonl`, preferences of two responses each, see `data.preferences`. Answers are
 ranked by the task's `score`: exact match for verifiable tasks, word F1 for documentation. An answer
-that was cut at `max_new_tokens` is never preferred.
+that was cut at `max_new_tokens` is preferred only where none ends by itself.
 """
 
 from __future__ import annotations
@@ -51,11 +51,12 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
                         "set a smaller --config.pairs.min_margin or a higher temperature")
     described = describe_pairs(pairs, model.tokenizer)
     log(f"pairs: {len(pairs)} of {len(solved)} questions; {left_out['equal']} with equal answers "
-        f"or scores, {left_out['too_close']} too close, {left_out['unfinished']} without an answer "
-        "that ends by itself")
+        f"or scores, {left_out['too_close']} too close")
     log(f"pairs: {described['chosen_tokens_mean']:.1f} tokens chosen on average, "
         f"{described['rejected_tokens_mean']:.1f} rejected; {described['empty_chosen']} empty "
-        f"answers chosen, {described['empty_rejected']} rejected")
+        f"answers chosen, {described['empty_rejected']} rejected; "
+        f"{described['cut_chosen']} answers cut at the limit chosen, {described['cut_rejected']} "
+        "rejected")
     write_preferences(folder / "pairs.jsonl", pairs)
     return {"questions": len(solved), "pairs": len(pairs), **left_out, **described}
 
@@ -70,18 +71,17 @@ def make_pairs(rows: Sequence[Mapping[str, Any]], num_samples: int,
 
     Returns:
         The pairs; and the numbers of questions left out because best and worst have the same text
-        or score (`equal`), or scores that are less than `min_margin` apart (`too_close`), or
-        because no answer ends by itself (`unfinished`).
+        or score (`equal`), or scores that are less than `min_margin` apart (`too_close`).
     """
-    pairs, left_out = [], {"equal": 0, "too_close": 0, "unfinished": 0}
+    pairs, left_out = [], {"equal": 0, "too_close": 0}
     for first in range(0, len(rows), num_samples):
         answers = sorted((row for row in rows[first:first + num_samples]
                           if row["finish"] != "refused"), key=lambda row: row["score"])
-        finished = [row for row in answers if row["finish"] == "stop"]
-        if not finished:
-            left_out["unfinished"] += 1
+        if not answers:
+            left_out["equal"] += 1
             continue
-        worst, best = answers[0], finished[-1]
+        worst, best = answers[0], ([row for row in answers if row["finish"] == "stop"]
+                                   or answers)[-1]
         if best["score"] == worst["score"] or best["completion"] == worst["completion"]:
             left_out["equal"] += 1
         elif best["score"] - worst["score"] < min_margin:

@@ -146,16 +146,18 @@ def scored(question, *answers):
             for completion, score, *finish in answers]
 
 
-def test_a_cut_answer_is_never_preferred():
+def test_a_cut_answer_is_preferred_only_where_none_is_whole():
     rows = (scored("q1", ("whole", 0.5), ("cut", 0.9, "length"), ("bad", 0.1, "length"))
             + scored("q2", ("cut", 0.9, "length"), ("none", 0.0, "refused"), ("a", 0.1, "length"))
-            + scored("q3", ("whole", 0.5), ("none", 0.0, "refused"), ("other", 0.2)))
+            + scored("q3", ("whole", 0.5), ("none", 0.0, "refused"), ("other", 0.2))
+            + scored("q4", *[("none", 0.0, "refused")] * 3))
     pairs, left_out = make_pairs(rows, num_samples=3, min_margin=0.1)
     assert [(pair.responses, pair.finishes) for pair in pairs] == [
-        (("whole", "bad"), ("stop", "length")), (("whole", "other"), ("stop", "stop"))]
-    assert left_out == {"equal": 0, "too_close": 0, "unfinished": 1}
+        (("whole", "bad"), ("stop", "length")), (("cut", "a"), ("length", "length")),
+        (("whole", "other"), ("stop", "stop"))]
+    assert left_out == {"equal": 1, "too_close": 0}
     described = describe_pairs(pairs, TOKENIZER)
-    assert (described["cut_chosen"], described["cut_rejected"]) == (0, 1)
+    assert (described["cut_chosen"], described["cut_rejected"]) == (1, 2)
 
 
 def test_pairs_are_best_against_worst_and_close_ones_are_left_out():
@@ -165,10 +167,10 @@ def test_pairs_are_best_against_worst_and_close_ones_are_left_out():
     assert pairs == [Preference(
         ask("q1"), ("good", "bad"), (1, 2), "t", {"family": "f", "scores": [0.9, 0.1]},
         ("stop", "stop"))]
-    assert left_out == {"equal": 1, "too_close": 1, "unfinished": 0}
+    assert left_out == {"equal": 1, "too_close": 1}
     pairs, left_out = make_pairs(rows, num_samples=3, min_margin=0.0)
     assert len(pairs) == 2, "a tie has no order"
-    assert left_out == {"equal": 1, "too_close": 0, "unfinished": 0}
+    assert left_out == {"equal": 1, "too_close": 0}
 
 
 def test_pairs_are_described_by_scores_lengths_and_empty_answers():

@@ -121,9 +121,9 @@ def test_no_interleaving_changes_an_answer(name, num_slots, chunk_tokens, capaci
     own, rng = make(name), np.random.default_rng(num_slots)
     engine = own.open(num_slots=num_slots, chunk_tokens=chunk_tokens, capacity=capacity)
     requests, finished, cancelled = {}, {}, set()
-    for _ in range(120):
+    for _ in range(80):
         action = rng.random()
-        if action < 0.45 and len(requests) < 50:
+        if action < 0.45 and len(requests) < 34:
             for _ in range(int(rng.integers(1, 4))):
                 request = _random_request(rng)
                 num_samples = int(rng.choice([1, 1, 3]))
