@@ -20,8 +20,10 @@ from data.chat import Conversation, Message, ask, render_prompt
 from data.tokenizers.bpe import BytePairTokenizer
 from data.tokenizers.hub import import_tokenizer
 from eval.respond.loaded import LoadedModel
+from eval.respond.local import make_engine
 from model.directory import save_model
 from model.families.registry import forward, init
+from model.generation.requests import Request
 from model.generation.sampling import Sampling
 from model.heads.language import logits
 from serve import chat
@@ -106,6 +108,21 @@ def test_nothing_is_read_twice(model):
         "".join(session.answer(text))
     # All but the last token of the last answer, and the end behind it if it was cut.
     assert _num_read(session) in (len(session.tokens) - 1, len(session.tokens) - 2)
+
+
+def test_an_answer_ends_where_the_model_begins_the_users_turn(model):
+    """With a head that has only a row for <|user|>: the hidden state after the prompt."""
+    user, prompt = BYTES.special("<|user|>"), render_prompt(ask("Hi?"), BYTES)
+    rows = np.array([prompt]), np.arange(len(prompt))[None], np.ones((1, len(prompt)), int)
+    x_BLD = forward(model.params, *rows, config=model.config, execution=model.execution)
+    config = dataclasses.replace(model.config, tied=False)
+    params = model.params | {"head_DV": jnp.zeros((config.D, config.V)).at[:, user].set(
+        x_BLD[0, -1])}
+    other = dataclasses.replace(model, params=params, config=config)
+    drawn, = make_engine(other, num_slots=1, capacity=CAPACITY).run([
+        Request(tuple(prompt), Sampling(12, temperature=0), BYTES.stops)])
+    assert (drawn.tokens, drawn.finish, drawn.text) == ([user], "stop", "")
+    assert "".join(_session(other, max_new_tokens=12).answer("Hi?")) == ""
 
 
 def test_a_full_context_drops_the_oldest_turns(model, next_token, capsys):
