@@ -140,7 +140,7 @@ def test_no_interleaving_changes_an_answer(name, num_slots, chunk_tokens, capaci
     while engine.is_running:
         finished |= {number: completion for number, completion in engine.step().items()
                      if completion.finish}
-    assert set(finished) == set(requests) and 2 < len(cancelled) < len(requests) * 2 / 3
+    assert set(finished) == set(requests) and 1 < len(cancelled) < len(requests) * 2 / 3
     for number, request in requests.items():
         found, expected = finished[number], own.alone(request)
         length = len(found.tokens)
