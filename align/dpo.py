@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from align.finetune import fine_tune, make_batches, open_setup
+from align.finetune import fine_tune, freeze, make_batches, open_setup
 from align.losses.preference import PreferenceBatch, dpo_loss, reference_logps
 from core.entry import Stage, run_stage
 from core.progress import Progress, log
@@ -48,7 +48,7 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
     _log_counts(counts, len(rows), len(preferences), section)
     # Compiles nothing, and refuses what does not fit before the reference is.
     make_step(dpo_loss, setup, section, rows_per_example=2,
-              num_steps=len(make_batches(rows, section)))
+              num_steps=len(make_batches(rows, section)), frozen=freeze(setup, section))
     # The reference's parameters are freed before those to train are loaded.
     scored = with_reference(rows, load_params(source, setup.config, setup.mesh), setup=setup,
                             batch_size=section.batch_size)
@@ -62,21 +62,26 @@ def make_pair_rows(preferences: Sequence[Preference], tokenizer: Tokenizer,
                    row_length: int) -> tuple[list[PairRows], dict[str, int]]:
     """Renders pairs, one row per answer; excludes those that are too long or teach nothing.
 
+    Of an answer that was cut at a limit the end is not trained on.
+
     Returns:
         (chosen, rejected) rows; and counts: `too_long`, pairs excluded as an answer is longer than
         a row; `equal`, those excluded as both answers are the same; `tied`, preferences without a
         pair, as all ranks are equal; `empty_chosen`, pairs whose preferred answer is empty.
     """
-    def render_row(prompt: Conversation, response: str) -> tuple[list[Batch], int]:
-        whole = Conversation((*prompt.messages, Message("assistant", response)))
-        return pack_examples([render(whole, tokenizer)], row_length)
+    def render_row(preference: Preference, index: int) -> tuple[list[Batch], int]:
+        response = Message("assistant", preference.responses[index])
+        is_cut = "length" in preference.finishes[index:index + 1]
+        whole = Conversation((*preference.prompt.messages, response))
+        return pack_examples([render(whole, tokenizer, is_cut=is_cut)], row_length)
 
     rows, counts = [], dict.fromkeys(("too_long", "equal", "tied", "empty_chosen"), 0)
     for preference in preferences:
         pairs = preference.pairs()
         counts["tied"] += not pairs
-        for chosen, rejected in pairs:
-            sides = [render_row(preference.prompt, response) for response in (chosen, rejected)]
+        for pair in pairs:
+            sides = [render_row(preference, index) for index in pair]
+            chosen, rejected = (preference.responses[index] for index in pair)
             if chosen == rejected:
                 counts["equal"] += 1
             elif any(num_too_long for _, num_too_long in sides):

@@ -8,15 +8,29 @@ from pathlib import Path
 from typing import Any
 
 import grain
+import jax
 from ml_collections import ConfigDict
 
 from core.errors import UserError
 from core.progress import log
 from data.tokens.rows import batches as group_rows
+from model.adapters.lora import (
+    Adapter,
+    Lora,
+    abstract_lora,
+    apply_lora,
+    cast_frozen,
+    init_lora,
+    merge_lora,
+    read_lora,
+    save_lora,
+)
 from model.directory import load_params, read_description
+from model.families.registry import Params
+from model.parallel.sharding import param_shardings
 from train.setup import Setup, make_setup
 from train.step import LossFn
-from train.trainer import Data, train
+from train.trainer import Data, Frozen, Trained, train
 from train.watch.writers import check_writers
 
 
@@ -27,7 +41,9 @@ def open_setup(source: Path, section: ConfigDict, mesh: Mapping[str, int]) -> Se
     if section.row_length > described.context_tokens:
         log(f"warning: {section.out}.row_length={section.row_length}: {source.name} was trained on "
             f"rows of {described.context_tokens} tokens")
-    return make_setup(described.config, section, mesh)
+    setup = make_setup(described.config, section, mesh)
+    freeze(setup, section)
+    return setup
 
 
 def make_batches(rows: list[Any], section: ConfigDict) -> grain.MapDataset:
@@ -56,9 +72,13 @@ def fine_tune(loss_fn: LossFn, batches: grain.MapDataset, source: Path, *, setup
               section: ConfigDict, folder: Path, rows_per_example: int = 1) -> dict[str, Any]:
     """Fine-tunes a model directory and writes the result, a chat model.
 
+    With `section.lora.rank` an adapter is trained beside the model's frozen parameters. The result
+    is the model that both make, and the adapter by itself in `adapter/`; with a running average
+    its raw one in `raw/adapter/`.
+
     Args:
         source: the model directory to start from; its parameters are read unless a checkpoint of
-            this stage exists.
+            this stage exists, or they are frozen.
         folder: the model directory to write.
 
     Returns:
@@ -66,9 +86,59 @@ def fine_tune(loss_fn: LossFn, batches: grain.MapDataset, source: Path, *, setup
     """
     data = Data(batches, rows_per_example, lambda num_batches: {
         "epochs": section.num_epochs * num_batches / len(batches)})
-    trained, metrics = train(
-        loss_fn, data, partial(load_params, source, setup.config, setup.mesh), setup=setup,
-        section=section, folder=folder)
+    load, lora = partial(load_params, source, setup.config, setup.mesh), read_lora(section.lora)
+    if lora is None:
+        trained, metrics = train(loss_fn, data, load, setup=setup, section=section, folder=folder)
+    else:
+        frozen = freeze(setup, section, load())
+        adapter, metrics = train(
+            with_adapter(loss_fn, lora), data, partial(make_adapter, setup, section), setup=setup,
+            section=section, folder=folder, frozen=frozen)
+        del frozen
+        trained = Trained(*(tree and merge(load(), tree, setup, lora) for tree in adapter))
+        for place, tree in (("adapter", adapter.params), ("raw/adapter", adapter.raw)):
+            if tree is not None:
+                save_lora(folder / place, tree, lora, source)
     trained.save(folder, setup.config, source / "tokenizer", chat=True,
                  context_tokens=read_description(source).context_tokens)
     return {"steps": len(batches), **metrics}
+
+
+def freeze(setup: Setup, section: ConfigDict, params: Params | None = None) -> Frozen | None:
+    """What fine-tuning with `section.lora` does not train; None where it trains all parameters.
+
+    Args:
+        params: the model's; the weights among them are cast to the compute dtype once. None where
+            only the shapes are needed.
+    """
+    lora = read_lora(section.lora)
+    if lora is None:
+        return None
+    if params is not None:
+        params = cast_frozen(params, setup.execution)
+    return Frozen(params, abstract_lora(setup.config, lora))
+
+
+def with_adapter(loss_fn: LossFn, lora: Lora) -> LossFn:
+    """The loss as a function of an adapter, beside the frozen parameters."""
+    def loss(adapter, batch, *, frozen, **settings):
+        return loss_fn(apply_lora(frozen, adapter, lora), batch, **settings)
+
+    return loss
+
+
+def make_adapter(setup: Setup, section: ConfigDict) -> Adapter:
+    """The first adapter, in its place on the mesh."""
+    lora = read_lora(section.lora)
+    shardings = param_shardings(abstract_lora(setup.config, lora), setup.mesh)
+    with jax.set_mesh(setup.mesh):
+        return jax.jit(partial(init_lora, setup.config, lora), out_shardings=shardings)(
+            jax.random.key(section.seed))
+
+
+def merge(params: Params, adapter: Adapter, setup: Setup, lora: Lora) -> Params:
+    """`merge_lora` in the place of the parameters, which are used up."""
+    shardings = param_shardings(params, setup.mesh)
+    with jax.set_mesh(setup.mesh):
+        return jax.jit(partial(merge_lora, lora=lora), donate_argnums=0,
+                       out_shardings=shardings)(params, adapter)

@@ -3,7 +3,8 @@
     python -m align.pairs --config=configs/quickstart.py --workdir=runs/quickstart
 
 Writes `pairs.jsonl`, preferences of two responses each, see `data.preferences`. Answers are
-ranked by the task's `score`: exact match for verifiable tasks, word F1 for documentation.
+ranked by the task's `score`: exact match for verifiable tasks, word F1 for documentation. An answer
+that was cut at `max_new_tokens` is preferred only where none ends by itself.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
     if not solved:
         raise UserError("pairs: tasks, inputs", "give no question",
                         "raise a count in tasks, or name files in inputs")
-    model = load_model(parents["model"], make_execution(section, also=("batch_size",)))
+    model = load_model(parents["model"], make_execution(section, also=("batch_size",)),
+                       weights=section.weights)
     repeated = [c for c in solved for _ in range(section.num_samples)]
     sampling = Sampling(section.max_new_tokens, temperature=section.temperature)
     rows = answer_and_score(model, [task for task, _ in tasks], repeated, sampling,
@@ -52,7 +54,9 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
         f"or scores, {left_out['too_close']} too close")
     log(f"pairs: {described['chosen_tokens_mean']:.1f} tokens chosen on average, "
         f"{described['rejected_tokens_mean']:.1f} rejected; {described['empty_chosen']} empty "
-        f"answers chosen, {described['empty_rejected']} rejected")
+        f"answers chosen, {described['empty_rejected']} rejected; "
+        f"{described['cut_chosen']} answers cut at the limit chosen, {described['cut_rejected']} "
+        "rejected")
     write_preferences(folder / "pairs.jsonl", pairs)
     return {"questions": len(solved), "pairs": len(pairs), **left_out, **described}
 
@@ -71,8 +75,13 @@ def make_pairs(rows: Sequence[Mapping[str, Any]], num_samples: int,
     """
     pairs, left_out = [], {"equal": 0, "too_close": 0}
     for first in range(0, len(rows), num_samples):
-        answers = sorted(rows[first:first + num_samples], key=lambda row: row["score"])
-        worst, best = answers[0], answers[-1]
+        answers = sorted((row for row in rows[first:first + num_samples]
+                          if row["finish"] != "refused"), key=lambda row: row["score"])
+        if not answers:
+            left_out["equal"] += 1
+            continue
+        worst, best = answers[0], ([row for row in answers if row["finish"] == "stop"]
+                                   or answers)[-1]
         if best["score"] == worst["score"] or best["completion"] == worst["completion"]:
             left_out["equal"] += 1
         elif best["score"] - worst["score"] < min_margin:
@@ -80,13 +89,13 @@ def make_pairs(rows: Sequence[Mapping[str, Any]], num_samples: int,
         else:
             pairs.append(Preference(
                 ask(best["question"]), (best["completion"], worst["completion"]), (1, 2),
-                source=best["task"],
+                source=best["task"], finishes=(best["finish"], worst["finish"]),
                 meta={"family": best["family"], "scores": [best["score"], worst["score"]]}))
     return pairs, left_out
 
 
 def describe_pairs(pairs: Sequence[Preference], tokenizer: Tokenizer) -> dict[str, float]:
-    """Means of scores and of lengths in tokens, and numbers of empty answers, by side.
+    """Means of scores and of lengths in tokens, and numbers of empty and cut answers, by side.
 
     `longer_chosen_frac` is the share of pairs whose preferred answer is the longer one: far from a
     half, length is what a preference loss learns.
@@ -95,10 +104,12 @@ def describe_pairs(pairs: Sequence[Preference], tokenizer: Tokenizer) -> dict[st
     lengths = np.array([[len(tokenizer.encode(text)) for text in pair.responses]
                         for pair in pairs])
     empty = np.array([[not text.strip() for text in pair.responses] for pair in pairs])
+    cut = np.array([[finish == "length" for finish in pair.finishes] for pair in pairs])
     return {name: value for column, side in enumerate(("chosen", "rejected")) for name, value in (
         (f"{side}_score", float(scores[:, column].mean())),
         (f"{side}_tokens_mean", float(lengths[:, column].mean())),
-        (f"empty_{side}", int(empty[:, column].sum())))} | {
+        (f"empty_{side}", int(empty[:, column].sum())),
+        (f"cut_{side}", int(cut[:, column].sum())))} | {
             "longer_chosen_frac": float((lengths[:, 0] > lengths[:, 1]).mean())}
 
 

@@ -207,7 +207,8 @@ def _make_responder(section: ConfigDict, parents: Mapping[str, Path]) -> Respond
                         top_p=section.top_p)
     run = section.run
     if "model" in parents:
-        model = load_model(parents["model"], make_execution(section, also=RUN_FIELDS))
+        model = load_model(parents["model"], make_execution(section, also=RUN_FIELDS),
+                           weights=section.weights)
         return LocalResponder(model, sampling, run.batch_size)
     return EndpointResponder(
         section.endpoint, section.endpoint_model, sampling, key_variable=section.key_variable,

@@ -29,6 +29,13 @@ def make_precision(**changes) -> dict:
         matmul="compute") | changes     # or int8, fp8: of the blocks' matmuls
 
 
+def make_inference(**changes) -> dict:
+    """The fields of a stage that asks a model: how the model is held."""
+    return make_precision() | dict(
+        weights="float32",          # or int8, int4: what the weights are rounded to
+        kv_cache="compute") | changes   # or int8: keys and values of earlier tokens
+
+
 def make_inference_run(**changes) -> dict:
     """The subsection `run` of a stage that asks a model: it decides nothing in the result."""
     return dict(
@@ -64,6 +71,14 @@ def make_training(**changes) -> dict:
         rewind=dict(after=8, steps_back=100, skip_batches=50, max_retries=3),
         ema_decay=0.0,              # above 0, the running average is what is kept in the end
         seed=0) | changes
+
+
+def make_lora(**changes) -> dict:
+    """The subsection `lora` of a stage that fine-tunes; see `model.adapters.lora`."""
+    return dict(
+        rank=0,                     # of the additions that are trained; 0 = all parameters instead
+        alpha=16.0,                 # over the rank, the factor of the additions
+        targets=()) | changes       # patterns of projections, as "wq" or "w_*"; () = all
 
 
 def make_pretrain(**changes) -> ConfigDict:

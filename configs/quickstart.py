@@ -20,11 +20,12 @@ from ml_collections import ConfigDict
 
 from configs.common import (
     make_curate,
+    make_inference,
     make_inference_run,
+    make_lora,
     make_mesh,
     make_model,
     make_optimizer,
-    make_precision,
     make_pretrain,
     make_tokens,
     make_training,
@@ -63,7 +64,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         out="sft", model="base", corpus="corpus",
         tasks=dict(documentation=2000, verifiable=16_000),
         inputs="",                  # files of conversations, by commas; see eval/tasks/file.py
-        num_epochs=1, row_length=256, batch_size=8,
+        num_epochs=1, row_length=256, batch_size=8, lora=make_lora(),
         optimizer=make_optimizer(name="muon", learning_rate=5e-3, adam_learning_rate=5e-3),
         run=make_training_run(scan_unroll=4, loss_chunks=4, log_every=5, checkpoint_every=50)))
 
@@ -71,11 +72,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
         out="pairs", model="sft", corpus="corpus",
         tasks=dict(documentation=1200, verifiable=3000), inputs="",
         num_samples=4, min_margin=0.1, temperature=1.0, max_new_tokens=32, seed=1,
-        **make_precision(), run=make_inference_run(batch_size=256)))
+        **make_inference(), run=make_inference_run(batch_size=256)))
 
     c.dpo = ConfigDict(make_training(
         out="dpo", model="sft", pairs="pairs", beta=0.1, nll_coef=1.0, num_epochs=1, row_length=96,
-        batch_size=16, optimizer=make_optimizer(learning_rate=3e-4),
+        batch_size=16, lora=make_lora(), optimizer=make_optimizer(learning_rate=3e-4),
         run=make_training_run(scan_unroll=4, loss_chunks=4, log_every=5, checkpoint_every=50)))
 
     c.eval = ConfigDict(dict(
@@ -84,7 +85,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         tasks=dict(documentation=400, verifiable=400),  # scored by choices or by exact answers
         open_tasks=dict(documentation=500, verifiable=500),     # sampled, and compared by wins
         inputs="",                  # files of solved questions, asked as `tasks` are
-        max_new_tokens=32, temperature=1.0, seed=0, **make_precision(),
+        max_new_tokens=32, temperature=1.0, seed=0, **make_inference(),
         run=make_inference_run(scan_unroll=4, loss_chunks=4)))
 
     c.report = ConfigDict(dict(

@@ -13,7 +13,7 @@ the time; 1,000 documents are about 2,000 requests.
 
 from ml_collections import ConfigDict
 
-from configs.common import make_inference_run, make_precision, parse_variant
+from configs.common import make_inference, make_inference_run, parse_variant
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -29,7 +29,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         max_frac=0.2,               # of the corpus' bytes
         max_new_tokens=512, temperature=0.7, top_p=0.95, chunk_prompts=64,
         filters=dict(min_words=20, max_repeated_frac=0.3, max_copied_frac=0.5), seed=0,
-        **make_precision(),
+        **make_inference(),
         run=make_inference_run(batch_size=16, num_connections=8, timeout_secs=120.0,
                                max_retries=5, backoff_secs=1.0)))
     return c

@@ -92,6 +92,7 @@ BOUNDS: Mapping[str, Bounds] = {
     "optimizer.momentum": DECAY, "optimizer.eps": Bounds(1e-30),     # above float32's underflow
     "optimizer.clip_norm": Bounds(note="0 never clips"), "optimizer.warmup_steps": count(0),
     "optimizer.decay_frac": FRACTION, "optimizer.final_frac": FRACTION,
+    "lora.rank": count(0, 1 << 16, note="0 trains all parameters"), "lora.alpha": POSITIVE,
     "run.num_microbatches": count(),
     "run.pipeline_microbatches": count(0, note="0 takes as many as there are stages"),
     "run.pipeline_rounds": count(), "run.scan_unroll": count(),

@@ -69,11 +69,16 @@ def ask(question: str, answer: str | None = None, **meta: object) -> Conversatio
     return Conversation(tuple(messages), meta)
 
 
-def render(conversation: Conversation, tokenizer: Tokenizer) -> tuple[list[int], list[float]]:
+def render(conversation: Conversation, tokenizer: Tokenizer, *,
+           is_cut: bool = False) -> tuple[list[int], list[float]]:
     """Renders a conversation.
 
     The rendering of the first k messages is a prefix of the rendering of all. Contents are
     encoded as data, so that user text cannot produce a special token.
+
+    Args:
+        is_cut: whether the last answer ended at a limit and not by itself, so that the token that
+            ends its turn is none to learn.
 
     Returns:
         Token ids, and for each the weight of its loss as a *target*: 1 on the
@@ -87,6 +92,8 @@ def render(conversation: Conversation, tokenizer: Tokenizer) -> tuple[list[int],
     for part in _render_parts(conversation, tokenizer, prompt=False):
         tokens += part.tokens
         weights += [0.0 if part.answer is None else 1.0] * len(part.tokens)
+    if is_cut:
+        weights[max(at for at, weight in enumerate(weights) if weight)] = 0.0
     return tokens, weights
 
 

@@ -3,7 +3,7 @@
 A file holds one JSON object a line:
 
     {"messages": [{"role": "user", "content": "..."}], "responses": ["...", "..."],
-     "ranks": [1, 2], "source": "verifiable", "meta": {}}
+     "ranks": [1, 2], "source": "verifiable", "meta": {}, "finishes": ["stop", "length"]}
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class Preference:
         ranks: rank of each response, 1 for the best; equal ranks are a tie.
         source: who ordered them: a task, a judge, a person.
         meta: whatever else is known, as plain JSON.
+        finishes: how each response ended, stop or length (cut at a limit); empty if unknown.
     """
 
     prompt: Conversation
@@ -37,17 +38,19 @@ class Preference:
     ranks: tuple[int, ...]
     source: str = ""
     meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    finishes: tuple[str, ...] = ()
 
-    def pairs(self) -> list[tuple[str, str]]:
-        """(preferred, other) for every two responses that are not tied."""
+    def pairs(self) -> list[tuple[int, int]]:
+        """Indices (preferred, other) of every two responses that are not tied."""
         ranked = sorted(zip(self.ranks, range(len(self.ranks))))
-        return [(self.responses[i], self.responses[j])
-                for (better, i), (worse, j) in itertools.combinations(ranked, 2) if better < worse]
+        return [(i, j) for (better, i), (worse, j) in itertools.combinations(ranked, 2)
+                if better < worse]
 
     def to_dict(self) -> dict[str, Any]:
         """The preference as plain JSON."""
         return {"messages": self.prompt.to_dict()["messages"], "responses": list(self.responses),
-                "ranks": list(self.ranks), "source": self.source, "meta": dict(self.meta)}
+                "ranks": list(self.ranks), "source": self.source, "meta": dict(self.meta),
+                "finishes": list(self.finishes)}
 
 
 def make_preference(row: Mapping[str, Any], where: str) -> Preference:
@@ -70,8 +73,11 @@ def make_preference(row: Mapping[str, Any], where: str) -> Preference:
         raise UserError(where, "needs at least two responses, each a text", remedy)
     if len(ranks) != len(responses) or not all(type(rank) is int and rank > 0 for rank in ranks):
         raise UserError(where, "needs one rank from 1 on for each response", remedy)
+    finishes = row.get("finishes", [])
+    if not isinstance(finishes, list) or len(finishes) not in (0, len(responses)):
+        raise UserError(where, "needs one of finishes for each response, or none", remedy)
     return Preference(make_conversation(row["messages"], where), tuple(responses), tuple(ranks),
-                      row.get("source", ""), row.get("meta", {}))
+                      row.get("source", ""), row.get("meta", {}), tuple(finishes))
 
 
 def write_preferences(path: Path, preferences: Iterable[Preference]) -> None:

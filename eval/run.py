@@ -12,7 +12,7 @@ the same open questions.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from eval.tasks.registry import open_tasks
 from eval.tasks.task import ChoiceTask, Task
 from model.directory import read_description
 from model.execution import make_execution
+from model.generation.requests import LENGTH, REFUSED
 from model.generation.sampling import Sampling
 
 
@@ -48,9 +49,10 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
     section = config.eval
     tasks = open_tasks(section.tasks, parents.get("corpus"), section.inputs)
     check_tokenizer(parents["tokens"], read_description(parents["model"]).tokenizer, "eval.tokens")
-    model = load_model(parents["model"], make_execution(section, also=("batch_size",)))
+    model = load_model(parents["model"], make_execution(section, also=("batch_size",)),
+                       weights=section.weights)
     log(f"eval: {section.model}, prompts in {'turns' if model.chat else 'plain text'}")
-    metrics = _measure_bits(model, section, parents)
+    metrics = {"weight_bytes": model.weight_bytes} | _measure_bits(model, section, parents)
     for task, count in tasks:
         measure = _measure_choices if isinstance(task, ChoiceTask) else _measure_answers
         scores = measure(model, task, count, section, folder)
@@ -103,9 +105,15 @@ def _measure_answers(model: LoadedModel, task: Task, count: int, section: Config
     by_family = defaultdict(list)
     for row in rows:
         by_family[row["family"]].append(row["score"])
-    return {"acc": accuracy, "stderr": stderr, "items": len(rows),
+    return {"acc": accuracy, "stderr": stderr, "items": len(rows), **count_unfinished(rows),
             "by_family": {name: mean_and_stderr(scores)[0]
                           for name, scores in sorted(by_family.items())}}
+
+
+def count_unfinished(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """How many answers ran into the limit, and how many prompts were refused as too long."""
+    return {"unfinished": sum(row["finish"] == LENGTH for row in rows),
+            "refused": sum(row["finish"] == REFUSED for row in rows)}
 
 
 def _measure_open(model: LoadedModel, section: ConfigDict, folder: Path,
@@ -123,6 +131,7 @@ def _measure_open(model: LoadedModel, section: ConfigDict, folder: Path,
     write_jsonl(folder / "open.jsonl", rows)
     mean, stderr = mean_and_stderr([row["score"] for row in rows])
     metrics: dict[str, Any] = {"open_score": mean, "open_stderr": stderr, "open_items": len(rows)}
+    metrics |= {f"open_{name}": count for name, count in count_unfinished(rows).items()}
     if "against" in parents:
         theirs = read_jsonl(parents["against"] / "open.jsonl")
         if [row["question"] for row in theirs] != [row["question"] for row in rows]:

@@ -8,6 +8,7 @@
     P documents of a row that one call of an attention kernel takes
     W buckets of relative positions     A types of tokens
     Q gates of an LSTM                  O width again, of a matrix from width to width
+    I rank of an adapter                X adapters that one program holds
 """
 
 from __future__ import annotations

@@ -14,12 +14,13 @@ import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh, SingleDeviceSharding
 
-from core.artifacts import check_layout, read_json, write_json
+from core.artifacts import check_layout, digest, read_json, write_json
 from core.errors import UserError, as_disk_error
 from core.file_sums import NAME, DamagedError, check_sums, write_sums
 from model.config import ModelConfig, make_model_config
@@ -62,13 +63,7 @@ def save_model(folder: Path, params: Params, config: ModelConfig, tokenizer: Pat
         OSError: the disk is full or broken.
     """
     fingerprint = _check_tokenizer(tokenizer, config)
-    leaves = named_leaves(params)
-    digests, _ = read_digests(leaves, start_digests(leaves))
-    try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save((folder / "params").absolute(), params, force=True)
-    except ValueError as error:
-        raise as_disk_error(error, folder) from None
+    digests = save_arrays(folder, params)
     if jax.process_index():
         return
     shutil.rmtree(folder / "tokenizer", ignore_errors=True)
@@ -92,7 +87,7 @@ def read_description(folder: Path) -> Description:
                         "name a folder that pretrain, sft or dpo wrote")
     if not (folder / NAME).exists():    # as in earlier layouts
         check_layout(folder, read_json(folder / "model.json"), layout=LAYOUT, of=MODELS)
-    _check_files(folder, lambda name: not name.startswith("params/") and (
+    check_files(folder, lambda name: not name.startswith("params/") and (
         name.startswith(NEEDED) or (folder / name).exists()))
     described = read_json(folder / "model.json")
     check_layout(folder, described, layout=LAYOUT, of=MODELS)
@@ -107,9 +102,49 @@ def load_params(folder: Path, config: ModelConfig, mesh: Mesh | None = None) -> 
     Raises:
         UserError: they cannot be read, or are not those that were saved.
     """
-    folder, shapes = Path(folder), abstract_params(config)
-    _check_files(folder, lambda name: name.startswith("params/"), index=jax.process_index(),
-                 count=jax.process_count())
+    return load_arrays(folder, abstract_params(config), "model.json", mesh)
+
+
+def fingerprint_params(folder: Path) -> str:
+    """What tells a model's parameters from others': 16 hex digits, from the digests of its arrays.
+
+    They depend on the parameters alone; neither on the mesh that saved them nor on the folder.
+    """
+    return digest(read_json(Path(folder) / "model.json")["arrays"])
+
+
+def save_arrays(folder: Path, tree: Any) -> dict[str, str]:
+    """Writes a tree of arrays to `folder/params`; every process that holds a part must call it.
+
+    Returns:
+        The digest of each array by name, for the JSON file beside them.
+
+    Raises:
+        OSError: the disk is full or broken.
+    """
+    leaves = named_leaves(tree)
+    digests, _ = read_digests(leaves, start_digests(leaves))
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save((folder / "params").absolute(), tree, force=True)
+    except ValueError as error:
+        raise as_disk_error(error, folder) from None
+    return digests
+
+
+def load_arrays(folder: Path, shapes: Any, described: str, mesh: Mesh | None = None) -> Any:
+    """Loads what `save_arrays` wrote, sharded over `mesh`; onto one device without a mesh.
+
+    Args:
+        shapes: the tree's shapes and dtypes.
+        described: name of the JSON file whose `arrays` are the digests.
+
+    Raises:
+        UserError: the arrays cannot be read, or are not those that were saved.
+    """
+    folder = Path(folder)
+    check_files(folder, lambda name: name.startswith("params/"), index=jax.process_index(),
+                count=jax.process_count())
     if mesh is None:
         device = SingleDeviceSharding(jax.local_devices()[0])
         shardings = jax.tree.map(lambda _: device, shapes)
@@ -119,20 +154,20 @@ def load_params(folder: Path, config: ModelConfig, mesh: Mesh | None = None) -> 
         lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), shapes, shardings)
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            params = checkpointer.restore((folder / "params").absolute(), abstract)
+            tree = checkpointer.restore((folder / "params").absolute(), abstract)
     except (ValueError, KeyError, OSError) as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise UserError(f"{folder}/params", f"cannot be read ({reason})", REMEDY) from None
-    leaves = named_leaves(params)
+    leaves = named_leaves(tree)
     found, _ = read_digests(leaves, start_digests(leaves))
-    saved = read_json(folder / "model.json")["arrays"]
-    for name, digest in found.items():
-        if saved[name] != digest:
+    saved = read_json(folder / described)["arrays"]
+    for name, array_digest in found.items():
+        if saved[name] != array_digest:
             raise UserError(f"{folder}/params", f"{name} is not what was saved", REMEDY)
-    return params
+    return tree
 
 
-def _check_files(folder: Path, select: Callable[[str], bool], *, index: int = 0,
+def check_files(folder: Path, select: Callable[[str], bool], *, index: int = 0,
                  count: int = 1) -> None:
     """Raises `UserError`, naming the file, when one of those selected is damaged."""
     try:

@@ -18,8 +18,10 @@ ATTENTION_BACKENDS = ("auto", "xla", "cudnn", "pallas", "splash")
 CONTEXT_ATTENTIONS = ("ring", "all_gather")
 MATMULS = ("compute", "int8", "fp8")
 COMPUTE_DTYPES = ("float32", "bfloat16")
-CHOICES = {"compute_dtype": COMPUTE_DTYPES, "matmul": MATMULS, "attention": ATTENTION_BACKENDS,
-           "context_attention": CONTEXT_ATTENTIONS}
+DECIDING = ("compute_dtype", "matmul", "kv_cache")
+KV_CACHES = ("compute", "int8")
+CHOICES = {"compute_dtype": COMPUTE_DTYPES, "matmul": MATMULS, "kv_cache": KV_CACHES,
+           "attention": ATTENTION_BACKENDS, "context_attention": CONTEXT_ATTENTIONS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Execution:
     Attributes:
         compute_dtype: dtype of matmuls; master weights, norms, softmax and loss are float32.
         matmul: precision of the blocks' matmuls: compute (that dtype), int8 or fp8.
+        kv_cache: how keys and values of earlier tokens are held while text is generated: compute
+            (that dtype), or int8 with a scale for each token and head.
         attention: backend; auto is the fastest exact one of this machine.
         context_attention: attention over the mesh's context axis: ring or all_gather.
         pipeline_microbatches: microbatches that a pipeline cuts a batch into; 0 is the number of
@@ -43,6 +47,7 @@ class Execution:
 
     compute_dtype: str = "float32"
     matmul: str = "compute"
+    kv_cache: str = "compute"
     attention: str = "auto"
     context_attention: str = "ring"
     pipeline_microbatches: int = 0
@@ -64,17 +69,18 @@ def make_execution(section: ConfigDict, also: Sequence[str] = ()) -> Execution:
     """Reads a stage's `Execution` from its section.
 
     Args:
-        section: `compute_dtype` and `matmul`, which affect the result, are in the section itself;
-            the other fields of `Execution` in its subsection `run`, where they have defaults.
+        section: `DECIDING`, which affect the result, are in the section itself, `kv_cache` only
+            where text is generated; the other fields of `Execution` in its subsection `run`, where
+            they have defaults.
         also: other fields that the stage reads from `run`.
 
     Raises:
         UserError: a field of `run` is unknown, or a value breaks a rule.
     """
-    known = {field.name for field in dataclasses.fields(Execution)} - {"compute_dtype", "matmul"}
+    known = {field.name for field in dataclasses.fields(Execution)} - {*DECIDING}
     for name in section.run:
         if name not in known and name not in also:
             raise UserError(f"{section.out}: run.{name}", "is no field of this stage",
                             f"choose among {', '.join(sorted({*known, *also}))}")
-    return Execution(section.compute_dtype, section.matmul,
+    return Execution(section.compute_dtype, section.matmul, section.get("kv_cache", "compute"),
                      **{name: value for name, value in section.run.items() if name in known})

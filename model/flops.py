@@ -120,13 +120,20 @@ def num_global_layers(config: ModelConfig, num_layers: int) -> int:
 
 
 def train_flops_per_token(config: ModelConfig, row_length: float, attention: str = "causal", *,
-                          target_length: float | None = None) -> float:
+                          target_length: float | None = None, is_frozen: bool = False) -> float:
     """FLOPs of a training step per token: 6 N_matmul + 12 N H K L, half the latter if causal.
 
     Three times the forward pass, since the backward pass has two multiplications for each of the
-    forward pass. Recomputation by remat is not counted. See `forward_flops_per_token`.
+    forward pass: for the gradients of its two operands. Where the weights are frozen they have
+    none, and 4 N_matmul remain; an adapter's own FLOPs are not counted. Neither is recomputation
+    by remat. See `forward_flops_per_token`.
     """
-    return 3 * forward_flops_per_token(config, row_length, attention, target_length=target_length)
+    total = 3 * forward_flops_per_token(config, row_length, attention,
+                                        target_length=target_length)
+    if is_frozen:
+        num_targets = 1 if target_length is None else target_length / row_length
+        total -= 2 * (_source_params(config) + num_targets * _own_params(config))
+    return total
 
 
 def peak_flops(device_kind: str, dtype: str = "bfloat16") -> float | None:
@@ -146,7 +153,7 @@ def peak_flops(device_kind: str, dtype: str = "bfloat16") -> float | None:
 
 def mfu(tokens_per_sec: float, config: ModelConfig, row_length: float, *, compute_dtype: str,
         device_kind: str, num_devices: int,
-        target_length: float | None = None) -> dict[str, float]:
+        target_length: float | None = None, is_frozen: bool = False) -> dict[str, float]:
     """Model FLOPs utilisation under both conventions; empty if the peak is unknown.
 
     Relative to the peak of the compute dtype, even if blocks multiply in fp8 or int8, as other
@@ -154,7 +161,7 @@ def mfu(tokens_per_sec: float, config: ModelConfig, row_length: float, *, comput
 
     Args:
         tokens_per_sec: of all devices together; of an encoder-decoder, the encoder's.
-        row_length, target_length: see `forward_flops_per_token`.
+        row_length, target_length, is_frozen: see `train_flops_per_token`.
 
     Returns:
         ``{"mfu_causal": ..., "mfu_full": ...}`` as fractions, or ``{}``.
@@ -164,5 +171,5 @@ def mfu(tokens_per_sec: float, config: ModelConfig, row_length: float, *, comput
         return {}
     per_flop = tokens_per_sec / (peak * num_devices)
     return {f"mfu_{attention}": per_flop * train_flops_per_token(
-        config, row_length, attention, target_length=target_length)
+        config, row_length, attention, target_length=target_length, is_frozen=is_frozen)
             for attention in ATTENTION_COUNTS}

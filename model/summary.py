@@ -31,8 +31,7 @@ from model.flops import (
     num_global_layers,
     train_flops_per_token,
 )
-from model.generation.cache import layer_capacity
-from model.generation.engine import PIECES
+from model.generation.cache import PIECE, layer_capacity
 from model.parallel.sharding import leaf_name, param_name
 from model.presets import find_preset
 from model.section import read_section
@@ -84,8 +83,7 @@ def cache_bytes(config: ModelConfig, context: int) -> dict[str, int]:
     Returns:
         per_token: of each token, as long as no window is full.
         at_context: of a row of so many tokens, where a layer with a window keeps that window.
-        held: what a slot of the engine holds for it, where a layer with a window keeps that window
-            and the piece that is read at once.
+        held: what `make_cache` holds for it, which is of a window some tokens more.
         For an LSTM, `at_context` is its state; an encoder has none.
     """
     c = config
@@ -96,13 +94,10 @@ def cache_bytes(config: ModelConfig, context: int) -> dict[str, int]:
         return {"per_token": 0, "at_context": state, "held": state}
     layer = 2 * c.G * c.K * BYTES["bfloat16"]
     num_global = num_global_layers(c, c.N)
-    if c.family == "encoder_decoder":       # the other half is the source's; no layer is a ring
-        source, held = c.N * layer * context, c.N * context
-    else:
-        source, held = 0, sum(layer_capacity(c, n, context, PIECES[-1]) for n in range(c.N))
+    source = c.N * layer * context if c.family == "encoder_decoder" else 0
     kept = num_global * context + (c.N - num_global) * min(c.window, context)
     return {"per_token": c.N * layer, "at_context": layer * kept + source,
-            "held": layer * held + source}
+            "held": layer * sum(layer_capacity(c, n, context, PIECE) for n in range(c.N)) + source}
 
 
 def describe(config: ModelConfig) -> dict[str, str]:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from absl import flags
 
 from core import entry
@@ -26,15 +25,14 @@ from core.errors import UserError
 from core.progress import log
 from data.chat import Conversation, Message, ask, render_prompt
 from eval.respond.loaded import LoadedModel, load_model
-from model.execution import COMPUTE_DTYPES, Execution
-from model.families.registry import make_cache
-from model.generation.generate import decode, prefill
-from model.generation.sampling import Sampling, sample
+from eval.respond.local import make_engine
+from model.adapters.quantization import KINDS
+from model.execution import COMPUTE_DTYPES, KV_CACHES, Execution
+from model.generation.requests import Request
+from model.generation.sampling import Sampling
+from model.generation.speculative import MAX_DRAFT_TOKENS, PromptLookup, Speculation
 
-# New tokens are padded to one of these lengths, so that three compiled programs suffice.
-READ_LENGTHS = (32, 128, 512)
-
-_draw = jax.jit(sample, static_argnames="sampling")
+CHUNK_TOKENS = 4    # that are shown at once
 
 
 def stream_text(chunks: Iterable[bytes]) -> Iterator[str]:
@@ -54,12 +52,15 @@ class Session:
         system: the system message; "" for none.
         capacity: tokens that the cache holds, answer included.
         seed: of the random draws.
+        speculation: see `Engine`.
 
     Attributes:
         tokens: all tokens of the conversation so far.
         num_turns: answers given.
         num_tokens: tokens drawn in these.
-        decode_secs: their time, without the first of each answer.
+        num_timed: those of them that `decode_secs` measures: all but the first few of each answer.
+        decode_secs: time of these.
+        weight_bytes: of the model.
 
     Raises:
         UserError: the system message and one answer exceed `capacity`, or the model's chat template
@@ -67,12 +68,14 @@ class Session:
     """
 
     def __init__(self, model: LoadedModel, sampling: Sampling, *, system: str = "",
-                 capacity: int = 1024, seed: int = 0):
+                 capacity: int = 1024, seed: int = 0, speculation: Speculation | None = None):
         self._model, self._tokenizer = model, model.tokenizer
-        self._sampling, self._capacity = sampling, capacity
+        self._sampling, self._capacity, self._seed = sampling, capacity, seed
         self._system = (Message("system", system),) if system else ()
-        self._key = jax.random.key(seed)
-        self.num_turns, self.num_tokens, self.decode_secs = 0, 0, 0.0
+        self._engine = make_engine(model, num_slots=1, capacity=capacity,
+                                   chunk_tokens=CHUNK_TOKENS, speculation=speculation)
+        self.num_turns = self.num_tokens = self.num_timed = 0
+        self.decode_secs, self.weight_bytes = 0.0, model.weight_bytes
         self.reset()
         self._check_fits(self._render(""))
 
@@ -80,7 +83,6 @@ class Session:
         """Removes every turn; the system message stays."""
         self._turns: list[tuple[str, list[int]]] = []   # a message, and its answer's tokens
         self.tokens: list[int] = []
-        self._empty_cache()
 
     def answer(self, text: str) -> Iterator[str]:
         """Runs a turn: yields the pieces of the answer to `text` as they are sampled.
@@ -92,18 +94,14 @@ class Session:
         """
         if not self._model.chat:
             self.reset()
-        prompt = self._make_room(text)
-        cached = self.tokens[:self._num_cached]
-        if cached != prompt[:len(cached)] or len(cached) == len(prompt):
-            self._empty_cache()     # a template may write earlier turns in another way than before
-        self.tokens, drawn = prompt, []
+        self.tokens, drawn = self._make_room(text), []
         self._turns.append((text, drawn))
         self.num_turns += 1
         try:
             yield from stream_text(self._tokenizer.stream(self._draw_answer(drawn)))
         finally:
-            if self.tokens[-1] not in self._tokenizer.stops:  # cut short: the end is read later
-                self.tokens.append(self._tokenizer.end)
+            # However it ended: an answer that was cut short is read with its end.
+            self.tokens += [*drawn, self._tokenizer.end]
 
     def _render(self, text: str) -> list[int]:
         """The tokens of the conversation up to the start of the answer to `text`."""
@@ -116,39 +114,28 @@ class Session:
         return render_prompt(conversation, self._tokenizer, [drawn for _, drawn in self._turns])
 
     def _draw_answer(self, drawn: list[int]) -> Iterator[int]:
-        """Samples tokens and adds them to the cache; yields and adds to `drawn` all but a stop."""
-        logits_BV = self._read()
-        for index in range(self._sampling.max_new_tokens):
-            began = time.monotonic()
-            key = jax.random.fold_in(self._key, self.num_tokens)
-            token_B = _draw(logits_BV, sampling=self._sampling, keys_B=key[None])
-            logits_BV, self._cache = decode(
-                self._model.params, token_B, self._cache, config=self._model.config,
-                execution=self._model.execution)
-            token = int(token_B[0])
-            self.tokens.append(token)
-            self._num_cached += 1
-            self.num_tokens += 1
-            if index > 0:  # the first may include compilation
-                self.decode_secs += time.monotonic() - began
-            if token in self._tokenizer.stops:
-                return
-            drawn.append(token)
-            yield token
-
-    def _read(self) -> jax.Array:
-        """Adds all tokens that are missing in the cache; returns the next logits_BV."""
-        unread = self.tokens[self._num_cached:]
-        for first in range(0, len(unread), READ_LENGTHS[-1]):
-            piece = unread[first:first + READ_LENGTHS[-1]]
-            length = next(n for n in READ_LENGTHS if n >= len(piece))
-            prompt_BL = np.zeros((1, length), np.int32)
-            prompt_BL[0, :len(piece)] = piece
-            logits_BV, self._cache = prefill(
-                self._model.params, prompt_BL, np.full(1, len(piece), np.int32), self._cache,
-                config=self._model.config, execution=self._model.execution)
-        self._num_cached += len(unread)
-        return logits_BV
+        """Draws the answer; yields and adds to `drawn` each token of its text."""
+        number = self._engine.submit(Request(
+            tuple(self.tokens), self._sampling, self._tokenizer.stops, seed=self._seed,
+            sample=self.num_turns))
+        num_seen = 0
+        try:
+            while self._engine.is_running:
+                began = time.monotonic()
+                completion = self._engine.step()[number]
+                new, num_seen = completion.tokens[num_seen:], len(completion.tokens)
+                self.num_tokens += len(new)
+                if num_seen > len(new):     # the first tokens' time has that of the prompt in it
+                    self.decode_secs += time.monotonic() - began
+                    self.num_timed += len(new)
+                for token in new:
+                    if token not in self._tokenizer.special_ids:
+                        drawn.append(token)
+                        yield token
+        finally:
+            self._engine.cancel(number)
+            while self._engine.is_running:
+                self._engine.step()
 
     def _make_room(self, text: str) -> list[int]:
         """The prompt of `text`, from which the oldest turns are dropped if they do not fit.
@@ -177,10 +164,6 @@ class Session:
             raise UserError(f"--context_tokens={self._capacity}",
                             f"does not hold {given} tokens of message and {answer} of answer",
                             "raise it, lower --max_new_tokens or write less")
-
-    def _empty_cache(self) -> None:
-        self._cache = make_cache(self._model.config, self._model.execution, 1, self._capacity)
-        self._num_cached = 0
 
 
 @contextlib.contextmanager
@@ -232,7 +215,9 @@ def _open_session() -> Session:
     sampling = Sampling(values.max_new_tokens, values.temperature, values.top_k, values.top_p)
     dtype = values.compute_dtype or (
         "float32" if jax.default_backend() == "cpu" else "bfloat16")
-    model = load_model(Path(values.model), Execution(compute_dtype=dtype))
+    model = load_model(Path(values.model), Execution(dtype, kv_cache=values.kv_cache),
+                       weights=values.weights,
+                       adapter=None if values.adapter is None else Path(values.adapter))
     if not model.chat:
         log(f"{values.model} is a base model: it continues each text instead of answering")
         if values.system:
@@ -240,8 +225,9 @@ def _open_session() -> Session:
     if (values.context_tokens or 0) > model.context_tokens:
         log(f"warning: --context_tokens={values.context_tokens}: {values.model} was trained on "
             f"rows of {model.context_tokens}")
+    speculation = PromptLookup(values.draft_tokens) if values.draft_tokens else None
     return Session(model, sampling, system=values.system, seed=values.seed,
-                   capacity=values.context_tokens or model.context_tokens)
+                   capacity=values.context_tokens or model.context_tokens, speculation=speculation)
 
 
 def chat() -> dict[str, Any]:
@@ -261,10 +247,9 @@ def chat() -> dict[str, Any]:
             if not on_terminal:
                 raise
             log(str(error))
-    num_later = session.num_tokens - session.num_turns  # without each answer's first token
-    rate = num_later / session.decode_secs if num_later else 0.0
+    rate = session.num_timed / session.decode_secs if session.num_timed else 0.0
     return {"turns": session.num_turns, "tokens": session.num_tokens,
-            "tokens_per_sec": round(rate, 1)}
+            "weight_bytes": session.weight_bytes, "tokens_per_sec": round(rate, 1)}
 
 
 def _define_flags() -> None:
@@ -277,6 +262,13 @@ def _define_flags() -> None:
                          "default that of the model's training rows.")
     flags.DEFINE_enum("compute_dtype", None, COMPUTE_DTYPES, "Dtype of matmuls; by default float32 "
                       "on a CPU and bfloat16 elsewhere.")
+    flags.DEFINE_enum("weights", "float32", ("float32", *KINDS), "What weights are held in.")
+    flags.DEFINE_enum("kv_cache", "compute", KV_CACHES, "What keys and values are held in: the "
+                      "compute dtype or int8.")
+    flags.DEFINE_string("adapter", None, "Folder of an adapter of the model, which is added to it.")
+    flags.DEFINE_integer("draft_tokens", 0, "Tokens that are drafted from what was said before and "
+                         "checked at once, by the same distribution; 0 drafts none.",
+                         lower_bound=0, upper_bound=MAX_DRAFT_TOKENS)
     flags.DEFINE_integer("seed", 0, "Seed of the random draws.")
     flags.DEFINE_string("system", "", "System message of the conversation.")
 

@@ -133,9 +133,31 @@ def test_a_ranking_trains_on_all_its_pairs_and_a_tie_on_none():
     assert sides == [("a<|end|>", "b<|end|>"), ("a<|end|>", "c<|end|>"), ("b<|end|>", "c<|end|>")]
 
 
+def test_the_end_of_a_cut_answer_is_not_trained_on():
+    cut = Preference(ask("q"), ("half an", "whole"), (2, 1), finishes=("length", "stop"))
+    (rows,), _ = make_pair_rows([cut], TOKENIZER, 32)
+    assert [TOKENIZER.decode(row.targets_BL[row.loss_weights_BL > 0]) for row in rows] == [
+        "whole<|end|>", "half an"]
+
+
 def scored(question, *answers):
     return [{"task": "t", "family": "f", "question": question, "completion": completion,
-             "score": score} for completion, score in answers]
+             "score": score, "finish": "".join(finish) or "stop"}
+            for completion, score, *finish in answers]
+
+
+def test_a_cut_answer_is_preferred_only_where_none_is_whole():
+    rows = (scored("q1", ("whole", 0.5), ("cut", 0.9, "length"), ("bad", 0.1, "length"))
+            + scored("q2", ("cut", 0.9, "length"), ("none", 0.0, "refused"), ("a", 0.1, "length"))
+            + scored("q3", ("whole", 0.5), ("none", 0.0, "refused"), ("other", 0.2))
+            + scored("q4", *[("none", 0.0, "refused")] * 3))
+    pairs, left_out = make_pairs(rows, num_samples=3, min_margin=0.1)
+    assert [(pair.responses, pair.finishes) for pair in pairs] == [
+        (("whole", "bad"), ("stop", "length")), (("cut", "a"), ("length", "length")),
+        (("whole", "other"), ("stop", "stop"))]
+    assert left_out == {"equal": 1, "too_close": 0}
+    described = describe_pairs(pairs, TOKENIZER)
+    assert (described["cut_chosen"], described["cut_rejected"]) == (1, 2)
 
 
 def test_pairs_are_best_against_worst_and_close_ones_are_left_out():
@@ -143,10 +165,12 @@ def test_pairs_are_best_against_worst_and_close_ones_are_left_out():
         "q2", ("x", 0.4), ("y", 0.4), ("z", 0.45)) + scored("q3", ("a", 0), ("a", 0), ("b", 0))
     pairs, left_out = make_pairs(rows, num_samples=3, min_margin=0.1)
     assert pairs == [Preference(
-        ask("q1"), ("good", "bad"), (1, 2), "t", {"family": "f", "scores": [0.9, 0.1]})]
+        ask("q1"), ("good", "bad"), (1, 2), "t", {"family": "f", "scores": [0.9, 0.1]},
+        ("stop", "stop"))]
     assert left_out == {"equal": 1, "too_close": 1}
     pairs, left_out = make_pairs(rows, num_samples=3, min_margin=0.0)
-    assert len(pairs) == 2 and left_out == {"equal": 1, "too_close": 0}, "a tie has no order"
+    assert len(pairs) == 2, "a tie has no order"
+    assert left_out == {"equal": 1, "too_close": 0}
 
 
 def test_pairs_are_described_by_scores_lengths_and_empty_answers():
@@ -155,6 +179,7 @@ def test_pairs_are_described_by_scores_lengths_and_empty_answers():
     assert describe_pairs(pairs, TOKENIZER) == {
         "chosen_score": 0.75, "rejected_score": 0.125, "chosen_tokens_mean": 5.0,
         "rejected_tokens_mean": 2.0, "empty_chosen": 0, "empty_rejected": 1,
+        "cut_chosen": 0, "cut_rejected": 0,
         "longer_chosen_frac": 1.0}
 
 

@@ -12,15 +12,16 @@ PAIR = Preference(ask("2+2?"), ("4", "5"), (1, 2), "verifiable", {"scores": [1.0
 
 
 def test_preferences_survive_the_disk(tmp_path):
-    ranking = Preference(ask("Say hi"), ("hi", "yo", "ä\n"), (2, 1, 2), "a person")
+    ranking = Preference(ask("Say hi"), ("hi", "yo", "ä\n"), (2, 1, 2), "a person",
+                         finishes=("stop", "length", ""))
     write_preferences(tmp_path / "pairs.jsonl", [PAIR, ranking])
     assert read_preferences(tmp_path / "pairs.jsonl") == [PAIR, ranking]
 
 
 def test_a_ranking_gives_every_pair_that_is_not_tied_the_better_first():
-    assert PAIR.pairs() == [("4", "5")]
+    assert PAIR.pairs() == [(0, 1)]
     ranking = Preference(ask("?"), ("c", "a", "b1", "b2"), (3, 1, 2, 2))
-    assert ranking.pairs() == [("a", "b1"), ("a", "b2"), ("a", "c"), ("b1", "c"), ("b2", "c")]
+    assert ranking.pairs() == [(1, 2), (1, 3), (1, 0), (2, 0), (3, 0)]
     assert Preference(ask("?"), ("x", "y"), (1, 1)).pairs() == [], "a tie prefers nothing"
 
 
@@ -29,6 +30,7 @@ def test_a_ranking_gives_every_pair_that_is_not_tied_the_better_first():
     ({"ranks": [0, 1]}, "needs one rank from 1 on"),
     ({"ranks": [1.0, 2.0]}, "needs one rank from 1 on"),
     ({"ranks": None}, "has no list 'ranks'"),
+    ({"finishes": ["stop"]}, "needs one of finishes for each response, or none"),
     ({"responses": ["4"]}, "needs at least two responses"),
     ({"responses": ["4", 5]}, "needs at least two responses, each a text"),
     ({"messages": "2+2?"}, "has no list 'messages'"),

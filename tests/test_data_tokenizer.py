@@ -55,6 +55,13 @@ def test_special_tokens_follow_the_ordinary_ones(tokenizer):
     assert tokenizer.decode([tokenizer.end]) == "<|end|>"
 
 
+def test_what_begins_another_turn_stops_an_answer_and_is_no_text(tokenizer):
+    assert tokenizer.stops[0] == tokenizer.end
+    assert {tokenizer.special(f"<|{role}|>") for role in ("user", "assistant")} < {*tokenizer.stops}
+    drawn = [tokenizer.special("<|user|>"), *tokenizer.encode("yes <|user|>"), tokenizer.end]
+    assert tokenizer.text_of(drawn) == "yes <|user|>", "a name that was spelled stays"
+
+
 def test_special_tokens_of_objectives_are_part_of_the_vocabulary():
     tokenizer = train([TEXT], 360, mask_token=True, num_sentinels=3)
     added = ("<|mask|>", "<|extra_0|>", "<|extra_1|>", "<|extra_2|>")

@@ -167,15 +167,28 @@ def test_what_is_longer_than_the_training_rows_is_announced(model, tokens, capsy
             lambda m: bits_per_byte(m, tokens, row_length=32, batch_size=4),
         "1 of 2 questions with a choice have up to 17 tokens":
             lambda m: continuation_logps(m, [([1] * 18, [1.0] * 18), ([1] * 17, [1.0] * 17)],
-                                         row_length=40, batch_size=2),
-        "2 of 3 prompts with their answers have up to 20 tokens":
-            lambda m: complete(m, [[1] * 12, [1] * 8, [1] * 9], Sampling(8), seed=0, batch_size=4)}
+                                         row_length=40, batch_size=2)}
     for line, measure in measures.items():
         measure(model)
         assert "warning" not in capsys.readouterr().err
         measure(short)
         assert capsys.readouterr().err.splitlines()[0] == (
             f"warning: {line}; sft@1 was trained on rows of 16")
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_a_prompt_that_exceeds_the_context_is_refused_or_cut(model, capsys, chat):
+    prompts = [[1, *range(2, 13)], [1] * 8, [1] * 9]
+    short = dataclasses.replace(model, context_tokens=16, name="sft@1", chat=chat)
+    found = complete(short, prompts, Sampling(8, temperature=0), seed=0, batch_size=4)
+    rule = "refused" if chat else "cut"
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"warning: 2 of 3 prompts are {rule}: with answers of 8 tokens they exceed the context of "
+        "sft@1, 16 tokens")
+    assert [c.finish == "refused" for c in found] == [chat, False, chat]
+    kept = complete(model, [[1, *range(6, 13)]], Sampling(8, temperature=0), seed=0, batch_size=4)
+    assert (found[0].tokens == kept[0].tokens) == (not chat), "the first token and the newest"
+    assert (found[0].text, found[0].num_cut) == (("", 0) if chat else (kept[0].text, 4))
 
 
 def test_tokens_of_another_tokenizer_are_refused(model, tokens, tokenizer, tmp_path):
@@ -205,17 +218,17 @@ def test_completions_do_not_depend_on_batching(model, temperature):
     sampling = Sampling(max_new_tokens=8, temperature=temperature)
     together, in_twos = (complete(model, prompts, sampling, seed=0, batch_size=size)
                          for size in (4, 2))
-    assert together == in_twos
-    assert len(set(together)) > 1
-    if not temperature:     # a sampled answer depends on its place among the prompts
-        assert together == [complete(model, [prompt], sampling, seed=0, batch_size=4)[0]
-                            for prompt in prompts]
+    alone = [complete(model, [prompt], sampling, seed=0, batch_size=4)[0] for prompt in prompts]
+    for found in (in_twos, alone):
+        assert [c.tokens for c in found] == [c.tokens for c in together]
+    assert len({c.text for c in together}) > 1
 
 
 def test_the_same_prompt_twice_gets_two_samples(model):
     prompts = make_prompts(model, [ask("what is it?")] * 4)
     sampling = Sampling(max_new_tokens=8, temperature=1.0)
-    drawn = [complete(model, prompts, sampling, seed=seed, batch_size=4) for seed in (0, 0, 1)]
+    drawn = [[c.text for c in complete(model, prompts, sampling, seed=seed, batch_size=4)]
+             for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
     assert len(set(drawn[0])) > 1
 

@@ -149,9 +149,8 @@ def test_an_encoder_decoder_continues_as_its_full_forward_does(batch):
     step, parts_BLD = jax.jit(partial(encoder_decoder.extend, **options)), []
     for first, last in ((0, 5), (5, 10)):
         part_BL = tokens_BL[:, first:last]
-        count_B = np.full(NUM_ROWS, 5)
-        x_BLD, cache = step(params, part_BL, count_B, cache)
-        cache = cache.advance(part_BL, count_B)
+        x_BLD, cache = step(params, part_BL, np.full(NUM_ROWS, 5), cache)
+        cache = cache.advance(part_BL, np.full(NUM_ROWS, 5))
         parts_BLD.append(x_BLD)
     np.testing.assert_allclose(np.concatenate(parts_BLD, 1), full_BLD, atol=1e-4)
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from model.adapters.lora import Lora, abstract_lora, apply_lora
 from model.attention.kind import kind_of
 from model.attention.reference import document_mask
 from model.config import ModelConfig
@@ -117,6 +118,24 @@ def test_a_trace_of_the_forward_pass_has_as_many(config, name):
     row_length = source_length if sources else target_length
     assert traced == 2 * row_length * forward_flops_per_token(
         counted, row_length, "full", target_length=target_length if sources else None)
+
+
+def test_a_trace_of_an_adapters_gradient_has_those_of_frozen_weights(config):
+    """Beside them are those of the adapter itself, which are not counted."""
+    config = dataclasses.replace(config, embed_previous=False)
+    lora, execution = Lora(rank=1), Execution(attention="xla")
+    adapter, num_tokens = abstract_lora(config, lora), 24
+
+    def loss(adapter, params, tokens_BL):
+        x_BLD = forward(apply_lora(params, adapter, lora), tokens_BL, tokens_BL, tokens_BL,
+                        config=config, execution=execution)
+        return jnp.sum(logits(params, x_BLD, config=config, execution=execution) ** 2)
+
+    tokens_BL = jax.ShapeDtypeStruct((1, num_tokens), jnp.int32)
+    traced = flops_of(jax.make_jaxpr(jax.grad(loss))(
+        adapter, abstract_params(config), tokens_BL).jaxpr)
+    own = 6 * sum(leaf.size for leaf in jax.tree.leaves(adapter))
+    assert traced == num_tokens * (own + train_flops(config, num_tokens, "full", is_frozen=True))
 
 
 @pytest.mark.parametrize("family", ["decoder", "encoder"])

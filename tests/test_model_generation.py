@@ -13,9 +13,9 @@ import pytest
 from model.config import ModelConfig
 from model.execution import Execution
 from model.families.registry import forward, init
-from model.generation.cache import Place
+from model.generation.cache import layer_capacity
 from model.generation.generate import copy as copy_slot
-from model.generation.generate import decode, make_slots, prefill, rewind, start
+from model.generation.generate import decode, make_slots, prefill, resize, rewind, start
 from model.generation.sampling import Sampling, stack_sampling
 from model.generation.weights import unstack
 from model.heads.language import logits, token_logps
@@ -95,7 +95,7 @@ def _read(own, slots, tokens_BL, lengths, until, rng):
             idle = np.setdiff1d(np.arange(SLOTS), rows[count_P > 0])
             before = _rows(slots, idle)
             slots = own.prefill(slots, rows.astype(np.int32), np.take_along_axis(
-                tokens_BL[rows], places_PL, 1), count_P.astype(np.int32), reach=0)
+                tokens_BL[rows], places_PL, 1), count_P.astype(np.int32))
             lengths[rows] += count_P
             _assert_same(_rows(slots, idle), before)
     return slots
@@ -126,7 +126,7 @@ def test_prefill_in_pieces_and_decode_equal_the_full_forward(name):
         left[rows] = limits
         idle = np.flatnonzero(left == 0)
         before = _rows(slots, idle)
-        slots, drawn = own.decode(slots, reach=0)
+        slots, drawn = own.decode(slots, num_idle=SLOTS)
         _assert_same(_rows(slots, idle), before)
         first, count = lengths - 1, np.minimum(left, STEPS)
         left -= count
@@ -147,22 +147,21 @@ def test_prefill_in_pieces_and_decode_equal_the_full_forward(name):
 
 
 @pytest.mark.parametrize("name", ["dense", "local and global", "relative, window"])
-def test_reading_up_to_the_reach_gives_the_same(name):
+def test_a_cache_of_another_size_gives_the_same(name):
     own, rng = make(name), np.random.default_rng(3)
     tokens_PL = rng.integers(0, own.config.V, (SLOTS, PIECE))
     results = []
-    for reach in (0, 12):
+    for sizes in ((CAPACITY, CAPACITY), (8, 16), (CAPACITY, 12)):
         slots, count_P = own.empty(), np.array([4, 1, 3, 4], np.int32)
-        for _ in range(2):
-            slots = own.prefill(slots, np.arange(SLOTS), tokens_PL, count_P, reach=reach)
-        slots, drawn = own.decode(_ask(slots, range(SLOTS), [4, 3, 4, 2]), reach=reach)
-        results.append((drawn, slots.cache, slots.logits_BV))
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), *results)
-    np.testing.assert_array_equal(results[0][0].tokens_BT, results[1][0].tokens_BT)
-    place = Place(slots.cache.length_B, count_P, rows_B=None, reach=12)
-    assert [leaf.shape[1] for layer in slots.cache.layers
-            for leaf in layer.read(place, "float32")] == [
-        min(12, layer.k_BMGK.shape[1]) for layer in slots.cache.layers for _ in range(3)]
+        for size in sizes:
+            slots = resize(slots, config=own.config, capacity=size, piece=PIECE)
+            slots = own.prefill(slots, np.arange(SLOTS), tokens_PL, count_P)
+        slots, drawn = own.decode(_ask(slots, range(SLOTS), [4, 3, 4, 2]), num_idle=SLOTS)
+        results.append((drawn, slots.cache.length_B, slots.logits_BV))
+    for other in results[1:]:
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), results[0], other)
+    assert [layer.k_BGMK.shape[2] for layer in slots.cache.layers] == [
+        layer_capacity(own.config, n, 12, PIECE) for n in range(2)]
 
 
 @pytest.mark.parametrize("name", ["dense", "window"])
@@ -170,11 +169,11 @@ def test_keys_and_values_of_int8_give_nearly_the_same(name):
     own, rng = make(name), np.random.default_rng(4)
     tokens_PL = rng.integers(0, own.config.V, (SLOTS, PIECE))
     found = []
-    for kv_dtype in ("compute", "int8"):
-        slots = own.empty(kv_dtype=kv_dtype)
+    for kv_cache in ("compute", "int8"):
+        execution = Execution(kv_cache=kv_cache)
+        slots = make_slots(own.config, execution, SLOTS, CAPACITY, num_stops=2, piece=PIECE)
         for _ in range(3):
-            slots = own.prefill(slots, np.arange(SLOTS), tokens_PL, np.full(SLOTS, PIECE),
-                                reach=0)
+            slots = own.prefill(slots, np.arange(SLOTS), tokens_PL, np.full(SLOTS, PIECE))
         found.append(np.asarray(slots.logits_BV))
     assert {leaf.dtype for leaf in jax.tree.leaves(slots.cache.layers)} == {
         np.dtype("int8"), np.dtype("float32")}
@@ -188,16 +187,16 @@ def test_a_copied_slot_goes_on_as_its_source_and_a_shorter_one_as_its_beginning(
     tokens_PL = rng.integers(0, own.config.V, (SLOTS, PIECE))
     slots = own.empty()
     for _ in range(3):      # twelve tokens
-        slots = own.prefill(slots, np.arange(SLOTS), tokens_PL, np.full(SLOTS, PIECE), reach=0)
-    slots = copy_slot(slots, 2, 0, reach=12)
-    slots, drawn = own.decode(_ask(slots, [0, 2], 4), reach=0)
+        slots = own.prefill(slots, np.arange(SLOTS), tokens_PL, np.full(SLOTS, PIECE))
+    slots = copy_slot(slots, 2, 0)
+    slots, drawn = own.decode(_ask(slots, [0, 2], 4), num_idle=SLOTS)
     np.testing.assert_array_equal(drawn.tokens_BT[0], drawn.tokens_BT[2])
     np.testing.assert_array_equal(*_each(_rows((slots.cache, slots.logits_BV), [0, 2])))
     # Back to the first piece of slot 1; a window or a state that forgot it begins anew.
     at = PIECE if name == "dense" else 0
     slots = rewind(slots, np.array([1, SLOTS, SLOTS, SLOTS], np.int32),
                    np.full(SLOTS, at, np.int32), np.full(SLOTS, tokens_PL[1, -1] if at else -1))
-    again = own.prefill(slots, np.array([1], np.int32), tokens_PL[1:2], np.array([PIECE]), reach=0)
+    again = own.prefill(slots, np.array([1], np.int32), tokens_PL[1:2], np.array([PIECE]))
     np.testing.assert_array_equal(again.cache.length_B[1], at + PIECE)
     repeated_BL = np.tile(tokens_PL, (1, 6))[:, :CAPACITY]
     full_BLV, _ = own.full(repeated_BL, repeated_BL)
@@ -218,8 +217,8 @@ def test_a_row_of_experts_with_a_capacity_does_not_depend_on_other_rows():
     tokens_PL[1:] = tokens_PL[:1]       # all choose the same experts
     count_P = np.full(SLOTS, PIECE, np.int32)
     limited = partial(own.prefill, config=config)
-    slots = limited(own.empty(), np.arange(SLOTS), tokens_PL, count_P, reach=0)
-    free = own.prefill(own.empty(), np.arange(SLOTS), tokens_PL, count_P, reach=0)
+    slots = limited(own.empty(), np.arange(SLOTS), tokens_PL, count_P)
+    free = own.prefill(own.empty(), np.arange(SLOTS), tokens_PL, count_P)
     np.testing.assert_allclose(slots.logits_BV, free.logits_BV, atol=1e-5)
 
 
@@ -227,13 +226,13 @@ def test_a_row_of_experts_with_a_capacity_does_not_depend_on_other_rows():
 def test_a_stop_token_ends_an_answer_and_is_counted(stop_at):
     own = make("dense")
     tokens_PL = np.random.default_rng(7).integers(0, own.config.V, (SLOTS, PIECE))
-    slots = own.prefill(own.empty(), np.arange(SLOTS), tokens_PL, np.full(SLOTS, PIECE), reach=0)
+    slots = own.prefill(own.empty(), np.arange(SLOTS), tokens_PL, np.full(SLOTS, PIECE))
     before = jax.device_get(slots)
-    _, whole = own.decode(_ask(slots, [0, 3], 4), reach=0)
+    _, whole = own.decode(_ask(slots, [0, 3], 4), num_idle=SLOTS)
     stop = int(whole.tokens_BT[3, stop_at])
     expected = 1 + whole.tokens_BT[3].tolist().index(stop)
     slots, drawn = own.decode(_ask(jax.tree.map(jnp.asarray, before), [0, 3], 4,
-                                   stops=(-1, stop)), reach=0)
+                                   stops=(-1, stop)), num_idle=SLOTS)
     assert drawn.count_B[3] == expected and drawn.left_B[3] == 0
     np.testing.assert_array_equal(drawn.tokens_BT[3, :expected], whole.tokens_BT[3, :expected])
     assert slots.cache.length_B[3] == PIECE + expected - 1

@@ -15,13 +15,13 @@ from model.config import ModelConfig
 from model.execution import Execution
 from model.families.registry import forward, init
 from model.generation import engine as engine_module
-from model.generation.engine import (
+from model.generation.engine import Engine
+from model.generation.requests import (
     CANCELLED,
     LENGTH,
     NUM_STOPS,
     REFUSED,
     STOP,
-    Engine,
     Request,
 )
 from model.generation.sampling import Sampling
@@ -41,11 +41,11 @@ each_family = pytest.mark.parametrize("name", CHANGES)
 
 @pytest.fixture(scope="module", autouse=True)
 def small_pieces():
-    """Pieces, shared beginnings and reaches of the size of this file's prompts."""
+    """Pieces, shared beginnings and caches of the size of this file's prompts."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine_module, "PIECES", (4, 8))
         patch.setattr(engine_module, "MIN_SHARED_TOKENS", 4)
-        patch.setattr(engine_module, "SMALLEST_REACH", 32)
+        patch.setattr(engine_module, "SMALLEST_SIZE", 16)
         yield
 
 
@@ -121,9 +121,9 @@ def test_no_interleaving_changes_an_answer(name, num_slots, chunk_tokens, capaci
     own, rng = make(name), np.random.default_rng(num_slots)
     engine = own.open(num_slots=num_slots, chunk_tokens=chunk_tokens, capacity=capacity)
     requests, finished, cancelled = {}, {}, set()
-    for _ in range(120):
+    for _ in range(80):
         action = rng.random()
-        if action < 0.45 and len(requests) < 50:
+        if action < 0.45 and len(requests) < 34:
             for _ in range(int(rng.integers(1, 4))):
                 request = _random_request(rng)
                 num_samples = int(rng.choice([1, 1, 3]))
@@ -140,7 +140,7 @@ def test_no_interleaving_changes_an_answer(name, num_slots, chunk_tokens, capaci
     while engine.is_running:
         finished |= {number: completion for number, completion in engine.step().items()
                      if completion.finish}
-    assert set(finished) == set(requests) and 2 < len(cancelled) < len(requests) / 2
+    assert set(finished) == set(requests) and 1 < len(cancelled) < len(requests) * 2 / 3
     for number, request in requests.items():
         found, expected = finished[number], own.alone(request)
         length = len(found.tokens)
@@ -248,10 +248,9 @@ def test_prompts_that_do_not_fit_are_refused_or_cut():
         assert completion.finish == REFUSED and completion.text == ""
         assert completion.tokens == completion.logps == []
     assert engine.counts["refused"] == 2 and engine.counts["read"] == 45
-    engine = own.open(num_slots=2, overlong="cut")
+    engine, ask = own.open(num_slots=2), partial(Request, prompt, overlong="cut")
     whole, cut, no_room = engine.run([
-        Request(prompt, Sampling(3)), Request(prompt, Sampling(9, temperature=0)),
-        Request(prompt, Sampling(CAPACITY))])
+        ask(Sampling(3)), ask(Sampling(9, temperature=0)), ask(Sampling(CAPACITY))])
     kept = Request(prompt[:1] + prompt[-38:], Sampling(9, temperature=0))
     assert cut.tokens == own.alone(kept).tokens and cut.num_cut == 6 and whole.num_cut == 0
     assert no_room.finish == REFUSED and engine.counts["cut"] == engine.counts["refused"] == 1
@@ -307,9 +306,9 @@ def test_a_slot_whose_answer_ended_early_holds_what_it_held_then(name, ending):
 @pytest.mark.parametrize("change, line", [
     (dict(prompt=()), "prompt: has no token: begin it with the tokenizer's bos"),
     (dict(stops=tuple(range(NUM_STOPS + 1))), "stops: 9 tokens: are more than 8: name fewer"),
-    (dict(stop_texts=("a", "")), "stop_texts: has an empty text, which would end every answer: "
-                                 "leave it out"),
-    (dict(stop_texts=("a",)), "stop_texts: need an engine that knows the text of tokens: make it "
+    (dict(stop_texts=("a", "")), "a stop text: is empty, and would end every answer: leave it out"),
+    (dict(overlong="crop"), "overlong='crop': is none of refuse, cut: choose one of them"),
+    (dict(stop_texts=("a",)), "stop texts: need an engine that knows the text of tokens: make it "
                               "with to_text"),
     (dict(prompt=(3, 31)), "prompt: has tokens outside the vocabulary of 31: encode it with the "
                            "model's own tokenizer"),
@@ -323,15 +322,16 @@ def test_a_bad_request_is_one_line_and_the_engine_goes_on(change, line):
     assert engine.run([Request((1,), GREEDY, stops=(-5, 99, *range(25, 31)))])[0].finish
 
 
-@pytest.mark.parametrize("change", [{"num_slots": 0}, {"capacity": 1}, {"chunk_tokens": 0},
-                                    {"kv_dtype": "fp4"}, {"overlong": "crop"}], ids=str)
+@pytest.mark.parametrize("change", [{"num_slots": 0}, {"capacity": 1}, {"chunk_tokens": 0}],
+                         ids=str)
 def test_an_impossible_engine_is_refused_in_one_line(change):
     [(name, value)] = change.items()
     with pytest.raises(UserError, match=f"^{name}={value}: .*: choose another {name}$"):
         make("dense").open(**{"num_slots": 1} | change)
 
 
-def test_other_settings_compile_nothing():
+def test_other_settings_compile_nothing(monkeypatch):
+    monkeypatch.setattr(engine_module, "SMALLEST_SIZE", 64)     # of the cache, a shape
     own = make("dense")
     engine = own.open(num_slots=2, capacity=40, chunk_tokens=6, to_text=_letters)
     engine.run([Request(_prompt(7), GREEDY)])

@@ -39,13 +39,13 @@ def _assert_same(found, expected):
 # Of the cache's largest array, the piece of one device: slots that the mesh does not divide are
 # whole on each.
 @pytest.mark.parametrize("changes, mesh, num_slots, piece", [
-    (dict(embed_previous=True), "shards", 4, (1, 24, 1, 4)),
-    (dict(E=4, G=4), "experts", 3, (3, 24, 1, 4)),
-    pytest.param(dict(window=3, global_every=2), "stages", 4, (4, 24, 1, 4),
+    (dict(embed_previous=True), "shards", 4, (1, 1, 24, 4)),
+    (dict(E=4, G=4), "experts", 3, (3, 1, 24, 4)),
+    pytest.param(dict(window=3, global_every=2), "stages", 4, (4, 1, 24, 4),
                  marks=pytest.mark.full),
     pytest.param(dict(family="lstm", positions="none"), "shards", 3, (3, 2, 12),
                  marks=pytest.mark.full),
-    pytest.param(dict(V=31, tied=True), "shards", 4, (1, 24, 1, 4), marks=pytest.mark.full)],
+    pytest.param(dict(V=31, tied=True), "shards", 4, (1, 1, 24, 4), marks=pytest.mark.full)],
     ids=str)
 def test_answers_on_a_mesh_are_those_of_one_device(changes, mesh, num_slots, piece, monkeypatch):
     monkeypatch.setattr(engine_module, "PIECES", (8,))

@@ -19,7 +19,8 @@ from model.config import ModelConfig
 from model.directory import load_params, read_description, save_model
 from model.execution import Execution
 from model.families.registry import forward, init
-from model.generation.engine import Engine, Request
+from model.generation.engine import Engine
+from model.generation.requests import Request
 from model.generation.sampling import Sampling
 from model.generation.weights import unstack
 from model.heads.language import logits
@@ -190,14 +191,15 @@ def test_a_real_model_has_the_logits_and_answers_of_transformers(smollm2, optimi
     config, params = described.config, load_params(folder / "model", described.config)
     prompts = [render_prompt(Conversation((Message("user", question),)), own)
                for question in QUESTIONS]
-    tokens_BL = np.zeros((len(prompts), max(map(len, prompts))), int)
+    lengths_B = np.array([len(prompt) for prompt in prompts])
+    tokens_BL = np.zeros((len(prompts), max(lengths_B)), int)
     for row, prompt in zip(tokens_BL, prompts):
         row[:len(prompt)] = prompt
     ours_BLV = jax.jit(_logits, static_argnums=1)(params, config, tokens_BL)
     engine = Engine(unstack(params, EXECUTION), config, EXECUTION, num_slots=len(prompts),
                     capacity=256)
-    answers = engine.run([Request(tuple(prompt), Sampling(64, temperature=0), own.stops)
-                          for prompt in prompts])
+    greedy = Sampling(max_new_tokens=64, temperature=0)
+    done = engine.run([Request(tuple(prompt), greedy, own.stops) for prompt in prompts])
     for i, prompt in enumerate(prompts):
         theirs_BLV = _theirs(theirs, np.array([prompt]))
         difference = np.abs(ours_BLV[i, :len(prompt)] - theirs_BLV[0]).max()
@@ -207,7 +209,7 @@ def test_a_real_model_has_the_logits_and_answers_of_transformers(smollm2, optimi
             answer = theirs.generate(
                 torch.tensor([prompt]), attention_mask=torch.ones((1, len(prompt)), dtype=int),
                 do_sample=False, max_new_tokens=64, eos_token_id=list(own.stops), pad_token_id=0)
-        np.testing.assert_array_equal(answers[i].tokens, answer[0, len(prompt):].numpy())
+        np.testing.assert_array_equal(done[i].tokens, answer[0, len(prompt):].numpy())
 
 
 def test_twenty_prompts_in_one_batch_have_the_greedy_tokens_of_transformers(smollm2, optimised):

@@ -148,10 +148,11 @@ def test_cached_decode_equals_the_full_forward_and_greedy_tokens_those_of_transf
 
     @jax.jit
     def step(token_B, cache):
-        x_BLD, cache = extend(params, token_B[:, None], jnp.ones(4, int), cache, config=config,
+        one_B = jnp.ones(4, int)
+        x_BLD, cache = extend(params, token_B[:, None], one_B, cache, config=config,
                               execution=EXECUTION)
         return (logits(params, x_BLD, config=config, execution=EXECUTION)[:, 0],
-                cache.advance(token_B[:, None], jnp.ones(4, int)))
+                cache.advance(token_B[:, None], one_B))
 
     cache = jax.jit(partial(make_cache, config=config, execution=EXECUTION, capacity=NEW + 1))(
         params, rows.source)

@@ -193,4 +193,4 @@ def test_rows_beyond_a_table_of_positions_are_refused():
                                        execution=Execution()))
     with pytest.raises(UserError, match=r"exceed model\.max_positions=4"):
         make_cache(config, Execution(), 1, 5)
-    assert make_cache(config, Execution(), 1, 4).layers[0].k_BMGK.shape[1] == 4
+    assert make_cache(config, Execution(), 1, 4).layers[0].k_BGMK.shape[2] == 4

@@ -13,8 +13,7 @@ import pytest
 from core.artifacts import ROOT
 from model.config import ModelConfig
 from model.execution import Execution
-from model.generation.engine import PIECES
-from model.generation.generate import make_slots
+from model.families.registry import make_cache
 from model.presets import PRESETS
 from model.summary import cache_bytes, count_parameters, rows_of, summarise
 
@@ -41,14 +40,12 @@ def test_every_parameter_has_a_part(name):
     assert {"encoder mlp", "encoder attention"} <= parts or config.family != "encoder_decoder"
 
 
-@pytest.mark.parametrize("changes", [{}, dict(window=8, global_every=2), dict(family="lstm")])
-@pytest.mark.parametrize("context", [64, 4096])
-def test_a_slot_of_the_engine_holds_as_many_bytes(config, changes, context):
+@pytest.mark.parametrize("changes", [{}, dict(window=8, global_every=2, N=4), dict(family="lstm")])
+def test_a_cache_of_one_row_holds_as_many_bytes(config, changes):
     config = dataclasses.replace(config, embed_previous=False, **changes)
-    made = jax.eval_shape(partial(make_slots, config, Execution("bfloat16"), 1, context,
-                                  num_stops=1, piece=PIECES[-1])).cache
+    made = jax.eval_shape(partial(make_cache, config, Execution("bfloat16"), 1, 1024))
     held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(made) if leaf.ndim > 1)
-    assert cache_bytes(config, context)["held"] == held
+    assert cache_bytes(config, 1024)["held"] == held
 
 
 def test_a_window_bounds_what_a_cache_needs():
@@ -57,9 +54,7 @@ def test_a_window_bounds_what_a_cache_needs():
     cache = cache_bytes(gemma, 8192)
     assert cache["per_token"] == 26 * token
     assert cache["at_context"] == token * (4 * 8192 + 22 * 512)
-    assert cache["held"] == token * (4 * 8192 + 22 * (512 + PIECES[-1]))
-    assert cache_bytes(gemma, 100)["at_context"] == cache_bytes(gemma, 100)["held"] == (
-        26 * token * 100)
+    assert cache_bytes(gemma, 100)["at_context"] == 26 * token * 100
     assert cache_bytes(PRESETS["minilm-l6"], 512)["held"] == 0
 
 

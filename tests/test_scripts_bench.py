@@ -15,8 +15,10 @@ import pytest
 
 from core.artifacts import ROOT, make_lineage, write_json
 from core.errors import UserError
-from model.families.registry import init
+from model.adapters.lora import Lora
+from model.families.registry import init, num_params
 from scripts.bench import checkpoints as bench_checkpoints
+from scripts.bench import lora as bench_lora
 from scripts.bench import recipe as bench_recipe
 from scripts.bench import train as bench_train
 from scripts.bench import train_step as bench_train_step
@@ -260,3 +262,19 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path):
         bench_recipe.bench(tmp_path, "plain", ["single"])
     with pytest.raises(UserError, match="has no finished run"):
         bench_recipe.bench(tmp_path, "plain", ["missing"])
+
+
+def test_a_step_of_an_adapter_is_measured_beside_one_of_all_parameters():
+    kinds = [bench_lora.Kind("bfloat16", is_full=True), bench_lora.Kind("bfloat16"),
+             bench_lora.Kind("bfloat16", is_cast=True)]
+    found = []
+    for kind in kinds:
+        step = bench_lora.Step(kind, dataclasses.replace(WORK, dtype=kind.dtype), Lora(rank=4))
+        for _ in range(2):
+            step.run()
+        found.append(step.figures())
+    full, lora, cast = found
+    assert full["num_trained"] == num_params(bench_train_step.make_setup(WORK).config)
+    assert full["state_bytes"] > 12 * full["num_trained"] > 9 * lora["state_bytes"]
+    assert lora["frozen_bytes"] == 4 * full["num_trained"] > 1.9 * cast["frozen_bytes"]
+    assert full["peak_bytes"] > lora["peak_bytes"] > cast["peak_bytes"]

@@ -10,13 +10,10 @@ import pytest
 
 from core.artifacts import ROOT, read_json
 from core.errors import UserError
-from model.families.registry import num_params
 from scripts.bench import device_run
 from scripts.bench.device import packages_fault
 from scripts.bench.device_checks import relative_error
-from scripts.bench.device_parts import measure_generation
 from scripts.bench.device_run import OUT_OF_MEMORY, Bench, Results, Trial, Workers
-from scripts.bench.train_workload import make_config
 
 MACHINE = {"device": "NVIDIA H200", "versions": {"jax": "0"}, "platform": "gpu",
            "memory_bytes": None, "bfloat16_matmul_flops_per_sec": 8e14,
@@ -120,29 +117,6 @@ def test_a_crash_in_a_table_costs_only_its_own_line(tmp_path):
     assert device_run.summarise(bench.results.values)["failed_checks"] == ["a", "b", "c"]
     device_run.make_table(bench, "checks", [])
     assert bench.workers.jobs[-1][1]["arguments"]["done"] == ["a", "c"]
-
-
-def test_generation_is_a_share_of_the_copy(tmp_path):
-    def answer(side, job):
-        return [{"names": ["1.3B, batch 1"]}, {"name": "1.3B, batch 1", "shape": "",
-                                               "weight_bytes_per_sec": 3e12}], ""
-
-    bench = make_bench(tmp_path, answer)
-    device_run.make_table(bench, "generation", [])
-    assert bench.results.find("generation", "1.3B, batch 1")["copy_frac"] == 0.75
-    summary = device_run.summarise(bench.results.values)
-    assert summary["decode_copy_frac"] == {"1.3B, batch 1": 0.75}
-    assert "| 1.3B, batch 1 |  |  |  |  |  | 75.0 |" in (tmp_path / "table.md").read_text()
-
-
-@pytest.mark.parametrize("batch_size", [1, 3])
-def test_generation_is_measured_with_the_programs_of_the_engine(batch_size):
-    row = measure_generation("1.3B", batch_size)
-    config = make_config("tiny")
-    assert row["decode_tokens_per_sec"] == pytest.approx(1e3 * batch_size / row["step_ms"])
-    weights = num_params(config) - config.V * config.D
-    assert row["weight_bytes_per_sec"] == pytest.approx(4 * weights / row["step_ms"] * 1e3)
-    assert row["gb_per_sec"] > row["weight_bytes_per_sec"] / 1e9
 
 
 def test_no_line_begins_after_the_time(tmp_path):

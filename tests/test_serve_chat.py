@@ -20,8 +20,10 @@ from data.chat import Conversation, Message, ask, render_prompt
 from data.tokenizers.bpe import BytePairTokenizer
 from data.tokenizers.hub import import_tokenizer
 from eval.respond.loaded import LoadedModel
+from eval.respond.local import make_engine
 from model.directory import save_model
 from model.families.registry import forward, init
+from model.generation.requests import Request
 from model.generation.sampling import Sampling
 from model.heads.language import logits
 from serve import chat
@@ -89,21 +91,38 @@ def test_the_conversation_continues_after_a_stopped_answer(model, next_token):
     pieces = session.answer("Hello.")
     next(pieces), next(pieces)
     pieces.close()
-    assert session.num_tokens == 2
+    assert session.num_tokens == chat.CHUNK_TOKENS
     before = len(session.tokens)
     "".join(session.answer("Go on."))
     assert _answer_is_greedy(session.tokens, before, next_token)
 
 
-def test_nothing_is_read_twice(model, monkeypatch):
-    read = []
-    prefill = chat.prefill
-    monkeypatch.setattr(chat, "prefill", lambda params, prompt_BL, lengths_B, cache, **how: (
-        read.append(int(lengths_B[0])), prefill(params, prompt_BL, lengths_B, cache, **how))[1])
+def _num_read(session):
+    """Tokens that were read, also as drawn: the last of an answer is read with what follows."""
+    return session._engine.counts["read"] + session.num_tokens - session.num_turns
+
+
+def test_nothing_is_read_twice(model):
     session = _session(model)
     for text in ("Hello.", "And then?"):
         "".join(session.answer(text))
-    assert sum(read) + session.num_tokens == len(session.tokens) - 1, "all but the last end"
+    # All but the last token of the last answer, and the end behind it if it was cut.
+    assert _num_read(session) in (len(session.tokens) - 1, len(session.tokens) - 2)
+
+
+def test_an_answer_ends_where_the_model_begins_the_users_turn(model):
+    """With a head that has only a row for <|user|>: the hidden state after the prompt."""
+    user, prompt = BYTES.special("<|user|>"), render_prompt(ask("Hi?"), BYTES)
+    rows = np.array([prompt]), np.arange(len(prompt))[None], np.ones((1, len(prompt)), int)
+    x_BLD = forward(model.params, *rows, config=model.config, execution=model.execution)
+    config = dataclasses.replace(model.config, tied=False)
+    params = model.params | {"head_DV": jnp.zeros((config.D, config.V)).at[:, user].set(
+        x_BLD[0, -1])}
+    other = dataclasses.replace(model, params=params, config=config)
+    drawn, = make_engine(other, num_slots=1, capacity=CAPACITY).run([
+        Request(tuple(prompt), Sampling(12, temperature=0), BYTES.stops)])
+    assert (drawn.tokens, drawn.finish, drawn.text) == ([user], "stop", "")
+    assert "".join(_session(other, max_new_tokens=12).answer("Hi?")) == ""
 
 
 def test_a_full_context_drops_the_oldest_turns(model, next_token, capsys):
@@ -164,20 +183,17 @@ def test_a_conversation_by_a_template_equals_recomputing_it(hub_model, source):
             render_prompt(Conversation(tuple(talk)), model.tokenizer))
         assert answer == model.tokenizer.decode(drawn)
         fresh = _session(model, capacity=400)
-        fresh.tokens = prompt
+        fresh.tokens, fresh.num_turns = prompt, session.num_turns
         assert [*fresh._draw_answer([])] == drawn, "the cache equals reading all of it anew"
         talk.append(Message("assistant", answer))
 
 
-def test_a_template_that_only_appends_has_nothing_read_twice(hub_model, monkeypatch):
-    read = []
-    prefill = chat.prefill
-    monkeypatch.setattr(chat, "prefill", lambda params, prompt_BL, lengths_B, cache, **how: (
-        read.append(int(lengths_B[0])), prefill(params, prompt_BL, lengths_B, cache, **how))[1])
+def test_a_template_that_only_appends_has_nothing_read_twice(hub_model):
     session = _session(hub_model(hub.CHATML), capacity=400)
     for text in ("Hello.", "And then?"):
         "".join(session.answer(text))
-    assert sum(read) + session.num_tokens == len(session.tokens) - 1, "all but the last end"
+    # All but the last token of the last answer, and the end behind it if it was cut.
+    assert _num_read(session) in (len(session.tokens) - 1, len(session.tokens) - 2)
 
 
 def test_a_template_that_refuses_the_system_message_says_so_at_once(hub_model):
@@ -249,16 +265,17 @@ def test_wrong_input_is_one_line(folder, tmp_path):
 def test_an_interrupt_stops_the_answer_and_not_the_chat(model, monkeypatch, capsys):
     monkeypatch.setattr(chat.sys.stdin, "isatty", lambda: True, raising=False)
     session = _session(model, max_new_tokens=30)
-    decode = chat.decode
+    step = session._engine.step
 
-    def interrupted(*arguments, **options):
-        if session.num_tokens == 3:
+    def interrupted():
+        if session.num_tokens == chat.CHUNK_TOKENS:
             os.kill(os.getpid(), signal.SIGINT)
-        return decode(*arguments, **options)
+        return step()
 
-    monkeypatch.setattr(chat, "decode", interrupted)
+    monkeypatch.setattr(session._engine, "step", interrupted)
     chat._print_answer(session, "Hello.")
-    assert session.num_tokens == 4
-    monkeypatch.setattr(chat, "decode", decode)
+    assert session.num_tokens == 2 * chat.CHUNK_TOKENS
+    assert len(session._turns[0][1]) == chat.CHUNK_TOKENS + 1, "what was not shown is not kept"
+    monkeypatch.setattr(session._engine, "step", step)
     chat._print_answer(session, "Again.")
     assert session.num_turns == 2

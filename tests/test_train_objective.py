@@ -120,7 +120,8 @@ def test_a_batch_is_sharded_and_cut_into_microbatches(tokens, config, objective)
     gradient_fn, key = jax.grad(loss, has_aux=True), jax.random.key(0)
     with jax.set_mesh(mesh):
         whole = jax.jit(gradient_fn)(2.0, placed, key=key)
-        pieces = jax.jit(partial(accumulate, gradient_fn, num_microbatches=4))(2.0, placed, key=key)
+        pieces = jax.jit(lambda scale, batch: accumulate(
+            partial(gradient_fn, key=key), scale, batch, num_microbatches=4))(2.0, placed)
     assert pieces[0] == whole[0] and pieces[1] == whole[1]
 
 

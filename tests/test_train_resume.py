@@ -193,11 +193,12 @@ def road(tmp_path_factory):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(("section", "parents"), [("sft", ("base", "corpus")),
-                                                  ("dpo", ("sft", "pairs"))])
-def test_other_trainers_resume_bit_identically(road, tmp_path, section, parents):
+@pytest.mark.parametrize(("section", "parents", "rank"), [
+    ("sft", ("base", "corpus"), 0), ("dpo", ("sft", "pairs"), 0), ("sft", ("base", "corpus"), 4)])
+def test_other_trainers_resume_bit_identically(road, tmp_path, section, parents, rank):
     fields = dict(zip(("model", parents[1]), (road / name for name in parents)))
-    settings = fields | {"run.checkpoint_every": 2, "run.log_every": 1, "batch_size": 4}
+    settings = fields | {"run.checkpoint_every": 2, "run.log_every": 1, "batch_size": 4,
+                         "lora.rank": rank}
 
     def new(name):
         return Run(tmp_path / name, settings, module=f"align.{section}", section=section,

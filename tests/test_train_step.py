@@ -9,9 +9,11 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
+from align.finetune import with_adapter
 from configs.common import make_optimizer as make_optimizer_section
 from configs.common import make_training, make_training_run
 from core.errors import UserError
+from model.adapters.lora import Lora, init_lora
 from model.parallel.sharding import make_mesh
 from train.loss import next_token_loss
 from train.optimizer.optimizers import make_optimizer
@@ -81,8 +83,9 @@ def test_accumulation_changes_nothing_when_weights_are_uneven(whole_gradient, lo
                                                               batch, num_microbatches):
     weights = batch.loss_weights_BL.reshape(num_microbatches, -1).sum(-1)
     assert len(set(weights.tolist())) > 1, "the microbatches must weigh unequally"
-    run = partial(accumulate, jax.grad(loss_fn, has_aux=True), num_microbatches=num_microbatches)
-    gradient, sums = jax.jit(run)(params, batch, jax.random.key(0))
+    gradient_fn = partial(jax.grad(loss_fn, has_aux=True), key=jax.random.key(0))
+    run = partial(accumulate, gradient_fn, num_microbatches=num_microbatches)
+    gradient, sums = jax.jit(run)(params, batch)
     np.testing.assert_allclose(sums["loss"], whole_gradient[1]["loss"], rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), gradient,
                  whole_gradient[0])
@@ -149,3 +152,66 @@ def test_a_batch_that_does_not_divide_is_refused(config, execution, num_microbat
     setup = Setup(config, execution, make_mesh({"data": -1, "fsdp": 1, "tensor": 1}))
     with pytest.raises(UserError, match=line):
         make_step(next_token_loss, setup, section, num_steps=10)
+
+
+def _lowered(step, mesh, *inputs):
+    with jax.set_mesh(mesh):
+        return step.lower(*inputs)
+
+
+def test_frozen_parameters_are_an_argument_that_stays(loss_fn, params, batch, config):
+    """Not donated, no constant of the program, and no part of the state or of its gradient."""
+    mesh, optimizer = make_mesh({"data": 1}, jax.devices()[:1]), optax.sgd(0.5)
+    lora, frozen = Lora(rank=2), jax.tree.map(jnp.copy, params)
+    state = make_state(init_lora(config, lora, jax.random.key(0)), optimizer, jax.random.key(1),
+                       mesh)
+    loss = with_adapter(loss_fn, lora)
+    step = make_train_step(loss, optimizer, state, mesh)
+    placed = place_batch(batch, mesh)
+    program = _lowered(step, mesh, state, placed, frozen)
+    num_inputs = len(jax.tree.leaves((state, placed, frozen)))
+    assert len(jax.tree.leaves(program.args_info)) == num_inputs
+    assert _longest_line(program) < 10_000
+    enclosed = make_train_step(partial(loss, frozen=frozen), optimizer, state, mesh)
+    assert _longest_line(_lowered(enclosed, mesh, state, placed)) > 30_000, "it is told apart"
+
+    before = jax.device_get(state.params)
+    with jax.set_mesh(mesh):
+        state, metrics = step(state, placed, frozen)
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(frozen))
+    jax.tree.map(np.testing.assert_array_equal, frozen, params)
+    assert jax.tree.structure(state.params) == jax.tree.structure(before)
+    assert float(metrics["param_norm"]) == pytest.approx(float(optax.tree.norm(state.params)))
+    changed = {name for name, leaf in state.params["blocks"].items()
+               if np.any(leaf != before["blocks"][name])}
+    assert changed == {name for name in before["blocks"] if "_b_" in name}, "A waits for B"
+
+
+def _longest_line(program):
+    """Characters of the program's longest line: a constant array is written out."""
+    return max(len(line) for line in program.as_text().splitlines())
+
+
+def test_microbatches_share_the_frozen_parameters(loss_fn, params, batch, config):
+    mesh, optimizer, lora = make_mesh({"data": 1}, jax.devices()[:1]), optax.sgd(0.5), Lora(rank=2)
+    after = []
+    for num_microbatches in (1, 2):
+        state = make_state(init_lora(config, lora, jax.random.key(0)), optimizer,
+                           jax.random.key(1), mesh)
+        step = make_train_step(with_adapter(loss_fn, lora), optimizer, state, mesh,
+                               num_microbatches=num_microbatches)
+        with jax.set_mesh(mesh):
+            after.append(step(state, place_batch(batch, mesh), params)[0].params)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-6), *after)
+
+
+def test_without_frozen_parameters_the_program_is_as_if_there_were_no_such_thing(loss_fn, params,
+                                                                                 batch):
+    mesh, optimizer = make_mesh({"data": 1}, jax.devices()[:1]), optax.sgd(0.5)
+    state = make_state(jax.eval_shape(lambda: params), optimizer, jax.random.key(1), mesh)
+    step = make_train_step(loss_fn, optimizer, state, mesh)
+    texts = [_lowered(step, mesh, *inputs).as_text() for inputs in ((state, batch),
+                                                                     (state, batch, None))]
+    assert texts[0] == texts[1]
+    assert len(jax.tree.leaves(_lowered(step, mesh, state, batch).args_info)) == len(
+        jax.tree.leaves((state, batch)))

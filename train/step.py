@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,9 +17,10 @@ from train.guard import judge, make_guard
 from train.loss import Metrics
 from train.state import TrainState
 
-# `loss_fn(params, batch, *, key)`: a loss of `train.loss` or `align.losses` with its model bound.
+# `loss_fn(params, batch, *, key)`: a loss of `train.loss` or `align.losses` with its model bound;
+# where there are frozen parameters, `loss_fn(params, batch, *, key, frozen)`.
 LossFn = Callable[..., tuple[jax.Array, Metrics]]
-TrainStep = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
+TrainStep = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
 # `observe(state, gradient, update)`: the state before the step, the gradient before clipping.
 Observe = Callable[[TrainState, Any, Any], dict[str, jax.Array]]
 
@@ -52,9 +54,11 @@ def make_state(params: Any, optimizer: optax.GradientTransformation, key: jax.Ar
 def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation, state: TrainState,
                     mesh: Mesh, *, num_microbatches: int = 1, guard_sigmas: float = 0.0,
                     ema_decay: float = 0.0, observe: Observe | None = None) -> TrainStep:
-    """Compiles `train_step(state, batch) -> (state, metrics)` for one mesh.
+    """Compiles `train_step(state, batch, frozen=None) -> (state, metrics)` for one mesh.
 
-    A step that the guard refuses changes neither parameters nor optimizer, but counts as a step.
+    Frozen parameters are an argument of the program, neither donated nor returned: from a closure
+    they would be constants of it. A step that the guard refuses changes neither parameters nor
+    optimizer, but counts as a step.
 
     Args:
         state: gives the shapes; it is not used up, and may be abstract.
@@ -70,12 +74,15 @@ def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation, st
     """
     gradient_fn = jax.grad(loss_fn, has_aux=True)
 
-    def train_step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
-        key = jax.random.fold_in(state.key, state.step)
+    def train_step(state: TrainState, batch: Any,
+                   frozen: Any = None) -> tuple[TrainState, dict[str, jax.Array]]:
+        own = dict(key=jax.random.fold_in(state.key, state.step))
+        own |= {} if frozen is None else dict(frozen=frozen)
         if num_microbatches == 1:
-            gradient, sums = gradient_fn(state.params, batch, key=key)
+            gradient, sums = gradient_fn(state.params, batch, **own)
         else:
-            gradient, sums = accumulate(gradient_fn, state.params, batch, key, num_microbatches)
+            gradient, sums = accumulate(partial(gradient_fn, **own), state.params, batch,
+                                        num_microbatches)
         gradient = jax.tree.map(lambda leaf: leaf / jnp.maximum(sums["loss"][1], 1e-9), gradient)
         metrics = {name: total / jnp.maximum(weight, 1e-9)
                    for name, (total, weight) in sums.items()}
@@ -116,8 +123,8 @@ def average(ema: Any, params: Any, decay: float, count: jax.Array) -> Any:
     return jax.tree.map(lambda old, new: old + weight * (new - old), ema, params)
 
 
-def accumulate(gradient_fn: Callable[..., tuple[Any, Metrics]], params: Any, batch: Any,
-               key: jax.Array, num_microbatches: int) -> tuple[Any, Metrics]:
+def accumulate(gradient_fn: Callable[[Any, Any], tuple[Any, Metrics]], params: Any, batch: Any,
+               num_microbatches: int) -> tuple[Any, Metrics]:
     """Gradient of the loss *sum* over microbatches, and all metrics as (sum, weight).
 
     Sums are divided once, by the caller, so the split does not change the result.
@@ -126,10 +133,10 @@ def accumulate(gradient_fn: Callable[..., tuple[Any, Metrics]], params: Any, bat
         lambda leaf: leaf.reshape(num_microbatches, -1, *leaf.shape[1:]), batch)
     first = jax.tree.map(lambda leaf: leaf[0], batch)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
-                         jax.eval_shape(gradient_fn, params, first, key=key))
+                         jax.eval_shape(gradient_fn, params, first))
 
     def add(total, microbatch):
-        return jax.tree.map(jnp.add, total, gradient_fn(params, microbatch, key=key)), None
+        return jax.tree.map(jnp.add, total, gradient_fn(params, microbatch)), None
 
     return jax.lax.scan(add, zeros, batch)[0]
 

@@ -46,6 +46,19 @@ class Data(NamedTuple):
     epochs: Callable[[int], Mapping[str, float]] = lambda num_batches: {}
 
 
+class Frozen(NamedTuple):
+    """What a training leaves as it is, where it trains other parameters than the model's own.
+
+    Attributes:
+        params: an argument of every step, which the loss function gets as `frozen`; no part of the
+            state, hence neither donated nor averaged nor saved.
+        trained: shapes of the parameters that are trained.
+    """
+
+    params: Any
+    trained: Any
+
+
 class Trained(NamedTuple):
     """What a training gives.
 
@@ -74,8 +87,8 @@ class Trained(NamedTuple):
 
 
 def train(loss_fn: LossFn, data: Data, make_params: Callable[[], Any | Branch], *, setup: Setup,
-          section: ConfigDict, folder: Path,
-          evaluate: Evaluate | None = None) -> tuple[Trained, dict[str, float]]:
+          section: ConfigDict, folder: Path, evaluate: Evaluate | None = None,
+          frozen: Frozen | None = None) -> tuple[Trained, dict[str, float]]:
     """Trains over all batches, or goes on from the newest intact checkpoint in `folder`.
 
     Args:
@@ -87,6 +100,7 @@ def train(loss_fn: LossFn, data: Data, make_params: Callable[[], Any | Branch], 
         folder: gets `checkpoints/`, `metrics.jsonl`, `speed.jsonl`, `goodput.jsonl`.
         evaluate: run every `evaluate_every` steps and after the last; beside a running average,
             on the raw parameters too.
+        frozen: None trains the model's own parameters.
 
     Returns:
         The trained parameters; and, for the stage's metrics, `goodput_frac` of the run.
@@ -97,16 +111,21 @@ def train(loss_fn: LossFn, data: Data, make_params: Callable[[], Any | Branch], 
     """
     batches = data.batches
     make_first, train_step = make_step(loss_fn, setup, section, num_steps=len(batches),
-                                       rows_per_example=data.rows_per_example)
+                                       rows_per_example=data.rows_per_example, frozen=frozen)
+    shapes = trained_shapes(setup.config, frozen)
+    if frozen is not None:
+        train_step = partial(train_step, frozen=frozen.params)
     tokens_per_step = data.rows_per_example * section.batch_size * section.row_length
-    log(f"{section.out}: {format_count(num_params(setup.config))} parameters, {len(batches)} steps "
+    num_trained = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    of_all = "" if frozen is None else f"of {format_count(num_params(setup.config))} "
+    log(f"{section.out}: {format_count(num_trained)} {of_all}parameters, {len(batches)} steps "
         f"of {format_count(tokens_per_step)} tokens, {section.optimizer.name}, "
         f"{setup.execution.compute_dtype}, {describe(*setup)}, "
         f"{setup.mesh.size} x {jax.devices()[0].device_kind}")
     loop = Loop(train_step, batches, setup=setup, section=section, folder=folder,
                 tokens_per_step=tokens_per_step, epochs=data.epochs,
                 evaluate=evaluate and partial(evaluate_state, evaluate))
-    abstract_state = make_first(abstract_params(setup.config))
+    abstract_state = make_first(shapes)
 
     def begin() -> TrainState:
         first = make_params()
@@ -117,8 +136,12 @@ def train(loss_fn: LossFn, data: Data, make_params: Callable[[], Any | Branch], 
 
 
 def make_step(loss_fn: LossFn, setup: Setup, section: ConfigDict, *, num_steps: int,
-              rows_per_example: int = 1) -> tuple[Callable[[Any], TrainState], TrainStep]:
+              rows_per_example: int = 1, frozen: Frozen | None = None
+              ) -> tuple[Callable[[Any], TrainState], TrainStep]:
     """The step of a trainer's section; compiles nothing yet.
+
+    Args:
+        frozen: of `train`; its `params` are not used.
 
     Returns:
         A function from parameters, or their shapes, to the first state; and the step.
@@ -139,10 +162,15 @@ def make_step(loss_fn: LossFn, setup: Setup, section: ConfigDict, *, num_steps: 
                          keep_ema=section.ema_decay > 0)
     loss_fn = partial(loss_fn, config=setup.config, execution=setup.execution)
     return make_first, make_train_step(
-        loss_fn, optimizer, make_first(abstract_params(setup.config)), setup.mesh,
+        loss_fn, optimizer, make_first(trained_shapes(setup.config, frozen)), setup.mesh,
         num_microbatches=num_microbatches, guard_sigmas=section.guard.sigmas,
         ema_decay=section.ema_decay,
         observe=partial(observe_step, setup.config, section, num_steps))
+
+
+def trained_shapes(config: ModelConfig, frozen: Frozen | None) -> Any:
+    """Shapes of the parameters that are trained."""
+    return abstract_params(config) if frozen is None else frozen.trained
 
 
 def observe_step(config: ModelConfig, section: ConfigDict, num_steps: int, state: TrainState,

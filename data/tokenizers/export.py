@@ -107,7 +107,7 @@ def gguf_tokenizer(tokenizer: Tokenizer, *, num_rows: int, chat: bool) -> dict[s
     fields = {"model": "gpt2", "pre": pre, "tokens": tokens, "token_type": types,
               "merges": [" ".join(merge) for merge in merges], "add_bos_token": adds_bos,
               "bos_token_id": bos_of(tokenizer), "eos_token_id": tokenizer.end}
-    if len(tokenizer.stops) > 1:
+    if not tokenizer.turn_tokens and len(tokenizer.stops) > 1:
         fields["eot_token_id"] = tokenizer.stops[1]
     return {f"tokenizer.ggml.{name}": value for name, value in fields.items()} | (
         {"tokenizer.chat_template": template} if chat and template else {})

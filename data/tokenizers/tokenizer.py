@@ -7,6 +7,7 @@ A folder of a tokenizer holds `tokenizer.json`, our description: its `kind`, `vo
 from __future__ import annotations
 
 import abc
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -52,8 +53,9 @@ class Tokenizer(abc.ABC):
 
     @property
     def stops(self) -> tuple[int, ...]:
-        """Ids after which generation stops; `end` is the first of them."""
-        return (self.end,)
+        """Ids after which generation stops; `end` is the first of them, and the tokens that begin
+        another turn are among them."""
+        return (self.end, *self.turn_tokens.values())
 
     @property
     def turn_tokens(self) -> Mapping[str, int]:
@@ -75,6 +77,15 @@ class Tokenizer(abc.ABC):
     @abc.abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
         """Decodes ids; special tokens become their names, invalid UTF-8 becomes U+FFFD."""
+
+    @functools.cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Ids of the special tokens."""
+        return frozenset(self.special(name) for name in self.specials)
+
+    def text_of(self, ids: Iterable[int]) -> str:
+        """Decodes what a model has drawn: as `decode`, but special tokens are no part of it."""
+        return self.decode(i for i in ids if i not in self.special_ids)
 
     @abc.abstractmethod
     def stream(self, ids: Iterable[int]) -> Iterator[bytes]:

@@ -22,7 +22,8 @@ def answer_and_score(model: LoadedModel, tasks: Sequence[Task], solved: Sequence
         tasks: the tasks of the conversations; a base model's prompt has solved examples of them.
 
     Returns:
-        One row per conversation: question, reference, literal prompt, completion, score.
+        One row per conversation: question, reference, literal prompt, completion, how it ended
+        (`finish`, see `Completion`), its tokens and their log-probability in nats, score.
     """
     by_name = {task.name: task for task in tasks}
     examples = [c for task in tasks for c in task.conversations("train", NUM_EXAMPLES, 0)]
@@ -30,6 +31,8 @@ def answer_and_score(model: LoadedModel, tasks: Sequence[Task], solved: Sequence
     completions = answer(model, prompts, sampling, seed=seed, batch_size=batch_size)
     return [{"task": c.meta["task"], "family": c.meta["family"],
              "question": c.messages[-2].content, "reference": c.messages[-1].content,
-             "prompt": model.tokenizer.decode(prompt), "completion": completion,
-             "score": by_name[c.meta["task"]].score(c, completion)}
+             "prompt": model.tokenizer.decode(prompt), "completion": completion.text,
+             "finish": completion.finish, "num_tokens": len(completion.tokens),
+             "logp_nats": sum(completion.logps),
+             "score": by_name[c.meta["task"]].score(c, completion.text)}
             for c, prompt, completion in zip(solved, prompts, completions)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,10 +13,13 @@ from core.artifacts import read_lineage
 from core.progress import log
 from data.tokenizers.load import load_tokenizer
 from data.tokenizers.tokenizer import Tokenizer
+from model.adapters.lora import apply_lora, load_lora
+from model.adapters.quantization import quantize, weight_bytes
 from model.config import ModelConfig
 from model.directory import load_params, read_description
 from model.execution import Execution
 from model.families.registry import Params, check_generates
+from model.generation.weights import unstack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,22 +46,40 @@ class LoadedModel:
     name: str = ""
     between_batches: Callable[[], None] = lambda: None
 
+    @functools.cached_property
+    def weights(self) -> Params:
+        """The parameters as generation reads them, a second copy."""
+        return unstack(self.params, self.execution)
 
-def load_model(folder: Path, execution: Execution, mesh: Mesh | None = None) -> LoadedModel:
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the parameters as they are held."""
+        return weight_bytes(self.params)
+
+
+def load_model(folder: Path, execution: Execution, mesh: Mesh | None = None, *,
+               weights: str = "float32", adapter: Path | None = None) -> LoadedModel:
     """Opens a model directory.
 
     Args:
         mesh: to shard the parameters over; without one they are on one device.
+        weights: what they are held in: float32, or a kind of `model.adapters.quantization`.
+        adapter: folder of an adapter of this model, which is added to it.
 
     Raises:
-        UserError: it is no model directory, is damaged, its tokenizer does not match, or it is a
-            model that does not continue text.
+        UserError: it is no model directory, is damaged, its tokenizer does not match, it is a
+            model that does not continue text, or the adapter is another model's.
     """
     folder = Path(folder)
     described = read_description(folder)
     check_generates(described.config, str(folder))
+    params = load_params(folder, described.config, mesh)
+    if weights != "float32":
+        params = quantize(params, weights)
+    if adapter is not None:
+        params = apply_lora(params, *load_lora(adapter, folder, mesh))
     return LoadedModel(
-        load_params(folder, described.config, mesh), described.config, execution,
+        params, described.config, execution,
         load_tokenizer(folder / "tokenizer"), described.chat, described.context_tokens,
         f"{folder.name}@{read_lineage(folder)['fingerprint']}")
 

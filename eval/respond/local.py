@@ -1,22 +1,23 @@
-"""Batched answers of a loaded model, with few compiled shapes."""
+"""Answers of a loaded model."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 
-import jax
-import numpy as np
-
 from core.errors import UserError
-from core.progress import Progress
+from core.progress import Progress, log
 from data.chat import Conversation, ask, render_prompt
 from data.tokenizers.tokenizer import Tokenizer
-from eval.respond.loaded import LoadedModel, warn_beyond_context
+from eval.respond.loaded import LoadedModel
 from eval.respond.responder import Reply
-from model.generation.generate import generate
+from model.generation.engine import Engine
+from model.generation.requests import LENGTH, REFUSED, STOP, Completion, Request
 from model.generation.sampling import Sampling
+from model.generation.speculative import Speculation
 
-PROMPT_BUCKET = 32  # prompts are padded to a multiple of this, so that few shapes are compiled
+FAULTS = {LENGTH: "truncated", REFUSED: "prompt_too_long"}      # of a `Reply`
 
 
 def render_plain(examples: Sequence[Conversation], question: Conversation,
@@ -40,50 +41,73 @@ def make_prompts(model: LoadedModel, questions: Sequence[Conversation],
 
 
 def complete(model: LoadedModel, prompts: Sequence[Sequence[int]], sampling: Sampling, *,
-             seed: int, batch_size: int) -> list[str]:
-    """Completes prompts; the stop token is cut off.
+             seed: int, batch_size: int) -> list[Completion]:
+    """Completes prompts, with the model's stop tokens.
 
-    Prompts of similar length share a batch. The last batch is padded with repeats, so every
-    batch of one length bucket has one shape. Each prompt has its own PRNG key, by its index in
-    `prompts`, so that samples do not depend on `batch_size`.
+    Each completion depends on seed, prompt and sampling alone; of equal prompts each gets another
+    sample. A prompt that exceeds the model's context with its answer is refused if the model chats,
+    and otherwise cut at its beginning; both are logged.
+
+    Args:
+        batch_size: prompts that are answered at once.
 
     Returns:
         One completion per prompt, in the order of `prompts`.
     """
-    warn_beyond_context(model, "prompts with their answers",
-                        [len(prompt) + sampling.max_new_tokens for prompt in prompts])
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    completions = [""] * len(prompts)
-    make_keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+    overlong = "refuse" if model.chat else "cut"
+    longest = max(map(len, prompts), default=0) + sampling.max_new_tokens
+    engine = make_engine(model, num_slots=batch_size,
+                         capacity=min(_round_up(longest), model.context_tokens))
+    num_before: Counter[tuple[int, ...]] = Counter()
+    numbers = []
+    for prompt in map(tuple, prompts):
+        numbers.append(engine.submit(Request(
+            prompt, sampling, model.tokenizer.stops, seed=seed, sample=num_before[prompt],
+            overlong=overlong)))
+        num_before[prompt] += 1
+    finished: dict[int, Completion] = {}
     with Progress("answers", len(prompts), "answers") as progress:
-        for first in range(0, len(order), batch_size):
+        while engine.is_running:
             model.between_batches()
-            picked = order[first:first + batch_size]
-            filled = picked + [picked[-1]] * (batch_size - len(picked))
-            longest = len(prompts[picked[-1]])
-            width = -(-longest // PROMPT_BUCKET) * PROMPT_BUCKET
-            prompts_BL = np.zeros((batch_size, width), np.int32)
-            for row, i in enumerate(filled):
-                prompts_BL[row, :len(prompts[i])] = prompts[i]
-            lengths_B = np.array([len(prompts[i]) for i in filled], np.int32)
-            keys_B = make_keys(jax.random.key(seed), np.array(filled))
-            new_BL, count_B = jax.device_get(generate(
-                model.params, prompts_BL, lengths_B, keys_B, config=model.config,
-                execution=model.execution, sampling=sampling, stops=model.tokenizer.stops))
-            for row, i in enumerate(picked):
-                ids = new_BL[row, :count_B[row]]
-                completions[i] = model.tokenizer.decode(ids[~np.isin(ids, model.tokenizer.stops)])
-            progress.update(min(first + batch_size, len(order)))
-    return completions
+            finished |= {number: completion for number, completion in engine.step().items()
+                         if completion.finish}
+            progress.update(len(finished))
+    for word in ("refused", "cut"):
+        if num := engine.counts[word]:
+            log(f"warning: {num} of {len(prompts)} prompts are {word}: with answers of "
+                f"{sampling.max_new_tokens} tokens they exceed the context of "
+                f"{model.name or 'the model'}, {model.context_tokens} tokens")
+    return [finished[number] for number in numbers]
+
+
+def make_engine(model: LoadedModel, *, num_slots: int, capacity: int,
+                chunk_tokens: int = 16, speculation: Speculation | None = None) -> Engine:
+    """An engine for a loaded model, whose completions have a text; see `Engine`."""
+    return Engine(model.weights, model.config, model.execution, num_slots=num_slots,
+                  capacity=capacity, chunk_tokens=chunk_tokens, to_text=model.tokenizer.text_of,
+                  speculation=speculation)
+
+
+def _round_up(num_tokens: int) -> int:
+    """The next power of two, so that few shapes are compiled."""
+    return 1 << (num_tokens - 1).bit_length()
 
 
 def answer(model: LoadedModel, prompts: Sequence[Sequence[int]], sampling: Sampling, *, seed: int,
-           batch_size: int) -> list[str]:
-    """Answers prompts of `make_prompts`. A base model's answer is its first line."""
+           batch_size: int) -> list[Completion]:
+    """Answers prompts of `make_prompts`.
+
+    A base model's answer is the first line of its text; one that has a further line is complete.
+    """
     completions = complete(model, prompts, sampling, seed=seed, batch_size=batch_size)
     if model.chat:
         return completions
-    return [completion.strip().partition("\n")[0] for completion in completions]
+    answers = []
+    for completion in completions:
+        line, newline, _ = (completion.text or "").strip().partition("\n")
+        answers.append(dataclasses.replace(
+            completion, text=line, finish=STOP if newline else completion.finish))
+    return answers
 
 
 class LocalResponder:
@@ -102,14 +126,8 @@ class LocalResponder:
 
     def respond(self, prompts: Sequence[str], seed: int) -> list[Reply]:
         """Answers in batches; see `Responder`."""
-        room = self._model.context_tokens - self._sampling.max_new_tokens
         rendered = make_prompts(self._model, [ask(prompt) for prompt in prompts])
-        fitting = [at for at, prompt in enumerate(rendered) if len(prompt) <= room]
-        texts = complete(self._model, [rendered[at] for at in fitting], self._sampling, seed=seed,
-                         batch_size=self._batch_size)
-        replies = [Reply("", "prompt_too_long")] * len(prompts)
-        for at, text in zip(fitting, texts):
-            num_tokens = len(self._model.tokenizer.encode(text))
-            is_cut = num_tokens >= self._sampling.max_new_tokens
-            replies[at] = Reply(text, "truncated" if is_cut else "")
-        return replies
+        completions = complete(self._model, rendered, self._sampling, seed=seed,
+                               batch_size=self._batch_size)
+        return [Reply(completion.text, FAULTS.get(completion.finish, ""))
+                for completion in completions]

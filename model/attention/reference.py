@@ -65,15 +65,41 @@ def attend(q_BLHK: jax.Array, k_BMGK: jax.Array, v_BMGK: jax.Array, mask_BLM: ja
     return out_BLGRK.reshape(q_BLHK.shape)
 
 
+def attend_cache(q_BLHK: jax.Array, k_BGMK: jax.Array, v_BGMK: jax.Array, mask_BLM: jax.Array,
+                 kind: Kind = CAUSAL, extras: Extras = NO_EXTRAS) -> jax.Array:
+    """`attend` over keys and values as a cache holds them, which it multiplies without a copy."""
+    q_BGRLK = jnp.moveaxis(_grouped(q_BLHK, k_BGMK.shape[1]), 1, 3)
+    batch, num_groups, num_shared, length, head_size = q_BGRLK.shape
+    # Heads that share keys are more queries, Q = R L, of one matmul.
+    q_BGQK = q_BGRLK.reshape(batch, num_groups, -1, head_size)
+    scores_BGQM = jnp.einsum("BGQK,BGMK->BGQM", q_BGQK, k_BGMK, preferred_element_type=jnp.float32)
+    scores_BGRLM = scores_BGQM.reshape(batch, num_groups, num_shared, length, -1)
+    weights_BGRLM = _weigh(scores_BGRLM, head_size, mask_BLM, kind, extras)
+    weights_BGQM = weights_BGRLM.astype(q_BLHK.dtype).reshape(scores_BGQM.shape)
+    out_BGQK = jnp.einsum("BGQM,BGMK->BGQK", weights_BGQM, v_BGMK)
+    return jnp.moveaxis(out_BGQK.reshape(q_BGRLK.shape), 3, 1).reshape(q_BLHK.shape)
+
+
 def attention_weights(q_BLHK: jax.Array, k_BMGK: jax.Array, mask_BLM: jax.Array,
                       kind: Kind = CAUSAL, extras: Extras = NO_EXTRAS) -> jax.Array:
     """The weights that `attend` gives to values: weights_BGRLM, float32."""
-    batch, length, num_heads, head_size = q_BLHK.shape
-    num_groups = k_BMGK.shape[2]
-    grouped = (num_groups, num_heads // num_groups)
-    q_BLGRK = q_BLHK.reshape(batch, length, *grouped, head_size)
+    q_BLGRK = _grouped(q_BLHK, k_BMGK.shape[2])
     scores_BGRLM = jnp.einsum("BLGRK,BMGK->BGRLM", q_BLGRK, k_BMGK,
-                              preferred_element_type=jnp.float32) * (kind.scale or head_size**-0.5)
+                              preferred_element_type=jnp.float32)
+    return _weigh(scores_BGRLM, q_BLHK.shape[-1], mask_BLM, kind, extras)
+
+
+def _grouped(q_BLHK: jax.Array, num_groups: int) -> jax.Array:
+    """Queries by the key and value head that they share."""
+    batch, length, num_heads, head_size = q_BLHK.shape
+    return q_BLHK.reshape(batch, length, num_groups, num_heads // num_groups, head_size)
+
+
+def _weigh(scores_BGRLM: jax.Array, head_size: int, mask_BLM: jax.Array, kind: Kind,
+           extras: Extras) -> jax.Array:
+    """Attention weights of products of queries and keys."""
+    grouped = scores_BGRLM.shape[1:3]
+    scores_BGRLM *= kind.scale or head_size**-0.5
     if kind.softcap:
         scores_BGRLM = kind.softcap * jnp.tanh(scores_BGRLM / kind.softcap)
     if kind.has_bias:

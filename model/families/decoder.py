@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from core.errors import UserError
 from model.attention.kind import NO_EXTRAS, Extras, Kind, kind_of
 from model.config import ModelConfig
 from model.execution import Execution
-from model.generation.cache import Cache, Place, empty_cache, is_global, pick
+from model.generation.cache import PIECE, Cache, Place, empty_cache, is_global, pick
 from model.layers.attention import attention
 from model.layers.embed import check_length, embed, init_embeddings
 from model.layers.experts import experts, summarise
@@ -65,7 +66,16 @@ class Block(nn.Module):
 
     def weight(self, name: str, shape: tuple[int, ...], fan_in: int,
                scale: float = 1.0) -> jax.Array:
-        """A float32 master weight of standard deviation scale/sqrt(fan_in)."""
+        """A float32 master weight of standard deviation scale/sqrt(fan_in).
+
+        Or, in its place among the parameters, a weight of `model.adapters`.
+        """
+        given = self.get_variable("params", name)
+        if hasattr(given, "project"):   # flax compares the shape of arrays alone
+            if given.shape != shape:
+                raise UserError(name, f"has the shape {given.shape}, not {shape}",
+                                "use weights of this model")
+            return given
         init = nn.initializers.normal(scale * fan_in**-0.5)
         return self.param(name, init, shape, jnp.float32)
 
@@ -254,24 +264,26 @@ def forward_with_stats(params: Params, tokens_BL: jax.Array, positions_BL: jax.A
 
 
 def make_cache(config: ModelConfig, execution: Execution, batch_size: int, capacity: int, *,
-               piece: int = 0, kv_dtype: str = "compute") -> Cache:
+               piece: int = PIECE) -> Cache:
     """An empty cache for `batch_size` rows of up to `capacity` tokens.
 
     Args:
-        piece: tokens that are written at once at most; 0 is as many as a row holds.
-        kv_dtype: compute, that of matmuls; or int8, with a scale for each token and head.
+        piece: tokens that are written at once at most; see `empty_cache`.
 
     Raises:
         UserError: the capacity exceeds the table of positions.
     """
     check_length(config, capacity)
-    dtype = execution.compute_dtype if kv_dtype == "compute" else kv_dtype
-    return empty_cache(config, batch_size, capacity, piece or capacity, dtype)
+    dtype = execution.compute_dtype if execution.kv_cache == "compute" else execution.kv_cache
+    return empty_cache(config, batch_size, capacity, piece, dtype)
 
 
 def layer_of(blocks: Params, n: int) -> Params:
-    """Parameters of layer `n`, of layers that are stacked or, as in `unstack`, apart."""
-    return blocks[n] if isinstance(blocks, tuple) else jax.tree.map(lambda leaf: leaf[n], blocks)
+    """Parameters of layer `n`, of layers that are stacked or, as `model.generation.weights` makes
+    them, apart."""
+    if isinstance(blocks, dict):
+        return jax.tree.map(lambda leaf: leaf[n], blocks)
+    return blocks[n].open() if hasattr(blocks[n], "open") else blocks[n]
 
 
 def without_capacity(config: ModelConfig) -> ModelConfig:
@@ -281,8 +293,8 @@ def without_capacity(config: ModelConfig) -> ModelConfig:
 
 
 def extend(params: Params, tokens_BL: jax.Array, count_B: jax.Array, cache: Cache, *,
-           config: ModelConfig, execution: Execution, rows_B: jax.Array | None = None,
-           reach: int = 0) -> tuple[jax.Array, Cache]:
+           config: ModelConfig, execution: Execution,
+           rows_B: jax.Array | None = None) -> tuple[jax.Array, Cache]:
     """Runs the tokens that follow those in the cache; prefill and decode both call it.
 
     The layers are a loop and not a scan, which would copy each layer's weights and cache.
@@ -290,13 +302,13 @@ def extend(params: Params, tokens_BL: jax.Array, count_B: jax.Array, cache: Cach
     Args:
         tokens_BL: the new tokens.
         count_B: how many of each row's are real; no other is written to the cache.
-        rows_B, reach: see `model.generation.cache.Place`.
+        rows_B: see `model.generation.cache.Place`.
 
     Returns:
         x_BLD of the new tokens, and the cache with their keys and values, for the caller to
         `advance`.
     """
-    place = Place(pick(cache.length_B, rows_B), count_B, rows_B, reach)
+    place = Place(pick(cache.length_B, rows_B), count_B, rows_B)
     positions_BL = place.length_B[:, None] + jnp.arange(tokens_BL.shape[1])[None]
     block = Block(without_capacity(config), execution, kind_of(config))
     previous_BL = jnp.concatenate([pick(cache.last_B, rows_B)[:, None], tokens_BL[:, :-1]], axis=1)
@@ -316,7 +328,7 @@ def cached_extras(params: Params, positions_BL: jax.Array, cache: Cache, place: 
         distance_BLM = positions_BL[:, :, None] - layer.positions(place)[:, None]
         return score_bias(params, distance_BLM, config)
 
-    biases = {layer.k_BMGK.shape[1]: layer for layer in cache.layers}
+    biases = {layer.k_BGMK.shape[2]: layer for layer in cache.layers}
     biases = {size: bias_of(layer) for size, layer in biases.items()}
     return [Extras(jnp.asarray(is_global(config, n)) if config.global_every else None,
-                   biases[layer.k_BMGK.shape[1]]) for n, layer in enumerate(cache.layers)]
+                   biases[layer.k_BGMK.shape[2]]) for n, layer in enumerate(cache.layers)]

@@ -32,7 +32,7 @@ from model.families.decoder import (
     without_capacity,
 )
 from model.families.encoder import run_both_ways
-from model.generation.cache import Cache, Place, empty_cache
+from model.generation.cache import PIECE, Cache, Place, empty_cache
 from model.layers.attention import attention, cross_attention, project_source
 from model.layers.embed import check_length, embed, init_embeddings
 from model.layers.experts import summarise
@@ -170,7 +170,7 @@ def make_cache(params: Params, source: Any, *, config: ModelConfig, execution: E
     block = SourceKeys(config, execution, kind_of(config))
     keys = tuple(block.apply({"params": layer_of(params["blocks"], n)}, source_BMD)
                  for n in range(config.N))
-    own = empty_cache(config, source_BMD.shape[0], capacity, capacity, execution.compute_dtype)
+    own = empty_cache(config, source_BMD.shape[0], capacity, PIECE, execution.compute_dtype)
     return SourceCache(own, keys, source.segment_ids_BM > 0)
 
 
@@ -178,7 +178,7 @@ def extend(params: Params, tokens_BL: jax.Array, count_B: jax.Array, cache: Sour
            config: ModelConfig, execution: Execution) -> tuple[jax.Array, SourceCache]:
     """Runs the tokens that follow those in the cache; see `model.families.decoder.extend`."""
     own = cache.own
-    place = Place(own.length_B, count_B, rows_B=None, reach=0)
+    place = Place(own.length_B, count_B)
     positions_BL = own.length_B[:, None] + jnp.arange(tokens_BL.shape[1])[None]
     block = CrossBlock(without_capacity(config), execution, kind_of(config))
     mask_BLM = jnp.broadcast_to(cache.is_token_BM[:, None],

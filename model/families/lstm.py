@@ -22,7 +22,7 @@ from model.families.decoder import (
     init_stack_ends,
     layer_of,
 )
-from model.generation.cache import pick, put_rows
+from model.generation.cache import PIECE, pick, put_rows
 from model.layers.embed import embed, init_embeddings
 from model.layers.matmul import project
 from model.parallel.sharding import HEAD_RULES, constrain
@@ -150,9 +150,13 @@ class StateCache:
         length_B = pick(self.length_B, rows_B) + count_B
         return StateCache(h_BND, c_BNF, put_rows(self.length_B, length_B, rows_B))
 
-    def copy(self, source: jax.Array, target: jax.Array, reach: int) -> StateCache:
+    def resize(self, config: ModelConfig, capacity: int, piece: int = PIECE) -> StateCache:
+        """The same: any number of tokens fits."""
+        del config, capacity, piece
+        return self
+
+    def copy(self, source: jax.Array, target: jax.Array) -> StateCache:
         """Copies row `source` to row `target`."""
-        del reach
         return jax.tree.map(lambda leaf: leaf.at[target].set(leaf[source]), self)
 
     def rewind(self, rows_B: jax.Array, length_B: jax.Array, last_B: jax.Array) -> StateCache:
@@ -162,18 +166,18 @@ class StateCache:
 
 
 def make_cache(config: ModelConfig, execution: Execution, batch_size: int, capacity: int, *,
-               piece: int = 0, kv_dtype: str = "compute") -> StateCache:
+               piece: int = PIECE) -> StateCache:
     """Empty states of `batch_size` rows; any number of tokens fits. They are not quantised."""
-    del capacity, piece, kv_dtype
+    del capacity, piece
     return StateCache(jnp.zeros((batch_size, config.N, config.D), execution.compute_dtype),
                       jnp.zeros((batch_size, config.N, config.F)), jnp.zeros(batch_size, jnp.int32))
 
 
 def extend(params: Params, tokens_BL: jax.Array, count_B: jax.Array, cache: StateCache, *,
-           config: ModelConfig, execution: Execution, rows_B: jax.Array | None = None,
-           reach: int = 0) -> tuple[jax.Array, StateCache]:
+           config: ModelConfig, execution: Execution,
+           rows_B: jax.Array | None = None) -> tuple[jax.Array, StateCache]:
     """Runs the tokens that follow those read; see `model.families.decoder.extend`."""
-    del count_B, reach      # `advance` chooses the states
+    del count_B     # `advance` chooses the states
     block = RecurrentBlock(config, execution, kind_of(config))
     positions_BL = pick(cache.length_B, rows_B)[:, None] + jnp.arange(tokens_BL.shape[1])[None]
     x_BLD = embed(params, tokens_BL, tokens_BL, positions_BL, config=config, execution=execution)

@@ -16,6 +16,7 @@ from model.config import ModelConfig
 from model.execution import Execution
 from model.families import decoder, encoder, encoder_decoder, lstm
 from model.families.decoder import Params
+from model.generation.cache import PIECE
 
 FAMILIES = {"decoder": decoder, "encoder": encoder, "encoder_decoder": encoder_decoder,
             "lstm": lstm}
@@ -48,19 +49,18 @@ def forward(params: Params, tokens_BL: jax.Array, positions_BL: jax.Array,
 
 
 def make_cache(config: ModelConfig, execution: Execution, batch_size: int, capacity: int, *,
-               piece: int = 0, kv_dtype: str = "compute") -> Any:
+               piece: int = PIECE) -> Any:
     """An empty cache of a family that generates; see `model.families.decoder.make_cache`."""
-    return FAMILIES[config.family].make_cache(config, execution, batch_size, capacity, piece=piece,
-                                              kv_dtype=kv_dtype)
+    return FAMILIES[config.family].make_cache(config, execution, batch_size, capacity, piece=piece)
 
 
 def extend(params: Params, tokens_BL: jax.Array, count_B: jax.Array, cache: Any, *,
-           config: ModelConfig, execution: Execution, rows_B: jax.Array | None = None,
-           reach: int = 0) -> tuple[jax.Array, Any]:
+           config: ModelConfig, execution: Execution,
+           rows_B: jax.Array | None = None) -> tuple[jax.Array, Any]:
     """x_BLD of the tokens that follow those in the cache, and the cache, not yet advanced; see
     `model.families.decoder.extend`."""
     return FAMILIES[config.family].extend(params, tokens_BL, count_B, cache, config=config,
-                                          execution=execution, rows_B=rows_B, reach=reach)
+                                          execution=execution, rows_B=rows_B)
 
 
 @lru_cache

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from model.config import ModelConfig
+from model.layers.matmul import round_to_int8
 
-KV_DTYPES = ("compute", "int8")
-SMALLEST_SCALE = 1e-30  # instead of 0, so that zeros stay zeros
+PIECE = 512             # tokens that are written at once at most
 
 
 class Place(NamedTuple):
@@ -22,14 +22,11 @@ class Place(NamedTuple):
         count_B: new tokens of each row; what follows them is padding.
         rows_B: the cache's rows that they extend; one beyond the last is written nowhere. None is
             all rows in their order, which are read without a copy.
-        reach: an index that no token of these rows reaches: none from there on is read. 0 is one
-            beyond all.
     """
 
     length_B: jax.Array
     count_B: jax.Array
-    rows_B: jax.Array | None
-    reach: int
+    rows_B: jax.Array | None = None
 
 
 @flax.struct.dataclass
@@ -40,53 +37,54 @@ class LayerCache:
     newest tokens, the others all.
 
     Attributes:
-        k_BMGK: keys, already rotated.
-        v_BMGK: values.
-        k_scale_BMG, v_scale_BMG: float32 scales of int8 keys and values; None where they are held
+        k_BGMK: keys, already rotated; each head's apart, as they are multiplied.
+        v_BGMK: values.
+        k_scale_BGM, v_scale_BGM: float32 scales of int8 keys and values; None where they are held
             in the compute dtype.
     """
 
-    k_BMGK: jax.Array
-    v_BMGK: jax.Array
-    k_scale_BMG: jax.Array | None = None
-    v_scale_BMG: jax.Array | None = None
+    k_BGMK: jax.Array
+    v_BGMK: jax.Array
+    k_scale_BGM: jax.Array | None = None
+    v_scale_BGM: jax.Array | None = None
 
     def write(self, k_BLGK: jax.Array, v_BLGK: jax.Array, place: Place) -> LayerCache:
         """Writes the real ones of new keys and values."""
-        (batch, length), size = k_BLGK.shape[:2], self.k_BMGK.shape[1]
+        (batch, length, num_heads), size = k_BLGK.shape[:3], self.k_BGMK.shape[2]
         offset_1L = jnp.arange(length)[None]
         index_BL = (place.length_B[:, None] + offset_1L) % size
         index_BL = jnp.where(offset_1L < place.count_B[:, None], index_BL, size)  # none: dropped
         rows_B = jnp.arange(batch) if place.rows_B is None else place.rows_B
 
         def put(old, new):
-            return old.at[rows_B[:, None], index_BL].set(new.astype(old.dtype), mode="drop")
+            places = rows_B[:, None, None], jnp.arange(num_heads)[None, None], index_BL[:, :, None]
+            return old.at[places].set(new.astype(old.dtype), mode="drop")
 
-        if self.k_scale_BMG is None:
-            return self.replace(k_BMGK=put(self.k_BMGK, k_BLGK), v_BMGK=put(self.v_BMGK, v_BLGK))
-        (k_BLGK, k_scale_BLG), (v_BLGK, v_scale_BLG) = to_int8(k_BLGK), to_int8(v_BLGK)
-        return LayerCache(put(self.k_BMGK, k_BLGK), put(self.v_BMGK, v_BLGK),
-                          put(self.k_scale_BMG, k_scale_BLG), put(self.v_scale_BMG, v_scale_BLG))
+        if self.k_scale_BGM is None:
+            return self.replace(k_BGMK=put(self.k_BGMK, k_BLGK), v_BGMK=put(self.v_BGMK, v_BLGK))
+        (k_BLGK, k_scale), (v_BLGK, v_scale) = (round_to_int8(x, [3]) for x in (k_BLGK, v_BLGK))
+        return LayerCache(put(self.k_BGMK, k_BLGK), put(self.v_BGMK, v_BLGK),
+                          put(self.k_scale_BGM, k_scale[..., 0]),
+                          put(self.v_scale_BGM, v_scale[..., 0]))
 
     def read(self, place: Place, dtype: str) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Keys and values of the rows in `dtype`, and their `positions`."""
-        reach = self.positions(place).shape[1]
+        def take(held, scale_BGM):
+            held = pick(held, place.rows_B)
+            if scale_BGM is None:
+                return held
+            scale_BGM = pick(scale_BGM, place.rows_B)
+            return (held.astype(jnp.float32) * scale_BGM[..., None]).astype(dtype)
 
-        def take(held, scale_BMG):
-            held, scale_BMG = (
-                leaf if leaf is None else leaf[:, :reach] if place.rows_B is None
-                else leaf[place.rows_B, :reach] for leaf in (held, scale_BMG))
-            return held if scale_BMG is None else from_int8(held, scale_BMG, dtype)
-
-        return (take(self.k_BMGK, self.k_scale_BMG), take(self.v_BMGK, self.v_scale_BMG),
+        return (take(self.k_BGMK, self.k_scale_BGM), take(self.v_BGMK, self.v_scale_BGM),
                 self.positions(place))
 
     def positions(self, place: Place) -> jax.Array:
         """positions_BM of what `read` returns, once the new tokens are written; negative at an
         index that holds none."""
-        size = self.k_BMGK.shape[1]
+        size = self.k_BGMK.shape[2]
         newest_B1 = (place.length_B + place.count_B)[:, None] - 1
-        return newest_B1 - (newest_B1 - jnp.arange(min(place.reach or size, size))[None]) % size
+        return newest_B1 - (newest_B1 - jnp.arange(size)[None]) % size
 
 
 @flax.struct.dataclass
@@ -116,14 +114,22 @@ class Cache:
         return self.replace(length_B=put_rows(self.length_B, length_B + count_B, rows_B),
                             last_B=put_rows(self.last_B, last_B, rows_B))
 
-    def copy(self, source: jax.Array, target: jax.Array, reach: int) -> Cache:
-        """Copies row `source`, up to index `reach`, to row `target`."""
-        def put(leaf):
-            return leaf.at[target, :reach].set(leaf[source, :reach])
+    def resize(self, config: ModelConfig, capacity: int, piece: int = PIECE) -> Cache:
+        """A cache of another capacity with the same tokens; a row that holds more than fit must not
+        be read again. See `empty_cache`."""
+        def fit(leaf, size):
+            missing = max(size - leaf.shape[2], 0)
+            return jnp.pad(leaf, [(0, 0), (0, 0), (0, missing), *[(0, 0)] * (leaf.ndim - 3)]
+                           )[:, :, :size]
 
-        return Cache(jax.tree.map(put, self.layers),
-                     self.length_B.at[target].set(self.length_B[source]),
-                     self.last_B.at[target].set(self.last_B[source]))
+        sizes = [layer_capacity(config, n, capacity, piece) for n in range(config.N)]
+        return self.replace(layers=tuple(
+            jax.tree.map(lambda leaf, size=size: fit(leaf, size), layer)
+            for layer, size in zip(self.layers, sizes)))
+
+    def copy(self, source: jax.Array, target: jax.Array) -> Cache:
+        """Copies row `source` to row `target`."""
+        return jax.tree.map(lambda leaf: leaf.at[target].set(leaf[source]), self)
 
     def rewind(self, rows_B: jax.Array, length_B: jax.Array, last_B: jax.Array) -> Cache:
         """Makes rows end after their first `length_B` tokens, of which `last_B` is the newest."""
@@ -152,7 +158,7 @@ def empty_cache(config: ModelConfig, batch_size: int, capacity: int, piece: int,
         dtype: of keys and values.
     """
     def layer(n: int) -> LayerCache:
-        shape = (batch_size, layer_capacity(config, n, capacity, piece), config.G, config.K)
+        shape = (batch_size, config.G, layer_capacity(config, n, capacity, piece), config.K)
         scales = ([jnp.zeros(shape[:-1]) for _ in "kv"] if jnp.dtype(dtype) == jnp.int8
                   else [None, None])
         return LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), *scales)
@@ -171,15 +177,3 @@ def layer_capacity(config: ModelConfig, n: int, capacity: int, piece: int) -> in
 def is_global(config: ModelConfig, n: int) -> bool:
     """Whether layer `n` of a model with a window ignores it."""
     return bool(config.global_every) and (n + 1) % config.global_every == 0
-
-
-def to_int8(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Rounds each vector of the last axis to int8; returns it and its float32 scale."""
-    x = x.astype(jnp.float32)
-    scale = jnp.maximum(jnp.max(jnp.abs(x), axis=-1), SMALLEST_SCALE) / 127
-    return jnp.round(x / scale[..., None]).astype(jnp.int8), scale
-
-
-def from_int8(x: jax.Array, scale: jax.Array, dtype: str) -> jax.Array:
-    """Inverts `to_int8` up to rounding."""
-    return (x.astype(jnp.float32) * scale[..., None]).astype(dtype)

@@ -22,7 +22,7 @@ from core.errors import UserError
 from model.config import ModelConfig
 from model.execution import Execution
 from model.families.registry import Params
-from model.generation.cache import KV_DTYPES, layer_capacity
+from model.generation.cache import PIECE, layer_capacity
 from model.generation.generate import (
     Ask,
     Drawn,
@@ -30,74 +30,37 @@ from model.generation.generate import (
     decode,
     make_slots,
     mark_seen,
+    place,
     prefill,
+    resize,
     rewind,
     start,
     stop,
 )
-from model.generation.sampling import Sampling, stack_sampling
+from model.generation.requests import (
+    CANCELLED,
+    LENGTH,
+    NUM_STOPS,
+    REFUSED,
+    STOP,
+    Completion,
+    Request,
+)
+from model.generation.sampling import stack_sampling
+from model.generation.speculative import (
+    DraftModel,
+    Speculation,
+    decode_drafted,
+    make_draft_state,
+    prefill_draft,
+    start_draft,
+)
+from model.layers.embed import check_length
 
-PIECES = (32, 128, 512)     # tokens that prefill reads at once, padded to one of these lengths
-SMALLEST_REACH = 256
-NUM_STOPS = 8
+PIECES = (32, 128, PIECE)   # tokens that prefill reads at once, padded to one of these lengths
+GROUP_SIZE = 8              # prompts that are read at once where they do not fill all slots
+SMALLEST_SIZE = 256         # of a slot's cache; it doubles when a request needs more
 MIN_SHARED_TOKENS = 16      # a shorter common beginning costs more to copy than to read again
-OVERLONG = ("refuse", "cut")
-
-STOP, LENGTH, REFUSED, CANCELLED = "stop", "length", "refused", "cancelled"
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """A prompt and how it is answered.
-
-    Attributes:
-        prompt: tokens, at least one.
-        sampling: settings of the draws.
-        stops: tokens that end the answer.
-        stop_texts: texts that end it; they are no part of the answer's text.
-        seed: of the draws, with the prompt and `sample`.
-        sample: number among several answers to the same prompt and seed.
-
-    Raises:
-        UserError: the prompt is empty, a stop text is, or there are too many stop tokens.
-    """
-
-    prompt: tuple[int, ...]
-    sampling: Sampling
-    stops: tuple[int, ...] = ()
-    stop_texts: tuple[str, ...] = ()
-    seed: int = 0
-    sample: int = 0
-
-    def __post_init__(self):
-        if not self.prompt:
-            raise UserError("prompt", "has no token", "begin it with the tokenizer's bos")
-        if not all(self.stop_texts):
-            raise UserError("stop_texts", "has an empty text, which would end every answer",
-                            "leave it out")
-        if len(self.stops) > NUM_STOPS:
-            raise UserError(f"stops: {len(self.stops)} tokens", f"are more than {NUM_STOPS}",
-                            "name fewer")
-
-
-@dataclasses.dataclass
-class Completion:
-    """An answer, complete once it has a `finish`.
-
-    Attributes:
-        tokens: drawn tokens; the last one is the stop token if `finish` is so.
-        logps: their log-probabilities under the model, in nats.
-        finish: stop (a stop token or text was drawn), length (the limit was reached), refused (the
-            prompt does not fit), cancelled; "" while it is drawn.
-        text: of the tokens, without stop tokens; None if the engine has no `to_text`.
-        num_cut: tokens of the prompt that were cut off.
-    """
-
-    tokens: list[int] = dataclasses.field(default_factory=list)
-    logps: list[float] = dataclasses.field(default_factory=list)
-    finish: str = ""
-    text: str | None = None
-    num_cut: int = 0
 
 
 @dataclasses.dataclass
@@ -105,15 +68,23 @@ class _Slot:
     """What the host knows of a slot.
 
     Attributes:
-        tokens: those that its cache holds; its logits are those of the next one.
+        held_M: the tokens that its cache holds, whose next one its logits are of; -1 behind them.
+        length: how many these are.
         request: number of the request that it answers; None if it is idle.
         last_used: time at which it was last filled or freed.
     """
 
     number: int
-    tokens: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
+    held_M: np.ndarray
+    length: int = 0
     request: int | None = None
     last_used: int = 0
+
+    def hold(self, tokens: np.ndarray, start: int) -> None:
+        """Makes the slot's tokens end with these, after its first `start`."""
+        self.length = start + len(tokens)
+        self.held_M[start:self.length] = tokens
+        self.held_M[self.length:] = -1
 
 
 class Engine:
@@ -124,41 +95,43 @@ class Engine:
         num_slots: requests that are answered at once.
         capacity: tokens of prompt and answer of a request.
         chunk_tokens: tokens that are drawn between looks at new, stopped and cancelled requests.
-        kv_dtype: see `model.families.decoder.make_cache`.
-        overlong: what happens to a request whose prompt and answer exceed `capacity`: refuse, or
-            cut its prompt, of which the first token and the newest ones stay.
         to_text: text of tokens, without special ones; needed for stop texts.
+        speculation: how tokens are drafted; None drafts none.
+
     Attributes:
-        counts: tokens `read`, `reused` and `drawn`; requests `refused`, `cut` and `cancelled`.
+        counts: tokens `read`, `reused` and `drawn`, with speculation `drafted` and of these
+            `accepted`; requests `refused`, `cut` and `cancelled`.
 
     Raises:
-        UserError: a number or `overlong` breaks a rule.
+        UserError: a number breaks a rule, the capacity exceeds the model's table of positions, or
+            the draft model has another vocabulary.
     """
 
     def __init__(self, params: Params, config: ModelConfig, execution: Execution, *,
-                 num_slots: int, capacity: int, chunk_tokens: int = 16, kv_dtype: str = "compute",
-                 overlong: str = "refuse",
-                 to_text: Callable[[Sequence[int]], str] | None = None):
-        rules = {f"num_slots={num_slots}": (num_slots >= 1, "must be at least 1"),
-                 f"capacity={capacity}": (capacity >= 2, "must be at least 2"),
-                 f"chunk_tokens={chunk_tokens}": (chunk_tokens >= 1, "must be at least 1"),
-                 f"kv_dtype={kv_dtype}": (kv_dtype in KV_DTYPES,
-                                          f"is none of {', '.join(KV_DTYPES)}"),
-                 f"overlong={overlong}": (overlong in OVERLONG,
-                                          f"is none of {', '.join(OVERLONG)}")}
-        for what, (holds, rule) in rules.items():
-            if not holds:
-                raise UserError(what, rule, f"choose another {what.split('=')[0]}")
+                 num_slots: int, capacity: int, chunk_tokens: int = 16,
+                 to_text: Callable[[Sequence[int]], str] | None = None,
+                 speculation: Speculation | None = None):
+        sizes = dict(num_slots=(num_slots, 1), capacity=(capacity, 2),
+                     chunk_tokens=(chunk_tokens, 1))
+        for name, (size, least) in sizes.items():
+            if size < least:
+                raise UserError(f"{name}={size}", f"must be at least {least}",
+                                f"choose another {name}")
+        check_length(config, capacity)
         self._params, self._bound = params, {"config": config, "execution": execution}
         self._capacity, self._chunk_tokens = capacity, chunk_tokens
-        self._overlong, self._to_text = overlong, to_text
-        self._slots = [_Slot(number) for number in range(num_slots)]
-        piece = PIECES[-1]
-        self._state = make_slots(config, execution, num_slots, capacity, num_stops=NUM_STOPS,
-                                 piece=piece, kv_dtype=kv_dtype)
-        # Windows and recurrent states forget what came before: a slot cannot end earlier.
-        self._can_rewind = config.family != "lstm" and all(
-            layer_capacity(config, n, capacity, piece) == capacity for n in range(config.N))
+        self._to_text = to_text
+        self._held_BM = np.full((num_slots, capacity), -1, np.int32)
+        self._slots = [_Slot(number, held_M) for number, held_M in enumerate(self._held_BM)]
+        self._size = min(capacity, SMALLEST_SIZE)
+        self._state = make_slots(config, execution, num_slots, self._size, num_stops=NUM_STOPS,
+                                 piece=PIECES[-1])
+        self._speculation, self._can_rewind = speculation, _can_rewind(config, capacity)
+        if speculation is not None:
+            self._state = place(self._state.replace(draft=make_draft_state(
+                speculation, config, execution, num_slots, self._size, piece=PIECES[-1])))
+            if isinstance(speculation, DraftModel):
+                self._can_rewind &= _can_rewind(speculation.config, capacity)
         self._waiting: deque[int] = deque()
         self._requests: dict[int, Request] = {}
         self._completions: dict[int, Completion] = {}
@@ -182,12 +155,12 @@ class Engine:
             raise UserError("prompt", f"has tokens outside the vocabulary of {num_tokens}",
                             "encode it with the model's own tokenizer")
         if request.stop_texts and self._to_text is None:
-            raise UserError("stop_texts", "need an engine that knows the text of tokens",
+            raise UserError("stop texts", "need an engine that knows the text of tokens",
                             "make it with to_text")
         number, self._num_submitted = self._num_submitted, self._num_submitted + 1
         self._completions[number] = Completion()
         room = self._capacity - request.sampling.max_new_tokens
-        if room < 1 or (len(request.prompt) > room and self._overlong == "refuse"):
+        if room < 1 or (len(request.prompt) > room and request.overlong == "refuse"):
             self._completions[number].finish = REFUSED
             self.counts["refused"] += 1
         elif num_cut := max(0, len(request.prompt) - room):
@@ -221,7 +194,7 @@ class Engine:
             The requests whose completions changed, by their number; those that are finished come
             here for the last time.
         """
-        changed = self._end_cancelled()
+        changed = self._end_undrawn()
         self._admit()
         busy = [slot for slot in self._slots if slot.request is not None]
         if busy:
@@ -232,8 +205,8 @@ class Engine:
             del self._completions[number], self._requests[number]
         return result
 
-    def _end_cancelled(self) -> set[int]:
-        """Frees slots of cancelled requests; returns the numbers of all that end undrawn."""
+    def _end_undrawn(self) -> set[int]:
+        """Frees slots of cancelled requests; returns their numbers and those of refused ones."""
         ended = {number for number, completion in self._completions.items() if completion.finish}
         for number in ended:
             self._add_text(number)
@@ -255,12 +228,13 @@ class Engine:
     def _admit(self) -> None:
         """Fills idle slots: reads prompts and begins their answers."""
         while placed := self._place():
+            self._resize(max(slot.length for slot in self._slots if slot.request is not None))
             self._read(placed)
             for slot, _ in placed:
                 penalty = self._requests[slot.request].sampling.repetition_penalty
                 if penalty != 1:
                     seen_V = np.zeros(self._state.seen_BV.shape[1], bool)
-                    seen_V[slot.tokens] = True
+                    seen_V[slot.held_M[:slot.length]] = True
                     self._state = mark_seen(self._state, slot.number, seen_V)
             self._start([slot for slot, _ in placed])
 
@@ -271,73 +245,84 @@ class Engine:
         read, so that several answers to one prompt need it to be read once.
 
         Returns:
-            The slots, and how many of their `tokens`, now those of the prompt, are read already.
+            The slots, and how many tokens of the prompt, which they now hold, are read already.
         """
         placed: list[tuple[_Slot, int]] = []
         idle = [slot for slot in self._slots if slot.request is None]
+        is_new_B = np.zeros(len(self._slots), bool)
         later: list[int] = []
         while self._waiting and idle and len(later) < 4 * len(self._slots):
             number = self._waiting.popleft()
             prompt = np.array(self._requests[number].prompt, np.int32)
-            new = [slot for slot, _ in placed]
-            source, shared = max(((slot, self._shared(slot, prompt)) for slot in self._slots
-                                  if slot not in new), key=lambda pair: pair[1],
-                                 default=(None, 0))
-            if any(_common(slot.tokens, prompt) >= shared + MIN_SHARED_TOKENS for slot in new):
+            shared_B, readable_B = self._shared(prompt)
+            readable_B[is_new_B] = 0    # not read yet
+            source = self._slots[int(np.argmax(readable_B))]
+            shared = int(readable_B[source.number])
+            if shared < MIN_SHARED_TOKENS:
+                source, shared = None, 0
+            if np.any(shared_B[is_new_B] >= shared + MIN_SHARED_TOKENS):
                 later.append(number)
                 continue
-            if shared < min(MIN_SHARED_TOKENS, len(prompt)):
-                source, shared = None, 0
             slot = source if source in idle else min(idle, key=lambda slot: slot.last_used)
             idle.remove(slot)
             if source is not None and source is not slot:
-                self._state = copy(self._state, source.number, slot.number,
-                                   reach=self._reach(shared))
-            if shared == len(prompt) and len(source.tokens) > shared:
+                self._state = copy(self._state, source.number, slot.number)
+            if shared == len(prompt) and source.length > shared:
                 shared -= 1     # its logits are those after other tokens: the last is read again
-            slot.tokens, slot.request, slot.last_used = prompt, number, self._tick()
+            slot.hold(prompt, 0)
+            slot.request, slot.last_used, is_new_B[slot.number] = number, self._tick(), True
             placed.append((slot, shared))
         self._waiting.extendleft(reversed(later))
         return placed
 
-    def _shared(self, slot: _Slot, prompt: np.ndarray) -> int:
-        """How many tokens of the prompt need not be read again if it begins as `slot` does."""
-        shared = _common(slot.tokens, prompt)
-        return shared if self._can_rewind or shared == len(slot.tokens) else 0
+    def _shared(self, prompt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """How many tokens each slot has in common with the beginning of a prompt, and how many of
+        these need not be read again."""
+        differ_BL = self._held_BM[:, :len(prompt)] != prompt[None]
+        shared_B = np.where(differ_BL.any(1), differ_BL.argmax(1), len(prompt))
+        if self._can_rewind:
+            return shared_B, shared_B.copy()
+        lengths_B = np.array([slot.length for slot in self._slots])
+        return shared_B, np.where(shared_B == lengths_B, shared_B, 0)
 
     def _read(self, placed: Sequence[tuple[_Slot, int]]) -> None:
         """Reads prompts from where the slots' caches end, in pieces of a few lengths."""
         slots, shared = [slot for slot, _ in placed], [shared for _, shared in placed]
-        newest = [slot.tokens[at - 1] if at else -1 for slot, at in placed]
+        newest = [slot.held_M[at - 1] if at else -1 for slot, at in placed]
         self._state = rewind(self._state, self._rows(slots), self._column(shared),
                              self._column(newest))
         self.counts["reused"] += sum(shared)
-        self.counts["read"] += sum(len(slot.tokens) for slot in slots) - sum(shared)
-        unread = [(slot, at) for slot, at in placed if at < len(slot.tokens)]
+        self.counts["read"] += sum(slot.length for slot in slots) - sum(shared)
+        unread = [(slot, at) for slot, at in placed if at < slot.length]
         while unread:
             by_length: dict[int, list[tuple[_Slot, int]]] = {}
             for slot, at in unread:
-                missing = len(slot.tokens) - at
+                missing = slot.length - at
                 length = next((size for size in PIECES if size >= missing), PIECES[-1])
                 by_length.setdefault(length, []).append((slot, at))
             for length, group in sorted(by_length.items()):
-                # Two shapes for each length: all slots at once, or one.
-                is_full = 2 * len(group) > len(self._slots)
-                for part in [group] if is_full else [[one] for one in group]:
-                    self._read_piece(part, length, len(self._slots) if is_full else 1)
+                num_rows = self._rows_at_once(len(group))
+                for first in range(0, len(group), num_rows):
+                    self._read_piece(group[first:first + num_rows], length, num_rows)
             unread = [(slot, at + length) for length, group in by_length.items()
-                      for slot, at in group if at + length < len(slot.tokens)]
+                      for slot, at in group if at + length < slot.length]
+
+    def _rows_at_once(self, num_prompts: int) -> int:
+        """Prompts that are read by one call: one of a few numbers, mostly filled."""
+        sizes = {len(self._slots), min(GROUP_SIZE, len(self._slots))}
+        return max((size for size in sizes if 2 * num_prompts > size), default=1)
 
     def _read_piece(self, group: Sequence[tuple[_Slot, int]], length: int, num_rows: int) -> None:
         rows_P = np.full(num_rows, len(self._slots), np.int32)
         tokens_PL, count_P = np.zeros((num_rows, length), np.int32), np.zeros(num_rows, np.int32)
         for row, (slot, at) in enumerate(group):
-            piece = slot.tokens[at:at + length]
+            piece = slot.held_M[at:min(at + length, slot.length)]
             rows_P[row], count_P[row] = slot.number, len(piece)
             tokens_PL[row, :len(piece)] = piece
-        reach = self._reach(max(at for _, at in group) + length)
-        self._state = prefill(self._params, self._state, rows_P, tokens_PL, count_P, reach=reach,
-                              **self._bound)
+        self._state = prefill(self._params, self._state, rows_P, tokens_PL, count_P, **self._bound)
+        if isinstance(self._speculation, DraftModel):
+            self._state = prefill_draft(self._speculation, self._state, rows_P, tokens_PL, count_P,
+                                        execution=self._bound["execution"])
 
     def _start(self, slots: Sequence[_Slot]) -> None:
         """Begins the answers of requests whose prompts are read."""
@@ -351,12 +336,27 @@ class Engine:
         ask = Ask(stack_sampling([request.sampling for request in padded]), seed_B3, stops_BS,
                   np.array(limits, np.int32), np.zeros(len(padded), np.int32))
         self._state = start(self._state, self._rows(slots), ask)
+        if self._speculation is not None:
+            rows = self._rows(slots)
+            self._state = start_draft(self._state, rows,
+                                      self._held_BM[rows % len(rows), :self._size])
 
     def _draw(self, busy: Sequence[_Slot]) -> set[int]:
         """Draws a chunk; returns the numbers of the busy slots' requests."""
-        reach = self._reach(max(len(slot.tokens) for slot in busy) + self._chunk_tokens)
-        self._state, drawn = decode(self._params, self._state, num_steps=self._chunk_tokens,
-                                    reach=reach, **self._bound)
+        step_tokens = 1 if self._speculation is None else 1 + self._speculation.num_tokens
+        num_steps = -(-self._chunk_tokens // step_tokens)
+        self._resize(max(slot.length for slot in busy) + num_steps * step_tokens)
+        num_slots = len(self._slots)
+        # With requests waiting, a quarter of idle slots is worth a look.
+        num_idle = num_slots - 3 * len(busy) // 4 if self._waiting else num_slots
+        if self._speculation is None:
+            self._state, drawn = decode(self._params, self._state, num_idle, num_steps=num_steps,
+                                        **self._bound)
+        else:
+            self._state, drawn, counts = decode_drafted(
+                self._params, self._speculation, self._state, num_idle, num_steps=num_steps,
+                **self._bound)
+            self.counts.update({name: int(count) for name, count in counts.items()})
         drawn = jax.device_get(drawn)
         self.counts["drawn"] += int(drawn.count_B.sum())
         numbers = {slot.request for slot in busy}
@@ -372,7 +372,7 @@ class Engine:
         count, is_over = drawn.count_B[slot.number], drawn.left_B[slot.number] == 0
         tokens = drawn.tokens_BT[slot.number, :count]
         # The last token of an answer is drawn, but not read.
-        slot.tokens = np.concatenate([slot.tokens, tokens[:-1] if is_over else tokens])
+        slot.hold(tokens[:-1] if is_over else tokens, slot.length)
         first_new = len(completion.tokens)
         completion.tokens += tokens.tolist()
         completion.logps += drawn.logps_BT[slot.number, :count].tolist()
@@ -412,23 +412,30 @@ class Engine:
         column[:len(values)] = values
         return column
 
-    def _reach(self, num_tokens: int) -> int:
-        """The smallest size of the compiled programs' caches that holds so many tokens."""
-        reach = SMALLEST_REACH
-        while reach < num_tokens:
-            reach *= 2
-        return min(reach, self._capacity)
+    def _resize(self, num_tokens: int) -> None:
+        """Makes the cache hold so many tokens of a row, and not much more: every token that is
+        drawn reads the whole of it."""
+        size = min(self._capacity, SMALLEST_SIZE)
+        while size < min(num_tokens, self._capacity):
+            size = min(2 * size, self._capacity)
+        if self._size // 4 < size <= self._size:
+            return
+        self._state = resize(self._state, config=self._bound["config"], capacity=size,
+                             piece=PIECES[-1])
+        self._size = size
+        for slot in self._slots:
+            if slot.length > size:      # an idle one
+                slot.hold(slot.held_M[:0], 0)
 
     def _tick(self) -> int:
         self._clock += 1
         return self._clock
 
 
-def _common(tokens: np.ndarray, prompt: np.ndarray) -> int:
-    """How many tokens two sequences have in common at their beginning."""
-    length = min(len(tokens), len(prompt))
-    differ = np.flatnonzero(tokens[:length] != prompt[:length])
-    return int(differ[0]) if len(differ) else length
+def _can_rewind(config: ModelConfig, capacity: int) -> bool:
+    """Whether a slot can end earlier: windows and recurrent states forget what came before."""
+    return config.family != "lstm" and all(
+        layer_capacity(config, n, capacity, PIECES[-1]) == capacity for n in range(config.N))
 
 
 def _key_words(request: Request) -> tuple[int, int, int]:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from model.config import ModelConfig
 from model.execution import Execution
 from model.families.registry import Params, extend, make_cache
-from model.generation.cache import put_rows
+from model.generation.cache import PIECE, put_rows
 from model.generation.sampling import RowSampling, sample
 from model.heads.language import logits
 from model.parallel.sharding import ACTIVATION_RULES, Rules, constrain, letters_of
@@ -51,12 +51,14 @@ class Slots:
         logits_BV: float32, of the next token.
         seen_BV: tokens of prompt and answer, for the repetition penalty.
         ask: what is drawn.
+        draft: see `model.generation.speculative.DraftState`; None in plain decoding.
     """
 
     cache: Any
     logits_BV: jax.Array
     seen_BV: jax.Array
     ask: Ask
+    draft: Any = None
 
 
 class Drawn(NamedTuple):
@@ -79,7 +81,6 @@ class Drawn(NamedTuple):
 # Of the state: rows and heads as activations are sharded. Each draw needs a whole row of logits.
 SLOT_RULES: Rules = {**dict.fromkeys("MKVNDS3"),
                      **{letter: ACTIVATION_RULES[letter] for letter in "BGF"}}
-HOST_RULES: Rules = dict.fromkeys("BT")     # whole on every device, for the host to read
 
 
 def place(slots: Slots) -> Slots:
@@ -91,10 +92,15 @@ def place(slots: Slots) -> Slots:
         lambda path, leaf: constrain(leaf, letters_of(path, leaf.ndim), SLOT_RULES), slots)
 
 
+def to_host(drawn: Any) -> Any:
+    """Makes what is drawn whole on every device of the current mesh, so that any host reads it."""
+    return jax.tree.map(lambda leaf: constrain(leaf, "BT"[:leaf.ndim], dict.fromkeys("BT")), drawn)
+
+
 @partial(jax.jit, static_argnames=("config", "execution", "num_slots", "capacity", "num_stops",
-                                   "piece", "kv_dtype"))
+                                   "piece"))
 def make_slots(config: ModelConfig, execution: Execution, num_slots: int, capacity: int, *,
-               num_stops: int, piece: int, kv_dtype: str = "compute") -> Slots:
+               num_stops: int, piece: int = PIECE) -> Slots:
     """Idle, empty slots; see `model.families.decoder.make_cache`.
 
     Args:
@@ -106,25 +112,23 @@ def make_slots(config: ModelConfig, execution: Execution, num_slots: int, capaci
     ask = Ask(RowSampling(zeros(dtype=float), zeros(), zeros(dtype=float), zeros(dtype=float),
                           zeros(dtype=float)),
               zeros(3, dtype=jnp.uint32), zeros(num_stops), zeros(), zeros())
-    cache = make_cache(config, execution, num_slots, capacity, piece=piece, kv_dtype=kv_dtype)
+    cache = make_cache(config, execution, num_slots, capacity, piece=piece)
     return place(Slots(cache, zeros(config.V, dtype=jnp.float32), zeros(config.V, dtype=bool),
                        ask))
 
 
-@partial(jax.jit, static_argnames=("config", "execution", "reach"), donate_argnames="slots")
+@partial(jax.jit, static_argnames=("config", "execution"), donate_argnames="slots")
 def prefill(params: Params, slots: Slots, rows_P: jax.Array, tokens_PL: jax.Array,
-            count_P: jax.Array, *, config: ModelConfig, execution: Execution,
-            reach: int) -> Slots:
+            count_P: jax.Array, *, config: ModelConfig, execution: Execution) -> Slots:
     """Reads tokens into slots, after those that these hold.
 
     Args:
         params: see `model.generation.weights.unstack`.
         rows_P: the slots; a number beyond the last one is none.
         count_P: tokens of each that are real; with 0 a slot stays as it is.
-        reach: see `model.generation.cache.Place`.
     """
     x_PLD, cache = extend(params, tokens_PL, count_P, slots.cache, config=config,
-                          execution=execution, rows_B=rows_P, reach=reach)
+                          execution=execution, rows_B=rows_P)
     last_P11 = jnp.maximum(count_P, 1)[:, None, None] - 1
     x_PLD = jnp.take_along_axis(x_PLD, last_P11, axis=1)
     logits_PV = logits(params, x_PLD, config=config, execution=execution)[:, 0]
@@ -133,17 +137,26 @@ def prefill(params: Params, slots: Slots, rows_P: jax.Array, tokens_PL: jax.Arra
                                logits_BV=put_rows(slots.logits_BV, logits_PV, written_P)))
 
 
+@partial(jax.jit, static_argnames=("config", "capacity", "piece"))
+def resize(slots: Slots, *, config: ModelConfig, capacity: int, piece: int = PIECE) -> Slots:
+    """Slots of another capacity; see `model.generation.cache.Cache.resize`."""
+    return place(slots.replace(cache=slots.cache.resize(config, capacity, piece),
+                               draft=slots.draft and slots.draft.resize(capacity, piece)))
+
+
 @partial(jax.jit, donate_argnames="slots")
 def rewind(slots: Slots, rows_P: jax.Array, length_P: jax.Array, last_P: jax.Array) -> Slots:
     """Makes slots end after their first `length_P` tokens, of which `last_P` is the newest."""
-    return place(slots.replace(cache=slots.cache.rewind(rows_P, length_P, last_P)))
+    draft = slots.draft and slots.draft.rewind(rows_P, length_P, last_P)
+    return place(slots.replace(cache=slots.cache.rewind(rows_P, length_P, last_P), draft=draft))
 
 
-@partial(jax.jit, static_argnames="reach", donate_argnames="slots")
-def copy(slots: Slots, source: jax.Array, target: jax.Array, *, reach: int) -> Slots:
-    """Copies what slot `source` has read, up to index `reach`, to slot `target`."""
-    return place(slots.replace(cache=slots.cache.copy(source, target, reach),
-                               logits_BV=slots.logits_BV.at[target].set(slots.logits_BV[source])))
+@partial(jax.jit, donate_argnames="slots")
+def copy(slots: Slots, source: jax.Array, target: jax.Array) -> Slots:
+    """Copies what slot `source` has read to slot `target`."""
+    return place(slots.replace(cache=slots.cache.copy(source, target),
+                               logits_BV=slots.logits_BV.at[target].set(slots.logits_BV[source]),
+                               draft=slots.draft and slots.draft.copy(source, target)))
 
 
 @partial(jax.jit, donate_argnames="slots")
@@ -166,71 +179,88 @@ def stop(slots: Slots, rows_P: jax.Array) -> Slots:
     return place(slots.replace(ask=slots.ask.replace(left_B=left_B)))
 
 
-@partial(jax.jit, static_argnames=("config", "execution", "num_steps", "reach"),
-         donate_argnames="slots")
-def decode(params: Params, slots: Slots, *, config: ModelConfig, execution: Execution,
-           num_steps: int, reach: int) -> tuple[Slots, Drawn]:
+@partial(jax.jit, static_argnames=("config", "execution", "num_steps"), donate_argnames="slots")
+def decode(params: Params, slots: Slots, num_idle: jax.Array, *, config: ModelConfig,
+           execution: Execution, num_steps: int) -> tuple[Slots, Drawn]:
     """Draws up to `num_steps` tokens in every slot that is not idle.
 
     Args:
         params: see `model.generation.weights.unstack`.
-        reach: see `model.generation.cache.Place`.
+        num_idle: it ends earlier once so many slots are idle, which others may fill.
     """
     def is_running(carry):
         step, slots, _ = carry
-        return (step < num_steps) & jnp.any(slots.ask.left_B > 0)
+        return (step < num_steps) & (jnp.sum(slots.ask.left_B <= 0) < num_idle)
 
     def draw(carry):
         step, slots, drawn = carry
         is_active_B = slots.ask.left_B > 0
-        token_B, logp_B = draw_token(slots)
-        slots, goes_on_B = count_token(slots, token_B)
+        token_B = sample(slots.logits_BV, sampling_of(slots.ask, is_active_B),
+                         draw_keys(slots.ask), slots.seen_BV)
+        logp_B = log_probability(slots.logits_BV, token_B)
+        slots, goes_on_B = count_token(slots, token_B, is_active_B)
         x_BLD, cache = extend(params, token_B[:, None], goes_on_B.astype(jnp.int32), slots.cache,
-                              config=config, execution=execution, reach=reach)
+                              config=config, execution=execution)
         logits_BV = logits(params, x_BLD, config=config, execution=execution)[:, 0]
         slots = slots.replace(
             cache=cache.advance(token_B[:, None], goes_on_B.astype(jnp.int32)),
             logits_BV=jnp.where(goes_on_B[:, None], logits_BV, slots.logits_BV))
-        drawn = Drawn(drawn.tokens_BT.at[:, step].set(token_B),
-                      drawn.logps_BT.at[:, step].set(logp_B),
-                      drawn.count_B + is_active_B, slots.ask.left_B)
+        drawn = record(drawn, slots, token_B, logp_B, is_active_B)
         return step + 1, slots, drawn
 
-    num_slots = slots.logits_BV.shape[0]
-    drawn = Drawn(jnp.zeros((num_slots, num_steps), jnp.int32), jnp.zeros((num_slots, num_steps)),
-                  jnp.zeros(num_slots, jnp.int32), slots.ask.left_B)
-    _, slots, drawn = jax.lax.while_loop(is_running, draw, (0, slots, drawn))
-    return place(slots), jax.tree.map(
-        lambda leaf: constrain(leaf, "BT"[:leaf.ndim], HOST_RULES), drawn)
+    _, slots, drawn = jax.lax.while_loop(is_running, draw,
+                                         (0, slots, no_tokens(slots, num_steps)))
+    return place(slots), to_host(drawn)
 
 
-def draw_token(slots: Slots) -> tuple[jax.Array, jax.Array]:
-    """The next token of each slot, and its log-probability; meaningless in an idle one."""
+def sampling_of(ask: Ask, is_drawn_B: jax.Array) -> RowSampling:
+    """The settings of slots that are drawn in; others are greedy, so that what was asked of them
+    before does not make the step slower."""
+    return ask.sampling.replace(
+        temperature_B=jnp.where(is_drawn_B, ask.sampling.temperature_B, 0),
+        repetition_penalty_B=jnp.where(is_drawn_B, ask.sampling.repetition_penalty_B, 1))
+
+
+def draw_keys(ask: Ask, *words: int | jax.Array) -> jax.Array:
+    """keys_B of each slot's next draw; those with other `words` are independent of them."""
     def key(seed_3, number):
         key = jax.random.key(seed_3[0])
-        for word in (seed_3[1], seed_3[2], number):
+        for word in (seed_3[1], seed_3[2], number, *words):
             key = jax.random.fold_in(key, word)
         return key
 
-    ask, logits_BV = slots.ask, slots.logits_BV
-    # An idle slot is greedy: what was asked of it before must not make the others' steps slower.
-    is_active_B = ask.left_B > 0
-    sampling = ask.sampling.replace(
-        temperature_B=jnp.where(is_active_B, ask.sampling.temperature_B, 0),
-        repetition_penalty_B=jnp.where(is_active_B, ask.sampling.repetition_penalty_B, 1))
-    keys_B = jax.vmap(key)(ask.seed_B3, ask.drawn_B)
-    token_B = sample(logits_BV, sampling, keys_B, slots.seen_BV)
+    return jax.vmap(key)(ask.seed_B3, ask.drawn_B)
+
+
+def log_probability(logits_BV: jax.Array, token_B: jax.Array) -> jax.Array:
+    """logp_B of tokens, in nats."""
     chosen_B1 = jnp.take_along_axis(logits_BV, token_B[:, None], axis=1)
-    return token_B, chosen_B1[:, 0] - jax.nn.logsumexp(logits_BV, axis=-1)
+    return chosen_B1[:, 0] - jax.nn.logsumexp(logits_BV, axis=-1)
 
 
-def count_token(slots: Slots, token_B: jax.Array) -> tuple[Slots, jax.Array]:
-    """Counts a drawn token of each slot; returns which slots go on after it."""
+def count_token(slots: Slots, token_B: jax.Array,
+                is_drawn_B: jax.Array) -> tuple[Slots, jax.Array]:
+    """Counts a token of each slot that one is drawn in; returns which of these go on after it."""
     ask = slots.ask
-    is_active_B = ask.left_B > 0
     ends_B = jnp.any(token_B[:, None] == ask.stops_BS, axis=-1)
-    left_B = jnp.where(is_active_B & ~ends_B, ask.left_B - 1, 0)
-    rows_B = jnp.where(is_active_B, jnp.arange(token_B.shape[0]), token_B.shape[0])
+    left_B = jnp.where(is_drawn_B, jnp.where(ends_B, 0, ask.left_B - 1), ask.left_B)
+    rows_B = jnp.where(is_drawn_B, jnp.arange(token_B.shape[0]), token_B.shape[0])
     return slots.replace(
-        ask=ask.replace(left_B=left_B, drawn_B=ask.drawn_B + is_active_B),
-        seen_BV=slots.seen_BV.at[rows_B, token_B].set(True, mode="drop")), left_B > 0
+        ask=ask.replace(left_B=left_B, drawn_B=ask.drawn_B + is_drawn_B),
+        seen_BV=slots.seen_BV.at[rows_B, token_B].set(True, mode="drop")), is_drawn_B & (left_B > 0)
+
+
+def no_tokens(slots: Slots, most: int) -> Drawn:
+    """The result before anything is drawn; `most` is the length T."""
+    num_slots = slots.logits_BV.shape[0]
+    return Drawn(jnp.zeros((num_slots, most), jnp.int32), jnp.zeros((num_slots, most)),
+                 jnp.zeros(num_slots, jnp.int32), slots.ask.left_B)
+
+
+def record(drawn: Drawn, slots: Slots, token_B: jax.Array, logp_B: jax.Array,
+           is_drawn_B: jax.Array) -> Drawn:
+    """Adds a token of each slot that one is drawn in, once it is counted."""
+    rows_B = jnp.where(is_drawn_B, jnp.arange(token_B.shape[0]), token_B.shape[0])
+    return Drawn(drawn.tokens_BT.at[rows_B, drawn.count_B].set(token_B, mode="drop"),
+                 drawn.logps_BT.at[rows_B, drawn.count_B].set(logp_B, mode="drop"),
+                 drawn.count_B + is_drawn_B, slots.ask.left_B)

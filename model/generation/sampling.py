@@ -95,15 +95,19 @@ def sample(logits_BV: jax.Array, rows: RowSampling, keys_B: jax.Array,
         keys_B: a key for each row.
         seen_BV: tokens that each row holds already; None where no row penalises them.
     """
-    logits_BV = adjust(logits_BV, rows, seen_BV)
-    likeliest_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    return draw(adjust(logits_BV, rows, seen_BV), rows, keys_B)
+
+
+def draw(adjusted_BV: jax.Array, rows: RowSampling, keys_B: jax.Array) -> jax.Array:
+    """Draws token_B from logits that are adjusted already; see `sample`."""
+    likeliest_B = jnp.argmax(adjusted_BV, axis=-1).astype(jnp.int32)
     is_greedy_B = rows.temperature_B < GREEDY_BELOW
 
-    def draw():
-        drawn_B = jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
+    def draw_all():
+        drawn_B = jax.vmap(jax.random.categorical)(keys_B, adjusted_BV).astype(jnp.int32)
         return jnp.where(is_greedy_B, likeliest_B, drawn_B)
 
-    return jax.lax.cond(jnp.all(is_greedy_B), lambda: likeliest_B, draw)
+    return jax.lax.cond(jnp.all(is_greedy_B), lambda: likeliest_B, draw_all)
 
 
 def adjust(logits_BV: jax.Array, rows: RowSampling, seen_BV: jax.Array | None) -> jax.Array:

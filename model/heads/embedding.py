@@ -39,4 +39,5 @@ def pool_first(params: Mapping[str, jax.Array], x_BLD: jax.Array) -> jax.Array:
     """A projection of each row's first state, for classifiers of texts: [B, D] in float32
     (`BertPooler`, transformers)."""
     first_BD = x_BLD[:, 0].astype(jnp.float32)
-    return jnp.tanh(first_BD @ params["pooler_DO"] + params["pooler_bias_O"][None])
+    weight_DO = params["pooler_DO"].astype(jnp.float32)
+    return jnp.tanh(first_BD @ weight_DO + params["pooler_bias_O"][None])

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax
 import jax
@@ -40,16 +40,29 @@ LOGITS_BYTES = 2**30
 
 def head_weight(params: Params, config: ModelConfig) -> jax.Array:
     """The head's master weight_DV in float32; the embedding's transpose when tied."""
-    return params["embed_VD"].T if config.tied else params["head_DV"]
+    weight = params["embed_VD" if config.tied else "head_DV"].astype(jnp.float32)
+    return weight.T if config.tied else weight
 
 
 def logits(params: Params, x_BLD: jax.Array, *, config: ModelConfig,
            execution: Execution) -> jax.Array:
     """logits_BLV in float32."""
+    weight = params["embed_VD" if config.tied else "head_DV"]
+    if hasattr(weight, "project"):
+        return _cap(_project(params, x_BLD, weight, config, execution), config.logit_softcap)
     x_BLD, weight_DV = _with_bias(params, x_BLD, config)
     logits_BLV = jnp.einsum("BLD,DV->BLV", x_BLD, weight_DV.astype(execution.compute_dtype),
                             preferred_element_type=jnp.float32)
     return _cap(logits_BLV, config.logit_softcap)
+
+
+def _project(params: Params, x_BLD: jax.Array, weight: Any, config: ModelConfig,
+             execution: Execution) -> jax.Array:
+    """logits_BLV, not yet capped, of a head that is no float32 array."""
+    x_BLD = x_BLD.astype(jnp.float32)   # the dtype of the result
+    logits_BLV = config.logit_scale * weight.project(
+        "BLD,VD->BLV" if config.tied else "BLD,DV->BLV", x_BLD, execution)
+    return logits_BLV + params["head_bias_V"][None, None] if config.head_bias else logits_BLV
 
 
 def _with_bias(params: Params, x_BLD: jax.Array, config: ModelConfig) -> tuple[jax.Array, ...]:

@@ -9,7 +9,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from model.attention.backends import attend_documents
 from model.attention.kind import Extras
-from model.attention.reference import attend, cache_mask
+from model.attention.reference import attend, attend_cache, cache_mask
 from model.config import ModelConfig
 from model.generation.cache import LayerCache, Place
 from model.layers.positions import rope_frequencies, rope_scale, rotate
@@ -46,9 +46,9 @@ def attention(block: nn.Module, h_BLD: jax.Array, positions_BL: jax.Array,
     else:
         layer, place = cached
         updated = layer.write(k_BLGK, v_BLGK, place)
-        k_BMGK, v_BMGK, keys_BM = updated.read(place, q_BLHK.dtype)
+        k_BGMK, v_BGMK, keys_BM = updated.read(place, q_BLHK.dtype)
         mask_BLM = cache_mask(positions_BL, keys_BM, kind, extras.is_global)
-        out_BLHK = attend(q_BLHK, k_BMGK, v_BMGK, mask_BLM, kind, extras)
+        out_BLHK = attend_cache(q_BLHK, k_BGMK, v_BGMK, mask_BLM, kind, extras)
     out_BLHK = checkpoint_name(constrain(out_BLHK, "BLHK"), "attention")
     return block.linear("wo", "BLHK,HKD->BLD", out_BLHK, bias=c.attention_out_bias,
                         scale=block.depth_scale), updated

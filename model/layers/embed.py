@@ -45,6 +45,8 @@ def embed(params: Mapping[str, jax.Array], tokens_BL: jax.Array, previous_BL: ja
         x_BLD in the compute dtype.
     """
     def look_up(table_VD, indices_BL):  # whole rows, as B takes the mesh axis that shards D
+        if hasattr(table_VD, "project"):    # quantised: only the rows become numbers
+            return constrain(table_VD[indices_BL].astype(execution.compute_dtype), "BLD")
         table_VD = pad_vocabulary(table_VD.astype(execution.compute_dtype), axis=0)
         table_VD = constrain(table_VD, "VD")
         return constrain(table_VD[indices_BL], "BLD")

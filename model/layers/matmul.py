@@ -13,6 +13,7 @@ gradient: that of the matmul, as if nothing had been rounded.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -22,6 +23,8 @@ import jax.numpy as jnp
 from core.errors import UserError
 from model.execution import Execution
 
+# Letters of the blocks' dense projections, with those that are summed over.
+PROJECTIONS = {"DHK": "D", "DGK": "D", "HKD": "HK", "DF": "D", "FD": "F"}
 SMALLEST_AMAX = 1e-30  # instead of 0, so that zeros stay zeros; NaN stays NaN
 FP8_MULTIPLE = 16      # that sizes of the tensor cores' fp8 matmul must be divisible by
 
@@ -51,7 +54,7 @@ def project(equation: str, x: jax.Array, weight: Any, execution: Execution) -> j
     return _project_fp8(equation, x, weight)
 
 
-def _letters(equation: str) -> tuple[str, str, str]:
+def letters_of_equation(equation: str) -> tuple[str, str, str]:
     """Letters of the two operands and of the result."""
     operands, out = equation.split("->")
     return *operands.split(","), out
@@ -59,7 +62,7 @@ def _letters(equation: str) -> tuple[str, str, str]:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _project_int8(equation, x, weight):
-    in_x, in_weight, out = _letters(equation)
+    in_x, in_weight, out = letters_of_equation(equation)
     x_int8, x_scale = _quantise_int8(x, in_x, in_weight)
     weight_int8, weight_scale = _quantise_int8(weight, in_weight, in_x)
     # 127**2 fits 133,000 times into int32: more than any width.
@@ -72,14 +75,31 @@ def _project_int8(equation, x, weight):
 def _quantise_int8(x: jax.Array, letters: str, others: str) -> tuple[jax.Array, jax.Array]:
     """Returns int8 `x` and its scales over the letters of `x` that are not among `others`."""
     summed = [i for i, c in enumerate(letters) if c in others]
+    rounded, scale = round_to_int8(x, summed)
+    return rounded, jnp.squeeze(scale, summed)
+
+
+def round_to_int8(x: jax.Array, axes: Sequence[int]) -> tuple[jax.Array, jax.Array]:
+    """Returns int8 `x` and its float32 scale, by the largest magnitude along `axes`, which are kept
+    with size 1."""
     x = x.astype(jnp.float32)
-    scale = jnp.maximum(jnp.max(jnp.abs(x), axis=summed, keepdims=True), SMALLEST_AMAX) / 127
-    return jnp.round(x / scale).astype(jnp.int8), jnp.squeeze(scale, summed)
+    scale = jnp.maximum(largest_magnitude(x, axes), SMALLEST_AMAX) / 127
+    return jnp.round(x / scale).astype(jnp.int8), scale
+
+
+def largest_magnitude(x: jax.Array, axes: Sequence[int]) -> jax.Array:
+    """The largest magnitude of float32 `x` along `axes`, which are kept; NaN if there is one.
+
+    Magnitudes have the order of their bits as integers, where NaN is the largest; XLA's maximum of
+    floats may drop it on a CPU.
+    """
+    bits = jax.lax.bitcast_convert_type(jnp.abs(x), jnp.int32)
+    return jax.lax.bitcast_convert_type(jnp.max(bits, axis=axes, keepdims=True), jnp.float32)
 
 
 def _int8_backward(equation, residuals, dout):
     x, weight = residuals
-    in_x, in_weight, out = _letters(equation)
+    in_x, in_weight, out = letters_of_equation(equation)
     dx = jnp.einsum(f"{out},{in_weight}->{in_x}", dout, weight.astype(x.dtype))
     dweight = jnp.einsum(f"{in_x},{out}->{in_weight}", x, dout,
                          preferred_element_type=jnp.float32)
@@ -91,7 +111,7 @@ _project_int8.defvjp(lambda equation, x, weight: (_project_int8(equation, x, wei
 
 
 def _check_fp8(equation: str, weight: jax.Array) -> None:
-    in_x, in_weight, _ = _letters(equation)
+    in_x, in_weight, _ = letters_of_equation(equation)
     for summed in (True, False):
         letters = [c for c in in_weight if (c in in_x) == summed]
         size = math.prod(weight.shape[in_weight.index(c)] for c in letters)
@@ -117,7 +137,7 @@ def _quantise_fp8(x: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]
 def _einsum_fp8(equation: str, a: tuple[jax.Array, jax.Array],
                 b: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Einsum of quantised operands in float32; `jnp.einsum` does not mix e4m3 and e5m2."""
-    in_a, in_b, out = _letters(equation)
+    in_a, in_b, out = letters_of_equation(equation)
     summed = [c for c in in_a if c in in_b]
     contract = [[letters.index(c) for c in summed] for letters in (in_a, in_b)]
     assert out == "".join(c for c in in_a + in_b if c not in summed), equation
@@ -128,7 +148,7 @@ def _einsum_fp8(equation: str, a: tuple[jax.Array, jax.Array],
 
 def _fp8_backward(equation, residuals, dout):
     x, weight = residuals
-    in_x, in_weight, out = _letters(equation)
+    in_x, in_weight, out = letters_of_equation(equation)
     dout_fp8 = _quantise_fp8(dout, jnp.float8_e5m2)
     dx = _einsum_fp8(f"{out},{in_weight}->{in_x}", dout_fp8,
                      _quantise_fp8(weight, jnp.float8_e4m3fn))

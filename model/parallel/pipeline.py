@@ -18,6 +18,7 @@ from model.parallel.sharding import (
     constrain,
     letters_of,
     num_stages,
+    param_name,
     spec,
 )
 
@@ -111,13 +112,15 @@ def _cut_into_stages(blocks: Any, num_rounds: int, num_stages: int) -> Any:
     """Reshapes blocks [N, ...] to [rounds, S, layers of a run, ...], each run on its stage.
 
     With more than one round a stage's layers are not contiguous along N, so this moves parameters
-    between stages, once a step and not once a tick.
+    between stages, once a step and not once a tick. Parts of a weight of `model.adapters` have no
+    letters; the partitioner places their other axes.
     """
     def cut(path, leaf):
-        letters = letters_of(path, leaf.ndim)
+        own = [P.UNCONSTRAINED] * (leaf.ndim - 1)
+        if param_name(path).rpartition("_")[2].isupper():
+            own = spec(letters_of(path, leaf.ndim)[1:], PARAM_RULES)
         leaf = leaf.reshape(num_rounds, num_stages, -1, *leaf.shape[1:])
-        place = P(None, "stage", None, *spec(letters[1:], PARAM_RULES))
-        return jax.lax.with_sharding_constraint(leaf, place)
+        return jax.lax.with_sharding_constraint(leaf, P(None, "stage", None, *own))
 
     return jax.tree_util.tree_map_with_path(cut, blocks)
 

@@ -233,7 +233,7 @@ def check_cache() -> tuple[float, float]:
         count_B = jnp.full(ROWS, 64, jnp.int32)
         first_BLD, cache = extend(params, tokens_BL[:, :64], count_B, cache, **bind)
         cache = cache.advance(tokens_BL[:, :64], count_B)
-        last_BLD, _ = extend(params, tokens_BL[:, 64:], jnp.ones_like(count_B), cache, **bind)
+        last_BLD, _ = extend(params, tokens_BL[:, 64:], jnp.ones(ROWS, jnp.int32), cache, **bind)
         return logits(params, jnp.concatenate([first_BLD, last_BLD], axis=1), **bind)
 
     def whole(params, tokens_BL):

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from model.attention.backends import FASTEST_FIRST, attend_documents
@@ -20,15 +21,16 @@ from model.attention.kind import NO_EXTRAS, Kind
 from model.config import ModelConfig
 from model.execution import Execution
 from model.families.registry import init, num_params
-from model.generation.engine import PIECES
-from model.generation.generate import decode, make_slots, prefill, rewind, start
+from model.generation.generate import Ask, decode, make_slots, prefill, start
+from model.generation.sampling import Sampling, stack_sampling
 from model.generation.weights import unstack
 from model.heads.language import score_targets
-from scripts.bench.train_step import OPTIMIZER
+from scripts.bench.train_step import OPTIMIZER, copy_bytes_per_sec
 from scripts.bench.train_workload import VOCAB_SIZE, make_config
 from train.optimizer.optimizers import make_optimizer
 
 NUM_CALLS, NUM_ROUNDS = 10, 3
+NO_STOP = -1    # a token that is never drawn
 
 Row = dict[str, Any]
 
@@ -149,43 +151,43 @@ def measure_generation(size: str, batch_size: int) -> Row:
     """Prefill of a prompt, and greedy decode steps after it, with weights in the compute dtype.
 
     `gb_per_sec` counts a decode step's necessary reads: every weight once but the embedding, and
-    the keys and values of the positions that are filled; `weight_bytes_per_sec` only the weights.
+    the keys and values of the positions that are filled; `copy_frac` is its share of what a copy
+    reads and writes.
     """
     config, execution = _config(size), Execution(compute_dtype=_dtype())
     length, num_steps = (32, 8) if _is_cpu() else (1024, 128)
-    weights = unstack(jax.jit(lambda key: jax.tree.map(
-        lambda leaf: leaf.astype(_dtype()), init(config, key)))(jax.random.key(0)), execution)
-    rows_B = jnp.arange(batch_size)
-    zeros_B = jnp.zeros(batch_size, jnp.int32)
-    tokens_BL = jax.random.randint(jax.random.key(1), (batch_size, length), 0, config.V)
-    piece, bound = min(length, PIECES[-1]), {"config": config, "execution": execution}
-    slots = make_slots(config, execution, batch_size, length + num_steps, num_stops=1, piece=piece)
-    # Greedy and without stops; on the host, as the slots are donated.
-    ask = jax.device_get(slots.ask.replace(left_B=zeros_B + num_steps,
-                                           stops_BS=slots.ask.stops_BS - 1))
-    prefill_secs, decode_secs = [], []
+    params = jax.jit(lambda key: jax.tree.map(lambda leaf: leaf.astype(_dtype()),
+                                              init(config, key)))(jax.random.key(0))
+    params = unstack(params, execution)
+    bound = {"config": config, "execution": execution}
+    prompts_BL = jax.random.randint(jax.random.key(1), (batch_size, length), 0, config.V)
+    rows_B, count_B = jnp.arange(batch_size), jnp.full(batch_size, length, jnp.int32)
+    rounds = []
     for _ in range(1 + NUM_ROUNDS):     # the first one compiles
-        slots = jax.block_until_ready(rewind(slots, rows_B, zeros_B, zeros_B - 1))
+        slots = make_slots(config, execution, batch_size, length + num_steps, num_stops=1)
         began = time.perf_counter()
-        for first in range(0, length, piece):
-            slots = prefill(weights, slots, rows_B, tokens_BL[:, first:first + piece],
-                            zeros_B + piece, reach=0, **bound)
-        jax.block_until_ready(slots)
-        prefill_secs.append(time.perf_counter() - began)
-        slots = jax.block_until_ready(start(slots, rows_B, ask))
-        began = time.perf_counter()
-        slots, _ = jax.block_until_ready(decode(weights, slots, num_steps=num_steps, reach=0,
-                                                **bound))
-        decode_secs.append(time.perf_counter() - began)
-    step_secs = min(decode_secs[1:]) / num_steps
+        slots = jax.block_until_ready(prefill(params, slots, rows_B, prompts_BL, count_B, **bound))
+        read = time.perf_counter()
+        slots = jax.block_until_ready(start(slots, rows_B, _ask_greedily(batch_size, num_steps)))
+        started = time.perf_counter()
+        jax.block_until_ready(decode(params, slots, batch_size, num_steps=num_steps, **bound))
+        rounds.append((read - began, (time.perf_counter() - started) / num_steps))
+    prefill_secs, step_secs = map(min, zip(*rounds[1:]))
     item = jnp.dtype(_dtype()).itemsize
     num_read = num_params(config) - config.V * config.D
     num_cached = 2 * config.N * batch_size * (length + num_steps / 2) * config.G * config.K
+    bytes_per_sec = item * (num_read + num_cached) / step_secs
     return {"shape": f"prompts of {length}", "batch_size": batch_size,
-            "prefill_tokens_per_sec": batch_size * length / min(prefill_secs[1:]),
+            "prefill_tokens_per_sec": batch_size * length / prefill_secs,
             "decode_tokens_per_sec": batch_size / step_secs, "step_ms": step_secs * 1e3,
-            "weight_bytes_per_sec": item * num_read / step_secs,
-            "gb_per_sec": item * (num_read + num_cached) / step_secs / 1e9}
+            "gb_per_sec": bytes_per_sec / 1e9, "copy_frac": bytes_per_sec / copy_bytes_per_sec()}
+
+
+def _ask_greedily(batch_size: int, num_tokens: int) -> Ask:
+    sampling = stack_sampling([Sampling(num_tokens, temperature=0)] * batch_size)
+    return Ask(sampling, np.zeros((batch_size, 3), np.uint32),
+               np.full((batch_size, 1), NO_STOP, np.int32),
+               np.full(batch_size, num_tokens, np.int32), np.zeros(batch_size, np.int32))
 
 
 def list_parts() -> dict[str, dict[str, Callable[[], Row]]]:

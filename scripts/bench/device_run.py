@@ -228,7 +228,7 @@ def measure_named(bench: Bench, table: str, job: Row) -> None:
         if "names" in row:
             names.extend(row["names"])
         else:
-            bench.results.add(table, row.pop("name"), _with_copy_share(row, bench.machine))
+            bench.results.add(table, row.pop("name"), row)
 
     def run(**choice: list[str]) -> str:
         arguments = {**job.get("arguments", {}), **choice}
@@ -290,13 +290,6 @@ def _with_utilisation(trial: Trial, row: Row, machine: Row) -> Row:
         row[f"mfu_{count}"] = flops / peak if peak else None
     causal = row["tokens_per_sec"] * train_flops_per_token(config, trial.row_length, "causal")
     return row | {"product_frac": causal / machine[f"{trial.dtype}_matmul_flops_per_sec"]}
-
-
-def _with_copy_share(row: Row, machine: Row) -> Row:
-    """Adds how much of the measured copy's bandwidth the reading of weights reaches."""
-    if "weight_bytes_per_sec" not in row:
-        return row
-    return row | {"copy_frac": row["weight_bytes_per_sec"] / machine["copy_bytes_per_sec"]}
 
 
 def fastest(bench: Bench, start: Trial) -> Trial:
@@ -384,8 +377,7 @@ def main() -> dict[str, Any]:
 
 
 def summarise(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures of the last line: failed checks, by size speed, utilisation and ratio, and the
-    share of the copy's bandwidth that decoding reads weights with."""
+    """The figures of the last line: failed checks, and by size speed, utilisation and ratio."""
     tables = values["tables"]
     checks = tables.get("checks", {})
     failed = [name for name, row in checks.items() if not row.get("passed")]
@@ -400,8 +392,5 @@ def summarise(values: Mapping[str, Any]) -> dict[str, Any]:
     for best in sizes.values():
         best["ratio"] = best["ours"] / best["peer"] if {"ours", "peer"} <= set(best) else None
     return {"device": values["machine"]["device"], "num_checks": len(checks),
-            "failed_checks": failed, "sizes": sizes,
-            "decode_copy_frac": {name: row["copy_frac"]
-                                 for name, row in tables.get("generation", {}).items()
-                                 if "copy_frac" in row}}
+            "failed_checks": failed, "sizes": sizes}
 

@@ -52,7 +52,7 @@ COLUMNS: dict[str, dict[str, Callable[[Row], str]]] = {
                    "prefill, tokens/s": _number("prefill_tokens_per_sec", 0),
                    "decode, tokens/s": _number("decode_tokens_per_sec", 0),
                    "ms a step": _number("step_ms", 3), "GB/s": _number("gb_per_sec", 0),
-                   "weights, of the copy, %": _number("copy_frac", 1, 100)},
+                   "of the copy's": lambda row: f"{100 * row['copy_frac']:.0f} %"},
     **dict.fromkeys(("training", "again", "peer", "profile", "search"), _TRAINING),
 }
 

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from data.batch import Batch, make_row, stack
@@ -42,7 +43,7 @@ from train.loss import next_token_loss
 from train.optimizer.optimizers import make_optimizer
 from train.setup import Setup
 from train.state import TrainState
-from train.step import TrainStep, make_state, make_train_step, place_batch
+from train.step import LossFn, TrainStep, make_state, make_train_step, place_batch
 from train.watch.memory import peak_memory_bytes
 
 NUM_BARE_STEPS = 8
@@ -59,11 +60,17 @@ def make_setup(work: Workload) -> Setup:
 
 def make_training(setup: Setup, num_steps: int = 1000) -> tuple[TrainState, TrainStep]:
     """The initial state and training's own step, with AdamW."""
-    optimizer = make_optimizer(ConfigDict(OPTIMIZER), num_steps)
     params = jax.jit(partial(init, setup.config))(jax.random.key(0))
-    state = make_state(params, optimizer, jax.random.key(1), setup.mesh)
     loss_fn = partial(next_token_loss, config=setup.config, execution=setup.execution)
-    return state, make_train_step(loss_fn, optimizer, state, setup.mesh)
+    return make_optimizing_step(params, loss_fn, setup.mesh, num_steps)
+
+
+def make_optimizing_step(params: Any, loss_fn: LossFn, mesh: Mesh,
+                         num_steps: int = 1000) -> tuple[TrainState, TrainStep]:
+    """As `make_training`, of any parameters and their loss."""
+    optimizer = make_optimizer(ConfigDict(OPTIMIZER), num_steps)
+    state = make_state(params, optimizer, jax.random.key(1), mesh)
+    return state, make_train_step(loss_fn, optimizer, state, mesh)
 
 
 def make_batches(work: Workload) -> list[Batch]:
@@ -150,21 +157,28 @@ def measure(work: Workload) -> dict[str, Any]:
 def roofline() -> dict[str, Any]:
     """FLOP/s of a square matrix product of random numbers, bytes/s of a copy, on this device."""
     device = jax.devices()[0]
-    side, num_bytes = roofline_sizes(device.platform == "cpu")
-    multiply, add = jax.jit(jnp.matmul), jax.jit(lambda x: x + 1, donate_argnums=0)
+    side, _ = roofline_sizes(device.platform == "cpu")
+    multiply = jax.jit(jnp.matmul)
     rates: dict[str, Any] = {}
     for dtype in ("float32", "bfloat16"):
         a, b = (jax.random.normal(jax.random.key(i), (side, side), dtype) for i in range(2))
         secs = fastest_secs(lambda a=a, b=b: multiply(a, b).block_until_ready())
         rates[f"{dtype}_matmul_flops_per_sec"] = 2 * side**3 / secs
+    rates["copy_bytes_per_sec"] = copy_bytes_per_sec()
+    return rates | {"platform": device.platform, "device": device.device_kind}
+
+
+def copy_bytes_per_sec() -> float:
+    """Bytes that a copy on this device reads and writes, per second."""
+    _, num_bytes = roofline_sizes(jax.default_backend() == "cpu")
+    add = jax.jit(lambda x: x + 1, donate_argnums=0)
     x = jnp.ones(num_bytes // 4)
 
     def copy() -> None:     # in place: new arrays would measure page allocation
         nonlocal x
         x = add(x).block_until_ready()
 
-    rates["copy_bytes_per_sec"] = 2 * num_bytes / fastest_secs(copy)
-    return rates | {"platform": device.platform, "device": device.device_kind}
+    return 2 * num_bytes / fastest_secs(copy)
 
 
 def main(argument: str) -> dict[str, Any]:

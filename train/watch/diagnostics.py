@@ -36,7 +36,7 @@ def diagnose(config: ModelConfig, params: Any, gradient: Any,
                              for name in weights}
     metrics = {f"{kind}/{name}": values
                for kind, by_name in norms.items() for name, values in by_name.items()}
-    if config.qk_norm and config.norm in RMS_SHIFT and config.family != "lstm":
+    if config.norm in RMS_SHIFT and "q_norm_K" in params["blocks"]:     # no adapter has it
         metrics["attention_logit_bound"] = _logit_bound(config, params["blocks"])
     return {name: value for stacked, values in metrics.items()
             for name, value in _by_layer(stacked, values)}

@@ -142,6 +142,7 @@ class Recorder:
         speed = {"tokens_per_sec": rate, "peak_memory_bytes": peak_memory_bytes()} | mfu(
             rate, self._setup.config, self._section.row_length,
             target_length=target_length(self._section),
+            is_frozen=self._section.get("lora", {}).get("rank", 0) > 0,
             compute_dtype=self._setup.execution.compute_dtype, num_devices=self._setup.mesh.size,
             device_kind=jax.devices()[0].device_kind)
         for file in (self._files[1], self._writers):

@@ -1,0 +1,74 @@
+"""What the engine is asked, and what it answers."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from core.errors import UserError
+from model.generation.sampling import Sampling
+
+NUM_STOPS = 8       # stop tokens that a request may have
+OVERLONG = ("refuse", "cut")
+
+STOP, LENGTH, REFUSED, CANCELLED = "stop", "length", "refused", "cancelled"
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A prompt and how it is answered.
+
+    Attributes:
+        prompt: tokens, at least one.
+        sampling: settings of the draws.
+        stops: tokens that end the answer.
+        stop_texts: texts that end it; they are no part of the answer's text.
+        seed: of the draws, with the prompt and `sample`.
+        sample: number among several answers to the same prompt and seed.
+        overlong: what happens if prompt and answer exceed the engine's capacity: refuse, or cut
+            the prompt, of which the first token and the newest ones stay.
+
+    Raises:
+        UserError: the prompt is empty, a stop text is, there are too many stop tokens, or
+            `overlong` is another word.
+    """
+
+    prompt: tuple[int, ...]
+    sampling: Sampling
+    stops: tuple[int, ...] = ()
+    stop_texts: tuple[str, ...] = ()
+    seed: int = 0
+    sample: int = 0
+    overlong: str = "refuse"
+
+    def __post_init__(self):
+        if not self.prompt:
+            raise UserError("prompt", "has no token", "begin it with the tokenizer's bos")
+        if not all(self.stop_texts):
+            raise UserError("a stop text", "is empty, and would end every answer",
+                            "leave it out")
+        if len(self.stops) > NUM_STOPS:
+            raise UserError(f"stops: {len(self.stops)} tokens", f"are more than {NUM_STOPS}",
+                            "name fewer")
+        if self.overlong not in OVERLONG:
+            raise UserError(f"overlong={self.overlong!r}", f"is none of {', '.join(OVERLONG)}",
+                            "choose one of them")
+
+
+@dataclasses.dataclass
+class Completion:
+    """An answer, complete once it has a `finish`.
+
+    Attributes:
+        tokens: drawn tokens; the last one is the stop token if `finish` is so.
+        logps: their log-probabilities under the model, in nats.
+        finish: stop (a stop token or text was drawn), length (the limit was reached), refused (the
+            prompt does not fit), cancelled; "" while it is drawn.
+        text: of the tokens, without stop tokens; None if the engine has no `to_text`.
+        num_cut: tokens of the prompt that were cut off.
+    """
+
+    tokens: list[int] = dataclasses.field(default_factory=list)
+    logps: list[float] = dataclasses.field(default_factory=list)
+    finish: str = ""
+    text: str | None = None
+    num_cut: int = 0
