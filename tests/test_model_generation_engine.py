@@ -308,6 +308,13 @@ def test_a_slot_whose_answer_ended_early_holds_what_it_held_then(name, ending):
     (dict(stops=tuple(range(NUM_STOPS + 1))), "stops: 9 tokens: are more than 8: name fewer"),
     (dict(stop_texts=("a", "")), "a stop text: is empty, and would end every answer: leave it out"),
     (dict(overlong="crop"), "overlong='crop': is none of refuse, cut: choose one of them"),
+    (dict(sample=-1), "sample=-1: must be a whole number from 0 to 2^32 - 1: number the samples "
+                      "from 0 on"),
+    (dict(sample=2**32), "sample=4294967296: must be a whole number from 0 to 2^32 - 1: number the "
+                         "samples from 0 on"),
+    (dict(seed=1.5), "seed=1.5: must be a whole number: choose another seed"),
+    (dict(stops=(2, 2**31)), "stops=(2, 2147483648): must be whole numbers of 32 bits: name tokens "
+                             "of the model"),
     (dict(stop_texts=("a",)), "stop texts: need an engine that knows the text of tokens: make it "
                               "with to_text"),
     (dict(prompt=(3, 31)), "prompt: has tokens outside the vocabulary of 31: encode it with the "

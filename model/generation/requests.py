@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from core.errors import UserError
-from model.generation.sampling import Sampling
+from model.generation.sampling import Sampling, is_whole
 
 NUM_STOPS = 8       # stop tokens that a request may have
 OVERLONG = ("refuse", "cut")
@@ -22,14 +22,14 @@ class Request:
         sampling: settings of the draws.
         stops: tokens that end the answer.
         stop_texts: texts that end it; they are no part of the answer's text.
-        seed: of the draws, with the prompt and `sample`.
+        seed: of the draws, with the prompt and `sample`; modulo 2^32.
         sample: number among several answers to the same prompt and seed.
         overlong: what happens if prompt and answer exceed the engine's capacity: refuse, or cut
             the prompt, of which the first token and the newest ones stay.
 
     Raises:
-        UserError: the prompt is empty, a stop text is, there are too many stop tokens, or
-            `overlong` is another word.
+        UserError: the prompt is empty, a stop text is, there are too many stop tokens or one that
+            no model has, `seed` or `sample` is no such number, or `overlong` is another word.
     """
 
     prompt: tuple[int, ...]
@@ -49,6 +49,15 @@ class Request:
         if len(self.stops) > NUM_STOPS:
             raise UserError(f"stops: {len(self.stops)} tokens", f"are more than {NUM_STOPS}",
                             "name fewer")
+        # Arrays hold these: what they cannot is refused here, before a slot is given to it.
+        if not all(is_whole(stop) and abs(stop) < 2**31 for stop in self.stops):
+            raise UserError(f"stops={self.stops}", "must be whole numbers of 32 bits",
+                            "name tokens of the model")
+        if not is_whole(self.seed):
+            raise UserError(f"seed={self.seed}", "must be a whole number", "choose another seed")
+        if not (is_whole(self.sample) and 0 <= self.sample < 2**32):
+            raise UserError(f"sample={self.sample}", "must be a whole number from 0 to 2^32 - 1",
+                            "number the samples from 0 on")
         if self.overlong not in OVERLONG:
             raise UserError(f"overlong={self.overlong!r}", f"is none of {', '.join(OVERLONG)}",
                             "choose one of them")

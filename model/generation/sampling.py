@@ -43,11 +43,11 @@ class Sampling:
 
     def __post_init__(self):
         top_p, penalty = _single(self.top_p), _single(self.repetition_penalty)
-        rules = {"max_new_tokens": (_is_whole(self.max_new_tokens) and self.max_new_tokens >= 1,
+        rules = {"max_new_tokens": (is_whole(self.max_new_tokens) and self.max_new_tokens >= 1,
                                     "must be a whole number from 1 on"),
                  "temperature": (self.temperature >= 0 and _single(self.temperature) < np.inf,
                                  "must be a number from 0 on"),
-                 "top_k": (_is_whole(self.top_k) and 0 <= self.top_k < 2**31,
+                 "top_k": (is_whole(self.top_k) and 0 <= self.top_k < 2**31,
                            "must be a whole number from 0 to 2^31 - 1"),
                  "top_p": (0 < top_p <= 1, "must be in (0, 1]"),
                  "min_p": (0 <= self.min_p < 1, "must be in [0, 1)"),
@@ -63,7 +63,8 @@ def _single(number: float) -> float:
         return float(np.float32(number))
 
 
-def _is_whole(number: int) -> bool:
+def is_whole(number: int) -> bool:
+    """Whether a number is an integer, of Python or numpy."""
     return isinstance(number, int | np.integer) and not isinstance(number, bool)
 
 
