@@ -351,3 +351,37 @@ def test_other_settings_compile_nothing(monkeypatch):
         engine.run([Request(_prompt(8, 1), Sampling(13, 0.7, repetition_penalty=1.2),
                             stop_texts=("a", "b")) for _ in range(2)])
     assert set(compilations.programs) <= {"jit(mark_seen)", "jit(stop)", "jit(copy)"}
+
+
+def _answer_all(engine, requests):
+    """Completions of requests in their order, and the sizes that the cache had."""
+    numbers, finished, sizes = [engine.submit(request) for request in requests], {}, []
+    while engine.is_running:
+        finished |= {number: completion for number, completion in engine.step().items()
+                     if completion.finish}
+        sizes.append(engine._size)
+    return [finished[number] for number in numbers], sizes
+
+
+@each_family
+def test_the_cache_grows_and_shrinks_with_the_longest_answer_and_changes_none(name):
+    own = make(name)
+    requests = [Request(_prompt(5), Sampling(40, 1.5, top_k=8)), Request(_prompt(7, 1), SAMPLED),
+                Request(_prompt(60, 2), Sampling(12, temperature=0)),
+                Request(_prompt(7, 1), Sampling(2))]
+    engine = own.open(num_slots=2, chunk_tokens=4, capacity=128)
+    own_sizes = [_answer_all(engine, [request]) for request in requests]
+    assert [sizes[-1] for _, sizes in own_sizes] == [64, 32, 128, 16]
+    assert own_sizes[0][1][0] == 16, "it grows as the answer does"
+    for request, ([found], _) in zip(requests, own_sizes):
+        _assert_same(found, own.open(num_slots=1, capacity=128).run([request])[0])
+    # What an idle slot held beyond the smaller cache is not reused.
+    longer = Request((*requests[2].prompt, 3), SAMPLED)
+    reused = engine.counts["reused"]
+    [found], _ = _answer_all(engine, [longer])
+    assert engine.counts["reused"] == reused
+    _assert_same(found, own.open(num_slots=1, capacity=128).run([longer])[0])
+    together, sizes = _answer_all(own.open(num_slots=3, chunk_tokens=4, capacity=128), requests)
+    assert max(sizes) == 128
+    for found, ([expected], _) in zip(together, own_sizes):
+        _assert_same(found, expected)
