@@ -2,6 +2,7 @@
 answers end where they should, and bad requests in one line."""
 
 import dataclasses
+import itertools
 from functools import cache, partial
 from types import SimpleNamespace
 
@@ -102,6 +103,43 @@ def test_greedy_answers_equal_a_loop_of_full_forward_passes(name):
             assert abs(logp - jax.nn.log_softmax(logits_V)[token]) < 1e-5
             tokens.append(token)
         assert len(completion.tokens) == 10 and completion.finish == LENGTH
+
+
+def test_the_penalty_is_on_all_tokens_of_prompt_and_answer():
+    own, penalty = make("dense"), 1.6
+    engine = own.open(num_slots=2)
+    shared = _prompt(14, seed=2)
+    for prompt in (shared, (*shared, *_prompt(8, seed=3)), _prompt(3, seed=5)):
+        [completion] = engine.run([Request(prompt, Sampling(
+            10, temperature=0, repetition_penalty=penalty))])
+        tokens = list(prompt)
+        for token, logp in zip(completion.tokens, completion.logps, strict=True):
+            padded_L = np.zeros((1, CAPACITY), int)
+            padded_L[0, :len(tokens)] = tokens
+            logits_V = np.array(own.full(padded_L)[len(tokens) - 1])
+            assert abs(logp - jax.nn.log_softmax(logits_V)[token]) < 1e-5, "the model's own"
+            seen = list(set(tokens))
+            logits_V[seen] = np.where(logits_V[seen] > 0, logits_V[seen] / penalty,
+                                      logits_V[seen] * penalty)
+            assert token == logits_V.argmax()
+            tokens.append(token)
+    assert engine.counts["reused"] == 14
+
+
+def test_seed_prompt_and_sample_each_give_other_draws():
+    """Under a model without preferences, where an answer is nothing but its draws."""
+    own = make("dense")
+    flat = unstack(jax.tree.map(jnp.zeros_like, own.params), EXECUTION)
+    engine = Engine(flat, own.config, EXECUTION, num_slots=2, capacity=CAPACITY)
+    request = Request((1, 2, 3), Sampling(10))
+    others = [request, *(dataclasses.replace(request, **change) for change in (
+        dict(seed=1), dict(sample=1), dict(prompt=(1, 2, 4)), dict(prompt=(1, 2, 3, 3))))]
+    answers = engine.run([*others, request])
+    np.testing.assert_allclose(answers[0].logps, -np.log(BASE.V), atol=1e-5)
+    assert answers[-1].tokens == answers[0].tokens
+    for one, other in itertools.combinations(answers[:-1], 2):
+        # Of ten independent draws out of 31, six are the same once in four million pairs.
+        assert sum(a == b for a, b in zip(one.tokens, other.tokens)) < 6
 
 
 def _random_request(rng):

@@ -63,6 +63,14 @@ def test_a_filter_keeps_exactly_the_smallest_set(p_V, how, kept):
         assert _kept(p_V, **how) == kept
 
 
+def test_the_k_likeliest_are_kept_however_unlikely():
+    """Their probabilities are 0 in float32, their order is not."""
+    adjusted_BV = _adjusted([[0.0, -3000.0, -2000.0, -1000.0]] * 2, Sampling(top_k=3),
+                            Sampling(top_k=3, min_p=1e-6))
+    np.testing.assert_array_equal(adjusted_BV, [[0, -np.inf, -2000, -1000],
+                                                [0, -np.inf, -np.inf, -np.inf]])
+
+
 def test_the_sets_of_a_large_vocabulary_are_those_of_sorting():
     rng = np.random.default_rng(0)
     logits_BV = rng.normal(0, 3, (6, 5000)).astype(np.float32)
