@@ -238,3 +238,25 @@ def test_a_stop_token_ends_an_answer_and_is_counted(stop_at):
     assert slots.cache.length_B[3] == PIECE + expected - 1
     if stop not in whole.tokens_BT[0]:
         np.testing.assert_array_equal(drawn.tokens_BT[0], whole.tokens_BT[0])
+
+
+@pytest.mark.parametrize("num_idle, counts", [(1, [1, 1, 1, 1]), (2, [1, 2, 2, 2]),
+                                              (SLOTS, [1, 2, 4, 4])], ids=str)
+def test_decoding_ends_once_so_many_slots_are_idle_and_goes_on_later(num_idle, counts):
+    own = make("dense")
+    tokens_PL = np.random.default_rng(8).integers(0, own.config.V, (SLOTS, PIECE))
+    slots = own.prefill(own.empty(), np.arange(SLOTS), tokens_PL, np.full(SLOTS, PIECE))
+    slots, drawn = own.decode(_ask(slots, range(SLOTS), [1, 2, 4, 5]), num_idle=num_idle)
+    np.testing.assert_array_equal(drawn.count_B, counts)
+    found = [drawn.tokens_BT[row, :count].tolist() for row, count in enumerate(counts)]
+    while drawn.left_B.any():
+        slots, drawn = own.decode(slots, num_idle=SLOTS)
+        for row, count in enumerate(drawn.count_B):
+            found[row] += drawn.tokens_BT[row, :count].tolist()
+    assert list(map(len, found)) == [1, 2, 4, 5]
+    for row, answer in enumerate(found):    # that of a full forward pass
+        whole_BL = np.zeros((SLOTS, CAPACITY), int)
+        whole_BL[0, :PIECE] = tokens_PL[row]
+        whole_BL[0, PIECE:PIECE + len(answer)] = answer
+        full_BLV, _ = own.full(whole_BL, whole_BL)
+        assert answer == np.asarray(full_BLV)[0, PIECE - 1:].argmax(-1)[:len(answer)].tolist()
