@@ -358,6 +358,8 @@ def test_a_slot_whose_answer_ended_early_holds_what_it_held_then(name, ending):
     (dict(seed=1.5), "seed=1.5: must be a whole number: choose another seed"),
     (dict(stops=(2, 2**31)), "stops=(2, 2147483648): must be whole numbers of 32 bits: name tokens "
                              "of the model"),
+    (dict(prompt=(3, 1.5)), "prompt: has tokens that are no whole numbers: encode it with the "
+                            "model's own tokenizer"),
     (dict(stop_texts=("a",)), "stop texts: need an engine that knows the text of tokens: make it "
                               "with to_text"),
     (dict(prompt=(3, 31)), "prompt: has tokens outside the vocabulary of 31: encode it with the "

@@ -248,8 +248,17 @@ def damage_arrays(folder):
 
 
 def change_rank(folder, sums=True):
+    describe(folder, lambda described: described | {"rank": 3}, sums)
+
+
+def drop_shapes(folder):
+    describe(folder, lambda described: {name: value for name, value in described.items()
+                                        if name != "shapes"})
+
+
+def describe(folder, change, sums=True):
     described = json.loads((folder / "adapter.json").read_text())
-    write_json(folder / "adapter.json", described | {"rank": 3})
+    write_json(folder / "adapter.json", change(described))
     if sums:
         write_sums(folder, folder.rglob("*"))
 
@@ -259,9 +268,10 @@ def change_rank(folder, sums=True):
     (partial(change_rank, sums=False), "adapter: is damaged: adapter.json has changed"),
     (change_rank, r"adapter: has blocks/w_down_a_FI of shape \[2, 64, 2\], and "
                   r"its rank and targets need \[2, 64, 3\]: put it back"),
+    (drop_shapes, r"adapter/adapter.json: has no shapes: put it back"),
     (lambda folder: (folder / "adapter.json").unlink(), r"is no adapter \(no adapter.json\)"),
     (lambda folder: (folder / "files.json").unlink(), "is damaged: files.json is missing"),
-], ids=["arrays", "json", "shapes", "none", "sums"])
+], ids=["arrays", "json", "shapes", "keys", "none", "sums"])
 def test_what_is_no_sound_adapter_is_refused(saved, tmp_path, damage, line):
     folder, base = saved
     shutil.copytree(folder, tmp_path / "adapter")

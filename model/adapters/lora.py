@@ -281,6 +281,9 @@ def load_lora(folder: Path, base: Path, mesh: Mesh | None = None) -> tuple[Adapt
     check_files(folder, lambda name: name == "adapter.json")
     described = read_json(folder / "adapter.json")
     check_layout(folder, described, layout=LAYOUT, of=ADAPTERS)
+    if missing := {"rank", "alpha", "targets", "arrays", "shapes", "base"} - described.keys():
+        raise UserError(f"{folder}/adapter.json", f"has no {', '.join(sorted(missing))}",
+                        "put it back from a copy, or train it anew")
     config, own = read_description(base).config, described["base"]
     if fingerprint_params(base) != own["params"]:
         raise UserError(str(folder), f"is an adapter of {own['name']} with parameters "

@@ -28,8 +28,9 @@ class Request:
             the prompt, of which the first token and the newest ones stay.
 
     Raises:
-        UserError: the prompt is empty, a stop text is, there are too many stop tokens or one that
-            no model has, `seed` or `sample` is no such number, or `overlong` is another word.
+        UserError: the prompt is empty or holds what is no token, a stop text is empty, there are
+            too many stop tokens or one that no model has, `seed` or `sample` is no such number, or
+            `overlong` is another word.
     """
 
     prompt: tuple[int, ...]
@@ -50,6 +51,9 @@ class Request:
             raise UserError(f"stops: {len(self.stops)} tokens", f"are more than {NUM_STOPS}",
                             "name fewer")
         # Arrays hold these: what they cannot is refused here, before a slot is given to it.
+        if not all(map(is_whole, self.prompt)):
+            raise UserError("prompt", "has tokens that are no whole numbers",
+                            "encode it with the model's own tokenizer")
         if not all(is_whole(stop) and abs(stop) < 2**31 for stop in self.stops):
             raise UserError(f"stops={self.stops}", "must be whole numbers of 32 bits",
                             "name tokens of the model")
