@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from core.errors import UserError
 from data.templates.parts import Part, render_template
 from data.tokenizers.tokenizer import Tokenizer
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +23,12 @@ class Message:
 
     role: str       # one of `ROLES`
     content: str
+    tool_calls: tuple[Mapping[str, Any], ...] = ()      # of an assistant, as OpenAI writes them
+
+    def to_dict(self) -> dict[str, Any]:
+        """The message as plain JSON, without calls where there are none."""
+        calls = {"tool_calls": list(self.tool_calls)} if self.tool_calls else {}
+        return {"role": self.role, "content": self.content, **calls}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +40,7 @@ class Conversation:
 
     def to_dict(self) -> dict:
         """The conversation as plain JSON."""
-        return {"messages": [dataclasses.asdict(m) for m in self.messages], "meta": dict(self.meta)}
+        return {"messages": [m.to_dict() for m in self.messages], "meta": dict(self.meta)}
 
 
 def make_conversation(messages: Sequence[Mapping[str, str]], where: str = "") -> Conversation:
@@ -128,13 +135,17 @@ def _render_parts(conversation: Conversation, tokenizer: Tokenizer, *, prompt: b
         raise UserError("the model's tokenizer", "has no chat template",
                         "put a chat_template.jinja beside its tokenizer.json and import it anew, "
                         "or name a chat model")
-    return render_template([dataclasses.asdict(message) for message in conversation.messages],
-                           tokenizer, prompt=prompt)
+    return render_template([message.to_dict() for message in conversation.messages], tokenizer,
+                           prompt=prompt)
 
 
 def _render_turns(conversation: Conversation, tokenizer: Tokenizer, prompt: bool) -> list[Part]:
     parts, between = [], [tokenizer.bos]
     for message in conversation.messages:
+        if message.tool_calls or message.role not in tokenizer.turn_tokens:
+            raise UserError(f"a message of the role {message.role!r}", "or with calls of tools has "
+                            "no token that begins its turn",
+                            "leave it out, or name a template that has such turns")
         between.append(tokenizer.turn_tokens[message.role])
         content = [*tokenizer.encode(message.content), tokenizer.end]
         if message.role == "assistant":

@@ -31,6 +31,7 @@ class Preference:
         source: who ordered them: a task, a judge, a person.
         meta: whatever else is known, as plain JSON.
         finishes: how each response ended, stop or length (cut at a limit); empty if unknown.
+        scores: the number that each response was given; empty if unknown.
     """
 
     prompt: Conversation
@@ -39,6 +40,7 @@ class Preference:
     source: str = ""
     meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     finishes: tuple[str, ...] = ()
+    scores: tuple[float, ...] = ()
 
     def pairs(self) -> list[tuple[int, int]]:
         """Indices (preferred, other) of every two responses that are not tied."""
@@ -50,7 +52,27 @@ class Preference:
         """The preference as plain JSON."""
         return {"messages": self.prompt.to_dict()["messages"], "responses": list(self.responses),
                 "ranks": list(self.ranks), "source": self.source, "meta": dict(self.meta),
-                "finishes": list(self.finishes)}
+                "finishes": list(self.finishes), "scores": list(self.scores)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Labelled:
+    """One response to a prompt, and whether it is good.
+
+    Attributes:
+        prompt: messages up to the user's last.
+        response: what was answered.
+        is_good: whether it is one to imitate.
+        source, meta: as of `Preference`.
+        finish: how the response ended, stop or length; "" if unknown.
+    """
+
+    prompt: Conversation
+    response: str
+    is_good: bool
+    source: str = ""
+    meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    finish: str = ""
 
 
 def make_preference(row: Mapping[str, Any], where: str) -> Preference:
@@ -76,8 +98,13 @@ def make_preference(row: Mapping[str, Any], where: str) -> Preference:
     finishes = row.get("finishes", [])
     if not isinstance(finishes, list) or len(finishes) not in (0, len(responses)):
         raise UserError(where, "needs one of finishes for each response, or none", remedy)
+    scores = row.get("scores", [])
+    if (not isinstance(scores, list) or len(scores) not in (0, len(responses))
+            or not all(isinstance(score, int | float) for score in scores)):
+        raise UserError(where, "needs one number of scores for each response, or none", remedy)
     return Preference(make_conversation(row["messages"], where), tuple(responses), tuple(ranks),
-                      row.get("source", ""), row.get("meta", {}), tuple(finishes))
+                      row.get("source", ""), row.get("meta", {}), tuple(finishes),
+                      tuple(map(float, scores)))
 
 
 def write_preferences(path: Path, preferences: Iterable[Preference]) -> None:

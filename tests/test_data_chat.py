@@ -11,7 +11,7 @@ from data.tokenizers.bpe import BytePairTokenizer
 # No merges: 256 bytes and the special tokens.
 BYTES = BytePairTokenizer({bytes([i]): i for i in range(256)})
 
-MESSAGES = st.lists(st.builds(Message, st.sampled_from(ROLES),
+MESSAGES = st.lists(st.builds(Message, st.sampled_from(ROLES[:3]),
                               st.text(max_size=8)), max_size=5)
 
 

@@ -1,0 +1,1 @@
+"""Conversations and preferences in the layouts in which others publish them."""
