@@ -81,6 +81,17 @@ def make_lora(**changes) -> dict:
         targets=()) | changes       # patterns of projections, as "wq" or "w_*"; () = all
 
 
+def make_learning(**changes) -> dict:
+    """The fields of a stage that learns from conversations or preferences; see `align.sources`."""
+    return dict(
+        inputs="",                  # files or folders by commas; PATH@1000, PATH@0.5: a part of one
+        layout="",                  # of their rows; "" recognises it, data/layouts names them
+        template="",                # "" = the tokenizer's own, or a name of data/templates/named.py
+        overlong="drop",            # or cut, fail: what is longer than a row
+        faulty="drop",              # or fail: what teaches nothing or cannot be read
+        heldout_frac=0.0) | changes # of the prompts: never trained on, their loss is reported
+
+
 def make_pretrain(**changes) -> ConfigDict:
     """The section `pretrain` with every field; sizes of the run come from `changes`."""
     return ConfigDict(make_training(
