@@ -11,6 +11,8 @@ import grain
 import jax
 from ml_collections import ConfigDict
 
+from align.heldout import Evaluate
+from core.artifacts import read_json, write_json
 from core.errors import UserError
 from core.progress import log
 from data.tokens.rows import batches as group_rows
@@ -31,7 +33,10 @@ from model.parallel.sharding import param_shardings
 from train.setup import Setup, make_setup
 from train.step import LossFn
 from train.trainer import Data, Frozen, Trained, train
+from train.watch.metrics import read_metrics
 from train.watch.writers import check_writers
+
+UNTOUCHED = "untouched.json"    # in the artifact: what the model was measured at before training
 
 
 def open_setup(source: Path, section: ConfigDict, mesh: Mapping[str, int]) -> Setup:
@@ -46,8 +51,11 @@ def open_setup(source: Path, section: ConfigDict, mesh: Mapping[str, int]) -> Se
     return setup
 
 
-def make_batches(rows: list[Any], section: ConfigDict) -> grain.MapDataset:
+def make_batches(rows: Any, section: ConfigDict) -> grain.MapDataset:
     """Batches of `num_epochs` passes over rows, each shuffled differently.
+
+    Args:
+        rows: anything of a length whose elements are read by their number.
 
     Where the rows do not fill the last batch, a further pass does, so that each is trained on at
     least `num_epochs` times.
@@ -69,7 +77,8 @@ def make_batches(rows: list[Any], section: ConfigDict) -> grain.MapDataset:
 
 
 def fine_tune(loss_fn: LossFn, batches: grain.MapDataset, source: Path, *, setup: Setup,
-              section: ConfigDict, folder: Path, rows_per_example: int = 1) -> dict[str, Any]:
+              section: ConfigDict, folder: Path, rows_per_example: int = 1,
+              evaluate: Evaluate | None = None) -> dict[str, Any]:
     """Fine-tunes a model directory and writes the result, a chat model.
 
     With `section.lora.rank` an adapter is trained beside the model's frozen parameters. The result
@@ -80,20 +89,31 @@ def fine_tune(loss_fn: LossFn, batches: grain.MapDataset, source: Path, *, setup
         source: the model directory to start from; its parameters are read unless a checkpoint of
             this stage exists, or they are frozen.
         folder: the model directory to write.
+        evaluate: run on the model's parameters, an adapter included, before the first step, every
+            `run.evaluate_every` steps and after the last.
 
     Returns:
-        `steps`, and the trainer's metrics.
+        `steps`, the trainer's metrics, and of the numbers that `evaluate` gives those of the
+        untouched model, as `untouched_NAME`, and of the result.
     """
     data = Data(batches, rows_per_example, lambda num_batches: {
         "epochs": section.num_epochs * num_batches / len(batches)})
     load, lora = partial(load_params, source, setup.config, setup.mesh), read_lora(section.lora)
+    untouched = partial(_note_untouched, evaluate, folder / UNTOUCHED)
     if lora is None:
-        trained, metrics = train(loss_fn, data, load, setup=setup, section=section, folder=folder)
+        trained, metrics = train(loss_fn, data, lambda: untouched(load()), setup=setup,
+                                 section=section, folder=folder, evaluate=evaluate)
     else:
         frozen = freeze(setup, section, load())
+
+        def begin() -> Adapter:
+            untouched(frozen.params)
+            return make_adapter(setup, section)
+
         adapter, metrics = train(
-            with_adapter(loss_fn, lora), data, partial(make_adapter, setup, section), setup=setup,
-            section=section, folder=folder, frozen=frozen)
+            with_adapter(loss_fn, lora), data, begin, setup=setup, section=section, folder=folder,
+            frozen=frozen, evaluate=evaluate and (
+                lambda adapter: evaluate(apply_lora(frozen.params, adapter, lora))))
         del frozen
         trained = Trained(*(tree and merge(load(), tree, setup, lora) for tree in adapter))
         for place, tree in (("adapter", adapter.params), ("raw/adapter", adapter.raw)):
@@ -101,7 +121,27 @@ def fine_tune(loss_fn: LossFn, batches: grain.MapDataset, source: Path, *, setup
                 save_lora(folder / place, tree, lora, source)
     trained.save(folder, setup.config, source / "tokenizer", chat=True,
                  context_tokens=read_description(source).context_tokens)
-    return {"steps": len(batches), **metrics}
+    return {"steps": len(batches), **metrics, **_evaluated(folder, metrics.get("best_step"))}
+
+
+def _note_untouched(evaluate: Evaluate | None, path: Path, params: Params) -> Params:
+    """Evaluates the parameters that training starts from, which it returns."""
+    if evaluate is not None:
+        values = evaluate(params)
+        if jax.process_index() == 0:
+            write_json(path, values)
+    return params
+
+
+def _evaluated(folder: Path, best_step: int | None) -> dict[str, float]:
+    """Numbers of the evaluations: of the untouched model, and of the one that is kept."""
+    if not (folder / UNTOUCHED).exists():
+        return {}
+    rows = [row for row in read_metrics(folder / "metrics.jsonl") if "evaluated" in row]
+    kept = next((row for row in rows if row["step"] == best_step), rows[-1])
+    before = {f"untouched_{name}": value for name, value in read_json(folder / UNTOUCHED).items()}
+    return {name: value for name, value in (before | kept).items()
+            if not isinstance(value, str) and name not in ("step", "evaluated")}
 
 
 def freeze(setup: Setup, section: ConfigDict, params: Params | None = None) -> Frozen | None:

@@ -70,6 +70,9 @@ def make_training(**changes) -> dict:
         # some more, at most that often. after=0 never goes back.
         rewind=dict(after=8, steps_back=100, skip_batches=50, max_retries=3),
         ema_decay=0.0,              # above 0, the running average is what is kept in the end
+        # A value of the evaluations, as "heldout_loss": the parameters where it was smallest are
+        # kept in the end, and so many evaluations in a row without progress end the run; 0 = none.
+        best=dict(measure="", patience=0),
         seed=0) | changes
 
 

@@ -75,6 +75,7 @@ AXIS = Bounds(1, MAX_INT32, whole=True, also=-1, note="-1 takes all remaining de
 BOUNDS: Mapping[str, Bounds] = {
     # Every stage.
     "heldout_frac": Bounds(high=1.0, without=1.0),
+    "best.patience": count(0, note="0 never ends early"),
     "seed": count(0), "batch_size": count(), "row_length": count(2), "num_steps": count(),
     "num_epochs": count(), "max_new_tokens": count(), "temperature": NOT_NEGATIVE,
     "top_p": Bounds(high=1.0, without=0.0), "tasks.*": count(0, note="0 leaves the task out"),

@@ -23,7 +23,7 @@ from core.errors import UserError
 from model.config import ModelConfig
 from model.execution import Execution
 from model.parallel.sharding import make_mesh
-from train.loop import Loop
+from train.loop import Evaluation, Loop
 from train.setup import Setup
 from train.signals import StopRequest, leave_if_stopping
 from train.step import make_state, make_train_step
@@ -72,7 +72,7 @@ def stop_the_run():
         time.sleep(0.001)
 
 
-def run(folder, bad=(), evaluate=None, section=None):
+def run(folder, bad=(), evaluate=None, section=None, is_over=lambda step: False):
     section = section or make_section()
     open_partial(folder, make_lineage(stage="toy", config={}, inputs={}, code=""))
     mesh, optimizer = make_mesh({"data": 1}, jax.devices()[:1]), optax.sgd(0.05)
@@ -82,7 +82,8 @@ def run(folder, bad=(), evaluate=None, section=None):
     rows = grain.MapDataset.source(Batches(frozenset(bad)))
     loop = Loop(step, rows, folder=folder, setup=Setup(SIZES, Execution(), mesh), section=section,
                 tokens_per_step=8, epochs=lambda num_batches: {"epochs/toy": num_batches / 10},
-                evaluate=evaluate or (lambda state: {"w": float(state.params["w_D"][0])}))
+                evaluation=Evaluation(
+                    evaluate or (lambda state: {"w": float(state.params["w_D"][0])}), is_over))
     return loop.run(abstract_state, lambda: make_first({"w_D": jnp.zeros(4)}))
 
 

@@ -12,7 +12,7 @@ import contextlib
 import gc
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import grain
 import jax
@@ -35,6 +35,18 @@ from train.watch.profile import Profiler, requested_window
 from train.watch.recorder import Recorder, is_due
 
 
+class Evaluation(NamedTuple):
+    """What is computed on the state every `evaluate_every` steps and after the last.
+
+    Attributes:
+        run: from the state to values, numbers or texts, by name.
+        is_over: whether the run ends at a step, because its evaluations get no better.
+    """
+
+    run: Callable[[TrainState], Mapping[str, Any]]
+    is_over: Callable[[int], bool] = lambda step: False
+
+
 class Loop:
     """Runs a jitted step over batches, from the step at which an earlier process stopped.
 
@@ -45,15 +57,15 @@ class Loop:
         folder: gets `checkpoints/`, `metrics.jsonl`, `speed.jsonl`, `goodput.jsonl` and, after
             trouble, `rewinds.json`.
         tokens_per_step: for the rates.
-        evaluate: run on the state every `evaluate_every` steps and after the last.
+        evaluation: what is evaluated; None evaluates nothing.
         epochs: passes over the data after a number of batches, for the metrics.
     """
 
     def __init__(self, train_step: TrainStep, batches: grain.MapDataset, *, setup: Setup,
                  section: ConfigDict, folder: Path, tokens_per_step: int,
-                 evaluate: Callable[[TrainState], Mapping[str, float]] | None = None,
+                 evaluation: Evaluation | None = None,
                  epochs: Callable[[int], Mapping[str, float]] = lambda num_batches: {}):
-        self._train_step, self._evaluate = train_step, evaluate
+        self._train_step, self._evaluation = train_step, evaluation
         self._run, self._mesh, self._folder = section.run, setup.mesh, folder
         self._name, self._num_steps = section.out, len(batches)
         self._batches = iter(batches.repeat().to_iter_dataset(grain.ReadOptions(num_threads=1)))
@@ -67,7 +79,7 @@ class Loop:
         self._held_from: int | None = None      # the step from which this process's settings hold
 
     def run(self, abstract_state: TrainState, make_state: Callable[[], TrainState]) -> TrainState:
-        """Trains to the last step.
+        """Trains to the last step, or to the evaluation that ends it early.
 
         Args:
             abstract_state: shapes, dtypes and shardings of the state.
@@ -92,7 +104,7 @@ class Loop:
             state = self._start(abstract_state, make_state)
             first = step = int(state.step)
             self._evaluate_or_leave(state, step, stop)
-            while step < self._num_steps:
+            while step < self._num_steps and not self._is_over(step):
                 step += 1
                 batch = self._next_batch(step)
                 self._profiler.before(step, state.step)
@@ -121,6 +133,9 @@ class Loop:
             self._checkpoints.close()
             log(f"{self._name}: {compilations.line()}; {self._goodput.line()}")
         return state
+
+    def _is_over(self, step: int) -> bool:
+        return self._evaluation is not None and self._evaluation.is_over(step)
 
     def goodput_frac(self) -> float:
         """Share of the run's time, restarts included, that went into steps that count."""
@@ -166,13 +181,13 @@ class Loop:
     def _evaluate_or_leave(self, state: TrainState, step: int, stop: StopRequest) -> None:
         """Evaluates where it is due and not recorded: at a restart too, since the process before
         may not have come to it. A signal meanwhile ends the run."""
-        if (self._evaluate is None or step == 0
+        if (self._evaluation is None or step == 0
                 or not self._is_due(step, self._run.evaluate_every)
                 or self._recorder.has(step, "evaluated")):
             return
         try:
             with self._goodput.spend("evaluate"), self._recorder.off_the_clock():
-                values = self._evaluate(state)
+                values = self._evaluation.run(state)
         except Interrupted:
             self._leave(state, step, stop)
         self._recorder.write(step, {"evaluated": 1} | values)

@@ -19,16 +19,17 @@ from model.config import ModelConfig
 from model.directory import save_model
 from model.families.registry import abstract_params, num_params
 from model.parallel.sharding import check_mesh
+from train.best import Best
 from train.checkpoints.reader import Branch
-from train.loop import Loop
+from train.loop import Evaluation, Loop
 from train.optimizer.optimizers import eval_params, learning_rates, make_optimizer
 from train.setup import Setup
 from train.state import TrainState
 from train.step import LossFn, TrainStep, make_state, make_train_step
 from train.watch.diagnostics import diagnose
 
-# `evaluate(params) -> {name: value}`
-Evaluate = Callable[[Any], Mapping[str, float]]
+# `evaluate(params) -> {name: value}`: numbers, or texts.
+Evaluate = Callable[[Any], Mapping[str, Any]]
 
 
 class Data(NamedTuple):
@@ -99,11 +100,13 @@ def train(loss_fn: LossFn, data: Data, make_params: Callable[[], Any | Branch], 
         section: the stage's config; `configs.common.make_training` has the fields read here.
         folder: gets `checkpoints/`, `metrics.jsonl`, `speed.jsonl`, `goodput.jsonl`.
         evaluate: run every `evaluate_every` steps and after the last; beside a running average,
-            on the raw parameters too.
+            on the raw parameters too. With `section.best.measure` the parameters of the best
+            evaluation are the result.
         frozen: None trains the model's own parameters.
 
     Returns:
-        The trained parameters; and, for the stage's metrics, `goodput_frac` of the run.
+        The trained parameters; and, for the stage's metrics, `goodput_frac` of the run and, where
+        the best parameters are kept, `best_step`.
 
     Raises:
         UserError: sizes that do not fit each other, before anything is compiled; or training
@@ -122,9 +125,10 @@ def train(loss_fn: LossFn, data: Data, make_params: Callable[[], Any | Branch], 
         f"of {format_count(tokens_per_step)} tokens, {section.optimizer.name}, "
         f"{setup.execution.compute_dtype}, {describe(*setup)}, "
         f"{setup.mesh.size} x {jax.devices()[0].device_kind}")
+    best = Best(section, folder) if section.best.measure else None
     loop = Loop(train_step, batches, setup=setup, section=section, folder=folder,
                 tokens_per_step=tokens_per_step, epochs=data.epochs,
-                evaluate=evaluate and partial(evaluate_state, evaluate))
+                evaluation=make_evaluation(evaluate, best, section))
     abstract_state = make_first(shapes)
 
     def begin() -> TrainState:
@@ -132,7 +136,13 @@ def train(loss_fn: LossFn, data: Data, make_params: Callable[[], Any | Branch], 
         return first.restore(abstract_state) if isinstance(first, Branch) else make_first(first)
 
     state = loop.run(abstract_state, begin)
-    return trained_params(state), {"goodput_frac": round(loop.goodput_frac(), 4)}
+    metrics = {"goodput_frac": round(loop.goodput_frac(), 4)}
+    if best is None:
+        return trained_params(state), metrics
+    del state
+    step, params = best.load(shapes, setup.mesh)
+    log(f"{section.out}: kept the parameters of step {step}, the best by {section.best.measure}")
+    return Trained(params, None), metrics | {"best_step": step}
 
 
 def make_step(loss_fn: LossFn, setup: Setup, section: ConfigDict, *, num_steps: int,
@@ -189,7 +199,29 @@ def trained_params(state: TrainState) -> Trained:
     return Trained(raw, None) if state.ema is None else Trained(state.ema, raw)
 
 
-def evaluate_state(evaluate: Evaluate, state: TrainState) -> dict[str, float]:
+def make_evaluation(evaluate: Evaluate | None, best: Best | None,
+                    section: ConfigDict) -> Evaluation | None:
+    """The evaluation of a run, which keeps its best parameters where these are wanted.
+
+    Raises:
+        UserError: the best is to be kept of a run that evaluates nothing.
+    """
+    if evaluate is None and best is not None:
+        raise UserError(f"{section.out}.best.measure={section.best.measure!r}",
+                        "this run evaluates nothing", 'set it to ""')
+    if evaluate is None:
+        return None
+
+    def run(state: TrainState) -> dict[str, Any]:
+        values = evaluate_state(evaluate, state)
+        if best is not None:
+            best.consider(int(state.step), values, trained_params(state).params)
+        return values
+
+    return Evaluation(run, best.is_over if best is not None else lambda step: False)
+
+
+def evaluate_state(evaluate: Evaluate, state: TrainState) -> dict[str, Any]:
     """Evaluates the parameters to keep and, as `raw_NAME`, the raw ones beside an average."""
     trained = trained_params(state)
     metrics = dict(evaluate(trained.params))

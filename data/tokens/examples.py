@@ -1,16 +1,21 @@
 """Rendered examples on disk: token ids with the weight of each as a target.
 
-A folder holds `examples.tokens` (uint32), `examples.weights` (float32), `examples.ends` (int64,
-the end of each example) and `examples.groups` (int64, the end of each group among the examples),
-all little-endian and with checksums, and `examples.json`, which is written last. A group is what is
-learned from at once: one conversation, two answers of a pair, K answers of a ranking.
+A folder holds for each of its parts, as `train` and `heldout`, `PART.tokens` (uint32),
+`PART.weights` (float32), `PART.ends` (int64, the end of each example), `PART.values` (float32, a
+number of each example) and `PART.groups` (int64, the end of each group among the examples), all
+little-endian and with checksums; and one `examples.json`. A group is what is learned from at once:
+one conversation, two answers of a pair, K answers of a ranking.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+import os
+import shutil
+import socket
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,66 +27,93 @@ from data.batch import Batch
 from data.tokens.best_fit import best_fit
 from data.tokens.checked import CheckedArray, write_sums
 
-DTYPES = {"tokens": "<u4", "weights": "<f4", "ends": "<i8", "groups": "<i8"}
+DTYPES = {"tokens": "<u4", "weights": "<f4", "ends": "<i8", "values": "<f4", "groups": "<i8"}
+TRAIN, HELDOUT = "train", "heldout"
 DESCRIBED = "examples.json"
 
 
 class Example(NamedTuple):
-    """Token ids, and for each the weight of its loss as a target; equally long."""
+    """A rendered example.
+
+    Attributes:
+        tokens: ids.
+        weights: of each token's loss as a target.
+        value: a number that its stage needs: a rank, a label.
+    """
 
     tokens: Sequence[int]
     weights: Sequence[float]
+    value: float = 0.0
 
 
-def write_examples(folder: Path, groups: Iterable[Sequence[Example]],
-                   describe: Any = lambda: {}) -> dict[str, Any]:
+def write_examples(folder: Path, groups: Iterable[tuple[str, Sequence[Example]]],
+                   describe: Callable[[], Mapping[str, Any]] = dict) -> dict[str, Any]:
     """Writes groups of examples as they come; a folder that is finished is left as it is.
 
+    Several processes may write the same folder: the first to end gives its files.
+
     Args:
-        describe: called after the last group, what else `examples.json` is to hold.
+        groups: each with its part.
+        describe: called after the last group: what else `examples.json` is to hold.
 
     Returns:
-        The contents of `examples.json`: numbers of `groups`, `examples` and `tokens`, and the rest.
+        The contents of `examples.json`: by part the numbers of `groups`, `examples` and `tokens`,
+        and the rest.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    if (folder / DESCRIBED).exists():
-        return read_json(folder / DESCRIBED)
-    num_groups = num_examples = num_tokens = 0
-    paths = {name: folder / f"examples.{name}" for name in DTYPES}
+    if not (folder / DESCRIBED).exists():
+        made = folder.with_name(f".{folder.name}.{socket.gethostname()}-{os.getpid()}")
+        shutil.rmtree(made, ignore_errors=True)
+        made.mkdir(parents=True)
+        counts = _write_parts(made, groups)
+        write_json(made / DESCRIBED, {"parts": counts, **describe()})
+        try:
+            os.rename(made, folder)
+        except OSError:     # another process has been faster
+            shutil.rmtree(made)
+    return read_json(folder / DESCRIBED)
+
+
+def _write_parts(folder: Path, groups: Iterable[tuple[str, Sequence[Example]]]) -> dict[str, Any]:
+    counts: dict[str, Counter] = defaultdict(Counter)
+    files: dict[str, Any] = {}
     with contextlib.ExitStack() as stack:
-        files = {name: stack.enter_context(open(path, "wb")) for name, path in paths.items()}
-        for group in groups:
-            for tokens, weights in group:
-                num_tokens += len(tokens)
+        for part, group in groups:
+            if part not in counts:
+                files |= {f"{part}.{name}": stack.enter_context(
+                    open(folder / f"{part}.{name}", "wb")) for name in DTYPES}
+            counted = counts[part]
+            for tokens, weights, value in group:
+                counted["tokens"] += len(tokens)
                 for name, values in (("tokens", tokens), ("weights", weights),
-                                     ("ends", [num_tokens])):
-                    files[name].write(np.asarray(values, DTYPES[name]).tobytes())
-            num_examples += len(group)
-            num_groups += 1
-            files["groups"].write(np.asarray([num_examples], DTYPES["groups"]).tobytes())
-    for path in paths.values():
-        write_sums(path)
-    described = {"groups": num_groups, "examples": num_examples, "tokens": num_tokens, **describe()}
-    write_json(folder / DESCRIBED, described)
-    return described
+                                     ("ends", [counted["tokens"]]), ("values", [value])):
+                    files[f"{part}.{name}"].write(np.asarray(values, DTYPES[name]).tobytes())
+            counted["examples"] += len(group)
+            counted["groups"] += 1
+            files[f"{part}.groups"].write(
+                np.asarray([counted["examples"]], DTYPES["groups"]).tobytes())
+    for name in files:
+        write_sums(folder / name)
+    return {part: dict(counted) for part, counted in counts.items()}
 
 
 class Examples:
-    """Random access to the groups of a folder that `write_examples` wrote.
+    """Random access to the groups of a part of a folder that `write_examples` wrote.
 
     Attributes:
-        described: contents of `examples.json`.
         lengths: tokens of each example.
+
+    Raises:
+        UserError: there is no example in the part, or its files are damaged.
     """
 
-    def __init__(self, folder: Path):
-        self.described: Mapping[str, Any] = read_json(folder / DESCRIBED)
-        if not self.described["groups"]:
-            raise UserError(str(folder), "holds no example", "give more data")
-        arrays = {name: CheckedArray(folder / f"examples.{name}", dtype)
+    def __init__(self, folder: Path, part: str = TRAIN):
+        if part not in read_json(folder / DESCRIBED)["parts"]:
+            raise UserError(str(folder), f"holds no example of {part}", "give more data")
+        arrays = {name: CheckedArray(folder / f"{part}.{name}", dtype)
                   for name, dtype in DTYPES.items()}
         self._tokens, self._weights = arrays["tokens"], arrays["weights"]
-        self._ends, self._groups = arrays["ends"][:], arrays["groups"][:]
+        self._ends, self._values = arrays["ends"][:], arrays["values"][:]
+        self._groups = arrays["groups"][:]
         self.lengths = np.diff(self._ends, prepend=0)
 
     def __len__(self) -> int:
@@ -94,9 +126,9 @@ class Examples:
 
     def example(self, number: int) -> Example:
         """An example by its number among all."""
-        start = self._ends[number - 1] if number else 0
-        return Example(self._tokens[start:self._ends[number]],
-                       self._weights[start:self._ends[number]])
+        start, end = self._ends[number - 1] if number else 0, self._ends[number]
+        return Example(self._tokens[start:end], self._weights[start:end],
+                       float(self._values[number]))
 
 
 class PackedRows:
@@ -132,8 +164,8 @@ def lay_out_examples(examples: Sequence[Example], row_length: int) -> Batch:
     """
     row = Batch(*np.zeros((2, row_length), np.int32), np.zeros(row_length, np.float32),
                 *np.zeros((2, row_length), np.int32))
-    edges = itertools.accumulate((len(tokens) - 1 for tokens, _ in examples), initial=0)
-    for segment, ((begin, end), (tokens, weights)) in enumerate(
+    edges = itertools.accumulate((len(example.tokens) - 1 for example in examples), initial=0)
+    for segment, ((begin, end), (tokens, weights, _)) in enumerate(
             zip(itertools.pairwise(edges), examples), start=1):
         row.tokens_BL[begin:end], row.targets_BL[begin:end] = tokens[:-1], tokens[1:]
         row.loss_weights_BL[begin:end] = weights[1:]

@@ -35,7 +35,8 @@ from jax.experimental import multihost_utils
 class MetricsFile:
     """An append-only file of ``{"step": ..., name: value}`` lines; process 0 writes it.
 
-    A value that is not finite is written as null, since JSON has no NaN.
+    Values are numbers or, of samples, texts. One that is not finite is written as null, since JSON
+    has no NaN.
 
     Args:
         path: the file.
@@ -58,7 +59,7 @@ class MetricsFile:
             os.replace(temporary, path)
             self._file = open(path, "a")  # noqa: SIM115 -- open as long as the run
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
+    def write(self, step: int, values: Mapping[str, float | str]) -> None:
         """Appends one line and flushes it, so that it is not lost if the process is killed."""
         row = {"step": step} | {name: _finite(value) for name, value in values.items()}
         self._add_names(row)
@@ -88,7 +89,7 @@ class MetricsFile:
         self._names[row["step"]] = self._names.get(row["step"], frozenset()) | row.keys()
 
 
-def read_metrics(path: Path) -> list[dict[str, float]]:
+def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All lines of a metrics file; values that were not finite are NaN."""
     return [{name: math.nan if value is None else value for name, value in row.items()}
             for row in map(json.loads, path.read_text().splitlines())]
@@ -108,5 +109,5 @@ def _lines_up_to(path: Path, step: int) -> list[str]:
     return kept
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _finite(value: float | str) -> float | str | None:
+    return value if isinstance(value, str) or math.isfinite(value) else None

@@ -98,7 +98,7 @@ class Recorder:
             self.write(step, values | seen)
             self._write_speed(step)
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
+    def write(self, step: int, values: Mapping[str, float | str]) -> None:
         """Writes a line of metrics."""
         for file in (self._files[0], self._writers):
             file.write(step, values)

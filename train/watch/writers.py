@@ -24,7 +24,7 @@ class Writer(Protocol):
     def start(self, step: int) -> None:
         """Begins behind the restored step; what a killed process wrote of later ones is hidden."""
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
+    def write(self, step: int, values: Mapping[str, float | str]) -> None:
         """Writes the values of a step."""
 
     def close(self) -> None:
@@ -47,10 +47,11 @@ class TensorBoard:
         if step == 0:
             self._writer.add_text("config", f"```yaml\n{self._config}\n```", 0)
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
+    def write(self, step: int, values: Mapping[str, float | str]) -> None:
         """Writes the values of a step."""
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+            add = self._writer.add_text if isinstance(value, str) else self._writer.add_scalar
+            add(name, value, step)
 
     def close(self) -> None:
         """Writes what is buffered."""
@@ -81,7 +82,7 @@ class WeightsAndBiases:
     def start(self, step: int) -> None:
         """Nothing: a step that is written again replaces its values."""
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
+    def write(self, step: int, values: Mapping[str, float | str]) -> None:
         """Writes the values of a step."""
         self._run.log({"step": step, **values})
 
@@ -152,7 +153,7 @@ class Writers:
         """Begins behind the restored step."""
         self._each(lambda writer: writer.start(step))
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
+    def write(self, step: int, values: Mapping[str, float | str]) -> None:
         """Writes the values of a step."""
         self._each(lambda writer: writer.write(step, values))
 
