@@ -51,14 +51,11 @@ def open_setup(source: Path, section: ConfigDict, mesh: Mapping[str, int]) -> Se
     return setup
 
 
-def make_batches(rows: Any, section: ConfigDict) -> grain.MapDataset:
-    """Batches of `num_epochs` passes over rows, each shuffled differently.
+def make_passes(rows: Any, section: ConfigDict, num_passes: int) -> grain.MapDataset:
+    """Passes over rows, each shuffled differently.
 
     Args:
         rows: anything of a length whose elements are read by their number.
-
-    Where the rows do not fill the last batch, a further pass does, so that each is trained on at
-    least `num_epochs` times.
 
     Raises:
         UserError: fewer rows than one batch.
@@ -66,13 +63,21 @@ def make_batches(rows: Any, section: ConfigDict) -> grain.MapDataset:
     if len(rows) < section.batch_size:
         raise UserError(f"{section.out}: {len(rows)} rows", "do not fill one batch of "
                         f"{section.batch_size}", "give more data or a smaller batch_size")
-    source = grain.MapDataset.source(rows).seed(section.seed).shuffle()
+    return grain.MapDataset.source(rows).seed(section.seed).shuffle().repeat(num_passes)
+
+
+def make_batches(rows: Any, section: ConfigDict) -> grain.MapDataset:
+    """Batches of `num_epochs` of `make_passes`.
+
+    Where the rows do not fill the last batch, a further pass does, so that each is trained on at
+    least `num_epochs` times.
+    """
     num_rows = len(rows) * section.num_epochs
     num_missing = -num_rows % section.batch_size
     if num_missing:
         log(f"{section.out}: {num_missing} of {len(rows)} rows are repeated to fill the last batch "
             f"of {section.batch_size}")
-    passes = source.repeat(section.num_epochs + bool(num_missing))
+    passes = make_passes(rows, section, section.num_epochs + bool(num_missing))
     return group_rows(passes[:num_rows + num_missing], section.batch_size)
 
 

@@ -14,7 +14,7 @@ from data.chat import Conversation
 from data.tokenizers.tokenizer import Tokenizer
 from data.tokens.examples import PackedRows
 from eval.respond.loaded import LoadedModel
-from eval.respond.local import answer
+from eval.respond.local import complete, make_prompts
 from model.families.registry import Params
 from model.generation.sampling import Sampling
 from train.loss import Metrics
@@ -28,13 +28,15 @@ SAMPLE_TOKENS = 64
 
 
 def heldout_means(loss_fn: Callable[..., tuple[jax.Array, Metrics]],
-                  batches: Callable[[], Iterable[Any]], setup: Setup) -> Evaluate:
+                  batches: Callable[[], Iterable[Any]], setup: Setup,
+                  names: Sequence[str] = ()) -> Evaluate:
     """An evaluation: the means of a loss's metrics over fixed batches, as `heldout_NAME`.
 
     Args:
         loss_fn: see `train.loss`.
         batches: gives the batches anew at each call, all of one shape; what fills the last one has
             weight 0.
+        names: of the metrics; none takes all.
     """
     @jax.jit
     def sums_of(params: Params, batch: Any) -> Metrics:
@@ -49,7 +51,7 @@ def heldout_means(loss_fn: Callable[..., tuple[jax.Array, Metrics]],
                 found.append(sums_of(params, place_batch(batch, setup.mesh)))
         totals = jax.tree.map(lambda *sums: np.sum(sums, dtype=np.float64), *jax.device_get(found))
         return {f"heldout_{name}": float(total / max(weight, 1e-9))
-                for name, (total, weight) in totals.items()}
+                for name, (total, weight) in totals.items() if not names or name in names}
 
     return evaluate
 
@@ -68,8 +70,9 @@ def sampled_answers(prompts: Sequence[Conversation], tokenizer: Tokenizer, setup
     def evaluate(params: Params) -> dict[str, str]:
         model = LoadedModel(params, setup.config, setup.execution, tokenizer, True, context_tokens,
                             between_batches=leave_if_stopping)
-        completions = answer(model, prompts, Sampling(SAMPLE_TOKENS, temperature=0.0), seed=0,
-                             batch_size=len(prompts))
+        completions = complete(model, make_prompts(model, prompts),
+                               Sampling(SAMPLE_TOKENS, temperature=0.0), seed=0,
+                               batch_size=len(prompts))
         texts = {f"sample/{n}": completion.text or ""
                  for n, completion in enumerate(completions, start=1)}
         for prompt, text in zip(prompts, texts.values()):

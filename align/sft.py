@@ -1,79 +1,192 @@
-"""Stage: supervised fine-tuning; the loss is over the assistant's tokens only.
+"""Stage: supervised fine-tuning on conversations, with the loss on the assistant's tokens.
 
     python -m align.sft --config=configs/quickstart.py --workdir=runs/quickstart
     python -m align.sft --config=configs/quickstart.py --workdir=runs/quickstart \\
         --config.sft.inputs=mine.jsonl --config.sft.tasks.documentation=0
+
+Conversations are rendered once, into `rows/` of the artifact, and streamed from there. With
+`pretrain_frac` that share of the rows is pretraining text, which keeps what the model knows.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import grain
+import numpy as np
 from ml_collections import ConfigDict
 
-from align.finetune import fine_tune, make_batches, open_setup
+from align.finetune import fine_tune, make_batches, make_passes, open_setup
+from align.heldout import Evaluate, heldout_means, joined, padded_batches, sampled_answers
+from align.neftune import with_noise
+from align.sources import fingerprint_inputs, is_heldout, open_conversations, prompt_of
+from core.artifacts import read_json
 from core.entry import Stage, run_stage
 from core.errors import UserError
 from core.progress import log
-from data.batch import Batch, pack_examples
-from data.chat import Conversation, render
+from data.batch import Batch
+from data.chat import Conversation, Message, render
+from data.domains import POOLS, by_domain
+from data.layouts.faults import Faults
 from data.tokenizers.load import load_tokenizer
 from data.tokenizers.tokenizer import Tokenizer
-from eval.tasks.registry import open_tasks
+from data.tokens.examples import HELDOUT, TRAIN, Example, Examples, PackedRows, write_examples
+from data.tokens.mixture import mixture
+from data.tokens.rows import batches as group_rows
+from data.tokens.rows import check_tokenizer
+from model.directory import read_description
 from train.distributed import initialize
 from train.loss import next_token_loss
+from train.setup import Setup
 from train.watch import profile
+
+ROWS = "rows"                                   # in the artifact: the rendered conversations
+WEIGHTINGS = ("tokens", "conversations")
+OVERLONG = ("drop", "cut", "fail")
 
 
 def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict[str, Any]:
-    """Fine-tunes the base model on solved questions."""
+    """Fine-tunes a model on conversations."""
     initialize()
     section, source = config.sft, parents["model"]
     setup = open_setup(source, section, config.mesh)
-    conversations = make_conversations(section, parents.get("corpus"))
-    rows, left_out = make_rows(conversations, load_tokenizer(source / "tokenizer"), section)
-    metrics = fine_tune(next_token_loss, make_batches(rows, section), source, setup=setup,
-                        section=section, folder=folder)
-    return {"conversations": len(conversations), **left_out, **metrics}
+    tokenizer = load_tokenizer(source / "tokenizer")
+    described = write_rows(section, parents.get("corpus"), tokenizer, folder / ROWS)
+    rows = PackedRows(Examples(folder / ROWS), section.row_length)
+    batches = make_batches(rows, section)
+    if section.pretrain_frac:
+        check_tokenizer(parents["tokens"], tokenizer.fingerprint, "sft.tokens")
+        batches = mix_pretraining(rows, section, parents["tokens"])
+    metrics = fine_tune(with_noise(next_token_loss, section.neftune_alpha), batches, source,
+                        setup=setup, section=section, folder=folder,
+                        evaluate=make_evaluate(section, setup, tokenizer, source, folder / ROWS))
+    parts = described["parts"]
+    return {"conversations": parts[TRAIN]["groups"], "rows": len(rows),
+            "heldout_conversations": parts.get(HELDOUT, {"groups": 0})["groups"],
+            "left_out": described["left_out"], **metrics}
 
 
-def make_conversations(section: ConfigDict, corpus: Path | None) -> list[Conversation]:
-    """The training questions of all tasks and the conversations of all inputs, shuffled."""
-    conversations = []
-    for task, count in open_tasks(section.tasks, corpus, section.inputs):
-        conversations += task.conversations("train", count, section.seed)
-    if not conversations:
-        raise UserError(f"{section.out}: tasks, inputs", "give no conversation",
-                        "raise a count in tasks, or name files in inputs")
-    random.Random(section.seed).shuffle(conversations)
-    return conversations
-
-
-def make_rows(conversations: Sequence[Conversation], tokenizer: Tokenizer,
-              section: ConfigDict) -> tuple[list[Batch], dict[str, int]]:
-    """Packs rendered conversations into rows, and logs how many are left out.
+def write_rows(section: ConfigDict, corpus: Path | None, tokenizer: Tokenizer,
+               folder: Path) -> dict[str, Any]:
+    """Renders all conversations into a folder of examples, once.
 
     Returns:
-        The rows; and the numbers of conversations left out as longer than a row (`too_long`) and
-        as without a text of the assistant (`empty_answers`).
+        The contents of its `examples.json`; `left_out` counts conversations by the reason.
+
+    Raises:
+        UserError: no conversation is left to train on, or a rule of the section is unknown.
     """
-    answered = [c for c in conversations
-                if any(m.role == "assistant" and m.content.strip() for m in c.messages)]
-    rows, num_too_long = pack_examples((render(c, tokenizer) for c in answered),
-                                       section.row_length)
-    left_out = {"too_long": num_too_long, "empty_answers": len(conversations) - len(answered)}
-    for name, reason in (("too_long", f"longer than {section.row_length} tokens"),
-                         ("empty_answers", "without a text to learn from")):
-        if left_out[name]:
-            log(f"{section.out}: left out {left_out[name]} of {len(conversations)} conversations "
-                f"that are {reason}")
-    return rows, left_out
+    for field, words in (("weighting", WEIGHTINGS), ("overlong", OVERLONG)):
+        if section[field] not in words:
+            raise UserError(f"{section.out}.{field}={section[field]!r}",
+                            f"is none of {', '.join(words)}", "choose one of them")
+    faults, prompts = Faults(section.out, section.faulty), []
+    described = write_examples(
+        folder, _render_all(section, corpus, tokenizer, faults, prompts),
+        lambda: {"left_out": dict(faults.counts), "prompts": prompts})
+    faults.report()
+    if TRAIN not in described["parts"]:
+        raise UserError(f"{section.out}: tasks, inputs", "give no conversation to train on",
+                        "raise a count in tasks, or name files in inputs")
+    return described
 
 
-STAGE = Stage("sft", build, parents=("model", "corpus"), every_process=True)
+def _render_all(section: ConfigDict, corpus: Path | None, tokenizer: Tokenizer, faults: Faults,
+                prompts: list[Any]) -> Iterator[tuple[str, list[Example]]]:
+    """Examples with their part; the first held-out prompts are added to `prompts`."""
+    for conversation in open_conversations(section, corpus, faults):
+        example = render_example(conversation, tokenizer, section, faults)
+        if example is None:
+            continue
+        part = HELDOUT if is_heldout(conversation, section.heldout_frac) else TRAIN
+        if part == HELDOUT and len(prompts) < section.run.samples:
+            prompts.append(prompt_of(conversation))
+        yield part, [example]
+
+
+def render_example(conversation: Conversation, tokenizer: Tokenizer, section: ConfigDict,
+                   faults: Faults) -> Example | None:
+    """A conversation as tokens and weights; None if it is left out, which `faults` counts."""
+    place = str(conversation.meta.get("place", "a conversation"))
+    answers = [m for m in conversation.messages if m.role == "assistant"]
+    if not any(m.content.strip() or m.tool_calls for m in answers):
+        faults.add("empty_answer" if answers else "no_answer", place, "has no text to learn from")
+        return None
+    try:
+        tokens, weights = render(conversation, tokenizer)
+    except UserError as error:
+        faults.add("refused_by_template", place, f"cannot be rendered ({error})")
+        return None
+    longest = section.row_length + 1
+    if len(tokens) > longest and section.overlong == "fail":
+        raise UserError(place, f"has {len(tokens)} tokens, more than {section.out}.row_length="
+                        f"{section.row_length}", f"set {section.out}.overlong to drop or cut")
+    if len(tokens) > longest and section.overlong == "drop":
+        faults.add("too_long", place, f"is longer than {section.row_length} tokens")
+        return None
+    tokens, weights = tokens[:longest], np.asarray(weights[:longest], np.float32)
+    if not weights[1:].any():
+        faults.add("no_scored_token", place, "has no token of an answer within the row")
+        return None
+    if section.weighting == "conversations":
+        weights = weights / weights[1:].sum()
+    return Example(tokens, weights)
+
+
+def mix_pretraining(rows: PackedRows, section: ConfigDict, tokens: Path) -> grain.MapDataset:
+    """Batches in which `pretrain_frac` of the rows are pretraining text, evenly spread."""
+    passes = make_passes(rows, section, section.num_epochs)
+    num_text = round(len(passes) * section.pretrain_frac / (1 - section.pretrain_frac))
+    num_text += -(len(passes) + num_text) % section.batch_size
+    domains = read_json(tokens / "tokens.json")["domains"]
+    shares = {name: share for name, share in by_domain(section.mixture).items() if share} or {
+        name: float(domain["tokens"]) for name, domain in domains.items() if name not in POOLS}
+    text = mixture(tokens, shares, section.row_length, num_rows=num_text, seed=section.seed)
+    log(f"{section.out}: {num_text} rows of pretraining text beside {len(passes)} of conversations")
+    return group_rows(grain.MapDataset.source(_Interleaved(passes, text)), section.batch_size)
+
+
+class _Interleaved:
+    """All of `first` and all of `second`, in their orders and evenly spread."""
+
+    def __init__(self, first: grain.MapDataset, second: grain.MapDataset):
+        self._first, self._second = first, second
+
+    def __len__(self) -> int:
+        return len(self._first) + len(self._second)
+
+    def __getitem__(self, index: int) -> Batch:
+        before = index * len(self._second) // len(self)
+        is_second = (index + 1) * len(self._second) // len(self) > before
+        return self._second[before] if is_second else self._first[index - before]
+
+    def __repr__(self) -> str:      # Grain compares it on restore
+        return f"Interleaved({len(self._first)}, {len(self._second)})"
+
+
+def make_evaluate(section: ConfigDict, setup: Setup, tokenizer: Tokenizer, source: Path,
+                  folder: Path) -> Evaluate | None:
+    """What is measured while training: the loss of held-out conversations, and sampled answers."""
+    described = read_json(folder / "examples.json")
+    if HELDOUT not in described["parts"]:
+        return None
+    rows = PackedRows(Examples(folder, HELDOUT), section.row_length)
+    prompts = [Conversation(tuple(Message(role, content) for role, content in prompt))
+               for prompt in described["prompts"]]
+    evaluations = [heldout_means(next_token_loss,
+                                 partial(padded_batches, rows, section.batch_size), setup,
+                                 names=("loss",))]
+    if prompts:
+        evaluations.append(sampled_answers(prompts, tokenizer, setup,
+                                           read_description(source).context_tokens))
+    return joined(evaluations)
+
+
+STAGE = Stage("sft", build, parents=("model", "corpus", "tokens"), every_process=True,
+              inputs=lambda config: fingerprint_inputs(config.sft))
 
 if __name__ == "__main__":
     profile.define_flag()

@@ -57,6 +57,7 @@ def make_training_run(**changes) -> dict:
         scan_unroll=1, remat="none", loss_chunks=1,
         diagnostics=False,          # norms and update ratios by parameter and layer
         tasks=dict(),               # questions asked at every evaluation, by name of the task
+        samples=0,                  # held-out prompts that are answered at every evaluation
         writers=(),                 # beside metrics.jsonl: tensorboard, wandb
         log_every=10, evaluate_every=1000, checkpoint_every=100,    # steps; 0 = the last only
         keep_checkpoints=2, keep_every=0) | changes     # the newest; every so many steps for good
@@ -93,6 +94,15 @@ def make_learning(**changes) -> dict:
         overlong="drop",            # or cut, fail: what is longer than a row
         faulty="drop",              # or fail: what teaches nothing or cannot be read
         heldout_frac=0.0) | changes # of the prompts: never trained on, their loss is reported
+
+
+def make_sft(**changes) -> dict:
+    """The fields that only fine-tuning on conversations has, and those of `make_learning`."""
+    return make_learning() | dict(
+        pretrain_frac=0.0,          # of the rows: text of `tokens`, which keeps what is known
+        mixture=dict(),             # shares of its domains; none = by their sizes
+        weighting="tokens",         # or conversations: what weighs the same in the loss
+        neftune_alpha=0.0) | changes    # noise on embeddings, arXiv 2310.05914: 5 to 15; 0 = none
 
 
 def make_pretrain(**changes) -> ConfigDict:

@@ -27,6 +27,7 @@ from configs.common import (
     make_model,
     make_optimizer,
     make_pretrain,
+    make_sft,
     make_tokens,
     make_training,
     make_training_run,
@@ -61,12 +62,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
                               evaluate_every=scale.num_steps // 2))
 
     c.sft = ConfigDict(make_training(
-        out="sft", model="base", corpus="corpus",
-        tasks=dict(documentation=2000, verifiable=16_000),
-        inputs="",                  # files of conversations, by commas; see eval/tasks/file.py
+        out="sft", model="base", corpus="corpus", tokens="tokens",
+        tasks=dict(documentation=2000, verifiable=16_000), **make_sft(heldout_frac=0.02),
         num_epochs=1, row_length=256, batch_size=8, lora=make_lora(),
         optimizer=make_optimizer(name="muon", learning_rate=5e-3, adam_learning_rate=5e-3),
-        run=make_training_run(scan_unroll=4, loss_chunks=4, log_every=5, checkpoint_every=50)))
+        run=make_training_run(scan_unroll=4, loss_chunks=4, log_every=5, evaluate_every=100,
+                              checkpoint_every=50, samples=3)))
 
     c.pairs = ConfigDict(dict(
         out="pairs", model="sft", corpus="corpus",

@@ -13,8 +13,8 @@ from model.execution import Execution, make_execution
 from model.parallel.sharding import make_mesh
 
 # Fields of a trainer's subsection `run` beside those of `Execution`.
-RUN_FIELDS = ("num_microbatches", "diagnostics", "tasks", "writers", "log_every", "evaluate_every",
-              "checkpoint_every", "keep_checkpoints", "keep_every")
+RUN_FIELDS = ("num_microbatches", "diagnostics", "tasks", "samples", "writers", "log_every",
+              "evaluate_every", "checkpoint_every", "keep_checkpoints", "keep_every")
 
 
 class Setup(NamedTuple):

@@ -23,10 +23,14 @@ FAULTS = {LENGTH: "truncated", REFUSED: "prompt_too_long"}      # of a `Reply`
 def render_plain(examples: Sequence[Conversation], question: Conversation,
                  tokenizer: Tokenizer) -> list[int]:
     """The prompt of a base model: solved examples in plain text, then the question."""
-    solved = [f"Question: {c.messages[0].content}\nAnswer: {c.messages[1].content}\n\n"
-              for c in examples]
-    asked = f"Question: {question.messages[0].content}\nAnswer:"
-    return [tokenizer.bos, *tokenizer.encode("".join(solved) + asked)]
+    solved = "".join(map(_write_plain, examples))
+    return [tokenizer.bos, *tokenizer.encode(f"{solved}{_write_plain(question)}Answer:")]
+
+
+def _write_plain(conversation: Conversation) -> str:
+    forms = {"user": "Question: {}\n", "assistant": "Answer: {}\n\n"}
+    return "".join(forms.get(message.role, "{}\n\n").format(message.content)
+                   for message in conversation.messages)
 
 
 def make_prompts(model: LoadedModel, questions: Sequence[Conversation],

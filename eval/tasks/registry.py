@@ -9,12 +9,14 @@ from core.errors import UserError
 from eval.tasks.documentation import load_documentation
 from eval.tasks.file import load_file_task
 from eval.tasks.task import Task
+from eval.tasks.turns import Turns
 from eval.tasks.verifiable import Verifiable
 
 # Factories of the tasks, given the corpus that some are drawn from.
 TASKS: dict[str, Callable[[Path | None], Task]] = {
     "documentation": load_documentation,
     "verifiable": lambda corpus: Verifiable(),
+    "turns": lambda corpus: Turns(),
 }
 
 
