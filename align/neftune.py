@@ -52,7 +52,7 @@ def with_noise(loss_fn: LossFn, alpha: float) -> LossFn:
              **settings: Any) -> tuple[jax.Array, Metrics]:
         table_VD = params["embed_VD"]
         # Microbatches of a step share its key, and are told apart by their tokens.
-        own_key = jax.random.fold_in(key, jnp.sum(batch.tokens_BL) % 2**31)
+        own_key = jax.random.fold_in(key, jnp.sum(batch.tokens_BL))
         noise_BLD = jax.random.uniform(own_key, (*batch.tokens_BL.shape, table_VD.shape[1]),
                                        minval=-1.0, maxval=1.0)
         size_BL = segment_lengths(batch.segment_ids_BL) * table_VD.shape[1]

@@ -75,7 +75,7 @@ AXIS = Bounds(1, MAX_INT32, whole=True, also=-1, note="-1 takes all remaining de
 BOUNDS: Mapping[str, Bounds] = {
     # Every stage.
     "heldout_frac": Bounds(high=1.0, without=1.0),
-    "pretrain_frac": Bounds(high=1.0, without=1.0), "neftune_alpha": NOT_NEGATIVE,
+    "pretrain_frac": Bounds(high=1.0, without=1.0), "neftune_alpha": Bounds(note="0 adds no noise"),
     "run.samples": count(0, note="0 draws none"),
     "best.patience": count(0, note="0 never ends early"),
     "seed": count(0), "batch_size": count(), "row_length": count(2), "num_steps": count(),

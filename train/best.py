@@ -54,7 +54,7 @@ class Best:
             raise UserError(f"{self._stage}.best.measure={self._measure!r}",
                             "is no value of the evaluations", f"choose among {known}")
         value = float(values[self._measure])
-        earlier = [old for at, old in self._values.items() if at < step]
+        earlier = [old for at, old in self._values.items() if at < step and math.isfinite(old)]
         self._values[step] = value
         if math.isfinite(value) and value < min(earlier, default=math.inf):
             made = self._folder / str(step)
