@@ -1,0 +1,128 @@
+"""The peer of `scripts.bench.align`: TRL's SFTTrainer and DPOTrainer.
+
+    PYTHON -m scripts.bench.peer_trl     # requests of `scripts.bench.generate_engine` on stdin
+
+A step is the trainer's own `training_step`, then clipping and AdamW. The weights are those of
+`weights.npz`, the reference is a copy of them.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import os
+import resource
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scripts.bench.align_workload import BETA, BOS, END, PAD, read_work
+from scripts.bench.generate_engine import serve
+from scripts.bench.peer_llama import make_model
+from scripts.bench.train_workload import ADAMW
+
+
+class Trl:
+    """See `scripts.bench.align.Trainer`."""
+
+    def load(self, folder: str, task: str, batch_size: int, num_threads: int) -> dict[str, Any]:
+        """Makes the trainer of a task: sft, dpo, or dpo_precomputed, which scores the reference
+        once before training."""
+        os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp()
+        import torch
+        import transformers
+        import trl
+
+        torch.set_num_threads(num_threads)
+        transformers.logging.set_verbosity_error()
+        work, self._on_gpu = read_work(folder), torch.cuda.is_available()
+        model = _open(folder, work)
+        self._trainer = _make_trainer(task, model, work, batch_size, on_gpu=self._on_gpu)
+        self._trainer.current_gradient_accumulation_steps = 1    # which `train` would set
+        self._batches = itertools.cycle(list(self._trainer.get_train_dataloader()))
+        self._optimizer = torch.optim.AdamW(
+            self._trainer.model.parameters(), lr=ADAMW["learning_rate"],
+            betas=(ADAMW["b1"], ADAMW["b2"]), eps=ADAMW["eps"],
+            weight_decay=ADAMW["weight_decay"], fused=True)
+        return {"versions": {"torch": torch.__version__, "transformers": transformers.__version__,
+                             "trl": trl.__version__}}
+
+    def steps(self, count: int) -> dict[str, list[float]]:
+        """Takes steps; gives the seconds and the loss of each."""
+        import torch
+
+        secs, losses = [], []
+        for batch in itertools.islice(self._batches, count):
+            began = time.perf_counter()
+            model = self._trainer.model.train()
+            loss = self._trainer.training_step(model, batch)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), ADAMW["clip_norm"])
+            self._optimizer.step()
+            self._optimizer.zero_grad(set_to_none=True)
+            losses.append(float(loss))      # waits for the device
+            secs.append(time.perf_counter() - began)
+        return {"secs": secs, "losses": losses}
+
+    def peak_bytes(self) -> int:
+        """The most memory of the device so far; of the process on a CPU."""
+        import torch
+
+        if self._on_gpu:
+            return torch.cuda.max_memory_allocated()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _open(folder: str, work: dict[str, Any]) -> Any:
+    import torch
+
+    model = make_model(work["shape"], 2 * work["row_length"], "sdpa")
+    weights = np.load(Path(folder) / "weights.npz")
+    model.load_state_dict({name: torch.from_numpy(weights[name]) for name in weights.files})
+    # SFTTrainer reads where a model came from.
+    model.config._name_or_path = folder
+    return model
+
+
+def _make_trainer(task: str, model: Any, work: dict[str, Any], batch_size: int, *,
+                  on_gpu: bool) -> Any:
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+
+    shared = dict(output_dir=tempfile.mkdtemp(), report_to="none", use_cpu=not on_gpu, bf16=on_gpu,
+                  per_device_train_batch_size=batch_size, gradient_checkpointing=False,
+                  disable_tqdm=True, max_length=None, logging_strategy="no", save_strategy="no",
+                  dataloader_pin_memory=False, max_steps=10**6)
+    pairs = work["pairs"]
+    prompts = [_text(pair["prompt"]) + " " for pair in pairs]
+    answers = {side: [_text(pair[side]) for pair in pairs] for side in ("chosen", "rejected")}
+    if task == "sft":
+        data = Dataset.from_dict({"prompt": prompts, "completion": answers["chosen"]})
+        return SFTTrainer(model=model, processing_class=_tokenizer(work["shape"]["V"]),
+                          train_dataset=data, args=SFTConfig(**shared, completion_only_loss=True))
+    data = Dataset.from_dict({"prompt": prompts, **answers})
+    args = DPOConfig(**shared, beta=BETA, precompute_ref_log_probs=task == "dpo_precomputed")
+    return DPOTrainer(model=model, ref_model=copy.deepcopy(model), train_dataset=data, args=args,
+                      processing_class=_tokenizer(work["shape"]["V"]))
+
+
+def _text(tokens: Iterable[int]) -> str:
+    return " ".join(f"w{token}" for token in tokens)
+
+
+def _tokenizer(size: int) -> Any:
+    """Token n is the word wn."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({f"w{n}": n for n in range(size)}, unk_token=f"w{PAD}"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token=f"w{PAD}",
+                                   bos_token=f"w{BOS}", eos_token=f"w{END}")
+
+
+if __name__ == "__main__":
+    serve(Trl())
