@@ -18,11 +18,11 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from core.errors import UserError
+from core.errors import UserError, first_line
 from core.progress import log
 from data.readers import arrays, columns, delimited, rows, storage
-from data.readers.records import MAX_RECORD_BYTES, Corrupt
-from data.readers.units import ROWS, TABLES, format_of
+from data.readers.records import MAX_RECORD_BYTES, Corrupt, is_of_storage
+from data.readers.units import FORMATS, ROWS, TABLES, format_of
 
 KINDS = frozenset((ROWS | TABLES).values())
 SUFFIXES = ", ".join((*ROWS, *TABLES))
@@ -63,6 +63,13 @@ def find_files(path: Path) -> list[Path]:
     return [path / name for name in held]
 
 
+def name_of(path: Path) -> str:
+    """A file's name without the suffix of its format; a folder's name."""
+    suffix = next((suffix for suffix in sorted(FORMATS, key=len, reverse=True)
+                   if path.name.lower().endswith(suffix)), "")
+    return path.name.removesuffix(path.name[len(path.name) - len(suffix):]) or path.name
+
+
 def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
     """The rows of a file as dictionaries, each with its place, ``FILE, line 3``.
 
@@ -72,7 +79,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
     Raises:
         UserError: the file cannot be opened.
     """
-    kind = format_of(str(path))
+    kind, place = format_of(str(path)), "row 0"
     try:
         with storage.open_binary(os.fspath(path)) as file:
             if kind in ("csv", "tsv"):
@@ -81,15 +88,13 @@ def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
                 found = _number(_read_columns(file, kind))
             else:
                 found = _read_json(file, path)
-            place = "row 1"
-            try:
-                for place, row in found:
-                    yield f"{path}, {place}", row
-            except (EOFError, ValueError, csv.Error, pa.ArrowException) as error:
-                yield f"{path}, after {place}", Damaged(
-                    "broken_file", f"the file cannot be read on ({error})")
-    except OSError as error:
-        raise storage.as_passing(error, os.fspath(path)) from error
+            for place, row in found:
+                yield f"{path}, {place}", row
+    except (OSError, EOFError, ValueError, csv.Error, pa.ArrowException) as error:
+        if is_of_storage(error):
+            raise storage.as_passing(error, os.fspath(path)) from error
+        yield f"{path}, after {place}", Damaged(
+            "broken_file", f"the rest cannot be read ({first_line(error)})")
 
 
 def _read_json(file: BinaryIO, path: Path) -> Iterator[tuple[str, Any]]:
@@ -134,7 +139,7 @@ def _check_object(value: Any) -> Any:
 
 
 def _read_table(table: Any) -> Iterator[tuple[str, Any]]:
-    """The rows of a csv reader; a line is the one where a row begins, whose values may hold ends."""
+    """The rows of a csv reader; the line of a row is its first, as a value may hold line ends."""
     header = [name.strip() for name in next(table, [])]
     while True:
         place = f"line {table.line_num + 1}"

@@ -85,7 +85,7 @@ class _Text:
 
 
 def parse_values(file: BinaryIO) -> Iterator[Any]:
-    """Elements of arrays and values outside of them; `Corrupt` where one, or the rest, is damaged."""
+    """Elements of arrays, values outside of them; `Corrupt` where one or the rest is damaged."""
     text, decoder, depth = _Text(file), json.JSONDecoder(), 0
     while character := text.skip():
         if (character == "[" and not depth) or (character == "]" and depth):
