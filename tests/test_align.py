@@ -198,11 +198,11 @@ def test_sft_loss_is_over_assistant_tokens_only():
 
 
 def test_sft_trains_on_a_users_file(tmp_path):
-    path = tmp_path / "mine.jsonl"
-    path.write_text('{"question": "1?", "answer": "one"}\n'
-                    '{"messages": [{"role": "user", "content": "2?"}, '
-                    '{"role": "assistant", "content": "two"}]}\n')
-    section = make_section(tasks={"verifiable": 3, "documentation": 0}, inputs=str(path))
+    path, other = tmp_path / "mine.jsonl", tmp_path / "other.jsonl"
+    path.write_text('{"question": "1?", "answer": "one"}\n')
+    other.write_text('{"messages": [{"role": "user", "content": "2?"}, '
+                     '{"role": "assistant", "content": "two"}]}\n')
+    section = make_section(tasks={"verifiable": 3, "documentation": 0}, inputs=f"{path},{other}")
     conversations = make_conversations(section, corpus=None)
     assert len(conversations) == 5
     answers = {c.messages[0].content: c.messages[1].content for c in conversations}

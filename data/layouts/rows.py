@@ -67,7 +67,7 @@ def name_of(path: Path) -> str:
     """A file's name without the suffix of its format; a folder's name."""
     suffix = next((suffix for suffix in sorted(FORMATS, key=len, reverse=True)
                    if path.name.lower().endswith(suffix)), "")
-    return path.name.removesuffix(path.name[len(path.name) - len(suffix):]) or path.name
+    return path.name[:len(path.name) - len(suffix)] or path.name
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
