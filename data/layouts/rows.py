@@ -83,7 +83,8 @@ def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         with storage.open_binary(os.fspath(path)) as file:
             if kind in ("csv", "tsv"):
-                found = _read_table(delimited.open_table(file, kind))
+                table = delimited.open_table(file, kind)    # kept until the file is closed
+                found = _read_table(table)
             elif kind in ("parquet", "arrow"):
                 found = _number(_read_columns(file, kind))
             else:
@@ -104,8 +105,9 @@ def _read_json(file: BinaryIO, path: Path) -> Iterator[tuple[str, Any]]:
         yield from _read_lines(stream, path)
         return
     for number, value in enumerate(arrays.parse_values(stream), start=1):
-        yield f"row {number}", (Damaged("broken_line", value.reason)
-                                if isinstance(value, Corrupt) else _check_object(value))
+        yield f"row {number}", (Damaged(
+            "broken_line", f"is damaged ({value.reason.removeprefix('json: ')})")
+            if isinstance(value, Corrupt) else _check_object(value))
 
 
 def _read_lines(stream: BinaryIO, path: Path) -> Iterator[tuple[str, Any]]:

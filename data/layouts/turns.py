@@ -11,7 +11,7 @@ from data.readers import conversations
 
 # Where a turn of a transcript begins: Anthropic's, and that of datasets made from OpenAssistant.
 MARKERS = (re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):"),
-           re.compile(r"(?:\A|\s)### ?(Human|Assistant):"))
+           re.compile(r"### ?(Human|Assistant):"))
 CALLS = ("function_call", "tool_call")      # roles whose content is a call
 
 
@@ -61,7 +61,9 @@ def read_prompt(value: Any, field: str, system: Any = None) -> list[Message]:
     Raises:
         Fault: see `read_messages`; or it is empty.
     """
-    if not isinstance(value, str) or _is_json(value):
+    if value is None:
+        raise Fault("no_question", f"`{field}` is null")
+    if isinstance(value, list | Mapping) or _is_json(value):
         return read_messages(value, field, system)
     if not is_transcript(value):
         return with_system([Message("user", check_text(value, field))], system)
@@ -78,9 +80,9 @@ def read_answer(value: Any, field: str) -> list[Message]:
     """
     if isinstance(value, Mapping):
         return [_read_turn(value, field)]
-    if isinstance(value, str) and not _is_json(value):
-        return [Message("assistant", check_text(value, field))]
-    return read_messages(value, field)
+    if isinstance(value, list) or _is_json(value):
+        return read_messages(value, field)
+    return [Message("assistant", check_text(value, field))]
 
 
 def is_transcript(text: Any) -> bool:
@@ -91,9 +93,13 @@ def is_transcript(text: Any) -> bool:
 
 
 def read_transcript(text: str) -> list[Message]:
-    """The messages of a transcript (`is_transcript`), without the space around their contents."""
+    """The messages of a transcript (`is_transcript`), without the space around their contents.
+
+    Raises:
+        Fault: it holds what is no text.
+    """
     marker = MARKERS[text.lstrip().startswith("###")]
-    _, *parts = marker.split(text)
+    _, *parts = marker.split(check_text(text, "the transcript"))
     return [Message("user" if role == "Human" else "assistant", content.strip())
             for role, content in zip(parts[::2], parts[1::2])]
 
@@ -138,9 +144,10 @@ def check_text(value: Any, field: str) -> str:
     return value
 
 
-def _is_json(text: str) -> bool:
+def _is_json(text: Any) -> bool:
     """Whether a text is the JSON of messages, as CSV files have them, and not an answer in JSON."""
-    turns = conversations.list_turns(text) if text.lstrip().startswith("[") else None
+    turns = conversations.list_turns(text) if isinstance(
+        text, str) and text.lstrip().startswith("[") else None
     return bool(turns) and all(isinstance(turn, Mapping) and any(
         name in turn for name in conversations.ROLE_FIELDS) for turn in turns)
 

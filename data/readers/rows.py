@@ -76,11 +76,14 @@ def _read_rows(unit: Unit, fields: Fields) -> Iterator[Item]:
 
 
 def is_lines(head: bytes) -> bool:
-    """Whether a file that begins so holds a row a line: no array, indented object or UTF-16."""
+    """Whether a file that begins so holds a row a line: no array, indented object or UTF-16.
+
+    A first line that breaks off looks as that of an indented object, but the next is another row.
+    """
     head = head.removeprefix(codecs.BOM_UTF8).lstrip()
-    first, newline, _ = head.partition(b"\n")
+    first, newline, rest = head.partition(b"\n")
     return not head.startswith((b"[", *arrays.UTF_16)) and not (
-        newline and first.rstrip().endswith((b"{", b"[", b",")))
+        newline and first.rstrip().endswith((b"{", b"[", b",")) and not rest.startswith(b"{"))
 
 
 def _weigh_rest(items: Iterator[Item], file: BinaryIO) -> Iterator[Item]:
