@@ -80,7 +80,7 @@ CHATS = {
         ({"prompt": "1+1?", "completion": "2"}, SOLVED.messages),
         ({"prompt": "1+1?", "response": '[{"a": 1}]'}, ask("1+1?", '[{"a": 1}]').messages),
         ({"prompt": [USER], "completion": [ANSWER]}, SOLVED.messages),
-        ({"prompt": HUMAN, "response": "2"}, SOLVED.messages)],
+        ({"prompt": HUMAN, "response": " 2"}, SOLVED.messages)],
     "question": [({"question": "1+1?", "answer": "2"}, SOLVED.messages),
                  ({"query": "1+1?", "response": "2"}, SOLVED.messages)],
     "transcript": [
@@ -98,7 +98,7 @@ ORDERS = {
         ({"prompt": "1+1?", "chosen": "2", "rejected": "3"}, PAIR),
         ({"question": "1+1?", "chosen": "2", "rejected": "3", "system": "Be brief."},
          Preference(Conversation((SYSTEM, *ASKED.messages)), ("2", "3"), (1, 2))),
-        ({"prompt": HUMAN, "chosen": "2", "rejected": "3"}, PAIR),
+        ({"prompt": HUMAN, "chosen": " 2", "rejected": " 3"}, PAIR),
         ({"instruction": "1+1?", "input": "", "chosen": "2", "rejected": "3"}, PAIR),
         ({"prompt": [USER], "chosen": [ANSWER], "rejected": [WRONG]}, PAIR),
         ({"chosen": [USER, ANSWER], "rejected": [USER, WRONG]}, PAIR),
@@ -113,6 +113,7 @@ ORDERS = {
         ({"prompt": "1+1?", "responses": ["2", "3"], "scores": [8, "1.5"]}, SCORED),
         ({"instruction": "1+1?", "completions": [{"response": "2", "overall_score": 8.0},
                                                  {"response": "3", "overall_score": 1.5}]}, SCORED),
+        ({"prompt": "1+1?", "completions": {"text": ["2", "3"], "rating": [8, 1.5]}}, SCORED),
         ({"prompt": "1+1?", "completions": ["3", "2", "two"], "ratings": [1, 5, 5]},
          Preference(ASKED, ("3", "2", "two"), (2, 1, 1), scores=(1.0, 5.0, 5.0)))],
     "ranking": [

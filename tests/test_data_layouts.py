@@ -1,7 +1,10 @@
 """Layouts: what each gives, what is recognised, and that no row is lost without being counted."""
 
+import csv
+import gzip
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -208,3 +211,27 @@ def test_public_files_are_read_whole(name, kind, layout, num_items, counts):
 def test_public_files_without_answers_to_questions_are_refused(name):
     with pytest.raises(UserError, match="its rows are in no known layout"):
         read(DATASETS / name, "preferences")
+
+
+@pytest.mark.skipif(not DATASETS.exists(), reason="HEARTWOOD_DATASETS is not set")
+def test_public_votes_are_kept_or_counted(tmp_path):
+    """4,480 verdicts over two answers each: 3 is a tie, -1 a verdict that could not be parsed."""
+    folder = DATASETS / "judge_battles"
+    asked = {row["question_id"]: row["text"] for row in map(
+        json.loads, (folder / "vicuna_questions.jsonl").read_text().splitlines())}
+    with gzip.open(folder / "vicuna_answers.jsonl.gz", "rt") as file:
+        answers = {(row["model"], row["question_id"]): row["answer"]
+                   for row in map(json.loads, file)}
+    with gzip.open(folder / "battles_vicuna.csv.gz", "rt") as file:
+        battles = list(csv.DictReader(file))
+    winners = {"1": "model_a", "2": "model_b", "3": "tie"}
+    rows = [{**{f"conversation_{side}": [
+        {"role": "user", "content": asked[int(battle["question_id"])]},
+        {"role": "assistant", "content": answers[battle[f"model_{side}"],
+                                                 int(battle["question_id"])]}] for side in "ab"},
+             "winner": winners.get(battle["score"])} for battle in battles]
+    found, faults = read(write(tmp_path / "battles.jsonl", *rows), "preferences")
+    assert len(found) + sum(faults.counts.values()) == len(battles) == 4480
+    assert faults.counts["unknown_vote"] == sum(battle["score"] == "-1" for battle in battles)
+    counts = Counter(item.ranks for item in found)
+    assert (counts[1, 2], counts[2, 1]) == (2512, 1355), (counts, faults.counts)

@@ -1,9 +1,12 @@
 """Rows that teach nothing or cannot be read: each is counted with its line."""
 
+import contextlib
 import json
 import os
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from layout_rows import (
     ANSWER,
     CALL,
@@ -21,6 +24,7 @@ from core.errors import UserError
 from data.layouts.faults import Faults
 from data.layouts.read import HEAD_ROWS, read_examples
 from data.layouts.table import LAYOUTS, find_layout
+from data.layouts.turns import Fault
 
 
 def bad(reason, layout, row, **changes):
@@ -187,3 +191,34 @@ def test_reading_is_a_stream(tmp_path):
     next(found)
     assert not faults.counts, "the damaged line is not reached yet"
     assert len(list(found)) == HEAD_ROWS + 1 and faults.counts == {"broken_line": 1}
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 9) | st.floats() | st.sampled_from(
+        ["", "x", "[", '[{"role": "user"}]', HUMAN, "assistant", "nan"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+        st.sampled_from(["role", "content", "text", "tool_calls", "function", "name", "rank"]),
+        inner, max_size=3), max_leaves=5)
+GOOD = [case[0] for cases in (*CHATS.values(), *ORDERS.values()) for case in cases]
+
+
+def replace(value, data):
+    """The value with some part of it replaced."""
+    if not isinstance(value, dict | list) or not value or data.draw(st.integers(0, 3)) == 0:
+        return data.draw(VALUES)
+    keys = list(value) if isinstance(value, dict) else range(len(value))
+    key = data.draw(st.sampled_from(keys))
+    changed = value.copy()
+    changed[key] = replace(value[key], data)
+    return changed
+
+
+@settings(max_examples=1500)
+@given(row=st.sampled_from(GOOD), data=st.data())
+def test_whatever_stands_in_a_row_it_is_read_or_a_fault(row, data):
+    key = data.draw(st.sampled_from(sorted(row)))
+    broken = row | {key: replace(row[key], data)}
+    for layout in LAYOUTS.values():
+        if layout.recognise(broken):
+            with contextlib.suppress(Fault):
+                layout.read(broken)

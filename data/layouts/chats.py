@@ -56,8 +56,8 @@ def has_sharegpt(row: Row) -> bool:
 
 def read_turns(row: Row) -> Conversation:
     """The conversation of turns with roles; raises `Fault`."""
-    field = next(field for field in conversations.FIELDS if field in row)
-    return _make(read_messages(row[field], field, system_of(row)), row)
+    field, turns = turns_of(row)
+    return _make(read_messages(turns, field, system_of(row)), row)
 
 
 def has_alpaca(row: Row) -> bool:
@@ -78,7 +78,7 @@ def read_alpaca(row: Row) -> Conversation:
         if "output" not in row:
             raise Fault("no_answer", "its instance has no output")
     earlier = []
-    for turn in row.get("history") or ():
+    for turn in conversations.list_turns(row.get("history")) or ():
         if not isinstance(turn, list) or len(turn) != 2:
             raise Fault("no_messages", "`history` holds no pairs of a question and its answer")
         earlier += [*read_prompt(turn[0], "history"), *read_answer(turn[1], "history")]
@@ -138,7 +138,8 @@ def _read_pair(row: Row, pairs: tuple[tuple[str, str], ...],
         prompt = [*first, *earlier, prompt[-1]]
     if row[answers] is None:
         raise Fault("no_answer", f"`{answers}` is null")
-    return _make([*prompt, *read_answer(row[answers], answers)], row)
+    answer = read_answer(row[answers], answers, after=row[asks])
+    return _make([*prompt, *answer], row)
 
 
 def _make(messages: list[Message], row: Row) -> Conversation:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data.chat import Conversation, Message
-from data.layouts.chats import COMPLETIONS, Row, instruction_of, system_of
+from data.layouts.chats import COMPLETIONS, Row, instruction_of, system_of, turns_of
 from data.layouts.turns import (
     Fault,
     check_prompt,
@@ -24,7 +24,8 @@ from data.readers import conversations
 SIDES = (("chosen", "rejected"), ("chosen_response", "rejected_response"),
          ("text_correct", "text_incorrect"))    # the last: HHH's, of Constitutional AI
 SIDE_SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"),
-               ("chosen_rating", "rejected_rating"), ("chosen_avg_rating", "rejected_avg_rating"))
+               ("chosen_rating", "rejected_rating"), ("chosen-rating", "rejected-rating"),
+               ("chosen_avg_rating", "rejected_avg_rating"))
 RESPONSES = ("responses", "completions", "generations", "answers", "outputs")
 ANSWER_FIELDS = ("response", "completion", "answer", "content", "text", "output")
 SCORES, SCORE_FIELDS = ("scores", "ratings", "rewards"), ("score", "overall_score", "rating")
@@ -61,12 +62,12 @@ def read_pair(row: Row) -> Preference:
     for side in sides:
         if row[side] is None:
             raise Fault("no_answer", f"`{side}` is null")
-    chosen, rejected = (read_answer(row[side], side) for side in sides)
+    asked = row.get(_prompt_field(row))
+    chosen, rejected = (read_answer(row[side], side, after=asked) for side in sides)
     prompt = _prompt_of(row)
     if len(chosen) == len(rejected) == 1:
         return _prefer(prompt, [chosen[0], rejected[0]], (1, 2), row, _side_scores(row))
-    asked = prompt[-1] if prompt and prompt[-1].role == "user" else None
-    if asked is not None and asked not in chosen:
+    if prompt and prompt[-1].role == "user" and prompt[-1] not in chosen:
         raise Fault("other_prompt", "its prompt is none of the messages of its answers")
     return _from_common(chosen, rejected, sides, row)
 
@@ -130,7 +131,7 @@ def has_vote(row: Row) -> bool:
 
 def read_vote(row: Row) -> Preference:
     """The preference of a vote between two conversations that differ in their last answer."""
-    if row["winner"] not in VOTES:
+    if not isinstance(row["winner"], str) or row["winner"] not in VOTES:
         raise Fault("unknown_vote", f"its winner {row['winner']!r} is none of {', '.join(VOTES)}")
     sides = ("conversation_a", "conversation_b")
     both = [read_messages(row[side], side) for side in sides]
@@ -157,8 +158,7 @@ def has_label(row: Row) -> bool:
     label = next((row[name] for name in LABELS if name in row), "")
     is_label = label is None or isinstance(label, bool | int | float) or (
         isinstance(label, str) and label.strip().lower() in TRUTHS)
-    return is_label and (_first(row, conversations.FIELDS) is not None
-                         or _labelled_pair(row) is not None)
+    return is_label and (turns_of(row) is not None or _labelled_pair(row) is not None)
 
 
 def read_label(row: Row) -> Labelled:
@@ -167,13 +167,12 @@ def read_label(row: Row) -> Labelled:
     is_good = TRUTHS.get(str(label).strip().lower())
     if is_good is None:
         raise Fault("unknown_label", f"its label {label!r} is neither true nor false")
-    field = _first(row, conversations.FIELDS)
-    if field is not None:
-        messages = read_messages(row[field], field, system_of(row))
+    if found := turns_of(row):
+        messages = read_messages(found[1], found[0], system_of(row))
     else:
         asks, answers = _labelled_pair(row)
         messages = [*read_prompt(instruction_of(row, asks), asks, system_of(row)),
-                    *read_answer(row[answers], answers)]
+                    *read_answer(row[answers], answers, after=row[asks])]
     prompt, response = messages[:-1], messages[-1]
     if response.role != "assistant":
         raise Fault("no_answer", "does not end with an answer of the assistant")
@@ -236,16 +235,20 @@ def _answers_of(row: Row, field: str) -> list[Message]:
         text = item
         if isinstance(item, Mapping):
             text = next((item[name] for name in ANSWER_FIELDS if name in item), None)
-        found = read_answer(text, f"{field}[{place}]")
+        found = read_answer(text, f"{field}[{place}]", after=row.get(_prompt_field(row)))
         if len(found) != 1 or found[0].role != "assistant":
             raise Fault("several_turns", f"`{field}[{place}]` is more than one answer")
         answers += found
     return answers
 
 
+def _prompt_field(row: Row) -> str | None:
+    return next((name for name in PROMPTS if row.get(name) is not None), None)
+
+
 def _prompt_of(row: Row) -> list[Message]:
     """The explicit prompt of a row; empty where there is none."""
-    field = next((name for name in PROMPTS if row.get(name) is not None), None)
+    field = _prompt_field(row)
     if field is None:
         return []
     return read_prompt(instruction_of(row, field), field, system_of(row))

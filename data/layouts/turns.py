@@ -72,8 +72,12 @@ def read_prompt(value: Any, field: str, system: Any = None) -> list[Message]:
     return with_system(messages[:-1] if awaits else messages, system)
 
 
-def read_answer(value: Any, field: str) -> list[Message]:
+def read_answer(value: Any, field: str, *, after: Any = None) -> list[Message]:
     """The messages of an answer: a text, one message, or several of them.
+
+    Args:
+        after: the value of the prompt. The space between a transcript and its answer is none of
+            the answer's.
 
     Raises:
         Fault: see `read_messages`.
@@ -82,7 +86,8 @@ def read_answer(value: Any, field: str) -> list[Message]:
         return [_read_turn(value, field)]
     if isinstance(value, list) or _is_json(value):
         return read_messages(value, field)
-    return [Message("assistant", check_text(value, field))]
+    text = check_text(value, field)
+    return [Message("assistant", text.strip() if is_transcript(after) else text)]
 
 
 def is_transcript(text: Any) -> bool:
@@ -161,7 +166,7 @@ def _read_turn(turn: Any, field: str) -> Message:
     if role not in ROLES:
         raise Fault("unknown_role", f"`{field}` has the role {name!r}: roles are "
                     f"{', '.join(ROLES)}")
-    if turn.get("weight", 1) == 0:      # OpenAI's form: an answer that is not to be learnt
+    if role == "assistant" and turn.get("weight", 1) == 0:  # OpenAI's: it is not to be learnt
         raise Fault("weight_zero", f"`{field}` has the weight 0, which conversations do not keep")
     content = next((turn[key] for key in conversations.CONTENT_FIELDS
                     if turn.get(key) is not None), None)
