@@ -15,6 +15,9 @@ from eval.tasks.verifiable import FAMILIES, Verifiable
 ROWS = tuple((f"pack{p}.mod{m}.f{i}", f"pack{p}.mod{m}", f"pack{p}", f"Does thing {p} {m} {i}.")
              for p in range(20) for m in range(2) for i in range(5))
 
+CHAT = ('{"messages": [{"role": "user", "content": "1?"}, '
+        '{"role": "assistant", "content": "one"}]}')
+
 
 def questions(conversations) -> set[str]:
     return {c.messages[0].content for c in conversations}
@@ -140,22 +143,33 @@ def test_a_file_of_questions_is_a_task(tmp_path):
         open_tasks({}, None, f"{path},{path}")
 
 
-@pytest.mark.parametrize("line, message", [
-    ('{"text": "no question"}', "is neither a conversation nor a question with its answer"),
-    ('"text"', "is neither a conversation nor a question"),
-    ('{"messages": [{"role": "user", "content": "hi"}]}', "does not end with an answer"),
-    ('{"messages": [{"role": "user", "content": 5}]}', r"messages\[0\]: needs a role"),
-    ("{", "is not valid JSON")])
-def test_a_line_that_is_no_solved_question_is_refused_by_its_number(tmp_path, line, message):
+@pytest.mark.parametrize("lines, message", [
+    (['{"question": "1?", "answer": "one"}', '{"text": "no question"}'],
+     r"is not in the file's layout question \(fields: text\)"),
+    (['{"question": "1?", "answer": "one"}', '"text"'], "is no JSON object"),
+    (['{"question": "1?", "answer": "one"}', "{"], "is not valid JSON"),
+    ([CHAT, '{"messages": [{"role": "user", "content": "hi"}]}'], "does not end with an answer"),
+    ([CHAT, '{"messages": [{"role": "user", "content": 5}]}'], r"`messages\[0\]` holds int where"),
+    ([CHAT, '{"question": "1?", "answer": "one"}'], "layout messages but in question"),
+], ids=str)
+def test_a_line_that_is_no_solved_question_is_refused_by_its_number(tmp_path, lines, message):
     path = tmp_path / "mine.jsonl"
-    path.write_text('{"question": "1?", "answer": "one"}\n' + line + "\n")
-    with pytest.raises(UserError, match=f"mine.jsonl, line 2: {message}"):
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(UserError, match=f"mine.jsonl, line 2: .*{message}"):
         load_file_task(path)
+
+
+def test_questions_of_any_layout_are_a_task(tmp_path):
+    path = tmp_path / "shared.json"
+    path.write_text('[{"conversations": [{"from": "human", "value": "1?"},'
+                    ' {"from": "gpt", "value": "one"}]}]')
+    task = load_file_task(path)
+    assert (task.name, task.solved[0].messages) == ("shared", ask("1?", "one").messages)
 
 
 def test_missing_and_empty_files_are_refused(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         load_file_task(tmp_path / "none.jsonl")
     (tmp_path / "empty.jsonl").touch()
-    with pytest.raises(UserError, match="holds no question"):
+    with pytest.raises(UserError, match="holds no row"):
         load_file_task(tmp_path / "empty.jsonl")

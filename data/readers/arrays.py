@@ -28,7 +28,7 @@ def read_values(file: BinaryIO, name: str, fields: Fields) -> Iterator[Item]:
     are the rows.
     """
     number = 0
-    for value in _values(_Text(file)):
+    for value in parse_values(file):
         for row in _unwrap(value, fields):
             place = f"{name}@{number}"
             number += 1
@@ -84,9 +84,9 @@ class _Text:
             self.extend()
 
 
-def _values(text: _Text) -> Iterator[Any]:
-    """Elements of arrays and values outside of them, or what is wrong with one or the rest."""
-    decoder, depth = json.JSONDecoder(), 0
+def parse_values(file: BinaryIO) -> Iterator[Any]:
+    """Elements of arrays, values outside of them; `Corrupt` where one or the rest is damaged."""
+    text, decoder, depth = _Text(file), json.JSONDecoder(), 0
     while character := text.skip():
         if (character == "[" and not depth) or (character == "]" and depth):
             depth = 1 - depth

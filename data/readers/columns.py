@@ -93,7 +93,7 @@ def _read_batches(batches: Iterator[pa.RecordBatch], place: str, kind: str, fiel
     number = 0
     try:
         for batch in batches:
-            rows, failed = _to_rows(batch)
+            rows, failed = to_rows(batch)
             for row in rows:
                 yield make_record(row, f"{place}{number}", kind, fields, [*failed, *unread])
                 number += 1
@@ -101,7 +101,7 @@ def _read_batches(batches: Iterator[pa.RecordBatch], place: str, kind: str, fiel
         yield corrupt(f"{place}{number}", kind, error, weigh(number))
 
 
-def _to_rows(batch: pa.RecordBatch) -> tuple[list[dict[str, Any]], list[str]]:
+def to_rows(batch: pa.RecordBatch) -> tuple[list[dict[str, Any]], list[str]]:
     """Rows of Python values, and the columns that have no such values."""
     columns, failed = {}, []
     for name, column in zip(batch.schema.names, batch.columns):

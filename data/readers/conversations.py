@@ -16,7 +16,9 @@ FIELDS = ("messages", "conversations", "conversation", "dialogue", "dialog", "ch
 ROLE_FIELDS, CONTENT_FIELDS = ("role", "from", "speaker"), ("content", "value", "text")
 ROLES = {"human": "user", "gpt": "assistant", "bing": "assistant", "chatgpt": "assistant",
          "bard": "assistant", "model": "assistant", "bot": "assistant",
-         "function_call": "assistant", "observation": "tool"}       # other names of roles
+         "ai": "assistant", "function_call": "assistant", "tool_call": "assistant",
+         "observation": "tool", "function": "tool", "tool_response": "tool", "prompter": "user",
+         "developer": "system"}     # other names of roles
 PAIRS = (("user", "assistant"), ("prompt", "response"), ("prompt", "completion"),
          ("instruction", "output"), ("instruction", "response"), ("question", "answer"),
          ("question", "response"), ("query", "response"), ("human", "assistant"), ("human", "gpt"))
@@ -34,11 +36,8 @@ def render(messages: Any, system: Any = None) -> str | None:
             sets have them.
         system: what comes first if the turns hold no message of that role.
     """
-    if isinstance(messages, str):
-        messages = _parse(messages)
-    if isinstance(messages, dict) and all(isinstance(part, list) for part in messages.values()):
-        messages = [dict(zip(messages, values)) for values in zip(*messages.values())]
-    if not isinstance(messages, list):
+    messages = list_turns(messages)
+    if messages is None:
         return None
     turns = []
     for number, message in enumerate(messages):
@@ -50,6 +49,15 @@ def render(messages: Any, system: Any = None) -> str | None:
         turns.insert(0, ("system", system))
     return "\n\n".join(f"{role.capitalize()}: {content.strip()}" for role, content in turns
                        if content.strip())
+
+
+def list_turns(messages: Any) -> list[Any] | None:
+    """The turns of a conversation that is a list, its JSON, or lists by field; None for others."""
+    if isinstance(messages, str):
+        messages = parse_text(messages)
+    if isinstance(messages, dict) and all(isinstance(part, list) for part in messages.values()):
+        messages = [dict(zip(messages, values)) for values in zip(*messages.values())]
+    return messages if isinstance(messages, list) else None
 
 
 def render_pair(row: Mapping[str, Any]) -> tuple[tuple[str, ...], str] | None:
@@ -92,7 +100,7 @@ def _read_turns(message: Any, number: int) -> list[tuple[str, str]] | None:
     if not isinstance(role, str) or content is None:
         return None
     calls = message.get("tool_calls") or message.get("function_call") or ()
-    calls = _parse(calls) if isinstance(calls, str) else calls
+    calls = parse_text(calls) if isinstance(calls, str) else calls
     lines = [content, *map(_call_text, [calls] if isinstance(calls, Mapping) else calls or ())]
     role = role.lower()
     return [(ROLES.get(role, role), "\n".join(filter(None, lines)))]
@@ -128,7 +136,8 @@ def _call_text(call: Any) -> str | None:
     return f"{function['name']}({arguments})"
 
 
-def _parse(text: str) -> Any:
+def parse_text(text: str) -> Any:
+    """The value of a text that is JSON; None for other texts."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

@@ -10,6 +10,7 @@ import csv
 import io
 import posixpath
 from collections.abc import Iterator
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 
@@ -31,15 +32,7 @@ def read(unit: Unit, fields: Fields) -> Iterator[Item]:
     number = 0
     try:
         with storage.open_binary(unit.path) as file:
-            codec = storage.codec_of(file)
-            stream = storage.decompress(file, codec) if codec else file
-            head = stream.peek(HEAD_BYTES)[:HEAD_BYTES]
-            encoding = "utf-16" if head.startswith(UTF_16) else "utf-8-sig"
-            text = io.TextIOWrapper(stream, encoding, "surrogateescape", newline="")
-            first = head.decode(encoding, "replace").partition("\n")[0]
-            delimiter = "\t" if kind == "tsv" else max(DELIMITERS, key=first.count)
-            # TSV is often written without quoting, so that a value may begin with a quotation.
-            rows = csv.reader(text, delimiter=delimiter, strict=kind == "csv")
+            rows = open_table(file, kind)
             header = next(rows, None)
             while header is not None:
                 try:
@@ -55,6 +48,23 @@ def read(unit: Unit, fields: Fields) -> Iterator[Item]:
                     number += 1
     except (OSError, EOFError, ValueError, csv.Error, pa.ArrowException) as error:
         yield corrupt(f"{name}@{number}", kind, error, storage.size_bytes(unit.path) or 0)
+
+
+def open_table(file: BinaryIO, kind: str) -> Any:
+    """The csv reader of a file, compressed or not, of which the first row is the header.
+
+    Args:
+        kind: csv or tsv.
+    """
+    codec = storage.codec_of(file)
+    stream = storage.decompress(file, codec) if codec else file
+    head = stream.peek(HEAD_BYTES)[:HEAD_BYTES]
+    encoding = "utf-16" if head.startswith(UTF_16) else "utf-8-sig"
+    text = io.TextIOWrapper(stream, encoding, "surrogateescape", newline="")
+    first = head.decode(encoding, "replace").partition("\n")[0]
+    delimiter = "\t" if kind == "tsv" else max(DELIMITERS, key=first.count)
+    # TSV is often written without quoting, so that a value may begin with a quotation.
+    return csv.reader(text, delimiter=delimiter, strict=kind == "csv")
 
 
 def _read_row(header: list[str], values: list[str], place: str, kind: str, fields: Fields) -> Item:

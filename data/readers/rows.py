@@ -58,13 +58,13 @@ def _read_rows(unit: Unit, fields: Fields) -> Iterator[Item]:
             if codec and unit.start:
                 return
             lines, stop = (storage.decompress(file, codec), None) if codec else (file, stop)
-            if not _is_lines(lines.peek(HEAD_BYTES)):
+            if not is_lines(lines.peek(HEAD_BYTES)):
                 if not unit.start:
                     yield from _weigh_rest(arrays.read_values(lines, name, fields), file)
                 return
-            for offset, line, num_bytes in _lines(lines, unit.start, stop):
+            for offset, line, num_bytes in split_lines(lines, unit.start, stop):
                 place = f"{name}@{offset}"
-                if _is_overlong(line):
+                if is_overlong(line):
                     yield Corrupt(place, "jsonl: line is too long", 0 if codec else num_bytes)
                 elif line.strip():
                     item = _parse_line(line, place, fields)
@@ -75,12 +75,15 @@ def _read_rows(unit: Unit, fields: Fields) -> Iterator[Item]:
         yield corrupt(f"{name}@{offset}", "jsonl", error)
 
 
-def _is_lines(head: bytes) -> bool:
-    """Whether a file that begins so holds a row a line: no array, indented object or UTF-16."""
+def is_lines(head: bytes) -> bool:
+    """Whether a file that begins so holds a row a line: no array, indented object or UTF-16.
+
+    A first line that breaks off looks as that of an indented object, but the next is another row.
+    """
     head = head.removeprefix(codecs.BOM_UTF8).lstrip()
-    first, newline, _ = head.partition(b"\n")
+    first, newline, rest = head.partition(b"\n")
     return not head.startswith((b"[", *arrays.UTF_16)) and not (
-        newline and first.rstrip().endswith((b"{", b"[", b",")))
+        newline and first.rstrip().endswith((b"{", b"[", b",")) and not rest.startswith(b"{"))
 
 
 def _weigh_rest(items: Iterator[Item], file: BinaryIO) -> Iterator[Item]:
@@ -101,7 +104,7 @@ def _weigh(item: Corrupt, line: bytes, file: BinaryIO, num_bytes: int) -> Corrup
     return dataclasses.replace(item, num_bytes=num_bytes)
 
 
-def _lines(file: BinaryIO, start: int, stop: int | None) -> Iterator[tuple[int, bytes, int]]:
+def split_lines(file: BinaryIO, start: int, stop: int | None) -> Iterator[tuple[int, bytes, int]]:
     """Offset, line and its length for lines that begin in [start, stop), truncated if overlong."""
     offset = start
     if start:   # a line begun before `start` belongs to the previous unit
@@ -111,12 +114,13 @@ def _lines(file: BinaryIO, start: int, stop: int | None) -> Iterator[tuple[int, 
         line = file.readline(MAX_RECORD_BYTES + 1)
         if not line:
             return
-        num_bytes = len(line) + (_skip_line(file) if _is_overlong(line) else 0)
+        num_bytes = len(line) + (_skip_line(file) if is_overlong(line) else 0)
         yield offset, line, num_bytes
         offset += num_bytes
 
 
-def _is_overlong(line: bytes) -> bool:
+def is_overlong(line: bytes) -> bool:
+    """Whether a line of `split_lines` was truncated."""
     return len(line) > MAX_RECORD_BYTES and not line.endswith(b"\n")
 
 

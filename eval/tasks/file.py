@@ -1,7 +1,7 @@
 """A task of solved questions from a user's file.
 
-A line of the file is a conversation that ends with the assistant's answer, or a question with its
-answer:
+Each row is a conversation that ends with the assistant's answer, or a question with its answer, in
+any layout of conversations that `data.layouts.table` names; all rows of a file are in one layout:
 
     {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
     {"question": "...", "answer": "..."}
@@ -12,10 +12,13 @@ from __future__ import annotations
 import dataclasses
 import random
 from pathlib import Path
+from typing import NoReturn
 
 from core.errors import UserError
-from core.json_text import read_lines
-from data.chat import Conversation, ask, make_conversation
+from data.chat import Conversation
+from data.layouts.faults import Faults
+from data.layouts.read import read_examples
+from data.layouts.rows import name_of
 from eval.tasks.task import answer_of
 
 
@@ -24,7 +27,7 @@ class FileTask:
     """Conversations of a file; a `Task`. The user decides which files are for training and testing.
 
     Attributes:
-        name: the file's name without its ending.
+        name: the file's name without its ending, or the folder's.
         solved: the conversations, each with its answer.
     """
 
@@ -43,27 +46,25 @@ class FileTask:
         return float(completion.strip() == answer_of(conversation).strip())
 
 
+class _Refused(Faults):
+    """Ends the run at the first row that is no solved question: a score over others would mislead.
+    """
+
+    def add(self, reason: str, place: str, what: str) -> NoReturn:
+        raise UserError(place, what, "correct this row, or remove it")
+
+
 def load_file_task(path: str | Path) -> FileTask:
-    """Reads a file of solved questions.
+    """Reads a file or folder of solved questions.
 
     Raises:
-        UserError: there is no such file, or a line is no solved question.
+        UserError: there is no such file, its layout is unknown, or a row is no solved question.
     """
     path, solved = Path(path), []
-    for where, row in read_lines(path):
-        if isinstance(row, dict) and isinstance(row.get("messages"), list):
-            conversation = make_conversation(row["messages"], where)
-        elif isinstance(row, dict) and all(isinstance(row.get(field), str)
-                                           for field in ("question", "answer")):
-            conversation = ask(row["question"], row["answer"])
-        else:
-            raise UserError(where, "is neither a conversation nor a question with its answer",
-                            'write {"messages": [...]} or {"question": "...", "answer": "..."}')
-        if len(conversation.messages) < 2 or conversation.messages[-1].role != "assistant":
-            raise UserError(where, "does not end with an answer of the assistant",
-                            "add the answer, or remove this line")
-        meta = {"task": path.stem, "family": path.stem}
-        solved.append(Conversation(conversation.messages, meta))
-    if not solved:
-        raise UserError(str(path), "holds no question", "give a file with at least one line")
-    return FileTask(path.stem, tuple(solved))
+    meta = {"task": name_of(path), "family": name_of(path)}
+    for found in read_examples(path, "conversations", faults=_Refused("inputs", "fail")):
+        if not found.messages[-1].content.strip():
+            raise UserError(found.meta["place"], "its answer is a call of a tool, which is no text "
+                            "to compare with", "remove it")
+        solved.append(Conversation(found.messages, meta))
+    return FileTask(meta["task"], tuple(solved))
