@@ -55,9 +55,6 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
     check_batches(section, labels)
     setup = open_setup(source, section, config.mesh)
     loss_fn = partial(preference_loss, settings=settings)
-    # Compiles nothing, and refuses what does not fit before anything is rendered.
-    make_step(loss_fn, setup, section, rows_per_example=2, num_steps=1,
-              frozen=freeze(setup, section))
     faults = Faults(section.out, section.faulty)
     renderer = Renderer(load_tokenizer(source / "tokenizer"), section.row_length, section.overlong,
                         faults, section.out)
@@ -65,16 +62,17 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
     described = write_rows(rendered, lambda: open_items(section, parents, faults, labels), renderer,
                            heldout_frac=section.heldout_frac, labels=labels)
     log_statistics(section.out, described["statistics"])
-    make_rows = partial(LabelledRows if labels else PairRows, row_length=section.row_length)
-    examples = {part: Examples(rendered, part) for part in _parts(described, section)}
-    reference = dict.fromkeys(examples)
-    if settings.needs_reference:
-        reference = find_reference(
-            folder.parent, source, {part: (rendered, make_rows(found, reference=None))
-                                    for part, found in examples.items()},
-            setup=setup, section=section)
-    rows = {part: make_rows(found, reference=reference[part]) for part, found in examples.items()}
+    kind = LabelledRows if labels else PairRows
+    rows = {part: kind(Examples(rendered, part), section.row_length)
+            for part in _parts(described, section)}
     batches = with_token_shares(make_batches(rows[TRAIN], section))
+    # Compiles nothing, and refuses what does not fit before the reference is computed.
+    make_step(loss_fn, setup, section, rows_per_example=2, num_steps=len(batches),
+              frozen=freeze(setup, section))
+    if settings.needs_reference:
+        found = find_reference(folder.parent, source, rendered, rows, setup=setup, section=section)
+        for part, logps in found.items():
+            rows[part].reference = logps
     evaluate = heldout_means(loss_fn, partial(heldout_batches, rows[HELDOUT], section.batch_size),
                              setup) if HELDOUT in rows else None
     metrics = fine_tune(loss_fn, batches, source, setup=setup, section=section, folder=folder,
@@ -82,7 +80,7 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
     if HELDOUT in rows:
         metrics["heldout_pairs"] = len(rows[HELDOUT])
         if not labels:
-            metrics["heldout_longer_accuracy"] = longer_is_chosen(examples[HELDOUT])
+            metrics["heldout_longer_accuracy"] = longer_is_chosen(rows[HELDOUT].examples)
     return {**described["statistics"], "left_out": described["left_out"], **metrics}
 
 

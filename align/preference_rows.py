@@ -6,7 +6,7 @@ labelled answer, with its label as its value, and the same prompt with another p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -250,12 +250,16 @@ class PairRows:
     Args:
         examples: groups of two.
         row_length: inputs of a row.
-        reference: by pair, side and measure (whole answer, tokens common to both): [pairs, 2, 2];
-            None where the loss has no reference.
+
+    Attributes:
+        reference: log-probabilities under the reference by pair, side and measure (the whole
+            answer, its tokens common to both): [pairs, 2, 2]. To be set before rows are read for a
+            loss that has one; None gives zeros.
     """
 
-    def __init__(self, examples: Examples, row_length: int, reference: np.ndarray | None):
-        self.examples, self._row_length, self._reference = examples, row_length, reference
+    def __init__(self, examples: Examples, row_length: int):
+        self.examples, self._row_length = examples, row_length
+        self.reference: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -263,8 +267,7 @@ class PairRows:
     def __getitem__(self, index: int) -> PreferenceBatch | LabelledBatch:
         first, second = self.examples[index]
         rows = [lay_out_examples([example], self._row_length) for example in (first, second)]
-        numbers = np.zeros((2, 2), np.float32) if self._reference is None else \
-            self._reference[index]
+        numbers = np.zeros((2, 2), np.float32) if self.reference is None else self.reference[index]
         return self._make(rows, numbers, first)
 
     def _make(self, rows: list, numbers: np.ndarray, first: Example) -> Any:
@@ -333,7 +336,3 @@ def longer_is_chosen(examples: Examples) -> float:
         correct += 0.5 + 0.5 * np.sign(difference)
     return float(correct / len(examples))
 
-
-def num_left_out(described: Mapping[str, Any]) -> dict[str, int]:
-    """Items left out by reason, for the stage's JSON."""
-    return dict(described["left_out"])

@@ -35,7 +35,7 @@ from train.setup import Setup
 from train.step import place_batch
 
 
-def find_reference(workdir: Path, source: Path, rows: dict[str, tuple[Path, PairRows]], *,
+def find_reference(workdir: Path, source: Path, rendered: Path, rows: dict[str, PairRows], *,
                    setup: Setup, section: ConfigDict) -> dict[str, np.ndarray]:
     """The reference's log-probabilities of all rows, read or computed.
 
@@ -43,15 +43,16 @@ def find_reference(workdir: Path, source: Path, rows: dict[str, tuple[Path, Pair
         workdir: holds `reference/`.
         source: the reference's model directory. Its parameters are loaded only if they are needed,
             and freed again.
-        rows: by part, the folder of `data.tokens.examples` and the rows without reference.
+        rendered: the folder of `data.tokens.examples` that the rows are of.
+        rows: by part.
 
     Returns:
         By part, in nats, float32: [pairs, 2, 2], of each row the whole answer and its first tokens,
         as many as the shorter answer of the pair has.
     """
     found, params = {}, None
-    for part, (folder, part_rows) in rows.items():
-        described = describe_reference(source, folder, part, len(part_rows), setup, section)
+    for part, part_rows in rows.items():
+        described = describe_reference(source, rendered, part, len(part_rows), setup, section)
         place = workdir / "reference" / digest(described)
         logps = _read(place, described)
         if logps is None:
