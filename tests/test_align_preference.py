@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from align.losses.preference import (
     LOSSES,
@@ -37,6 +38,12 @@ from train.step import accumulate, place_batch
 
 LENGTH = 16
 EXECUTION = Execution()
+
+
+def some_in_full(names, *always):
+    """Each compiles a model of its own: most run with `--full` alone."""
+    return [name if name in always else pytest.param(name, marks=pytest.mark.full)
+            for name in names]
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +116,7 @@ def differentiate(settings, params, batch, model_config, num_microbatches=1):
             {name: float(total / max(weight, 1e-9)) for name, (total, weight) in sums.items()})
 
 
-@pytest.mark.parametrize("name", GOLDEN)
+@pytest.mark.parametrize("name", some_in_full(GOLDEN, "dpo", "ld_dpo", "orpo", "kto/swapped"))
 def test_value_and_gradient_are_those_of_trl_and_the_formulas(golden, name):
     model_config, layout, models, values = golden
     policy, reference = models["policy"], models["reference"]
@@ -119,22 +126,26 @@ def test_value_and_gradient_are_those_of_trl_and_the_formulas(golden, name):
     settings = Settings(loss, **GOLDEN[name][0])
     batch = make_batch(loss, reference, model_config)
     gradient, means = differentiate(settings, policy, batch, model_config)
-    assert means["loss"] == pytest.approx(float(values[f"{name}/value"]), rel=1e-5)
+    # A log-ratio is known to 1e-6 in float32, as log-probabilities are near -8; beta times as much
+    # is added to the loss, and of a pair's gradient to its logarithm.
+    assert means["loss"] == pytest.approx(float(values[f"{name}/value"]), rel=1e-5,
+                                          abs=1e-6 * settings.beta)
     if GOLDEN[name][1] is not None:
         assert means["loss"] == pytest.approx(GOLDEN[name][1], rel=2e-5), "as TRL 1.16.0"
     ours = {key: read() for key, _, _, read in write_params(
         layout, jax.device_get(gradient), model_config, np.dtype("float32"))}
     for key in GRADIENTS:
         expected = values[f"{name}/{key}"]
-        np.testing.assert_allclose(ours[key][:NUM_ROWS], expected, rtol=1e-5,
-                                   atol=1e-5 * np.abs(expected).max(), err_msg=key)
+        close = 1e-5 * max(1, settings.beta)
+        np.testing.assert_allclose(ours[key][:NUM_ROWS], expected, rtol=close,
+                                   atol=close * np.abs(expected).max(), err_msg=key)
 
 
 def test_every_loss_has_a_golden_value():
     assert {name.partition("/")[0] for name in GOLDEN} == set(LOSSES)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", some_in_full(LOSSES, "dpo", "orpo", "kto"))
 def test_neither_padding_nor_microbatches_nor_devices_nor_order_matter(golden, loss):
     model_config, _, models, _ = golden
     settings = Settings(loss, beta=0.1, nll_coef=0.5)
@@ -142,8 +153,12 @@ def test_neither_padding_nor_microbatches_nor_devices_nor_order_matter(golden, l
     make = partial(make_batch, loss, models["reference"], model_config)
     order = [2, 3, 0, 1, 0, 1, 2, 3]
     gradient, means = run(make(order=order), model_config)
-    with jax.set_mesh(mesh := make_mesh({"data": 8, "fsdp": 1, "tensor": 1}, jax.devices())):
-        spread = run(place_batch(make(order=order), mesh), model_config)
+    mesh = make_mesh({"data": 8, "fsdp": 1, "tensor": 1}, jax.devices())
+    batch = make(order=order)
+    with jax.set_mesh(mesh):
+        spread = differentiate(settings, jax.device_put(
+            models["policy"], NamedSharding(mesh, PartitionSpec())), place_batch(batch, mesh),
+            model_config)
     others = {"padding": run(make(order=order, length=40), model_config), "devices": spread}
     if loss != "kto":   # whose mismatched rows and reference point depend on both
         others["microbatches"] = run(make(order=order), model_config, num_microbatches=4)
@@ -151,7 +166,7 @@ def test_neither_padding_nor_microbatches_nor_devices_nor_order_matter(golden, l
     for how, (other, other_means) in others.items():
         assert other_means == pytest.approx(means, rel=1e-5, abs=1e-5), how
         jax.tree.map(lambda a, b, how=how: np.testing.assert_allclose(
-            a, b, rtol=1e-4, atol=2e-6 * max(1, abs(means["loss"])), err_msg=how), gradient,
+            a, b, rtol=1e-4, atol=1e-5 * np.abs(a).max(), err_msg=how), gradient,
             jax.device_get(other))
 
 
@@ -166,7 +181,8 @@ def test_the_first_loss_is_that_of_equal_models(golden, loss, value, temperature
     settings = Settings(loss, beta=0.1, temperature=temperature)
     total, metrics = loss_of(settings, model_config)(models["policy"], batch)
     assert float(total) / len(PROMPTS) == pytest.approx(value, rel=1e-6)
-    assert float(metrics["accuracy"][0]) == 0, "a tie is no success"
+    if loss != "kto":   # whose reference point is 0 but for rounding
+        assert float(metrics["accuracy"][0]) == 0, "a tie is no success"
 
 
 def test_what_has_weight_0_never_counts(golden):
@@ -230,8 +246,9 @@ def test_the_odds_ratio_is_finite_where_an_answer_is_certain():
     value, slope = log1mexp(x), jax.vmap(jax.grad(log1mexp))(x)
     assert np.all(np.isfinite(value)) and np.all(np.isfinite(slope))
     inner = np.float64(x[2:])
-    np.testing.assert_allclose(value[2:], np.log(-np.expm1(inner)), rtol=1e-5)
-    np.testing.assert_allclose(slope[2:], -np.exp(inner) / -np.expm1(inner), rtol=1e-5)
+    np.testing.assert_allclose(value[2:], np.log(-np.expm1(inner)), rtol=1e-5, atol=1e-40)
+    np.testing.assert_allclose(slope[2:], -np.exp(inner) / -np.expm1(inner), rtol=1e-5,
+                               atol=1e-40)
     settings = Settings("orpo")
     for pair in ([0.0, -1.0], [-1.0, 0.0], [0.0, 0.0]):
         a_B, r_B = jnp.float32(pair[:1]), jnp.float32(pair[1:])
