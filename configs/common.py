@@ -105,6 +105,20 @@ def make_sft(**changes) -> dict:
         neftune_alpha=0.0) | changes    # noise on embeddings, arXiv 2310.05914: 5 to 15; 0 = none
 
 
+def make_preference(**changes) -> dict:
+    """The fields of a preference loss; `align.losses.preference` explains them."""
+    return dict(
+        loss="dpo",                 # or cdpo, robust, ipo, ipo_sum, hinge, kto, orpo, simpo, ...
+        beta=0.1,                   # strength; SimPO takes 2 and more, dpo_norm 5
+        label_smoothing=0.0,        # cdpo, robust: share of pairs in the wrong order
+        gamma=0.5,                  # simpo: the margin
+        ld_alpha=0.5,               # ld_dpo: weight of tokens past the shorter answer's length
+        nll_coef=0.0,               # of the preferred answer's loss per token
+        temperature=1.0,            # at which the answers were sampled; divides all logits
+        reference_free=False,
+        desirable_weight=1.0, undesirable_weight=1.0) | changes     # kto: of good and bad answers
+
+
 def make_pretrain(**changes) -> ConfigDict:
     """The section `pretrain` with every field; sizes of the run come from `changes`."""
     return ConfigDict(make_training(

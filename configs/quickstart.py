@@ -22,10 +22,12 @@ from configs.common import (
     make_curate,
     make_inference,
     make_inference_run,
+    make_learning,
     make_lora,
     make_mesh,
     make_model,
     make_optimizer,
+    make_preference,
     make_pretrain,
     make_sft,
     make_tokens,
@@ -76,8 +78,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
         **make_inference(), run=make_inference_run(batch_size=256)))
 
     c.dpo = ConfigDict(make_training(
-        out="dpo", model="sft", pairs="pairs", beta=0.1, nll_coef=1.0, num_epochs=1, row_length=96,
-        batch_size=16, lora=make_lora(), optimizer=make_optimizer(learning_rate=3e-4),
+        out="dpo", model="sft", pairs="pairs", **make_preference(nll_coef=1.0), **make_learning(),
+        num_epochs=1, row_length=96, batch_size=16, lora=make_lora(),
+        optimizer=make_optimizer(learning_rate=3e-4),
         run=make_training_run(scan_unroll=4, loss_chunks=4, log_every=5, checkpoint_every=50)))
 
     c.eval = ConfigDict(dict(
