@@ -13,10 +13,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from align.preference_rows import PairRows, share_tokens
-from align.reference import compute_reference
 
 from align.losses.preference import Settings, preference_loss
+from align.preference_rows import PairRows, share_tokens
+from align.reference import compute_reference
 from data.batch import stack
 from data.tokens.examples import TRAIN, Example, Examples, lay_out_examples, write_examples
 from model.config import ModelConfig

@@ -95,7 +95,8 @@ def _make_trainer(task: str, model: Any, work: dict[str, Any], batch_size: int, 
     shared = dict(output_dir=tempfile.mkdtemp(), report_to="none", use_cpu=not on_gpu, bf16=on_gpu,
                   per_device_train_batch_size=batch_size, gradient_checkpointing=False,
                   disable_tqdm=True, max_length=None, logging_strategy="no", save_strategy="no",
-                  dataloader_pin_memory=False, max_steps=10**6)
+                  dataloader_pin_memory=False, max_steps=10**6,
+                  train_sampling_strategy="sequential")
     pairs = work["pairs"]
     prompts = [_text(pair["prompt"]) + " " for pair in pairs]
     answers = {side: [_text(pair[side]) for pair in pairs] for side in ("chosen", "rejected")}

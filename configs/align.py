@@ -1,0 +1,76 @@
+"""Alignment on your own conversations and preferences: SFT, a reward model, a preference loss.
+
+    python -m align.sft --config=configs/align.py --workdir=runs/mine \\
+        --config.sft.model=MODEL --config.sft.inputs=chats.jsonl
+    python -m align.reward --config=configs/align.py --workdir=runs/mine \\
+        --config.reward.inputs=preferences.jsonl
+    python -m align.dpo --config=configs/align.py --workdir=runs/mine \\
+        --config.dpo.inputs=preferences.jsonl
+
+MODEL is a model directory, ours or imported; the later stages start from the first one's `sft`.
+Variants, of which only the second was run:
+
+    full          all parameters in bfloat16 on one GPU or more, rows of 2,048 tokens: Tulu 3's
+                  rates (arXiv 2411.15124): SFT 5e-6 with 128 rows a step, DPO (`dpo_norm`, beta 5)
+                  5e-7. For models of billions of parameters.
+    smollm2_lora  SmolLM2-135M-Instruct, which `bash scripts/real_model.sh` leaves in runs/smollm2,
+                  with adapters of rank 16, in float32 on two CPU cores: minutes a stage;
+                  docs/alignment.md has its numbers.
+    lima          as smollm2_lora, SFT on few examples: --config.sft.inputs=chats.jsonl@50 and so
+                  on, three passes; arXiv 2305.11206 asks how few suffice.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.common import (
+    make_learning,
+    make_lora,
+    make_mesh,
+    make_optimizer,
+    make_preference,
+    make_reward,
+    make_sft,
+    make_training,
+    make_training_run,
+    parse_variant,
+)
+
+VARIANTS = ("full", "smollm2_lora", "lima")
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    variant = parse_variant(arg, VARIANTS)
+    c = ConfigDict()
+    c.mesh = make_mesh()
+    sizes = dict(row_length=2048, batch_size=128, compute_dtype="bfloat16", num_epochs=1,
+                 lora=make_lora(), overlong="cut", heldout_frac=0.02,
+                 run=make_training_run(remat="names:qkv,attention", loss_chunks=0,
+                                       evaluate_every=100, checkpoint_every=100))
+    c.sft = ConfigDict(make_training(
+        out="sft", model="base", corpus="", tokens="", tasks=dict()) | make_sft() | sizes)
+    c.sft.num_epochs, c.sft.run.samples = 2, 3
+    c.reward = make_reward(**sizes)
+    c.dpo = ConfigDict(make_training(out="dpo", model="sft", pairs="")
+                       | make_learning() | make_preference(loss="dpo_norm", beta=5.0) | sizes)
+    for section, rate in ((c.sft, 5e-6), (c.reward, 9e-6), (c.dpo, 5e-7)):
+        section.optimizer = make_optimizer(learning_rate=rate, schedule="linear", warmup_steps=30)
+    if variant != "full":
+        _smollm2(c)
+    if variant == "lima":
+        c.sft.update(num_epochs=3, heldout_frac=0.0)
+        c.sft.optimizer.warmup_steps = 0
+    return c
+
+
+def _smollm2(c: ConfigDict) -> None:
+    """An adapter on two CPU cores."""
+    for section in (c.sft, c.reward, c.dpo):
+        section.update(row_length=512, batch_size=8, compute_dtype="float32", heldout_frac=0.1,
+                       model="runs/smollm2")
+        section.lora.rank = 16
+        section.run.update(remat="none", loss_chunks=4, log_every=1, evaluate_every=20,
+                           checkpoint_every=20)
+        section.optimizer.update(learning_rate=1e-3, warmup_steps=5)
+    c.sft.num_epochs = 1
+    c.reward.row_length = 256
+    c.dpo.update(loss="dpo", beta=0.1)
