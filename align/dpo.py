@@ -24,6 +24,7 @@ from core.progress import Progress, log
 from data.batch import Batch, pack_examples, stack
 from data.chat import Conversation, Message, render
 from data.preferences import Preference, read_preferences
+from data.templates.named import with_template
 from data.tokenizers.load import load_tokenizer
 from data.tokenizers.tokenizer import Tokenizer
 from model.directory import load_params
@@ -43,8 +44,8 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
     section, source = config.dpo, parents["model"]
     setup = open_setup(source, section, config.mesh)
     preferences = read_preferences(parents["pairs"] / "pairs.jsonl")
-    rows, counts = make_pair_rows(preferences, load_tokenizer(source / "tokenizer"),
-                                  section.row_length)
+    tokenizer = with_template(load_tokenizer(source / "tokenizer"), section.template)
+    rows, counts = make_pair_rows(preferences, tokenizer, section.row_length)
     _log_counts(counts, len(rows), len(preferences), section)
     # Compiles nothing, and refuses what does not fit before the reference is.
     make_step(dpo_loss, setup, section, rows_per_example=2,

@@ -1,8 +1,9 @@
-"""Stage: supervised fine-tuning; the loss is over the assistant's tokens only.
+"""Stage: supervised fine-tuning, by default on the assistant's tokens only.
 
     python -m align.sft --config=configs/quickstart.py --workdir=runs/quickstart
     python -m align.sft --config=configs/quickstart.py --workdir=runs/quickstart \\
         --config.sft.inputs=mine.jsonl --config.sft.tasks.documentation=0
+    python -m data.inspect batch --config=configs/quickstart.py --workdir=runs/quickstart
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from core.errors import UserError
 from core.progress import log
 from data.batch import Batch, pack_examples
 from data.chat import Conversation, render
+from data.templates.named import with_template
 from data.tokenizers.load import load_tokenizer
 from data.tokenizers.tokenizer import Tokenizer
+from data.tokens.rows import first_rows
 from eval.tasks.registry import open_tasks
 from train.distributed import initialize
 from train.loss import next_token_loss
@@ -34,10 +37,24 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
     section, source = config.sft, parents["model"]
     setup = open_setup(source, section, config.mesh)
     conversations = make_conversations(section, parents.get("corpus"))
-    rows, left_out = make_rows(conversations, load_tokenizer(source / "tokenizer"), section)
+    rows, left_out = make_rows(conversations, open_tokenizer(section, source), section)
     metrics = fine_tune(next_token_loss, make_batches(rows, section), source, setup=setup,
                         section=section, folder=folder)
     return {"conversations": len(conversations), **left_out, **metrics}
+
+
+def show_rows(config: ConfigDict, parents: Mapping[str, Path],
+              num: int) -> tuple[dict[str, Batch], Tokenizer]:
+    """The first rows of the run by their names, and their tokenizer; for `data.inspect batch`."""
+    section = config.sft
+    tokenizer = open_tokenizer(section, parents["model"])
+    rows, _ = make_rows(make_conversations(section, parents.get("corpus")), tokenizer, section)
+    return first_rows(make_batches(rows, section), num), tokenizer
+
+
+def open_tokenizer(section: ConfigDict, source: Path) -> Tokenizer:
+    """The tokenizer of a model directory, with the template that the section names."""
+    return with_template(load_tokenizer(source / "tokenizer"), section.template)
 
 
 def make_conversations(section: ConfigDict, corpus: Path | None) -> list[Conversation]:
@@ -62,8 +79,8 @@ def make_rows(conversations: Sequence[Conversation], tokenizer: Tokenizer,
     """
     answered = [c for c in conversations
                 if any(m.role == "assistant" and m.content.strip() for m in c.messages)]
-    rows, num_too_long = pack_examples((render(c, tokenizer) for c in answered),
-                                       section.row_length)
+    rows, num_too_long = pack_examples(
+        (render(c, tokenizer, train_on=section.train_on) for c in answered), section.row_length)
     left_out = {"too_long": num_too_long, "empty_answers": len(conversations) - len(answered)}
     for name, reason in (("too_long", f"longer than {section.row_length} tokens"),
                          ("empty_answers", "without a text to learn from")):

@@ -64,6 +64,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         out="sft", model="base", corpus="corpus",
         tasks=dict(documentation=2000, verifiable=16_000),
         inputs="",                  # files of conversations, by commas; see eval/tasks/file.py
+        template="",                # "" = the tokenizer's own, or a name of data/templates/named.py
+        train_on="assistant",       # or all: the loss is over the prompts too
         num_epochs=1, row_length=256, batch_size=8, lora=make_lora(),
         optimizer=make_optimizer(name="muon", learning_rate=5e-3, adam_learning_rate=5e-3),
         run=make_training_run(scan_unroll=4, loss_chunks=4, log_every=5, checkpoint_every=50)))
@@ -75,8 +77,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
         **make_inference(), run=make_inference_run(batch_size=256)))
 
     c.dpo = ConfigDict(make_training(
-        out="dpo", model="sft", pairs="pairs", beta=0.1, nll_coef=1.0, num_epochs=1, row_length=96,
-        batch_size=16, lora=make_lora(), optimizer=make_optimizer(learning_rate=3e-4),
+        out="dpo", model="sft", pairs="pairs", template="", beta=0.1, nll_coef=1.0, num_epochs=1,
+        row_length=96, batch_size=16, lora=make_lora(),
+        optimizer=make_optimizer(learning_rate=3e-4),
         run=make_training_run(scan_unroll=4, loss_chunks=4, log_every=5, checkpoint_every=50)))
 
     c.eval = ConfigDict(dict(

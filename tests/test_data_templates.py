@@ -168,7 +168,7 @@ def test_a_process_that_is_gone_is_replaced(make):
 
 
 def test_a_tokenizer_without_a_template_renders_no_conversation(make):
-    with pytest.raises(UserError, match=r"has no chat template: put a chat_template\.jinja beside"):
+    with pytest.raises(UserError, match=r"has no chat template: name one with template=turns, "):
         render(ask("a?", "b"), make(""))
 
 

@@ -55,14 +55,20 @@ def render_template(messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer,
     marked = _hide(messages, names, mark)
     places = [k for k, message in enumerate(messages) if message["role"] == "assistant"]
     template = open_template(tokenizer.chat_template, tokenizer.named)
-    whole, *firsts = template.render([(marked, prompt), *((marked[:k], True) for k in places),
-                                      *((marked[:k + 1], False) for k in places)])
-    stop = re.compile("|".join(map(re.escape, stop_names)))
-    starts, answered = firsts[:len(places)], firsts[len(places):]
-    edges, fault = _find_answers(whole, starts, answered, stop, stop_names)
-    if fault and not prompt:
-        raise UserError("the chat template", f"cannot be taught on: it {fault}",
-                        "train with another chat_template.jinja, or name a template")
+    whole, *firsts = template.render([
+        (marked, prompt), *((marked[:k], True) for k in places),
+        *((marked[:k + 1], False) for k in places if not prompt)])
+    stop = _any_of(stop_names)
+    starts, answered = firsts[:len(places)], firsts[len(places):] or [whole] * len(places)
+    edges = [0]
+    for start, upto in zip(starts, answered):
+        if fault := _find_fault(whole, start, upto, stop_names, begins_after=edges[-1]):
+            if prompt:
+                edges = [0]
+                break
+            raise UserError("the chat template", f"cannot be taught on: it {fault}",
+                            "train with another chat_template.jinja, or name a template")
+        edges += [len(start), stop.search(upto, len(start)).end()]
     parts = []
     for place, (begin, end) in enumerate(itertools.pairwise([*edges, len(whole)])):
         tokens = tokenizer.encode_rendered(whole[begin:end], mark, begins=not begin)
@@ -73,32 +79,30 @@ def render_template(messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer,
     return parts
 
 
-def _find_answers(whole: str, starts: Sequence[str], answered: Sequence[str],
-                  stop: re.Pattern, stop_names: Sequence[str]) -> tuple[list[int], str]:
-    """Where answers begin and end in a rendering.
+def _find_fault(whole: str, start: str, upto: str, stop_names: tuple[str, ...], *,
+                begins_after: int) -> str:
+    """Why an answer cannot be told apart in a rendering, as a predicate; "" if it can.
 
     Args:
         whole: the rendering.
-        starts, answered: for each answer the rendering of the messages before it with the start of
-            an answer, and of those up to it.
-        stop: matches one of `stop_names`, the tokens that end a turn.
-
-    Returns:
-        0, then for each answer its begin and its end, the stop token included; and what is wrong
-        with the template, else "". Where something is wrong there is only the 0.
+        start: the rendering of the messages before the answer, with the start of an answer.
+        upto: that of the messages up to the answer, it included.
+        stop_names: of the tokens that end a turn.
+        begins_after: where the answer before it ends.
     """
-    edges = [0]
-    for start, upto in zip(starts, answered):
-        if not whole.startswith(start) or not whole.startswith(upto):
-            return [0], "rewrites earlier turns when others follow"
-        found = stop.search(upto, len(start))
-        if found is None:
-            return [0], (
-                "leaves the end of an answer to the next message"
-                if stop.match(whole, len(upto)) else "ends an answer with none of the tokens "
-                f"{', '.join(stop_names)}")
-        edges += [len(start), found.end()]
-    return (edges, "") if edges == sorted(edges) else ([0], "begins an answer before another ends")
+    if not whole.startswith(start) or not whole.startswith(upto) or len(start) < begins_after:
+        return "rewrites earlier turns when others follow"
+    stop = _any_of(stop_names)
+    if stop.search(upto, len(start)):
+        return ""
+    if stop.match(whole, len(upto)):
+        return "leaves the token that ends an answer to the next message"
+    return f"ends an answer with none of the tokens {', '.join(stop_names)}"
+
+
+@functools.lru_cache(maxsize=4)
+def _any_of(names: tuple[str, ...]) -> re.Pattern:
+    return re.compile("|".join(map(re.escape, names)))
 
 
 def hide_names(content: str, names: tuple[str, ...], mark: str) -> str:

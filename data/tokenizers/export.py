@@ -33,7 +33,8 @@ def hub_files(tokenizer: Tokenizer, *, chat: bool, context_tokens: int) -> dict[
         text, template, named = tokenizer.text, tokenizer.chat_template, dict(tokenizer.named)
     else:
         assert isinstance(tokenizer, BytePairTokenizer), type(tokenizer)
-        text, template = json.dumps(describe(tokenizer), ensure_ascii=False), _template_of(tokenizer)
+        text = json.dumps(describe(tokenizer), ensure_ascii=False)
+        template = _template_of(tokenizer)
         named = {"bos_token": BOS, "eos_token": END}
     files = {"tokenizer.json": text, "tokenizer_config.json": json.dumps(
         config | named, ensure_ascii=False, indent=2) + "\n"}
