@@ -185,7 +185,7 @@ def test_pairs_are_described_by_scores_lengths_and_empty_answers():
 
 def make_section(**changes) -> ConfigDict:
     return ConfigDict(dict(out="sft", row_length=64, batch_size=1, num_epochs=1, seed=0,
-                           tasks={}, inputs="") | changes)
+                           tasks={}, inputs="", template="", train_on="assistant") | changes)
 
 
 def test_sft_loss_is_over_assistant_tokens_only():

@@ -182,7 +182,7 @@ def print_views(views: Sequence[View], in_colour: bool) -> Iterator[str]:
             yield f"-- {strip.title}"
             yield from (_colour if in_colour else _mark)(strip.pieces).splitlines()
         if view.counts["padding"]:
-            yield f"-- padding, {count(view.counts['padding'])} inputs"
+            yield f"-- padding: {count(view.counts['padding'])}"
 
 
 def _colour(pieces: Sequence[Piece]) -> str:
@@ -230,5 +230,5 @@ def _render_view(view: View) -> Markup:
         class_="tokens")) for strip in view.strips]
     padding = view.counts["padding"]
     return tag("section", tag("h2", view.title), strips,
-               tag("p", f"{count(padding)} inputs of padding", class_="padding")
+               tag("p", f"padding: {count(padding)}", class_="padding")
                if padding else None)
