@@ -41,7 +41,7 @@ def _hub(folder, specials, **config):
 
 @pytest.fixture(scope="module")
 def tokenizers(tmp_path_factory):
-    """Ours, and tokenizers of the hub with the special tokens of ChatML, of Llama 3, and of none."""
+    """Ours, and some of the hub: with the special tokens of ChatML, of Llama 3, of neither."""
     folder = tmp_path_factory.mktemp("hub")
     return {"ours": BYTES,
             "chatml": _hub(folder / "chatml", hub.SPECIALS, eos_token="<|endoftext|>"),
@@ -150,7 +150,7 @@ def test_all_messages_may_be_trained_on(tokenizers):
         tokens, weights = render(TALKS["open"], tokenizers["bare"], template=name, is_cut=True)
         scored = [token for token, weight in zip(tokens, weights) if weight]
         assert tokenizers["bare"].decode(scored) == "b", "the end was none to learn"
-    with pytest.raises(UserError, match="^train_on='user': is none of assistant, all"):
+    with pytest.raises(UserError, match=r"^train_on='user': is none of assistant, all"):
         render(TALKS["system"], BYTES, train_on="user")
 
 
@@ -163,7 +163,7 @@ def test_what_a_template_has_no_form_for_is_refused(tokenizers):
         with pytest.raises(UserError, match=words):
             render(calls, BYTES, template=name)
     for name in ("turns", "alpaca"):
-        with pytest.raises(UserError, match="no turn of the role tool|no token that begins"):
+        with pytest.raises(UserError, match=r"no turn of the role tool|no token that begins"):
             render(results, BYTES, template=name)
     for name in ("chatml", "llama3", "plain"):
         assert "{}" in BYTES.decode(render(results, BYTES, template=name)[0])
