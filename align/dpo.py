@@ -17,15 +17,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from align.finetune import fine_tune, freeze, make_batches, open_setup
+from align.finetune import fine_tune, freeze, make_batches, open_setup, open_tokenizer
 from align.losses.preference import PreferenceBatch, dpo_loss, reference_logps
 from core.entry import Stage, run_stage
 from core.progress import Progress, log
 from data.batch import Batch, pack_examples, stack
 from data.chat import Conversation, Message, render
 from data.preferences import Preference, read_preferences
-from data.templates.named import with_template
-from data.tokenizers.load import load_tokenizer
 from data.tokenizers.tokenizer import Tokenizer
 from model.directory import load_params
 from train.distributed import initialize
@@ -44,8 +42,8 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
     section, source = config.dpo, parents["model"]
     setup = open_setup(source, section, config.mesh)
     preferences = read_preferences(parents["pairs"] / "pairs.jsonl")
-    tokenizer = with_template(load_tokenizer(source / "tokenizer"), section.template)
-    rows, counts = make_pair_rows(preferences, tokenizer, section.row_length)
+    rows, counts = make_pair_rows(preferences, open_tokenizer(source, section),
+                                  section.row_length)
     _log_counts(counts, len(rows), len(preferences), section)
     # Compiles nothing, and refuses what does not fit before the reference is.
     make_step(dpo_loss, setup, section, rows_per_example=2,

@@ -15,7 +15,10 @@ from align.heldout import Evaluate
 from core.artifacts import read_json, write_json
 from core.errors import UserError
 from core.progress import log
-from data.templates.named import taught_folder
+from data.chat import check_teaches
+from data.templates.named import taught_folder, with_template
+from data.tokenizers.load import load_tokenizer
+from data.tokenizers.tokenizer import Tokenizer
 from data.tokens.rows import batches as group_rows
 from model.adapters.lora import (
     Adapter,
@@ -50,6 +53,17 @@ def open_setup(source: Path, section: ConfigDict, mesh: Mapping[str, int]) -> Se
     setup = make_setup(described.config, section, mesh)
     freeze(setup, section)
     return setup
+
+
+def open_tokenizer(source: Path, section: ConfigDict) -> Tokenizer:
+    """The tokenizer of a model directory, with the template that a section names.
+
+    Raises:
+        UserError: there is no such template, or none with which answers can be taught.
+    """
+    tokenizer = with_template(load_tokenizer(source / "tokenizer"), section.template)
+    check_teaches(tokenizer)
+    return tokenizer
 
 
 def make_batches(rows: Any, section: ConfigDict) -> grain.MapDataset:

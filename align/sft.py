@@ -15,14 +15,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from align.finetune import fine_tune, make_batches, open_setup
+from align.finetune import fine_tune, make_batches, open_setup, open_tokenizer
 from core.entry import Stage, run_stage
 from core.errors import UserError
 from core.progress import log
 from data.batch import Batch, pack_examples
 from data.chat import Conversation, render
-from data.templates.named import with_template
-from data.tokenizers.load import load_tokenizer
 from data.tokenizers.tokenizer import Tokenizer
 from data.tokens.rows import first_rows
 from eval.tasks.registry import open_tasks
@@ -37,7 +35,7 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
     section, source = config.sft, parents["model"]
     setup = open_setup(source, section, config.mesh)
     conversations = make_conversations(section, parents.get("corpus"))
-    rows, left_out = make_rows(conversations, open_tokenizer(section, source), section)
+    rows, left_out = make_rows(conversations, open_tokenizer(source, section), section)
     metrics = fine_tune(next_token_loss, make_batches(rows, section), source, setup=setup,
                         section=section, folder=folder)
     return {"conversations": len(conversations), **left_out, **metrics}
@@ -47,14 +45,9 @@ def show_rows(config: ConfigDict, parents: Mapping[str, Path],
               num: int) -> tuple[dict[str, Batch], Tokenizer]:
     """The first rows of the run by their names, and their tokenizer; for `data.inspect batch`."""
     section = config.sft
-    tokenizer = open_tokenizer(section, parents["model"])
+    tokenizer = open_tokenizer(parents["model"], section)
     rows, _ = make_rows(make_conversations(section, parents.get("corpus")), tokenizer, section)
     return first_rows(make_batches(rows, section), num), tokenizer
-
-
-def open_tokenizer(section: ConfigDict, source: Path) -> Tokenizer:
-    """The tokenizer of a model directory, with the template that the section names."""
-    return with_template(load_tokenizer(source / "tokenizer"), section.template)
 
 
 def make_conversations(section: ConfigDict, corpus: Path | None) -> list[Conversation]:

@@ -48,14 +48,15 @@ class Conversation:
         return {"messages": [m.to_dict() for m in self.messages], "meta": dict(self.meta)}
 
 
-def make_conversation(messages: Sequence[Mapping[str, str]], where: str = "") -> Conversation:
+def make_conversation(messages: Sequence[Mapping[str, Any]], where: str = "") -> Conversation:
     """Makes a conversation from plain dictionaries.
 
     Args:
         where: the place of the messages, for error messages.
 
     Raises:
-        UserError: there is no message, or one lacks a role or content or has an unknown role.
+        UserError: there is no message, or one lacks a role, or has an unknown one, or has neither
+            a content nor calls of tools.
     """
     if not messages:
         raise UserError(f"{where}: messages".lstrip(": "), "holds no message",
@@ -65,11 +66,15 @@ def make_conversation(messages: Sequence[Mapping[str, str]], where: str = "") ->
         is_object = isinstance(message, Mapping)
         role = message.get("role") if is_object else None
         content = message.get("content") if is_object else None
-        if role not in ROLES or not isinstance(content, str):
+        calls = (message.get("tool_calls") if is_object else None) or []
+        if content is None and calls:
+            content = ""
+        if (role not in ROLES or not isinstance(content, str) or not isinstance(calls, list)
+                or not all(isinstance(call, Mapping) for call in calls)):
             raise UserError(f"{where}: messages[{index}]".lstrip(": "),
-                            f"needs a role among {', '.join(ROLES)} and text content",
-                            'write {"role": "user", "content": "..."}')
-        made.append(Message(role, content))
+                            f"needs a role among {', '.join(ROLES)} and text content, or calls of "
+                            "tools", 'write {"role": "user", "content": "..."}')
+        made.append(Message(role, content, tuple(calls)))
     return Conversation(tuple(made))
 
 
@@ -117,6 +122,11 @@ def render(conversation: Conversation, tokenizer: Tokenizer, *, template: str = 
     if is_cut and end is not None:
         weights[end:] = [0.0] * len(weights[end:])
     return tokens, weights
+
+
+def check_teaches(tokenizer: Tokenizer) -> None:
+    """Raises `UserError` if no answer can be taught with a tokenizer's template; see `render`."""
+    render(ask("1 + 1?", "2"), tokenizer)
 
 
 def render_prompt(conversation: Conversation, tokenizer: Tokenizer,

@@ -141,7 +141,7 @@ def _hide(value: Any, names: tuple[str, ...], mark: str) -> Any:
     if isinstance(value, str):
         return hide_names(value, names, mark)
     if isinstance(value, Mapping):
-        return {key: item if key == "role" else _hide(item, names, mark)
+        return {hide_names(key, names, mark): item if key == "role" else _hide(item, names, mark)
                 for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_hide(item, names, mark) for item in value]
