@@ -19,7 +19,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from align.describe import log_statistics
-from align.finetune import fine_tune, freeze, make_batches, open_setup
+from align.finetune import fine_tune, freeze, make_batches, open_setup, open_tokenizer
 from align.heldout import heldout_means
 from align.losses.preference import LOSSES, preference_loss, read_settings
 from align.preference_rows import (
@@ -39,7 +39,6 @@ from core.errors import UserError
 from data.layouts.faults import Faults
 from data.layouts.read import read_examples
 from data.preferences import Labelled, Preference
-from data.tokenizers.load import load_tokenizer
 from data.tokens.examples import HELDOUT, TRAIN, Examples
 from train.distributed import initialize
 from train.trainer import make_step
@@ -56,7 +55,7 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
     setup = open_setup(source, section, config.mesh)
     loss_fn = partial(preference_loss, settings=settings)
     faults = Faults(section.out, section.faulty)
-    renderer = Renderer(load_tokenizer(source / "tokenizer"), section.row_length, section.overlong,
+    renderer = Renderer(open_tokenizer(source, section), section.row_length, section.overlong,
                         faults, section.out)
     rendered = folder / "rows"
     described = write_rows(rendered, lambda: open_items(section, parents, faults, labels), renderer,

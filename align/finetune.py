@@ -15,6 +15,10 @@ from align.heldout import Evaluate
 from core.artifacts import read_json, write_json
 from core.errors import UserError
 from core.progress import log
+from data.chat import check_teaches
+from data.templates.named import taught_folder, with_template
+from data.tokenizers.load import load_tokenizer
+from data.tokenizers.tokenizer import Tokenizer
 from data.tokens.rows import batches as group_rows
 from model.adapters.lora import (
     Adapter,
@@ -49,6 +53,17 @@ def open_setup(source: Path, section: ConfigDict, mesh: Mapping[str, int]) -> Se
     setup = make_setup(described.config, section, mesh)
     freeze(setup, section)
     return setup
+
+
+def open_tokenizer(source: Path, section: ConfigDict) -> Tokenizer:
+    """The tokenizer of a model directory, with the template that a section names.
+
+    Raises:
+        UserError: there is no such template, or none with which answers can be taught.
+    """
+    tokenizer = with_template(load_tokenizer(source / "tokenizer"), section.template)
+    check_teaches(tokenizer)
+    return tokenizer
 
 
 def make_passes(rows: Any, section: ConfigDict, num_passes: int) -> grain.MapDataset:
@@ -88,7 +103,8 @@ def fine_tune(loss_fn: LossFn, batches: grain.MapDataset, source: Path, *, setup
 
     With `section.lora.rank` an adapter is trained beside the model's frozen parameters. The result
     is the model that both make, and the adapter by itself in `adapter/`; with a running average
-    its raw one in `raw/adapter/`.
+    its raw one in `raw/adapter/`. The template of `section.template` becomes that of the result's
+    tokenizer, so whoever opens the model asks it as it was taught.
 
     Args:
         source: the model directory to start from; its parameters are read unless a checkpoint of
@@ -124,8 +140,9 @@ def fine_tune(loss_fn: LossFn, batches: grain.MapDataset, source: Path, *, setup
         for place, tree in (("adapter", adapter.params), ("raw/adapter", adapter.raw)):
             if tree is not None:
                 save_lora(folder / place, tree, lora, source)
-    trained.save(folder, setup.config, source / "tokenizer", chat=True,
-                 context_tokens=read_description(source).context_tokens)
+    with taught_folder(source / "tokenizer", section.template) as tokenizer:
+        trained.save(folder, setup.config, tokenizer, chat=True,
+                     context_tokens=read_description(source).context_tokens)
     return {"steps": len(batches), **metrics, **_evaluated(folder, metrics.get("best_step"))}
 
 

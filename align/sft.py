@@ -1,8 +1,9 @@
-"""Stage: supervised fine-tuning on conversations, with the loss on the assistant's tokens.
+"""Stage: supervised fine-tuning on conversations, by default on the assistant's tokens only.
 
     python -m align.sft --config=configs/quickstart.py --workdir=runs/quickstart
     python -m align.sft --config=configs/quickstart.py --workdir=runs/quickstart \\
         --config.sft.inputs=mine.jsonl --config.sft.tasks.documentation=0
+    python -m data.inspect batch --config=configs/quickstart.py --workdir=runs/quickstart
 
 Conversations are rendered once, into `rows/` of the artifact, and streamed from there. With
 `pretrain_frac` that share of the rows is pretraining text, which keeps what the model knows.
@@ -10,6 +11,8 @@ Conversations are rendered once, into `rows/` of the artifact, and streamed from
 
 from __future__ import annotations
 
+import itertools
+import tempfile
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -19,7 +22,7 @@ import grain
 import numpy as np
 from ml_collections import ConfigDict
 
-from align.finetune import fine_tune, make_batches, make_passes, open_setup
+from align.finetune import fine_tune, make_batches, make_passes, open_setup, open_tokenizer
 from align.heldout import Evaluate, heldout_means, joined, padded_batches, sampled_answers
 from align.neftune import with_noise
 from align.sources import fingerprint_inputs, is_heldout, open_conversations, prompt_of
@@ -31,12 +34,11 @@ from data.batch import Batch
 from data.chat import Conversation, Message, render
 from data.domains import POOLS, by_domain
 from data.layouts.faults import Faults
-from data.tokenizers.load import load_tokenizer
 from data.tokenizers.tokenizer import Tokenizer
 from data.tokens.examples import HELDOUT, TRAIN, Example, Examples, PackedRows, write_examples
 from data.tokens.mixture import mixture
 from data.tokens.rows import batches as group_rows
-from data.tokens.rows import check_tokenizer
+from data.tokens.rows import check_tokenizer, first_rows
 from model.directory import read_description
 from train.distributed import initialize
 from train.loss import next_token_loss
@@ -46,6 +48,7 @@ from train.watch import profile
 ROWS = "rows"                                   # in the artifact: the rendered conversations
 WEIGHTINGS = ("tokens", "conversations")
 OVERLONG = ("drop", "cut", "fail")
+NUM_SHOWN = 1000                                # conversations that `show_rows` renders at most
 
 
 def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict[str, Any]:
@@ -53,7 +56,7 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
     initialize()
     section, source = config.sft, parents["model"]
     setup = open_setup(source, section, config.mesh)
-    tokenizer = load_tokenizer(source / "tokenizer")
+    tokenizer = open_tokenizer(source, section)
     described = write_rows(section, parents.get("corpus"), tokenizer, folder / ROWS)
     rows = PackedRows(Examples(folder / ROWS), section.row_length)
     batches = make_batches(rows, section)
@@ -67,6 +70,23 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
     return {"conversations": parts[TRAIN]["groups"], "rows": len(rows),
             "heldout_conversations": parts.get(HELDOUT, {"groups": 0})["groups"],
             "left_out": described["left_out"], **metrics}
+
+
+def show_rows(config: ConfigDict, parents: Mapping[str, Path],
+              num: int) -> tuple[dict[str, Batch], Tokenizer]:
+    """Rows of the first conversations by their names, and the tokenizer; for `data.inspect batch`.
+    """
+    section = config.sft
+    tokenizer = open_tokenizer(parents["model"], section)
+    faults, corpus = Faults(section.out, section.faulty), parents.get("corpus")
+    rendered = _render_all(section, corpus, tokenizer, faults, [])
+    with tempfile.TemporaryDirectory() as name:
+        write_examples(Path(name) / ROWS, itertools.islice(
+            (group for group in rendered if group[0] == TRAIN), NUM_SHOWN))
+        faults.report()
+        rows = PackedRows(Examples(Path(name) / ROWS), section.row_length)
+        shuffled = grain.MapDataset.source(rows).seed(section.seed).shuffle()
+        return first_rows(group_rows(shuffled, 1), num), tokenizer
 
 
 def write_rows(section: ConfigDict, corpus: Path | None, tokenizer: Tokenizer,
@@ -116,7 +136,7 @@ def render_example(conversation: Conversation, tokenizer: Tokenizer, section: Co
         faults.add("empty_answer" if answers else "no_answer", place, "has no text to learn from")
         return None
     try:
-        tokens, weights = render(conversation, tokenizer)
+        tokens, weights = render(conversation, tokenizer, train_on=section.train_on)
     except UserError as error:
         faults.add("refused_by_template", place, f"cannot be rendered ({error})")
         return None

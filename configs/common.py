@@ -101,6 +101,7 @@ def make_sft(**changes) -> dict:
     return make_learning() | dict(
         pretrain_frac=0.0,          # of the rows: text of `tokens`, which keeps what is known
         mixture=dict(),             # shares of its domains; none = by their sizes
+        train_on="assistant",       # or all: the loss is over the prompts too
         weighting="tokens",         # or conversations: what weighs the same in the loss
         neftune_alpha=0.0) | changes    # noise on embeddings, arXiv 2310.05914: 5 to 15; 0 = none
 

@@ -193,6 +193,29 @@ def _resolve(stage: Stage, config: ConfigDict,
     if flags.FLAGS.rebuild and find_processes().count > 1:
         raise UserError("--rebuild", "does not work with several processes",
                         "move the finished artifact away instead")
+    parents = _find_parents(stage, config, workdir)
+    lineage = artifacts.make_lineage(
+        stage=stage.section,
+        config={name: config[name].to_dict() for name in (stage.section, *stage.sections)},
+        inputs={field: mark for field, (_, mark) in parents.items()}
+        | dict(stage.inputs(config) if stage.inputs else {}),
+        code=artifacts.code_digest(inspect.getfile(stage.build)),
+        mesh=config.mesh.to_dict() if stage.every_process and "mesh" in config else None)
+    return {field: path for field, (path, _) in parents.items()}, lineage
+
+
+def find_parents(stage: Stage, config: ConfigDict, workdir: Path) -> dict[str, Path]:
+    """The folders of a stage's parents, by their fields; nothing is built.
+
+    Raises:
+        UserError: the config lacks a section, or a parent is missing or unfinished.
+    """
+    return {field: path for field, (path, _) in _find_parents(stage, config, workdir).items()}
+
+
+def _find_parents(stage: Stage, config: ConfigDict,
+                  workdir: Path) -> dict[str, tuple[Path, str]]:
+    """Folder and fingerprint of each parent."""
     for name in (stage.section, *stage.sections):
         if name not in config:
             raise UserError(f"config.{name}", "this config has no such section",
@@ -208,14 +231,7 @@ def _resolve(stage: Stage, config: ConfigDict,
             raise UserError(f"{stage.section}.{field}={own[field]!r}",
                             "is the very artifact that this command builds",
                             f"name the new one with --config.{stage.section}.out=NAME")
-    lineage = artifacts.make_lineage(
-        stage=stage.section,
-        config={name: config[name].to_dict() for name in (stage.section, *stage.sections)},
-        inputs={field: mark for field, (_, mark) in parents.items()}
-        | dict(stage.inputs(config) if stage.inputs else {}),
-        code=artifacts.code_digest(inspect.getfile(stage.build)),
-        mesh=config.mesh.to_dict() if stage.every_process and "mesh" in config else None)
-    return {field: path for field, (path, _) in parents.items()}, lineage
+    return parents
 
 
 def _follow(final: Path, unfinished: Path, lineage: Mapping[str, Any],

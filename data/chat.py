@@ -1,7 +1,8 @@
 """Conversations, and how they are rendered as tokens.
 
 With a tokenizer of ours a conversation is <|bos|>, then for each turn <|role|> text <|end|>; with
-that of another model it is what the model's own chat template makes of it.
+that of another model it is what the model's own chat template makes of it. A template of
+`data.templates.named` may be named instead.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from core.errors import UserError
+from data.templates.named import NAMED, with_template
 from data.templates.parts import Part, render_template
 from data.tokenizers.tokenizer import Tokenizer
 
 ROLES = ("system", "user", "assistant", "tool")
+TRAIN_ON = ("assistant", "all")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,9 +29,11 @@ class Message:
     tool_calls: tuple[Mapping[str, Any], ...] = ()      # of an assistant, as OpenAI writes them
 
     def to_dict(self) -> dict[str, Any]:
-        """The message as plain JSON, without calls where there are none."""
-        calls = {"tool_calls": list(self.tool_calls)} if self.tool_calls else {}
-        return {"role": self.role, "content": self.content, **calls}
+        """The message as plain JSON: content null beside calls without a text, no empty calls."""
+        if not self.tool_calls:
+            return {"role": self.role, "content": self.content}
+        return {"role": self.role, "content": self.content or None,
+                "tool_calls": list(self.tool_calls)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,14 +48,15 @@ class Conversation:
         return {"messages": [m.to_dict() for m in self.messages], "meta": dict(self.meta)}
 
 
-def make_conversation(messages: Sequence[Mapping[str, str]], where: str = "") -> Conversation:
+def make_conversation(messages: Sequence[Mapping[str, Any]], where: str = "") -> Conversation:
     """Makes a conversation from plain dictionaries.
 
     Args:
         where: the place of the messages, for error messages.
 
     Raises:
-        UserError: there is no message, or one lacks a role or content or has an unknown role.
+        UserError: there is no message, or one lacks a role, or has an unknown one, or has neither
+            a content nor calls of tools.
     """
     if not messages:
         raise UserError(f"{where}: messages".lstrip(": "), "holds no message",
@@ -60,11 +66,15 @@ def make_conversation(messages: Sequence[Mapping[str, str]], where: str = "") ->
         is_object = isinstance(message, Mapping)
         role = message.get("role") if is_object else None
         content = message.get("content") if is_object else None
-        if role not in ROLES or not isinstance(content, str):
+        calls = (message.get("tool_calls") if is_object else None) or []
+        if content is None and calls:
+            content = ""
+        if (role not in ROLES or not isinstance(content, str) or not isinstance(calls, list)
+                or not all(isinstance(call, Mapping) for call in calls)):
             raise UserError(f"{where}: messages[{index}]".lstrip(": "),
-                            f"needs a role among {', '.join(ROLES)} and text content",
-                            'write {"role": "user", "content": "..."}')
-        made.append(Message(role, content))
+                            f"needs a role among {', '.join(ROLES)} and text content, or calls of "
+                            "tools", 'write {"role": "user", "content": "..."}')
+        made.append(Message(role, content, tuple(calls)))
     return Conversation(tuple(made))
 
 
@@ -76,47 +86,63 @@ def ask(question: str, answer: str | None = None, **meta: object) -> Conversatio
     return Conversation(tuple(messages), meta)
 
 
-def render(conversation: Conversation, tokenizer: Tokenizer, *,
-           is_cut: bool = False) -> tuple[list[int], list[float]]:
+def render(conversation: Conversation, tokenizer: Tokenizer, *, template: str = "",
+           train_on: str = "assistant", is_cut: bool = False) -> tuple[list[int], list[float]]:
     """Renders a conversation.
 
-    The rendering of the first k messages is a prefix of the rendering of all. Contents are
-    encoded as data, so that user text cannot produce a special token.
+    The rendering of the messages before an answer, and up to its end, is a prefix of the rendering
+    of all. Contents are encoded as data, so that user text cannot produce a special token.
 
     Args:
+        template: a name of `data.templates.named`; "" for the tokenizer's own.
+        train_on: what is learned: what the assistant writes, or all but the first token.
         is_cut: whether the last answer ended at a limit and not by itself, so that the token that
-            ends its turn is none to learn.
+            ends its turn is none to learn, nor what follows it.
 
     Returns:
-        Token ids, and for each the weight of its loss as a *target*: 1 on the
+        Token ids, and for each the weight of its loss as a *target*: with "assistant" 1 on the
         assistant's text and the token that ends its turn, 0 elsewhere.
 
     Raises:
         UserError: the tokenizer has no chat template; or its template refuses the conversation, or
             cannot be taught on.
     """
-    tokens, weights = [], []
-    for part in _render_parts(conversation, tokenizer, prompt=False):
+    if train_on not in TRAIN_ON:
+        raise UserError(f"train_on={train_on!r}", f"is none of {', '.join(TRAIN_ON)}",
+                        "choose one of them")
+    tokens, weights, end = [], [], None
+    for part in _render_parts(conversation, tokenizer, template, prompt=False):
         tokens += part.tokens
-        weights += [0.0 if part.answer is None else 1.0] * len(part.tokens)
-    if is_cut:
-        weights[max(at for at, weight in enumerate(weights) if weight)] = 0.0
+        is_learned = part.answer is not None or train_on == "all"
+        weights += [float(is_learned)] * len(part.tokens)
+        if part.answer is not None:
+            end = len(tokens) - 1
+    if train_on == "all":
+        weights[:1] = [0.0] * len(weights[:1])      # nothing precedes it
+    if is_cut and end is not None:
+        weights[end:] = [0.0] * len(weights[end:])
     return tokens, weights
 
 
+def check_teaches(tokenizer: Tokenizer) -> None:
+    """Raises `UserError` if no answer can be taught with a tokenizer's template; see `render`."""
+    render(ask("1 + 1?", "2"), tokenizer)
+
+
 def render_prompt(conversation: Conversation, tokenizer: Tokenizer,
-                  drawn: Sequence[Sequence[int]] = ()) -> list[int]:
+                  drawn: Sequence[Sequence[int]] = (), *, template: str = "") -> list[int]:
     """Renders a conversation up to the start of the assistant's next answer.
 
     Args:
         drawn: the tokens as which the assistant's messages were once drawn, each without the one
             that ended it. They are kept where the rendering holds the same text, as a text may
             have several encodings.
+        template: see `render`.
 
     Raises:
         UserError: see `render`.
     """
-    parts = _render_parts(conversation, tokenizer, prompt=True)
+    parts = _render_parts(conversation, tokenizer, template, prompt=True)
     answers = iter(drawn)
     tokens: list[int] = []
     for part in parts:
@@ -128,15 +154,17 @@ def render_prompt(conversation: Conversation, tokenizer: Tokenizer,
     return tokens
 
 
-def _render_parts(conversation: Conversation, tokenizer: Tokenizer, *, prompt: bool) -> list[Part]:
-    if tokenizer.turn_tokens:
-        return _render_turns(conversation, tokenizer, prompt)
-    if not tokenizer.chat_template:
+def _render_parts(conversation: Conversation, tokenizer: Tokenizer, template: str, *,
+                  prompt: bool) -> list[Part]:
+    tokenizer = with_template(tokenizer, template)
+    if tokenizer.chat_template:
+        return render_template([message.to_dict() for message in conversation.messages], tokenizer,
+                               prompt=prompt)
+    if not tokenizer.turn_tokens:
         raise UserError("the model's tokenizer", "has no chat template",
-                        "put a chat_template.jinja beside its tokenizer.json and import it anew, "
-                        "or name a chat model")
-    return render_template([message.to_dict() for message in conversation.messages], tokenizer,
-                           prompt=prompt)
+                        f"name one with template={', '.join(NAMED)}; or put a chat_template.jinja "
+                        "beside its tokenizer.json and import it anew")
+    return _render_turns(conversation, tokenizer, prompt)
 
 
 def _render_turns(conversation: Conversation, tokenizer: Tokenizer, prompt: bool) -> list[Part]:

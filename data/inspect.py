@@ -1,4 +1,5 @@
 """Inspects a corpus: the trace of one document, documents removed by a rule, two corpora compared.
+Shows what a stage trains on: its rows, each token in the colour of its loss weight.
 
     python -m data.inspect rules --corpus=runs/quickstart/corpus
     python -m data.inspect rule NAME --corpus=runs/quickstart/corpus [--num=5]
@@ -6,15 +7,20 @@
     python -m data.inspect diff A B [--num=2]
     python -m data.inspect row DOMAIN NUMBER --tokens=runs/quickstart/tokens [--row_length=256]
     python -m data.inspect card --corpus=runs/quickstart/corpus
+    python -m data.inspect batch --config=configs/quickstart.py --workdir=runs/quickstart \\
+        [--stage=sft] [--num=5] [--html=batch.html]
 
 `rules` lists every reason of removal, `rule` shows documents removed for one reason, `doc` takes an
 id or a prefix of it, `diff` takes two corpora, `row` shows the inputs and loss weights of a row of
-tokens, `card` rewrites `report.html`.
+tokens, `card` rewrites `report.html`. `batch` shows the first rows that a stage of a config will
+train on, and needs the artifacts that the stage reads; without a terminal, or with the variable
+NO_COLOR set, brackets take the place of colours.
 """
 
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,13 +29,15 @@ from absl import flags
 
 from core import entry
 from core.errors import UserError
+from core.overrides import define_config_flag
 from core.page.markup import visible
 from data.card.page import write_card
 from data.corpus import Corpus
 from data.inspection.diff import compare
 from data.inspection.trace import beginning, trace
 
-COMMANDS = "`rules`, `rule NAME`, `doc ID`, `diff A B`, `row DOMAIN NUMBER` or `card`"
+COMMANDS = ("`rules`, `rule NAME`, `doc ID`, `diff A B`, `row DOMAIN NUMBER`, "
+            "`card` or `batch`")
 
 
 def rules(corpus: Corpus) -> dict[str, Any]:
@@ -105,6 +113,16 @@ def row_of(folder: Path, domain: str, number: int, row_length: int) -> dict[str,
     return {"domain": domain, "row": number, "rows": len(source)}
 
 
+def batch() -> dict[str, Any]:
+    """Prints the first rows of the stage that the command line names, and counts their tokens."""
+    from data.inspection.batch import inspect_batch  # imports jax, which is slow
+
+    values = flags.FLAGS
+    return inspect_batch(
+        values.stage, values.num, page=None if values.html is None else Path(values.html),
+        in_colour=sys.stdout.isatty() and not os.environ.get("NO_COLOR"))
+
+
 def main(words: list[str]) -> dict[str, Any]:
     """Runs the command given by `words`."""
     match words:
@@ -122,6 +140,8 @@ def main(words: list[str]) -> dict[str, Any]:
             folder = _corpus().folder
             write_card(folder)
             return {"card": str(folder / "report.html")}
+        case ["batch"]:
+            return batch()
     raise UserError(" ".join(words) or "no command", "is not a command of data.inspect",
                     f"write {COMMANDS}")
 
@@ -142,7 +162,12 @@ if __name__ == "__main__":
     flags.DEFINE_string("corpus", None, "Output folder of `python -m data.curate`.")
     flags.DEFINE_string("tokens", None, "row: output folder of `python -m data.pack`.")
     flags.DEFINE_integer("row_length", 256, "row: inputs in a row.", lower_bound=1)
-    flags.DEFINE_integer("num", 5, "rule, diff: documents to print.", lower_bound=1)
+    flags.DEFINE_integer("num", 5, "rule, diff: documents to print; batch: examples.",
+                         lower_bound=1)
+    flags.DEFINE_string("stage", "sft", "batch: pretrain, sft, dpo or reward.")
+    flags.DEFINE_string("html", None, "batch: a page to write as well.")
+    flags.DEFINE_string("workdir", None, "batch: folder that holds the experiment's artifacts.")
+    define_config_flag()
     command = list(sys.argv[1:])
     positional = [word for word in command if not word.startswith("-")]
     sys.argv[1:] = [word for word in command if word.startswith("-")]

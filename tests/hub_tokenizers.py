@@ -31,14 +31,14 @@ TEXT = ["The cat sat on the mat; it's 12.5 metres. " * 4, "def f(x):\n    return
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
-def byte_level(vocab_size=330):
-    """A byte-level BPE with the special tokens of ChatML, as `tokenizer.json`."""
+def byte_level(vocab_size=330, specials=SPECIALS):
+    """A byte-level BPE with special tokens, by default those of ChatML, as `tokenizer.json`."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
     made.train_from_iterator(TEXT, trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=SPECIALS, show_progress=False,
+        vocab_size=vocab_size, special_tokens=list(specials), show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
     return made.to_str()
 

@@ -13,11 +13,14 @@ from align import dpo, sft
 from configs.quickstart import get_config
 from core.artifacts import make_lineage, read_json, write_json
 from core.errors import UserError
-from data.chat import ask
+from data.chat import ask, render_prompt
 from data.preferences import Preference, write_preferences
+from data.tokenizers.load import load_tokenizer
+from eval.respond.loaded import load_model
 from model.adapters.lora import Lora, load_lora, merge_lora
 from model.config import ModelConfig
 from model.directory import load_params, read_description, save_model
+from model.execution import Execution
 from model.families.registry import init
 from train.watch.metrics import read_metrics
 
@@ -90,6 +93,17 @@ def test_the_result_is_the_merged_model_and_the_adapter_beside_it(tuned, parents
                if np.any(leaf != base["blocks"][name])}
     assert changed == {"wq_DHK", "wv_DGK", "w_down_FD"}
     np.testing.assert_array_equal(merged["embed_VD"], base["embed_VD"])
+
+
+def test_the_result_is_asked_with_the_template_that_was_taught(parents, tmp_path):
+    run_stage(sft, parents, tmp_path / "sft", template="plain", num_epochs=1)
+    model = load_model(tmp_path / "sft", Execution())
+    prompt = render_prompt(ask("a?"), model.tokenizer)
+    assert model.tokenizer.decode(prompt) == "<|bos|>a?\n\n"
+    base = load_tokenizer(parents / "base")
+    assert prompt == render_prompt(ask("a?"), base, template="plain") != render_prompt(
+        ask("a?"), base)
+    assert model.tokenizer.fingerprint == base.fingerprint
 
 
 def test_a_checkpoint_holds_the_adapter_and_its_moments_alone(tuned):

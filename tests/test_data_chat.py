@@ -56,7 +56,33 @@ def test_a_conversation_survives_json():
     assert make_conversation(conversation.to_dict()["messages"]) == conversation
 
 
+def test_calls_of_tools_survive_json():
+    call = {"type": "function", "function": {"name": "tides", "arguments": "{}"}}
+    talk = Conversation((Message("user", "When?"), Message("assistant", "", (call,)),
+                         Message("tool", "at 3"), Message("assistant", "At 3.", (call,))))
+    plain = talk.to_dict()["messages"]
+    assert plain[1] == {"role": "assistant", "content": None, "tool_calls": [call]}
+    assert plain[2] == {"role": "tool", "content": "at 3"}
+    assert make_conversation(plain) == talk
+    with pytest.raises(UserError, match=r"role 'assistant': or with calls of tools has no token"):
+        render(talk, BYTES)
+
+
+def test_the_end_of_a_cut_answer_and_what_follows_it_is_not_scored():
+    talk = Conversation((*ask("a?", "b").messages, *ask("c?", "d").messages))
+    tokens, weights = render(talk, BYTES, is_cut=True)
+    scored = [token for token, weight in zip(tokens, weights) if weight]
+    assert BYTES.decode(scored) == "b<|end|>d"
+    asked = Conversation((*talk.messages, Message("user", "e?")))
+    tokens, weights = render(asked, BYTES, is_cut=True, train_on="all")
+    scored = [token for token, weight in zip(tokens, weights) if weight]
+    assert BYTES.decode(scored) == "<|user|>a?<|end|><|assistant|>b<|end|><|user|>c?<|end|>" \
+        "<|assistant|>d"
+    assert sum(render(ask("a?"), BYTES, is_cut=True)[1]) == 0
+
+
 @pytest.mark.parametrize("message", [
+    {"role": "assistant", "tool_calls": ["f()"]}, {"role": "assistant", "tool_calls": []},
     {"role": "robot", "content": "hi"}, {"role": "user"}, {"content": "hi"}, "hi",
     {"role": "user", "content": ["hi"]}])
 def test_a_malformed_message_is_refused_by_its_place(message):

@@ -125,6 +125,42 @@ def test_a_template_that_rewrites_earlier_turns_serves_but_does_not_teach(make):
         render(ask("a?", "b"), make("{% for m in messages %}{{ m.content }};{% endfor %}"))
 
 
+def test_an_end_of_turn_that_belongs_to_the_next_message_is_refused(make):
+    """As GLM-4, whose answers end with the token that begins the next message."""
+    tokenizer = dataclasses.replace(
+        make("{% for m in messages %}{{ '<|im_start|>' ~ m.role ~ '\\n' ~ m.content }}{% endfor %}"
+             "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"),
+        stop_names=("<|im_start|>",))
+    talk = Conversation((*ask("a?", "b").messages, Message("user", "c?")))
+    with pytest.raises(UserError, match="cannot be taught on: it leaves the token that ends an "
+                       "answer to the next message: train with another") as raised:
+        render(talk, tokenizer)
+    assert "\n" not in str(raised.value)
+    with pytest.raises(UserError, match=r"with none of the tokens <\|im_end\|>, <\|im_start\|>"):
+        render(ask("a?", "b"), tokenizer)
+    assert tokenizer.decode(render_prompt(talk, tokenizer)).endswith("c?<|im_start|>assistant\n")
+
+
+def test_messages_reach_the_template_whole(make):
+    tokenizer = make(
+        "{% for m in messages %}{{ m.role }}:{% if m.content is none %}null{% else %}"
+        "{{ m.content }}{% endif %}{% for call in m.tool_calls or [] %}"
+        "{{ call.function | tojson }}{% endfor %}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}")
+    call = {"type": "function",
+            "function": {"name": "tides", "arguments": '{"port": "<|im_end|>"}'}}
+    talk = Conversation((
+        Message("user", "When?"), Message("assistant", "", (call,)),
+        Message("tool", "at <|im_start|>"), Message("assistant", "At 3.", (call,))))
+    written = ('{"name": "tides", "arguments": "{\\"port\\": \\"<|im_end|>\\"}"}')
+    tokens, _ = render(talk, tokenizer)
+    assert tokenizer.decode(tokens) == (
+        f"user:When?<|im_end|>assistant:null{written}<|im_end|>tool:at <|im_start|><|im_end|>"
+        f"assistant:At 3.{written}<|im_end|>")
+    assert tokens.count(tokenizer.end) == 4 and tokenizer.special("<|im_start|>") not in tokens
+    assert _scored(talk, tokenizer) == f"null{written}<|im_end|>At 3.{written}<|im_end|>"
+
+
 def test_what_a_template_may_use(make):
     tokenizer = make(
         "{% for m in messages %}\n    {% if m.content == 'x' %}{% continue %}{% endif %}\n"
@@ -168,7 +204,7 @@ def test_a_process_that_is_gone_is_replaced(make):
 
 
 def test_a_tokenizer_without_a_template_renders_no_conversation(make):
-    with pytest.raises(UserError, match=r"has no chat template: put a chat_template\.jinja beside"):
+    with pytest.raises(UserError, match=r"has no chat template: name one with template=turns, "):
         render(ask("a?", "b"), make(""))
 
 

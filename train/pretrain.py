@@ -25,11 +25,14 @@ from core.artifacts import read_json
 from core.entry import Stage, run_stage
 from core.errors import UserError
 from core.progress import log
+from data.batch import Batch
 from data.domains import by_domain
 from data.tokenizers.load import load_tokenizer
+from data.tokenizers.tokenizer import Tokenizer
 from data.tokens.corruption import Corruption, corrupt
 from data.tokens.mixture import mixture, plan_mixture
 from data.tokens.rows import batches as group_rows
+from data.tokens.rows import first_rows
 from eval.measures.corrupted import CorruptedPages
 from eval.measures.likelihood import bits_per_byte, has_heldout
 from eval.measures.questions import score_questions
@@ -87,6 +90,18 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
             "tokens": reading.tokens_at(section.num_steps),
             **metrics, **{name: value for name, value in last.items()
                           if name not in ("step", "evaluated")}}
+
+
+def show_rows(config: ConfigDict, parents: Mapping[str, Path],
+              num: int) -> tuple[dict[str, Batch], Tokenizer]:
+    """The first rows of the run by their names, and their tokenizer; for `data.inspect batch`."""
+    section, tokens = config.pretrain, parents["tokens"]
+    tokenizer = load_tokenizer(tokens / "tokenizer")
+    # As a rule the run's folder; where it has begun, it goes on from the step recorded there.
+    start = open_start(config, parents, tokens.parent / section.out)
+    reading = plan_reading(section, tokens, start)
+    corruption = open_corruption(section, tokenizer)
+    return first_rows(make_batches(section, tokens, reading, corruption=corruption), num), tokenizer
 
 
 def make_loss(section: ConfigDict) -> Callable:

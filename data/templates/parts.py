@@ -11,12 +11,12 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from core.errors import UserError
 from data.templates.template import open_template
-from data.tokenizers.huggingface import HuggingFaceTokenizer
+from data.tokenizers.tokenizer import Tokenizer
 
 MARKS = range(0xE000, 0xF900)       # private use: no text should need them all
 
@@ -33,53 +33,76 @@ class Part(NamedTuple):
     answer: str | None = None
 
 
-def render_template(messages: Sequence[Mapping[str, str]], tokenizer: HuggingFaceTokenizer, *,
+def render_template(messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, *,
                     prompt: bool) -> list[Part]:
     """Renders messages with the tokenizer's chat template.
 
     Answers are encoded apart from what precedes them, as they are drawn apart from it.
 
     Args:
+        messages: as `data.chat.Message.to_dict` makes them: all of each is given to the template.
         prompt: whether the start of a further answer follows. Answers are then parts of their own
             only if the template lets them be told apart.
 
     Raises:
         UserError: the template refuses the conversation, fails, or exceeds its limits; or, without
             `prompt`, the rendering of some first messages is no prefix of that of all, or an answer
-            is followed by no stop token.
+            does not end with a stop token of its own.
     """
     mark = _unused_mark(messages, tokenizer.chat_template)
-    stop_names = (tokenizer.end_name, *tokenizer.stop_names)
+    stop_names = tokenizer.end_names
     names = tuple(dict.fromkeys((*tokenizer.specials, *stop_names)))
-    marked = [{**message, "content": hide_names(message["content"], names, mark)}
-              for message in messages]
+    marked = _hide(messages, names, mark)
     places = [k for k, message in enumerate(messages) if message["role"] == "assistant"]
     template = open_template(tokenizer.chat_template, tokenizer.named)
     whole, *firsts = template.render([
         (marked, prompt), *((marked[:k], True) for k in places),
         *((marked[:k + 1], False) for k in places if not prompt)])
+    stop = _any_of(stop_names)
+    starts, answered = firsts[:len(places)], firsts[len(places):] or [whole] * len(places)
     edges = [0]
-    if all(map(whole.startswith, firsts)):
-        stop = re.compile("|".join(map(re.escape, stop_names)))
-        for first in firsts[:len(places)]:
-            found = stop.search(whole, len(first))
-            edges += [len(first), found.end()] if found else []
-    if len(edges) == 1 + 2 * len(places) and edges == sorted(edges):
-        edges.append(len(whole))
-    elif prompt:
-        edges = [0, len(whole)]
-    else:
-        raise UserError("the chat template", "cannot be taught on: it rewrites earlier turns when "
-                        "others follow, or ends an answer with none of the tokens "
-                        f"{', '.join(stop_names)}", "train with another chat_template.jinja")
+    for start, upto in zip(starts, answered):
+        if fault := _find_fault(whole, start, upto, stop_names, begins_after=edges[-1]):
+            if prompt:
+                edges = [0]
+                break
+            raise UserError("the chat template", f"cannot be taught on: it {fault}",
+                            "train with another chat_template.jinja, or name a template")
+        edges += [len(start), stop.search(upto, len(start)).end()]
     parts = []
-    for place, (begin, end) in enumerate(itertools.pairwise(edges)):
+    for place, (begin, end) in enumerate(itertools.pairwise([*edges, len(whole)])):
         tokens = tokenizer.encode_rendered(whole[begin:end], mark, begins=not begin)
         answer = None
         if place % 2:
             answer = stop.sub("", whole[begin:end]).replace(mark, "")
         parts.append(Part(tokens, answer))
     return parts
+
+
+def _find_fault(whole: str, start: str, upto: str, stop_names: tuple[str, ...], *,
+                begins_after: int) -> str:
+    """Why an answer cannot be told apart in a rendering, as a predicate; "" if it can.
+
+    Args:
+        whole: the rendering.
+        start: the rendering of the messages before the answer, with the start of an answer.
+        upto: that of the messages up to the answer, it included.
+        stop_names: of the tokens that end a turn.
+        begins_after: where the answer before it ends.
+    """
+    if not whole.startswith(start) or not whole.startswith(upto) or len(start) < begins_after:
+        return "rewrites earlier turns when others follow"
+    stop = _any_of(stop_names)
+    if stop.search(upto, len(start)):
+        return ""
+    if stop.match(whole, len(upto)):
+        return "leaves the token that ends an answer to the next message"
+    return f"ends an answer with none of the tokens {', '.join(stop_names)}"
+
+
+@functools.lru_cache(maxsize=4)
+def _any_of(names: tuple[str, ...]) -> re.Pattern:
+    return re.compile("|".join(map(re.escape, names)))
 
 
 def hide_names(content: str, names: tuple[str, ...], mark: str) -> str:
@@ -113,6 +136,29 @@ def _name_parts(names: tuple[str, ...]) -> tuple[re.Pattern, tuple[str, ...], tu
     return pattern, tuple(heads), tuple(tails)
 
 
-def _unused_mark(messages: Sequence[Mapping[str, str]], template: str) -> str:
-    used = set(template).union(*(message["content"] for message in messages))
+def _hide(value: Any, names: tuple[str, ...], mark: str) -> Any:
+    """Messages with `hide_names` applied to all texts in them, the roles aside."""
+    if isinstance(value, str):
+        return hide_names(value, names, mark)
+    if isinstance(value, Mapping):
+        return {hide_names(key, names, mark): item if key == "role" else _hide(item, names, mark)
+                for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_hide(item, names, mark) for item in value]
+    return value
+
+
+def _unused_mark(messages: Sequence[Mapping[str, Any]], template: str) -> str:
+    used = set(template).union(*_texts(messages))
     return next(mark for mark in map(chr, MARKS) if mark not in used)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in messages."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _texts([*value, *value.values()])
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)

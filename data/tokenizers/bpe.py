@@ -1,7 +1,8 @@
 """Our own kind, byte-level BPE: trained by rustbpe, run by tiktoken, stored as plain text.
 
 Its folder holds `ranks.tiktoken` (base64 of each token's bytes and its rank, one per line) and
-`tokenizer.json` (split pattern, names of the special tokens).
+`tokenizer.json` (split pattern, names of the special tokens); and `chat_template.jinja` where a
+model was taught with another template than the tokens of turns.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import tiktoken
 
 from core.artifacts import write_json
 from core.errors import UserError
-from data.tokenizers.tokenizer import Tokenizer
+from data.tokenizers.tokenizer import TEMPLATE, Tokenizer
 
 # Digits are single tokens, for arithmetic; otherwise the split of GPT-4 (cl100k_base in
 # openai/tiktoken), with runs of spaces kept together for indented text.
@@ -32,7 +33,8 @@ SPLIT_PATTERN = (r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}"
 KIND = "bpe"
 
 # A document is <|bos|> text <|end|>; a turn is <|role|> text <|end|>: one stop token for both.
-SPECIAL_TOKENS = ("<|bos|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
+BOS, END = "<|bos|>", "<|end|>"
+SPECIAL_TOKENS = (BOS, END, "<|system|>", "<|user|>", "<|assistant|>")
 MASK = "<|mask|>"       # further ones, for objectives of pretraining: data/tokens/corruption.py
 SENTINEL = "<|extra_{}|>"
 
@@ -49,11 +51,13 @@ class BytePairTokenizer(Tokenizer):
         ranks: id of each ordinary token, by its bytes.
         pattern: regular expression that splits text before merging.
         specials: names of the special tokens; their ids follow the ordinary ones.
+        chat_template: Jinja template of conversations; "" writes turns with their tokens.
     """
 
     ranks: dict[bytes, int]
     pattern: str = SPLIT_PATTERN
     specials: tuple[str, ...] = SPECIAL_TOKENS
+    chat_template: str = ""
 
     @cached_property
     def encoding(self) -> tiktoken.Encoding:
@@ -74,12 +78,17 @@ class BytePairTokenizer(Tokenizer):
     @property
     def bos(self) -> int:
         """Id of the token that begins every document and conversation."""
-        return self.special("<|bos|>")
+        return self.special(BOS)
 
     @property
     def end(self) -> int:
         """Id of the token that ends a document or a turn: the stop token."""
-        return self.special("<|end|>")
+        return self.special(END)
+
+    @property
+    def end_names(self) -> tuple[str, ...]:
+        """Names of the tokens that end a turn: one."""
+        return (END,)
 
     @property
     def turn_tokens(self) -> Mapping[str, int]:
@@ -124,11 +133,13 @@ class BytePairTokenizer(Tokenizer):
         return digest.hexdigest()[:16]
 
     def save(self, folder: Path) -> None:
-        """Writes the tokenizer's two files into `folder`."""
+        """Writes the tokenizer's files into `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
         lines = [f"{base64.b64encode(token).decode()} {rank}\n"
                  for token, rank in sorted(self.ranks.items(), key=lambda item: item[1])]
         (folder / "ranks.tiktoken").write_text("".join(lines))
+        if self.chat_template:
+            (folder / TEMPLATE).write_bytes(self.chat_template.encode())
         write_json(folder / "tokenizer.json",
                    {"kind": KIND, "pattern": self.pattern, "specials": list(self.specials),
                     "vocab_size": self.vocab_size, "fingerprint": self.fingerprint})
@@ -150,7 +161,9 @@ def load(folder: Path, described: Mapping[str, Any]) -> BytePairTokenizer:
     except (OSError, ValueError) as error:
         raise UserError(str(ranks_file), f"is not a readable rank file ({error})",
                         "train the tokenizer anew") from None
-    tokenizer = BytePairTokenizer(ranks, described["pattern"], tuple(described["specials"]))
+    template = folder / TEMPLATE
+    tokenizer = BytePairTokenizer(ranks, described["pattern"], tuple(described["specials"]),
+                                  template.read_bytes().decode() if template.exists() else "")
     if tokenizer.fingerprint != described["fingerprint"]:
         raise UserError(str(folder), "tokenizer.json and ranks.tiktoken do not belong together",
                         "train the tokenizer anew")

@@ -7,18 +7,13 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from core.errors import UserError
-from data.tokenizers.bpe import SPLIT_PATTERN, BytePairTokenizer
+from data.templates.named import make_source
+from data.tokenizers.bpe import BOS, END, SPLIT_PATTERN, BytePairTokenizer
 from data.tokenizers.gguf import CONTROL, LLAMA3_SPLIT, NORMAL, QWEN2_SPLIT, USER_DEFINED
-from data.tokenizers.huggingface import TEMPLATE, HuggingFaceTokenizer, byte_alphabet, steps_of
-from data.tokenizers.tokenizer import Tokenizer
+from data.tokenizers.huggingface import HuggingFaceTokenizer, byte_alphabet, steps_of
+from data.tokenizers.tokenizer import TEMPLATE, Tokenizer
 
 UNUSED = 5      # of `tokenizer.ggml.token_type`
-
-# Renders as `data.chat` does with a tokenizer of ours.
-CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}"
-    "{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}")
 
 _LETTERS = {byte: letter for letter, byte in byte_alphabet().items()}
 
@@ -38,11 +33,17 @@ def hub_files(tokenizer: Tokenizer, *, chat: bool, context_tokens: int) -> dict[
         text, template, named = tokenizer.text, tokenizer.chat_template, dict(tokenizer.named)
     else:
         assert isinstance(tokenizer, BytePairTokenizer), type(tokenizer)
-        text, template = json.dumps(describe(tokenizer), ensure_ascii=False), CHAT_TEMPLATE
-        named = {"bos_token": "<|bos|>", "eos_token": "<|end|>"}
+        text = json.dumps(describe(tokenizer), ensure_ascii=False)
+        template = _template_of(tokenizer)
+        named = {"bos_token": BOS, "eos_token": END}
     files = {"tokenizer.json": text, "tokenizer_config.json": json.dumps(
         config | named, ensure_ascii=False, indent=2) + "\n"}
     return files | ({TEMPLATE: template} if chat and template else {})
+
+
+def _template_of(tokenizer: BytePairTokenizer) -> str:
+    """Jinja that renders as `data.chat` does with a tokenizer of ours."""
+    return tokenizer.chat_template or make_source(tokenizer, "turns", END)
 
 
 def bos_of(tokenizer: Tokenizer) -> int:
@@ -98,7 +99,7 @@ def gguf_tokenizer(tokenizer: Tokenizer, *, num_rows: int, chat: bool) -> dict[s
             raise _no_split(tokenizer.pattern)
         # The split that llama.cpp has for Qwen2 cuts every text as ours does.
         pre, vocabulary, plain, merges = "qwen2", _vocabulary(tokenizer), (), _merges(tokenizer)
-        template, adds_bos = CHAT_TEMPLATE, True
+        template, adds_bos = _template_of(tokenizer), True
     tokens, types = [f"[PAD{i}]" for i in range(num_rows)], [UNUSED] * num_rows
     for token, i in vocabulary.items():
         tokens[i] = token

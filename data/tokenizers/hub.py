@@ -22,7 +22,8 @@ from typing import Any
 from core.artifacts import read_json
 from core.errors import UserError
 from core.progress import log
-from data.tokenizers.huggingface import TEMPLATE, HuggingFaceTokenizer, make_backend
+from data.tokenizers.huggingface import HuggingFaceTokenizer, make_backend
+from data.tokenizers.tokenizer import TEMPLATE
 
 END_OF_TEXT = "<|endoftext|>"
 ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")    # where nothing names one

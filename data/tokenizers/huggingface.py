@@ -21,10 +21,10 @@ import numpy as np
 from core.artifacts import write_json
 from core.errors import UserError, first_line
 from core.json_text import parse_json
-from data.tokenizers.tokenizer import Tokenizer
+from data.tokenizers.tokenizer import TEMPLATE, Tokenizer
 
 KIND = "huggingface"
-FILE, TEMPLATE = "huggingface.json", "chat_template.jinja"
+FILE = "huggingface.json"
 SPACE = "\u2581"                                # as SentencePiece writes a space
 BYTE = re.compile("<0x([0-9A-F]{2})>")          # as it writes a byte
 MAX_GAP = 1 << 16                               # of ids without a token
@@ -67,7 +67,7 @@ class HuggingFaceTokenizer(Tokenizer):
     chat_template: str = ""
 
     def __post_init__(self):
-        for name in (self.bos_name, self.end_name, *self.stop_names):
+        for name in (self.bos_name, *self.end_names):
             if self._backend.token_to_id(name) is None:
                 raise UserError("tokenizer.json", f"lacks the token {name!r}",
                                 "put all files of one tokenizer together")
@@ -168,8 +168,13 @@ class HuggingFaceTokenizer(Tokenizer):
     @property
     def stops(self) -> tuple[int, ...]:
         """Ids after which generation stops."""
-        ids = map(self._backend.token_to_id, (self.end_name, *self.stop_names))
+        ids = map(self._backend.token_to_id, self.end_names)
         return tuple(dict.fromkeys(ids))
+
+    @property
+    def end_names(self) -> tuple[str, ...]:
+        """Names of the tokens that end a turn: `end_name` and `stop_names`."""
+        return self.end_name, *self.stop_names
 
     def encode(self, text: str) -> list[int]:
         """Encodes text; names of special tokens in it are encoded as ordinary text.
@@ -187,15 +192,10 @@ class HuggingFaceTokenizer(Tokenizer):
                 for text, ids in zip(texts, (encoding.ids for encoding in found))]
 
     def encode_rendered(self, text: str, mark: str, *, begins: bool) -> list[int]:
-        """Encodes text of a template, where the name of a special token stands for the token.
-
-        Args:
-            mark: removed wherever it stands; it sets names of tokens in contents apart.
-            begins: whether nothing stands before the text.
-        """
+        """As `Tokenizer.encode_rendered`, with the spaces that some tokens take in beside them."""
         ids: list[int] = []
         backend, before = self._backend if begins else self._continuing, None
-        parts = self._names.split(text)
+        parts = self.special_pattern.split(text)
         for place, part in enumerate(parts):
             if place % 2:
                 before = self._added[self._specials[part]]
@@ -208,11 +208,6 @@ class HuggingFaceTokenizer(Tokenizer):
                 part = part.rstrip()
             ids += self._encode(backend, part.replace(mark, "")) if part else []
         return ids
-
-    @cached_property
-    def _names(self) -> re.Pattern:
-        longest_first = sorted(self.specials, key=len, reverse=True)
-        return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
 
     def _encode(self, backend: Any, text: str) -> list[int]:
         text = _valid(text)

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import abc
 import functools
+import re
+import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+
+TEMPLATE = "chat_template.jinja"    # in a folder of a tokenizer, as on the hub
 
 
 class Tokenizer(abc.ABC):
@@ -22,10 +26,13 @@ class Tokenizer(abc.ABC):
     for no text.
 
     Attributes:
-        chat_template: Jinja template of conversations; "" if there is none.
+        chat_template: Jinja template of conversations; "" if there is none, or turns are written
+            with `turn_tokens`.
+        named: special tokens by their names in templates, e.g. ``{"bos_token": "<s>"}``.
     """
 
     chat_template: str = ""
+    named: Mapping[str, str] = types.MappingProxyType({})
 
     @property
     @abc.abstractmethod
@@ -58,6 +65,11 @@ class Tokenizer(abc.ABC):
         return (self.end, *self.turn_tokens.values())
 
     @property
+    @abc.abstractmethod
+    def end_names(self) -> tuple[str, ...]:
+        """Names of the tokens that end a turn, first that of `end`."""
+
+    @property
     def turn_tokens(self) -> Mapping[str, int]:
         """Ids of the tokens that begin a turn, by role; empty where a template writes turns."""
         return {}
@@ -73,6 +85,29 @@ class Tokenizer(abc.ABC):
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Encodes many texts, on several cores where that is possible."""
         return [self.encode(text) for text in texts]
+
+    def encode_rendered(self, text: str, mark: str, *, begins: bool) -> list[int]:
+        """Encodes text of a template, where the name of a special token stands for the token.
+
+        Args:
+            mark: removed wherever it stands; it sets names of tokens in contents apart.
+            begins: whether nothing stands before the text.
+        """
+        ids: list[int] = []
+        for place, part in enumerate(self.special_pattern.split(text)):
+            ids += [self.special(part)] if place % 2 else self.encode(part.replace(mark, ""))
+        return ids
+
+    @functools.cached_property
+    def variants(self) -> dict[str, Tokenizer]:
+        """Tokenizers like it with other templates, once made; see `data.templates.named`."""
+        return {}
+
+    @functools.cached_property
+    def special_pattern(self) -> re.Pattern:
+        """Matches the name of a special token, as its one group."""
+        longest_first = sorted(self.specials, key=len, reverse=True)
+        return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
 
     @abc.abstractmethod
     def decode(self, ids: Iterable[int]) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import grain
+import jax
 import numpy as np
 
 from core.artifacts import read_json
@@ -178,6 +179,21 @@ def show(row: Batch, tokenizer: Tokenizer) -> str:
         lines.append(f"{place:6}-{end - 1:<6} document {segment:<3} weight {weight:<4g} {text}")
         place = end
     return "\n".join(lines)
+
+
+def first_rows(batched: Sequence[Batch], num: int) -> dict[str, Batch]:
+    """The first `num` rows of a source of batches, or all that there are, without their B axis.
+
+    Their names are ``row 1`` and so on.
+    """
+    rows: list[Batch] = []
+    for index in range(len(batched)):
+        if len(rows) >= num:
+            break
+        batch = batched[index]
+        rows += [jax.tree.map(lambda leaf, row=row: leaf[row], batch)
+                 for row in range(len(batch.tokens_BL))]
+    return {f"row {number}": row for number, row in enumerate(rows[:num], start=1)}
 
 
 def batches(rows: grain.MapDataset, batch_size: int) -> grain.MapDataset:
