@@ -116,7 +116,7 @@ def test_a_folder_is_read_file_by_file(tmp_path, capsys):
     found, faults = read(tmp_path, "conversations")
     assert [item.meta["source"] for item in found] == ["b", "a"] and not faults.counts
     assert capsys.readouterr().err.splitlines() == [
-        f"{tmp_path}: 1 files are no rows and not read, as README.md",
+        f"{tmp_path}: not read, as they hold no rows: README.md",
         f"{tmp_path}/b.jsonl: its layout is question",
         f"{tmp_path}/info.json: describes the other files and is not read",
         f"{tmp_path}/more/a.jsonl: its layout is messages"]
