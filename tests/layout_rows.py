@@ -102,6 +102,8 @@ ORDERS = {
         ({"instruction": "1+1?", "input": "", "chosen": "2", "rejected": "3"}, PAIR),
         ({"prompt": [USER], "chosen": [ANSWER], "rejected": [WRONG]}, PAIR),
         ({"chosen": [USER, ANSWER], "rejected": [USER, WRONG]}, PAIR),
+        ({"chosen": [USER, ANSWER], "rejected": [USER, WRONG], "system": "Be brief."},
+         Preference(Conversation((SYSTEM, *ASKED.messages)), ("2", "3"), (1, 2))),
         ({"prompt": "1+1?", "chosen": [USER, ANSWER], "rejected": [USER, WRONG],
           "messages": [USER, ANSWER], "score_chosen": 8, "score_rejected": 1.5}, SCORED),
         ({"chosen": [USER, ANSWER, USER, ANSWER], "rejected": [USER, ANSWER, USER, WRONG]},

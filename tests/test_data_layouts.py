@@ -87,13 +87,16 @@ def test_formats_of_files(tmp_path, name):
     assert found[0].meta["place"] == f"{tmp_path / name}, {first}"
 
 
-def test_a_table_gives_messages_without_calls_none(tmp_path):
-    rows = [{"messages": [USER, {"role": "assistant", "content": None, "tool_calls": [CALL]},
-                          {"role": "tool", "content": "2"},
-                          {"role": "assistant", "content": "It is 2"}]}]
+def test_a_table_gives_messages_and_calls_no_fields_of_others(tmp_path):
+    called = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+    named = called | {"tool_calls": [CALL | {"id": "c"}]}
+    rows = [{"messages": [USER, call, {"role": "tool", "content": "2"},
+                          {"role": "assistant", "content": "It is 2"}]} for call in (called, named)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "calls.parquet")
-    (found,), _ = read(tmp_path / "calls.parquet", "conversations")
-    assert found.messages == TOOLS
+    (first, second), _ = read(tmp_path / "calls.parquet", "conversations")
+    assert first.messages == TOOLS and [m.tool_calls for m in first.messages if m.tool_calls] == [
+        (CALL,)]
+    assert second.messages[1].tool_calls == (CALL | {"id": "c"},)
 
 
 def test_a_line_of_csv_is_that_where_its_row_begins(tmp_path):
@@ -113,7 +116,7 @@ def test_a_folder_is_read_file_by_file(tmp_path, capsys):
     found, faults = read(tmp_path, "conversations")
     assert [item.meta["source"] for item in found] == ["b", "a"] and not faults.counts
     assert capsys.readouterr().err.splitlines() == [
-        f"{tmp_path}: 1 files are no rows and not read, as README.md",
+        f"{tmp_path}: not read, as they hold no rows: README.md",
         f"{tmp_path}/b.jsonl: its layout is question",
         f"{tmp_path}/info.json: describes the other files and is not read",
         f"{tmp_path}/more/a.jsonl: its layout is messages"]

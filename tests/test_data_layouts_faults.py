@@ -23,6 +23,7 @@ from layout_rows import (
 from core.errors import UserError
 from data.layouts.faults import Faults
 from data.layouts.read import HEAD_ROWS, read_examples
+from data.layouts.rows import read_rows
 from data.layouts.table import LAYOUTS, find_layout
 from data.layouts.turns import Fault
 
@@ -64,7 +65,7 @@ BAD = [
     bad("several_turns", "pair", TALKS, rejected=[USER, WRONG, USER, ANSWER]),
     bad("other_prompt", "pair", TALKS, prompt="Something else?"),
     bad("tool_answer", "pair", TALKS, chosen=[USER, {"role": "assistant", "tool_calls": [CALL]}]),
-    bad("not_finite_score", "pair", ORDERS["pair"][6][0], score_chosen=float("nan")),
+    bad("not_finite_score", "pair", ORDERS["pair"][7][0], score_chosen=float("nan")),
     bad("empty_answer", "hh", ORDERS["hh"][0][0], chosen=HUMAN),
     bad("several_turns", "hh", ORDERS["hh"][0][0], chosen=f"{HUMAN} no\n\nAssistant: 2"),
     bad("not_finite_score", "scores", RATED, scores=[float("inf"), 1]),
@@ -157,7 +158,7 @@ def test_a_row_of_another_layout_is_a_fault_unless_most_are(tmp_path):
     ([CHAT], "labels", "messages", r"holds conversations \(layout messages\), not labels"),
     ([PAIRED], "conversations", "", r"holds preferences \(layout pair\), not conversations: use it "
      r"for preference losses \(align.dpo\) and reward models$"),
-    ([ORDERS["pair"][6][0]], "conversations", "", "or name the layout messages to read that part"),
+    ([ORDERS["pair"][7][0]], "conversations", "", "or name the layout messages to read that part"),
     ([TAGGED], "conversations", "", r"holds labels \(layout label\), not con.*the layout messages"),
     (["[", "{"], "conversations", "", "not one of its 1 rows could be read, as row 1 is damaged"),
     (["{", "{"], "conversations", "", "not one of its 2 rows could be read, as line 1 is not"),
@@ -184,13 +185,20 @@ def test_what_holds_no_rows_is_refused(tmp_path, name, message):
         read(tmp_path / name, "conversations")
 
 
-def test_reading_is_a_stream(tmp_path):
-    path = write(tmp_path / "rows.jsonl", *[CHAT] * (HEAD_ROWS + 1), "{", CHAT)
+def test_reading_is_a_stream(tmp_path, monkeypatch):
+    path, taken = write(tmp_path / "rows.jsonl", *[CHAT] * 999, "{", CHAT), []
+
+    def count(path):
+        for row in read_rows(path):
+            taken.append(row)
+            yield row
+
+    monkeypatch.setattr("data.layouts.read.read_rows", count)
     faults = Faults("test")
     found = read_examples(path, "conversations", faults=faults)
     next(found)
-    assert not faults.counts, "the damaged line is not reached yet"
-    assert len(list(found)) == HEAD_ROWS + 1 and faults.counts == {"broken_line": 1}
+    assert len(taken) == HEAD_ROWS and not faults.counts
+    assert len(list(found)) == 999 and faults.counts == {"broken_line": 1}
 
 
 VALUES = st.recursive(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -11,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
-from core.progress import log
 from data.chat import Conversation
 from data.layouts.faults import Faults
 from data.layouts.orders import label_responses
-from data.layouts.rows import Damaged, find_files, name_of, read_rows
+from data.layouts.rows import Damaged, find_files, log_once, name_of, read_rows
 from data.layouts.table import LAYOUTS, find_layout
 from data.layouts.turns import Fault
 from data.preferences import Labelled, Preference
@@ -68,16 +66,16 @@ def _read_file(file: Path, kind: str, layout: str, faults: Faults,
             break
     name = layout or _recognise(rows)
     if not is_alone and len(head) == 1 and rows and find_layout(rows[0]) is None:
-        log(f"{file}: describes the other files and is not read")
+        log_once(f"{file}: describes the other files and is not read")
         return
     if rows:
         _check_layout(file, rows, kind, name, layout)
-        _announce(file, name)
-    num_items, mine = 0, _Counted(faults)
+        log_once(f"{file}: its layout is {name}")
+    num_items, mine, source = 0, _Counted(faults), name_of(file)
     for place, row in itertools.chain(head, found):
         for item in _read_row(row, kind, name, place, mine):
             num_items += 1
-            yield _place(item, place, file)
+            yield _place(item, place, source)
     if mine.first and not num_items:
         raise UserError(str(file), f"not one of its {mine.num_faults:,} rows could be read, as "
                         f"{mine.first}{_describe(rows)}",
@@ -131,12 +129,6 @@ def _can_read(name: str, row: dict[str, Any]) -> bool:
     return True
 
 
-@functools.lru_cache(maxsize=1024)
-def _announce(file: Path, name: str) -> None:
-    """Logs a file's layout, once however often the file is read."""
-    log(f"{file}: its layout is {name}")
-
-
 def _read_row(row: Any, kind: str, name: str, place: str, faults: _Counted) -> Sequence[Item]:
     """The items of a row: one, or a label for each response, or none and a fault."""
     if isinstance(row, Damaged):
@@ -155,8 +147,7 @@ def _read_row(row: Any, kind: str, name: str, place: str, faults: _Counted) -> S
         return []
 
 
-def _place(item: Item, place: str, file: Path) -> Item:
-    source = name_of(file)
+def _place(item: Item, place: str, source: str) -> Item:
     if isinstance(item, Conversation):
         return dataclasses.replace(item, meta={**item.meta, "place": place, "source": source})
     return dataclasses.replace(item, meta={**item.meta, "place": place},

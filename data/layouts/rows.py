@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import csv
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Iterator
@@ -37,6 +38,12 @@ class Damaged:
     what: str
 
 
+@functools.lru_cache(maxsize=1024)
+def log_once(message: str) -> None:
+    """Logs a line, once however often a file is read."""
+    log(message)
+
+
 def find_files(path: Path) -> list[Path]:
     """The file, or the files of rows in a folder and below it, sorted.
 
@@ -59,7 +66,8 @@ def find_files(path: Path) -> list[Path]:
     if not held:
         raise UserError(str(path), "holds no file of rows", f"name files of {SUFFIXES}")
     if left_out := sorted(set(names) - set(held)):
-        log(f"{path}: {len(left_out)} files are no rows and not read, as {left_out[0]}")
+        log_once(f"{path}: not read, as they hold no rows: {left_out[0]}"
+                 + (f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""))
     return [path / name for name in held]
 
 
@@ -119,8 +127,8 @@ def _read_lines(stream: BinaryIO, path: Path) -> Iterator[tuple[str, Any]]:
         elif len(blank) < 2:
             blank.append(number)
     if blank:
-        log(f"{path}, line {blank[0]}: skipped as blank"
-            + (", and so are more" if len(blank) > 1 else ""))
+        log_once(f"{path}, line {blank[0]}: skipped as blank"
+                 + (", and so are more" if len(blank) > 1 else ""))
 
 
 def _parse_line(line: bytes) -> Any:

@@ -1,4 +1,25 @@
-"""The layouts by name. A new one is a function that recognises a row, one that reads it, a line."""
+"""The layouts by name. A new one is a function that recognises a row, one that reads it, a line.
+
+What a row holds, where `messages` are turns with role and content, or with from and value:
+
+    vote        conversation_a, conversation_b, winner (model_a, model_b, tie)
+    hh          chosen, rejected: transcripts, "\\n\\nHuman: ...\\n\\nAssistant: ..."
+    pair        chosen, rejected: texts or messages; prompt, question, instruction or messages, or
+                none where both sides begin with the same messages; score_chosen, score_rejected
+    ranking     prompt or messages; responses, with ranks (1 the best) beside or inside them; also
+                our own preferences
+    scores      prompt or messages; responses or completions, with scores beside or inside them
+    corrects    prompt; corrects, incorrects: lists of texts
+    label       messages, or prompt and completion; label: true, false, 1 or 0
+    messages    messages, conversations or conversation: turns with role and content; system, tools
+    sharegpt    the same with from (human, gpt, function_call, observation) and value
+    alpaca      instruction, output; input, history, system
+    completion  prompt, completion or response: texts or messages; system
+    question    question or query, answer or response; system
+    transcript  text: a transcript as of hh, or after "### Human:" and "### Assistant:"
+
+Lists and messages may be JSON in a text, as CSV has them. A transcript may also be a prompt.
+"""
 
 from __future__ import annotations
 
