@@ -112,9 +112,10 @@ BOUNDS: Mapping[str, Bounds] = {
     "corruption.kept_frac": FRACTION, "corruption.span_tokens": Bounds(1.0, 1000.0),
     "z_loss_coef": NOT_NEGATIVE, "balance_coef": NOT_NEGATIVE, "router_z_coef": NOT_NEGATIVE,
 
-    # pairs, dpo
+    # pairs, dpo, reward
     "pairs.num_samples": count(2), "pairs.min_margin": NOT_NEGATIVE,
     "pairs.temperature": POSITIVE, "dpo.beta": POSITIVE, "dpo.nll_coef": NOT_NEGATIVE,
+    "reward.centering_coef": NOT_NEGATIVE,
 
     # model, mesh
     **{f"model.{letter}": count() for letter in "DNHGKF"},

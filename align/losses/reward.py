@@ -53,7 +53,7 @@ def ranking_loss(params: Params, batch: RankingBatch, *, config: ModelConfig, ex
         margin: m of the former: none is 0, scores the difference of values
             (Llama 2, arXiv 2307.09288, equation 2).
         centering_coef: of the mean over pairs of (r_w + r_l)^2, which keeps scores near 0
-            (arXiv 2312.09244, section 2.3; `center_rewards_coefficient` of TRL).
+            (arXiv 2312.09244, equation 2; `center_rewards_coefficient` of TRL).
 
     Metrics: `loss` (the ranking part alone, of each prompt with a pair), `centering` (without its
     coefficient), `accuracy` (of pairs; a tie of scores counts as wrong), `margin` (mean of
