@@ -225,5 +225,5 @@ def report_rankings(described: dict[str, Any], section: ConfigDict) -> dict[str,
         f"the better one in {longer:.1%}"
         + f"; {described['cut']:,} prompts cut to {section.row_length} tokens"
         * bool(described["cut"]))
-    return counts | {name: described[name] for name in ("pairs", "cut", "left_out", "max_answers")} \
-        | {"train_longer_accuracy": longer}
+    return counts | {"train_longer_accuracy": longer} | {
+        name: described[name] for name in ("pairs", "cut", "left_out", "max_answers")}

@@ -1,4 +1,4 @@
-"""Answers as a reward model reads them: a conversation up to the end of its last answer, a row each.
+"""Answers as a reward model reads them: conversations up to the end of the last answer.
 
 Nothing is shifted, since nothing is predicted: the token that ends the answer is an input, and the
 last one. What is real in a row is carried as segments.

@@ -211,7 +211,7 @@ def _rules(c: ModelConfig) -> list[tuple[str, bool, str, str]]:
         ("score_head", c.score_head and c.family == "encoder_decoder",
          "has no place in family='encoder_decoder'", "score_head=False"),
         ("score_head", c.score_head and (c.masked_head or c.head_bias),
-         "stands in the place of masked_head and head_bias", "masked_head=False and head_bias=False"),
+         "stands in the place of masked_head and head_bias", "masked_head=False, head_bias=False"),
     ]
 
 
