@@ -102,6 +102,6 @@ def test_a_reward_model_neither_generates_nor_is_exported():
     with pytest.raises(UserError, match="mine: is a reward model, which gives scores and no text"):
         check_generates(SCORED, "mine")
     plain = dataclasses.replace(SCORED, qk_norm=False)
-    with pytest.raises(UserError, match="model.score_head=True: has no counterpart"):
+    with pytest.raises(UserError, match="score_head=True: has no counterpart"):
         choose_layout(plain)
     choose_layout(dataclasses.replace(plain, score_head=False))
