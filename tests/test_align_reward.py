@@ -1,6 +1,5 @@
 """The stage of the reward model: what it learns, counts, measures, and that it resumes exactly."""
 
-import dataclasses
 import json
 import math
 import shutil
@@ -23,8 +22,8 @@ from data.chat import Conversation, Message, ask
 from data.preferences import Preference, write_preferences
 from data.tokenizers.bpe import BytePairTokenizer
 from data.tokens.examples import HELDOUT, TRAIN, Examples
-from eval.reward import score_file
 from eval.respond.reward import load_reward
+from eval.reward import score_file
 from model.config import ModelConfig
 from model.directory import read_description, save_model
 from model.execution import Execution
@@ -34,7 +33,7 @@ from train.watch.metrics import read_metrics
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")     # Daft's
 
 TOKENIZER = BytePairTokenizer({bytes([b]): i for i, b in enumerate(range(32, 125))})
-SYLLABLES = "ba co du fe gi lo".split()
+SYLLABLES = ["ba", "co", "du", "fe", "gi", "lo"]
 
 
 def rankings(count, seed=0, num_answers=3):
@@ -55,10 +54,10 @@ def parents(tmp_path_factory):
     """Base models, a decoder and an encoder, and an artifact of rankings."""
     root = tmp_path_factory.mktemp("parents")
     write_artifacts(root)
-    config = ModelConfig(V=read_json(root / "tokenizer" / "tokenizer.json")["vocab_size"], D=32,
-                         N=2, H=2, G=1, K=16, F=64)
-    for name, config in (("base", config), ("encoder", dataclasses.replace(
-            config, family="encoder", masked_head=True, head_bias=True))):
+    sizes = dict(V=read_json(root / "tokenizer" / "tokenizer.json")["vocab_size"], D=32, N=2, H=2,
+                 G=1, K=16, F=64)
+    for name, config in (("base", ModelConfig(**sizes)), ("encoder", ModelConfig(
+            **sizes, family="encoder", masked_head=True, head_bias=True))):
         save_model(root / name, jax.jit(partial(init, config))(jax.random.key(0)), config,
                    root / "tokenizer", chat=False, context_tokens=64)
         write_lineage(root / name)
@@ -87,7 +86,8 @@ def run(parents, folder, model="base", pairs="pairs", **changes):
     return reward.build(config, found, folder)
 
 
-LORA = dict(lora=make_lora(rank=4), num_epochs=2)
+LORA = dict(lora=make_lora(rank=4), num_epochs=2, loss="plackett_luce",
+            optimizer=dict(get_config().reward.optimizer, learning_rate=0.02, warmup_steps=1))
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +95,13 @@ def trained(parents, tmp_path_factory):
     """The stage's folder and metrics."""
     folder = tmp_path_factory.mktemp("trained") / "reward"
     return folder, run(parents, folder)
+
+
+@pytest.fixture(scope="module")
+def adapted(parents, tmp_path_factory):
+    """The same of an adapter and a head."""
+    folder = tmp_path_factory.mktemp("adapted") / "reward"
+    return folder, run(parents, folder, **LORA)
 
 
 def test_a_planted_preference_is_learned(trained):
@@ -158,49 +165,43 @@ def test_normalised_over_the_answers_of_a_reference(parents, tmp_path):
     assert np.std(scores) == pytest.approx(1, abs=1e-3)
 
 
-@pytest.mark.parametrize("changes", [{}, LORA], ids=["whole", "adapter"])
-def test_a_run_that_stopped_ends_bit_for_bit_as_one_that_did_not(parents, tmp_path, changes):
-    first = run(parents, tmp_path / "reward", **changes)
-    losses = [row["loss"] for row in read_metrics(tmp_path / "reward" / "metrics.jsonl")
-              if "loss" in row]
+@pytest.mark.parametrize("fixture, changes", [("trained", {}), ("adapted", LORA)])
+def test_a_run_that_stopped_ends_bit_for_bit_as_one_that_did_not(request, parents, tmp_path,
+                                                                 fixture, changes):
+    folder, first = request.getfixturevalue(fixture)
+    losses = [row["loss"] for row in read_metrics(folder / "metrics.jsonl") if "loss" in row]
     again = tmp_path / "again"
     again.mkdir()
     for name in ("checkpoints", "examples"):
-        shutil.copytree(tmp_path / "reward" / name, again / name)
+        shutil.copytree(folder / name, again / name)
     for name in ("metrics.jsonl", "untouched.json"):
-        shutil.copy(tmp_path / "reward" / name, again)
+        shutil.copy(folder / name, again)
     for step in (again / "checkpoints").iterdir():
         if step.name.isdigit() and int(step.name) > 10:
             shutil.rmtree(step)
     second = run(parents, again, **changes)
     assert [row["loss"] for row in read_metrics(again / "metrics.jsonl")
             if "loss" in row] == losses
-    assert read_json(again / "model.json") == read_json(tmp_path / "reward" / "model.json")
+    assert read_json(again / "model.json") == read_json(folder / "model.json")
     for name in first.keys() - {"goodput_frac"}:
         assert second[name] == first[name], name
 
 
-def test_the_head_is_trained_beside_an_adapter(parents, tmp_path):
-    metrics = run(parents, tmp_path / "reward", **LORA, loss="plackett_luce",
-                  optimizer=dict(get_config().reward.optimizer, learning_rate=0.02,
-                                 warmup_steps=1))
+def test_the_head_is_trained_beside_an_adapter(adapted):
+    folder, metrics = adapted
     assert metrics["accuracy"] > 0.8
-    record = next((tmp_path / "reward" / "checkpoints").rglob("record/metadata"))
+    record = next((folder / "checkpoints").rglob("record/metadata"))
     names = {name.split("/")[-1] for name in read_json(record)["leaves"]}
     assert {"score_DY", "score_bias_Y", "wq_a_DI"} <= names and "wq_DHK" not in names
-    assert read_description(tmp_path / "reward").config.score_head
+    assert read_description(folder).config.score_head
 
 
-def test_an_encoder_learns_as_well(parents, tmp_path):
-    metrics = run(parents, tmp_path / "reward", model="encoder", num_epochs=4)
+@pytest.mark.full
+def test_an_encoder_learns_as_well_by_margins_of_scores(parents, tmp_path):
+    metrics = run(parents, tmp_path / "reward", model="encoder", margin="scores", num_epochs=4)
     assert metrics["accuracy"] > 0.8
     config = read_description(tmp_path / "reward").config
     assert (config.family, config.score_head, config.masked_head) == ("encoder", True, False)
-
-
-def test_a_margin_of_scores_is_learned(parents, tmp_path):
-    metrics = run(parents, tmp_path / "reward", margin="scores", num_epochs=1)
-    assert metrics["pairs"] == 360 and math.isfinite(metrics["heldout_loss"])
 
 
 def test_a_reward_model_is_refused_by_stages_that_need_text(trained, tmp_path):

@@ -15,6 +15,7 @@ from configs import (
     objectives,
     preset,
     pretrain,
+    reward,
     synthesize,
 )
 from configs.common import REFERENCES, scale_by_depth
@@ -48,6 +49,7 @@ EVERY_CONFIG = {**CONFIGS, **{f"{module.__name__}:{variant}": (module.get_config
                               for module, variants in (
                                   (curate, ("local", "warc")), (synthesize, ("default",)),
                                   (objectives, objectives.VARIANTS),
+                                  (reward, reward.VARIANTS),
                                   (classifier, ("reference", "scores", "labels")))
                               for variant in variants}}
 HUGE = 1e300, 10**30
