@@ -52,7 +52,7 @@ from train.step import place_batch
 from train.trainer import Data, make_step
 from train.watch import profile
 
-NORMALISED_ON = 4096    # answers at most, evenly spaced: a mean to 1/64 of the deviation
+NORMALISED_ON = 1024    # answers at most, evenly spaced: a mean to 1/32 of the deviation
 
 
 def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict[str, Any]:
@@ -99,8 +99,8 @@ def _check(section: ConfigDict) -> None:
             raise UserError(f"{section.out}.{field}={section[field]!r}",
                             f"is none of {', '.join(known)}", "choose one of them")
     if section.loss == "plackett_luce" and section.margin != "none":
-        raise UserError(f"{section.out}.margin={section.margin!r}", "is part of no loss but "
-                        "bradley_terry", "set it to none")
+        raise UserError(f"{section.out}.margin={section.margin!r}", f"is part of {LOSSES[0]} "
+                        "alone", "set it to none")
 
 
 def _preferences(section: ConfigDict, parents: Mapping[str, Path],

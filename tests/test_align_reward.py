@@ -214,7 +214,7 @@ def test_a_reward_model_is_refused_by_stages_that_need_text(trained, tmp_path):
 @pytest.mark.parametrize("changes, line", [
     (dict(loss="hinge"), "reward.loss='hinge': is none of bradley_terry, plackett_luce"),
     (dict(margin="ranks"), "reward.margin='ranks': is none of none, scores"),
-    (dict(loss="plackett_luce", margin="scores"), "is part of no loss but bradley_terry"),
+    (dict(loss="plackett_luce", margin="scores"), "is part of bradley_terry alone"),
     (dict(overlong="shorten"), "reward.overlong='shorten': is none of drop, cut, fail"),
     (dict(pairs=""), "reward: inputs, pairs: give no ranking to train on"),
     (dict(row_length=8), r"give no ranking to train on \(left out: 120 too_long\)"),
