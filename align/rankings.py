@@ -101,7 +101,7 @@ class RankingWriter:
             return []
         values = [values[number] for number in kept]
         if not pairs_of(values):
-            self.faults.add("all_tied", place, "orders no two answers: all are tied")
+            self.faults.add("tied", place, "orders no two answers: all are tied")
             return []
         try:
             answers = [self._render_answer(preference, number) for number in kept]
@@ -136,7 +136,7 @@ class RankingWriter:
             if not response.strip():
                 self.faults.add("empty_answer", place, f"has an empty answer, its {number + 1}.")
             elif response in kept:
-                self.faults.add("equal_answers", place, "has the same answer twice")
+                self.faults.add("equal", place, "has the same answer twice")
             else:
                 kept[response] = number
         return list(kept.values())

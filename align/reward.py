@@ -98,6 +98,9 @@ def _check(section: ConfigDict) -> None:
         if section[field] not in known:
             raise UserError(f"{section.out}.{field}={section[field]!r}",
                             f"is none of {', '.join(known)}", "choose one of them")
+    if section.template:
+        raise UserError(f"{section.out}.template={section.template!r}", "is not read by this stage",
+                        "set it to ''; the model's own template renders its chats")
     if section.loss == "plackett_luce" and section.margin != "none":
         raise UserError(f"{section.out}.margin={section.margin!r}", f"is part of {LOSSES[0]} "
                         "alone", "set it to none")

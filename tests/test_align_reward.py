@@ -263,7 +263,7 @@ def test_what_teaches_nothing_is_counted_by_its_reason(tmp_path):
             Preference(q, ("a", "b", "", "a"), (1, 2, 3, 4))]
     described, folder = write(rows, tmp_path / "examples")
     assert described["left_out"] == {
-        "all_tied": 1, "group_of_one": 1, "empty_answer": 2, "equal_answers": 2,
+        "tied": 1, "group_of_one": 1, "empty_answer": 2, "equal": 2,
         "score_not_finite": 1, "too_long": 1, "not_rendered": 1}
     assert described["parts"][TRAIN]["groups"] == 1 and len(texts(folder, 0)) == 2
     with pytest.raises(UserError, match="preference 1: orders no two answers"):

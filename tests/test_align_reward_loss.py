@@ -5,7 +5,6 @@ import itertools
 import json
 import math
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +14,7 @@ from peer_models import as_entries
 
 from align.losses.reward import RankingBatch, ranking_loss, score_rankings
 from align.scalar import with_scalar_head
+from core.artifacts import ROOT
 from data.answers import lay_out_answers
 from eval.respond.reward import score_texts
 from model.execution import Execution
@@ -27,7 +27,7 @@ from model.parallel.sharding import make_mesh, param_shardings
 from train.step import accumulate, place_batch
 
 EXECUTION = Execution()
-GOLDEN = Path(__file__).parent / "golden" / "reward.npz"
+GOLDEN = ROOT / "tests" / "golden" / "reward" / "losses.npz"
 KEY = jax.random.key(0)
 
 

@@ -1,21 +1,27 @@
-"""Makes reward.npz beside it: a tiny reward model in transformers, with losses and gradients.
+"""Golden values of a reward model: scores, losses and gradients of a tiny Llama of transformers.
 
-    .venv-peers/bin/python tests/golden/make_reward.py
+    .venv-peers/bin/python -m scripts.golden.reward
 
-A random Llama with a scalar head scores four pairs. The losses are what the RewardTrainer of TRL
-1.16.0 gave for this very model and batch (torch 2.13.0 draws the weights, on a CPU); this script
-computes them and their gradients in float64 and ends with an error where they differ.
+Writes `tests/golden/reward/losses.npz`. A random Llama with a scalar head scores four pairs. The
+losses are what the RewardTrainer of TRL 1.16.0 gave for this very model and batch (torch 2.13.0
+draws the weights, on a CPU); this script computes them and their gradients in float64, by formulas
+that stand here apart from ours, and ends with an error where they differ.
 """
 
+from __future__ import annotations
+
 import json
-from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-from transformers import LlamaConfig, LlamaForSequenceClassification
 
+from core.artifacts import ROOT
+from core.entry import run
+from core.errors import UserError
+
+OUT = ROOT / "tests" / "golden" / "reward" / "losses.npz"
 EOS = 2
-FIELDS = dict(vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+CONFIG = dict(vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
               num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128,
               rms_norm_eps=1e-6, rope_theta=10000.0, tie_word_embeddings=False,
               attention_dropout=0.0, initializer_range=0.3, pad_token_id=0, bos_token_id=1,
@@ -29,14 +35,22 @@ TRL = {"plain": 2.44312906, "margin": 3.26504278, "centred": 2.49926376}
 GRADIENTS = ("score.weight", "model.layers.0.self_attn.q_proj.weight", "model.embed_tokens.weight")
 
 
-def main():
+def main() -> dict[str, Any]:
+    """Makes the model and its values, and writes the file.
+
+    Raises:
+        UserError: a loss is not TRL's.
+    """
+    import torch
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
     torch.manual_seed(2)
     model = LlamaForSequenceClassification(
-        LlamaConfig(**FIELDS, num_labels=1, attn_implementation="eager")).float().eval()
+        LlamaConfig(**CONFIG, num_labels=1, attn_implementation="eager")).float().eval()
     arrays = {f"weights/{name}": value.numpy().copy() for name, value in model.state_dict().items()}
     model = model.double()
 
-    def scores(answers):
+    def scores(answers: list[list[int]]) -> Any:
         return torch.stack([model(torch.tensor([prompt + answer + [EOS]])).logits[0, 0]
                             for prompt, answer in zip(PROMPTS, answers)])
 
@@ -47,17 +61,20 @@ def main():
         loss = torch.nn.functional.softplus(margins - (chosen - rejected)).mean()
         if name == "centred":
             loss = loss + CENTERING * ((chosen + rejected)**2).mean()
-        assert abs(float(loss.detach()) - trl) < 1e-5, (name, float(loss), trl)
+        if abs(float(loss.detach()) - trl) > 1e-5:
+            raise UserError(f"loss {name}={float(loss)}", f"is not TRL's, {trl}",
+                            "use torch 2.13.0, whose random numbers the weights are")
         loss.backward()
         weights = dict(model.named_parameters())
         arrays |= {f"gradients/{name}/{weight}": weights[weight].grad.float().numpy().copy()
                    for weight in GRADIENTS}
     arrays["scores"] = torch.stack([chosen, rejected], 1).detach().numpy()
-    described = dict(losses=TRL, config=FIELDS, prompts=PROMPTS, chosen=CHOSEN, rejected=REJECTED,
+    described = dict(losses=TRL, config=CONFIG, prompts=PROMPTS, chosen=CHOSEN, rejected=REJECTED,
                      margins=MARGINS, centering=CENTERING, eos=EOS)
-    np.savez_compressed(Path(__file__).with_name("reward.npz"), described=json.dumps(described),
-                        **arrays)
+    OUT.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(OUT, described=json.dumps(described), **arrays)
+    return {"path": str(OUT), **TRL}
 
 
 if __name__ == "__main__":
-    main()
+    run(main)
