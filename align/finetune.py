@@ -32,7 +32,7 @@ from model.adapters.lora import (
     save_lora,
 )
 from model.directory import load_params, read_description
-from model.families.registry import Params
+from model.families.registry import Params, check_generates
 from model.parallel.sharding import param_shardings
 from train.setup import Setup, make_setup
 from train.step import LossFn
@@ -47,6 +47,7 @@ def open_setup(source: Path, section: ConfigDict, mesh: Mapping[str, int]) -> Se
     """The setup for fine-tuning a model directory, checked as far as it can be without data."""
     check_writers(section.run.writers)
     described = read_description(source)
+    check_generates(described.config, str(source))
     if section.row_length > described.context_tokens:
         log(f"warning: {section.out}.row_length={section.row_length}: {source.name} was trained on "
             f"rows of {described.context_tokens} tokens")
@@ -120,7 +121,7 @@ def fine_tune(loss_fn: LossFn, batches: grain.MapDataset, source: Path, *, setup
     data = Data(batches, rows_per_example, lambda num_batches: {
         "epochs": section.num_epochs * num_batches / len(batches)})
     load, lora = partial(load_params, source, setup.config, setup.mesh), read_lora(section.lora)
-    untouched = partial(_note_untouched, evaluate, folder / UNTOUCHED)
+    untouched = partial(note_untouched, evaluate, folder / UNTOUCHED)
     if lora is None:
         trained, metrics = train(loss_fn, data, lambda: untouched(load()), setup=setup,
                                  section=section, folder=folder, evaluate=evaluate)
@@ -143,10 +144,10 @@ def fine_tune(loss_fn: LossFn, batches: grain.MapDataset, source: Path, *, setup
     with taught_folder(source / "tokenizer", section.template) as tokenizer:
         trained.save(folder, setup.config, tokenizer, chat=True,
                      context_tokens=read_description(source).context_tokens)
-    return {"steps": len(batches), **metrics, **_evaluated(folder, metrics.get("best_step"))}
+    return {"steps": len(batches), **metrics, **evaluated_values(folder, metrics.get("best_step"))}
 
 
-def _note_untouched(evaluate: Evaluate | None, path: Path, params: Params) -> Params:
+def note_untouched(evaluate: Evaluate | None, path: Path, params: Params) -> Params:
     """Evaluates the parameters that training starts from, which it returns."""
     if evaluate is not None:
         values = evaluate(params)
@@ -155,7 +156,7 @@ def _note_untouched(evaluate: Evaluate | None, path: Path, params: Params) -> Pa
     return params
 
 
-def _evaluated(folder: Path, best_step: int | None) -> dict[str, float]:
+def evaluated_values(folder: Path, best_step: int | None) -> dict[str, float]:
     """Numbers of the evaluations: of the untouched model, and of the one that is kept."""
     if not (folder / UNTOUCHED).exists():
         return {}

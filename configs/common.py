@@ -120,6 +120,22 @@ def make_preference(**changes) -> dict:
         desirable_weight=1.0, undesirable_weight=1.0) | changes     # kto: of good and bad answers
 
 
+def make_reward(**changes) -> ConfigDict:
+    """The section `reward` with every field; sizes of the run come from `changes`."""
+    return ConfigDict(make_training(
+        out="reward", model="sft",
+        pairs="",                   # an artifact of align.pairs, beside or instead of `inputs`
+        **make_learning(heldout_frac=0.1),
+        loss="bradley_terry",       # or plackett_luce
+        margin="none",              # or scores: pairs are to differ by as much as their scores
+        centering_coef=0.0,         # of the square of a pair's sum of scores
+        # Files of conversations that end with answers of the policy that is rewarded first: over
+        # them scores have mean 0 and deviation 1. "" = the training answers.
+        reference="",
+        num_epochs=1, lora=make_lora(), optimizer=make_optimizer(),
+        run=make_training_run()) | changes)
+
+
 def make_pretrain(**changes) -> ConfigDict:
     """The section `pretrain` with every field; sizes of the run come from `changes`."""
     return ConfigDict(make_training(

@@ -114,13 +114,14 @@ BOUNDS: Mapping[str, Bounds] = {
     "corruption.kept_frac": FRACTION, "corruption.span_tokens": Bounds(1.0, 1000.0),
     "z_loss_coef": NOT_NEGATIVE, "balance_coef": NOT_NEGATIVE, "router_z_coef": NOT_NEGATIVE,
 
-    # pairs, dpo
+    # pairs, dpo, reward
     "pairs.num_samples": count(2), "pairs.min_margin": NOT_NEGATIVE,
     "pairs.temperature": POSITIVE, "dpo.beta": POSITIVE, "dpo.nll_coef": NOT_NEGATIVE,
     "dpo.label_smoothing": Bounds(high=0.5, without=0.5, note="0 trusts the order of every pair"),
     "dpo.gamma": Bounds(note="0 asks for no margin"), "dpo.temperature": POSITIVE,
     "dpo.ld_alpha": Bounds(high=1.0, note="0 leaves these tokens out"),
     "dpo.desirable_weight": POSITIVE, "dpo.undesirable_weight": POSITIVE,
+    "reward.centering_coef": NOT_NEGATIVE,
 
     # model, mesh
     **{f"model.{letter}": count() for letter in "DNHGKF"},

@@ -16,11 +16,17 @@ def mean_and_stderr(values: Sequence[float]) -> tuple[float, float]:
     return float(array.mean()), float(stderr)
 
 
+def mean_interval(values: Sequence[float]) -> tuple[float, tuple[float, float]]:
+    """Mean and its 95 % interval, the normal one for independent values."""
+    mean, stderr = mean_and_stderr(values)
+    return mean, (mean - Z_95 * stderr, mean + Z_95 * stderr)
+
+
 def win_rate(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, tuple[float, float]]:
     """Win rate over paired scores, ties counting half, and its 95 % interval.
 
     The interval is the normal one of a mean, for independent pairs.
     """
     outcomes = (np.sign(np.asarray(ours) - np.asarray(theirs)) + 1) / 2
-    mean, stderr = mean_and_stderr(outcomes)
-    return mean, (max(mean - Z_95 * stderr, 0.0), min(mean + Z_95 * stderr, 1.0))
+    mean, (low, high) = mean_interval(outcomes)
+    return mean, (max(low, 0.0), min(high, 1.0))

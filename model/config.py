@@ -9,6 +9,7 @@
     W buckets of relative positions     A types of tokens
     Q gates of an LSTM                  O width again, of a matrix from width to width
     I rank of an adapter                X adapters that one program holds
+    Y scores of a scalar head, 1
 """
 
 from __future__ import annotations
@@ -103,6 +104,7 @@ class ModelConfig:
         masked_head: whether hidden states pass an MLP and a norm before the head (BERT).
         pooler: whether the first token's state has a projection of its own (BERT).
         head_bias: whether the head has a bias.
+        score_head: whether the head gives a text one score, and tokens no logits (a reward model).
         logit_scale: of the logits.
         logit_softcap: c in c tanh(logit / c); 0 is none.
     """
@@ -156,6 +158,7 @@ class ModelConfig:
     masked_head: bool = False
     pooler: bool = False
     head_bias: bool = False
+    score_head: bool = False
     logit_scale: float = 1.0
     logit_softcap: float = 0.0
 
@@ -205,6 +208,10 @@ def _rules(c: ModelConfig) -> list[tuple[str, bool, str, str]]:
         ("masked_head", c.masked_head and c.family != "encoder", "needs family='encoder'",
          "masked_head=False"),
         ("pooler", c.pooler and c.family != "encoder", "needs family='encoder'", "pooler=False"),
+        ("score_head", c.score_head and c.family == "encoder_decoder",
+         "has no place in family='encoder_decoder'", "score_head=False"),
+        ("score_head", c.score_head and (c.masked_head or c.head_bias),
+         "stands in the place of masked_head and head_bias", "masked_head=False, head_bias=False"),
     ]
 
 

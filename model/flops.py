@@ -43,7 +43,8 @@ def matmul_params(config: ModelConfig) -> int:
 
 def _own_params(c: ModelConfig) -> int:
     """Of `matmul_params`, those that a token of the rows meets: all but those of a source."""
-    head = c.D * c.V + (c.D**2 if c.masked_head else 0)
+    # A score is read from one token of a row.
+    head = 0 if c.score_head else c.D * c.V + (c.D**2 if c.masked_head else 0)
     if c.family == "lstm":      # gates from input and from state, and the projection back
         return c.N * (2 * 4 * c.D * c.F + c.F * c.D) + head
     cross = 2 * c.D * c.H * c.K if c.family == "encoder_decoder" else 0

@@ -120,7 +120,7 @@ def describe(config: ModelConfig) -> dict[str, str]:
     parts = {"family": c.family, "layers": str(c.N), "width": str(c.D), "vocabulary": str(c.V),
              "norm": c.norm, "residual": c.residual, "positions": positions,
              "attention": ", ".join(attention), "mlp": mlp,
-             "head": "tied" if c.tied else "untied"}
+             "head": "one score" if c.score_head else "tied" if c.tied else "untied"}
     if c.family == "encoder_decoder":
         parts["layers"] = f"{c.encoder_layers} and {c.N}"
     if c.family == "lstm":
@@ -135,7 +135,7 @@ def _part(path: str, name: str) -> str:
         return "embedding"
     if "norm" in name:
         return f"{stack}norms"
-    if name.startswith(("head_", "transform_")):
+    if name.startswith(("head_", "transform_", "score_")):
         return "head"
     if name.startswith("router"):
         return f"{stack}router"

@@ -7,7 +7,7 @@ import pytest
 from absl import flags
 from ml_collections import ConfigDict
 
-from configs import (
+from configs import align, (
     classifier,
     curate,
     gpt2_124m,
@@ -15,6 +15,7 @@ from configs import (
     objectives,
     preset,
     pretrain,
+    reward,
     synthesize,
 )
 from configs.common import REFERENCES, scale_by_depth
@@ -46,8 +47,9 @@ CONFIGS = {**{variant: (get_config, variant) for variant in VARIANTS},
 
 EVERY_CONFIG = {**CONFIGS, **{f"{module.__name__}:{variant}": (module.get_config, variant)
                               for module, variants in (
-                                  (curate, ("local", "warc")), (synthesize, ("default",)),
+                                  (align, align.VARIANTS), (curate, ("local", "warc")), (synthesize, ("default",)),
                                   (objectives, objectives.VARIANTS),
+                                  (reward, reward.VARIANTS),
                                   (classifier, ("reference", "scores", "labels")))
                               for variant in variants}}
 HUGE = 1e300, 10**30

@@ -20,6 +20,7 @@ from model.attention.kind import NO_EXTRAS, Extras, Kind, kind_of
 from model.config import ModelConfig
 from model.execution import Execution
 from model.generation.cache import PIECE, Cache, Place, empty_cache, is_global, pick
+from model.heads.scalar import init_scalar_head
 from model.layers.attention import attention
 from model.layers.embed import check_length, embed, init_embeddings
 from model.layers.experts import experts, summarise
@@ -196,6 +197,8 @@ def init_stack_ends(config: ModelConfig, key: jax.Array) -> Params:
 
 def init_head(config: ModelConfig, key: jax.Array) -> Params:
     """The head's parameters: none if it is the embedding and has no bias."""
+    if config.score_head:
+        return init_scalar_head(config, key)
     head = {}
     if not config.tied:
         head["head_DV"] = 0.1 * config.D**-0.5 * jax.random.normal(key, (config.D, config.V))

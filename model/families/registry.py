@@ -25,6 +25,9 @@ GENERATES = ("decoder", "lstm")     # continue the text that they read
 
 def check_generates(config: ModelConfig, name: str) -> None:
     """Raises `UserError` if a model, named `name`, does not continue text."""
+    if config.score_head:
+        raise UserError(name, "is a reward model, which gives scores and no text",
+                        "name the model that writes the answers; python -m eval.reward scores them")
     if config.family not in GENERATES:
         raise UserError(name, f"is an {config.family.replace('_', '-')}, which does not continue "
                         "text", f"name a model of the family {' or '.join(GENERATES)}")

@@ -38,6 +38,10 @@ def init_pooler(config: ModelConfig, key: jax.Array) -> dict[str, jax.Array]:
 def pool_first(params: Mapping[str, jax.Array], x_BLD: jax.Array) -> jax.Array:
     """A projection of each row's first state, for classifiers of texts: [B, D] in float32
     (`BertPooler`, transformers)."""
-    first_BD = x_BLD[:, 0].astype(jnp.float32)
+    return pool_state(params, x_BLD[:, 0].astype(jnp.float32))
+
+
+def pool_state(params: Mapping[str, jax.Array], first_BD: jax.Array) -> jax.Array:
+    """`pool_first` of states in float32 that are picked already."""
     weight_DO = params["pooler_DO"].astype(jnp.float32)
     return jnp.tanh(first_BD @ weight_DO + params["pooler_bias_O"][None])

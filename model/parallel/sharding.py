@@ -30,7 +30,7 @@ Rules = Mapping[str, str | tuple[str, ...] | None]
 # `stage`, experts over `expert`, the rest over `tensor`.
 PARAM_RULES: Rules = {"V": "tensor", "D": "fsdp", "F": "tensor", "H": "tensor", "G": "tensor",
                       "K": None, "N": "stage", "E": "expert", "Z": None, "L": None, "W": None,
-                     "A": None, "Q": None, "O": None, "I": None}
+                     "A": None, "Q": None, "O": None, "I": None, "Y": None}
 
 # Activations inside a layer: rows over all axes that only shard the batch, positions over
 # `context`, the hidden axes over `tensor`.
