@@ -7,7 +7,8 @@ import pytest
 from absl import flags
 from ml_collections import ConfigDict
 
-from configs import align, (
+from configs import (
+    align,
     classifier,
     curate,
     gpt2_124m,
@@ -15,7 +16,6 @@ from configs import align, (
     objectives,
     preset,
     pretrain,
-    reward,
     synthesize,
 )
 from configs.common import REFERENCES, scale_by_depth
