@@ -47,9 +47,9 @@ CONFIGS = {**{variant: (get_config, variant) for variant in VARIANTS},
 
 EVERY_CONFIG = {**CONFIGS, **{f"{module.__name__}:{variant}": (module.get_config, variant)
                               for module, variants in (
-                                  (align, align.VARIANTS), (curate, ("local", "warc")), (synthesize, ("default",)),
+                                  (align, align.VARIANTS), (curate, ("local", "warc")),
+                                  (synthesize, ("default",)),
                                   (objectives, objectives.VARIANTS),
-                                  (reward, reward.VARIANTS),
                                   (classifier, ("reference", "scores", "labels")))
                               for variant in variants}}
 HUGE = 1e300, 10**30
