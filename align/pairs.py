@@ -2,9 +2,10 @@
 
     python -m align.pairs --config=configs/quickstart.py --workdir=runs/quickstart
 
-Writes `pairs.jsonl`, preferences of two responses each, see `data.preferences`. Answers are
-ranked by the task's `score`: exact match for verifiable tasks, word F1 for documentation. An answer
-that was cut at `max_new_tokens` is preferred only where none ends by itself.
+Writes preferences, see `data.preferences`: `pairs.jsonl`, of two responses each, for preference
+losses; and `rankings.jsonl`, of all answers, for a reward model. Answers are ranked by the task's
+`score`: exact match for verifiable tasks, word F1 for documentation. In a pair an answer that was
+cut at `max_new_tokens` is preferred only where none ends by itself.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ml_collections import ConfigDict
 from core.entry import Stage, run_stage
 from core.errors import UserError
 from core.progress import log
-from data.chat import ask
+from data.chat import make_conversation
 from data.preferences import Preference, write_preferences
 from data.tokenizers.tokenizer import Tokenizer
 from eval.measures.generation import answer_and_score
@@ -57,8 +58,11 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
         f"answers chosen, {described['empty_rejected']} rejected; "
         f"{described['cut_chosen']} answers cut at the limit chosen, {described['cut_rejected']} "
         "rejected")
+    rankings = make_rankings(rows, section.num_samples)
     write_preferences(folder / "pairs.jsonl", pairs)
-    return {"questions": len(solved), "pairs": len(pairs), **left_out, **described}
+    write_preferences(folder / "rankings.jsonl", rankings)
+    return {"questions": len(solved), "pairs": len(pairs), "rankings": len(rankings), **left_out,
+            **described}
 
 
 def make_pairs(rows: Sequence[Mapping[str, Any]], num_samples: int,
@@ -88,10 +92,30 @@ def make_pairs(rows: Sequence[Mapping[str, Any]], num_samples: int,
             left_out["too_close"] += 1
         else:
             pairs.append(Preference(
-                ask(best["question"]), (best["completion"], worst["completion"]), (1, 2),
+                make_conversation(best["messages"]), (best["completion"], worst["completion"]), (1, 2),
                 source=best["task"], finishes=(best["finish"], worst["finish"]),
                 meta={"family": best["family"], "scores": [best["score"], worst["score"]]}))
     return pairs, left_out
+
+
+def make_rankings(rows: Sequence[Mapping[str, Any]], num_samples: int) -> list[Preference]:
+    """The answers to each question in the order of their scores, where these are not all equal.
+
+    Args:
+        rows: as of `make_pairs`.
+    """
+    rankings = []
+    for first in range(0, len(rows), num_samples):
+        answers = [row for row in rows[first:first + num_samples] if row["finish"] != "refused"]
+        levels = sorted({row["score"] for row in answers}, reverse=True)
+        if len(levels) > 1:
+            rankings.append(Preference(
+                make_conversation(answers[0]["messages"]), tuple(row["completion"] for row in answers),
+                tuple(levels.index(row["score"]) + 1 for row in answers),
+                source=answers[0]["task"], finishes=tuple(row["finish"] for row in answers),
+                meta={"family": answers[0]["family"]},
+                scores=tuple(row["score"] for row in answers)))
+    return rankings
 
 
 def describe_pairs(pairs: Sequence[Preference], tokenizer: Tokenizer) -> dict[str, float]:

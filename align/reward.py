@@ -112,7 +112,7 @@ def _check(section: ConfigDict, *, is_encoder: bool) -> None:
 def _preferences(section: ConfigDict, parents: Mapping[str, Path],
                  faults: Faults) -> Iterator[Preference]:
     if "pairs" in parents:
-        yield from read_examples(parents["pairs"] / "pairs.jsonl", "preferences", faults=faults)
+        yield from read_examples(parents["pairs"] / "rankings.jsonl", "preferences", faults=faults)
     yield from open_preferences(section, faults)
 
 

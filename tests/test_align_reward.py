@@ -62,7 +62,7 @@ def parents(tmp_path_factory):
                    root / "tokenizer", chat=False, context_tokens=64)
         write_lineage(root / name)
     (root / "pairs").mkdir()
-    write_preferences(root / "pairs" / "pairs.jsonl", rankings(120))
+    write_preferences(root / "pairs" / "rankings.jsonl", rankings(120))
     return root
 
 

@@ -289,7 +289,8 @@ def _prefer(prompt: list[Message], answers: Sequence[Message], ranks: Sequence[i
     if len(answers) < 2:
         raise Fault("group_of_one", "holds no two responses to compare")
     asked = _check(prompt)
-    texts = tuple(map(_text_of, answers))
+    # Of several answers an empty one is for a stage to leave out, which keeps the others.
+    texts = tuple(_text_of(answer, may_be_empty=len(answers) > 2) for answer in answers)
     if len(set(texts)) == 1:
         raise Fault("equal_pair", "its responses are equal")
     source = row.get("source")
@@ -304,12 +305,12 @@ def _check(prompt: list[Message]) -> Conversation:
     return Conversation(tuple(prompt))
 
 
-def _text_of(answer: Message) -> str:
+def _text_of(answer: Message, *, may_be_empty: bool = False) -> str:
     if answer.role != "assistant":
         raise Fault("no_answer", f"its answer has the role {answer.role}")
     if answer.tool_calls:
         raise Fault("tool_answer", "its answer calls a tool, which preferences do not hold")
-    if not answer.content.strip():
+    if not answer.content.strip() and not may_be_empty:
         raise Fault("empty_answer", "one of its answers is empty")
     return answer.content
 
