@@ -29,6 +29,7 @@ from configs.common import (
     make_optimizer,
     make_preference,
     make_pretrain,
+    make_reward,
     make_sft,
     make_tokens,
     make_training,
@@ -65,7 +66,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     c.sft = ConfigDict(make_training(
         out="sft", model="base", corpus="corpus", tokens="tokens",
-        tasks=dict(documentation=2000, verifiable=16_000), **make_sft(heldout_frac=0.02),
+        tasks=dict(documentation=2000, verifiable=8000, turns=4000),
+        **make_sft(heldout_frac=0.02, pretrain_frac=0.1, mixture=dict(pages=1.0, code=0.0)),
         num_epochs=1, row_length=256, batch_size=8, lora=make_lora(),
         optimizer=make_optimizer(name="muon", learning_rate=5e-3, adam_learning_rate=5e-3),
         run=make_training_run(scan_unroll=4, loss_chunks=4, log_every=5, evaluate_every=100,
@@ -83,10 +85,16 @@ def get_config(arg: str | None = None) -> ConfigDict:
         optimizer=make_optimizer(learning_rate=3e-4),
         run=make_training_run(scan_unroll=4, loss_chunks=4, log_every=5, checkpoint_every=50)))
 
+    c.reward = make_reward(
+        model="sft", pairs="pairs", heldout_frac=0.1, row_length=96, batch_size=8,
+        optimizer=make_optimizer(learning_rate=1e-3),
+        run=make_training_run(scan_unroll=4, log_every=5, evaluate_every=0, checkpoint_every=50))
+
     c.eval = ConfigDict(dict(
         out="eval_base", model="base", against="", corpus="corpus", tokens="tokens",
         row_length=256,
-        tasks=dict(documentation=400, verifiable=400),  # scored by choices or by exact answers
+        # Scored by choices or by exact answers; turns: by the answer to a second question.
+        tasks=dict(documentation=400, verifiable=400, turns=400),
         open_tasks=dict(documentation=500, verifiable=500),     # sampled, and compared by wins
         inputs="",                  # files of solved questions, asked as `tasks` are
         max_new_tokens=32, temperature=1.0, seed=0, **make_inference(),
@@ -94,7 +102,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     c.report = ConfigDict(dict(
         out="report", corpus="corpus", tokenizer="tokenizer", tokens="tokens", base="base",
-        sft="sft", pairs="pairs", dpo="dpo", eval_base="eval_base", eval_sft="eval_sft",
+        sft="sft", pairs="pairs", reward="reward", dpo="dpo", eval_base="eval_base", eval_sft="eval_sft",
         eval_dpo="eval_dpo"))
 
     {"cpu": lambda c: None, "accelerator": _accelerator, "portable": _portable,
@@ -108,17 +116,17 @@ def _accelerator(c: ConfigDict) -> None:
     c.tokenizer.max_bytes = 200_000_000
     c.curate.code_max_bytes = 200_000_000
     c.model.update(D=768, N=12, H=12, G=12, K=64, F=2048, embed_previous=False)
-    for section in (c.pretrain, c.sft, c.pairs, c.dpo, c.eval):
+    for section in (c.pretrain, c.sft, c.pairs, c.reward, c.dpo, c.eval):
         section.compute_dtype = "bfloat16"
         section.run.update(scan_unroll=12, loss_chunks=8)
     c.pretrain.update(row_length=1024, batch_size=64, num_steps=2000, anneal_frac=0.3)
     c.pretrain.optimizer.update(learning_rate=3e-3, adam_learning_rate=3e-3, warmup_steps=100)
     c.pretrain.run.update(tasks=dict(documentation=500), evaluate_every=250, checkpoint_every=250)
     c.sft.update(row_length=512, batch_size=32,
-                 tasks=dict(documentation=10_000, verifiable=40_000))
+                 tasks=dict(documentation=10_000, verifiable=20_000, turns=10_000))
     c.sft.optimizer.update(learning_rate=5e-4, adam_learning_rate=5e-4)
     c.dpo.optimizer.learning_rate = 2e-5
-    c.eval.update(row_length=1024, tasks=dict(documentation=2000, verifiable=2000),
+    c.eval.update(row_length=1024, tasks=dict(documentation=2000, verifiable=2000, turns=2000),
                   open_tasks=dict(documentation=1000, verifiable=1000))
 
 
@@ -133,17 +141,19 @@ def _smoke(c: ConfigDict) -> None:
     c.curate.heldout.frac = 0.1
     c.tokenizer.vocab_size = 512
     c.model.update(D=32, N=2, H=2, G=1, K=16, F=64)
-    for section in (c.pretrain, c.sft, c.dpo, c.eval):
+    for section in (c.pretrain, c.sft, c.reward, c.dpo, c.eval):
         section.run.update(scan_unroll=1)
     c.pretrain.update(row_length=128, batch_size=8, num_steps=20, anneal_frac=0.3)
     c.pretrain.optimizer.warmup_steps = 2
     c.pretrain.run.update(tasks=dict(documentation=20), evaluate_every=10, checkpoint_every=10)
-    c.sft.update(row_length=128, batch_size=8, tasks=dict(documentation=50, verifiable=300))
+    c.sft.update(row_length=128, batch_size=8,
+                 tasks=dict(documentation=50, verifiable=200, turns=50))
     c.pairs.update(tasks=dict(documentation=40, verifiable=40), min_margin=0.01)
     c.pairs.run.batch_size = 32
     c.dpo.update(row_length=128, batch_size=8, num_epochs=1)
-    for section in (c.sft, c.dpo):
+    c.reward.batch_size = 4
+    for section in (c.sft, c.reward, c.dpo):
         section.optimizer.warmup_steps = 1
-    c.eval.update(row_length=128, tasks=dict(documentation=40, verifiable=40),
+    c.eval.update(row_length=128, tasks=dict(documentation=40, verifiable=40, turns=40),
                   open_tasks=dict(documentation=20, verifiable=20))
     c.eval.run.batch_size = 16

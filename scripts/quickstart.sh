@@ -29,6 +29,7 @@ stage eval.run
 stage align.sft
 stage eval.run --config.eval.model=sft --config.eval.out=eval_sft --config.eval.against=eval_base
 stage align.pairs
+stage align.reward
 stage align.dpo
 stage eval.run --config.eval.model=dpo --config.eval.out=eval_dpo --config.eval.against=eval_sft
 if [ "$variant" = portable ] && [ ! -e "$workdir/exported" ]; then

@@ -32,7 +32,7 @@ NODE_WIDTH, NODE_HEIGHT = 104, 46
 COLUMN, ROW, ROW_TOP = 142, 96, 34
 # Column and row of every artifact: data and models in the middle, evaluations below.
 PLACES = {"corpus": (0, 1), "tokenizer": (1, 1), "tokens": (2, 1), "base": (3, 1), "sft": (4, 1),
-          "pairs": (5, 0), "dpo": (6, 1), "eval_base": (3, 2), "eval_sft": (4, 2),
+          "pairs": (5, 0), "reward": (6, 0), "dpo": (6, 1), "eval_base": (3, 2), "eval_sft": (4, 2),
           "eval_dpo": (6, 2)}
 # Edges from often-read artifacts pass around the boxes: distance from them, offset of the entry.
 BUSES = {"corpus": (28, -10), "tokens": (16, 10)}

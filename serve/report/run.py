@@ -15,7 +15,7 @@ from data.corpus import Corpus
 from eval.statistics import Z_95, mean_and_stderr
 
 ARTIFACTS = ("corpus", "tokenizer", "tokens", "base", "eval_base", "sft", "eval_sft", "pairs",
-             "dpo", "eval_dpo")
+             "reward", "dpo", "eval_dpo")
 MODELS = ("base", "sft", "dpo")
 NUM_QUESTIONS = {"verifiable": 3, "open": 2}  # shown with every model's answer
 

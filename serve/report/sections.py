@@ -39,6 +39,7 @@ def headline(run: Run) -> Markup:
             f"{count(run.artifacts['sft'].metrics['conversations'])} conversations and aligned "
             f"with {count(pairs)} preference pairs.")
     bpb, dpo = run.evals["base"], run.evals["dpo"]
+    reward = run.artifacts["reward"].metrics
     low, high = dpo.get("win_rate_ci", (math.nan, math.nan))
     tiles = [
         ("Corpus", size(corpus["bytes"]), f"{count(corpus['documents'])} documents, "
@@ -53,9 +54,17 @@ def headline(run: Run) -> Markup:
         ("Multiple choice, %", _climb(run, "documentation_acc"),
          f"chance {percent(bpb['documentation_chance'], 0)}"),
         ("Verifiable tasks, %", _climb(run, "verifiable_acc"), "right by exact match"),
+        ("Second question, %", _climb(run, "turns_acc"), "of a conversation, right"),
+        ("Reward model", f"{percent(reward['accuracy'])} right",
+         f"of held-out pairs; by length alone {percent(_by_length(reward))}"),
         (f"DPO against {_opponent(dpo)}", f"{percent(dpo.get('win_rate', math.nan))} won",
          f"95 % interval {percent(low)} to {percent(high)}")]
     return layout.headline("Heartwood · run report", "From raw pages to an assistant", lede, tiles)
+
+
+def _by_length(reward: Mapping[str, Any]) -> float:
+    """Accuracy of preferring by length alone, the longer or the shorter answer as data have it."""
+    return max(reward["longer_accuracy"], reward["shorter_accuracy"])
 
 
 def _opponent(metrics: Mapping[str, Any]) -> str:
@@ -87,7 +96,7 @@ def curation(run: Run) -> Markup:
 
 
 def training(run: Run) -> Markup:
-    """Loss curves of the three trainings."""
+    """Curves of the four trainings."""
     base, evaluation = run.artifacts["base"], run.evals["base"]
     section = base.lineage["config"]["pretrain"]
     annealed = round(section["anneal_frac"] * section["num_steps"])
@@ -101,6 +110,8 @@ def training(run: Run) -> Markup:
               [("xz -9e", evaluation["xz_bpb"]), ("unigram", evaluation["unigram_bpb"])], phase),
         Panel("SFT loss", "nats per assistant token",
               [Line("training", run.curve("sft", "loss"), "sft")]),
+        Panel("Reward model", "share of training pairs ranked right",
+              [Line("training", run.curve("reward", "accuracy"), "quiet")], [("coin", 0.5)]),
         Panel("DPO loss", "nats per pair", [Line("training", run.curve("dpo", "loss"), "dpo")],
               [("ln 2", math.log(2))], digits=3),
         Panel("DPO implicit rewards", "β · log-probability ratio to SFT, nats",
@@ -131,7 +142,9 @@ def compression(run: Run) -> Markup:
         "Bits per byte", f"On {count(corpus['heldout_documents'])} held-out pages "
         f"({size(corpus['heldout_bytes'])}) that nothing in training resembles. Lower is better. "
         f"The base model needs {_fewer(base['bpb'], base['xz_bpb'])} than xz -9e and "
-        f"{_fewer(base['bpb'], base['unigram_bpb'])} than the frequencies of single tokens.",
+        f"{_fewer(base['bpb'], base['unigram_bpb'])} than the frequencies of single tokens. "
+        f"Fine-tuning costs {decimal(run.evals['sft']['bpb'] - base['bpb'])} bits per byte, "
+        f"and DPO {decimal(run.evals['dpo']['bpb'] - base['bpb'])}: the alignment tax.",
         tag("div", [tag("div", tag("span", name, class_=f"what {style}"),
                         draw_bar(value, longest, decimal(value), style), class_="bar-row")
                     for name, value, style in rows], class_="bars"))
