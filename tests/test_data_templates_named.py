@@ -100,6 +100,14 @@ def test_markers_are_text_where_the_tokenizer_lacks_them(tokenizers, capfd, name
     assert all("written as text, and </s> ends a turn" in line for line in logged)
 
 
+def test_a_token_that_ends_documents_begins_no_conversation(tmp_path):
+    """As T5, whose documents begin with the token that ends the one before."""
+    tokenizer = _hub(tmp_path, ["</s>"], eos_token="</s>")
+    assert tokenizer.bos == tokenizer.end
+    tokens, _ = render(ask("a?", "b"), tokenizer, template="plain")
+    assert tokenizer.decode(tokens) == "a?\n\nb</s>"
+
+
 def test_turns_without_a_system_message(tokenizers):
     def written(name, talk):
         return BYTES.decode(render_prompt(talk, BYTES, template=name))
