@@ -9,7 +9,7 @@ from core.errors import UserError
 from data.chat import Conversation, Message, ask, render, render_prompt
 from data.templates.named import NAMED, PREAMBLE, taught_folder, with_template
 from data.tokenizers.bpe import BytePairTokenizer
-from data.tokenizers.export import hub_files
+from data.tokenizers.export import gguf_tokenizer, hub_files
 from data.tokenizers.gguf import tokenizer_from_gguf
 from data.tokenizers.hub import import_tokenizer
 from data.tokenizers.load import load_tokenizer
@@ -98,6 +98,14 @@ def test_markers_are_text_where_the_tokenizer_lacks_them(tokenizers, capfd, name
     logged = capfd.readouterr().err.splitlines()
     assert len(logged) == bool(NAMED[name].tokens), "said once"
     assert all("written as text, and </s> ends a turn" in line for line in logged)
+
+
+def test_a_token_that_ends_documents_begins_no_conversation(tmp_path):
+    """As T5, whose documents begin with the token that ends the one before."""
+    tokenizer = _hub(tmp_path, ["</s>"], eos_token="</s>")
+    assert tokenizer.bos == tokenizer.end
+    tokens, _ = render(ask("a?", "b"), tokenizer, template="plain")
+    assert tokenizer.decode(tokens) == "a?\n\nb</s>"
 
 
 def test_turns_without_a_system_message(tokenizers):
@@ -189,6 +197,8 @@ def test_the_template_is_stored_with_the_tokenizer(tokenizers, tmp_path):
                                                              template=name)
             files = hub_files(taught, chat=True, context_tokens=64)
             assert files["chat_template.jinja"].endswith(NAMED[name].source)
+            metadata = gguf_tokenizer(taught, num_rows=taught.vocab_size, chat=True)
+            assert metadata["tokenizer.chat_template"] == files["chat_template.jinja"]
         assert not folder.exists()
 
 
