@@ -92,6 +92,11 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
         finish=partial(_normalise, score, reference, section, normalised))
     measured = {} if heldout is None else _measure(
         params, heldout, score, described, normalised["score_std"], folder)
+    if measured:
+        log(f"{section.out}: accuracy {measured['accuracy']:.3f} ({measured['accuracy_low']:.3f} "
+            f"to {measured['accuracy_high']:.3f}) on {measured['heldout_prompts']:,} held-out "
+            f"prompts; that of the longer answer is {measured['longer_accuracy']:.3f}, of the "
+            f"shorter one {measured['shorter_accuracy']:.3f}")
     return counts | metrics | normalised | measured
 
 

@@ -83,10 +83,14 @@ def train_scalar(loss_fn: LossFn, data: Data, source: Path, *, setup: Setup, sec
         finish: makes of the trained parameters those to save.
 
     Returns:
-        The parameters that are saved; and as `align.finetune.fine_tune`.
+        The parameters that are saved; and as `align.finetune.fine_tune`, where the untouched
+        model is measured if it has a scalar head already.
     """
     load, lora = partial(load_with_head, source, setup, section.seed), read_lora(section.lora)
-    untouched = partial(note_untouched, evaluate, folder / UNTOUCHED)
+    # A fresh head orders nothing: that is not worth a pass over what is held out.
+    is_fresh = evaluate is not None and not read_description(source).config.score_head
+    untouched = partial(note_untouched, (lambda params: {}) if is_fresh else evaluate,
+                        folder / UNTOUCHED)
     if lora is None:
         trained, metrics = train(loss_fn, data, lambda: untouched(load()), setup=setup,
                                  section=section, folder=folder, evaluate=evaluate)

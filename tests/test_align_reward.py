@@ -106,7 +106,6 @@ def adapted(parents, tmp_path_factory):
 
 def test_a_planted_preference_is_learned(trained):
     _, metrics = trained
-    assert metrics["untouched_heldout_loss"] > 0.6
     assert metrics["heldout_loss"] < 0.3
     assert metrics["accuracy"] > 0.95 and metrics["accuracy_low"] > 0.85
     assert metrics["heldout_accuracy"] == pytest.approx(metrics["accuracy"], abs=0.02)
@@ -152,13 +151,14 @@ def test_scores_have_mean_0_and_deviation_1_over_the_training_answers(trained):
     np.testing.assert_allclose(few, scores[:5], atol=1e-5)
 
 
-def test_normalised_over_the_answers_of_a_reference(parents, tmp_path):
+def test_goes_on_from_a_reward_model_and_normalises_by_a_reference(trained, parents, tmp_path):
     rows = [{"question": f"question {n}?", "answer": "du fe gi " * (1 + n % 3)} for n in range(9)]
     path = tmp_path / "reference.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    metrics = run(parents, tmp_path / "reward", reference=str(path), num_epochs=1,
-                  heldout_frac=0.0)
-    assert metrics["normalised_on"] == 9 and "accuracy" not in metrics
+    metrics = run(parents, tmp_path / "reward", model=trained[0], reference=str(path),
+                  num_epochs=1)
+    assert metrics["untouched_heldout_accuracy"] > 0.9, "the head that it had is kept"
+    assert metrics["normalised_on"] == 9
     result = score_file(tmp_path / "reward", path, tmp_path / "scores.jsonl", batch_size=4)
     assert result["answers"] == 9 and result["score"] == pytest.approx(0, abs=1e-3)
     scores = [row["score"] for row in read_jsonl(tmp_path / "scores.jsonl")]
@@ -198,8 +198,10 @@ def test_the_head_is_trained_beside_an_adapter(adapted):
 
 @pytest.mark.full
 def test_an_encoder_learns_as_well_by_margins_of_scores(parents, tmp_path):
-    metrics = run(parents, tmp_path / "reward", model="encoder", margin="scores", num_epochs=4)
-    assert metrics["accuracy"] > 0.8
+    metrics = run(parents, tmp_path / "reward", model="encoder", margin="scores", num_epochs=4,
+                  heldout_frac=0.0)
+    losses = [row["loss"] for row in read_metrics(tmp_path / "reward" / "metrics.jsonl")]
+    assert losses[-1] < 0.5 < losses[0] - 0.5 and "accuracy" not in metrics
     config = read_description(tmp_path / "reward").config
     assert (config.family, config.score_head, config.masked_head) == ("encoder", True, False)
 
