@@ -129,7 +129,7 @@ def test_what_cannot_be_cut_is_left_out_and_a_rule_may_fail(tmp_path):
     whole, long = (Preference(ask("q"), ("yes", tail), (1, 2)) for tail in ("no", "n" * 31))
     described, examples = render_all(tmp_path, [whole, long], row_length=30, overlong="cut")
     assert len(examples) == 1 and described["left_out"] == {"too_long": 1}
-    with pytest.raises(UserError, match=r"line 7: is longer than a row of 30 tokens: raise dpo.row"):
+    with pytest.raises(UserError, match=r"line 7: is longer than a row of 30 tokens: raise"):
         render_all(tmp_path / "a", [place(long, "f, line 7")], row_length=30, overlong="fail")
     with pytest.raises(UserError, match=r"dpo.overlong='trim': is none of drop, cut, fail"):
         render_all(tmp_path / "b", [whole], overlong="trim")
