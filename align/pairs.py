@@ -90,7 +90,7 @@ def make_pairs(rows: Sequence[Mapping[str, Any]], num_samples: int,
             pairs.append(Preference(
                 ask(best["question"]), (best["completion"], worst["completion"]), (1, 2),
                 source=best["task"], finishes=(best["finish"], worst["finish"]),
-                meta={"family": best["family"], "scores": [best["score"], worst["score"]]}))
+                meta={"family": best["family"]}, scores=(best["score"], worst["score"])))
     return pairs, left_out
 
 
@@ -100,7 +100,7 @@ def describe_pairs(pairs: Sequence[Preference], tokenizer: Tokenizer) -> dict[st
     `longer_chosen_frac` is the share of pairs whose preferred answer is the longer one: far from a
     half, length is what a preference loss learns.
     """
-    scores = np.array([pair.meta["scores"] for pair in pairs])
+    scores = np.array([pair.scores for pair in pairs])
     lengths = np.array([[len(tokenizer.encode(text)) for text in pair.responses]
                         for pair in pairs])
     empty = np.array([[not text.strip() for text in pair.responses] for pair in pairs])

@@ -42,8 +42,7 @@ def test_pairs_are_best_against_worst_and_close_ones_are_left_out():
         "q2", ("x", 0.4), ("y", 0.4), ("z", 0.45)) + scored("q3", ("a", 0), ("a", 0), ("b", 0))
     pairs, left_out = make_pairs(rows, num_samples=3, min_margin=0.1)
     assert pairs == [Preference(
-        ask("q1"), ("good", "bad"), (1, 2), "t", {"family": "f", "scores": [0.9, 0.1]},
-        ("stop", "stop"))]
+        ask("q1"), ("good", "bad"), (1, 2), "t", {"family": "f"}, ("stop", "stop"), (0.9, 0.1))]
     assert left_out == {"equal": 1, "too_close": 1}
     pairs, left_out = make_pairs(rows, num_samples=3, min_margin=0.0)
     assert len(pairs) == 2, "a tie has no order"

@@ -163,14 +163,17 @@ def test_neither_padding_nor_microbatches_nor_devices_nor_order_matter(golden, l
     run = partial(differentiate, settings, models["policy"])
     make = partial(make_batch, loss, models["reference"], model_config)
     order = [2, 3, 0, 1, 0, 1, 2, 3]
-    gradient, means = run(make(order=order), model_config)
     mesh = make_mesh({"data": 8, "fsdp": 1, "tensor": 1}, jax.devices())
     batch = make(order=order)
+    gradient, means = run(batch, model_config)
     with jax.set_mesh(mesh):
         spread = differentiate(settings, jax.device_put(
             models["policy"], NamedSharding(mesh, PartitionSpec())), place_batch(batch, mesh),
             model_config)
-    others = {"padding": run(make(order=order, length=40), model_config), "devices": spread}
+    # Padding before a row instead of behind it, as far as there is some behind the longest.
+    before = jax.tree.map(lambda leaf: np.roll(leaf, 3, axis=1) if leaf.ndim == 2 else leaf, batch)
+    others = {"padding": run(make(order=order, length=40), model_config), "devices": spread,
+              "side of the padding": run(before, model_config)}
     if loss != "kto":   # whose mismatched rows and reference point depend on both
         others["microbatches"] = run(make(order=order), model_config, num_microbatches=4)
         others["order"] = run(make(order=order[::-1]), model_config)
