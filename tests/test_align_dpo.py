@@ -119,7 +119,8 @@ def test_the_prompt_of_an_overlong_pair_loses_its_oldest_turns_or_tokens(
         tmp_path, prompt, row_length, kept):
     """Both answers stay whole, after the same prompt."""
     item = Preference(prompt, ("so it is, I know it", "no"), (1, 2))
-    _, examples = render_all(tmp_path, [item], row_length=row_length, overlong="cut")
+    described, examples = render_all(tmp_path, [item], row_length=row_length, overlong="cut")
+    assert described["statistics"]["shortened_prompts"] == 1
     assert [TOKENIZER.decode(row.tokens) for row in examples[0]] == [
         f"{kept}so it is, I know it<|end|>", f"{kept}no<|end|>"]
     assert [scored(row) for row in examples[0]] == ["so it is, I know it<|end|>", "no<|end|>"]

@@ -242,16 +242,16 @@ def test_the_mismatched_answers_of_kto_are_a_rotation_and_carry_no_gradient(gold
     _, means = differentiate(settings, models["reference"], swapped, model_config)
     assert means["z0"] == pytest.approx(0.75169, abs=1e-4)
     reverse = jax.tree.map(lambda leaf: leaf[::-1], swapped.mismatched)
-    gradient = jax.grad(lambda params, rows: loss_of(settings, model_config)(
-        params, swapped.replace(mismatched=rows))[0], allow_int=True)
+    gradient = jax.jit(jax.grad(lambda params, rows: loss_of(settings, model_config)(
+        params, swapped.replace(mismatched=rows))[0]))
     first = gradient(models["reference"], swapped.mismatched)
     again = gradient(models["reference"], reverse)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), first, again)
     z0_value = jnp.float32(means["z0"])
-    fixed = jax.grad(lambda params: jnp.sum(LOSSES["kto"].function(
+    fixed = jax.jit(jax.grad(lambda params: jnp.sum(LOSSES["kto"].function(
         score_pairs(params, swapped.answers, swapped.answers, config=model_config,
                     execution=EXECUTION)[0].answer_B - swapped.reference_B, z0_value,
-        swapped.is_good_B, settings)))(models["reference"])
+        swapped.is_good_B, settings))))(models["reference"])
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), first, fixed)
 
 
