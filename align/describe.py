@@ -33,9 +33,8 @@ class Description:
                             same_length=lengths[0] == lengths[1],
                             first_chosen=better < worse,
                             empty_rejected=not item.responses[worse].strip())
-        scores = item.scores or item.meta.get("scores", ())
-        if len(scores) == len(item.responses):
-            self._margins.append(scores[better] - scores[worse])
+        if item.scores:
+            self._margins.append(item.scores[better] - item.scores[worse])
 
     def add_labelled(self, item: Labelled, num_tokens: int) -> None:
         """Adds a labelled answer of so many tokens."""

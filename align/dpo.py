@@ -11,11 +11,14 @@ code as in training, so that the first step's DPO loss is ln 2 to float32 precis
 
 from __future__ import annotations
 
+import itertools
+import tempfile
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import grain
 from ml_collections import ConfigDict
 
 from align.describe import log_statistics
@@ -36,13 +39,17 @@ from align.reference import find_reference
 from align.sources import fingerprint_inputs, open_preferences
 from core.entry import Stage, run_stage
 from core.errors import UserError
+from data.batch import Batch
 from data.layouts.faults import Faults
 from data.layouts.read import read_examples
 from data.preferences import Labelled, Preference
-from data.tokens.examples import HELDOUT, TRAIN, Examples
+from data.tokenizers.tokenizer import Tokenizer
+from data.tokens.examples import HELDOUT, TRAIN, Examples, lay_out_examples
 from train.distributed import initialize
 from train.trainer import make_step
 from train.watch import profile
+
+NUM_SHOWN = 1000        # preferences that `show_rows` renders at most
 
 
 def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict[str, Any]:
@@ -76,11 +83,36 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
                              setup) if HELDOUT in rows else None
     metrics = fine_tune(loss_fn, batches, source, setup=setup, section=section, folder=folder,
                         rows_per_example=2, evaluate=evaluate)
+    if settings.needs_reference:    # equal to itself: all its margins are ties
+        metrics.pop("untouched_heldout_accuracy", None)
     if HELDOUT in rows:
         metrics["heldout_pairs"] = len(rows[HELDOUT])
         if not labels:
             metrics["heldout_longer_accuracy"] = longer_is_chosen(rows[HELDOUT].examples)
     return {**described["statistics"], "left_out": described["left_out"], **metrics}
+
+
+def show_rows(config: ConfigDict, parents: Mapping[str, Path],
+              num: int) -> tuple[dict[str, Batch], Tokenizer]:
+    """Both rows of `num` of the first pairs by their names, and the tokenizer; for
+    `data.inspect batch`. Of labelled answers the second row is the mismatched one."""
+    section = config.dpo
+    labels, tokenizer = LOSSES[section.loss].labels, open_tokenizer(parents["model"], section)
+    faults = Faults(section.out, section.faulty)
+    renderer = Renderer(tokenizer, section.row_length, section.overlong, faults, section.out)
+    with tempfile.TemporaryDirectory() as name:
+        described = write_rows(Path(name) / "rows", lambda: itertools.islice(
+            open_items(section, parents, faults, labels), NUM_SHOWN), renderer,
+            heldout_frac=section.heldout_frac, labels=labels)
+        _parts(described, section)
+        examples = Examples(Path(name) / "rows")
+        shuffled = grain.MapDataset.source(range(len(examples))).seed(section.seed).shuffle()
+        rows = {}
+        for number, index in enumerate(itertools.islice(shuffled, num), start=1):
+            sides = ("answer", "mismatched answer") if labels else ("chosen", "rejected")
+            for side, example in zip(sides, examples[int(index)]):
+                rows[f"pair {number}, {side}"] = lay_out_examples([example], section.row_length)
+    return rows, tokenizer
 
 
 def open_items(section: ConfigDict, parents: Mapping[str, Path], faults: Faults,

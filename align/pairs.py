@@ -92,9 +92,9 @@ def make_pairs(rows: Sequence[Mapping[str, Any]], num_samples: int,
             left_out["too_close"] += 1
         else:
             pairs.append(Preference(
-                make_conversation(best["messages"]), (best["completion"], worst["completion"]), (1, 2),
-                source=best["task"], finishes=(best["finish"], worst["finish"]),
-                meta={"family": best["family"], "scores": [best["score"], worst["score"]]}))
+                make_conversation(best["messages"]), (best["completion"], worst["completion"]),
+                (1, 2), source=best["task"], finishes=(best["finish"], worst["finish"]),
+                meta={"family": best["family"]}, scores=(best["score"], worst["score"])))
     return pairs, left_out
 
 
@@ -110,7 +110,8 @@ def make_rankings(rows: Sequence[Mapping[str, Any]], num_samples: int) -> list[P
         levels = sorted({row["score"] for row in answers}, reverse=True)
         if len(levels) > 1:
             rankings.append(Preference(
-                make_conversation(answers[0]["messages"]), tuple(row["completion"] for row in answers),
+                make_conversation(answers[0]["messages"]),
+                tuple(row["completion"] for row in answers),
                 tuple(levels.index(row["score"]) + 1 for row in answers),
                 source=answers[0]["task"], finishes=tuple(row["finish"] for row in answers),
                 meta={"family": answers[0]["family"]},
@@ -124,7 +125,7 @@ def describe_pairs(pairs: Sequence[Preference], tokenizer: Tokenizer) -> dict[st
     `longer_chosen_frac` is the share of pairs whose preferred answer is the longer one: far from a
     half, length is what a preference loss learns.
     """
-    scores = np.array([pair.meta["scores"] for pair in pairs])
+    scores = np.array([pair.scores for pair in pairs])
     lengths = np.array([[len(tokenizer.encode(text)) for text in pair.responses]
                         for pair in pairs])
     empty = np.array([[not text.strip() for text in pair.responses] for pair in pairs])

@@ -6,9 +6,11 @@ labelled answer, with its label as its value, and the same prompt with another p
 
 from __future__ import annotations
 
+import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import grain
 import numpy as np
@@ -18,6 +20,7 @@ from align.describe import Description
 from align.losses.preference import LabelledBatch, PreferenceBatch
 from align.sources import is_heldout
 from core.errors import UserError
+from core.progress import log
 from data.batch import stack
 from data.chat import Conversation, Message, render, render_prompt
 from data.layouts.faults import Faults
@@ -37,7 +40,8 @@ Item = Preference | Labelled
 Rendered = tuple[list[int], list[float]]
 
 
-class Renderer(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Renderer:
     """How items become rows.
 
     Attributes:
@@ -46,6 +50,7 @@ class Renderer(NamedTuple):
         overlong: drop, cut or fail: what is done with a pair of which a row is too long.
         faults: counts what is left out.
         stage: the stage's name, for messages.
+        shortened: the prompts that were cut, by the rule.
     """
 
     tokenizer: Tokenizer
@@ -53,6 +58,7 @@ class Renderer(NamedTuple):
     overlong: str
     faults: Faults
     stage: str
+    shortened: Counter[str] = dataclasses.field(default_factory=Counter)
 
 
 def write_rows(folder: Path, items: Callable[[], Iterable[Item]], renderer: Renderer, *,
@@ -78,7 +84,12 @@ def write_rows(folder: Path, items: Callable[[], Iterable[Item]], renderer: Rend
 
     def describe() -> dict[str, Any]:
         renderer.faults.report()
-        return {"left_out": dict(renderer.faults.counts), "statistics": description.summary()}
+        num_shortened = renderer.shortened["prompts"]
+        if num_shortened:
+            log(f"{renderer.stage}: cut {num_shortened:,} prompts, for rows of "
+                f"{renderer.row_length} tokens")
+        return {"left_out": dict(renderer.faults.counts),
+                "statistics": {**description.summary(), "shortened_prompts": num_shortened}}
 
     groups = make(items(), renderer, description,
                   lambda item: HELDOUT if is_heldout(item, heldout_frac) else TRAIN)
@@ -199,6 +210,7 @@ def _fit(prompt: Conversation, texts: Sequence[str], cut: Sequence[bool], render
         if rendered is None:
             return renderer.faults.add("too_long", place, "is longer than a row of "
                                        f"{renderer.row_length} tokens")
+        renderer.shortened["prompts"] += 1
     num_prompt, rows = rendered
     examples = [Example(tokens, [0.0] * num_prompt + weights[num_prompt:])
                 for tokens, weights in rows]

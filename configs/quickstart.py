@@ -102,8 +102,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     c.report = ConfigDict(dict(
         out="report", corpus="corpus", tokenizer="tokenizer", tokens="tokens", base="base",
-        sft="sft", pairs="pairs", reward="reward", dpo="dpo", eval_base="eval_base", eval_sft="eval_sft",
-        eval_dpo="eval_dpo"))
+        sft="sft", pairs="pairs", reward="reward", dpo="dpo", eval_base="eval_base",
+        eval_sft="eval_sft", eval_dpo="eval_dpo"))
 
     {"cpu": lambda c: None, "accelerator": _accelerator, "portable": _portable,
      "smoke": _smoke}[variant](c)
