@@ -1,8 +1,6 @@
-"""Pairs of sampled answers, and what supervised fine-tuning trains on."""
+"""Pairs and rankings of sampled answers."""
 
-
-
-from align.pairs import describe_pairs, make_pairs
+from align.pairs import describe_pairs, make_pairs, make_rankings
 from data.chat import ask
 from data.preferences import Preference
 from data.tokenizers.bpe import BytePairTokenizer
