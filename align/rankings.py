@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from data.layouts.faults import Faults
 from data.preferences import Preference
 from data.tokenizers.tokenizer import Tokenizer
 from data.tokens.examples import HELDOUT, TRAIN, Example, Examples, write_examples
+from eval.measures.ranked import pairs_of
 
 OVERLONG = ("drop", "cut", "fail")
 
@@ -162,12 +163,6 @@ class RankingWriter:
             return []
         self._counts["cut"] += 1
         return cut
-
-
-def pairs_of(values: Sequence[float]) -> list[tuple[int, int]]:
-    """Numbers (better, worse) of every two answers that are not tied."""
-    return [(i, j) for i, j in itertools.permutations(range(len(values)), 2)
-            if values[i] > values[j]]
 
 
 class RankedRows:

@@ -29,10 +29,11 @@ class RankedPrompt(NamedTuple):
     values: Sequence[float]
     lengths: Sequence[int]
 
-    def pairs(self) -> list[tuple[int, int]]:
-        """Numbers (better, worse) of every two answers that are not tied."""
-        return [(i, j) for i, j in itertools.permutations(range(len(self.values)), 2)
-                if self.values[i] > self.values[j]]
+
+def pairs_of(values: Sequence[float]) -> list[tuple[int, int]]:
+    """Numbers (better, worse) of every two answers that are not tied, by what orders them."""
+    return [(i, j) for i, j in itertools.permutations(range(len(values)), 2)
+            if values[i] > values[j]]
 
 
 def measure_rankings(prompts: Sequence[RankedPrompt], *, scale: float = 1.0,
@@ -63,7 +64,7 @@ def measure_rankings(prompts: Sequence[RankedPrompt], *, scale: float = 1.0,
     for name, values in {**right, "over_length": right["accuracy"] - baseline}.items():
         found[name], (found[f"{name}_low"], found[f"{name}_high"]) = mean_interval(values)
     gaps = np.array([prompt.scores[i] - prompt.scores[j] for prompt in prompts
-                     for i, j in prompt.pairs()])
+                     for i, j in pairs_of(prompt.values)])
     scores, lengths = (np.array([value for prompt in prompts for value in getattr(prompt, name)])
                        for name in ("scores", "lengths"))
     varies = scores.std() > 0 and lengths.std() > 0
@@ -99,7 +100,8 @@ def calibration_error(log_odds: np.ndarray) -> float:
 def _share(prompt: RankedPrompt, name: str, sign: int) -> float:
     """Share of a prompt's pairs that a number of its answers orders rightly."""
     numbers = getattr(prompt, name)
-    return float(np.mean([sign * (numbers[i] - numbers[j]) > 0 for i, j in prompt.pairs()]))
+    return float(np.mean([sign * (numbers[i] - numbers[j]) > 0
+                          for i, j in pairs_of(prompt.values)]))
 
 
 def _by_source(prompts: Sequence[RankedPrompt],
