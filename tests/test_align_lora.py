@@ -66,6 +66,7 @@ def run_stage(stage, parents, folder, **changes):
     section.optimizer.update(name="adamw", learning_rate=0.05, weight_decay=0.1)
     if name == "sft":
         section.tasks, section.inputs = {}, str(parents / "mine.jsonl")
+        section.pretrain_frac = 0.0
     section.update(changes)
     stage.build(config, {"model": parents / "base", "pairs": parents / "pairs"}, folder)
     rows = read_metrics(folder / "metrics.jsonl")

@@ -75,7 +75,6 @@ BAD = [
     bad("group_of_one", "scores", RATED, responses=["2"], scores=[1]),
     bad("group_of_one", "ranking", ORDERED, responses=["2"], ranks=[1]),
     bad("equal_pair", "ranking", ORDERED, responses=["2", "2", "2"]),
-    bad("empty_answer", "ranking", ORDERED, responses=["2", "", "3"]),
     bad("broken_ranks", "ranking", ORDERED, ranks=[0, 1, 2]),
     bad("broken_ranks", "ranking", ORDERED, ranks=[1, 2]),
     bad("broken_scores", "ranking", ORDERED, finishes=["stop"]),
@@ -230,3 +229,9 @@ def test_whatever_stands_in_a_row_it_is_read_or_a_fault(row, data):
         if layout.recognise(broken):
             with contextlib.suppress(Fault):
                 layout.read(broken)
+
+
+def test_of_several_answers_an_empty_one_leaves_the_others(tmp_path):
+    path = write(tmp_path / "rows.jsonl", {**ORDERED, "responses": ["2", "", "3"]})
+    [item], faults = read(path, "preferences")
+    assert item.responses == ("2", "", "3") and not faults.counts

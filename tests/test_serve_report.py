@@ -17,7 +17,8 @@ from serve.report.run import ARTIFACTS, MODELS, Run, proportion
 ATTACK = "</pre><script>alert('x')</script><img src=http://evil.example onerror=alert(1)>"
 PARENTS = {"tokenizer": ["corpus"], "tokens": ["corpus", "tokenizer"], "base": ["tokens"],
            "sft": ["base", "corpus"], "pairs": ["sft", "corpus"], "dpo": ["sft", "pairs"],
-           "eval_base": ["base"], "eval_sft": ["sft", "eval_base"], "eval_dpo": ["dpo", "eval_sft"]}
+           "reward": ["sft", "pairs"], "eval_base": ["base"], "eval_sft": ["sft", "eval_base"],
+           "eval_dpo": ["dpo", "eval_sft"]}
 VOID = {"meta"}
 
 
@@ -65,7 +66,8 @@ def _write_corpus(folder):
 def _write_eval(folder, model, score):
     metrics = {"bpb": 1.5, "unigram_bpb": 3.0, "xz_bpb": 2.0, "documentation_acc": score,
                "documentation_chance": 0.25, "documentation_items": 40, "verifiable_acc": score,
-               "verifiable_items": 8, "tasks": ["documentation", "verifiable"],
+               "verifiable_items": 8, "turns_acc": score / 2, "turns_items": 8,
+               "tasks": ["documentation", "turns", "verifiable"],
                "open_score": score, "open_stderr": 0.02, "open_items": 6, "secs": 1.0,
                "peak_memory_bytes": 1e8}
     if model != "base":
@@ -82,13 +84,15 @@ def _write_run(folder):
         _write_eval(folder / f"eval_{model}", model, score)
     base = {"params": 1000, "steps": 20, "tokens": 4000, "goodput_frac": 0.9}
     for name, metrics in {"corpus": {}, "tokenizer": {}, "tokens": {"tokens": 5000}, "base": base,
-                          "sft": {"conversations": 30}, "pairs": {"pairs": 5}, "dpo": {}}.items():
+                          "sft": {"conversations": 30}, "pairs": {"pairs": 5}, "dpo": {},
+                          "reward": {"accuracy": 0.75, "longer_accuracy": 0.5,
+                                     "shorter_accuracy": 0.45}}.items():
         _write(folder / name / "metrics.json", metrics | {"secs": 30.0, "peak_memory_bytes": 2e9})
     _write(folder / "base" / "model.json", {"config": {"N": 2, "D": 32, "V": 512}})
     _write_rows(folder / "base" / "speed.jsonl", [{"step": 20, "tokens_per_sec": 1234.0}])
     losses = [{"step": step, "loss": 5 - step / 10, "margin": step / 10, "accuracy": 0.6,
                "chosen_reward": 0.1, "rejected_reward": -0.1} for step in range(1, 21)]
-    for name in ("base", "sft", "dpo"):
+    for name in ("base", "sft", "reward", "dpo"):
         _write_rows(folder / name / "metrics.jsonl", [*losses, {"step": 20, "heldout_bpb": 1.5}])
     for name in ARTIFACTS:
         _write(folder / name / "lineage.json", {
@@ -150,6 +154,8 @@ def test_same_artifacts_give_the_same_bytes_in_any_order_of_answers(folders, tmp
     assert first["report"] == str(tmp_path / "report" / "report.html")
     assert first["run_dir"] == str(tmp_path)
     assert first["verifiable_acc"] == {"base": 0.1, "sft": 0.6, "dpo": 0.8}
+    assert first["turns_acc"] == {"base": 0.05, "sft": 0.3, "dpo": 0.4}
+    assert first["reward_accuracy"] == 0.75 and first["bpb"]["sft"] == 1.5
     assert first["minutes"] == pytest.approx((7 * 30 + 3) / 60, abs=0.01)
     before = Run(folders).answers()
     for source in ("open", "verifiable"):

@@ -55,7 +55,7 @@ def headline(run: Run) -> Markup:
          f"chance {percent(bpb['documentation_chance'], 0)}"),
         ("Verifiable tasks, %", _climb(run, "verifiable_acc"), "right by exact match"),
         ("Second question, %", _climb(run, "turns_acc"), "of a conversation, right"),
-        ("Reward model", f"{percent(reward['accuracy'])} right",
+        ("Reward model", f"{percent(reward.get('accuracy', math.nan))} right",
          f"of held-out pairs; by length alone {percent(_by_length(reward))}"),
         (f"DPO against {_opponent(dpo)}", f"{percent(dpo.get('win_rate', math.nan))} won",
          f"95 % interval {percent(low)} to {percent(high)}")]
@@ -64,7 +64,7 @@ def headline(run: Run) -> Markup:
 
 def _by_length(reward: Mapping[str, Any]) -> float:
     """Accuracy of preferring by length alone, the longer or the shorter answer as data have it."""
-    return max(reward["longer_accuracy"], reward["shorter_accuracy"])
+    return max(reward.get("longer_accuracy", math.nan), reward.get("shorter_accuracy", math.nan))
 
 
 def _opponent(metrics: Mapping[str, Any]) -> str:
@@ -74,7 +74,7 @@ def _opponent(metrics: Mapping[str, Any]) -> str:
 
 
 def _climb(run: Run, metric: str) -> list[Markup]:
-    return [tag("span", percent(run.evals[model][metric], 0).removesuffix(" %"),
+    return [tag("span", percent(run.evals[model].get(metric, math.nan), 0).removesuffix(" %"),
                 tag("small", MODEL_NAMES[model]), class_=f"step {model}") for model in MODELS]
 
 

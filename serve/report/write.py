@@ -60,9 +60,9 @@ def key_numbers(run: Run) -> dict[str, Any]:
             "unigram_bpb": base["unigram_bpb"], "xz_bpb": base["xz_bpb"],
             "mc_acc": {model: run.evals[model]["documentation_acc"] for model in MODELS},
             "verifiable_acc": {model: run.evals[model]["verifiable_acc"] for model in MODELS},
-            "turns_acc": {model: run.evals[model]["turns_acc"] for model in MODELS},
-            "bpb": {model: run.evals[model]["bpb"] for model in MODELS},
-            "reward_accuracy": run.artifacts["reward"].metrics["accuracy"],
+            "turns_acc": {model: run.evals[model].get("turns_acc") for model in MODELS},
+            "bpb": {model: run.artifacts[f"eval_{model}"].metrics["bpb"] for model in MODELS},
+            "reward_accuracy": run.artifacts["reward"].metrics.get("accuracy"),
             "dpo_win_rate": dpo.get("win_rate"), "dpo_win_rate_ci": dpo.get("win_rate_ci")}
 
 
