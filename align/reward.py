@@ -11,6 +11,8 @@ standard deviation 1 over answers of the reference policy, `python -m eval.rewar
 
 from __future__ import annotations
 
+import itertools
+import tempfile
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -37,13 +39,16 @@ from core.entry import Stage, run_stage
 from core.errors import UserError
 from core.progress import log
 from data.answers import cut_prompt, render_answer
+from data.batch import Batch
 from data.layouts.faults import Faults
 from data.layouts.read import read_examples
 from data.preferences import Preference
 from data.tokenizers.load import load_tokenizer
-from data.tokens.examples import Examples
+from data.tokenizers.tokenizer import Tokenizer
+from data.tokens.examples import Example, Examples, lay_out_examples
 from eval.measures.ranked import RankedPrompt, measure_rankings
 from eval.respond.reward import score_texts
+from model.directory import read_description
 from model.families.registry import Params
 from model.heads.scalar import normalise_head
 from train.distributed import initialize
@@ -53,6 +58,7 @@ from train.step import place_batch
 from train.trainer import Data, make_step
 from train.watch import profile
 
+NUM_SHOWN = 1000        # preferences that `show_rows` renders at most
 NORMALISED_ON = 1024    # answers at most, evenly spaced: a mean to 1/32 of the deviation
 
 
@@ -63,8 +69,7 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
     setup = open_scalar_setup(source, section, config.mesh)
     is_encoder = setup.config.family == "encoder"
     _check(section, is_encoder=is_encoder)
-    tokenizer = (load_tokenizer(source / "tokenizer") if is_encoder
-                 else open_tokenizer(source, section))
+    tokenizer = open_reward_tokenizer(source, section, is_encoder=is_encoder)
     writer = RankingWriter(section, tokenizer, is_encoder=is_encoder)
     described = writer.write(folder / "examples", _preferences(section, parents, writer.faults))
     writer.faults.report()
@@ -98,6 +103,33 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
             f"prompts; that of the longer answer is {measured['longer_accuracy']:.3f}, of the "
             f"shorter one {measured['shorter_accuracy']:.3f}")
     return counts | metrics | normalised | measured
+
+
+def show_rows(config: ConfigDict, parents: Mapping[str, Path],
+              num: int) -> tuple[dict[str, Batch], Tokenizer]:
+    """The answers of the first `num` rankings, best first, by their names, and the tokenizer; for
+    `data.inspect batch`. The token that is scored has weight 1."""
+    section, source = config.reward, parents["model"]
+    is_encoder = read_description(source).config.family == "encoder"
+    tokenizer, rows = open_reward_tokenizer(source, section, is_encoder=is_encoder), {}
+    writer = RankingWriter(section, tokenizer, is_encoder=is_encoder)
+    with tempfile.TemporaryDirectory() as name:
+        found = itertools.islice(_preferences(section, parents, writer.faults), NUM_SHOWN)
+        report_rankings(writer.write(Path(name) / "examples", found), section)
+        writer.faults.report()
+        examples = Examples(Path(name) / "examples")
+        for number in range(min(num, len(examples))):
+            group = sorted(examples[number], key=lambda example: -example.value)
+            for place, (tokens, *_) in enumerate(group, start=1):
+                scored = Example(tokens, np.arange(len(tokens)) == len(tokens) - 1)
+                rows[f"ranking {number + 1}, answer {place}"] = lay_out_examples(
+                    [scored], section.row_length)
+    return rows, tokenizer
+
+
+def open_reward_tokenizer(source: Path, section: ConfigDict, *, is_encoder: bool) -> Tokenizer:
+    """The tokenizer with the section's template; an encoder has none."""
+    return load_tokenizer(source / "tokenizer") if is_encoder else open_tokenizer(source, section)
 
 
 def _check(section: ConfigDict, *, is_encoder: bool) -> None:

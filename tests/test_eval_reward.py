@@ -122,7 +122,7 @@ def test_a_file_is_scored_and_what_is_no_answer_is_counted(model, tmp_path, caps
     result = score_file(folder, path, tmp_path / "out.jsonl", batch_size=2)
     scores = model.score([ask("q", "one"), ask("q", "two")], batch_size=2)
     assert result["score"] == pytest.approx(float(scores.mean()), abs=1e-6)
-    assert (result["answers"], result["left_out"]) == (2, {"no_answer": 1})
+    assert (result["answers"], result["left_out"]) == (2, {"empty_answer": 1})
     written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [row["source"] for row in written] == ["answers"] * 2
     np.testing.assert_allclose([row["score"] for row in written], scores, atol=1e-6)

@@ -38,7 +38,7 @@ def test_the_last_line_summarises_the_run(quickstart):
 def test_every_artifact_names_its_parents(quickstart):
     workdir, lines = quickstart
     folders = {line["path"] for line in lines}
-    assert len(folders) == len(lines) == 11
+    assert len(folders) == len(lines) == 12
     marks = {}
     for line in lines:
         lineage = json.loads((ROOT / line["path"] / "lineage.json").read_text())

@@ -156,7 +156,7 @@ def test_same_artifacts_give_the_same_bytes_in_any_order_of_answers(folders, tmp
     assert first["verifiable_acc"] == {"base": 0.1, "sft": 0.6, "dpo": 0.8}
     assert first["turns_acc"] == {"base": 0.05, "sft": 0.3, "dpo": 0.4}
     assert first["reward_accuracy"] == 0.75 and first["bpb"]["sft"] == 1.5
-    assert first["minutes"] == pytest.approx((7 * 30 + 3) / 60, abs=0.01)
+    assert first["minutes"] == pytest.approx((8 * 30 + 3) / 60, abs=0.01)
     before = Run(folders).answers()
     for source in ("open", "verifiable"):
         path = folders["eval_sft"] / f"{source}.jsonl"
