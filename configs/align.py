@@ -8,7 +8,7 @@
         --config.dpo.inputs=preferences.jsonl
 
 MODEL is a model directory, ours or imported; the later stages start from the first one's `sft`.
-Variants, of which only the second was run:
+Variants, of which `full` has not been run:
 
     full          all parameters in bfloat16 on one GPU or more, rows of 2,048 tokens: Tulu 3's
                   rates (arXiv 2411.15124): SFT 5e-6 with 128 rows a step, DPO (`dpo_norm`, beta 5)
@@ -16,13 +16,20 @@ Variants, of which only the second was run:
     smollm2_lora  SmolLM2-135M-Instruct, which `bash scripts/real_model.sh` leaves in runs/smollm2,
                   with adapters of rank 16, in float32 on two CPU cores: minutes a stage;
                   docs/alignment.md has its numbers.
-    lima          as smollm2_lora, SFT on few examples: --config.sft.inputs=chats.jsonl@50 and so
-                  on, three passes; arXiv 2305.11206 asks how few suffice.
+    lima          how many examples suffice (arXiv 2305.11206)? SFT of the quickstart's base model
+                  on 50 to 4,000 solved questions; five minutes on two cores, docs/alignment.md has
+                  the figure:
+
+    python -m scripts.sweep.run --config=configs/align.py:lima --workdir=runs/lima \\
+        --parents=runs/quickstart-cpu --stages=align.sft,eval.run --metric=verifiable_acc \\
+        --grid=sft.tasks.verifiable=50,200,1000,4000 --figure=docs/lima.png
 """
 
 from ml_collections import ConfigDict
 
 from configs.common import (
+    make_inference,
+    make_inference_run,
     make_learning,
     make_lora,
     make_mesh,
@@ -54,11 +61,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
                        | make_learning() | make_preference(loss="dpo_norm", beta=5.0) | sizes)
     for section, rate in ((c.sft, 5e-6), (c.reward, 9e-6), (c.dpo, 5e-7)):
         section.optimizer = make_optimizer(learning_rate=rate, schedule="linear", warmup_steps=30)
-    if variant != "full":
-        _smollm2(c)
-    if variant == "lima":
-        c.sft.update(num_epochs=3, heldout_frac=0.0)
-        c.sft.optimizer.warmup_steps = 0
+    {"full": lambda c: None, "smollm2_lora": _smollm2, "lima": _lima}[variant](c)
     return c
 
 
@@ -74,3 +77,17 @@ def _smollm2(c: ConfigDict) -> None:
     c.sft.num_epochs = 1
     c.reward.row_length = 256
     c.dpo.update(loss="dpo", beta=0.1)
+
+
+def _lima(c: ConfigDict) -> None:
+    """The quickstart's base model, as its SFT trains it, but several times on few questions."""
+    c.sft.update(row_length=256, batch_size=8, compute_dtype="float32", num_epochs=4,
+                 heldout_frac=0.0, corpus="corpus", tasks=dict(verifiable=1000))
+    c.sft.run.update(remat="none", loss_chunks=4, scan_unroll=4, log_every=5)
+    c.sft.optimizer = make_optimizer(name="muon", learning_rate=5e-3, adam_learning_rate=5e-3,
+                                     warmup_steps=0)
+    c.eval = ConfigDict(dict(
+        out="eval", model="sft", against="", corpus="corpus", tokens="tokens", row_length=256,
+        tasks=dict(verifiable=400), open_tasks=dict(), inputs="", max_new_tokens=32,
+        temperature=1.0, seed=0, **make_inference(), run=make_inference_run(scan_unroll=4,
+                                                                           loss_chunks=4)))

@@ -16,6 +16,7 @@ from small_tokens import write_corpus
 from core.artifacts import ROOT
 from core.errors import UserError
 from scripts.sweep.axes import grid_axis, make_points, random_axis, zip_axis
+from scripts.sweep.figure import draw
 from scripts.sweep.points import point_name
 from scripts.sweep.table import average_seeds, fill_settings, find_ties, show_table
 
@@ -117,6 +118,18 @@ def test_the_best_is_named_with_its_error_and_its_ties():
     assert show_table([], averaged, "bpb").splitlines()[-2:] == [
         "best: lr=1: 1.0000 ± 0.0500 (± the standard error of the evaluation)",
         "tied with it, as the difference is within the errors: lr=2"]
+
+
+@pytest.mark.full
+def test_a_figure_is_of_one_field_with_numbers(tmp_path):
+    pytest.importorskip("matplotlib")
+    groups = average_seeds([_row(1.0, 0.05, lr="1"), _row(1.1, 0.05, lr="20")], "bpb", lowest=True)
+    draw(tmp_path / "figure.png", groups, "bpb")
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+    for settings in (dict(lr="1", decay="2"), dict(name="muon")):
+        groups = average_seeds([_row(1.0, 0.05, **settings)], "bpb", lowest=True)
+        with pytest.raises(UserError, match="needs one field with numbers as values"):
+            draw(tmp_path / "figure.png", groups, "bpb")
 
 
 def test_points_of_two_grids_have_the_same_fields():

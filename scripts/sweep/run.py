@@ -13,7 +13,8 @@ A point is a workdir of its own, named by its settings, under `--workdir`; artif
 read and do not build are in `--parents`. If the same command is called again, finished points are
 skipped and failed ones retried; another grid in the same workdir adds its points. `results.jsonl`
 has a line per point of all calls; the printed table has a line per setting of those with the same
-stages and config, averaged over seeds, with standard errors and what cannot be told from the best.
+stages and config, averaged over seeds, with standard errors and what cannot be told from the best;
+`--figure` draws it where one field is swept.
 --launcher=slurm renders (and --submit submits) one job array; afterwards --launcher=none prints its
 table.
 """
@@ -35,6 +36,7 @@ from scripts.launch.job import deliver
 from scripts.launch.slurm import Allocation, define_slurm_flags, read_allocation, submit
 from scripts.stages import config_arguments, load_config, read_stages
 from scripts.sweep.axes import grid_axis, make_points, random_axis, zip_axis
+from scripts.sweep.figure import draw
 from scripts.sweep.points import (
     Point,
     Runner,
@@ -124,6 +126,8 @@ def main() -> dict[str, Any]:
     filled = fill_settings([*comparable, *rows], entry.config_and_workdir()[0])
     averaged = average_seeds(filled, given.metric, lowest=given.best == "lowest")
     print(show_table(filled, averaged, given.metric))
+    if given.figure:
+        draw(Path(given.figure), averaged, given.metric)
     count = {status: sum(row["status"] == status for row in rows)
              for status in ("finished", "failed", "missing")}
     return {"points": len(points), **count, "earlier": len(comparable),
@@ -147,5 +151,6 @@ if __name__ == "__main__":
     flags.DEFINE_integer("point", None, "Run only this one.")
     flags.DEFINE_string("metric", "heldout_bpb", "Result of the last stage to sort by.")
     flags.DEFINE_enum("best", "lowest", ["lowest", "highest"], "Which mean comes first.")
+    flags.DEFINE_string("figure", None, "File for a figure of the metric over the one field.")
     flags.DEFINE_string("out", None, "File for the batch script, instead of printing it.")
     entry.run(main, status=lambda result: 1 if result["failed"] else 0)
