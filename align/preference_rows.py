@@ -50,7 +50,7 @@ class Renderer:
         overlong: drop, cut or fail: what is done with a pair of which a row is too long.
         faults: counts what is left out.
         stage: the stage's name, for messages.
-        shortened: the prompts that were cut, by the rule.
+        shortened: how many `items` were cut, by the rule.
     """
 
     tokenizer: Tokenizer
@@ -84,12 +84,11 @@ def write_rows(folder: Path, items: Callable[[], Iterable[Item]], renderer: Rend
 
     def describe() -> dict[str, Any]:
         renderer.faults.report()
-        num_shortened = renderer.shortened["prompts"]
+        num_shortened = renderer.shortened["items"]
         if num_shortened:
-            log(f"{renderer.stage}: cut {num_shortened:,} prompts, for rows of "
-                f"{renderer.row_length} tokens")
+            log(f"{renderer.stage}: cut {num_shortened:,} to rows of {renderer.row_length} tokens")
         return {"left_out": dict(renderer.faults.counts),
-                "statistics": {**description.summary(), "shortened_prompts": num_shortened}}
+                "statistics": {**description.summary(), "shortened": num_shortened}}
 
     groups = make(items(), renderer, description,
                   lambda item: HELDOUT if is_heldout(item, heldout_frac) else TRAIN)
@@ -163,11 +162,12 @@ def _labels_of(item: Item) -> Iterator[Labelled]:
 
 def render_pair(item: Preference, better: int, worse: int,
                 renderer: Renderer) -> list[Example] | None:
-    """The rows of a pair: both answers whole, after the same prompt; None if it is left out.
+    """The rows of a pair, both answers after the same prompt; None if it is left out.
 
     Of an answer that was cut at a limit the end is not scored. Of a pair that is too long for a row
     the rule "cut" leaves out the prompt's oldest turns, its system message aside, or else its
-    oldest tokens, <|bos|> aside.
+    oldest tokens, <|bos|> aside, down to a quarter of the row; then the ends of the answers, which
+    are not scored as ends.
     """
     faults, place = renderer.faults, place_of(item)
     texts = [item.responses[index] for index in (better, worse)]
@@ -205,12 +205,14 @@ def _fit(prompt: Conversation, texts: Sequence[str], cut: Sequence[bool], render
             raise UserError(place, f"is longer than a row of {renderer.row_length} tokens",
                             f"raise {renderer.stage}.row_length, or set {renderer.stage}.overlong "
                             "to drop or cut")
-        rendered = _shorten(prompt, texts, cut, renderer, place) \
-            if renderer.overlong == "cut" else None
-        if rendered is None:
+        if renderer.overlong == "drop":
             return renderer.faults.add("too_long", place, "is longer than a row of "
                                        f"{renderer.row_length} tokens")
-        renderer.shortened["prompts"] += 1
+        rendered = _shorten(prompt, texts, cut, renderer, place)
+        if len(texts) == 2 and rendered[1][0][0] == rendered[1][1][0]:
+            return renderer.faults.add("equal", place, "has answers that begin alike, up to the "
+                                       "length of a row")
+        renderer.shortened["items"] += 1
     num_prompt, rows = rendered
     examples = [Example(tokens, [0.0] * num_prompt + weights[num_prompt:])
                 for tokens, weights in rows]
@@ -232,7 +234,7 @@ def _render(prompt: Conversation, texts: Sequence[str], cut: Sequence[bool], ren
 
 
 def _shorten(prompt: Conversation, texts: Sequence[str], cut: Sequence[bool], renderer: Renderer,
-             place: str) -> tuple[int, list[Rendered]] | None:
+             place: str) -> tuple[int, list[Rendered]]:
     size = renderer.row_length + 1
     system = [message for message in prompt.messages[:1] if message.role == "system"]
     for first in range(len(system) + 1, len(prompt.messages)):
@@ -242,13 +244,12 @@ def _shorten(prompt: Conversation, texts: Sequence[str], cut: Sequence[bool], re
             if rendered and max(len(tokens) for tokens, _ in rendered[1]) <= size:
                 return rendered
     num_prompt, rows = _render(prompt, texts, cut, renderer, place)
-    num_gone = max(len(tokens) for tokens, _ in rows) - size
-    num_kept = int(rows[0][0][0] == renderer.tokenizer.bos)
-    if num_gone > num_prompt - num_kept - 1:     # of the prompt one token is left at least
-        return None
-    return num_prompt - num_gone, [
-        (tokens[:num_kept] + tokens[num_kept + num_gone:],
-         weights[:num_kept] + weights[num_kept + num_gone:]) for tokens, weights in rows]
+    longest = max(len(tokens) for tokens, _ in rows) - num_prompt
+    kept = max(size - longest, min(num_prompt, size // 4))
+    num_first = int(rows[0][0][0] == renderer.tokenizer.bos)
+    rest = num_first + num_prompt - kept
+    return kept, [((tokens[:num_first] + tokens[rest:])[:size],
+                   (weights[:num_first] + weights[rest:])[:size]) for tokens, weights in rows]
 
 
 def place_of(item: Item) -> str:

@@ -120,16 +120,21 @@ def test_the_prompt_of_an_overlong_pair_loses_its_oldest_turns_or_tokens(
     """Both answers stay whole, after the same prompt."""
     item = Preference(prompt, ("so it is, I know it", "no"), (1, 2))
     described, examples = render_all(tmp_path, [item], row_length=row_length, overlong="cut")
-    assert described["statistics"]["shortened_prompts"] == 1
+    assert described["statistics"]["shortened"] == 1
     assert [TOKENIZER.decode(row.tokens) for row in examples[0]] == [
         f"{kept}so it is, I know it<|end|>", f"{kept}no<|end|>"]
     assert [scored(row) for row in examples[0]] == ["so it is, I know it<|end|>", "no<|end|>"]
 
 
-def test_what_cannot_be_cut_is_left_out_and_a_rule_may_fail(tmp_path):
+def test_answers_lose_their_ends_where_the_prompt_cannot_give_way_and_a_rule_may_fail(tmp_path):
     whole, long = (Preference(ask("q"), ("yes", tail), (1, 2)) for tail in ("no", "n" * 31))
     described, examples = render_all(tmp_path, [whole, long], row_length=30, overlong="cut")
-    assert len(examples) == 1 and described["left_out"] == {"too_long": 1}
+    assert described["statistics"]["shortened"] == 1 and not described["left_out"]
+    assert len(examples[1][1].tokens) == 31
+    assert [scored(row) for row in examples[1]] == ["yes<|end|>", "n" * 26], "no end behind it"
+    alike = Preference(ask("q" * 90), ("n" * 30, "n" * 31), (1, 2))
+    described, _ = render_all(tmp_path / "c", [whole, alike], row_length=30, overlong="cut")
+    assert described["left_out"] == {"equal": 1}
     with pytest.raises(UserError, match=r"line 7: is longer than a row of 30 tokens: raise"):
         render_all(tmp_path / "a", [place(long, "f, line 7")], row_length=30, overlong="fail")
     with pytest.raises(UserError, match=r"dpo.overlong='trim': is none of drop, cut, fail"):
