@@ -120,6 +120,8 @@ def fine_tune(loss_fn: LossFn, batches: grain.MapDataset, source: Path, *, setup
     """
     data = Data(batches, rows_per_example, lambda num_batches: {
         "epochs": section.num_epochs * num_batches / len(batches)})
+    if evaluate is None:
+        log(f"{section.out}: nothing is held out, so nothing is evaluated; heldout_frac does it")
     load, lora = partial(load_params, source, setup.config, setup.mesh), read_lora(section.lora)
     untouched = partial(note_untouched, evaluate, folder / UNTOUCHED)
     if lora is None:

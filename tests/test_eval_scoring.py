@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from core.artifacts import write_json
 from core.errors import UserError
-from data.chat import ask
+from data.chat import Conversation, Message, ask
 from data.documents import Document, write_documents
 from data.tokenizers import bpe
 from data.tokenizers.bpe import BytePairTokenizer
@@ -22,13 +22,17 @@ from data.tokens.rows import check_tokenizer
 from eval.measures.choices import ChoiceScore, continuation_logps
 from eval.measures.likelihood import bits_per_byte, unigram_bits_per_byte, xz_bits_per_byte
 from eval.respond.loaded import LoadedModel
-from eval.respond.local import complete, make_prompts
+from eval.respond.local import complete, make_prompts, render_plain
 from eval.run import _measure_bits, build
 from eval.statistics import mean_and_stderr, win_rate
+from eval.tasks.task import question_of
 from model.directory import save_model
 from model.families.registry import forward
 from model.generation.sampling import Sampling
 from model.heads.language import token_logps
+
+# No merges: 256 bytes and the special tokens.
+BYTES = BytePairTokenizer({bytes([i]): i for i in range(256)})
 
 # 93 ordinary tokens and 5 special ones: the 98 of the tiny model.
 RANKS = {bytes([b]): i for i, b in enumerate(range(32, 125))}
@@ -250,3 +254,17 @@ def test_statistics():
     assert rate == pytest.approx((1 + 1 + 0.5 + 0) / 4)
     assert low < rate < high
     assert 1 - win_rate([0, 0, 0, 1], [1, 1, 0, 0.5])[0] == pytest.approx(rate), "antisymmetric"
+
+
+def test_a_base_model_is_asked_the_last_question_with_what_came_before():
+    turns = Conversation((Message("system", "Be brief."), *ask("1 + 1?", "2").messages,
+                          *ask("2 + 2?", "4").messages))
+    prompt = render_plain([turns], question_of(turns), BYTES)
+    before = "Be brief.\n\nQuestion: 1 + 1?\nAnswer: 2\n\nQuestion: 2 + 2?\nAnswer:"
+    assert BYTES.decode(prompt) == f"<|bos|>{before} 4\n\n{before}"
+
+
+def test_a_question_may_bring_its_own_prompt():
+    question = ask("Which gas?", prompt="Q: Which gas?\nA:")
+    assert BYTES.decode(render_plain([ask("a", "b")], question, BYTES)) == (
+        "<|bos|>Q: Which gas?\nA:")

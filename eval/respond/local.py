@@ -22,7 +22,12 @@ FAULTS = {LENGTH: "truncated", REFUSED: "prompt_too_long"}      # of a `Reply`
 
 def render_plain(examples: Sequence[Conversation], question: Conversation,
                  tokenizer: Tokenizer) -> list[int]:
-    """The prompt of a base model: solved examples in plain text, then the question."""
+    """The prompt of a base model: solved examples in plain text, then the question.
+
+    A question whose `meta` has a text `prompt` brings its own: that text, byte for byte.
+    """
+    if isinstance(own := question.meta.get("prompt"), str):
+        return [tokenizer.bos, *tokenizer.encode(own)]
     solved = "".join(map(_write_plain, examples))
     return [tokenizer.bos, *tokenizer.encode(f"{solved}{_write_plain(question)}Answer:")]
 
