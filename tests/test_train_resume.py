@@ -183,6 +183,9 @@ def test_how_it_is_computed_changes_at_a_restart_and_changes_the_rounding(killed
                    for run in (changed, killed.undisturbed)))
 
 
+SFT = {"model": "base", "corpus": "corpus", "tokens": "tokens"}
+
+
 @pytest.fixture(scope="module")
 def road(tmp_path_factory):
     """A finished smoke-sized road, whose artifacts are the parents of more runs."""
@@ -194,9 +197,11 @@ def road(tmp_path_factory):
 
 @pytest.mark.full
 @pytest.mark.parametrize(("section", "parents", "rank"), [
-    ("sft", ("base", "corpus"), 0), ("dpo", ("sft", "pairs"), 0), ("sft", ("base", "corpus"), 4)])
+    ("sft", SFT, 0), ("sft", SFT, 4), ("dpo", {"model": "sft", "pairs": "pairs"}, 0),
+    ("reward", {"model": "sft", "pairs": "pairs"}, 0),
+    ("reward", {"model": "sft", "pairs": "pairs"}, 4)])
 def test_other_trainers_resume_bit_identically(road, tmp_path, section, parents, rank):
-    fields = dict(zip(("model", parents[1]), (road / name for name in parents)))
+    fields = {field: road / name for field, name in parents.items()}
     settings = fields | {"run.checkpoint_every": 2, "run.log_every": 1, "batch_size": 4,
                          "lora.rank": rank}
 
