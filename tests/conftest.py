@@ -24,6 +24,8 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(
     ROOT / ".cache" / "jax" / os.environ.get("PYTEST_XDIST_WORKER", ""))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+# Workers share the cores: torch's threads would wait for each other at every operation.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import jax
 import numpy as np
