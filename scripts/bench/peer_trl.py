@@ -110,19 +110,24 @@ def _make_trainer(task: str, model: Any, work: dict[str, Any], batch_size: int, 
                       processing_class=_tokenizer(work["shape"]["V"]))
 
 
+# Names of special tokens are found inside of other words, too: none may begin one.
+SPECIALS = {PAD: "<pad>", BOS: "<bos>", END: "<end>"}
+
+
 def _text(tokens: Iterable[int]) -> str:
-    return " ".join(f"w{token}" for token in tokens)
+    return " ".join(SPECIALS.get(token, f"w{token}") for token in tokens)
 
 
 def _tokenizer(size: int) -> Any:
-    """Token n is the word wn."""
+    """Token n is the word wn, special tokens aside."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = Tokenizer(models.WordLevel({f"w{n}": n for n in range(size)}, unk_token=f"w{PAD}"))
+    names = {SPECIALS.get(n, f"w{n}"): n for n in range(size)}
+    words = Tokenizer(models.WordLevel(names, unk_token=SPECIALS[PAD]))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token=f"w{PAD}",
-                                   bos_token=f"w{BOS}", eos_token=f"w{END}")
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token=SPECIALS[PAD],
+                                   bos_token=SPECIALS[BOS], eos_token=SPECIALS[END])
 
 
 if __name__ == "__main__":
