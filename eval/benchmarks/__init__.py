@@ -1,0 +1,1 @@
+"""Published benchmarks, read from local files, with their literal prompts."""
