@@ -50,6 +50,8 @@ WEIGHTINGS = ("tokens", "conversations")
 OVERLONG = ("drop", "cut", "fail")
 NUM_SHOWN = 1000                                # conversations that `show_rows` renders at most
 
+conversation_loss = partial(next_token_loss, skip_unscored=True)
+
 
 def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict[str, Any]:
     """Fine-tunes a model on conversations."""
@@ -63,7 +65,7 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
     if section.pretrain_frac:
         check_tokenizer(parents["tokens"], tokenizer.fingerprint, "sft.tokens")
         batches = mix_pretraining(rows, section, parents["tokens"])
-    metrics = fine_tune(with_noise(next_token_loss, section.neftune_alpha), batches, source,
+    metrics = fine_tune(with_noise(conversation_loss, section.neftune_alpha), batches, source,
                         setup=setup, section=section, folder=folder,
                         evaluate=make_evaluate(section, setup, tokenizer, source, folder / ROWS))
     parts = described["parts"]
@@ -196,7 +198,7 @@ def make_evaluate(section: ConfigDict, setup: Setup, tokenizer: Tokenizer, sourc
     rows = PackedRows(Examples(folder, HELDOUT), section.row_length)
     prompts = [Conversation(tuple(Message(role, content) for role, content in prompt))
                for prompt in described["prompts"]]
-    evaluations = [heldout_means(next_token_loss,
+    evaluations = [heldout_means(conversation_loss,
                                  partial(padded_batches, rows, section.batch_size), setup,
                                  names=("loss",))]
     if prompts:

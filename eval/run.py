@@ -1,96 +1,136 @@
 """Stage: evaluates one model.
 
+    python -m eval.run --model=DIR                  # any model directory, ours or imported
+    python -m eval.run --model=DIR --config=configs/eval.py:suite --config.eval.data=BENCHMARKS
     python -m eval.run --config=configs/quickstart.py --workdir=runs/quickstart \\
         --config.eval.model=dpo --config.eval.out=eval_dpo --config.eval.against=eval_sft
 
-Writes for each of `tasks` a file of its name: log-probabilities of every choice, or the literal
-prompt, completion and score of every answer; and `open.jsonl` for the sampled answers to
-`open_tasks`. With `against`, an earlier evaluation, it computes the win rate over that model on
-the same open questions.
+`--model=DIR` stands for the config configs/eval.py, the workdir runs/eval and an artifact with the
+name of the model's folder, unless these are given. What is measured are the tasks that have a
+number of items in `tasks` (0: none; -1: all), built-in ones and benchmarks, whose files lie in
+`data`; files of one's own in `inputs`; and bits per byte of `tokens` and of `texts`.
+
+Writes for each task a file of its name with a record of every item: literal prompts, options with
+their log-probabilities, answers, what was extracted, the verdict; and `open.jsonl` for the sampled
+answers to `open_tasks`. With `against`, an earlier evaluation, it computes the win rate over that
+model on the same open questions. Scores and answers are kept in WORKDIR/known: a run that was ended
+goes on with what it lacks.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from absl import flags
 from ml_collections import ConfigDict
 
-from core.artifacts import read_jsonl, write_jsonl
+from core.artifacts import ROOT, read_jsonl, read_lineage, write_jsonl
 from core.entry import Stage, run_stage
 from core.errors import UserError
 from core.progress import log
+from data.layouts.faults import Faults
 from data.tokens.rows import check_tokenizer
+from eval.benchmarks.source import Source
 from eval.measures.choices import score_choices
-from eval.measures.generation import answer_and_score
+from eval.measures.generation import NUM_EXAMPLES, answer_and_score
 from eval.measures.likelihood import (
     bits_per_byte,
     has_heldout,
     unigram_bits_per_byte,
     xz_bits_per_byte,
 )
-from eval.respond.loaded import LoadedModel, load_model
+from eval.measures.perplexity import measure_encoded
+from eval.measures.windows import WindowRule
+from eval.perplexity import read_inputs
+from eval.records import choice_record, count_unfinished, summarise_answers, summarise_choices
+from eval.respond.loaded import LoadedModel, keeping, load_model
 from eval.statistics import mean_and_stderr, win_rate
-from eval.tasks.registry import open_tasks
+from eval.tasks.registry import fingerprint_tasks, open_tasks
 from eval.tasks.task import ChoiceTask, Task
 from model.directory import read_description
 from model.execution import make_execution
-from model.generation.requests import LENGTH, REFUSED
 from model.generation.sampling import Sampling
+
+# What must be equal of two evaluations whose open answers are compared.
+COMPARED = ("open_tasks", "max_new_tokens", "temperature", "seed")
 
 
 def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict[str, Any]:
-    """Runs all measurements, with numbers of items and standard errors.
+    """Runs all measurements, with numbers of items, standard errors and intervals.
 
     Bits per byte are None where the corpus holds no page out.
     """
     section = config.eval
-    tasks = open_tasks(section.tasks, parents.get("corpus"), section.inputs)
-    check_tokenizer(parents["tokens"], read_description(parents["model"]).tokenizer, "eval.tokens")
+    tasks = open_tasks(section.tasks, parents.get("corpus"), section.inputs, source_of(section))
+    tokenizer = read_description(parents["model"]).tokenizer
+    if "tokens" in parents:
+        check_tokenizer(parents["tokens"], tokenizer, "eval.tokens")
+    if not (tasks or "tokens" in parents or section.texts):
+        raise UserError("eval: tasks, inputs, tokens, texts", "name nothing to measure",
+                        "set for example --config.eval.texts=FILE, or --config.eval.tasks.turns=100")
     model = load_model(parents["model"], make_execution(section, also=("batch_size",)),
                        weights=section.weights)
+    model = keeping(model, folder.parent / "known")
     log(f"eval: {section.model}, prompts in {'turns' if model.chat else 'plain text'}")
     metrics = {"weight_bytes": model.weight_bytes} | _measure_bits(model, section, parents)
     for task, count in tasks:
         measure = _measure_choices if isinstance(task, ChoiceTask) else _measure_answers
         scores = measure(model, task, count, section, folder)
+        log(f"eval: {task.name}: {scores['acc']:.4f} ({scores['low']:.4f} to {scores['high']:.4f}) "
+            f"of {scores['items']:,}")
         metrics |= {f"{task.name}_{name}": value for name, value in scores.items()}
     metrics["tasks"] = [task.name for task, _ in tasks]
     return metrics | _measure_open(model, section, folder, parents)
 
 
+def source_of(section: ConfigDict) -> Source:
+    """Where benchmarks' files are, and how they are presented."""
+    return Source(Path(section.data), num_shots=section.num_shots, examples=section.examples,
+                  seed=section.examples_seed)
+
+
 def _measure_bits(model: LoadedModel, section: ConfigDict,
                   parents: Mapping[str, Path]) -> dict[str, Any]:
-    """Bits per byte of the model and of two baselines on the held-out pages."""
+    """Bits per byte of texts, and of held-out pages beside those of two baselines."""
+    metrics: dict[str, Any] = {}
+    if section.texts:
+        faults = Faults("eval.texts")
+        documents = read_inputs(model.tokenizer, section.texts, faults)
+        rule = WindowRule("disjoint", model.context_tokens, has_bos=model.tokenizer.adds_bos)
+        metrics["texts"] = measure_encoded(model, documents, rule=rule,
+                                           batch_tokens=_batch_tokens(section))
+        faults.report()
+    if "tokens" not in parents:
+        return metrics
     tokens = parents["tokens"]
     if not has_heldout(tokens):
         log("eval: the corpus holds no page out: no bits per byte")
-        return dict.fromkeys(("bpb", "unigram_bpb", "xz_bpb"))
-    return {"bpb": bits_per_byte(model, tokens, row_length=section.row_length,
-                                 batch_size=section.run.batch_size),
-            "unigram_bpb": unigram_bits_per_byte(tokens),
-            "xz_bpb": xz_bits_per_byte(parents["corpus"])}
+        return metrics | dict.fromkeys(("bpb", "unigram_bpb", "xz_bpb"))
+    return metrics | {
+        "bpb": bits_per_byte(model, tokens, row_length=section.row_length,
+                             batch_size=section.run.batch_size),
+        "unigram_bpb": unigram_bits_per_byte(tokens),
+        "xz_bpb": xz_bits_per_byte(parents["corpus"]) if "corpus" in parents else None}
 
 
 def _measure_choices(model: LoadedModel, task: ChoiceTask, count: int, section: ConfigDict,
                      folder: Path) -> dict[str, Any]:
-    """Accuracy by the likeliest choice, per byte and unnormalised (`acc_raw`)."""
+    """Accuracy by the likeliest choice, under every normalisation."""
     questions = task.choices("test", count, section.seed)
     if not questions:
         raise UserError(f"tasks.{task.name}", "has no multiple-choice question in the test split",
                         "curate more packages, or set it to 0")
-    scores = score_choices(model, questions, row_length=section.row_length,
-                           batch_size=section.run.batch_size)
-    write_jsonl(folder / f"{task.name}.jsonl", (
-        {"question": q.question.messages[0].content, "choices": q.choices, "answer": q.answer,
-         "logps_nats": s.logps_nats} for q, s in zip(questions, scores)))
-    accuracy, stderr = mean_and_stderr([s.is_right_per_byte for s in scores])
-    raw, _ = mean_and_stderr([s.is_right for s in scores])
-    chance, _ = mean_and_stderr([1 / len(q.choices) for q in questions])
-    return {"acc": accuracy, "stderr": stderr, "acc_raw": raw, "chance": chance,
-            "items": len(scores)}
+    literal = all(question.contexts for question in questions)
+    examples = () if model.chat or literal else task.conversations("train", NUM_EXAMPLES, 0)
+    scores = score_choices(model, questions, examples=examples,
+                           batch_tokens=_batch_tokens(section))
+    records = [choice_record(question, score, number)
+               for number, (question, score) in enumerate(zip(questions, scores))]
+    write_jsonl(folder / f"{task.name}.jsonl", records)
+    return summarise_choices(records, getattr(task, "normalisation", "byte"))
 
 
 def _measure_answers(model: LoadedModel, task: Task, count: int, section: ConfigDict,
@@ -98,22 +138,14 @@ def _measure_answers(model: LoadedModel, task: Task, count: int, section: Config
     """The task's own score of greedy answers."""
     solved = task.conversations("test", count, section.seed)
     greedy = Sampling(section.max_new_tokens, temperature=0.0)
-    rows = answer_and_score(model, [task], solved, greedy, seed=section.seed,
-                            batch_size=section.run.batch_size)
-    write_jsonl(folder / f"{task.name}.jsonl", rows)
-    accuracy, stderr = mean_and_stderr([row["score"] for row in rows])
-    by_family = defaultdict(list)
-    for row in rows:
-        by_family[row["family"]].append(row["score"])
-    return {"acc": accuracy, "stderr": stderr, "items": len(rows), **count_unfinished(rows),
-            "by_family": {name: mean_and_stderr(scores)[0]
-                          for name, scores in sorted(by_family.items())}}
+    records = answer_and_score(model, [task], solved, greedy, seed=section.seed,
+                               batch_size=section.run.batch_size)
+    write_jsonl(folder / f"{task.name}.jsonl", records)
+    return summarise_answers(records)
 
 
-def count_unfinished(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """How many answers ran into the limit, and how many prompts were refused as too long."""
-    return {"unfinished": sum(row["finish"] == LENGTH for row in rows),
-            "refused": sum(row["finish"] == REFUSED for row in rows)}
+def _batch_tokens(section: ConfigDict) -> int:
+    return section.row_length * section.run.batch_size
 
 
 def _measure_open(model: LoadedModel, section: ConfigDict, folder: Path,
@@ -133,6 +165,7 @@ def _measure_open(model: LoadedModel, section: ConfigDict, folder: Path,
     metrics: dict[str, Any] = {"open_score": mean, "open_stderr": stderr, "open_items": len(rows)}
     metrics |= {f"open_{name}": count for name, count in count_unfinished(rows).items()}
     if "against" in parents:
+        _check_settings(section, parents["against"])
         theirs = read_jsonl(parents["against"] / "open.jsonl")
         if [row["question"] for row in theirs] != [row["question"] for row in rows]:
             raise UserError(f"eval.against={section.against!r}", "answered other questions",
@@ -143,7 +176,34 @@ def _measure_open(model: LoadedModel, section: ConfigDict, folder: Path,
     return metrics
 
 
-STAGE = Stage("eval", build, parents=("model", "corpus", "tokens", "against"))
+def _check_settings(section: ConfigDict, against: Path) -> None:
+    """Raises `UserError` where the other evaluation's answers were drawn in another way."""
+    theirs = read_lineage(against)["config"]["eval"]
+    for name in COMPARED:
+        if theirs[name] != section.to_dict()[name]:
+            raise UserError(f"eval.against={section.against!r}",
+                            f"was evaluated with {name}={theirs[name]}, and this is with "
+                            f"{section[name]}", "evaluate both with the same settings")
+
+
+def complete_command(argv: Sequence[str]) -> list[str]:
+    """A command line with what `--model=DIR` stands for where the flags are not given."""
+    given = {word.lstrip("-").partition("=")[0] for word in argv[1:]}
+    models = [word.partition("=")[2] for word in argv[1:] if word.startswith("--model=")]
+    if not models:
+        return list(argv)
+    folder = Path(models[-1]).absolute()
+    implied = {"config": str(ROOT / "configs" / "eval.py"), "workdir": "runs/eval",
+               "config.eval.model": str(folder), "config.eval.out": folder.name}
+    rest = [word for word in argv[1:] if not word.startswith("--model=")]
+    return [argv[0], *(f"--{name}={value}" for name, value in implied.items()
+                       if name not in given), *rest]
+
+
+STAGE = Stage("eval", build, parents=("model", "corpus", "tokens", "against"),
+              inputs=lambda config: fingerprint_tasks(config.eval))
 
 if __name__ == "__main__":
+    flags.DEFINE_string("model", None, "Directory of the model; see above.")
+    sys.argv = complete_command(sys.argv)
     run_stage(STAGE)

@@ -19,7 +19,7 @@ from data.tokenizers import bpe
 from data.tokenizers.bpe import BytePairTokenizer
 from data.tokens.checked import write_sums
 from data.tokens.rows import check_tokenizer
-from eval.measures.choices import ChoiceScore, continuation_logps
+from eval.measures.continuations import Continuation, score_continuations
 from eval.measures.likelihood import bits_per_byte, unigram_bits_per_byte, xz_bits_per_byte
 from eval.respond.loaded import LoadedModel
 from eval.respond.local import complete, make_prompts, render_plain
@@ -107,8 +107,8 @@ def test_bits_per_byte_does_not_depend_on_the_batch(model, tokens):
 
 @pytest.mark.parametrize("measure", [
     lambda model, tokens: bits_per_byte(model, tokens, row_length=32, batch_size=1),
-    lambda model, _: continuation_logps(model, [([1, 2, 3], [0.0, 1.0, 1.0])] * 8, row_length=2,
-                                        batch_size=1),
+    lambda model, _: score_continuations(model, [Continuation((n,), (n,) * 60) for n in range(8)],
+                                         batch_tokens=1),
     lambda model, _: complete(model, [[1, 2, 3]] * 3, Sampling(2), seed=0, batch_size=1),
 ], ids=["bits per byte", "choices", "answers"])
 def test_a_measurement_can_be_left_before_each_batch(model, tokens, measure):
@@ -149,29 +149,11 @@ def test_without_held_out_pages_there_are_no_bits_per_byte(model, tmp_path, capf
     assert "eval: the corpus holds no page out" in capfd.readouterr().err
 
 
-def test_continuations_score_the_same_packed_and_alone(model):
-    rng = np.random.default_rng(1)
-    examples = [(rng.integers(0, 98, n).tolist(), [0.0] * (n // 2) + [1.0] * (n - n // 2))
-                for n in (6, 12, 9, 24, 5, 17, 8)]
-    packed = continuation_logps(model, examples, row_length=40, batch_size=2)
-    alone = np.concatenate([continuation_logps(model, [e], row_length=40, batch_size=2)
-                            for e in examples])
-    np.testing.assert_allclose(packed, alone, rtol=1e-5)
-
-
-def test_a_continuation_longer_than_a_row_is_refused(model):
-    with pytest.raises(UserError, match=r"^row_length=8: does not hold .* of 12 tokens"):
-        continuation_logps(model, [([1] * 12, [1.0] * 12)], row_length=8, batch_size=2)
-
-
 def test_what_is_longer_than_the_training_rows_is_announced(model, tokens, capsys):
     short = dataclasses.replace(model, context_tokens=16, name="sft@1")
     measures = {
         "2 of 3 held-out pages in rows have up to 32 tokens":
-            lambda m: bits_per_byte(m, tokens, row_length=32, batch_size=4),
-        "1 of 2 questions with a choice have up to 17 tokens":
-            lambda m: continuation_logps(m, [([1] * 18, [1.0] * 18), ([1] * 17, [1.0] * 17)],
-                                         row_length=40, batch_size=2)}
+            lambda m: bits_per_byte(m, tokens, row_length=32, batch_size=4)}
     for line, measure in measures.items():
         measure(model)
         assert "warning" not in capsys.readouterr().err
@@ -207,12 +189,6 @@ def test_tokens_of_another_tokenizer_are_refused(model, tokens, tokenizer, tmp_p
         build(ConfigDict(dict(eval=dict(tasks={}, inputs=""))),
               {"model": tmp_path / "model", "tokens": tokens}, tmp_path)
     assert "\n" not in str(error.value)
-
-
-def test_choice_normalisations():
-    score = ChoiceScore(logps_nats=(-4.0, -6.0), num_bytes=(4, 12), answer=1)
-    assert not score.is_right
-    assert score.is_right_per_byte
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

@@ -188,3 +188,24 @@ def test_a_padded_vocabulary_changes_neither_scores_nor_gradients(params, rows, 
         found = run()
     assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, expected)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=2e-5), found, expected)
+
+
+@pytest.mark.parametrize("dtype, num_chunks", [("float32", 1), ("bfloat16", 3)])
+def test_chunks_without_a_scored_row_are_not_computed(params, rows, config, dtype, num_chunks):
+    """Scores and gradients equal those of all rows with the others' masked, on one device and on a
+    mesh; and no number of an unscored row is read, where scored ones fill whole chunks."""
+    x_BLD, targets_BL, cotangents = rows
+    # 30 rows are eight chunks of 4: the scored ones fill two of them.
+    scored_BL = jnp.zeros((BATCH, LENGTH), bool).at[0, 2:7].set(True).at[1, 9:12].set(True)
+    run = partial(_scores_and_gradients, params=params, targets_BL=targets_BL, config=config,
+                  execution=Execution(compute_dtype=dtype, loss_chunks=num_chunks))
+    masked = jax.tree.map(lambda leaf_BL: leaf_BL * scored_BL, cotangents)
+    expected = run(score_targets, x_BLD=x_BLD, cotangents=masked)
+    expected = jax.tree.map(lambda leaf_BL: leaf_BL * scored_BL, expected[0]), expected[1]
+    only_scored = partial(score_targets, scored_BL=scored_BL)
+    close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+    jax.tree.map(close, run(only_scored, x_BLD=x_BLD, cotangents=cotangents), expected)
+    faulty_BLD = jnp.where(scored_BL[..., None], x_BLD, jnp.nan)
+    jax.tree.map(close, run(only_scored, x_BLD=faulty_BLD, cotangents=cotangents), expected)
+    with jax.set_mesh(make_mesh({"data": 2, "tensor": 4})):
+        jax.tree.map(close, run(only_scored, x_BLD=x_BLD, cotangents=cotangents), expected)

@@ -18,7 +18,8 @@ Metrics = dict[str, tuple[jax.Array, jax.Array]]
 
 def next_token_loss(params: Params, batch: Batch, *, config: ModelConfig, execution: Execution,
                     key: jax.Array, z_loss_coef: float = 0.0, balance_coef: float = 0.0,
-                    router_z_coef: float = 0.0) -> tuple[jax.Array, Metrics]:
+                    router_z_coef: float = 0.0,
+                    skip_unscored: bool = False) -> tuple[jax.Array, Metrics]:
     """Cross-entropy of each target, in nats; one loss for every objective and for SFT.
 
     Args:
@@ -27,6 +28,8 @@ def next_token_loss(params: Params, batch: Batch, *, config: ModelConfig, execut
         balance_coef: of the experts' balance loss, averaged over layers; no effect in a model
             without experts, like the next one.
         router_z_coef: of the router's z-loss, averaged over layers.
+        skip_unscored: computes no logits of targets without a weight. Pays where these are many, as
+            in conversations; sorting the rows is not free.
 
     Returns:
         The sum to differentiate, and the metrics: `loss` is the cross-entropy alone; `top_logit`
@@ -41,7 +44,8 @@ def next_token_loss(params: Params, batch: Batch, *, config: ModelConfig, execut
     x_BLD, stats = FAMILIES[config.family].forward_with_stats(
         params, batch.tokens_BL, batch.positions_BL, batch.segment_ids_BL, *source, config=config,
         execution=execution)
-    scores = score_targets(params, x_BLD, batch.targets_BL, config=config, execution=execution)
+    scores = score_targets(params, x_BLD, batch.targets_BL, config=config, execution=execution,
+                           scored_BL=weights_BL > 0 if skip_unscored else None)
     loss_sum = -jnp.sum(scores.logp_BL * weights_BL)
     metrics = {"loss": (loss_sum, weight), "top_logit": _top_logit(scores.top_logit_BL, weights_BL)}
     if z_loss_coef:

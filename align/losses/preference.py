@@ -241,7 +241,7 @@ class RowLogps(NamedTuple):
     Attributes:
         answer_B: sum over the answer's tokens.
         common_B: sum over its first tokens, as many as the shorter answer of the pair has.
-        row_B: sum over prompt and answer.
+        row_B: sum over prompt and answer, where that is asked for; else as `answer_B`.
         num_tokens_B: tokens of the answer, at least 1.
     """
 
@@ -252,29 +252,32 @@ class RowLogps(NamedTuple):
 
 
 def score_pairs(params: Params, first: Batch, second: Batch, *, config: ModelConfig,
-                execution: Execution, temperature: float = 1.0) -> list[RowLogps]:
+                execution: Execution, temperature: float = 1.0,
+                scores_prompts: bool = False) -> list[RowLogps]:
     """Log-probabilities of two answers each, from one forward pass over both.
 
     Args:
         temperature: divides the logits.
+        scores_prompts: whether the prompts' tokens are scored, too.
     """
     return _score_rows(params, [first, second], config=config, execution=execution,
-                       temperature=temperature)
+                       temperature=temperature, scores_prompts=scores_prompts)
 
 
 def _score_rows(params: Params, sides: list[Batch], *, config: ModelConfig, execution: Execution,
-                temperature: float) -> list[RowLogps]:
+                temperature: float, scores_prompts: bool = False) -> list[RowLogps]:
     """`score_pairs` of any number of sides."""
     rows = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *sides)
     params, config = at_temperature(params, config, temperature)
-    logp_BL = batch_logps(params, rows, config=config, execution=execution)
     weights_BL = rows.loss_weights_BL
+    scored_BL = rows.segment_ids_BL > 0 if scores_prompts else weights_BL > 0
+    logp_BL = batch_logps(params, rows, config=config, execution=execution, scored_BL=scored_BL)
     num_tokens_B = jnp.sum(weights_BL, axis=1)
     shortest_B = jnp.min(num_tokens_B.reshape(len(sides), -1), axis=0)
     is_common_BL = jnp.cumsum(weights_BL, axis=1) <= jnp.tile(shortest_B, len(sides))[:, None]
     sums = RowLogps(jnp.sum(logp_BL * weights_BL, axis=1),
                     jnp.sum(logp_BL * weights_BL * is_common_BL, axis=1),
-                    jnp.sum(logp_BL * (rows.segment_ids_BL > 0), axis=1),
+                    jnp.sum(logp_BL * scored_BL, axis=1),
                     jnp.maximum(num_tokens_B, 1))
     return [RowLogps(*parts) for parts in zip(*(jnp.split(sum_B, len(sides)) for sum_B in sums))]
 
@@ -313,7 +316,8 @@ def preference_loss(params: Params, batch: PreferenceBatch | LabelledBatch, *, c
         return _labelled_loss(params, batch, config=config, execution=execution, settings=settings)
     loss = LOSSES[settings.loss]
     chosen, rejected = score_pairs(params, batch.chosen, batch.rejected, config=config,
-                                   execution=execution, temperature=settings.temperature)
+                                   execution=execution, temperature=settings.temperature,
+                                   scores_prompts=settings.loss == "orpo")
     a_B = _measure(chosen, settings, batch.reference_chosen_B, batch.common_chosen_B)
     r_B = _measure(rejected, settings, batch.reference_rejected_B, batch.common_rejected_B)
     loss_B = loss.function(a_B, r_B, settings)

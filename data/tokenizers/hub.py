@@ -15,6 +15,7 @@ Every document of ours begins with one, so it is the first of these that exists:
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -88,8 +89,22 @@ def make_tokenizer(text: str, config: Mapping[str, Any], *, template: str = "",
     bos = (first[0] if puts_first else
            named.get("bos_token") if config.get("add_bos_token") else None) or (
         END_OF_TEXT if END_OF_TEXT in known else named.get("bos_token") or end)
+    if config.get("add_bos_token") and not puts_first:
+        text = _putting_first(text, bos, backend.token_to_id(bos))
     return HuggingFaceTokenizer(text, bos, end, tuple(n for n in stop_names if n != end), named,
                                 template)
+
+
+def _putting_first(text: str, bos: str, number: int) -> str:
+    """The `tokenizer.json` with a last step that puts `bos` before a text."""
+    described = json.loads(text)
+    first = {"SpecialToken": {"id": bos, "type_id": 0}}
+    parts = [{"Sequence": {"id": name, "type_id": 0}} for name in "AB"]
+    step = {"type": "TemplateProcessing", "single": [first, parts[0]], "pair": [first, *parts],
+            "special_tokens": {bos: {"id": bos, "ids": [number], "tokens": [bos]}}}
+    steps = [described["post_processor"]] if described.get("post_processor") else []
+    described["post_processor"] = {"type": "Sequence", "processors": [*steps, step]}
+    return json.dumps(described, ensure_ascii=False)
 
 
 def _read_optional(file: Path) -> dict[str, Any]:

@@ -160,6 +160,11 @@ class HuggingFaceTokenizer(Tokenizer):
         """Id of the token that begins every document; see `data.tokenizers.hub`."""
         return self._backend.token_to_id(self.bos_name)
 
+    @cached_property
+    def adds_bos(self) -> bool:
+        """Whether the hub's file puts `bos` before a text."""
+        return self._backend.encode("a").ids[0] == self.bos
+
     @property
     def end(self) -> int:
         """Id of the token that ends a document or a turn."""

@@ -54,6 +54,11 @@ class Tokenizer(abc.ABC):
         """Id of the token that begins every document: context for its first token."""
 
     @property
+    def adds_bos(self) -> bool:
+        """Whether its model was trained with `bos` before every text: not all of the hub were."""
+        return True
+
+    @property
     @abc.abstractmethod
     def end(self) -> int:
         """Id of the token that ends a document or a turn."""

@@ -1,116 +1,164 @@
-"""Multiple choice by log-likelihood: the likeliest continuation is the model's answer."""
+"""Multiple choice by log-likelihood: the likeliest option is the model's answer.
+
+Options differ in length, and what is done about that decides scores. All of the usual ways are
+computed from the same log-probabilities:
+
+    raw      the sum over the option's tokens                     `acc` of lm-eval
+    char     the sum per character                                `acc_norm` of lm-eval
+    byte     the sum per UTF-8 byte                               `acc_bytes` of lm-eval
+    token    the mean over the option's tokens                    DCLM's CORE, llm-foundry
+    pmi      the sum less that after a prompt without the         `acc_mutual_info` of lm-eval;
+             question                                             arXiv 2104.08315
+
+Characters and bytes are those of the option without the space that divides it from its context.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from core.errors import UserError
-from data.batch import Batch, pack_examples, stack
-from eval.measures.likelihood import batch_logps
-from eval.respond.loaded import LoadedModel, warn_beyond_context
-from eval.respond.local import make_prompts
+from data.chat import Conversation
+from data.tokenizers.tokenizer import Tokenizer
+from eval.measures.continuations import Continuation, score_continuations
+from eval.respond.loaded import LoadedModel
+from eval.respond.local import begin_text, make_prompts
 from eval.tasks.task import Choice
-from model.config import ModelConfig
-from model.execution import Execution
-from model.families.registry import Params
+
+NORMALISATIONS = ("raw", "char", "byte", "token", "pmi")
 
 
 @dataclasses.dataclass(frozen=True)
 class ChoiceScore:
-    """A model's scores of the choices of one question.
+    """A model's scores of the options of one question.
 
     Attributes:
-        logps_nats: sum of the log-probabilities of each choice's tokens.
-        num_bytes: UTF-8 bytes of each choice.
-        answer: index of the right choice.
+        contexts: literal texts before the options: one of all of them, or one of each.
+        logps_nats: sum of the log-probabilities of each option's tokens.
+        num_tokens, num_chars, num_bytes: of each option.
+        is_greedy: of each option, whether its tokens are the likeliest ones, one by one.
+        baseline_nats: as `logps_nats`, but after the question's baseline; empty without one.
+        answers: indices of the right options, the one that counts first.
+        is_cut: whether a context lost its beginning, because it exceeds the model's.
     """
 
+    contexts: tuple[str, ...]
     logps_nats: tuple[float, ...]
+    num_tokens: tuple[int, ...]
+    num_chars: tuple[int, ...]
     num_bytes: tuple[int, ...]
-    answer: int
+    is_greedy: tuple[bool, ...]
+    baseline_nats: tuple[float, ...]
+    answers: tuple[int, ...]
+    is_cut: bool = False
 
-    @property
-    def is_right(self) -> bool:
-        """Whether the right choice has the highest log-probability (`acc` of lm-eval)."""
-        return int(np.argmax(self.logps_nats)) == self.answer
+    def compared(self, normalisation: str) -> np.ndarray | None:
+        """What is compared between options; None where there is no baseline for `pmi`."""
+        logps = np.asarray(self.logps_nats)
+        if normalisation == "pmi":
+            return logps - self.baseline_nats if self.baseline_nats else None
+        by = {"char": self.num_chars, "byte": self.num_bytes, "token": self.num_tokens}
+        return logps / np.asarray(by[normalisation]) if normalisation in by else logps
 
-    @property
-    def is_right_per_byte(self) -> bool:
-        """The same per byte, so that length does not decide (`acc_bytes` of lm-eval)."""
-        per_byte = np.asarray(self.logps_nats) / np.asarray(self.num_bytes)
-        return int(np.argmax(per_byte)) == self.answer
-
-
-@partial(jax.jit, static_argnames=("config", "execution", "max_segments"))
-def _segment_logps(params: Params, batch: Batch, *, config: ModelConfig, execution: Execution,
-                   max_segments: int) -> jax.Array:
-    """Sum of weighted log-probabilities of each packed example: logp_BS, S = segment."""
-    logp_BL = batch_logps(params, batch, config=config, execution=execution)
-    logp_BL = logp_BL * batch.loss_weights_BL
-    one_hot_BLS = jax.nn.one_hot(batch.segment_ids_BL - 1, max_segments)
-    return jnp.einsum("BL,BLS->BS", logp_BL, one_hot_BLS)
+    def is_right(self, normalisation: str = "raw") -> bool | None:
+        """Whether the right option is the first of those with the largest number; of one option,
+        whether the model would have said it."""
+        if len(self.logps_nats) == 1:
+            return self.is_greedy[0]
+        compared = self.compared(normalisation)
+        return None if compared is None else int(np.argmax(compared)) in self.answers[:1]
 
 
-def continuation_logps(model: LoadedModel,
-                       examples: Sequence[tuple[Sequence[int], Sequence[float]]], *,
-                       row_length: int, batch_size: int) -> np.ndarray:
-    """Sum of log-probabilities, in nats, of the weighted tokens of each example.
+def score_choices(model: LoadedModel, questions: Sequence[Choice], *, batch_tokens: int,
+                  examples: Sequence[Conversation] = ()) -> list[ChoiceScore]:
+    """Scores every option of every question as the continuation of its context.
 
-    Examples share rows, separated by their segments.
+    Args:
+        batch_tokens: that are computed at once; changes no score.
+        examples: solved, shown to a base model before questions that bring no literal context.
+    """
+    asked = _ask(model, questions, examples)
+    flat = [one for _, options, baselines in asked for one in (*options, *baselines)]
+    scored = iter(score_continuations(model, flat, batch_tokens=batch_tokens))
+    found = []
+    for question, (contexts, options, baselines) in zip(questions, asked):
+        scores, base = ([next(scored) for _ in group] for group in (options, baselines))
+        texts = [choice.removeprefix(" ") for choice in question.choices]
+        found.append(ChoiceScore(
+            contexts, tuple(score.logp_nats for score in scores),
+            tuple(len(option.tokens) for option in options),
+            tuple(max(len(text), 1) for text in texts),
+            tuple(max(len(text.encode()), 1) for text in texts),
+            tuple(score.is_greedy for score in scores),
+            tuple(score.logp_nats for score in base),
+            (question.answer, *(n for n in question.answers if n != question.answer)),
+            any(score.is_cut for score in scores)))
+    return found
+
+
+Asked = tuple[tuple[str, ...], list[Continuation], list[Continuation]]
+
+
+def _ask(model: LoadedModel, questions: Sequence[Choice],
+         examples: Sequence[Conversation]) -> list[Asked]:
+    """Of each question its contexts, its options after them, and these after the baseline."""
+    own = [question for question in questions if not question.contexts]
+    prompts = iter(make_prompts(model, [question.question for question in own], examples))
+    pairs = [(context, choice) for question in questions if question.contexts
+             for context, choice in _literal(question)]
+    literal = iter(encode_pairs(model.tokenizer, pairs))
+    asked = []
+    for question in questions:
+        if question.contexts:
+            options = [next(literal) for _ in question.choices]
+            asked.append((question.contexts, options, [next(literal) for _ in question.choices]
+                          if question.baseline else []))
+            continue
+        prompt = tuple(next(prompts))
+        asked.append(((model.tokenizer.decode(prompt),), [
+            Continuation(prompt, tuple(model.tokenizer.encode(
+                choice if model.chat else f" {choice}"))) for choice in question.choices], []))
+    return asked
+
+
+def _literal(question: Choice) -> Iterable[tuple[str, str]]:
+    """Contexts and options of a question, then the baseline and the options."""
+    contexts = question.contexts * (len(question.choices) if len(question.contexts) == 1 else 1)
+    yield from zip(contexts, question.choices, strict=True)
+    if question.baseline:
+        yield from ((question.baseline, choice) for choice in question.choices)
+
+
+def encode_pairs(tokenizer: Tokenizer,
+                 pairs: Sequence[tuple[str, str]]) -> list[Continuation]:
+    """Token ids of contexts and continuations, as they are encoded together.
+
+    Spaces at the end of a context are taken to the continuation, whose tokens they begin. What the
+    encodings of the context and of the whole have in common is the context: where a token spans the
+    two, it is scored (`_encode_pair` of lm-eval would feed it twice; elsewhere both are equal).
 
     Raises:
-        UserError: an example is longer than a row.
+        UserError: a continuation adds no token to its context.
     """
-    rows, places = _pack_in_order(examples, row_length)
-    warn_beyond_context(model, "questions with a choice", [len(ids) - 1 for ids, _ in examples])
-    max_segments = max(segment for _, segment in places) + 1
-    empty = jax.tree.map(np.zeros_like, rows[0])
-    rows = rows + [empty] * (-len(rows) % batch_size)
-    sums = []
-    for i in range(0, len(rows), batch_size):
-        model.between_batches()
-        sums.append(jax.device_get(_segment_logps(
-            model.params, stack(rows[i:i + batch_size]), config=model.config,
-            execution=model.execution, max_segments=max_segments)))
-    logp_BS = np.concatenate(sums)
-    return np.array([logp_BS[row, segment] for row, segment in places])
+    moved = [(context.rstrip(" "), context[len(context.rstrip(" ")):] + text)
+             for context, text in pairs]
+    contexts = list(dict.fromkeys(context for context, _ in moved))
+    ids = dict(zip(contexts, tokenizer.encode_batch(contexts)))
+    wholes = tokenizer.encode_batch([context + text for context, text in moved])
+    begin, made = begin_text(tokenizer), []
+    for (context, text), whole in zip(moved, wholes):
+        size = _num_common(ids[context], whole)
+        if size == len(whole):
+            raise UserError(f"an option {text!r}", "adds no token to its context",
+                            "correct its item, or leave it out")
+        before = (*begin, *whole[:size]) or (tokenizer.bos,)
+        made.append(Continuation(before, tuple(whole[size:])))
+    return made
 
 
-def _pack_in_order(examples: Sequence[tuple[Sequence[int], Sequence[float]]],
-                   row_length: int) -> tuple[list[Batch], list[tuple[int, int]]]:
-    """Packs examples in order; returns the rows, and each example's row and segment."""
-    rows, places, pending, size = [], [], [], 0
-    for example in examples:
-        if len(example[0]) > row_length + 1:
-            raise UserError(f"row_length={row_length}",
-                            f"does not hold a question and choice of {len(example[0])} tokens",
-                            "set a larger row_length, or leave the task out of `tasks`")
-        if size + len(example[0]) > row_length + 1:
-            rows += pack_examples(pending, row_length)[0]
-            pending, size = [], 0
-        places.append((len(rows), len(pending)))
-        pending.append(example)
-        size += len(example[0])
-    return rows + pack_examples(pending, row_length)[0], places
-
-
-def score_choices(model: LoadedModel, questions: Sequence[Choice], *, row_length: int,
-                  batch_size: int) -> list[ChoiceScore]:
-    """Scores every choice of every question as the continuation of its prompt."""
-    prompts = make_prompts(model, [q.question for q in questions])
-    examples = []
-    for question, prompt in zip(questions, prompts):
-        for choice in question.choices:
-            ids = model.tokenizer.encode(choice if model.chat else f" {choice}")
-            examples.append(([*prompt, *ids], [0.0] * len(prompt) + [1.0] * len(ids)))
-    logps = iter(continuation_logps(model, examples, row_length=row_length,
-                                    batch_size=batch_size))
-    return [ChoiceScore(tuple(float(next(logps)) for _ in question.choices),
-                        tuple(len(choice.encode()) for choice in question.choices),
-                        question.answer) for question in questions]
+def _num_common(first: Sequence[int], second: Sequence[int]) -> int:
+    size = min(len(first), len(second))
+    return next((n for n in range(size) if first[n] != second[n]), size)

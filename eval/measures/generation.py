@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 from data.chat import Conversation
 from eval.respond.loaded import LoadedModel
-from eval.respond.local import answer, make_prompts
-from eval.tasks.task import Task, question_of
+from eval.respond.local import answer, complete, make_prompts
+from eval.tasks.task import AnswerTask, Grade, Task, question_of
 from model.generation.sampling import Sampling
 
 NUM_EXAMPLES = 4  # solved examples in the prompt of a base model
@@ -19,22 +20,54 @@ def answer_and_score(model: LoadedModel, tasks: Sequence[Task], solved: Sequence
     """Answers the questions of solved conversations and scores each by its own task.
 
     Args:
-        tasks: the tasks of the conversations; a base model's prompt has solved examples of them.
+        tasks: the tasks of the conversations. To a base model solved examples are shown before a
+            question, of its own task; a benchmark's literal prompt brings its own, and its stop
+            texts and longest answer hold instead of those of `sampling`.
 
     Returns:
-        One row per conversation: messages up to the question, question, reference, literal prompt,
-        completion, how it ended (`finish`, see `Completion`), its tokens and their log-probability
-        in nats, score.
+        One row per conversation, in their order: its `id`, messages up to the question, question,
+        reference, literal prompt, completion, how it ended (`finish`, see `Completion`), its tokens
+        and their log-probability in nats, what was extracted of it, its score and other measures.
     """
-    by_name = {task.name: task for task in tasks}
-    examples = [c for task in tasks for c in task.conversations("train", NUM_EXAMPLES, 0)]
-    prompts = make_prompts(model, [question_of(c) for c in solved], examples[-NUM_EXAMPLES:])
-    completions = answer(model, prompts, sampling, seed=seed, batch_size=batch_size)
-    return [{"task": c.meta["task"], "family": c.meta["family"],
-             "messages": question_of(c).to_dict()["messages"],
-             "question": c.messages[-2].content, "reference": c.messages[-1].content,
-             "prompt": model.tokenizer.decode(prompt), "completion": completion.text,
-             "finish": completion.finish, "num_tokens": len(completion.tokens),
-             "logp_nats": sum(completion.logps),
-             "score": by_name[c.meta["task"]].score(c, completion.text)}
-            for c, prompt, completion in zip(solved, prompts, completions)]
+    rows: dict[int, dict[str, Any]] = {}
+    for task in tasks:
+        numbers = [n for n, one in enumerate(solved) if one.meta["task"] == task.name]
+        asked = [solved[n] for n in numbers]
+        rows |= dict(zip(numbers, _answer(model, task, asked, sampling, seed, batch_size)))
+    return [rows[n] for n in range(len(solved))]
+
+
+def _answer(model: LoadedModel, task: Task, solved: Sequence[Conversation], sampling: Sampling,
+            seed: int, batch_size: int) -> list[dict[str, Any]]:
+    """`answer_and_score` of one task."""
+    asked = [question_of(conversation) for conversation in solved]
+    if isinstance(task, AnswerTask):
+        prompts = make_prompts(model, asked)
+        sampling = dataclasses.replace(sampling, max_new_tokens=task.max_new_tokens)
+        completions = complete(model, prompts, sampling, seed=seed, batch_size=batch_size,
+                               stop_texts=task.stops)
+    else:
+        examples = () if model.chat else task.conversations("train", NUM_EXAMPLES, 0)
+        prompts = make_prompts(model, asked, examples)
+        completions = answer(model, prompts, sampling, seed=seed, batch_size=batch_size)
+    rows = []
+    for n, (conversation, prompt, completion) in enumerate(zip(solved, prompts, completions)):
+        grade = grade_answer(task, conversation, completion.text)
+        rows.append({
+            "id": conversation.meta.get("id", str(n)), "task": task.name,
+            "family": conversation.meta["family"],
+            "messages": question_of(conversation).to_dict()["messages"],
+            "question": conversation.messages[-2].content,
+            "reference": conversation.messages[-1].content,
+            "prompt": model.tokenizer.decode(prompt), "completion": completion.text,
+            "finish": completion.finish, "num_tokens": len(completion.tokens),
+            "logp_nats": sum(completion.logps), "extracted": grade.extracted,
+            "score": grade.score, "measures": dict(grade.measures)})
+    return rows
+
+
+def grade_answer(task: Task, conversation: Conversation, completion: str) -> Grade:
+    """A task's judgement of an answer; where it gives a score alone, all of it was compared."""
+    if isinstance(task, AnswerTask):
+        return task.grade(conversation, completion)
+    return Grade(task.score(conversation, completion), completion)

@@ -31,11 +31,16 @@ from model.families.registry import Params, forward
 from model.heads.language import token_logps
 
 
-def batch_logps(params: Params, batch: Batch, *, config: ModelConfig,
-                execution: Execution) -> jax.Array:
-    """Log-probability of every target of a batch, in nats: logp_BL."""
+def batch_logps(params: Params, batch: Batch, *, config: ModelConfig, execution: Execution,
+                scored_BL: jax.Array | None = None) -> jax.Array:
+    """Log-probability of the targets of a batch, in nats: logp_BL.
+
+    Args:
+        scored_BL: the targets that count, which saves the logits of the others; theirs is 0.
+    """
     x_BLD = forward(params, *batch.inputs, config=config, execution=execution)
-    return token_logps(params, x_BLD, batch.targets_BL, config=config, execution=execution)
+    return token_logps(params, x_BLD, batch.targets_BL, config=config, execution=execution,
+                       scored_BL=scored_BL)
 
 
 @partial(jax.jit, static_argnames=("config", "execution"))

@@ -13,6 +13,7 @@ from core.artifacts import read_lineage
 from core.progress import log
 from data.tokenizers.load import load_tokenizer
 from data.tokenizers.tokenizer import Tokenizer
+from eval.respond.kept import Kept
 from model.adapters.lora import apply_lora, load_lora
 from model.adapters.quantization import quantize, weight_bytes
 from model.config import ModelConfig
@@ -35,6 +36,7 @@ class LoadedModel:
         context_tokens: length of the rows it was trained on.
         name: for records: its folder's name and fingerprint.
         between_batches: called before each batch of a measurement, which it may end by raising.
+        scores, answers: what is known already of continuations and of prompts; None keeps nothing.
     """
 
     params: Params
@@ -45,6 +47,8 @@ class LoadedModel:
     context_tokens: int
     name: str = ""
     between_batches: Callable[[], None] = lambda: None
+    scores: Kept | None = None
+    answers: Kept | None = None
 
     @functools.cached_property
     def weights(self) -> Params:
@@ -82,6 +86,16 @@ def load_model(folder: Path, execution: Execution, mesh: Mesh | None = None, *,
         params, described.config, execution,
         load_tokenizer(folder / "tokenizer"), described.chat, described.context_tokens,
         f"{folder.name}@{read_lineage(folder)['fingerprint']}")
+
+
+def keeping(model: LoadedModel, folder: Path) -> LoadedModel:
+    """The model with what it has scored and answered before, kept in a folder."""
+    e = model.execution
+    described = {"model": model.name, "weights": model.weight_bytes, "matmul": e.matmul,
+                 "compute_dtype": e.compute_dtype, "kv_cache": e.kv_cache,
+                 "tokenizer": model.tokenizer.fingerprint, "context": model.context_tokens}
+    return dataclasses.replace(model, scores=Kept(folder, described, "scores"),
+                               answers=Kept(folder, described, "answers"))
 
 
 def warn_beyond_context(model: LoadedModel, what: str, lengths_tokens: Sequence[int]) -> None:

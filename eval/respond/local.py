@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from core.errors import UserError
 from core.progress import Progress, log
 from data.chat import Conversation, ask, render_prompt
 from data.tokenizers.tokenizer import Tokenizer
+from eval.respond.kept import key_of
 from eval.respond.loaded import LoadedModel
 from eval.respond.responder import Reply
 from model.generation.engine import Engine
@@ -27,9 +28,14 @@ def render_plain(examples: Sequence[Conversation], question: Conversation,
     A question whose `meta` has a text `prompt` brings its own: that text, byte for byte.
     """
     if isinstance(own := question.meta.get("prompt"), str):
-        return [tokenizer.bos, *tokenizer.encode(own)]
+        return [*begin_text(tokenizer), *tokenizer.encode(own)]
     solved = "".join(map(_write_plain, examples))
     return [tokenizer.bos, *tokenizer.encode(f"{solved}{_write_plain(question)}Answer:")]
+
+
+def begin_text(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """What stands before a literal text: <|bos|>, where the model was trained with it."""
+    return (tokenizer.bos,) if tokenizer.adds_bos else ()
 
 
 def _write_plain(conversation: Conversation) -> str:
@@ -42,15 +48,16 @@ def make_prompts(model: LoadedModel, questions: Sequence[Conversation],
                  examples: Sequence[Conversation] = ()) -> list[list[int]]:
     """Prompts of conversations whose last message is the user's.
 
-    A chat model's prompt is the conversation; a base model's is `render_plain` with `examples`.
+    A chat model's prompt is the conversation; a base model's is `render_plain` with `examples`, and
+    so is any model's where the question brings its own text.
     """
-    if model.chat:
-        return [render_prompt(question, model.tokenizer) for question in questions]
-    return [render_plain(examples, question, model.tokenizer) for question in questions]
+    return [render_prompt(question, model.tokenizer)
+            if model.chat and not isinstance(question.meta.get("prompt"), str)
+            else render_plain(examples, question, model.tokenizer) for question in questions]
 
 
 def complete(model: LoadedModel, prompts: Sequence[Sequence[int]], sampling: Sampling, *,
-             seed: int, batch_size: int) -> list[Completion]:
+             seed: int, batch_size: int, stop_texts: Sequence[str] = ()) -> list[Completion]:
     """Completes prompts, with the model's stop tokens.
 
     Each completion depends on seed, prompt and sampling alone; of equal prompts each gets another
@@ -59,34 +66,56 @@ def complete(model: LoadedModel, prompts: Sequence[Sequence[int]], sampling: Sam
 
     Args:
         batch_size: prompts that are answered at once.
+        stop_texts: texts that end an answer, and are no part of it.
 
     Returns:
         One completion per prompt, in the order of `prompts`.
     """
-    overlong = "refuse" if model.chat else "cut"
-    longest = max(map(len, prompts), default=0) + sampling.max_new_tokens
-    engine = make_engine(model, num_slots=batch_size,
-                         capacity=min(_round_up(longest), model.context_tokens))
     num_before: Counter[tuple[int, ...]] = Counter()
-    numbers = []
+    requests = []
     for prompt in map(tuple, prompts):
-        numbers.append(engine.submit(Request(
-            prompt, sampling, model.tokenizer.stops, seed=seed, sample=num_before[prompt],
-            overlong=overlong)))
+        requests.append(Request(prompt, sampling, model.tokenizer.stops, tuple(stop_texts), seed,
+                                num_before[prompt], "refuse" if model.chat else "cut"))
         num_before[prompt] += 1
-    finished: dict[int, Completion] = {}
-    with Progress("answers", len(prompts), "answers") as progress:
-        while engine.is_running:
-            model.between_batches()
-            finished |= {number: completion for number, completion in engine.step().items()
-                         if completion.finish}
-            progress.update(len(finished))
-    for word in ("refused", "cut"):
-        if num := engine.counts[word]:
+    keys = [key_of(repr(dataclasses.replace(request, prompt=(0,))), request.prompt)
+            for request in requests]
+    found = {key: Completion(**model.answers[key]) for key in keys
+             if model.answers is not None and key in model.answers}
+    if found:
+        model.answers.note_found(len(found), len(keys), "answers")
+    unknown = {key: request for key, request in zip(keys, requests) if key not in found}
+    found |= _generate(model, unknown, batch_size)
+    for word, num in (("refused", sum(one.finish == REFUSED for one in found.values())),
+                      ("cut", sum(one.num_cut > 0 for one in found.values()))):
+        if num:
             log(f"warning: {num} of {len(prompts)} prompts are {word}: with answers of "
                 f"{sampling.max_new_tokens} tokens they exceed the context of "
                 f"{model.name or 'the model'}, {model.context_tokens} tokens")
-    return [finished[number] for number in numbers]
+    return [found[key] for key in keys]
+
+
+def _generate(model: LoadedModel, requests: Mapping[str, Request],
+              batch_size: int) -> dict[str, Completion]:
+    """Answers requests, by their keys, and keeps what is answered as it comes."""
+    if not requests:
+        return {}
+    longest = max(len(request.prompt) + request.sampling.max_new_tokens
+                  for request in requests.values())
+    engine = make_engine(model, num_slots=batch_size,
+                         capacity=min(_round_up(longest), model.context_tokens))
+    key_by_number = {engine.submit(request): key for key, request in requests.items()}
+    finished: dict[str, Completion] = {}
+    with Progress("answers", len(requests), "answers") as progress:
+        while engine.is_running:
+            model.between_batches()
+            new = {key_by_number[number]: completion
+                   for number, completion in engine.step().items() if completion.finish}
+            if new and model.answers is not None:
+                model.answers.add({key: dataclasses.asdict(completion)
+                                   for key, completion in new.items()})
+            finished |= new
+            progress.update(len(finished))
+    return finished
 
 
 def make_engine(model: LoadedModel, *, num_slots: int, capacity: int,

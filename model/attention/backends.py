@@ -24,7 +24,7 @@ from model.attention.blockwise import attend_gathered, attend_ring
 from model.attention.kind import Extras, Kind, kind_of, only_of_xla
 from model.attention.pallas import attend_splash, attend_triton
 from model.attention.placement import attend_in_place
-from model.attention.reference import attend, document_mask
+from model.attention.reference import attend, document_mask, tree_mask
 from model.config import ModelConfig
 from model.execution import Execution
 
@@ -58,6 +58,7 @@ def attend_documents(q_BLHK: jax.Array, k_BLGK: jax.Array, v_BLGK: jax.Array,
         segment_ids_BL: document of each token in its row, from 1; 0 is padding, which attends
             to padding and so stays finite. The tokens of a document are contiguous.
         positions_BL: position of each token in its document.
+        kind: of trees of tokens, `segment_ids_BL` is `ends_BL` of `tree_mask`.
 
     Raises:
         UserError: the backend that `execution` names cannot run here.
@@ -65,7 +66,8 @@ def attend_documents(q_BLHK: jax.Array, k_BLGK: jax.Array, v_BLGK: jax.Array,
     num_shards = num_context_shards(q_BLHK.shape[1])
     backend = choose_backend(kind, execution, num_shards)
     if backend == "xla" and num_shards == 1:
-        mask_BLM = document_mask(segment_ids_BL, kind, extras.is_global)
+        mask_BLM = (tree_mask(segment_ids_BL, positions_BL, kind, extras.is_global)
+                    if kind.is_tree else document_mask(segment_ids_BL, kind, extras.is_global))
         return attend(q_BLHK, k_BLGK, v_BLGK, mask_BLM, kind, extras)
     if kind.scale:      # the others scale by the root of the head size
         q_BLHK = q_BLHK * (kind.scale * kind.head_size**0.5)

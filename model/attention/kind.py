@@ -21,6 +21,7 @@ class Kind(NamedTuple):
         softcap: c in c tanh(score / c); 0 is none.
         has_bias: whether scores get a bias.
         has_sinks: whether each head has a score of no key.
+        is_tree: whether rows hold trees of tokens; see `model.attention.reference.tree_mask`.
     """
 
     head_size: int = 0
@@ -30,6 +31,7 @@ class Kind(NamedTuple):
     softcap: float = 0.0
     has_bias: bool = False
     has_sinks: bool = False
+    is_tree: bool = False
 
 
 CAUSAL = Kind()
@@ -64,5 +66,5 @@ def only_of_xla(kind: Kind) -> str | None:
     """What the kernels lack for a kind of attention, in words; None if they compute it."""
     parts = {"both directions": not kind.is_causal, "a window": kind.window,
              "a cap of scores": kind.softcap, "a bias of scores": kind.has_bias,
-             "sinks": kind.has_sinks}
+             "sinks": kind.has_sinks, "trees of tokens": kind.is_tree}
     return next((part for part, asked in parts.items() if asked), None)

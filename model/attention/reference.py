@@ -18,6 +18,27 @@ def document_mask(segment_ids_BL: jax.Array, kind: Kind = CAUSAL,
     return visible_LM[None] & (segment_ids_BL[:, :, None] == segment_ids_BL[:, None, :])
 
 
+def tree_mask(ends_BL: jax.Array, positions_BL: jax.Array, kind: Kind = CAUSAL,
+              is_global: jax.Array | None = None) -> jax.Array:
+    """Mask within trees of tokens, in which texts that begin alike share their first tokens.
+
+    A token sees its ancestors and itself. Rows hold trees in depth-first order, so the descendants
+    of a token follow it without a gap.
+
+    Args:
+        ends_BL: of each token, the index after the last of its descendants; 0 is padding.
+        positions_BL: depth of each token in its tree.
+
+    Returns:
+        mask_BLM.
+    """
+    index_L = jnp.arange(ends_BL.shape[1])
+    is_ancestor_BLM = (index_L[:, None] >= index_L[None])[None] & (
+        index_L[None, :, None] < ends_BL[:, None, :])
+    distance_BLM = positions_BL[:, :, None] - positions_BL[:, None, :]
+    return is_ancestor_BLM & _visible(distance_BLM, kind, is_global)
+
+
 def cache_mask(positions_BL: jax.Array, keys_BM: jax.Array, kind: Kind = CAUSAL,
                is_global: jax.Array | None = None) -> jax.Array:
     """Mask of tokens at `positions_BL` over the keys of a cache: mask_BLM.

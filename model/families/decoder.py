@@ -232,13 +232,15 @@ def layer_inputs(params: Params, config: ModelConfig) -> Params:
 
 
 def forward_with_stats(params: Params, tokens_BL: jax.Array, positions_BL: jax.Array,
-                       segment_ids_BL: jax.Array, *, config: ModelConfig,
-                       execution: Execution) -> tuple[jax.Array, dict[str, jax.Array]]:
+                       segment_ids_BL: jax.Array, *, config: ModelConfig, execution: Execution,
+                       is_tree: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The full forward pass over packed rows, up to the last norm.
 
     Args:
         positions_BL: position of each token in its document.
         segment_ids_BL: document of each token; a token attends inside its own document.
+        is_tree: whether rows hold trees of tokens, and `segment_ids_BL` is `ends_BL` of
+            `model.attention.reference.tree_mask`.
 
     Returns:
         x_BLD: hidden states, the input of `model.heads.language`.
@@ -248,9 +250,10 @@ def forward_with_stats(params: Params, tokens_BL: jax.Array, positions_BL: jax.A
         UserError: the rows are longer than the table of positions.
     """
     check_length(config, tokens_BL.shape[1])
-    previous_BL = jnp.where(positions_BL > 0, jnp.roll(tokens_BL, 1, axis=1), -1)
+    previous_BL = parents(tokens_BL, positions_BL) if is_tree else jnp.roll(tokens_BL, 1, axis=1)
+    previous_BL = jnp.where(positions_BL > 0, previous_BL, -1)
     x_BLD = embed(params, tokens_BL, previous_BL, positions_BL, config=config, execution=execution)
-    block = Block(config, execution, kind_of(config))
+    block = Block(config, execution, kind_of(config)._replace(is_tree=is_tree))
     index_L = jnp.arange(tokens_BL.shape[1])    # inside a document, it differs as positions do
     bias_BHLM = score_bias(params, (index_L[:, None] - index_L[None])[None], config)
 
@@ -264,6 +267,15 @@ def forward_with_stats(params: Params, tokens_BL: jax.Array, positions_BL: jax.A
                               segment_ids_BL, execution=execution)
     x_BLD = apply_final_norm(params, x_BLD, config)
     return constrain(x_BLD, "BLD", HEAD_RULES), summarise(stats) if config.E else {}
+
+
+def parents(tokens_BL: jax.Array, positions_BL: jax.Array) -> jax.Array:
+    """The token before each in its path of a tree: the newest one that is a step less deep."""
+    index_L = jnp.arange(tokens_BL.shape[1])
+    is_parent_BLM = (positions_BL[:, None, :] == positions_BL[:, :, None] - 1) & (
+        index_L[None] < index_L[:, None])[None]
+    newest_BL = jnp.max(jnp.where(is_parent_BLM, index_L[None, None], 0), axis=2)
+    return jnp.take_along_axis(tokens_BL, newest_BL, axis=1)
 
 
 def make_cache(config: ModelConfig, execution: Execution, batch_size: int, capacity: int, *,

@@ -51,6 +51,18 @@ def forward(params: Params, tokens_BL: jax.Array, positions_BL: jax.Array,
         execution=execution)[0]
 
 
+def forward_tree(params: Params, tokens_BL: jax.Array, positions_BL: jax.Array,
+                 ends_BL: jax.Array, *, config: ModelConfig, execution: Execution) -> jax.Array:
+    """The hidden states x_BLD of trees of tokens; see `model.attention.reference.tree_mask`."""
+    return decoder.forward_with_stats(params, tokens_BL, positions_BL, ends_BL, config=config,
+                                      execution=execution, is_tree=True)[0]
+
+
+def can_read_trees(config: ModelConfig) -> bool:
+    """Whether `forward_tree` is exact: the model reads earlier tokens by their positions alone."""
+    return config.family == "decoder" and config.positions != "relative"
+
+
 def make_cache(config: ModelConfig, execution: Execution, batch_size: int, capacity: int, *,
                piece: int = PIECE) -> Any:
     """An empty cache of a family that generates; see `model.families.decoder.make_cache`."""
