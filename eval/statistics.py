@@ -259,8 +259,8 @@ def bootstrap_interval(statistic: Callable[[np.ndarray], float], items: int, *, 
             members.setdefault(group, []).append(index)
         units = [np.array(indices) for indices in members.values()]
     rng = np.random.default_rng(seed)
-    drawn = [statistic(np.concatenate([units[k] for k in rng.integers(len(units), size=len(units))]))
-             for _ in range(num_samples)]
+    picked = rng.integers(len(units), size=(num_samples, len(units)))
+    drawn = [statistic(np.concatenate([units[k] for k in row])) for row in picked]
     samples = check_finite(drawn, "statistic of a bootstrap sample")
     value = float(statistic(np.arange(items)))
     if len(units) == 1:
