@@ -1,0 +1,1 @@
+"""Aggregates: tables of models by tasks, mean win rate, CORE, learning curves."""
