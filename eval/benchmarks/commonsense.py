@@ -113,8 +113,8 @@ def _cloze(name: str, text: str) -> dict[str, Form]:
     return {"cloze": Form(text, num_shots=5, fixed=fixed_examples(name), baseline="Answer:")}
 
 
-def _letter(name: str, text: str) -> dict[str, Form]:
-    return {"letter": Form(text, " {letter}", LINE, num_shots=5, fixed=fixed_examples(name))}
+def _letter(name: str, text: str, line: str = LINE) -> dict[str, Form]:
+    return {"letter": Form(text, " {letter}", line, num_shots=5, fixed=fixed_examples(name))}
 
 
 open_hellaswag = Benchmark(
@@ -122,7 +122,8 @@ open_hellaswag = Benchmark(
     (Layout(("activity_label", "ctx_a", "ctx_b", "endings", "label"), _read_hellaswag),
      foundry(with_fields(_add_spaced))),
     {"harness": Form("{query}", baseline="Answer:"), **_cloze("hellaswag", "{query}"),
-     **_letter("hellaswag", "{spaced}\nChoose the best continuation:\n{options}Answer:"),
+     **_letter("hellaswag", "{spaced}\nChoose the best continuation:\n{options}Answer:",
+               " {letter}. {bare}\n"),
      **core_form("hellaswag")})
 open_piqa = Benchmark(
     "piqa", ("piqa",),

@@ -2,7 +2,7 @@
 
 A form is text alone, filled in by `str.format` with an item's fields and with
 
-    {options}       the options one below the other, each by the form's `line`
+    {options}       the options one below the other, each by `line`: {letter}, {choice}, {bare}
     {start}         of an option, where options differ before the text that is scored
     {letter}, {choice}      of an option
 
@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 LETTERS = string.ascii_uppercase
-OF_OPTIONS = frozenset(("options", "start", "letter", "choice"))
+OF_OPTIONS = frozenset(("options", "start", "letter", "choice", "bare"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Form:
 
     def contexts(self, item: Item) -> tuple[str, ...]:
         """The item's context, or one for each option, without examples."""
-        options = "".join(self.line.format(letter=letter, choice=choice)
+        options = "".join(self.line.format(letter=letter, choice=choice, bare=choice.strip())
                           for letter, choice in zip(LETTERS, item.choices))
         starts = item.starts if self.needs_starts() else ("",)
         return tuple(self.text.format(**item.fields, options=options, start=start)
