@@ -1,0 +1,39 @@
+"""Benchmarks by name, and the hash of what one asks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from core.artifacts import digest
+from eval.benchmarks import commonsense, mmlu, reading, science, sciq, truthfulqa
+from eval.benchmarks.core import CORE, core_task
+from eval.benchmarks.source import Source
+from eval.tasks.task import AnswerTask, ChoiceTask, Task
+
+_TABLES = (commonsense, mmlu, reading, science, sciq, truthfulqa)
+_OWN = {benchmark.name: benchmark for table in _TABLES
+        for name, benchmark in vars(table).items() if name.startswith("open_")}
+
+# Benchmarks by the names that the field has for them; tasks that only CORE asks by CORE's.
+BENCHMARKS: dict[str, Callable[[Source], Task | ChoiceTask]] = {
+    **{name: core_task(name) for name in CORE}, **_OWN}
+
+
+def definition(task: Task | ChoiceTask) -> str:
+    """16 hex digits of what decides a benchmark's questions: of every prompt, option and answer.
+
+    The files' contents, the form, the examples and the way they are drawn show in the prompts;
+    the hash changes with any of them, and not with a file's compression or place.
+    """
+    asked: list[object] = [task.name]
+    if isinstance(task, ChoiceTask):
+        asked += [[choice.contexts, choice.choices, choice.answer, choice.answers, choice.baseline,
+                   choice.question.to_dict()] for choice in task.choices("test", 0, 0)]
+    if isinstance(task, AnswerTask):
+        asked += [task.stops, task.max_new_tokens,
+                  *(one.to_dict() for one in task.conversations("test", 0, 0))]
+    if dataclasses.is_dataclass(task) and hasattr(task, "source"):
+        source = dataclasses.asdict(task.source)
+        asked.append({name: source[name] for name in sorted(source) if name != "folder"})
+    return digest(asked)
