@@ -11,7 +11,7 @@ from data.extraction.encoding import decode
 from data.extraction.extract import HTML_TYPES
 from data.layouts.faults import Faults
 from data.readers.read import read
-from data.readers.records import RawRecord
+from data.readers.records import Corrupt, RawRecord
 from data.readers.units import find_inputs, plan
 
 UNIT_BYTES = 64 << 20
@@ -72,7 +72,9 @@ def read_texts(pattern: str, faults: Faults, *, documents: str = "whole",
 def _read_records(pattern: str, faults: Faults) -> Iterator[RawRecord]:
     for unit in plan(find_inputs(pattern), UNIT_BYTES):
         for item in read(unit):
-            if not isinstance(item, RawRecord):
+            if isinstance(item, Corrupt):
+                faults.add("damaged", item.source, f"cannot be read ({item.reason})")
+            elif not isinstance(item, RawRecord):
                 faults.add("no_text", item.source, f"has no text ({item.reason})")
             elif item.content_type.lower().startswith(HTML_TYPES):
                 faults.add("html", item.source, "is HTML, which is no plain text")

@@ -9,10 +9,10 @@ with windows that advance by half. Every measure therefore names its rule:
                 EleutherAI/lm-evaluation-harness@4e7e0d4, lm_eval/utils.py, with context_len 1)
     strided     windows of L tokens, their last target included, that advance by a stride; what an
                 earlier window has scored is context (docs/source/en/perplexity.md of
-                huggingface/transformers@052b1dc, which at its end multiplies the mean of each
-                window by one token too few; here each token counts)
-    half        windows of L inputs that advance by half of L; the first of the rules of
-                `eval.measures.likelihood`, here by document
+                huggingface/transformers@052b1dc, which weights the mean of every window but the
+                first by one token too few; here every token weighs the same)
+    half        windows of L inputs that advance by half of L: as `eval.measures.likelihood` cuts
+                rows, but from the start of each document
 
 Windows never span two documents, and each token after the first of a sequence is scored exactly
 once. The first is the tokenizer's `bos`, or, without it, the text's own first token, which then has
