@@ -19,7 +19,7 @@ ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}   # linux/audit.h
 ALLOW, KILL, ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 LOAD, JUMP_EQUAL, JUMP_AT_LEAST, JUMP_SET, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 NUMBER_AT, ARCHITECTURE_AT, FIRST_ARGUMENT_AT = 0, 4, 16        # of struct seccomp_data
-CLONE_THREAD, CLONE_NEW_ANY = 0x00010000, 0x7E020080    # the latter: any new namespace
+CLONE_THREAD, CLONE_NEW_ANY = 0x00010000, 0x7E020000    # the latter: any new namespace
 X32_BIT, FIRST_UNIFIED = 0x40000000, 424
 # close_range, faccessat2, epoll_pwait2, futex_waitv, fchmodat2
 UNIFIED_ALLOWED = (436, 439, 441, 449, 452)
