@@ -35,7 +35,7 @@ def find_readable() -> list[str]:
 def enter(*, has_files: bool) -> None:
     """Moves this process into its own user, network, IPC and host name.
 
-    Root lends a user that no account has; another user is mapped onto itself.
+    Root lends a user that no account has, if the tree is its own; others are mapped to themselves.
 
     Args:
         has_files: gives it its own tree of files as well, with an empty folder `WORK`.
@@ -44,13 +44,14 @@ def enter(*, has_files: bool) -> None:
         OSError: the kernel, or what confines this machine, refuses; this process may be in some of
             the namespaces then, and should end.
     """
+    lends = has_files and os.geteuid() == 0     # whom root's own folders would be closed to
     if os.geteuid() == 0:
         os.setgroups([])
     ready, mapped = os.pipe(), os.pipe()
     pid = os.getpid()
     mapper = os.fork()
     if mapper == 0:
-        os._exit(_map_user(pid, ready, mapped))
+        os._exit(_map_user(pid, ready, mapped, lends))
     kernel.call("unshare", kernel.CLONE_NEWUSER | kernel.CLONE_NEWNS | kernel.CLONE_NEWNET
                 | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS)
     for descriptor in (ready[1], mapped[1]):
@@ -69,16 +70,16 @@ def enter(*, has_files: bool) -> None:
         _make_tree(opened)
 
 
-def _map_user(pid: int, ready: tuple[int, int], mapped: tuple[int, int]) -> int:
+def _map_user(pid: int, ready: tuple[int, int], mapped: tuple[int, int], lends: bool) -> int:
     """Maps the user of process `pid` from outside, when that has left this user's namespace."""
     os.close(ready[1])
     os.close(mapped[0])
     os.read(ready[0], 1)        # ends when the other has closed its end
     own = os.geteuid(), os.getegid()
     lent = FIRST_OUTSIDE + pid % 1_000_000
-    for user, group in ((lent, lent), (65534, 65534), own) if own[0] == 0 else (own,):
+    for user, group in ((lent, lent), (65534, 65534)) if lends else (own,):
         try:
-            if own[0] != 0:
+            if not lends:
                 _write(f"/proc/{pid}/setgroups", "deny")
             _write(f"/proc/{pid}/gid_map", f"{INSIDE} {group} 1")
             _write(f"/proc/{pid}/uid_map", f"{INSIDE} {user} 1")
@@ -128,11 +129,13 @@ def _hide_packages(folder: str) -> None:
 
 
 def enter_case(work_bytes: int) -> None:
-    """Gives what this process starts its own process numbers, IPC and an empty `WORK`.
+    """Gives what this process starts its own process numbers, IPC and, if not 0, `WORK`.
 
     All of it ends with the first process that is started: its processes are killed, and its files
     are in memory.
     """
     kernel.call("unshare", kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC | kernel.CLONE_NEWPID)
+    if not work_bytes:
+        return
     kernel.mount("tmpfs", WORK, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV,
                  f"size={work_bytes},mode=700,nr_inodes=4096")
