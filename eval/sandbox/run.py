@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import json
 import os
+import select
 import subprocess
 import sys
 import threading
@@ -33,6 +34,7 @@ NEEDED = {"files": (TREE, LANDLOCK), "the network": (NAMESPACES, SECCOMP)}
 # As -I does it, but with a seed of hashes, so that the order of sets is the same in every run.
 START = ["-s", "-S", "-P", "-B", "-X", "utf8", "-c",
          f"import sys; sys.path.append({ROOT!r}); from eval.sandbox.server import main; main()"]
+GRACE_SECS = 60.0     # for all that the sandbox itself does
 ENVIRONMENT = {"PYTHONHASHSEED": "0"}
 
 
@@ -102,10 +104,15 @@ class _Server:
         send(self._process.stdin.fileno(), {
             "code": program.code, "name": name, "limits": dataclasses.asdict(limits)})
         send(self._process.stdin.fileno(), {"check": program.check})
-        return self._receive()
+        return self._receive(limits.wall_secs + GRACE_SECS)
 
-    def _receive(self) -> Any:
-        return receive(self._process.stdout.fileno())
+    def _receive(self, secs: float = GRACE_SECS) -> Any:
+        descriptor = self._process.stdout.fileno()
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        if not poll.poll(secs * 1000):
+            raise EOFError("no answer")
+        return receive(descriptor)
 
     def close(self) -> None:
         """Ends the process, with the case that it may be running."""
@@ -143,9 +150,13 @@ def close_servers() -> None:
         _IDLE.clear()
 
 
-@functools.lru_cache
-def find_layers(wanted: tuple[str, ...] = tuple(LAYERS)) -> tuple[str, ...]:
+def find_layers(wanted: Sequence[str] = tuple(LAYERS)) -> tuple[str, ...]:
     """The layers of `eval.sandbox.confine.LAYERS` that this machine has, logged in one line."""
+    return _find_layers(tuple(wanted))
+
+
+@functools.lru_cache
+def _find_layers(wanted: tuple[str, ...]) -> tuple[str, ...]:
     server = _borrow(wanted)
     _give_back(server)
     without = [text for layer, text in LAYERS.items() if layer not in server.layers]

@@ -12,7 +12,7 @@ import errno
 import platform
 import struct
 
-from eval.sandbox.kernel import PR_SET_NO_NEW_PRIVS, call, prctl
+from eval.sandbox.kernel import PR_SET_NO_NEW_PRIVS, PR_SET_PDEATHSIG, call, prctl
 
 PR_SET_SECCOMP, MODE_FILTER = 22, 2
 ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}   # linux/audit.h
@@ -54,7 +54,7 @@ REFUSED = {
 }
 SIGNALS = {"kill": (62, 129)}
 PROCESSES = {"fork": (57, None), "vfork": (58, None), "execve": (59, 221), "execveat": (322, 281)}
-CLONE, TGKILL = (56, 220), (234, 131)
+CLONE, TGKILL, PRCTL = (56, 220), (234, 131), (157, 167)
 
 
 def is_known() -> bool:
@@ -72,7 +72,6 @@ def make_filter(pid: int, *, may_fork: bool, may_kill: bool) -> bytes:
     """
     machine = platform.machine()
     column = list(ARCHITECTURES).index(machine)
-    clone, tgkill = CLONE[column], TGKILL[column]
     refuse = RETURN, 0, 0, ERRNO | errno.EPERM
     program = [(LOAD, 0, 0, ARCHITECTURE_AT), (JUMP_EQUAL, 1, 0, ARCHITECTURES[machine]),
                (RETURN, 0, 0, KILL), (LOAD, 0, 0, NUMBER_AT),
@@ -85,10 +84,13 @@ def make_filter(pid: int, *, may_fork: bool, may_kill: bool) -> bytes:
         if numbers[column] is not None:
             program += [(JUMP_EQUAL, 0, 1, numbers[column]), refuse]
     if not may_kill:
-        program += [(JUMP_EQUAL, 0, 4, tgkill), (LOAD, 0, 0, FIRST_ARGUMENT_AT),
+        program += [(JUMP_EQUAL, 0, 4, TGKILL[column]), (LOAD, 0, 0, FIRST_ARGUMENT_AT),
                     (JUMP_EQUAL, 1, 0, pid), refuse, (RETURN, 0, 0, ALLOW)]
+    # No program outlives the process that holds its clock.
+    program += [(JUMP_EQUAL, 0, 4, PRCTL[column]), (LOAD, 0, 0, FIRST_ARGUMENT_AT),
+                (JUMP_EQUAL, 0, 1, PR_SET_PDEATHSIG), refuse, (RETURN, 0, 0, ALLOW)]
     needed = CLONE_THREAD if not may_fork else 0xFFFFFFFF     # any flag: the signal at the end
-    program += [(JUMP_EQUAL, 0, 5, clone), (LOAD, 0, 0, FIRST_ARGUMENT_AT),
+    program += [(JUMP_EQUAL, 0, 5, CLONE[column]), (LOAD, 0, 0, FIRST_ARGUMENT_AT),
                 (JUMP_SET, 1, 0, CLONE_NEW_ANY), (JUMP_SET, 1, 0, needed),
                 refuse, (RETURN, 0, 0, ALLOW), (RETURN, 0, 0, ALLOW)]
     return b"".join(struct.pack("HBBI", *instruction) for instruction in program)

@@ -35,7 +35,6 @@ def main() -> None:
     sys.path = [path for path in sys.path if path.startswith(sys.base_prefix)]
     layers = _enter(wanted)
     send(1, {"layers": layers})
-    # Warm what the first case would otherwise find out by itself.
     while True:
         select.select([0], [], [])
         if not _is_waiting():

@@ -123,7 +123,7 @@ def _rebuild(kind: str, text: str, number: int | None, line: int | None) -> Base
     found = getattr(builtins, kind, None)
     where = f" (line {line})" if line else ""
     if isinstance(found, type) and issubclass(found, OSError) and number:
-        return OSError(number, text + where)
+        return OSError(number, text.removeprefix(f"[Errno {number}] ") + where)
     if isinstance(found, type) and issubclass(found, Exception):
         try:
             return found(text + where)
