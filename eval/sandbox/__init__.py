@@ -1,0 +1,1 @@
+"""Untrusted Python programs, run in confined processes and judged from outside of them."""
