@@ -27,7 +27,7 @@ Variants, of which `full` and `lima` have not been run:
 from ml_collections import ConfigDict
 
 from configs.common import (
-    make_inference,
+    make_eval,
     make_inference_run,
     make_learning,
     make_lora,
@@ -85,8 +85,6 @@ def _lima(c: ConfigDict) -> None:
     c.sft.run.update(remat="none", loss_chunks=4, scan_unroll=4, log_every=5)
     c.sft.optimizer = make_optimizer(name="muon", learning_rate=5e-3, adam_learning_rate=5e-3,
                                      warmup_steps=0)
-    c.eval = ConfigDict(dict(
-        out="eval", model="sft", against="", corpus="corpus", tokens="tokens", row_length=256,
-        tasks=dict(verifiable=400), open_tasks=dict(), inputs="", max_new_tokens=32,
-        temperature=1.0, seed=0, **make_inference(), run=make_inference_run(scan_unroll=4,
-                                                                           loss_chunks=4)))
+    c.eval = make_eval(model="sft", corpus="corpus", tokens="tokens", row_length=256,
+                       tasks=dict(verifiable=400),
+                       run=make_inference_run(scan_unroll=4, loss_chunks=4))

@@ -136,6 +136,26 @@ def make_reward(**changes) -> ConfigDict:
         run=make_training_run()) | changes)
 
 
+def make_eval(**changes) -> ConfigDict:
+    """The section `eval` with every field."""
+    return ConfigDict(dict(
+        out="eval",
+        model="",
+        against="",             # an earlier evaluation, whose open answers are compared
+        corpus="", tokens="",   # artifacts: bits per byte of held-out pages; tasks drawn from them
+        texts="",               # files whose bits per byte are measured, by commas
+        row_length=1024,        # the longest window of a text
+        tasks=dict(),           # numbers of questions by task or benchmark; -1 = all
+        data="",                # folder of benchmarks' files
+        num_shots=-1,           # solved examples before a benchmark's question; -1 = its own number
+        examples="first",       # or seeded: drawn for each question
+        examples_seed=1234,
+        open_tasks=dict(),      # sampled, and compared by wins
+        inputs="",              # files of solved questions or YAML tasks, asked as `tasks` are
+        max_new_tokens=32, temperature=1.0, seed=0, **make_inference(),
+        run=make_inference_run(batch_size=8, loss_chunks=4)) | changes)
+
+
 def make_pretrain(**changes) -> ConfigDict:
     """The section `pretrain` with every field; sizes of the run come from `changes`."""
     return ConfigDict(make_training(

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from configs.common import (
     make_curate,
+    make_eval,
     make_inference,
     make_inference_run,
     make_learning,
@@ -90,15 +91,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
         optimizer=make_optimizer(learning_rate=1e-3),
         run=make_training_run(scan_unroll=4, log_every=5, evaluate_every=0, checkpoint_every=50))
 
-    c.eval = ConfigDict(dict(
-        out="eval_base", model="base", against="", corpus="corpus", tokens="tokens",
-        row_length=256,
+    c.eval = make_eval(
+        out="eval_base", model="base", corpus="corpus", tokens="tokens", row_length=256,
         # Scored by choices or by exact answers; turns: by the answer to a second question.
         tasks=dict(documentation=400, verifiable=400, turns=400),
-        open_tasks=dict(documentation=500, verifiable=500),     # sampled, and compared by wins
-        inputs="",                  # files of solved questions, asked as `tasks` are
-        max_new_tokens=32, temperature=1.0, seed=0, **make_inference(),
-        run=make_inference_run(scan_unroll=4, loss_chunks=4)))
+        open_tasks=dict(documentation=500, verifiable=500),
+        run=make_inference_run(scan_unroll=4, loss_chunks=4))
 
     c.report = ConfigDict(dict(
         out="report", corpus="corpus", tokenizer="tokenizer", tokens="tokens", base="base",

@@ -123,6 +123,13 @@ BOUNDS: Mapping[str, Bounds] = {
     "dpo.desirable_weight": POSITIVE, "dpo.undesirable_weight": POSITIVE,
     "reward.centering_coef": NOT_NEGATIVE,
 
+    # eval
+    "eval.tasks.*": Bounds(0, MAX_INT32, whole=True, also=-1,
+                           note="0 leaves the task out, -1 takes all questions"),
+    "eval.num_shots": Bounds(0, MAX_INT32, whole=True, also=-1,
+                             note="0 shows none, -1 is the benchmark's own number"),
+    "eval.examples_seed": count(0),
+
     # model, mesh
     **{f"model.{letter}": count() for letter in "DNHGKF"},
     "model.E": count(0, note="0 is a dense MLP"), "model.experts_per_token": count(),

@@ -26,11 +26,13 @@ Record = Mapping[str, Any]
 METRICS = dict(zip(NORMALISATIONS, ("acc_raw", "acc_norm", "acc_bytes", "acc_tokens", "acc_pmi")))
 
 
-def choice_record(question: Choice, score: ChoiceScore, number: int) -> dict[str, Any]:
+def choice_record(question: Choice, score: ChoiceScore, number: int,
+                  normalisation: str) -> dict[str, Any]:
     """The record of a multiple-choice question.
 
     Args:
         number: its place in the task, which names it where it has no `id`.
+        normalisation: the one by which it is judged.
     """
     right = {name: is_right for name in NORMALISATIONS
              if (is_right := score.is_right(name)) is not None}
@@ -40,14 +42,17 @@ def choice_record(question: Choice, score: ChoiceScore, number: int) -> dict[str
             "is_literal": bool(question.contexts), "baseline": question.baseline,
             "choices": question.choices, "answers": score.answers, "logps_nats": score.logps_nats,
             "baseline_nats": score.baseline_nats, "num_tokens": score.num_tokens,
-            "is_greedy": score.is_greedy, "is_cut": score.is_cut, "right": right}
+            "is_greedy": score.is_greedy, "is_cut": score.is_cut, "right": right,
+            "judged_by": normalisation}
 
 
-def summarise_choices(records: Sequence[Record], normalisation: str) -> dict[str, Any]:
+def verdict(record: Record) -> float:
+    """The score of an item, from 0 to 1: of a multiple-choice question the one that `acc` is of."""
+    return record["score"] if "score" in record else float(record["right"][record["judged_by"]])
+
+
+def summarise_choices(records: Sequence[Record]) -> dict[str, Any]:
     """Scores of multiple-choice questions.
-
-    Args:
-        normalisation: the one that `acc` is of.
 
     Returns:
         `acc` with its standard error (clustered by group, where there are groups) and its 95 %
@@ -55,7 +60,7 @@ def summarise_choices(records: Sequence[Record], normalisation: str) -> dict[str
         equal mass), `items` and how many contexts were `cut`; of single options `ppl`, the
         perplexity of a token; of several right options `mc2`; of groups `macro`.
     """
-    scores = [float(record["right"][normalisation]) for record in records]
+    scores = [verdict(record) for record in records]
     grouped = defaultdict(list)
     for record, score in zip(records, scores):
         grouped[record["group"]].append(score)

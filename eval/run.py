@@ -33,7 +33,6 @@ from core.errors import UserError
 from core.progress import log
 from data.layouts.faults import Faults
 from data.tokens.rows import check_tokenizer
-from eval.benchmarks.source import Source
 from eval.measures.choices import score_choices
 from eval.measures.generation import NUM_EXAMPLES, answer_and_score
 from eval.measures.likelihood import (
@@ -48,7 +47,7 @@ from eval.perplexity import read_inputs
 from eval.records import choice_record, count_unfinished, summarise_answers, summarise_choices
 from eval.respond.loaded import LoadedModel, keeping, load_model
 from eval.statistics import mean_and_stderr, win_rate
-from eval.tasks.registry import fingerprint_tasks, open_tasks
+from eval.tasks.registry import fingerprint_tasks, open_tasks, source_of
 from eval.tasks.task import ChoiceTask, Task
 from model.directory import read_description
 from model.execution import make_execution
@@ -70,7 +69,7 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
         check_tokenizer(parents["tokens"], tokenizer, "eval.tokens")
     if not (tasks or "tokens" in parents or section.texts):
         raise UserError("eval: tasks, inputs, tokens, texts", "name nothing to measure",
-                        "set for example --config.eval.texts=FILE, or --config.eval.tasks.turns=100")
+                        "set --config.eval.texts=FILE, or --config.eval.tasks.turns=100")
     model = load_model(parents["model"], make_execution(section, also=("batch_size",)),
                        weights=section.weights)
     model = keeping(model, folder.parent / "known")
@@ -86,12 +85,6 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
     return metrics | _measure_open(model, section, folder, parents)
 
 
-def source_of(section: ConfigDict) -> Source:
-    """Where benchmarks' files are, and how they are presented."""
-    return Source(Path(section.data), num_shots=section.num_shots, examples=section.examples,
-                  seed=section.examples_seed)
-
-
 def _measure_bits(model: LoadedModel, section: ConfigDict,
                   parents: Mapping[str, Path]) -> dict[str, Any]:
     """Bits per byte of texts, and of held-out pages beside those of two baselines."""
@@ -99,9 +92,10 @@ def _measure_bits(model: LoadedModel, section: ConfigDict,
     if section.texts:
         faults = Faults("eval.texts")
         documents = read_inputs(model.tokenizer, section.texts, faults)
-        rule = WindowRule("disjoint", model.context_tokens, has_bos=model.tokenizer.adds_bos)
+        rule = WindowRule(min(model.context_tokens, section.row_length),
+                          bos=model.tokenizer.adds_bos)
         metrics["texts"] = measure_encoded(model, documents, rule=rule,
-                                           batch_tokens=_batch_tokens(section))
+                                           batch_size=section.run.batch_size)
         faults.report()
     if "tokens" not in parents:
         return metrics
@@ -127,10 +121,11 @@ def _measure_choices(model: LoadedModel, task: ChoiceTask, count: int, section: 
     examples = () if model.chat or literal else task.conversations("train", NUM_EXAMPLES, 0)
     scores = score_choices(model, questions, examples=examples,
                            batch_tokens=_batch_tokens(section))
-    records = [choice_record(question, score, number)
+    normalisation = getattr(task, "normalisation", "byte")
+    records = [choice_record(question, score, number, normalisation)
                for number, (question, score) in enumerate(zip(questions, scores))]
     write_jsonl(folder / f"{task.name}.jsonl", records)
-    return summarise_choices(records, getattr(task, "normalisation", "byte"))
+    return summarise_choices(records)
 
 
 def _measure_answers(model: LoadedModel, task: Task, count: int, section: ConfigDict,

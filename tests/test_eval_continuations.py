@@ -100,7 +100,7 @@ def test_a_context_that_is_too_long_loses_its_beginning(model, capfd):
     np.testing.assert_allclose(scored.logp_nats, _alone(model, [kept])[0], rtol=1e-5)
     assert scored.is_cut
     assert "warning: 1 of 1 contexts are cut at their beginning" in capfd.readouterr().err
-    with pytest.raises(UserError, match="^a continuation of 65 tokens: exceeds"):
+    with pytest.raises(UserError, match=r"^a continuation of 65 tokens: exceeds"):
         score_continuations(model, [Continuation((1,), (2,) * 65)], batch_tokens=512)
 
 
@@ -113,7 +113,8 @@ def test_numbers_that_are_not_finite_are_no_scores(model):
 
 def test_normalisations_are_those_of_their_definitions():
     """Options "no" and "maybe é", by hand; the second is longer in characters, bytes, tokens."""
-    score = ChoiceScore(("",), (-2.0, -6.0), (1, 4), (2, 7), (2, 8), (False, False), (-1.0, -7.0), (1,))
+    score = ChoiceScore(("",), (-2.0, -6.0), (1, 4), (2, 7), (2, 8), (False, False), (-1.0, -7.0),
+                        (1,))
     expected = {"raw": False, "char": True, "byte": True, "token": True, "pmi": True}
     assert {name: score.is_right(name) for name in NORMALISATIONS} == expected
     np.testing.assert_allclose(score.compared("char"), [-1, -6 / 7])
@@ -132,9 +133,9 @@ def test_options_follow_their_contexts_byte_for_byte(model, tokenizer):
     one = Choice(ask("b"), (" yes", " no"), 1, ("Question: is it?\nAnswer:",), "Answer:")
     taught = Choice(ask("Is it?"), ("yes", "no"), 1)
     scores = score_choices(model, [several, one, taught], batch_tokens=512)
-    for number, (context, option) in enumerate([("The big", " cat sat"), ("The small", " cat sat")]):
+    for number, context in enumerate(("The big", "The small")):
         asked = Continuation((tokenizer.bos, *tokenizer.encode(context)),
-                             tuple(tokenizer.encode(option)))
+                             tuple(tokenizer.encode(" cat sat")))
         np.testing.assert_allclose(scores[0].logps_nats[number], _alone(model, [asked])[0],
                                    rtol=1e-5)
     baseline = [Continuation((tokenizer.bos, *tokenizer.encode("Answer:")),
@@ -148,7 +149,8 @@ def test_options_follow_their_contexts_byte_for_byte(model, tokenizer):
 
 def test_a_token_across_the_boundary_is_scored_once():
     """A tokenizer that joins ":" with what follows: the joint token belongs to the option."""
-    joined = BytePairTokenizer({bytes([b]): b for b in range(256)} | {b": ": 256}, pattern=r"(?s).+")
+    ranks = {bytes([b]): b for b in range(256)} | {b": ": 256}
+    joined = BytePairTokenizer(ranks, pattern=r"(?s).+")
     made, spaced, empty = encode_pairs(joined, [("a:", " b"), ("a: ", "b"), ("", "b")])
     assert made == spaced == Continuation((joined.bos, ord("a")), (256, ord("b")))
     assert empty == Continuation((joined.bos,), (ord("b"),))

@@ -16,7 +16,7 @@ from model.families.registry import extend, forward, init, make_cache
 from model.heads.embedding import mean_embedding
 from model.heads.language import logits
 from model.parallel.sharding import check_mesh, make_mesh, param_shardings
-from train.loss import next_token_loss
+from train.loss import Coefficients, next_token_loss
 
 BASE = ModelConfig(V=31, D=16, N=4, H=4, G=2, K=4, F=16)
 NORMED = {"norm": "layer", "attention_bias": True, "attention_out_bias": True, "mlp_bias": True,
@@ -81,7 +81,7 @@ def _loss_and_gradient(config, params, batch):
     @partial(jax.value_and_grad, has_aux=True)
     def loss(params, batch):
         total, metrics = next_token_loss(params, batch, config=config, execution=EXECUTION,
-                                         key=None, z_loss_coef=0.1, balance_coef=0.1)
+                                         key=None, coefs=Coefficients(0.1, 0.1))
         return total / jnp.sum(batch.loss_weights_BL), metrics
 
     return loss(params, batch)

@@ -12,7 +12,7 @@ from eval.measures.likelihood import batch_logps
 from model.families import decoder
 from model.families.registry import forward
 from model.heads.language import logits
-from train.loss import next_token_loss
+from train.loss import Coefficients, next_token_loss
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def _naive_loss(params, batch, z_loss_coef, *, config, execution):
 def test_z_loss_and_its_gradient_equal_the_formula(loss_fn, params, batch, config, execution):
     @jax.jit
     def both(params):
-        ours = partial(loss_fn, batch=batch, z_loss_coef=0.1)
+        ours = partial(loss_fn, batch=batch, coefs=Coefficients(z_loss=0.1))
         naive_loss = partial(_naive_loss, config=config, execution=execution)
         return (jax.value_and_grad(ours, has_aux=True)(params),
                 jax.value_and_grad(naive_loss)(params, batch, 0.1))
@@ -92,7 +92,7 @@ def test_router_terms_are_means_over_layers_times_the_weight(loss_fn, params, ba
         return jax.value_and_grad(partial(loss_fn, batch=batch, **coefs), has_aux=True)(params)
 
     (plain, _), plain_gradient = ours()
-    (loss_sum, metrics), gradient = ours(balance_coef=0.01, router_z_coef=0.001)
+    (loss_sum, metrics), gradient = ours(coefs=Coefficients(balance=0.01, router_z=0.001))
     weight, extra = batch.loss_weights_BL.sum(), 0.01 * 1.5 + 0.001 * 6
     np.testing.assert_allclose(loss_sum - plain, weight * extra, rtol=1e-3)
     np.testing.assert_allclose(gradient["final_norm_D"] - plain_gradient["final_norm_D"],
@@ -105,7 +105,7 @@ def test_router_terms_are_means_over_layers_times_the_weight(loss_fn, params, ba
 
 
 def test_all_sums_are_the_same_however_the_batch_is_cut(loss_fn, params, batch):
-    loss_fn = jax.jit(partial(loss_fn, z_loss_coef=0.1))
+    loss_fn = jax.jit(partial(loss_fn, coefs=Coefficients(z_loss=0.1)))
     loss_sum, sums = loss_fn(params, batch)
     pieces = [loss_fn(params, jax.tree.map(lambda leaf, n=n: leaf[n:n + 2], batch))
               for n in range(0, 8, 2)]

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from configs.common import make_optimizer as optimizer_section
 from model.families.registry import init
 from model.parallel.sharding import check_mesh, make_mesh
-from train.loss import next_token_loss
+from train.loss import Coefficients, next_token_loss
 from train.optimizer.optimizers import make_optimizer
 from train.step import make_state, make_train_step, place_batch
 
@@ -53,8 +53,8 @@ class Trainer:
         self.optimizer = make_optimizer(ConfigDict(optimizer_section(
             name=optimizer_name, learning_rate=0.01, adam_learning_rate=0.01, weight_decay=0.1,
             eps=1e-4, schedule="constant", warmup_steps=0)), num_steps=10)
-        loss_fn = partial(next_token_loss, config=config, execution=execution, balance_coef=0.01,
-                          router_z_coef=0.001)
+        loss_fn = partial(next_token_loss, config=config, execution=execution,
+                          coefs=Coefficients(balance=0.01, router_z=0.001))
         self.step = make_train_step(loss_fn, self.optimizer, self.make_state(), self.mesh,
                                     num_microbatches=num_microbatches)
 

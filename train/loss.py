@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -16,18 +18,32 @@ from model.heads.language import score_targets
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 
 
+class Coefficients(NamedTuple):
+    """Of the terms beside the cross-entropy.
+
+    Attributes:
+        z_loss: of the mean square of log Z of the head's softmax, which keeps its logits from
+            drifting (PaLM, arXiv 2204.02311, section 5: 1e-4).
+        balance: of the experts' balance loss, averaged over layers; no effect in a model without
+            experts, like the next one.
+        router_z: of the router's z-loss, averaged over layers.
+    """
+
+    z_loss: float = 0.0
+    balance: float = 0.0
+    router_z: float = 0.0
+
+
+NO_TERMS = Coefficients()
+
+
 def next_token_loss(params: Params, batch: Batch, *, config: ModelConfig, execution: Execution,
-                    key: jax.Array, z_loss_coef: float = 0.0, balance_coef: float = 0.0,
-                    router_z_coef: float = 0.0,
+                    key: jax.Array, coefs: Coefficients = NO_TERMS,
                     skip_unscored: bool = False) -> tuple[jax.Array, Metrics]:
     """Cross-entropy of each target, in nats; one loss for every objective and for SFT.
 
     Args:
-        z_loss_coef: of the mean square of log Z of the head's softmax, which keeps its logits from
-            drifting (PaLM, arXiv 2204.02311, section 5: 1e-4).
-        balance_coef: of the experts' balance loss, averaged over layers; no effect in a model
-            without experts, like the next one.
-        router_z_coef: of the router's z-loss, averaged over layers.
+        coefs: of further terms.
         skip_unscored: computes no logits of targets without a weight. Pays where these are many, as
             in conversations; sorting the rows is not free.
 
@@ -48,14 +64,14 @@ def next_token_loss(params: Params, batch: Batch, *, config: ModelConfig, execut
                            scored_BL=weights_BL > 0 if skip_unscored else None)
     loss_sum = -jnp.sum(scores.logp_BL * weights_BL)
     metrics = {"loss": (loss_sum, weight), "top_logit": _top_logit(scores.top_logit_BL, weights_BL)}
-    if z_loss_coef:
+    if coefs.z_loss:
         z_sum = jnp.sum(scores.log_z_BL**2 * weights_BL)
         metrics["z_loss"] = (z_sum, weight)
-        loss_sum += z_loss_coef * z_sum
+        loss_sum += coefs.z_loss * z_sum
     # Statistics are means; times the weight they become sums like the others.
     if stats:
-        loss_sum += weight * (balance_coef * jnp.mean(stats["balance"])
-                              + router_z_coef * jnp.mean(stats["router_z"]))
+        loss_sum += weight * (coefs.balance * jnp.mean(stats["balance"])
+                              + coefs.router_z * jnp.mean(stats["router_z"]))
         metrics |= {"balance": (weight * jnp.mean(stats["balance"]), weight),
                     "router_z": (weight * jnp.mean(stats["router_z"]), weight),
                     "max_load": (weight * jnp.max(stats["max_load"]), weight),

@@ -44,7 +44,7 @@ from model.mup import is_on, mup_of
 from model.parallel.sharding import param_shardings
 from train.checkpoints.reader import Branch
 from train.distributed import initialize
-from train.loss import next_token_loss
+from train.loss import Coefficients, next_token_loss
 from train.objective import check_objective, open_corruption, text_length
 from train.optimizer.optimizers import scale_optimizer
 from train.reading import NAME, STREAMS, Phase, Reading, write_reading
@@ -106,8 +106,8 @@ def show_rows(config: ConfigDict, parents: Mapping[str, Path],
 
 def make_loss(section: ConfigDict) -> Callable:
     """The loss of pretraining, with the coefficients of its section."""
-    return partial(next_token_loss, z_loss_coef=section.z_loss_coef,
-                   balance_coef=section.balance_coef, router_z_coef=section.router_z_coef)
+    return partial(next_token_loss, coefs=Coefficients(
+        section.z_loss_coef, section.balance_coef, section.router_z_coef))
 
 
 def make_first(start: Start, reading: Reading, setup: Setup, seed: int,

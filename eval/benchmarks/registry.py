@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 
 from core.artifacts import digest
+from core.errors import UserError
 from eval.benchmarks import commonsense, mmlu, reading, science, sciq, truthfulqa
 from eval.benchmarks.core import CORE, core_task
+from eval.benchmarks.gsm8k import open_gsm8k
+from eval.benchmarks.humaneval import open_humaneval
+from eval.benchmarks.qa import DEFINITIONS, open_short_answers
 from eval.benchmarks.source import Source
 from eval.tasks.task import AnswerTask, ChoiceTask, Task
 
@@ -17,7 +22,28 @@ _OWN = {benchmark.name: benchmark for table in _TABLES
 
 # Benchmarks by the names that the field has for them; tasks that only CORE asks by CORE's.
 BENCHMARKS: dict[str, Callable[[Source], Task | ChoiceTask]] = {
-    **{name: core_task(name) for name in CORE}, **_OWN}
+    **{name: core_task(name) for name in CORE}, **_OWN,
+    **{f"{name}_generated" if name in CORE else name: partial(open_short_answers, name)
+       for name in DEFINITIONS},
+    "gsm8k": open_gsm8k, "humaneval": open_humaneval}
+
+
+def open_benchmark(name: str, source: Source) -> Task:
+    """Opens a benchmark by its name, or by its name and that of a form: `mmlu_original`.
+
+    Raises:
+        UserError: there is no such benchmark or form, or its files are missing or damaged.
+    """
+    for known in sorted(BENCHMARKS, key=len, reverse=True):
+        if name == known or name.startswith(f"{known}_"):
+            form = name[len(known) + 1:]
+            task = BENCHMARKS[known](dataclasses.replace(source, form=form))
+            if any(field.name == "name" for field in dataclasses.fields(task)):
+                task = dataclasses.replace(task, name=name)
+            return task
+    raise UserError(f"tasks.{name}", "is no task", "choose among "
+                    f"{', '.join(sorted(BENCHMARKS))}, with the name of a form behind it if it is "
+                    "to be another than the first")
 
 
 def definition(task: Task | ChoiceTask) -> str:

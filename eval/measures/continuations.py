@@ -51,6 +51,24 @@ class Scored(NamedTuple):
     is_cut: bool = False
 
 
+class TreeBatch(NamedTuple):
+    """Rows of trees, and S targets.
+
+    Attributes:
+        tokens_BL, positions_BL, ends_BL: see `data.tokens.trees.Trees`.
+        place_S: index among B L of the token that predicts each target.
+        target_S: ids of the targets.
+        num_targets: how many of them count, from the first on.
+    """
+
+    tokens_BL: np.ndarray
+    positions_BL: np.ndarray
+    ends_BL: np.ndarray
+    place_S: np.ndarray
+    target_S: np.ndarray
+    num_targets: int
+
+
 def score_continuations(model: LoadedModel, asked: Sequence[Continuation], *,
                         batch_tokens: int) -> list[Scored]:
     """Scores continuations, in their order.
@@ -124,11 +142,9 @@ def _score_batches(model: LoadedModel, asked: Sequence[Continuation],
         for first in range(0, num_rows, batch_size):
             model.between_batches()
             picked = order[edges[first]:edges[first + batch_size]]
-            rows, place_S, target_S = _lay_out(trees, [asked[n].tokens for n in picked], picked,
-                                               first, batch_size)
+            batch = _lay_out(trees, [asked[n].tokens for n in picked], picked, first, batch_size)
             logp_S, greedy_S = jax.device_get(_score_rows(
-                model.params, *rows, place_S, target_S, sum(len(asked[n].tokens) for n in picked),
-                config=config, execution=model.execution, shares=shares))
+                model.params, batch, config=config, execution=model.execution, shares=shares))
             scores, begin = {}, 0
             for n in picked:
                 one, end = asked[n], begin + len(asked[n].tokens)
@@ -141,14 +157,11 @@ def _score_batches(model: LoadedModel, asked: Sequence[Continuation],
 
 
 def _lay_out(trees: Trees, targets: Sequence[Sequence[int]], numbers: Sequence[int], first: int,
-             batch_size: int) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
-    """Rows of a batch from `first` on, the last ones empty; places and ids of its targets.
+             batch_size: int) -> TreeBatch:
+    """The batch of rows from `first` on, the last ones empty.
 
     Args:
         targets: of the texts of these numbers, which are all of the batch's rows.
-
-    Returns:
-        Tokens, positions and ends, each [B, L]; `place_S` and `target_S` of `_score_rows`.
     """
     row_length = trees.tokens_RL.shape[1]
     # A target is predicted by the token before it on its path, and the path lacks the last one.
@@ -160,25 +173,21 @@ def _lay_out(trees: Trees, targets: Sequence[Sequence[int]], numbers: Sequence[i
     rows = [rows_RL[first:first + batch_size]
             for rows_RL in (trees.tokens_RL, trees.positions_RL, trees.ends_RL)]
     missing = batch_size - len(rows[0])
-    return ([np.pad(rows_BL, ((0, missing), (0, 0))) for rows_BL in rows],
-            *(np.pad(values, (0, size - len(place_S))) for values in (place_S, target_S)))
+    return TreeBatch(*(np.pad(rows_BL, ((0, missing), (0, 0))) for rows_BL in rows),
+                     *(np.pad(values, (0, size - len(place_S))) for values in (place_S, target_S)),
+                     len(place_S))
 
 
 @partial(jax.jit, static_argnames=("config", "execution", "shares"))
-def _score_rows(params: Params, tokens_BL: jax.Array, positions_BL: jax.Array, ends_BL: jax.Array,
-                place_S: jax.Array, target_S: jax.Array, num_targets: jax.Array, *,
-                config: ModelConfig, execution: Execution,
+def _score_rows(params: Params, batch: TreeBatch, *, config: ModelConfig, execution: Execution,
                 shares: bool) -> tuple[jax.Array, jax.Array]:
-    """logp_S in nats of the first `num_targets` of S targets, and whether they are the likeliest.
-
-    Args:
-        place_S: index among B L of the token that predicts each target.
-    """
+    """logp_S in nats of a batch's targets, and whether they are the likeliest tokens."""
     read = forward_tree if shares else forward
-    x_BLD = read(params, tokens_BL, positions_BL, ends_BL, config=config, execution=execution)
-    x_SD = x_BLD.reshape(-1, x_BLD.shape[-1])[place_S]
-    scored_S = jnp.arange(len(place_S)) < num_targets
-    scores = score_targets(params, x_SD[None], target_S[None], config=config, execution=execution,
-                           scored_BL=scored_S[None])
+    x_BLD = read(params, batch.tokens_BL, batch.positions_BL, batch.ends_BL, config=config,
+                 execution=execution)
+    x_SD = x_BLD.reshape(-1, x_BLD.shape[-1])[batch.place_S]
+    scored_S = jnp.arange(len(batch.place_S)) < batch.num_targets
+    scores = score_targets(params, x_SD[None], batch.target_S[None], config=config,
+                           execution=execution, scored_BL=scored_S[None])
     # The same subtraction as that of `logp_BL`, so that equal logits give equal numbers.
     return scores.logp_BL[0], (scores.logp_BL >= scores.top_logit_BL - scores.log_z_BL)[0]

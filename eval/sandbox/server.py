@@ -23,7 +23,15 @@ from collections.abc import Callable, Collection
 from typing import Any, NoReturn
 
 from eval.sandbox import kernel, landlock, namespaces, seccomp, sides
-from eval.sandbox.confine import LANDLOCK, LAYERS, LIMITS, NAMESPACES, SECCOMP, TREE, Limits, confine
+from eval.sandbox.confine import (
+    LANDLOCK,
+    LIMITS,
+    NAMESPACES,
+    SECCOMP,
+    TREE,
+    Limits,
+    confine,
+)
 from eval.sandbox.frames import receive, send
 
 END_SECS = 5.0      # that the end of what a case started may take

@@ -8,8 +8,8 @@ letters of a row of hidden states are
 
 so that every device has its own rows in every chunk, and only the head's weight and its gradient
 are communicated. Where only some rows are scored, each device sorts these to the front, and chunks
-without any are not computed: a prompt costs no logits. A weight that is padded to fit the mesh has more columns than there are tokens;
-their logits are minus infinity.
+without any are not computed: a prompt costs no logits. A weight that is padded to fit the mesh has
+more columns than there are tokens; their logits are minus infinity.
 """
 
 from __future__ import annotations
