@@ -126,10 +126,11 @@ def measure_checkpoints(run: Run, tasks: Sequence[tuple[Task, int]], cache: Path
     rows: list[Row] = []
     failed: dict[int, str] = {}
     cache.mkdir(parents=True, exist_ok=True)
+    settings = [run.fingerprint, raw, dict(origin), row_length, seed,
+                {task.name: count for task, count in tasks}, code_digest(__file__)]
     for step in run.steps:
         try:
-            mark = digest([run.fingerprint, run.mark(step), raw, dict(origin), row_length, seed,
-                           {task.name: count for task, count in tasks}, code_digest(__file__)])
+            mark = digest([run.mark(step), settings])
             found = _cached(cache / f"{step}.json", mark, lambda step=step: _measure_all(
                 run.load(step, raw=raw), tasks, row_length=row_length, batch_size=batch_size,
                 seed=seed))

@@ -72,9 +72,13 @@ def _name(series: str, task: str, metric: str) -> str:
     return f"{task} {metric}" + (f" ({series})" if series else "")
 
 
-def _parse_pairs(field: str, entries: Sequence[str],
+def parse_pairs(field: str, entries: Sequence[str],
                  convert: Callable[[str], Any] = str) -> dict[str, Any]:
-    """The value of a flag like `piqa=0.5,sciq=0.25`."""
+    """The value of a flag like `piqa=0.5,sciq=0.25`.
+
+    Raises:
+        UserError: an entry is no NAME=VALUE, or `convert` refuses its value with a `ValueError`.
+    """
     found = {}
     for text in entries:
         name, equals, value = text.partition("=")
@@ -91,15 +95,15 @@ def _parse_pairs(field: str, entries: Sequence[str],
 def _from_table(values: Mapping[str, Any]) -> tuple[str, list[Curve], dict[str, Any]]:
     path = Path(values["table"].value)
     curves, left_out = read_curves(
-        path, only=_parse_pairs("only", values["only"].value),
-        items=_parse_pairs("items", values["items"].value, int),
-        chance=_parse_pairs("chance", values["chance"].value, float),
+        path, only=parse_pairs("only", values["only"].value),
+        items=parse_pairs("items", values["items"].value, int),
+        chance=parse_pairs("chance", values["chance"].value, float),
         tokens_per_step=values["tokens_per_step"].value)
     return path.name, curves, {"left_out": left_out}
 
 
 def _from_run(values: Mapping[str, Any], out: Path) -> tuple[str, list[Curve], dict[str, Any]]:
-    counts = _parse_pairs("tasks", values["tasks"].value, int)
+    counts = parse_pairs("tasks", values["tasks"].value, int)
     corpus = Path(values["corpus"].value) if values["corpus"].value else None
     tasks = open_tasks(counts, corpus, values["inputs"].value)
     if not tasks:

@@ -20,7 +20,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs.common import make_optimizer
-from core.artifacts import ROOT, make_lineage, write_json, write_jsonl
+from core.artifacts import ROOT, make_lineage, read_jsonl, write_json, write_jsonl
 from core.errors import UserError
 from data.chat import ask
 from data.tokenizers.bpe import BytePairTokenizer
@@ -34,8 +34,8 @@ from eval.aggregate.curves import (
     summarise,
 )
 from eval.aggregate.table import Score
-from eval.checkpoints import measure_checkpoints, open_run, recorded
-from eval.curve import write_curves
+from eval.checkpoints import Run, measure_checkpoints, open_run, recorded
+from eval.curve import parse_pairs, write_curves
 from eval.measures.choices import score_choices
 from eval.respond.loaded import LoadedModel
 from eval.statistics import wilson_interval
@@ -118,7 +118,7 @@ def test_checkpoints_without_a_task_are_named():
                                                            Point(9, Score(0.5)))]
     curves, repeated = make_curves([*points, points[0]])
     assert repeated == 1 and find_missing(curves) == {("x", "sciq", "acc"): [1, 3]}
-    with pytest.raises(UserError, match="step 1, piqa acc of x: comes twice, as 0.5 and 0.6: "):
+    with pytest.raises(UserError, match=r"step 1, piqa acc of x: comes twice, as 0\.5 and 0\.6: "):
         make_curves([*points, ("x", "piqa", "acc", Point(1, Score(0.6)))])
 
 
@@ -170,16 +170,17 @@ def test_what_is_written_can_be_read_again_and_the_page_is_well_formed(tmp_path)
                                        "step,task,metric,value,items,chance,model"))
     metrics = write_curves(tmp_path / "out", "t", curves)
     assert metrics["missing"] == {"piqa acc (a)": [10], "piqa acc (b)": [10]}
-    assert metrics["emerges_at"]["piqa acc (a)"] == 1000 and metrics["series"] == 2
+    assert metrics["emerges_at"]["piqa acc (a)"] == 10000 and metrics["series"] == 2
     again, _ = read_table(tmp_path / "out" / "points.jsonl")
     assert again == curves
     page = (tmp_path / "out" / "page.html").read_text()
+    assert page.count('class="key c') == 2, "the legend"
     assert page.count('class="band"') == page.count("<figure") * 2 == 4
     assert "1 checkpoints without it, steps 10" in page and "&lt;b&gt;&amp;" in page
     assert page.count('class="level"') == 2 and "http" not in page.split("</head>")[1]
     for drawing in page.split("<svg")[1:]:
         ElementTree.fromstring("<svg" + drawing.split("</svg>")[0] + "</svg>")
-    summaries = [json.loads(line) for line in open(tmp_path / "out" / "curves.jsonl")]
+    summaries = read_jsonl(tmp_path / "out" / "curves.jsonl")
     assert summaries[0]["monotonicity"] == pytest.approx(1) and len(summaries) == 4
 
 
@@ -230,21 +231,24 @@ def test_rows_of_one_checkpoint_that_differ_are_not_silently_merged():
         pytest.fail("two interventions have the same name")
 
 
+@pytest.mark.full
 def test_the_command_prints_one_json_line(tmp_path):
     table = write_table(tmp_path / "t.csv", ["1,piqa,acc,0.5", "2,piqa,acc,0.9"])
-
-    def run(*arguments):
-        return subprocess.run([sys.executable, "-m", "eval.curve", *arguments], cwd=ROOT,
-                              capture_output=True, text=True)
-
-    done = run(f"--table={table}", "--items=piqa=100", "--chance=piqa=0.5",
-               f"--out={tmp_path / 'out'}")
+    done = subprocess.run([sys.executable, "-m", "eval.curve", f"--table={table}",
+                           "--items=piqa=100", "--chance=piqa=0.5", f"--out={tmp_path / 'out'}"],
+                          cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["emerges_at"] == {"piqa acc": 2}
-    done = run(f"--table={table}", "--items=piqa=many", f"--out={tmp_path / 'out'}")
-    assert done.returncode == 2 and done.stderr.strip() == (
-        "error: --items='piqa=many': is not of the form NAME=VALUE: "
-        "write --items=NAME=VALUE,NAME=VALUE")
+
+
+@pytest.mark.parametrize("entries, convert", [(["piqa=many"], int), (["piqa"], float),
+                                              (["=0.5"], float)])
+def test_a_flag_that_is_no_pair_is_one_line(entries, convert):
+    assert parse_pairs("items", ["piqa=3", "a b=4"], int) == {"piqa": 3, "a b": 4}
+    with pytest.raises(UserError) as error:
+        parse_pairs("items", entries, convert)
+    assert str(error.value) == (f"--items={entries[0]!r}: is not of the form NAME=VALUE: "
+                                "write --items=NAME=VALUE,NAME=VALUE")
 
 
 # --- checkpoints
@@ -252,7 +256,8 @@ def test_the_command_prints_one_json_line(tmp_path):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return BytePairTokenizer({bytes([b]): i for i, b in enumerate(range(32, 125))})
+    """As many tokens as the tiny model has rows, with the special ones."""
+    return BytePairTokenizer({bytes([b]): i for i, b in enumerate((10, *range(32, 124)))})
 
 
 def save_checkpoints(folder, params, steps, *, keep_ema=False, **optimizer):
@@ -345,13 +350,14 @@ def test_scores_are_those_of_the_models_by_hand(folder, config, execution, param
         ("while training", 2, 1.5)]
 
 
-def test_a_repeated_command_evaluates_nothing_and_other_settings_do(folder, tmp_path):
-    loaded = []
+def test_a_repeated_command_evaluates_nothing_and_other_settings_do(folder, params, config,
+                                                                    execution, tokenizer, tmp_path):
+    loaded, model = [], LoadedModel(params, config, execution, tokenizer, False, 64)
 
-    class Counted(type(open_run(folder))):
+    class Counted(Run):
         def load(self, step, *, raw):
             loaded.append(step)
-            return super().load(step, raw=raw)
+            return model
 
     run = Counted(**vars(open_run(folder)))
     first = measure(run, tmp_path)
@@ -365,8 +371,7 @@ def test_a_repeated_command_evaluates_nothing_and_other_settings_do(folder, tmp_
 def test_a_damaged_checkpoint_is_left_out_and_named(folder, tmp_path, capfd):
     copied = tmp_path / "work"
     subprocess.run(["cp", "-r", str(folder.parent), str(copied)], check=True)
-    victim, = [path for path in (copied / "base" / "checkpoints" / "2" / "state").glob("d/*")][:1] \
-        or [next((copied / "base" / "checkpoints" / "2" / "state").rglob("d/*"))]
+    victim = next((copied / "base" / "checkpoints" / "2" / "state").rglob("d/*"))
     victim.write_bytes(victim.read_bytes()[:-1] + b"?")
     rows, failed = measure(open_run(copied / "base"), tmp_path / "cache")
     assert {point.step for *_, point in rows} == {4}
