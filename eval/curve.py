@@ -20,11 +20,15 @@ from typing import Any
 from absl import flags
 
 from core import entry
-from core.artifacts import write_jsonl
+from core.artifacts import read_lineage, write_jsonl
 from core.errors import UserError
+from core.file_sums import sum_file
 from core.progress import log
+from data.layouts.rows import find_files
 from eval.aggregate.curve_page import render
-from eval.aggregate.curves import Curve, Summary, find_missing, read_curves, summarise
+from eval.aggregate.curves import Curve, Summary, find_missing, make_curves, read_curves, summarise
+from eval.checkpoints import measure_checkpoints, open_run, recorded
+from eval.tasks.registry import open_tasks
 
 
 def write_curves(out: Path, title: str, curves: Sequence[Curve]) -> dict[str, Any]:
@@ -68,9 +72,13 @@ def _name(series: str, task: str, metric: str) -> str:
     return f"{task} {metric}" + (f" ({series})" if series else "")
 
 
-def _parse_pairs(field: str, entries: Sequence[str],
+def parse_pairs(field: str, entries: Sequence[str],
                  convert: Callable[[str], Any] = str) -> dict[str, Any]:
-    """The value of a flag like `piqa=0.5,sciq=0.25`."""
+    """The value of a flag like `piqa=0.5,sciq=0.25`.
+
+    Raises:
+        UserError: an entry is no NAME=VALUE, or `convert` refuses its value with a `ValueError`.
+    """
     found = {}
     for text in entries:
         name, equals, value = text.partition("=")
@@ -87,11 +95,32 @@ def _parse_pairs(field: str, entries: Sequence[str],
 def _from_table(values: Mapping[str, Any]) -> tuple[str, list[Curve], dict[str, Any]]:
     path = Path(values["table"].value)
     curves, left_out = read_curves(
-        path, only=_parse_pairs("only", values["only"].value),
-        items=_parse_pairs("items", values["items"].value, int),
-        chance=_parse_pairs("chance", values["chance"].value, float),
+        path, only=parse_pairs("only", values["only"].value),
+        items=parse_pairs("items", values["items"].value, int),
+        chance=parse_pairs("chance", values["chance"].value, float),
         tokens_per_step=values["tokens_per_step"].value)
     return path.name, curves, {"left_out": left_out}
+
+
+def _from_run(values: Mapping[str, Any], out: Path) -> tuple[str, list[Curve], dict[str, Any]]:
+    counts = parse_pairs("tasks", values["tasks"].value, int)
+    corpus = Path(values["corpus"].value) if values["corpus"].value else None
+    tasks = open_tasks(counts, corpus, values["inputs"].value)
+    if not tasks:
+        raise UserError("--tasks", "names no task", "write --tasks=NAME=NUMBER, or --inputs=FILE")
+    run = open_run(Path(values["run"].value))
+    log(f"curve: {len(run.steps)} checkpoints of {run.folder}, "
+        f"{', '.join(task.name for task, _ in tasks)}")
+    origin = {"corpus": read_lineage(corpus)["build"] if corpus else "",
+              "inputs": [[str(file), sum_file(file)] for text in values["inputs"].value.split(",")
+                         if text for file in find_files(Path(text))]}
+    rows, failed = measure_checkpoints(
+        run, tasks, out / "steps", raw=values["raw"].value, origin=origin,
+        row_length=values["row_length"].value, batch_size=values["batch_size"].value,
+        seed=values["seed"].value)
+    curves, _ = make_curves([*rows, *recorded(run)])
+    return run.folder.name, curves, {"checkpoints": len(run.steps) - len(failed),
+                                     "left_out": failed}
 
 
 def main() -> dict[str, Any]:
@@ -99,11 +128,23 @@ def main() -> dict[str, Any]:
     values = flags.FLAGS
     if not values.out:
         raise UserError("--out", "is missing", "name a folder: --out=PATH")
-    title, curves, metrics = _from_table(values)
-    return metrics | write_curves(Path(values.out), title, curves)
+    if bool(values.run) == bool(values.table):
+        raise UserError("--run and --table", "exactly one of them is needed",
+                        "name the folder of a run, or a file of scores")
+    out = Path(values.out)
+    title, curves, metrics = (_from_run(values, out) if values.run else _from_table(values))
+    return metrics | write_curves(out, title, curves)
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("run", None, "Folder of a run, whose saved checkpoints are evaluated.")
+    flags.DEFINE_list("tasks", [], "--run: tasks with their numbers of questions, TASK=NUMBER.")
+    flags.DEFINE_string("corpus", None, "--run: folder of the corpus that tasks are drawn from.")
+    flags.DEFINE_string("inputs", "", "--run: files of questions, separated by commas.")
+    flags.DEFINE_bool("raw", False, "--run: the raw parameters, where a running average is kept.")
+    flags.DEFINE_integer("row_length", 256, "--run: tokens of a row of questions.", lower_bound=1)
+    flags.DEFINE_integer("batch_size", 16, "--run: rows, or answers, at once.", lower_bound=1)
+    flags.DEFINE_integer("seed", 1, "--run: of the draw of the questions.")
     flags.DEFINE_string("table", None, "Scores: CSV, JSON lines or Parquet.")
     flags.DEFINE_list("only", [], "--table: rows whose columns have these values, COLUMN=VALUE.")
     flags.DEFINE_list("items", [], "--table: number of items, TASK=NUMBER, where no column is.")

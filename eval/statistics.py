@@ -84,7 +84,8 @@ def wilson_interval(share: float, items: float) -> tuple[float, float]:
     scale = 1 + Z_95**2 / items
     centre = (share + Z_95**2 / (2 * items)) / scale
     half = Z_95 / scale * math.sqrt(share * (1 - share) / items + (Z_95 / (2 * items))**2)
-    return max(centre - half, 0.0), min(centre + half, 1.0)
+    # Rounding aside, the share lies within.
+    return max(min(centre - half, share), 0.0), min(max(centre + half, share), 1.0)
 
 
 def clustered_stderr(values: Sequence[float], groups: Sequence[Hashable],

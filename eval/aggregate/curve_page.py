@@ -13,9 +13,11 @@ from eval.aggregate.curves import Curve, Point, Summary
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 460, 250, 44, 110, 14, 40
 NUM_COLOURS, NUM_DASHES, LABEL_GAP = 8, 3, 14
 MAX_SERIES = NUM_COLOURS * NUM_DASHES       # that lines of one chart can tell apart
+MAX_LABEL = 12      # characters of a series' name beside its curve; the legend has it whole
 WIDE = 100      # an axis whose positive values differ by more is logarithmic
 COLOURS = ("#3565a8", "#b0552d", "#4c8a4a", "#8b5aa3", "#b8912b", "#2f8f8f", "#b0446e", "#777f88")
 STYLE = "".join(f".c{i} {{ color: {colour}; }} " for i, colour in enumerate(COLOURS)) + (
+    ".legend { display: flex; flex-wrap: wrap; gap: 4px 18px; font-size: 13px; } "
     ".d1 { stroke-dasharray: 6 3; } .d2 { stroke-dasharray: 2 3; } "
     ".band { fill: currentColor; opacity: .16; stroke: none; } svg .label { fill: currentColor; }")
 
@@ -97,6 +99,7 @@ def render(title: str, curves: Sequence[Curve], summaries: Sequence[Summary],
                         tiles),
         section("Curves", "Bands are 95 % intervals over items, where the number of items or the "
                 "standard error is known; the dashed line is chance." + left,
+                _legend(series[:MAX_SERIES], styles) if len(series) > 1 else None,
                 tag("div", [_draw(*names, drawn, styles) for names, drawn in panels.items()],
                     class_="panels")),
         section("What emerges when", "The first checkpoint from which every score stays more than "
@@ -106,6 +109,16 @@ def render(title: str, curves: Sequence[Curve], summaries: Sequence[Summary],
         section("Missing", "Checkpoints that other measures of the same series have.",
                 tag("ul", [tag("li", line) for line in lacking])) if lacking else None,
         style=STYLE)
+
+
+def _legend(series: Sequence[str], styles: Mapping[str, str]) -> Markup:
+    def line(style: str) -> Markup:
+        return tag("svg", tag("path", d="M0 5 L26 5", class_=f"curve {style.split()[1]}"),
+                   width=26, height=10, viewBox="0 0 26 10")
+
+    return tag("p", [tag("span", line(styles[name]), " ", name or "the run",
+                         class_=f"key {styles[name].split()[0]}") for name in series],
+               class_="legend")
 
 
 def _list(steps: Sequence[int]) -> str:
@@ -154,11 +167,15 @@ def _draw(task: str, metric: str, curves: Sequence[Curve], styles: Mapping[str, 
         [tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y(chance), y2=y(chance), class_="level")
          for chance in chances],
         [_curve(curve, x, y, styles[curve.series]) for curve in curves],
-        [tag("text", f"{decimal(curve.points[-1].score.value, 3)} {curve.series}"[:26],
+        [tag("text", f"{decimal(curve.points[-1].score.value, 3)} {_shorten(curve.series)}",
              x=WIDTH - RIGHT + 7, y=place + 4, class_=f"label {styles[curve.series].split()[0]}")
          for place, (_, curve) in zip(moved, places)],
         viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=f"{task} {metric}")
     return tag("figure", tag("figcaption", tag("b", task), tag("span", metric)), drawing)
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= MAX_LABEL else text[:MAX_LABEL - 1] + "…"
 
 
 def _curve(curve: Curve, x: Axis, y: Scale, style: str) -> Markup:
@@ -169,7 +186,8 @@ def _curve(curve: Curve, x: Axis, y: Scale, style: str) -> Markup:
     around += [f"{place} {y(low)}" for place, (low, _) in reversed(ends)]
     line = " L".join(f"{x.place(point)} {y(point.score.value)}" for point in curve.points)
     dots = curve.points if len(curve.points) <= 12 else ()
-    return tag("g", tag("path", d=f"M{' L'.join(around)} Z", class_="band") if ends else None,
+    return tag("g", tag("title", curve.series) if curve.series else None,
+               tag("path", d=f"M{' L'.join(around)} Z", class_="band") if ends else None,
                tag("path", d=f"M{line}", class_=f"curve {style.split()[1]}"),
                [tag("circle", cx=x.place(point), cy=y(point.score.value), r=2.6, class_="dot")
                 for point in dots], class_=style.split()[0])
