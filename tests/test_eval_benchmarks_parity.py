@@ -10,6 +10,8 @@ import pytest
 
 from eval.benchmarks.registry import BENCHMARKS
 from eval.benchmarks.source import Source
+from eval.benchmarks.yaml_task import open_yaml
+from eval.tasks.task import Choice
 
 DATASETS = os.environ.get("HEARTWOOD_DATASETS")
 pytestmark = [pytest.mark.full,
@@ -106,29 +108,42 @@ TASKS = {
 }
 
 
-def requests_of_peer(file: str, splits: dict[str, list[dict]], num_shots: int) -> list[tuple]:
-    """(context, continuation) of every request, of the task as it is but for its rows."""
+def open_peer(file: str, splits: dict[str, list[dict]], num_shots: int):
+    """lm-evaluation-harness' task as it is but for its rows, with its requests built."""
     lm_eval = pytest.importorskip("lm_eval")
     datasets = pytest.importorskip("datasets")
     from lm_eval.api.task import ConfigurableTask
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    config = load_yaml(Path(lm_eval.__file__).parent / "tasks" / file)
+    config = load_yaml(tasks_of_peer(lm_eval) / file)
     held = {name: datasets.Dataset.from_list(rows) for name, rows in splits.items()}
-    names = {name for name in ("training_split", "validation_split", "test_split") if name in config}
-    for name in names:
-        config[name] = None
-    config |= {"test_split": "test", "num_fewshot": num_shots, "dataset_path": "json",
+    config |= {"training_split": "train" if "train" in splits else None, "validation_split": None,
+               "test_split": "test", "num_fewshot": num_shots, "dataset_path": "json",
                "custom_dataset": lambda **kwargs: datasets.DatasetDict(held)}
     for name in ("tag", "task_list", "group", "dataset_kwargs"):
         config.pop(name, None)
+    if len(splits) == 1:    # named, as else an example may be the item itself
+        config["fewshot_split"] = "test"
     task = ConfigurableTask(config=config)
+    task.set_fewshot_seed(1234)
     task.build_all_requests(limit=None, rank=0, world_size=1)
-    return [instance.args for instance in task.instances]
+    return task
+
+
+def tasks_of_peer(lm_eval) -> Path:
+    return Path(lm_eval.__file__).parent / "tasks"
+
+
+def requests_of_peer(file: str, splits: dict[str, list[dict]], num_shots: int) -> list[tuple]:
+    """(context, continuation) of every request."""
+    return [instance.args for instance in open_peer(file, splits, num_shots).instances]
 
 
 def own_requests(name: str, folder: Path, form: str, num_shots: int) -> list[tuple]:
-    asked = BENCHMARKS[name](Source(folder, form, num_shots)).choices("test", 0, 0)
+    return to_requests(BENCHMARKS[name](Source(folder, form, num_shots)).choices("test", 0, 0))
+
+
+def to_requests(asked: list[Choice]) -> list[tuple]:
     return [(choice.contexts[place if len(choice.contexts) > 1 else 0], option)
             for choice in asked for place, option in enumerate(choice.choices)]
 
@@ -161,3 +176,62 @@ def test_mmlu_requests_of_every_subject(form, folder, num_shots, tmp_path):
         expected += requests_of_peer(f"mmlu/{folder}/mmlu_{subject}.yaml", splits, num_shots)
     assert own_requests("mmlu", tmp_path, form, num_shots) == expected
     assert len(subjects) == 57 and len(expected) == 57 * 3 * 4
+
+
+GSM8K = [{"question": f"What is {n} plus {n}?", "answer": f"It is {n}+{n}.\n#### {2 * n:,}"}
+         for n in range(500, 530)]
+WITHOUT_CODE = {name: TASKS[name] for name in (
+    "arc_easy", "openbookqa", "piqa", "siqa", "commonsense_qa", "boolq", "sciq", "lambada_openai",
+    "truthfulqa_mc1")} | {"gsm8k": ("gsm8k/gsm8k.yaml", lambda: GSM8K)}
+
+
+def open_own_yaml(folder: Path, file: str, splits: dict[str, list[dict]], num_shots: int):
+    """The same task file, included in one that names local rows."""
+    lm_eval = pytest.importorskip("lm_eval")
+    for name, rows in splits.items():
+        (folder / f"{name}.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    files = {name: f"{name}.jsonl" for name in splits}
+    shots = {"fewshot_split": "test"} if len(splits) == 1 else {}
+    (folder / "mine.yaml").write_text(json.dumps({
+        "include": str(tasks_of_peer(lm_eval) / file), "dataset_path": "json",
+        "training_split": "train" if "train" in splits else None, "validation_split": None,
+        "test_split": "test", "dataset_kwargs": {"data_files": files}, **shots}))    # JSON is YAML
+    return open_yaml(Source(folder / "mine.yaml", num_shots=num_shots))
+
+
+@pytest.mark.parametrize("num_shots, has_train", [(0, False), (3, True), (3, False)])
+@pytest.mark.parametrize("name", WITHOUT_CODE)
+def test_task_files_ask_what_lm_evaluation_harness_asks(name, num_shots, has_train, tmp_path):
+    file, make_rows = WITHOUT_CODE[name]
+    rows = make_rows()
+    half = len(rows) // 2
+    splits = {"test": rows[:half], "train": rows[half:]} if has_train or name == "gsm8k" else {
+        "test": rows}
+    own = open_own_yaml(tmp_path, file, splits, num_shots)
+    peer = open_peer(file, splits, num_shots)
+    if name != "gsm8k":
+        assert to_requests(own.choices("test", 0, 0)) == [one.args for one in peer.instances]
+        return
+    asked = own.conversations("test", 0, 0)
+    assert [one.meta["prompt"] for one in asked] == [one.args[0] for one in peer.instances]
+    generation = peer.instances[0].args[1]
+    assert list(own.stops) == generation["until"]
+
+
+COMPLETIONS = [" 500 and 500 are 1,000.\n#### 1,000", " #### 1000", " It is $1000.", "#### 1,000.",
+               " 1000 or 7", "", " none", "#### 7\n#### 1000"]
+
+
+def test_filters_and_exact_match_are_those_of_lm_evaluation_harness(tmp_path):
+    rows = [GSM8K[0]] * len(COMPLETIONS)
+    splits = {"test": rows, "train": GSM8K[1:]}
+    own = open_own_yaml(tmp_path, "gsm8k/gsm8k.yaml", splits, 0)
+    peer = open_peer("gsm8k/gsm8k.yaml", splits, 0)
+    for instance, completion in zip(peer.instances, COMPLETIONS):
+        instance.resps = [completion]
+    peer.apply_filters()
+    asked, = own.conversations("test", 1, 0)
+    for instance, completion in zip(peer.instances, COMPLETIONS):
+        expected = {name: peer.process_results(instance.doc, [text])["exact_match"]
+                    for name, text in instance.filtered_resps.items()}
+        assert own.grade(asked, completion).measures == expected, completion

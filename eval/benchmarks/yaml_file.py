@@ -115,7 +115,8 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     try:
         config = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except OSError as error:
-        raise UserError(str(path), f"cannot be read ({error.strerror})", "correct the name") from None
+        raise UserError(str(path), f"cannot be read ({error.strerror})",
+                        "correct the name") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(str(path), f"is no YAML ({first_line(error)})", "correct it") from None
     if not isinstance(config, dict):

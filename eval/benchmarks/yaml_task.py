@@ -11,6 +11,7 @@ import ast
 import dataclasses
 import functools
 import importlib.util
+import itertools
 import random
 import re
 import string
@@ -148,13 +149,17 @@ class _YamlRows:
             yield (number, place, row,
                    self.fields.description(row) + "".join(shots.solved(one) for one in picked))
 
+    @functools.cached_property
+    def _pool_texts(self) -> frozenset[str]:
+        return frozenset(map(repr, self.pool))
+
     def _pick(self, row: Row, rng: random.Random) -> list[Row]:
-        wanted, is_own = self.num_shots, any(one == row for one in self.pool)
+        wanted, is_own = self.num_shots, repr(row) in self._pool_texts
         sampler = (self.fields.config.get("fewshot_config") or {}).get("sampler", "default")
-        found = list(self.pool)
-        if sampler == "default" and len(found) >= wanted + is_own:
-            found = rng.sample(found, wanted + is_own)
-        found = [one for one in found if one != row][:wanted]
+        drawn = self.pool
+        if sampler == "default" and len(drawn) >= wanted + is_own:
+            drawn = rng.sample(drawn, wanted + is_own)
+        found = list(itertools.islice((one for one in drawn if one != row), wanted))
         if len(found) < wanted:
             raise UserError(f"num_shots={wanted}", f"{self.name} has only {len(found)} examples "
                             "besides the question", "lower num_shots")
