@@ -39,7 +39,7 @@ EXTRAS = {
     "cuda": ["jax[cuda13]>=0.10.2,<0.12"],
     "cloud": ["s3fs>=2025", "gcsfs>=2025", "huggingface_hub>=0.34"],
     "ray": ["ray>=2.50"],
-    "hf": ["tokenizers>=0.22", "jinja2>=3.1.6", "gguf>=0.19"],
+    "hf": ["tokenizers>=0.22", "jinja2>=3.1.6", "gguf>=0.19", "pyyaml>=6"],
     "tb": ["tensorboardX>=2.6"],
     "notebooks": ["jupyterlab>=4", "nbconvert>=7.16", "ipykernel>=6.29"],
     "wandb": ["wandb>=0.20"],

@@ -1,4 +1,4 @@
-"""The literal prompts of a multiple-choice benchmark: rows become items, and a form writes them out.
+"""A multiple-choice benchmark's literal prompts: rows become items, which a form writes out.
 
 A form is text alone, filled in by `str.format` with an item's fields and with
 

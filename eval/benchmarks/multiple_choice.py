@@ -194,7 +194,7 @@ class Benchmark:
             if isinstance(row, Damaged):
                 raise UserError(place, row.what, "correct this row, or remove it")
             item = self._item(row, place, form)
-            if not faults.refuses(item, place):
+            if not faults.refuses(item.choices, item.answers, place, bool(item.starts)):
                 yield number, _ordered(item, form.order)
 
     def _item(self, row: Mapping[str, Any], place: str, form: Form) -> Item:
@@ -240,14 +240,19 @@ class Faulty:
         self.noted: Counter[str] = Counter()
         self._first: dict[str, str] = {}
 
-    def refuses(self, item: Item, place: str) -> bool:
-        """Counts what is odd with an item; whether it may not be asked."""
+    def refuses(self, choices: Sequence[str], answers: Sequence[int], place: str,
+                may_repeat: bool = False) -> bool:
+        """Counts what is odd with the options of a row; whether it may not be asked.
+
+        Args:
+            may_repeat: whether options may be equal, as they differ in what stands before them.
+        """
         reason = ""
-        if not item.answers or not all(0 <= a < len(item.choices) for a in item.answers):
+        if not answers or not all(0 <= answer < len(choices) for answer in answers):
             reason = "gold_out_of_range"
-        elif not all(choice.strip() for choice in item.choices):
+        elif not all(choice.strip() for choice in choices):
             reason = "empty_choice"
-        elif not item.starts and len(set(item.choices)) < len(item.choices):
+        elif not may_repeat and len(set(choices)) < len(choices):
             self.noted["equal_choices"] += 1
             self._first.setdefault("equal_choices", place)
         if reason:
