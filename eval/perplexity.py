@@ -12,6 +12,7 @@ counts as the last line; what has no text is counted there.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,11 @@ from absl import flags
 
 from core import entry
 from core.errors import UserError
+from core.progress import log
 from data.layouts.faults import Faults
-from data.readers.units import split_patterns
+from data.readers.units import find_inputs, split_patterns
+from data.tokenizers.load import load_tokenizer
+from data.tokenizers.tokenizer import Tokenizer
 from eval.measures.perplexity import (
     Encoded,
     check_context,
@@ -32,7 +36,8 @@ from eval.measures.perplexity import (
 )
 from eval.measures.texts import DOCUMENTS, read_texts
 from eval.measures.windows import RULES, WindowRule
-from eval.respond.loaded import LoadedModel, load_model
+from eval.respond.loaded import load_model
+from model.directory import read_description
 from model.execution import COMPUTE_DTYPES, Execution
 
 
@@ -41,7 +46,7 @@ def is_token_folder(path: str) -> bool:
     return (Path(path) / "tokens.json").exists()
 
 
-def read_inputs(model: LoadedModel, inputs: str, faults: Faults, *, documents: str = "whole",
+def read_inputs(tokenizer: Tokenizer, inputs: str, faults: Faults, *, documents: str = "whole",
                 domains: Sequence[str] = (), num: int = 0) -> Iterator[Encoded]:
     """The documents of all inputs, each with the name of its line in the table.
 
@@ -49,20 +54,31 @@ def read_inputs(model: LoadedModel, inputs: str, faults: Faults, *, documents: s
         inputs: comma-separated, as `data.readers.units` describes them, or folders of tokens.
         documents: see `read_texts`.
         domains: of folders of tokens; see `read_domains`.
-        num: documents of each input or domain.
+        num: documents of each input or domain, the first ones; 0 or less: all.
 
     Raises:
-        UserError: an input does not exist or has no text; see also `read_domains`.
+        UserError: an input does not exist or has no text, or two have files in common; see also
+            `read_domains`.
     """
-    patterns = split_patterns(inputs)
+    patterns = list(dict.fromkeys(split_patterns(inputs)))
     folders = [pattern for pattern in patterns if is_token_folder(pattern)]
+    files = [pattern.replace(",", "\\,") for pattern in patterns if pattern not in folders]
     if domains and not folders:
         raise UserError(f"domains={','.join(domains)}", f"no input of {inputs!r} is a folder of "
                         "tokens", "name one, or leave the domains out")
-    parts = [read_domains(Path(pattern), model.tokenizer, domains, num) if pattern in folders
-             else encode_texts(read_texts(pattern, faults, documents=documents, num=num),
-                               model.tokenizer) for pattern in dict.fromkeys(patterns)]
-    return (document for part in parts for document in part)
+    if files and len(find_inputs(",".join(files))) < sum(len(find_inputs(one)) for one in files):
+        raise UserError(f"inputs={inputs!r}", "two of them have files in common, which the total "
+                        "would count twice", "name each file once")
+    texts = [encode_texts(read_texts(one, faults, documents=documents, num=num), tokenizer)
+             for one in files]
+    tokens = [_read_folder(one, tokenizer, domains, num) for one in folders]
+    return itertools.chain(*texts, *tokens)
+
+
+def _read_folder(folder: str, tokenizer: Tokenizer, domains: Sequence[str],
+                 num: int) -> Iterator[Encoded]:
+    found = read_domains(Path(folder), tokenizer, domains, num)
+    return (document._replace(name=f"{folder}:{document.name}") for document in found)
 
 
 def main() -> dict[str, Any]:
@@ -71,14 +87,15 @@ def main() -> dict[str, Any]:
     for name in ("model", "inputs"):
         if not values[name].value:
             raise UserError(f"--{name}", "is missing", f"name a path: --{name}=PATH")
-    execution = Execution(values.compute_dtype, loss_chunks=0)
-    faults = Faults("inputs")
-    model = load_model(Path(values.model), execution)
-    rule = WindowRule(values.window_tokens or model.context_tokens, values.rule, values.stride,
+    folder, faults = Path(values.model), Faults("inputs")
+    described = read_description(folder)
+    rule = WindowRule(values.window_tokens or described.context_tokens, values.rule, values.stride,
                       values.bos)
-    check_context(model, rule)
-    documents = read_inputs(model, values.inputs, faults, documents=values.documents,
-                            domains=values.domains, num=values.num)
+    check_context(rule, described.context_tokens, folder.name)
+    documents = read_inputs(load_tokenizer(folder), values.inputs, faults,
+                            documents=values.documents, domains=values.domains, num=values.num)
+    model = load_model(folder, Execution(values.compute_dtype, loss_chunks=0))
+    log(f"perplexity: {rule}")
     measured = measure_encoded(model, documents, rule=rule, batch_size=values.batch_size,
                                official_words=values.official_words)
     faults.report()

@@ -23,7 +23,8 @@ from core.json_text import format_json
 from data.layouts.faults import Faults
 from data.tokenizers.bpe import BytePairTokenizer
 from data.tokens.checked import write_sums
-from eval.measures import packed
+from eval.measures import packed, perplexity
+from eval.measures.likelihood import bits_per_byte
 from eval.measures.packed import Piece, row_lengths, score_pieces
 from eval.measures.perplexity import (
     Encoded,
@@ -309,9 +310,9 @@ def test_tokens_of_another_tokenizer_are_refused(model, tokens):
 
 def test_what_is_refused(model):
     long = dataclasses.replace(model, context_tokens=15)
-    with pytest.raises(UserError, match="^window_tokens=16: exceeds the context of tiny@1, 15"):
+    with pytest.raises(UserError, match=r"^window_tokens=16: exceeds the context of tiny@1, 15"):
         measure_texts(long, TEXTS, rule=WindowRule(16))
-    with pytest.raises(UserError, match="^inputs: hold no token to be scored"):
+    with pytest.raises(UserError, match=r"^inputs: hold no token to be scored"):
         measure_texts(model, [Text("a", "x")], rule=WindowRule(16, bos=False))
 
 
@@ -351,10 +352,44 @@ def test_pages_begin_at_headings_of_level_one():
         (" = One = \n text = x = \n = = Part = = \n more ", ""), (" = Two = \n end \n", "")]
 
 
-def test_domains_without_a_folder_of_tokens_are_refused(model, tmp_path):
-    (tmp_path / "a.txt").write_text("text")
-    with pytest.raises(UserError, match="^domains=heldout: no input of .*a.txt' is a folder"):
-        read_inputs(model, str(tmp_path / "a.txt"), Faults("inputs"), domains=["heldout"])
+def test_wrong_inputs_are_refused_before_any_is_scored(tokens, tmp_path):
+    for name in ("a.txt", "b,c.txt"):
+        (tmp_path / name).write_text("text")
+    (tmp_path / "empty.txt").write_text("\n")
+    read = partial(read_inputs, TOKENIZER, faults=Faults("inputs"))
+    with pytest.raises(UserError, match=r"^domains=heldout: no input of .*a.txt' is a folder"):
+        read(str(tmp_path / "a.txt"), domains=["heldout"])
+    for second, message in (("*.txt", "two of them have files in common"),
+                            ("no.txt", "matches no input file"), ("empty.txt", "holds no text")):
+        with pytest.raises(UserError, match=message):
+            read(f"{tmp_path}/a.txt,{tmp_path}/{second}")
+    with pytest.raises(UserError, match="was made by tokenizer"):
+        read_inputs(BYTES, f"{tmp_path}/a.txt,{tokens}", Faults("inputs"))
+    found = list(read(f"{tmp_path}/a.txt,{tmp_path}/b\\,c.txt,{tokens}", num=1))
+    assert [document.name for document in found] == [
+        f"{tmp_path}/a.txt", f"{tmp_path}/b,c.txt", f"{tokens}:heldout", f"{tokens}:code"]
+
+
+def test_another_encoding_is_announced(tmp_path, capsys):
+    (tmp_path / "latin.txt").write_bytes("Müller war früh da.".encode("latin-1"))
+    text, = read_texts(str(tmp_path / "latin.txt"), Faults("inputs"))
+    assert text.text == "Müller war früh da."
+    assert "latin.txt: is not UTF-8" in capsys.readouterr().err
+
+
+def test_long_inputs_are_scored_in_chunks(model, monkeypatch):
+    whole = measure_texts(model, TEXTS, rule=WindowRule(16))
+    monkeypatch.setattr(perplexity, "CHUNK_TOKENS", 20)
+    chunked = measure_texts(model, TEXTS, rule=WindowRule(16))
+    assert chunked["nats"] == pytest.approx(whole["nats"], rel=1e-6)
+    assert chunked["documents"] == whole["documents"] == len(TEXTS)
+
+
+def test_whole_documents_measure_as_the_rows_of_a_token_folder(model, tokens):
+    """With windows as long as the documents it is the figure of `eval.measures.likelihood`."""
+    rows = bits_per_byte(model, tokens, row_length=200, batch_size=2)
+    assert measure_domains(model, tokens, rule=WindowRule(64), domains=["heldout"])["bpb"] \
+        == pytest.approx(rows, rel=1e-5)
 
 
 def test_the_command_prints_a_table_and_all_figures(model, tokens, tmp_path):
@@ -373,8 +408,8 @@ def test_the_command_prints_a_table_and_all_figures(model, tokens, tmp_path):
     *table, last = done.stdout.splitlines()
     got = json.loads(last)
     assert [line.split()[0] for line in table] == [
-        "input", f"{tmp_path}/a.txt", "heldout", "code", "total"]
-    assert got["rule"] == "half, windows of 16 tokens, with BOS"
+        "input", f"{tmp_path}/a.txt", f"{tokens}:heldout", f"{tokens}:code", "total"]
+    assert (got["rule"], got["window_tokens"], got["stride"], got["bos"]) == ("half", 16, 0, True)
     own = measure_texts(model, [Text("a", "the other weather")], rule=WindowRule(16, "half"))
     assert got["inputs"][f"{tmp_path}/a.txt"]["bpb"] == pytest.approx(own["bpb"], rel=1e-5)
     assert format_table(got).splitlines() == table

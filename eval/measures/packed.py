@@ -16,6 +16,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from core.progress import Progress
 from data.batch import Batch, stack
 from data.tokens.best_fit import best_fit
 from data.tokens.examples import Example, lay_out_examples
@@ -60,22 +61,28 @@ def score_pieces(model: LoadedModel, pieces: Sequence[Piece], *, longest: int,
     """
     found: list[np.ndarray] = [np.empty(0, np.float32)] * len(pieces)
     in_flight: deque[tuple[list[np.ndarray], jax.Array]] = deque()
+    num_done = 0
 
-    def fetch() -> None:
+    def fetch() -> int:
+        """Takes the oldest batch; the number of tokens in it that are scored."""
         members, logp_BL = in_flight.popleft()
         for row, logp_L in zip(members, jax.device_get(logp_BL)):
             ends = itertools.accumulate(len(pieces[i].tokens) - 1 for i in row.tolist())
             for i, end in zip(row.tolist(), ends):
                 found[i] = logp_L[end - pieces[i].num_scored:end]
+        return sum(pieces[i].num_scored for row in members for i in row.tolist())
 
-    for members, batch in _batches(pieces, longest, batch_size):
-        model.between_batches()
-        in_flight.append((members, _logps(model.params, batch, config=model.config,
-                                          execution=model.execution)))
-        if len(in_flight) > 1:      # one computes while another is prepared
-            fetch()
-    while in_flight:
-        fetch()
+    with Progress("likelihood", sum(piece.num_scored for piece in pieces), "tokens") as progress:
+        for members, batch in _batches(pieces, longest, batch_size):
+            model.between_batches()
+            in_flight.append((members, _logps(model.params, batch, config=model.config,
+                                              execution=model.execution)))
+            if len(in_flight) > 1:      # one computes while another is prepared
+                num_done += fetch()
+                progress.update(num_done)
+        while in_flight:
+            num_done += fetch()
+        progress.update(num_done)
     return found
 
 

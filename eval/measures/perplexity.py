@@ -232,7 +232,7 @@ def measure_encoded(model: LoadedModel, documents: Iterable[Encoded], *, rule: W
     Raises:
         UserError: the windows are longer than the model's context, or no token has a score.
     """
-    check_context(model, rule)
+    check_context(rule, model.context_tokens, model.name or "the model")
 
     def score(pieces: Sequence[Piece]) -> Sequence[np.ndarray]:
         return score_pieces(model, pieces, longest=rule.window_tokens, batch_size=batch_size)
@@ -246,16 +246,17 @@ def measure_encoded(model: LoadedModel, documents: Iterable[Encoded], *, rule: W
     total = add_sums([sums for parts in by_name.values() for sums in parts])
     if not total.tokens:
         raise UserError("inputs", "hold no token to be scored", "name a longer text")
-    return {"rule": str(rule), **describe_sums(total, official_words),
+    return {"rule": rule.name, "window_tokens": rule.window_tokens, "stride": rule.stride,
+            "bos": rule.bos, **describe_sums(total, official_words),
             "inputs": {name: describe_sums(add_sums(parts)) for name, parts in by_name.items()}}
 
 
-def check_context(model: LoadedModel, rule: WindowRule) -> None:
-    """Raises `UserError` where windows are longer than the rows that the model was trained on."""
-    if rule.window_tokens > model.context_tokens:
-        raise UserError(f"window_tokens={rule.window_tokens}", f"exceeds the context of "
-                        f"{model.name or 'the model'}, {model.context_tokens} tokens, beyond which "
-                        "no position was trained", f"set it to {model.context_tokens} or less")
+def check_context(rule: WindowRule, context_tokens: int, name: str) -> None:
+    """Raises `UserError` where windows are longer than the rows that a model was trained on."""
+    if rule.window_tokens > context_tokens:
+        raise UserError(f"window_tokens={rule.window_tokens}", f"exceeds the context of {name}, "
+                        f"{context_tokens} tokens, beyond which no position was trained",
+                        f"set it to {context_tokens} or less")
 
 
 def format_table(measured: Mapping[str, Any]) -> str:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import codecs
+import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from core.errors import UserError
 from data.extraction.encoding import decode
 from data.extraction.extract import HTML_TYPES
 from data.layouts.faults import Faults
+from data.layouts.rows import log_once
 from data.readers.read import read
 from data.readers.records import Corrupt, RawRecord
 from data.readers.units import find_inputs, plan
@@ -42,9 +45,10 @@ def read_texts(pattern: str, faults: Faults, *, documents: str = "whole",
     """The texts of a file, a folder or a glob, as they are: nothing is normalised.
 
     A text file is one document, a row of a JSONL, CSV or Parquet file is one; `data.readers` finds
-    the field of its text.
+    the field of its text. The first is read at once, so that a wrong input is refused early.
 
     Args:
+        pattern: see `data.readers.units`; the name of all texts.
         faults: counts what has no text: damaged rows, empty ones, HTML.
         documents: a name of `DOCUMENTS`: what of a file or row is one document.
         num: how many, the first ones; 0 or less: all.
@@ -55,22 +59,19 @@ def read_texts(pattern: str, faults: Faults, *, documents: str = "whole",
     if documents not in DOCUMENTS:
         raise UserError(f"documents={documents!r}", f"is none of {', '.join(DOCUMENTS)}",
                         "choose one of them")
-    found = 0
-    for record in _read_records(pattern, faults):
-        content = record.content
-        text = content if isinstance(content, str) else decode(content, record.content_type)
-        for part, original in DOCUMENTS[documents](text):
-            found += 1
-            yield Text(pattern, part, original)
-            if found == num:
-                return
-    if not found:
-        raise UserError(f"inputs={pattern!r}", "holds no text", "name files of text, or rows with "
-                        "a field `text`")
+    name = pattern.replace("\\,", ",")
+    texts = (Text(name, part, original) for text in _read_contents(find_inputs(pattern), faults)
+             for part, original in DOCUMENTS[documents](text))
+    first = next(texts, None)
+    if first is None:
+        faults.report()
+        raise UserError(f"inputs={name!r}", "holds no text", "name files of text, or rows with a "
+                        "field `text`")
+    return itertools.islice(itertools.chain([first], texts), num if num > 0 else None)
 
 
-def _read_records(pattern: str, faults: Faults) -> Iterator[RawRecord]:
-    for unit in plan(find_inputs(pattern), UNIT_BYTES):
+def _read_contents(paths: Sequence[str], faults: Faults) -> Iterator[str]:
+    for unit in plan(paths, UNIT_BYTES):
         for item in read(unit):
             if isinstance(item, Corrupt):
                 faults.add("damaged", item.source, f"cannot be read ({item.reason})")
@@ -79,7 +80,15 @@ def _read_records(pattern: str, faults: Faults) -> Iterator[RawRecord]:
             elif item.content_type.lower().startswith(HTML_TYPES):
                 faults.add("html", item.source, "is HTML, which is no plain text")
             else:
-                yield item
+                yield item.content if isinstance(item.content, str) else _decode(item)
+
+
+def _decode(record: RawRecord) -> str:
+    text = decode(record.content, record.content_type)
+    if text.encode() != record.content.removeprefix(codecs.BOM_UTF8):
+        log_once(f"{record.source}: is not UTF-8; what is read, and its number of bytes, are of "
+                 "the text in UTF-8")
+    return text
 
 
 def split_pages(text: str) -> Iterator[tuple[str, str]]:

@@ -8,8 +8,8 @@ with windows that advance by half. Every measure therefore names its rule:
                 earlier, so that its tokens have more context (the rolling windows of
                 EleutherAI/lm-evaluation-harness@4e7e0d4, lm_eval/utils.py, with context_len 1)
     strided     windows of L tokens, their last target included, that advance by a stride; what an
-                earlier window has scored is context (perplexity.md in the
-                documentation of huggingface/transformers@052b1dc, which weights the mean of every window but the
+                earlier window has scored is context (the guide to perplexity of
+                huggingface/transformers@052b1dc, which weights the mean of every window but the
                 first by one token too few; here every token weighs the same)
     half        windows of L inputs that advance by half of L: as `eval.measures.likelihood` cuts
                 rows, but from the start of each document
