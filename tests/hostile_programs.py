@@ -1,12 +1,18 @@
 """Programs that try to leave the sandbox, to exhaust it, or to pass without being right.
 
-Each is followed by `RIGHT`, so that one whose attack succeeds passes.
+Each that has no function `f` of its own is followed by a right one, so that it passes if its attack
+succeeds.
 """
 
 from core.artifacts import ROOT
 
-RIGHT = "\ndef f(x):\n    return x * x\n"
+RIGHT = "def f(x):\n    return x * x\n"
 LIBC = "import ctypes, os\nlibc = ctypes.CDLL(None, use_errno=True)\n"
+
+
+def complete(code: str) -> str:
+    """The program whose function `f` is checked."""
+    return code if "def f(" in code else f"{code}\n{RIGHT}"
 
 
 def _syscall(x86_64: int, aarch64: int, *arguments: str) -> str:
@@ -42,7 +48,7 @@ ATTACKS = {
     "setns": ("failed", LIBC + "assert libc.setns(0, 0) == 0"),
     "mount": ("failed", LIBC + "assert libc.mount(b'x', b'/work', b'tmpfs', 0, None) == 0"),
     "chroot": ("forbidden", "import os\nos.chroot('.')"),
-    "become_root": ("forbidden", "import os\nos.setuid(0)"),
+    "become_root": (ABSENT, "import os\nos.setuid(0)"),
     "raise_a_limit": ("failed", "import resource\n"
                       "resource.setrlimit(resource.RLIMIT_AS, (1 << 40, 1 << 40))"),
     "raise_priority": ("forbidden", "import os\nos.setpriority(os.PRIO_PROCESS, 0, -20)"),
@@ -87,7 +93,7 @@ ATTACKS = {
     "endless_deaf": ("timeout", "import signal\nfor n in range(1, 32):\n"
                      "    try: signal.signal(n, signal.SIG_IGN)\n    except OSError: pass\n"
                      "while True:\n    pass"),
-    "endless_result": ("timeout", "def f(x):\n    while True: pass\n#"),
+    "endless_result": ("timeout", "def f(x):\n    while True: pass"),
     "threads": (("failed", "memory"), "import threading, time\nfor _ in range(10_000):\n"
                 "    threading.Thread(target=time.sleep, args=(99,), daemon=True).start()"),
     "open_files": ("failed", "x = [open('/dev/null') for _ in range(10_000)]"),
@@ -97,13 +103,13 @@ ATTACKS = {
     "recursion": ("failed", "def r():\n    r()\nr()"),
     "deep_recursion": (("failed", "memory", "timeout"), "import sys\n"
                        "sys.setrecursionlimit(1 << 30)\ndef r(): return [r()]\nr()"),
-    "stack": (("failed", "memory"), LIBC + "import sys\nsys.setrecursionlimit(1 << 30)\nx = []\n"
-              "for _ in range(1 << 20): x = [x]\nrepr(x)"),
+    "stack": (("failed", "memory", "timeout"), "import sys\n"
+              "sys.setrecursionlimit(1 << 30)\nx = []\nfor _ in range(1 << 20): x = [x]\nrepr(x)"),
     "crash": ("failed", LIBC + "ctypes.string_at(0)"),
     # the verdict
     "leave": ("failed", "import os\nos._exit(0)"),
     "exit": ("failed", "import sys\nsys.exit(0)"),
-    "leave_in_a_call": ("failed", "import os\ndef f(x): os._exit(0)\n#"),
+    "leave_in_a_call": ("failed", "import os\ndef f(x): os._exit(0)"),
     "leave_in_a_thread": ("failed", "import os, threading\n"
                           "t = threading.Thread(target=os._exit, args=(0,))\nt.start()\nt.join()"),
     "close_everything": ("failed", "import os\nos.closerange(0, 99)"),
@@ -115,38 +121,38 @@ ATTACKS = {
                       "    try: os.write(n, (struct.pack('>I', len(t)) + t) * 9)\n"
                       "    except OSError: pass\nimport time\ntime.sleep(0.2)\nos._exit(0)"),
     "no_tests": ("failed", "import sys\nsys.modules['submitted'] = None\ndel sys\n"
-                 "def f(x): return None\n#"),
+                 "def f(x): return None"),
     "equal_to_all": ("failed", "class A:\n    def __eq__(self, other): return True\n"
-                     "    def __bool__(self): return True\ndef f(x): return A()\n#"),
+                     "    def __bool__(self): return True\ndef f(x): return A()"),
     "equal_number": ("failed", "class A(int):\n    def __eq__(self, other): return True\n"
-                     "    __hash__ = int.__hash__\ndef f(x): return A(1)\n#"),
+                     "    __hash__ = int.__hash__\ndef f(x): return A(1)"),
     "equal_list": ("failed", "class A(list):\n    def __eq__(self, other): return True\n"
-                   "    def __iter__(self): return iter([9])\ndef f(x): return A()\n#"),
+                   "    def __iter__(self): return iter([9])\ndef f(x): return A()"),
     "builtins": ("failed", "import builtins\nbuiltins.isinstance = lambda *a: True\n"
                  "builtins.all = builtins.any = lambda *a: True\n"
                  "class A(Exception): pass\nbuiltins.AssertionError = A\n"
                  "builtins.print = builtins.compile = builtins.exec = lambda *a, **k: None\n"
-                 "def f(x): return 1\n#"),
+                 "def f(x): return 1"),
     "modules": ("failed", "import sys, types\nfor name in list(sys.modules):\n"
-                "    sys.modules[name] = types.ModuleType(name)\ndef f(x): return 1\n#"),
-    "json": ("failed", "import json\njson.dumps = lambda *a, **k: '{\"value\": 1}'\n#"),
+                "    sys.modules[name] = types.ModuleType(name)\ndef f(x): return 1"),
+    "json": ("failed", "import json\njson.dumps = lambda *a, **k: '{\"value\": 1}'"),
     "atexit": ("failed", "import atexit, os\natexit.register(os._exit, 0)\nraise SystemExit"),
     "trace": ("failed", "import sys\ndef t(*a): return t\nsys.settrace(t)\nsys.setprofile(t)\n"
-              "def f(x): return 1\n#"),
-    "frames": ("failed", "import sys, gc\nfound = []\nframe = sys._getframe()\n"
-               "while frame:\n    found += [v for v in frame.f_locals.values()]\n"
-               "    frame = frame.f_back\n"
-               "texts = [o for o in found + gc.get_objects() if isinstance(o, (str, dict))]\n"
+              "def f(x): return 1"),
+    "frames": ("failed", "import sys, gc\nfound = gc.get_objects()\nframe = sys._getframe()\n"
+               "while frame:\n    found.append(frame.f_locals)\n    frame = frame.f_back\n"
                "needle = 'submitted(' + repr('f')\n"
-               "assert any(needle in str(t) for t in texts if t is not needle)"),
+               "texts = [v for o in found if isinstance(o, dict) for v in list(o.values())]\n"
+               "texts += [v for o in found if isinstance(o, (list, tuple)) for v in list(o)]\n"
+               "assert any(needle in t for t in texts if isinstance(t, str) and t is not needle)"),
     "error_without_text": ("failed", "class A(BaseException):\n    def __str__(self): raise self\n"
                            "raise A"),
     "endless_iterator": (("failed", "memory"), "import itertools\n"
-                         "def f(x): return itertools.count()\n#"),
-    "huge_result": (("failed", "memory"), "def f(x): return 'a' * (1 << 27)\n#"),
+                         "def f(x): return itertools.count()"),
+    "huge_result": (("failed", "memory"), "def f(x): return 'a' * (1 << 27)"),
     "nested_result": ("failed", "def f(x):\n    a = []\n    for _ in range(100_000): a = [a]\n"
-                      "    return a\n#"),
-    "own_class": ("failed", "class A: pass\ndef f(x): return A()\n#"),
+                      "    return a"),
+    "own_class": ("failed", "class A: pass\ndef f(x): return A()"),
     "input": ("failed", "input()"),
     "no_python": ("failed", "def f(x) return"),
     "null_byte": ("failed", "x = '\0'"),

@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from hostile_programs import ATTACKS, FORKING, HARMLESS, RIGHT
+from hostile_programs import ATTACKS, FORKING, HARMLESS, RIGHT, complete
 
 from core.errors import UserError
 from eval.sandbox import seccomp
@@ -25,9 +25,9 @@ from eval.sandbox.run import (
 CHECK = "assert submitted('f')(3) == 9"
 MARK = f"of test {os.getpid()}"     # no layer, but an argument that every process here shares
 ALL = (*LAYERS, MARK)
-SHORT = Limits(wall_secs=1.0, cpu_secs=1, memory_bytes=256 << 20, output_bytes=100_000)
+SHORT = Limits(wall_secs=0.7, cpu_secs=1, memory_bytes=256 << 20, output_bytes=100_000)
 PATIENT = Limits(wall_secs=20.0, cpu_secs=2, memory_bytes=256 << 20, output_bytes=100_000)
-WAITING = ("sleep", "endless", "endless_deaf", "endless_result")
+WAITING = ("sleep", "endless", "endless_deaf", "endless_result", "deep_recursion", "stack")
 
 
 def processes() -> list[int]:
@@ -54,7 +54,7 @@ def left_behind() -> dict[str, object]:
 
 
 def run_all(codes: dict, limits_of, layers=ALL) -> dict:
-    programs = [Program(code + RIGHT, CHECK) for _, code in codes.values()]
+    programs = [Program(complete(code), CHECK) for _, code in codes.values()]
     outcomes = {}
     for limits in (SHORT, PATIENT):
         chosen = [index for index, name in enumerate(codes) if limits_of(name) is limits]
@@ -96,15 +96,15 @@ def test_processes_end_with_the_program_that_started_them(name):
     expected, code = FORKING[name]
     find_layers(ALL)
     before = set(processes())
-    outcome = run_programs([Program(code + RIGHT, CHECK)],
+    outcome = run_programs([Program(complete(code), CHECK)],
                            Limits(wall_secs=3.0, may_fork=True, num_tasks=32), layers=ALL)[0]
-    assert outcome.verdict in expected, outcome
+    assert outcome.verdict in ([expected] if isinstance(expected, str) else expected), outcome
     assert set(processes()) <= before
 
 
 @pytest.mark.parametrize("name", HARMLESS)
 def test_harmless_programs_pass(name):
-    code = HARMLESS[name] + RIGHT
+    code = complete(HARMLESS[name])
     plain, checked = run_programs([code, Program(code, CHECK)], layers=ALL)
     assert plain.passed and checked.passed, (plain, checked)
 
@@ -135,7 +135,7 @@ def test_processes_end_without_a_namespace_as_well():
         pytest.skip("this machine does not have them")
     before = set(processes())
     for name in ("daemon", "deaf_daemon"):
-        code = FORKING[name][1] + RIGHT
+        code = complete(FORKING[name][1])
         assert run_programs([Program(code, CHECK)], Limits(may_fork=True),
                             layers=wanted)[0].passed
     assert set(processes()) <= before
@@ -163,7 +163,7 @@ def test_outcomes_tell_what_happened():
     error = run_program("x = 1\n1 / 0")
     assert error.detail == "ZeroDivisionError: division by zero (line 2)"
     assert run_program("import os; os._exit(3)").detail == "ended by itself, with status 3"
-    assert run_program("import os; os.abort()").detail == "ended by SIGABRT"
+    assert run_program("import ctypes; ctypes.string_at(0)").detail == "ended by SIGSEGV"
     assert "sort" in run_program(Program("", "submitted('sort')()")).detail
     assert "(line 1)" in run_program("open('/nowhere')").detail
 

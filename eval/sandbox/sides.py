@@ -55,7 +55,7 @@ def _reply(replies: int, message: Any) -> None:
         sys.stdout.flush()
     try:
         send(replies, message)
-    except OverflowError as error:
+    except (OverflowError, MemoryError) as error:
         send(replies, {"error": _describe(error)})
 
 
