@@ -226,6 +226,12 @@ def test_what_is_no_literal_equals_nothing():
     came = decode(encode(object()))
     assert isinstance(came, Opaque) and came and came != object()
     assert list(decode(encode(iter([1, 2])))) == [1, 2]
+
+    class Liar(list):
+        def __iter__(self):
+            return iter([9])
+
+    assert decode(encode(Liar([1]))) == [1]
     for broken in ({}, {"no": 1}, {"tuple": 1}, {"set": [[1]]}, {"int": "x"}, {"decimal": "x"}):
         with pytest.raises(ValueError):
             decode(broken)
