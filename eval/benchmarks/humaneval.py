@@ -18,11 +18,14 @@ from data.chat import Conversation, ask
 from eval.benchmarks.source import Source
 from eval.sandbox.confine import Limits
 from eval.sandbox.run import Outcome, Program, run_programs
+from eval.sandbox.sides import FAILED, PASSED, VERDICTS
 from eval.tasks.task import Grade
 
 NAME = "humaneval"
 FIELDS = ("task_id", "prompt", "entry_point", "canonical_solution", "test")
 FORMS = ("completion", "chat")
+LIMITS = Limits(wall_secs=15.0, cpu_secs=3)
+LIMITED = tuple(verdict for verdict in VERDICTS if verdict not in (PASSED, FAILED))
 STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
 # Of openai/simple-evals at ee3b031, humaneval_eval.py.
 INSTRUCTION = ("Read the following function signature and docstring, and fully implement the "
@@ -45,14 +48,18 @@ class HumanEval:
 
     rows: tuple[dict[str, Any], ...]
     form: str = FORMS[0]
-    limits: Limits = Limits(wall_secs=15.0, cpu_secs=3)
+    limits: Limits = LIMITS
     name: str = NAME
-    max_new_tokens: int = 512
 
     @property
     def stops(self) -> tuple[str, ...]:
         """Texts that end an answer."""
         return STOPS if self.form == "completion" else ()
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Of an answer; one in a chat repeats the prompt."""
+        return 512 if self.form == "completion" else 1024
 
     def conversations(self, split: str, num: int, seed: int) -> list[Conversation]:
         """The first `num` problems in the file's order, all if 0 or less; nothing is drawn.
@@ -76,7 +83,11 @@ class HumanEval:
         return self.grade(conversation, completion).score
 
     def grade(self, conversation: Conversation, completion: str) -> Grade:
-        """Runs the program; `literal` is its score without any repair (see `extract_program`)."""
+        """Runs the program.
+
+        Of the measures, `literal` is the score of prompt and answer as they are, without what
+        `extract_program` repairs; the others say which limit the program met.
+        """
         return self.grade_all([(conversation, completion)])[0]
 
     def grade_all(self, answers: Sequence[tuple[Conversation, str]], *,
@@ -87,9 +98,10 @@ class HumanEval:
             UserError: nothing here confines programs; see `eval.sandbox.run.run_programs`.
         """
         outcomes = self.run_all(answers, num_workers=num_workers)
-        return [Grade(float(outcome.passed), code, {"literal": float(literal.passed)} | {
-                    verdict: 1.0 for verdict in [outcome.verdict] if not outcome.passed})
-                for code, outcome, literal in outcomes]
+        return [Grade(float(outcome.passed), code if answer.strip() else None,
+                      {"literal": float(literal.passed)}
+                      | {verdict: float(outcome.verdict == verdict) for verdict in LIMITED})
+                for (_, answer), (code, outcome, literal) in zip(answers, outcomes)]
 
     def run_all(self, answers: Sequence[tuple[Conversation, str]], *,
                 num_workers: int = 0) -> list[tuple[str, Outcome, Outcome]]:
@@ -107,10 +119,13 @@ class HumanEval:
 
     @staticmethod
     def _check(meta: Any) -> str:
-        """The published test, with the prompt's own functions before it, as some tests call them.
+        """The published test, after the prompt's own functions, some of which tests call.
+
+        The test of HumanEval/33 compares the function with itself, by its name.
         """
-        return (f"{_preamble(meta['stub'], meta['entry_point'])}\n{meta['test']}\n"
-                f"check(submitted({meta['entry_point']!r}))\n")
+        name = meta["entry_point"]
+        return (f"{_preamble(meta['stub'], name)}\n{name} = submitted({name!r})\n"
+                f"{meta['test']}\ncheck({name})\n")
 
 
 def open_humaneval(source: Source) -> HumanEval:
@@ -143,44 +158,40 @@ def cut(answer: str) -> str:
 def extract_program(stub: str, entry_point: str, answer: str) -> str:
     """The program that an answer to the prompt `stub` stands for.
 
-    In this order: of Markdown, the first block that defines the function, else the first one; an
-    answer that repeats the signature is a program of its own, after the prompt's imports and
-    functions; of any other, which goes on where the prompt ends, what follows a stop is cut. A body
-    whose indentation was lost gets it back: that of its first line, which tokenizers and `strip`
-    remove, or of all lines. lm-evaluation-harness #3126 and evalplus #54 show what scores are
-    without.
+    An answer whose first line is indented goes on where the prompt ends; what follows a stop or a
+    fence is cut. Otherwise: of Markdown, the first block that defines the function, else the first
+    one. Code that repeats the signature is a program of its own, after the prompt's imports and
+    functions. Any other is a body whose indentation was lost: that of its first line, which
+    tokenizers and `strip` remove, or of all lines. lm-evaluation-harness #3126 and evalplus #54
+    show what scores are without.
     """
+    first = next((line for line in answer.split("\n") if line.strip()), "")
+    if first[:1] in (" ", "\t") and not first.lstrip().startswith("```"):
+        return stub + cut(answer).split("\n```")[0]
     blocks = FENCE.findall(answer)
     is_own = re.compile(rf"^(?:async +)?def +{re.escape(entry_point)}\b", re.MULTILINE)
-    if blocks:
-        answer = next((block for block in blocks if is_own.search(textwrap.dedent(block))),
-                      blocks[0])
-    if is_own.search(dedented := textwrap.dedent(answer)):
+    code = next((block for block in blocks if is_own.search(textwrap.dedent(block))),
+                blocks[0] if blocks else answer)
+    if is_own.search(dedented := textwrap.dedent(code)):
         return _preamble(stub, entry_point) + "\n" + dedented
-    return stub + _indent(cut("\n" + answer)[1:])
+    return stub + _indent(code if blocks else cut(code))
 
 
 def _preamble(stub: str, entry_point: str) -> str:
     """What stands before the function in a prompt: imports, and functions that it may call."""
-    return stub[:max(stub.rfind(f"def {entry_point}"), 0)]
+    return stub[:max(stub.rfind(f"def {entry_point}("), 0)]
 
 
 def _indent(body: str) -> str:
-    """The body of a function, with the indentation that it lost."""
+    """The body of a function, with the indentation that all of it, or its first line, lost."""
     lines = body.split("\n")
     first = next((index for index, line in enumerate(lines) if line.strip()), None)
     if first is None or lines[first][0] in " \t":
         return body
-    if any(line[:1] in (" ", "\t") for line in lines[first + 1:]) and not _compiles(body):
+    shifted = textwrap.indent(body, "    ")
+    try:
+        compile("def f():\n" + shifted, "<body>", "exec", dont_inherit=True)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         lines[first] = "    " + lines[first]
         return "\n".join(lines)
-    return textwrap.indent(body, "    ")
-
-
-def _compiles(body: str) -> bool:
-    """Whether a body is one by itself, all of it shifted to the left."""
-    try:
-        compile("def f():\n" + textwrap.indent(body, "    "), "<body>", "exec", dont_inherit=True)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    return True
+    return shifted

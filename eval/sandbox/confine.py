@@ -66,8 +66,9 @@ def confine(layers: Collection[str], limits: Limits, work: str | None) -> None:
                           [namespaces.DEVICES[0], *([work] if work else [])],
                           may_execute=limits.may_fork)
     if SECCOMP in layers:
-        seccomp.install(seccomp.make_filter(os.getpid(), may_fork=limits.may_fork,
-                                            may_kill=NAMESPACES in layers))
+        seccomp.install(seccomp.make_filter(
+            os.getpid(), may_fork=limits.may_fork,
+            may_kill=limits.may_fork and NAMESPACES in layers))
 
 
 def _limit(layers: Collection[str], limits: Limits) -> None:

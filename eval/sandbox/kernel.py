@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -87,9 +88,7 @@ def drop_privileges() -> None:
             prctl(PR_CAPBSET_DROP, capability)
         except OSError:     # EPERM without the right to drop, EINVAL after the last one
             break
-    try:
+    with contextlib.suppress(OSError):      # before Linux 4.3
         prctl(PR_CAP_AMBIENT, 4)
-    except OSError:
-        pass                # before Linux 4.3
     header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
     call("capset", header, (ctypes.c_uint32 * 6)())

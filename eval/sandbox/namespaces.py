@@ -23,8 +23,9 @@ def find_readable() -> list[str]:
     """Folders and devices that Python itself needs; none lies in another."""
     paths = sysconfig.get_paths()
     base = sys.base_prefix
+    modules = sysconfig.get_config_var("DESTSHARED") or paths["platstdlib"]     # those in C
     wanted = sorted({*LIBRARIES, *DEVICES, f"{base}/lib", f"{base}/lib64", paths["stdlib"],
-                     paths["platstdlib"], sysconfig.get_config_var("DESTSHARED") or paths["stdlib"]})
+                     paths["platstdlib"], modules})
     found: list[str] = []
     for path in map(os.path.abspath, wanted):
         if os.path.exists(path) and not any(path.startswith(f"{above}/") for above in found):

@@ -183,8 +183,8 @@ def run_programs(programs: Iterable[Program | str], limits: Limits | None = None
     missing = [what for what, kinds in NEEDED.items() if not set(kinds) & set(active)]
     if missing and not limits.allow_unconfined:
         raise UserError("sandbox", f"nothing here keeps programs from {' and '.join(missing)}",
-                        "run on Linux 5.13 or later or where user namespaces are allowed, or in "
-                        "a container of your own with allow_unconfined of the limits")
+                        "run on Linux 5.13 or later, or where user namespaces are allowed; in a "
+                        "container of your own, allow unconfined programs in the `Limits`")
     num_workers = min(num_workers or os.cpu_count() or 1, len(programs))
     if num_workers <= 1:
         return [_run(program, limits, layers) for program in programs]

@@ -10,6 +10,7 @@ The case holds the clock, caps the output and ends both.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -23,15 +24,7 @@ from collections.abc import Callable, Collection
 from typing import Any, NoReturn
 
 from eval.sandbox import kernel, landlock, namespaces, seccomp, sides
-from eval.sandbox.confine import (
-    LANDLOCK,
-    LIMITS,
-    NAMESPACES,
-    SECCOMP,
-    TREE,
-    Limits,
-    confine,
-)
+from eval.sandbox.confine import LANDLOCK, LIMITS, NAMESPACES, SECCOMP, TREE, Limits, confine
 from eval.sandbox.frames import receive, send
 
 END_SECS = 5.0      # that the end of what a case started may take
@@ -217,10 +210,8 @@ def _watch(output: int, result: int, limits: Limits) -> tuple[dict[str, Any], by
 
 def _end(pid: int) -> tuple[int, resource.struct_rusage]:
     """Kills a process, if it has not ended; its status and what it used."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     _, status, used = os.wait4(pid, 0)
     return status, used
 
