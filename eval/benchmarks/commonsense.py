@@ -108,7 +108,8 @@ def _read_wsc(row: Row) -> Item:
 
 
 def _cloze(name: str, text: str) -> dict[str, Form]:
-    return {"cloze": Form(text, num_shots=5, fixed=fixed_examples(name), baseline="Answer:")}
+    return {"cloze": Form(text, num_shots=5, fixed=fixed_examples(name), baseline="Answer:",
+                          normalisation="char")}
 
 
 def _letter(name: str, text: str, line: str = LINE) -> dict[str, Form]:

@@ -45,7 +45,8 @@ STEMS = {"jeopardy": "jeopardy_all", "winograd": "winograd_wsc", "mmlu_zeroshot"
 def _make_form(context: str, option: str, num_shots: int, delimiter: str) -> Form:
     """The delimiter's last space belongs to the option, and to its first token."""
     stem = delimiter.rstrip(" ")
-    return Form(context + stem, delimiter[len(stem):] + option, num_shots=num_shots, is_core=True)
+    return Form(context + stem, delimiter[len(stem):] + option, num_shots=num_shots, is_core=True,
+                normalisation="token")
 
 
 CORE: Mapping[str, tuple[Form, Layout]] = MappingProxyType(

@@ -71,6 +71,7 @@ class Form:
         order: places of the options in this form, e.g. ``(1, 0)``; () as they are.
         is_core: examples are drawn as the CORE metric does; see `_draw_as_core`.
         baseline: `Choice.baseline`.
+        normalisation: by which the suite judges; a name of `eval.measures.choices`.
     """
 
     text: str
@@ -84,6 +85,7 @@ class Form:
     order: tuple[int, ...] = ()
     is_core: bool = False
     baseline: str = ""
+    normalisation: str = "raw"
 
     def fields(self) -> set[str]:
         """Names of the fields that an item must have."""

@@ -48,6 +48,11 @@ class Questions:
     left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
     noted: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
+    @property
+    def normalisation(self) -> str:
+        """By which an item is judged; the other ones are reported beside it."""
+        return self.form.normalisation
+
     def choices(self, split: str, num: int, seed: int) -> list[Choice]:
         """The first `num` questions, or all; a benchmark has one split.
 

@@ -12,6 +12,7 @@ from eval.benchmarks import commonsense, mmlu, reading, science, sciq, truthfulq
 from eval.benchmarks.core import CORE, core_task
 from eval.benchmarks.gsm8k import open_gsm8k
 from eval.benchmarks.humaneval import open_humaneval
+from eval.benchmarks.ifeval import open_ifeval
 from eval.benchmarks.qa import DEFINITIONS, open_short_answers
 from eval.benchmarks.source import Source
 from eval.tasks.task import AnswerTask, ChoiceTask, Task
@@ -25,7 +26,7 @@ BENCHMARKS: dict[str, Callable[[Source], Task | ChoiceTask]] = {
     **{name: core_task(name) for name in CORE}, **_OWN,
     **{f"{name}_generated" if name in CORE else name: partial(open_short_answers, name)
        for name in DEFINITIONS},
-    "gsm8k": open_gsm8k, "humaneval": open_humaneval}
+    "gsm8k": open_gsm8k, "humaneval": open_humaneval, "ifeval": open_ifeval}
 
 
 def open_benchmark(name: str, source: Source) -> Task:

@@ -27,7 +27,8 @@ def _read_stem(row: Row) -> Item:
 
 def _olmes(name: str) -> dict[str, Form]:
     rows = fixed_examples(name)
-    return {"cloze": Form(QUESTION, num_shots=5, fixed=rows, baseline="Answer:"),
+    return {"cloze": Form(QUESTION, num_shots=5, fixed=rows, baseline="Answer:",
+                          normalisation="char"),
             "letter": Form(LISTED, " {letter}", LINE, num_shots=5, fixed=rows)}
 
 

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from core.errors import UserError
 from eval.benchmarks.registry import definition, open_benchmark
 from eval.benchmarks.source import Source
+from eval.benchmarks.yaml_task import open_yaml
 from eval.tasks.documentation import load_documentation
 from eval.tasks.file import load_file_task
 from eval.tasks.task import Task
@@ -54,7 +55,7 @@ def open_tasks(counts: Mapping[str, int], corpus: Path | None, inputs: str = "",
                             f"choose among {', '.join(TASKS)}")
     for path in filter(None, (part.strip() for part in inputs.split(","))):
         if path.endswith((".yaml", ".yml")):
-            opened.append((load_yaml_task(path), ALL))
+            opened.append((open_yaml(Source(Path(path))), ALL))
         else:
             task = load_file_task(path)
             opened.append((task, len(task.solved)))
