@@ -24,6 +24,7 @@ from core.artifacts import ROOT, make_lineage, read_jsonl, write_json, write_jso
 from core.errors import UserError
 from data.chat import ask
 from data.tokenizers.bpe import BytePairTokenizer
+from eval import checkpoints
 from eval.aggregate.curve_page import render
 from eval.aggregate.curves import (
     Curve,
@@ -260,20 +261,25 @@ def tokenizer():
     return BytePairTokenizer({bytes([b]): i for i, b in enumerate((10, *range(32, 124)))})
 
 
+@pytest.fixture
+def model(params, config, execution, tokenizer):
+    return LoadedModel(params, config, execution, tokenizer, False, 64)
+
+
 def save_checkpoints(folder, params, steps, *, keep_ema=False, **optimizer):
     """Saves states of these steps, each with other parameters; the states by step."""
     section = ConfigDict(make_optimizer(warmup_steps=0, **optimizer))
     state = make_state(params, optimizer=optimizers.make_optimizer(section, 100),
                        key=jax.random.key(1), mesh=make_mesh({"data": 1}, jax.devices()[:1]),
                        guard_window=8, keep_ema=keep_ema)
-    checkpoints, states = Checkpoints(folder, keep=9), {}
+    saved, states = Checkpoints(folder, keep=9), {}
     batches = iter(grain.MapDataset.range(100).to_iter_dataset())
     for step in steps:
         states[step] = dataclasses.replace(
             state, step=jnp.int32(step),
             params=jax.tree.map(lambda leaf, step=step: leaf * (1 + 0.1 * step), params))
-        assert checkpoints.save(states[step], batches, required=True)
-    checkpoints.close()
+        assert saved.save(states[step], batches, required=True)
+    saved.close()
     return states
 
 
@@ -311,6 +317,7 @@ def test_a_checkpoint_gives_the_average_or_the_raw_parameters(folder, params, co
     assert equal(load_checkpoint(place, 4, config, raw=True), scaled)
 
 
+@pytest.mark.full
 def test_without_an_average_these_are_what_training_would_keep(tmp_path, params, config):
     for name, changes in {"adamw": {}, "schedule_free": {"schedule": "constant"}}.items():
         states = save_checkpoints(tmp_path / name, params, (3,), name=name, **changes)
@@ -331,17 +338,16 @@ def measure(run, cache, **changes):
                                | changes)
 
 
-def test_scores_are_those_of_the_models_by_hand(folder, config, execution, params, tokenizer,
-                                                tmp_path):
+def test_scores_are_those_of_the_models_by_hand(folder, model, tmp_path):
     run = open_run(folder)
     assert run.steps == (2, 4) and run.tokens == {1: 64, 2: 128, 4: 256}
     rows, failed = measure(run, tmp_path, raw=True)
     assert not failed and [(task, metric) for _, task, metric, _ in rows] == [
         ("guess", "acc"), ("guess", "acc_raw")] * 2
     for _, _, metric, point in rows:
-        scaled = jax.tree.map(lambda leaf, step=point.step: leaf * (1 + 0.1 * step), params)
-        model = LoadedModel(scaled, config, execution, tokenizer, False, 64)
-        scores = score_choices(model, QUESTIONS, row_length=64, batch_size=2)
+        scaled = jax.tree.map(lambda leaf, step=point.step: leaf * (1 + 0.1 * step), model.params)
+        scores = score_choices(dataclasses.replace(model, params=scaled), QUESTIONS, row_length=64,
+                               batch_size=2)
         right = [s.is_right if metric == "acc_raw" else s.is_right_per_byte for s in scores]
         assert point.score.value == pytest.approx(np.mean(right))
         assert (point.score.items, point.score.chance) == (6, pytest.approx(1 / 3))
@@ -350,9 +356,10 @@ def test_scores_are_those_of_the_models_by_hand(folder, config, execution, param
         ("while training", 2, 1.5)]
 
 
-def test_a_repeated_command_evaluates_nothing_and_other_settings_do(folder, params, config,
-                                                                    execution, tokenizer, tmp_path):
-    loaded, model = [], LoadedModel(params, config, execution, tokenizer, False, 64)
+def test_a_repeated_command_evaluates_nothing_and_other_settings_or_code_do(
+        folder, model, tmp_path, monkeypatch):
+    loaded, code = [], ["code"]
+    monkeypatch.setattr(checkpoints, "code_digest", lambda path: code[0])
 
     class Counted(Run):
         def load(self, step, *, raw):
@@ -366,6 +373,9 @@ def test_a_repeated_command_evaluates_nothing_and_other_settings_do(folder, para
         loaded.clear()
         measure(run, tmp_path, **changes)
         assert loaded == [2, 4]
+    code[0] = "other code"
+    measure(run, tmp_path, **changes)
+    assert loaded == [2, 4, 2, 4]
 
 
 def test_a_damaged_checkpoint_is_left_out_and_named(folder, tmp_path, capfd):

@@ -227,27 +227,27 @@ def test_brier_scores_by_hand():
 def test_calibration_errors_of_hand_made_bins():
     p = [0.05, 0.15, 0.15, 0.95, 1.0]
     right = [0, 1, 0, 1, 1]
-    wide = expected_calibration_error(p, right, binning="equal_width")
+    wide = expected_calibration_error(p, right, binning="width")
     assert wide.error == pytest.approx((0.05 + 0.7 + 0.05) / 5)
     assert [found.items for found in wide.bins] == [1, 2, 0, 0, 0, 0, 0, 0, 0, 2]
     assert wide.bins[1].accuracy == 0.5 and wide.bins[2].accuracy is None
-    mass = expected_calibration_error(p, right, binning="equal_mass", num_bins=2)
+    mass = expected_calibration_error(p, right, binning="mass", num_bins=2)
     assert mass.error == pytest.approx((abs(0.35 - 1) + abs(1.95 - 2)) / 5)
     assert [found.items for found in mass.bins] == [3, 2]
     assert mass.bins[0].high == pytest.approx(0.55)
-    edge = expected_calibration_error([0.1, 0.2, 0.3], [0, 0, 0], binning="equal_width")
+    edge = expected_calibration_error([0.1, 0.2, 0.3], [0, 0, 0], binning="width")
     assert [found.items for found in edge.bins][:3] == [1, 1, 1], "bins are (low, high]"
     with pytest.raises(UserError, match="binning='equal': is unknown"):
         expected_calibration_error(p, right, binning="equal")
     with pytest.raises(UserError, match="confidences: not all are from 0 to 1"):
-        expected_calibration_error([1.2], [1], binning="equal_width")
+        expected_calibration_error([1.2], [1], binning="width")
 
 
 def test_equal_confidences_make_the_order_of_answers_irrelevant():
     p = RNG.choice([0.2, 0.5, 0.7, 0.9], 60)
     right = RNG.integers(0, 2, 60)
     order = RNG.permutation(60)
-    for binning in ("equal_width", "equal_mass"):
+    for binning in ("width", "mass"):
         found = expected_calibration_error(p, right, binning=binning)
         again = expected_calibration_error(p[order], right[order], binning=binning)
         assert found.error == pytest.approx(again.error)
@@ -258,6 +258,6 @@ def test_equal_confidences_make_the_order_of_answers_irrelevant():
 def test_a_perfectly_calibrated_model_has_no_error_and_confident_errors_cost_coverage():
     p = np.repeat([0.25, 0.75], 4)
     right = [1, 0, 0, 0, 1, 1, 1, 0]
-    assert expected_calibration_error(p, right, binning="equal_width").error == pytest.approx(0)
+    assert expected_calibration_error(p, right, binning="width").error == pytest.approx(0)
     np.testing.assert_allclose(risk_by_coverage([0.9, 0.8, 0.7], [1, 0, 0]), [0, 1 / 2, 2 / 3])
     np.testing.assert_allclose(risk_by_coverage([0.7, 0.8, 0.9], [1, 0, 0]), [1, 1, 2 / 3])

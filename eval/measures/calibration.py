@@ -36,7 +36,7 @@ class Calibration:
 
     Attributes:
         error: mean over answers of |confidence - accuracy| of their bin.
-        binning: `equal_width` or `equal_mass`.
+        binning: `width` or `mass`.
         bins: the bins, in order; there are fewer than asked for where confidences are tied.
     """
 
@@ -86,7 +86,7 @@ def expected_calibration_error(confidences: Sequence[float], is_right: Sequence[
     Args:
         confidences: the probability of each answer, from 0 to 1.
         is_right: 1 or 0 for each.
-        binning: `equal_width`, bins of equal width from 0 to 1; or `equal_mass`, bins of as equal
+        binning: `width`, bins of equal width from 0 to 1; or `mass`, bins of as equal
             numbers of answers as equal confidences, which stay together, allow: ends lie halfway
             between neighbours (as in `get_ece_em` of HELM at 63754d0).
 
@@ -94,15 +94,15 @@ def expected_calibration_error(confidences: Sequence[float], is_right: Sequence[
         UserError: a number is not finite or not from 0 to 1, or the binning is unknown.
     """
     p, right = _check_pairs(confidences, is_right)
-    if binning == "equal_width":
+    if binning == "width":
         edges = np.linspace(0, 1, num_bins + 1)
-    elif binning == "equal_mass":
+    elif binning == "mass":
         parts = np.array_split(np.sort(p), min(num_bins, len(p)))
         inner = [(a[-1] + b[0]) / 2 for a, b in itertools.pairwise(parts)]
         edges = np.unique([0.0, *inner, 1.0])
     else:
         raise UserError(f"binning={binning!r}", "is unknown",
-                        "choose equal_width or equal_mass")
+                        "choose width or mass")
     places = np.maximum(np.searchsorted(edges, p, side="left") - 1, 0)
     bins, gaps = [], []
     for place, (low, high) in enumerate(itertools.pairwise(edges)):
