@@ -20,7 +20,7 @@ from eval.tasks.task import Choice
 
 EXAMPLES = ("first", "seeded")
 UNREADABLE = (KeyError, TypeError, ValueError, IndexError, AttributeError)
-CORE_ORDER_SEED = 1337      # of nanochat's scripts/base_eval.py
+CORE_ORDER_SEED = 1337      # of nanochat's base_eval.py
 MAX_TWINS = 20              # of an item, among the examples drawn for it
 
 
@@ -119,12 +119,12 @@ class _Examples:
             of = f" of {item.group}" if item.group and not self._own else ""
             raise UserError(f"num_shots={task.num_shots}",
                             f"{task.name} has only {num} examples{of} besides the question",
-                            "lower num_shots")
+                            "ask for fewer examples")
 
     def _draw_as_core(self, place: int) -> list[Item]:
         """As nanochat's core_eval.py draws: by rank in the shuffled file, among all others.
 
-        Source: karpathy/nanochat@92d63d4, nanochat/core_eval.py and scripts/base_eval.py.
+        Source: karpathy/nanochat@92d63d4, core_eval.py and base_eval.py.
         """
         task, own = self._task, self._rank[place]
         num_others = len(self._pool) - 1
