@@ -8,7 +8,7 @@ question's own subject, in the file's order. The forms:
     original        hendrycks/test@4450500: as before, with two spaces before the subject
     helm            stanford-crfm/helm@63754d0: "Question: "; it orders the examples by a draw
     continuation    lm-evaluation-harness' mmlu_continuation: the answers' texts
-    letter, cloze   OLMES (arXiv 2406.08446)
+    letter, cloze   OLMES (arXiv 2406.08446), after the paper: its request files have no MMLU
 
 The original drops examples while a prompt has more than 2,048 tokens; here the rule for items that
 are longer than the context holds.

@@ -124,7 +124,7 @@ class _Examples:
             of = f" of {item.group}" if item.group and not self._own else ""
             raise UserError(f"num_shots={task.num_shots}",
                             f"{task.name} has only {num} examples{of} besides the question",
-                            "lower num_shots")
+                            "ask for fewer examples")
 
     def _draw_as_core(self, place: int) -> list[Item]:
         """As nanochat's core_eval.py draws: by rank in the shuffled file, among all others.

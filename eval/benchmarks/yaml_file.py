@@ -14,7 +14,9 @@ from typing import Any
 
 from core.errors import UserError, first_line
 
+LOCAL = "dataset_path: json, dataset_kwargs: {data_files: {test: FILE}}"
 OUTPUT_TYPES = ("multiple_choice", "generate_until", "loglikelihood")
+CHOICE_FIELD = "doc_to_choice"
 DATASETS = ("json", "csv", "parquet")       # builders of the library `datasets` that read files
 FIELDS = frozenset((
     "task", "output_type", "dataset_path", "dataset_kwargs", "training_split", "validation_split",
@@ -47,18 +49,20 @@ def read_task_file(path: Path) -> dict[str, Any]:
                         "remove it, or write the task in Python")
     config.setdefault("output_type", "generate_until")
     if config["output_type"] not in OUTPUT_TYPES:
-        raise UserError(str(path), f"asks for output_type {config['output_type']!r}",
+        raise UserError(str(path), f"asks for the output type {config['output_type']!r}",
                         f"choose among {', '.join(OUTPUT_TYPES)}")
-    for name in ("doc_to_text", "doc_to_target"):
-        if config.get(name) is None:
+    needed = ["doc_to_text", "doc_to_target"]
+    if config["output_type"] == "multiple_choice":
+        needed.append(CHOICE_FIELD)
+    for name in needed:
+        if config.get(name) in (None, ""):
             raise UserError(str(path), f"lacks {name}", "add it")
-    if config["output_type"] == "multiple_choice" and not config.get("doc_to_choice"):
-        raise UserError(str(path), "lacks doc_to_choice", "add it")
     _check_names(path, "fewshot_config", config.get("fewshot_config") or {}, OF_SHOTS)
     _check_names(path, "generation_kwargs", config.get("generation_kwargs") or {}, OF_GENERATION)
     generation = config.get("generation_kwargs") or {}
     if generation.get("do_sample") or float(generation.get("temperature", 0)) > 0:
-        raise UserError(str(path), "samples its answers", "set do_sample to false")
+        raise UserError(str(path), "samples its answers",
+                        "let it take the likeliest: temperature 0")
     return config
 
 
@@ -70,11 +74,11 @@ def data_files(path: Path, config: Mapping[str, Any], split: str) -> list[Path]:
     """
     if config.get("dataset_path") not in DATASETS:
         raise UserError(str(path), f"reads the dataset {config.get('dataset_path')!r} of a hub",
-                        "set dataset_path to json, and name local files in dataset_kwargs")
+                        f"name local files, as in {LOCAL}")
     given = (config.get("dataset_kwargs") or {}).get("data_files") or {}
     by_split = given if isinstance(given, Mapping) else {"train": given}
     if split not in by_split:
-        raise UserError(str(path), f"names no data_files of its split {split}",
+        raise UserError(str(path), f"names no files of its split {split}",
                         f"name them, or choose among {', '.join(by_split) or 'none'}")
     names = by_split[split] if isinstance(by_split[split], list) else [by_split[split]]
     return [_find(path, str(name)) for name in names]

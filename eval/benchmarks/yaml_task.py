@@ -24,14 +24,15 @@ from data.chat import Conversation, ask
 from data.layouts.rows import Damaged, read_rows
 from eval.benchmarks.multiple_choice import Faulty
 from eval.benchmarks.source import Source
-from eval.benchmarks.yaml_file import data_files, read_task_file
+from eval.benchmarks.yaml_file import CHOICE_FIELD, data_files, read_task_file
 from eval.tasks.task import Choice, Grade
 
 Row = Mapping[str, Any]
 SAMPLERS = ("default", "first_n")
 METRICS = {"multiple_choice": ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "brier_score"),
            "loglikelihood": ("acc", "perplexity"), "generate_until": ("exact_match",)}
-INVALID = "[invalid]"       # what a regex without a match leaves, by default
+FILTERS = ("regex", "take_first", "remove_whitespace", "lowercase", "uppercase")
+ASKED_SPLITS = ("test_split", "validation_split")
 MAX_NEW_TOKENS = 256        # lm-evaluation-harness' own number
 
 
@@ -95,7 +96,7 @@ class _Fields:
         if isinstance(options, str):
             options = _literal(options)
         if not isinstance(options, list) or not all(isinstance(one, str) for one in options):
-            raise UserError(self.place, f"its doc_to_choice gives {options!r}, which is no list of "
+            raise UserError(self.place, f"{CHOICE_FIELD} gives {options!r}, which is no list of "
                             "texts", "correct it")
         return options
 
@@ -162,7 +163,7 @@ class _YamlRows:
         found = list(itertools.islice((one for one in drawn if one != row), wanted))
         if len(found) < wanted:
             raise UserError(f"num_shots={wanted}", f"{self.name} has only {len(found)} examples "
-                            "besides the question", "lower num_shots")
+                            "besides the question", "ask for fewer examples")
         return found
 
     def meta(self, number: int, **more: object) -> dict[str, object]:
@@ -289,9 +290,9 @@ class YamlAnswers:
 
 
 def _open_rows(path: Path, config: Mapping[str, Any], source: Source) -> _YamlRows:
-    asked = config.get("test_split") or config.get("validation_split")
+    asked = next((config[name] for name in ASKED_SPLITS if config.get(name)), None)
     if not asked:
-        raise UserError(str(path), "names neither test_split nor validation_split", "name one")
+        raise UserError(str(path), f"names none of {', '.join(ASKED_SPLITS)}", "name one")
     shots = config.get("fewshot_config") or {}
     num_shots = source.num_shots if source.num_shots >= 0 else config.get("num_fewshot") or 0
     if shots.get("sampler", "default") not in SAMPLERS:
@@ -353,8 +354,8 @@ def _filter(completion: str, steps: Sequence[Mapping[str, Any]], place: str) -> 
                 if text is None:
                     return None
             case other:
-                raise UserError(place, f"asks for the filter {other!r}", "choose among regex, "
-                                "take_first, remove_whitespace, lowercase, uppercase")
+                raise UserError(place, f"asks for the filter {other!r}",
+                                f"choose among {', '.join(FILTERS)}")
     return text
 
 
