@@ -149,10 +149,18 @@ def test_scores_depend_neither_on_the_batch_nor_on_the_order(model, rule):
 def test_lengths_share_a_few_programs(model):
     assert row_lengths(8192) == [128, 512, 2048, 8192] and row_lengths(100) == [100]
     before = packed._logps._cache_size()
-    for sizes in ((3, 5, 50), (7, 9), (200, 100), (128, 400), (20,) * 40):
+    for sizes in ((3, 5, 50), (7, 9), (200, 100), (128, 400), (20,) * 40, (120,) * 2,
+                  (120,) * 3):
         score_pieces(model, [Piece(np.arange(size) % 90, size - 1) for size in sizes],
                      longest=512, batch_size=1)
     assert packed._logps._cache_size() - before <= 4, "rows of 128 (1, 2 and 4) and of 512"
+
+
+def test_a_measurement_can_be_left_before_each_batch(model):
+    calls = []
+    counted = dataclasses.replace(model, between_batches=lambda: calls.append(1))
+    measure_texts(counted, TEXTS[:1], rule=WindowRule(3), batch_size=1)
+    assert len(calls) == len(list(WindowRule(3).cut(1 + len(TOKENIZER.encode(TEXTS[0].text)))))
 
 
 def test_sums_come_before_the_division():
@@ -365,9 +373,9 @@ def test_wrong_inputs_are_refused_before_any_is_scored(tokens, tmp_path):
             read(f"{tmp_path}/a.txt,{tmp_path}/{second}")
     with pytest.raises(UserError, match="was made by tokenizer"):
         read_inputs(BYTES, f"{tmp_path}/a.txt,{tokens}", Faults("inputs"))
-    found = list(read(f"{tmp_path}/a.txt,{tmp_path}/b\\,c.txt,{tokens}", num=1))
+    found = list(read(f"{tmp_path}/a.txt,{tmp_path}/b\\,*.txt,{tokens}", num=1))
     assert [document.name for document in found] == [
-        f"{tmp_path}/a.txt", f"{tmp_path}/b,c.txt", f"{tokens}:heldout", f"{tokens}:code"]
+        f"{tmp_path}/a.txt", f"{tmp_path}/b,*.txt", f"{tokens}:heldout", f"{tokens}:code"]
 
 
 def test_another_encoding_is_announced(tmp_path, capsys):
