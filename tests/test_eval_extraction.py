@@ -30,6 +30,13 @@ def test_a_number_is_read_however_it_is_written(value, negative, way):
     assert parse_number(text) == (-value if negative else value)
 
 
+@given(st.integers(0, 10**11), st.sampled_from(["{:.2f}", "{:,.2f}", "${:,.2f}", "{:.3f}."]))
+def test_fractions_are_read(cents, way):
+    value = Decimal(cents) / 100
+    assert parse_number(way.format(value)) == value
+    assert equal_numbers(flexible_number(f"It costs {way.format(value)}"), str(value))
+
+
 @given(st.integers(-10**9, 10**9), st.sampled_from(WAYS[:6]),
        st.sampled_from(["So {} it is ...", "6 * 3 = {}", "\\boxed{{{}}}", "#### {}", "{}\n\n"]))
 def test_the_last_number_of_a_text_is_found(value, way, frame):

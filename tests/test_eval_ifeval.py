@@ -48,9 +48,9 @@ def test_a_prompt_of_an_unknown_kind_is_left_out_and_named(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("change, fault", [
-    ({"prompt": " "}, "needs a key, a prompt"), ({"instruction_id_list": []}, "needs a key"),
-    ({"kwargs": []}, "as many kwargs"), ({"kwargs": [3]}, "as many kwargs"),
-    ({"instruction_id_list": [3]}, "needs a key"),
+    ({"prompt": " "}, "needs key, prompt"), ({"instruction_id_list": []}, "needs key"),
+    ({"kwargs": []}, "lists of one length"), ({"kwargs": [3]}, "lists of one length"),
+    ({"instruction_id_list": [3]}, "needs key"),
     ({"kwargs": [{"num_words": 3}]}, "startend:quotation needs no arguments")])
 def test_a_damaged_row_is_refused_with_its_place(tmp_path, change, fault):
     with pytest.raises(UserError, match=rf"input_data\.jsonl, row 2: .*{fault}"):

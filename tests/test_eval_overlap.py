@@ -84,6 +84,9 @@ def test_bleu_by_hand():
     # Twice as many words in the reference: the brevity penalty is exp(1 - 10/5).
     longer = f"{reference} x y z u v"
     assert bleu([answer], [[longer]]) == pytest.approx(expected * math.exp(-1))
+    # A word counts as often as the reference that has it most often: 1 of 4, then 1/2, 1/4 and 1/8.
+    assert bleu(["a a a a"], [["a b c d", "e a f g"]]) == pytest.approx(
+        100 * (1 / 4 * 0.5 / 3 * 0.25 / 2 * 0.125 / 1) ** (1 / 4))
     # Of references with 4 and 6 words, the shorter one is as close to 5.
     assert bleu([answer], [[reference + " x", "u v w z"]]) == pytest.approx(expected)
 

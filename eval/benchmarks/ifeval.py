@@ -15,6 +15,7 @@ from eval.measures.instructions import KINDS, check_arguments, grade_instruction
 from eval.tasks.task import Grade
 
 FILES = ("input_data", "ifeval_input_data", "ifeval")
+FIELDS = ("key", "prompt", "instruction_id_list", "kwargs")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,16 +80,15 @@ def open_ifeval(source: Source) -> Ifeval:
 
 def _read_row(row: Mapping[str, Any], place: str) -> Conversation | set[str]:
     """The conversation of a row, or its unknown kinds of instructions."""
-    prompt, kinds = row.get("prompt"), row.get("instruction_id_list")
-    arguments = row.get("kwargs")
-    if not (isinstance(prompt, str) and prompt.strip() and "key" in row
+    key, prompt, kinds, arguments = map(row.get, FIELDS)
+    if not (isinstance(prompt, str) and prompt.strip() and key is not None
             and isinstance(kinds, list) and kinds and all(isinstance(kind, str) for kind in kinds)
             and isinstance(arguments, list) and len(arguments) == len(kinds)
             and all(isinstance(part, Mapping) for part in arguments)):
-        raise UserError(place, "needs a key, a prompt, instruction_id_list, and as many kwargs",
+        raise UserError(place, f"needs {', '.join(FIELDS)}, the last two lists of one length",
                         "correct this row, or remove it")
     if unknown := set(kinds) - set(KINDS):
         return unknown
-    return ask(prompt, "", task="ifeval", family="ifeval", id=f"ifeval/{row['key']}",
+    return ask(prompt, "", task="ifeval", family="ifeval", id=f"ifeval/{key}",
                prompt=prompt, instructions=[[kind, check_arguments(kind, given, place)]
                                             for kind, given in zip(kinds, arguments)])

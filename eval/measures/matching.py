@@ -13,7 +13,9 @@ from collections.abc import Callable, Sequence
 
 from data.writing import separate
 
-_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+_ARTICLES = ("a", "an", "the")
+_SQUAD_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+_DIVIDING = ",;:/\\"         # beside dashes and low lines
 _MINUS = str.maketrans("\u2212\ufe63\uff0d", "---")
 _POINT = re.compile(r"(?<=\d)[.,](?=\d)")           # within a number
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
@@ -26,10 +28,10 @@ def normalise(text: str) -> str:
     """A text without what does not matter to an answer; doing so twice changes no more.
 
     Compatibility forms (NFKC) and case are folded; punctuation (the Unicode categories P, and Sk:
-    accents that stand alone) is removed, of it dashes and low lines become spaces; format
-    characters are removed; English articles are removed; white space becomes single spaces. Kept
-    are the point and the sign of a number, so that 3.5 is not 35, nor -5 equal to 5; symbols, so
-    that C++ is not C; and the whole of a text of which nothing would remain.
+    accents that stand alone) is removed, and so are format characters; dashes, low lines, commas,
+    colons and slashes leave a space; English articles are removed; white space becomes single
+    spaces. Kept are the point and the sign of a number, so that 3.5 is not 35, nor -5 equal to 5;
+    symbols, so that C++ is not C; and the whole of a text of which nothing would remain.
     """
     while (shorter := _normalise_once(text)) != text:
         text = shorter
@@ -44,12 +46,12 @@ def _normalise_once(text: str) -> str:
     bare = "".join(char if place in kept else _without_mark(char)
                    for place, char in enumerate(text))
     bare = " ".join(bare.split()) or text
-    return " ".join(_ARTICLES.sub(" ", bare).split()) or bare
+    return " ".join(word for word in bare.split() if word not in _ARTICLES) or bare
 
 
 def _without_mark(char: str) -> str:
     category = unicodedata.category(char)
-    if category in ("Pd", "Pc"):
+    if category in ("Pd", "Pc") or char in _DIVIDING:
         return " "
     return "" if category[0] == "P" or category in ("Sk", "Cf") else char
 
@@ -60,7 +62,7 @@ def normalise_squad(text: str) -> str:
     Lower case, ASCII punctuation deleted, English articles, white space. It makes 3.5 equal to 35.
     """
     text = "".join(char for char in text.lower() if char not in string.punctuation)
-    return " ".join(_ARTICLES.sub(" ", text).split())
+    return " ".join(_SQUAD_ARTICLES.sub(" ", text).split())
 
 
 # By name, for tasks that say how they compare.
