@@ -5,6 +5,7 @@ import platform
 import statistics
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,14 @@ def processes() -> list[int]:
     return found
 
 
+def end_within(secs: float, is_done) -> bool:
+    """Whether something comes true; a case that has answered takes a moment to end itself."""
+    deadline = time.monotonic() + secs
+    while not is_done() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return is_done()
+
+
 def left_behind() -> dict[str, object]:
     """What a program could have left."""
     shared = {path: Path(path).read_text().count("\n")
@@ -76,7 +85,7 @@ def attacks():
     before = left_behind()
     outcomes = run_all(ATTACKS, limits_of)
     assert left_behind() == before
-    assert len(processes()) <= 4, "more than the idle servers"
+    assert end_within(2.0, lambda: len(processes()) <= 4), "more than the idle servers"
     return outcomes
 
 
@@ -99,7 +108,7 @@ def test_processes_end_with_the_program_that_started_them(name):
     outcome = run_programs([Program(complete(code), CHECK)],
                            Limits(wall_secs=3.0, may_fork=True, num_tasks=32), layers=ALL)[0]
     assert outcome.verdict in ([expected] if isinstance(expected, str) else expected), outcome
-    assert set(processes()) <= before
+    assert end_within(2.0, lambda: set(processes()) <= before)
 
 
 @pytest.mark.parametrize("name", HARMLESS)
@@ -138,7 +147,7 @@ def test_processes_end_without_a_namespace_as_well():
         code = complete(FORKING[name][1])
         assert run_programs([Program(code, CHECK)], Limits(may_fork=True),
                             layers=wanted)[0].passed
-    assert set(processes()) <= before
+    assert end_within(2.0, lambda: set(processes()) <= before)
 
 
 def test_without_any_layer_untrusted_code_is_refused():
