@@ -83,7 +83,8 @@ ATTACKS = {
                          f"{str(ROOT / '.venv/lib/python3.11/site-packages')!r}]\nimport numpy"),
     # exhaustion, each as much as tells whether a limit holds, and not enough to harm the machine
     "memory": ("memory", "x = 'a' * (1 << 34)"),
-    "memory_by_and_by": ("memory", "x = []\nfor _ in range(256):\n    x.append(bytearray(1 << 24))"),
+    "memory_by_and_by": ("memory", "x = []\nfor _ in range(256):\n"
+                         "    x.append(bytearray(1 << 24))"),
     "mapped_memory": (("failed", "memory"), "import mmap\nx = [mmap.mmap(-1, 1 << 28) "
                       "for _ in range(64)]"),
     "output": ("output", "while True:\n    print('a' * 10_000)"),
