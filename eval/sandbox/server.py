@@ -158,6 +158,7 @@ def _submit(request: dict, layers: Collection[str], limits: Limits, work: str,
         _keep_only(output, (calls, replies))
         os.chdir(work)
         os.environ.clear()
+        tempfile.tempdir = work
         os.umask(0o077)
         confine(layers, limits, work)
     except BaseException as error:
