@@ -236,7 +236,7 @@ def test_programs_run_side_by_side_from_threads():
 
 
 def test_a_case_takes_little_more_than_its_program():
-    """The figure is in the guide; the bound is wide, as other tests may run."""
+    """Some 20 ms; the bound is wide, as other tests may run."""
     run_program(Program(RIGHT, CHECK))
     secs = [run_program(Program(RIGHT, CHECK)).secs for _ in range(15)]
     assert statistics.median(secs) < 0.1

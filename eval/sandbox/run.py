@@ -2,8 +2,9 @@
 
 What protects the machine, where its kernel has it: `eval.sandbox.confine.LAYERS`. What protects
 the verdict: the check runs in another process than the program and compares literal values, so
-that no patched builtin, `__eq__` or early exit can make it pass. A bug of the kernel itself is
-the way out that remains, and for two programs side by side the time that they take.
+that no patched builtin, `__eq__` or early exit can make it pass. What remains possible: a bug of
+the kernel, whose files and devices are not virtual here as they would be in a virtual machine;
+and, as in any test, code that is right for the arguments of the check and no others.
 """
 
 from __future__ import annotations
