@@ -13,7 +13,16 @@ from hostile_programs import ATTACKS, FORKING, HARMLESS, RIGHT, complete
 
 from core.errors import UserError
 from eval.sandbox import seccomp
-from eval.sandbox.confine import LANDLOCK, LAYERS, LIMITS, NAMESPACES, SECCOMP, TREE, Limits
+from eval.sandbox.confine import (
+    LANDLOCK,
+    LAYERS,
+    LIMITS,
+    NAMESPACES,
+    SECCOMP,
+    TREE,
+    Limits,
+    counts_tasks,
+)
 from eval.sandbox.frames import Opaque, decode, encode
 from eval.sandbox.run import (
     Program,
@@ -103,7 +112,8 @@ def test_there_are_attacks_enough():
 @pytest.mark.parametrize("name", FORKING)
 def test_processes_end_with_the_program_that_started_them(name):
     expected, code = FORKING[name]
-    find_layers(ALL)
+    if not counts_tasks(find_layers(ALL)):
+        pytest.skip("this machine does not count processes")
     before = set(processes())
     outcome = run_programs([Program(complete(code), CHECK)],
                            Limits(wall_secs=3.0, may_fork=True, num_tasks=32), layers=ALL)[0]
@@ -119,7 +129,8 @@ def test_harmless_programs_pass(name):
 
 
 @pytest.mark.parametrize("layers", [
-    (LIMITS, LANDLOCK, SECCOMP), (NAMESPACES, LIMITS, LANDLOCK), (NAMESPACES, TREE, LIMITS),
+    (LIMITS, LANDLOCK, SECCOMP), (NAMESPACES, LIMITS, LANDLOCK, SECCOMP),
+    (NAMESPACES, TREE, LIMITS),
     (LANDLOCK, SECCOMP)], ids="+".join)
 def test_without_some_layers_the_others_hold(layers):
     wanted = (*layers, MARK)
@@ -133,28 +144,37 @@ def test_without_some_layers_the_others_hold(layers):
     outcomes = run_all(codes, limits_of, wanted)
     assert {name: outcome.verdict for name, outcome in outcomes.items()
             if outcome.passed} == {}
-    assert run_programs([Program(RIGHT, CHECK)], PATIENT, layers=wanted)[0].passed
+    harmless = [complete(code) for code in HARMLESS.values()]
+    assert [outcome.detail for outcome in run_programs(harmless, layers=wanted)
+            if not outcome.passed] == []
     assert left_behind() == before
 
 
 def test_processes_end_without_a_namespace_as_well():
     """A process whose parent ended is adopted by the case, and killed."""
-    wanted = (LIMITS, LANDLOCK, SECCOMP, MARK)
-    if set(wanted[:3]) - set(find_layers(wanted)):
+    wanted = (LIMITS, LANDLOCK, MARK)
+    if set(wanted[:2]) - set(find_layers(wanted)):
         pytest.skip("this machine does not have them")
     before = set(processes())
     for name in ("daemon", "deaf_daemon"):
         code = complete(FORKING[name][1])
-        assert run_programs([Program(code, CHECK)], Limits(may_fork=True),
+        assert run_programs([Program(code, CHECK)], Limits(allow_unconfined=True),
                             layers=wanted)[0].passed
     assert end_within(2.0, lambda: set(processes()) <= before)
 
 
 def test_without_any_layer_untrusted_code_is_refused():
-    with pytest.raises(UserError, match="nothing here keeps programs from files and the network"):
+    with pytest.raises(UserError, match="from files, the network, processes without number"):
         run_programs(["1"], layers=(LIMITS, MARK))
     with pytest.raises(UserError, match="from files"):
         run_programs(["1"], layers=(SECCOMP, MARK))
+    with pytest.raises(UserError, match="from processes without number"):
+        run_programs(["1"], layers=(NAMESPACES, LIMITS, LANDLOCK, MARK))
+    for layers in ((LIMITS, LANDLOCK, SECCOMP, MARK), (NAMESPACES, LIMITS, LANDLOCK, MARK)):
+        with pytest.raises(UserError, match=r"may fork|without number"):
+            run_programs(["1"], Limits(may_fork=True), layers=layers)
+        with pytest.raises(UserError, match="may fork"):
+            run_programs(["1"], Limits(may_fork=True, allow_unconfined=True), layers=layers)
     assert run_programs(["1"], Limits(allow_unconfined=True), layers=(LIMITS, MARK))[0].passed
 
 
@@ -216,7 +236,7 @@ def test_programs_run_side_by_side_from_threads():
 
 
 def test_a_case_takes_little_more_than_its_program():
-    """The figure is in the guide; the bound is wide, as other tests may run."""
+    """Some 20 ms; the bound is wide, as other tests may run."""
     run_program(Program(RIGHT, CHECK))
     secs = [run_program(Program(RIGHT, CHECK)).secs for _ in range(15)]
     assert statistics.median(secs) < 0.1

@@ -33,7 +33,7 @@ class Limits:
         file_bytes: of each file, and where the tree of files is its own of all together.
         open_files: at a time.
         num_tasks: threads and processes at a time, where it has its own user.
-        may_fork: whether it may start processes and execute programs.
+        may_fork: whether it may start processes and execute programs, where they are counted.
         allow_unconfined: runs it even where nothing keeps it from files or the network.
     """
 
@@ -46,6 +46,16 @@ class Limits:
     num_tasks: int = 64
     may_fork: bool = False
     allow_unconfined: bool = False
+
+
+def counts_tasks(layers: Collection[str]) -> bool:
+    """Whether the number of a program's processes is limited, and they are sure to end with it.
+
+    The kernel counts no processes of root, which only with its own tree of files is another user,
+    and before 5.14 it counts all that a user has, within the namespace and outside.
+    """
+    release = tuple(int(part) for part in os.uname().release.split(".")[:2] if part.isdigit())
+    return {NAMESPACES, TREE, LIMITS} <= set(layers) and release >= (5, 14)
 
 
 def confine(layers: Collection[str], limits: Limits, work: str | None) -> None:
@@ -76,8 +86,7 @@ def _limit(layers: Collection[str], limits: Limits) -> None:
               resource.RLIMIT_FSIZE: limits.file_bytes, resource.RLIMIT_CORE: 0,
               resource.RLIMIT_NOFILE: limits.open_files, resource.RLIMIT_MSGQUEUE: 0,
               resource.RLIMIT_MEMLOCK: 0}
-    release = tuple(int(part) for part in os.uname().release.split(".")[:2] if part.isdigit())
-    if NAMESPACES in layers and release >= (5, 14):     # before, all of the user's are counted
+    if counts_tasks(layers):
         wanted[resource.RLIMIT_NPROC] = limits.num_tasks + 4    # with those of the sandbox itself
     for kind, value in wanted.items():
         allowed = resource.getrlimit(kind)[1]

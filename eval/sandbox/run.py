@@ -2,8 +2,9 @@
 
 What protects the machine, where its kernel has it: `eval.sandbox.confine.LAYERS`. What protects
 the verdict: the check runs in another process than the program and compares literal values, so
-that no patched builtin, `__eq__` or early exit can make it pass. A bug of the kernel itself is
-the way out that remains, and for two programs side by side the time that they take.
+that no patched builtin, `__eq__` or early exit can make it pass. What remains possible: a bug of
+the kernel, whose files and devices are not virtual here as they would be in a virtual machine;
+and, as in any test, code that is right for the arguments of the check and no others.
 """
 
 from __future__ import annotations
@@ -25,12 +26,21 @@ from typing import Any
 
 from core.errors import UserError
 from core.progress import log
-from eval.sandbox.confine import LANDLOCK, LAYERS, NAMESPACES, SECCOMP, TREE, Limits
+from eval.sandbox.confine import (
+    LANDLOCK,
+    LAYERS,
+    NAMESPACES,
+    SECCOMP,
+    TREE,
+    Limits,
+    counts_tasks,
+)
 from eval.sandbox.frames import receive, send
 from eval.sandbox.sides import FAILED
 
 ROOT = str(Path(__file__).resolve().parents[2])
-NEEDED = {"files": (TREE, LANDLOCK), "the network": (NAMESPACES, SECCOMP)}
+NEEDED = {"files": (TREE, LANDLOCK), "the network": (NAMESPACES, SECCOMP),
+          "processes without number": (TREE, SECCOMP)}
 # As -I does it, but with a seed of hashes, so that the order of sets is the same in every run.
 START = ["-s", "-S", "-P", "-B", "-X", "utf8", "-c",
          f"import sys; sys.path.append({ROOT!r}); from eval.sandbox.server import main; main()"]
@@ -174,17 +184,21 @@ def run_programs(programs: Iterable[Program | str], limits: Limits | None = None
         layers: those to use, of the ones that this machine has.
 
     Raises:
-        UserError: nothing here keeps a program from files or from the network, and
-            `Limits.allow_unconfined` is not set; or a layer that was there at the start fails.
+        UserError: nothing here keeps a program from files, the network or processes without
+            number, and `Limits.allow_unconfined` is not set; or `Limits.may_fork` is, where
+            processes are not counted; or a layer that was there at the start fails.
     """
     limits, layers = limits or Limits(), tuple(layers)
     programs = [Program(each) if isinstance(each, str) else each for each in programs]
     active = find_layers(layers)
     missing = [what for what, kinds in NEEDED.items() if not set(kinds) & set(active)]
     if missing and not limits.allow_unconfined:
-        raise UserError("sandbox", f"nothing here keeps programs from {' and '.join(missing)}",
+        raise UserError("sandbox", f"nothing here keeps programs from {', '.join(missing)}",
                         "run on Linux 5.13 or later, or where user namespaces are allowed; in a "
                         "container of your own, allow unconfined programs in the `Limits`")
+    if limits.may_fork and not counts_tasks(active):
+        raise UserError("sandbox", "programs that may fork need processes that are counted",
+                        "run where user namespaces are allowed, on Linux 5.14 or later")
     num_workers = min(num_workers or os.cpu_count() or 1, len(programs))
     if num_workers <= 1:
         return [_run(program, limits, layers) for program in programs]

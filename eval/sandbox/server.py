@@ -158,6 +158,7 @@ def _submit(request: dict, layers: Collection[str], limits: Limits, work: str,
         _keep_only(output, (calls, replies))
         os.chdir(work)
         os.environ.clear()
+        tempfile.tempdir = work
         os.umask(0o077)
         confine(layers, limits, work)
     except BaseException as error:
@@ -209,9 +210,10 @@ def _watch(output: int, result: int, limits: Limits) -> tuple[dict[str, Any], by
 
 
 def _end(pid: int) -> tuple[int, resource.struct_rusage]:
-    """Kills a process, if it has not ended; its status and what it used."""
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+    """Kills a process with its group, all at once; its status and what it used."""
+    for kill in (os.killpg, os.kill):       # it may not have its own group yet
+        with contextlib.suppress(ProcessLookupError):
+            kill(pid, signal.SIGKILL)
     _, status, used = os.wait4(pid, 0)
     return status, used
 
@@ -228,22 +230,28 @@ def _end_others() -> None:
                 continue
         except ChildProcessError:
             return
-        for pid in _children():
-            os.kill(pid, signal.SIGKILL)
+        found = _descendants()
+        for number in (signal.SIGSTOP, signal.SIGKILL):     # none starts another meanwhile
+            for pid in found:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
         time.sleep(0.001)
 
 
-def _children() -> list[int]:
-    found, own = [], os.getpid()
+def _descendants() -> list[int]:
+    """Processes that this one started, with those that they did."""
+    children: dict[int, list[int]] = {}
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:
             with open(f"/proc/{name}/stat") as file:
                 parent = int(file.read().rpartition(")")[2].split()[1])
         except OSError:
             continue
-        if parent == own:
-            found.append(int(name))
-    return found
+        children.setdefault(parent, []).append(int(name))
+    found = [os.getpid()]
+    for pid in found:
+        found += children.get(pid, ())
+    return found[1:]
 
 
 def _explain(status: int, used: resource.struct_rusage, limits: Limits) -> dict[str, str]:
