@@ -16,18 +16,14 @@ from data.tokenizers.load import load_tokenizer
 from data.tokenizers.tokenizer import Tokenizer
 from eval.aggregate.curves import Point
 from eval.aggregate.table import Score
-from eval.measures.choices import score_choices
-from eval.measures.generation import answer_and_score
-from eval.measures.questions import MAX_NEW_TOKENS
+from eval.measures.items import Asking, measure_task
 from eval.respond.loaded import LoadedModel
-from eval.statistics import estimate_share
-from eval.tasks.task import ChoiceTask, Task
+from eval.tasks.task import Task
 from model.checkpoint import load_checkpoint, saved_steps
 from model.config import ModelConfig, make_model_config
 from model.directory import read_description
 from model.execution import Execution
 from model.families.registry import check_generates
-from model.generation.sampling import Sampling
 
 TRAINING = "while training"     # series of what the run measured itself
 Row = tuple[str, str, str, Point]       # of `eval.aggregate.curves.make_curves`
@@ -164,40 +160,16 @@ def _measure_all(model: LoadedModel, tasks: Sequence[tuple[Task, int]],
 
 def _measure(model: LoadedModel, task: Task, count: int, *, row_length: int, batch_size: int,
              seed: int) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """(task, metric, fields of `Score`): accuracies as those of `eval.run`.
-
-    Chance is 1 over the number of options, and 0 for generated answers. Errors are clustered where
-    every question has a `group`.
-    """
-    if isinstance(task, ChoiceTask):
-        questions = task.choices("test", count, seed)
-        metas = [question.question.meta for question in questions]
-        _check_any(task, questions)
-        scores = score_choices(model, questions, row_length=row_length, batch_size=batch_size)
-        chance = sum(1 / len(question.choices) for question in questions) / len(questions)
-        values = {"acc": [score.is_right_per_byte for score in scores],
-                  "acc_raw": [score.is_right for score in scores]}
-    else:
-        solved, chance = task.conversations("test", count, seed), 0.0
-        metas = [conversation.meta for conversation in solved]
-        _check_any(task, solved)
-        values = {"acc": [row["score"] for row in answer_and_score(
-            model, [task], solved, Sampling(MAX_NEW_TOKENS, temperature=0.0), seed=seed,
-            batch_size=batch_size)]}
-    groups = [meta.get("group") for meta in metas]
-    for metric, found in values.items():
-        estimate = estimate_share(found, None if None in groups else groups,
-                                  name=f"{task.name} {metric}")
-        log(f"curve: {model.name.partition('@')[0]}: {task.name} {metric} {estimate.value:.4f} "
-            f"of {estimate.items}")
-        yield task.name, metric, dataclasses.asdict(Score(estimate.value, estimate.stderr,
-                                                          estimate.items, chance))
-
-
-def _check_any(task: Task, questions: Sequence[Any]) -> None:
-    if not questions:
-        raise UserError(f"--tasks={task.name}", "has no question in the test split",
-                        "leave it out, or name another --corpus")
+    """(task, metric, fields of `Score`): accuracies as those of `eval.run`."""
+    _, found = measure_task(model, task, count, Asking(seed, batch_size=batch_size,
+                                                       batch_tokens=row_length * batch_size))
+    for metric in ("acc", "acc_raw"):
+        if metric in found:
+            stderr = found["stderr"] if metric == "acc" else None
+            log(f"curve: {model.name.partition('@')[0]}: {task.name} {metric} {found[metric]:.4f} "
+                f"of {found['items']}")
+            yield task.name, metric, dataclasses.asdict(Score(
+                found[metric], stderr, found["items"], found.get("chance", 0.0)))
 
 
 def _tokens_by_step(folder: Path, reading: Mapping[str, Any] | None,

@@ -78,7 +78,7 @@ def summarise_choices(records: Sequence[Record]) -> dict[str, Any]:
         metrics["brier"] = mean_and_stderr(brier_scores(logps, answers))[0]
         confidences = [max(option_probabilities(options)) for options in logps]
         right = [float(record["right"]["raw"]) for record in several]
-        metrics["ece"] = expected_calibration_error(confidences, right, binning="equal_mass").error
+        metrics["ece"] = expected_calibration_error(confidences, right, binning="mass").error
     else:
         nats = -math.fsum(record["logps_nats"][0] for record in records)
         metrics["ppl"] = math.exp(nats / sum(record["num_tokens"][0] for record in records))

@@ -33,8 +33,8 @@ from core.errors import UserError
 from core.progress import log
 from data.layouts.faults import Faults
 from data.tokens.rows import check_tokenizer
-from eval.measures.choices import score_choices
-from eval.measures.generation import NUM_EXAMPLES, answer_and_score
+from eval.measures.generation import answer_and_score
+from eval.measures.items import Asking, measure_task
 from eval.measures.likelihood import (
     bits_per_byte,
     has_heldout,
@@ -44,11 +44,10 @@ from eval.measures.likelihood import (
 from eval.measures.perplexity import measure_encoded
 from eval.measures.windows import WindowRule
 from eval.perplexity import read_inputs
-from eval.records import choice_record, count_unfinished, summarise_answers, summarise_choices
+from eval.records import count_unfinished
 from eval.respond.loaded import LoadedModel, keeping, load_model
 from eval.statistics import mean_and_stderr, win_rate
 from eval.tasks.registry import fingerprint_tasks, open_tasks, source_of
-from eval.tasks.task import ChoiceTask, Task
 from model.directory import read_description
 from model.execution import make_execution
 from model.generation.sampling import Sampling
@@ -76,8 +75,10 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
     log(f"eval: {section.model}, prompts in {'turns' if model.chat else 'plain text'}")
     metrics = {"weight_bytes": model.weight_bytes} | _measure_bits(model, section, parents)
     for task, count in tasks:
-        measure = _measure_choices if isinstance(task, ChoiceTask) else _measure_answers
-        scores = measure(model, task, count, section, folder)
+        records, scores = measure_task(model, task, count, Asking(
+            section.seed, section.max_new_tokens, section.run.batch_size,
+            section.row_length * section.run.batch_size))
+        write_jsonl(folder / f"{task.name}.jsonl", records)
         log(f"eval: {task.name}: {scores['acc']:.4f} ({scores['low']:.4f} to {scores['high']:.4f}) "
             f"of {scores['items']:,}")
         metrics |= {f"{task.name}_{name}": value for name, value in scores.items()}
@@ -108,39 +109,6 @@ def _measure_bits(model: LoadedModel, section: ConfigDict,
                              batch_size=section.run.batch_size),
         "unigram_bpb": unigram_bits_per_byte(tokens),
         "xz_bpb": xz_bits_per_byte(parents["corpus"]) if "corpus" in parents else None}
-
-
-def _measure_choices(model: LoadedModel, task: ChoiceTask, count: int, section: ConfigDict,
-                     folder: Path) -> dict[str, Any]:
-    """Accuracy by the likeliest choice, under every normalisation."""
-    questions = task.choices("test", count, section.seed)
-    if not questions:
-        raise UserError(f"tasks.{task.name}", "has no multiple-choice question in the test split",
-                        "curate more packages, or set it to 0")
-    literal = all(question.contexts for question in questions)
-    examples = () if model.chat or literal else task.conversations("train", NUM_EXAMPLES, 0)
-    scores = score_choices(model, questions, examples=examples,
-                           batch_tokens=_batch_tokens(section))
-    normalisation = getattr(task, "normalisation", "byte")
-    records = [choice_record(question, score, number, normalisation)
-               for number, (question, score) in enumerate(zip(questions, scores))]
-    write_jsonl(folder / f"{task.name}.jsonl", records)
-    return summarise_choices(records)
-
-
-def _measure_answers(model: LoadedModel, task: Task, count: int, section: ConfigDict,
-                     folder: Path) -> dict[str, Any]:
-    """The task's own score of greedy answers."""
-    solved = task.conversations("test", count, section.seed)
-    greedy = Sampling(section.max_new_tokens, temperature=0.0)
-    records = answer_and_score(model, [task], solved, greedy, seed=section.seed,
-                               batch_size=section.run.batch_size)
-    write_jsonl(folder / f"{task.name}.jsonl", records)
-    return summarise_answers(records)
-
-
-def _batch_tokens(section: ConfigDict) -> int:
-    return section.row_length * section.run.batch_size
 
 
 def _measure_open(model: LoadedModel, section: ConfigDict, folder: Path,

@@ -35,7 +35,7 @@ from data.tokens.rows import batches as group_rows
 from data.tokens.rows import first_rows
 from eval.measures.corrupted import CorruptedPages
 from eval.measures.likelihood import bits_per_byte, has_heldout
-from eval.measures.questions import score_questions
+from eval.measures.items import Asking, measure_task
 from eval.respond.loaded import LoadedModel
 from eval.tasks.registry import open_tasks
 from model.directory import load_params
@@ -248,17 +248,20 @@ def make_evaluate(section: ConfigDict, setup: Setup, parents: Mapping[str, Path]
     pages = (CorruptedPages(tokens, corruption, section.batch_size)
              if corruption is not None and holds_out else None)
 
+    asking = Asking(section.seed, batch_size=section.batch_size,
+                    batch_tokens=row_length * section.batch_size, split="train")
+
     def evaluate(params: Params) -> dict[str, float]:
         model = LoadedModel(params, setup.config, setup.execution, tokenizer, chat=False,
                             context_tokens=row_length, between_batches=leave_if_stopping)
-        sizes = {"row_length": row_length, "batch_size": section.batch_size}
         if pages is not None:
             return _restored(pages.measure(model), section.objective)
-        metrics = ({"heldout_bpb": bits_per_byte(model, tokens, **sizes)}
+        metrics = ({"heldout_bpb": bits_per_byte(
+            model, tokens, row_length=row_length, batch_size=section.batch_size)}
                    if holds_out and corruption is None else {})
         for task, count in tasks:
-            metrics[f"{task.name}_acc"] = score_questions(
-                model, task, split="train", count=count, seed=section.seed, **sizes)
+            _, found = measure_task(model, task, count, asking)
+            metrics[f"{task.name}_acc"] = found["acc"]
         return metrics
 
     return evaluate

@@ -9,7 +9,7 @@ from typing import Any
 from data.chat import Conversation
 from eval.respond.loaded import LoadedModel
 from eval.respond.local import answer, complete, make_prompts
-from eval.tasks.task import AnswerTask, Grade, Task, question_of
+from eval.tasks.task import AnswerTask, Grade, ProgramTask, Task, question_of
 from model.generation.sampling import Sampling
 
 NUM_EXAMPLES = 4  # solved examples in the prompt of a base model
@@ -47,12 +47,14 @@ def _answer(model: LoadedModel, task: Task, solved: Sequence[Conversation], samp
         completions = complete(model, prompts, sampling, seed=seed, batch_size=batch_size,
                                stop_texts=task.stops)
     else:
-        examples = () if model.chat else task.conversations("train", NUM_EXAMPLES, 0)
+        examples = () if model.chat else pick_examples(task, asked)
         prompts = make_prompts(model, asked, examples)
         completions = answer(model, prompts, sampling, seed=seed, batch_size=batch_size)
     rows = []
-    for n, (conversation, prompt, completion) in enumerate(zip(solved, prompts, completions)):
-        grade = grade_answer(task, conversation, completion.text)
+    grades = grade_answers(task, [(conversation, completion.text) for conversation, completion
+                                  in zip(solved, completions)])
+    for n, (conversation, prompt, completion, grade) in enumerate(
+            zip(solved, prompts, completions, grades)):
         rows.append({
             "id": conversation.meta.get("id", str(n)), "task": task.name,
             "family": conversation.meta["family"],
@@ -66,8 +68,18 @@ def _answer(model: LoadedModel, task: Task, solved: Sequence[Conversation], samp
     return rows
 
 
-def grade_answer(task: Task, conversation: Conversation, completion: str) -> Grade:
-    """A task's judgement of an answer; where it gives a score alone, all of it was compared."""
+def pick_examples(task: Task, asked: Sequence[Conversation]) -> list[Conversation]:
+    """Solved conversations of a task's training split, none of which asks one of the questions."""
+    questions = {conversation.messages[-1].content for conversation in asked}
+    solved = task.conversations("train", NUM_EXAMPLES + len(questions), 0)
+    return [one for one in solved if one.messages[-2].content not in questions][:NUM_EXAMPLES]
+
+
+def grade_answers(task: Task, answers: Sequence[tuple[Conversation, str]]) -> list[Grade]:
+    """A task's judgement of answers; where it gives a score alone, all of each was compared."""
+    if isinstance(task, ProgramTask):
+        return task.grade_all(answers)
     if isinstance(task, AnswerTask):
-        return task.grade(conversation, completion)
-    return Grade(task.score(conversation, completion), completion)
+        return [task.grade(conversation, completion) for conversation, completion in answers]
+    return [Grade(task.score(conversation, completion), completion)
+            for conversation, completion in answers]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from data.chat import Conversation
@@ -86,6 +86,14 @@ class AnswerTask(Protocol):
     def grade(self, conversation: Conversation, completion: str) -> Grade:
         """Judges `completion` as the last answer of `conversation`; `score` is that of the grade.
         """
+
+
+@runtime_checkable
+class ProgramTask(AnswerTask, Protocol):
+    """A task whose answers are programs, which are run several at a time."""
+
+    def grade_all(self, answers: Sequence[tuple[Conversation, str]]) -> list[Grade]:
+        """The grades of conversations with their completions."""
 
 
 @runtime_checkable

@@ -35,7 +35,7 @@ from model.hf.export_model import export_model
 from scripts.bench.generate_process import EngineProcess
 
 TASKS = ("hellaswag", "arc_easy", "arc_challenge", "piqa", "winogrande", "openbookqa", "boolq",
-         "lambada_openai", "mmlu", "mmlu_continuation", "copa", "siqa")
+         "lambada_openai", "mmlu", "mmlu_continuation", "copa", "wsc273")
 OURS, PEER = "ours", "lm_eval"
 
 
