@@ -34,8 +34,8 @@ from data.tokens.mixture import mixture, plan_mixture
 from data.tokens.rows import batches as group_rows
 from data.tokens.rows import first_rows
 from eval.measures.corrupted import CorruptedPages
-from eval.measures.likelihood import bits_per_byte, has_heldout
 from eval.measures.items import Asking, measure_task
+from eval.measures.likelihood import bits_per_byte, has_heldout
 from eval.respond.loaded import LoadedModel
 from eval.tasks.registry import open_tasks
 from model.directory import load_params

@@ -27,6 +27,9 @@ from model.families.registry import Params, can_read_trees, forward, forward_tre
 from model.flops import forward_flops_per_token
 from model.heads.language import score_targets
 
+# Attention over trees runs in plain XLA, which writes the scores of all pairs several times: it takes
+# the time of so many times its FLOPs (two cores of a CPU, 135M parameters, rows of 256 to 1,024).
+ATTENTION_COST = 4.0
 ROW_LENGTHS = (128, 256, 512, 1024, 2048, 4096)     # what is compiled, beside longer ones
 
 
@@ -113,14 +116,16 @@ def _fit(asked: Continuation, context_tokens: int) -> list[int]:
 
 
 def _pack(texts: Sequence[Sequence[int]], config: ModelConfig, shares: bool) -> Trees:
-    """Rows of the length with which the fewest FLOPs are needed."""
+    """Rows of the length with which the least time is needed."""
     longest = max(map(len, texts))
     most = config.max_positions if config.positions == "learned" else max(longest, ROW_LENGTHS[-1])
     lengths = [length for length in ROW_LENGTHS if longest <= length <= most] or [most]
 
     def cost(trees: Trees) -> float:
         num_rows, row_length = trees.tokens_RL.shape
-        return num_rows * row_length * forward_flops_per_token(config, row_length, "full")
+        alone, together = (forward_flops_per_token(config, length, "full")
+                           for length in (1, row_length))
+        return num_rows * row_length * (alone + ATTENTION_COST * (together - alone))
 
     return min((pack_trees(texts, length, shares=shares) for length in lengths), key=cost)
 
@@ -134,7 +139,8 @@ def _score_batches(model: LoadedModel, asked: Sequence[Continuation],
     shares = can_read_trees(model.config)
     trees = _pack([text[:-1] for text in texts], model.config, shares)
     num_rows, row_length = trees.tokens_RL.shape
-    batch_size = max(1, min(batch_tokens // row_length, num_rows))
+    # Batches of one size, so that one program computes them, and as equal as their number allows.
+    batch_size = -(-num_rows // -(-num_rows // max(1, batch_tokens // row_length)))
     config = without_capacity(model.config) if model.config.E else model.config
     order = np.argsort(trees.row_of, kind="stable")
     edges = np.searchsorted(trees.row_of[order], np.arange(num_rows + batch_size))
