@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from configs.common import make_eval
 from core.artifacts import write_json
 from core.errors import UserError
 from data.chat import Conversation, Message, ask
@@ -144,7 +145,7 @@ def test_unigram_and_xz_by_an_independent_count(tokens, tmp_path):
 
 def test_without_held_out_pages_there_are_no_bits_per_byte(model, tmp_path, capfd):
     write_json(tmp_path / "tokens.json", {"domains": {"pages": {"tokens": 9}}})
-    got = _measure_bits(model, None, {"tokens": tmp_path})
+    got = _measure_bits(model, make_eval(), {"tokens": tmp_path})
     assert got == {"bpb": None, "unigram_bpb": None, "xz_bpb": None}
     assert "eval: the corpus holds no page out" in capfd.readouterr().err
 
@@ -186,7 +187,7 @@ def test_tokens_of_another_tokenizer_are_refused(model, tokens, tokenizer, tmp_p
                context_tokens=16)
     with pytest.raises(UserError, match=rf"eval.tokens=.*was made by tokenizer "
                        rf"{tokenizer.fingerprint}.*with {other.fingerprint}") as error:
-        build(ConfigDict(dict(eval=dict(tasks={}, inputs=""))),
+        build(ConfigDict(dict(eval=make_eval())),
               {"model": tmp_path / "model", "tokens": tokens}, tmp_path)
     assert "\n" not in str(error.value)
 

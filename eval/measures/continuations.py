@@ -27,8 +27,9 @@ from model.families.registry import Params, can_read_trees, forward, forward_tre
 from model.flops import forward_flops_per_token
 from model.heads.language import score_targets
 
-# Attention over trees runs in plain XLA, which writes the scores of all pairs several times: it takes
-# the time of so many times its FLOPs (two cores of a CPU, 135M parameters, rows of 256 to 1,024).
+# Attention over trees runs in plain XLA, which writes the scores of all pairs several times, and so
+# takes as long as this many times its FLOPs (two cores of a CPU, 135M parameters, rows of 256 to
+# 1,024 tokens).
 ATTENTION_COST = 4.0
 ROW_LENGTHS = (128, 256, 512, 1024, 2048, 4096)     # what is compiled, beside longer ones
 
