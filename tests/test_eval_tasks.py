@@ -119,7 +119,8 @@ def test_tasks_are_opened_by_name_with_their_counts():
 
 
 @pytest.mark.parametrize("counts, message", [
-    ({"arithmetic": 5}, r"tasks.arithmetic: is no task that can be asked here: choose among documentation, verifiable"),
+    ({"arithmetic": 5}, "tasks.arithmetic: is no task that can be asked here: choose "
+     "among documentation, verifiable"),
     ({"documentation": 5}, "tasks.documentation: is drawn from a corpus, and none is given"),
 ], ids=str)
 def test_impossible_tasks_are_refused(counts, message):
