@@ -15,7 +15,7 @@ from eval.benchmarks.source import Source
 
 LINE = " {letter}. {choice}\n"
 EXAMPLES = "olmes_examples"
-MAKE = ("make it with `python -m scripts.olmes_examples --requests=FOLDER "
+MAKE = ("have one file, made with `python -m scripts.olmes_examples --requests=FOLDER "
         "--out=FOLDER/olmes_examples.jsonl`")
 
 
