@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -99,7 +98,8 @@ def made(tmp_path):
 
 
 def test_the_rows_are_those_of_the_benchmarks(made):
-    rows = [json.loads(line) for line in (made[1] / "olmes_examples.jsonl").open()]
+    rows = [json.loads(line) for line in
+            (made[1] / "olmes_examples.jsonl").read_text().splitlines()]
     assert len(rows) == 45 and list(dict.fromkeys(row["benchmark"] for row in rows)) == list(ROWS)
     for name, expected in ROWS.items():
         own = [row for row in rows if row["benchmark"] == name]
@@ -129,16 +129,15 @@ def test_without_the_file_only_what_needs_it_is_refused(tmp_path):
     for form in ("cloze", "letter"):
         with pytest.raises(UserError) as refused:
             open_winogrande(Source(tmp_path, form))
-        assert re.fullmatch(
-            re.escape(str(tmp_path)) + ": has 0 files named olmes_examples: have one file, made "
-            "with `python -m scripts.olmes_examples --requests=FOLDER --out=FOLDER/olmes_examples.jsonl`",
-            str(refused.value))
+        assert str(refused.value) == (
+            f"{tmp_path}: has 0 files named olmes_examples: have one file, made with `python -m "
+            "scripts.olmes_examples --requests=FOLDER --out=FOLDER/olmes_examples.jsonl`")
         assert len(open_winogrande(Source(tmp_path, form, 0)).choices("test", 0, 0)) == 1
     assert len(open_winogrande(Source(tmp_path)).choices("test", 0, 0)) == 1
 
 
 @pytest.mark.parametrize("line, message", [
-    ('{"benchmark": "piqa"}', "olmes_examples.jsonl: has no example of boolq: have one file, made with"),
+    ('{"benchmark": "piqa"}', "olmes_examples.jsonl: has no example of boolq: have one file"),
     ('{"question": "Q"}', "line 1: names no benchmark: have one"),
     ("{", "row 1: is damaged .*: have one"),
     ('{"benchmark": "boolq", "passage": "P", "question": "q", "label": 2}',
