@@ -148,10 +148,10 @@ def _examples(path: Path) -> list[str]:
             context, question = row["request"]["context"], row["doc"]["query"]
             is_whole = is_baseline or context.endswith(question)
         except (KeyError, TypeError, AttributeError):
-            raise UserError(place, "is no request of OLMES, with doc_id, doc.query and "
-                            "request.context", REMEDY) from None
+            raise UserError(place, "is no request of OLMES with number, question and context",
+                            REMEDY) from None
         if not is_whole:
-            raise UserError(place, "its context does not end in its question, doc.query", REMEDY)
+            raise UserError(place, "its context does not end in its question", REMEDY)
         if is_baseline:
             continue
         examples = context[:len(context) - len(question)]
