@@ -186,8 +186,11 @@ def test_a_row_that_is_no_question_ends_the_run_by_its_line(row, message, tmp_pa
     ({"form": "cloze", "num_shots": 6}, "openbookqa has only 5 examples besides"),
     ({"form": "core"}, "has not what the form core of openbookqa is made of .query.")], ids=str)
 def test_impossible_settings_are_refused(source, message, tmp_path):
-    write(tmp_path / "openbookqa.jsonl", [{"question_stem": "Q", "answerKey": "A", "choices": {
-        "text": ["a", "b"], "label": ["A", "B"]}}])
+    row = {"question_stem": "Q", "answerKey": "A",
+           "choices": {"text": ["a", "b"], "label": ["A", "B"]}}
+    write(tmp_path / "openbookqa.jsonl", [row])
+    write(tmp_path / "olmes_examples.jsonl", [
+        row | {"benchmark": "openbookqa", "question_stem": f"Q{n}"} for n in range(5)])
     with pytest.raises(UserError, match=message):
         open_openbookqa(Source(tmp_path, **source)).choices("test", 0, 0)
 
@@ -227,7 +230,7 @@ def test_boolq_reads_both_datasets(tmp_path):
         choice, = open_boolq(Source(tmp_path)).choices("test", 0, 0)
         assert choice.contexts == ("Salt is salty.\nQuestion: is salt salty?\nAnswer:",)
         assert (choice.choices, choice.answer) == ((" no", " yes"), 1)
-        letter, = open_boolq(Source(tmp_path, "letter")).choices("test", 0, 0)
+        letter, = open_boolq(Source(tmp_path, "letter", 0)).choices("test", 0, 0)
         assert letter.contexts[0].endswith("\n A. yes\n B. no\nAnswer:") and letter.answer == 0
 
 

@@ -11,6 +11,7 @@ import pytest
 from eval.benchmarks.core import CHOICES, CONTINUATIONS, SCHEMAS
 from eval.benchmarks.registry import BENCHMARKS
 from eval.benchmarks.source import Source
+from scripts.olmes_examples import write_examples
 
 DATASETS = os.environ.get("HEARTWOOD_DATASETS")
 needs_files = pytest.mark.skipif(not DATASETS, reason="needs the folder HEARTWOOD_DATASETS")
@@ -61,16 +62,28 @@ def to_row(benchmark: str, doc: dict) -> dict:
     return {name: value for name, value in doc.items() if name not in ("query", "choices", "gold")}
 
 
+@pytest.fixture(scope="module")
+def olmes_examples(tmp_path_factory):
+    """The file of solved examples, as the command makes it of the request files."""
+    path = tmp_path_factory.mktemp("examples") / "olmes_examples.jsonl"
+    assert write_examples(Path(DATASETS, "olmes_prompts"), path) == 45
+    return path
+
+
 @needs_files
 @pytest.mark.parametrize("file", OLMES)
-def test_olmes_requests_byte_for_byte(file, tmp_path):
+def test_olmes_requests_byte_for_byte(file, tmp_path, olmes_examples):
     name, form, folder = OLMES[file]
     requests = read_gzip("olmes_prompts", f"{file}.jsonl.gz")
     if not folder:
         docs = {r["doc_id"]: r["doc"] for r in requests if r["doc_id"] < 1_000_000}
         rows = [json.dumps(to_row(name, doc)) for doc in docs.values()]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
-    task = BENCHMARKS[name](Source(Path(DATASETS, folder) if folder else tmp_path, form))
+    else:
+        for path in Path(DATASETS, folder).iterdir():
+            (tmp_path / path.name).symlink_to(path)
+    (tmp_path / olmes_examples.name).symlink_to(olmes_examples)
+    task = BENCHMARKS[name](Source(tmp_path, form))
     asked = task.choices("test", 0, 0)
     by_request = {(context, option): choice for choice in asked for context in choice.contexts
                   for option in choice.choices}

@@ -14,7 +14,7 @@ import re
 from eval.benchmarks.core import core_form
 from eval.benchmarks.form import Form, Item, Layout
 from eval.benchmarks.multiple_choice import Benchmark
-from eval.benchmarks.olmes import LINE, fixed_examples
+from eval.benchmarks.olmes import LINE
 from eval.benchmarks.readers import (
     SCHEMA,
     Row,
@@ -107,21 +107,20 @@ def _read_wsc(row: Row) -> Item:
                 tuple(text[:place] + option for option in options))
 
 
-def _cloze(name: str, text: str) -> dict[str, Form]:
-    return {"cloze": Form(text, num_shots=5, fixed=fixed_examples(name), baseline="Answer:",
-                          normalisation="char")}
+def _cloze(text: str) -> dict[str, Form]:
+    return {"cloze": Form(text, num_shots=5, fixed=True, baseline="Answer:", normalisation="char")}
 
 
-def _letter(name: str, text: str, line: str = LINE) -> dict[str, Form]:
-    return {"letter": Form(text, " {letter}", line, num_shots=5, fixed=fixed_examples(name))}
+def _letter(text: str, line: str = LINE) -> dict[str, Form]:
+    return {"letter": Form(text, " {letter}", line, num_shots=5, fixed=True)}
 
 
 open_hellaswag = Benchmark(
     "hellaswag", ("hellaswag", "hellaswag_val", "hellaswag_val_1000"),
     (Layout(("activity_label", "ctx_a", "ctx_b", "endings", "label"), _read_hellaswag),
      foundry(with_fields(_add_spaced))),
-    {"harness": Form("{query}", baseline="Answer:"), **_cloze("hellaswag", "{query}"),
-     **_letter("hellaswag", "{spaced}\nChoose the best continuation:\n{options}Answer:",
+    {"harness": Form("{query}", baseline="Answer:"), **_cloze("{query}"),
+     **_letter("{spaced}\nChoose the best continuation:\n{options}Answer:",
                " {letter}. {bare}\n"),
      **core_form("hellaswag")})
 open_piqa = Benchmark(
@@ -129,21 +128,21 @@ open_piqa = Benchmark(
     (Layout(("goal", "sol1", "sol2", "label"), _read_piqa), foundry(with_fields(
         lambda row: {"goal": row["query"].removeprefix("Question: ").removesuffix("\n")}))),
     {"harness": Form("Question: {goal}\nAnswer:", baseline="Answer:"),
-     **_cloze("piqa", "Goal: {goal}\nAnswer:"),
-     **_letter("piqa", "Goal: {goal}\n{options}Answer:"), **core_form("piqa")})
+     **_cloze("Goal: {goal}\nAnswer:"),
+     **_letter("Goal: {goal}\n{options}Answer:"), **core_form("piqa")})
 open_siqa = Benchmark(
     "siqa", ("siqa", "social_iqa"),
     (Layout(("context", "question", "answerA", "answerB", "answerC", "label"), _read_siqa),
      foundry()),
     {"harness": Form("Q: {context} {question}\nA:", baseline="A:"),
-     **_cloze("siqa", "Question: {context} {question}\nAnswer:"),
-     **_letter("siqa", "Question: {context} {question}\n{options}Answer:"), **core_form("siqa")})
+     **_cloze("Question: {context} {question}\nAnswer:"),
+     **_letter("Question: {context} {question}\n{options}Answer:"), **core_form("siqa")})
 open_commonsense_qa = Benchmark(
     "commonsense_qa", ("commonsense_qa", "csqa"),
     (Layout(("question", "choices", "answerKey"), _read_commonsense), foundry()),
     {"harness": Form("Question: {stripped}\n{options}Answer:", " {letter}"),
-     **_cloze("commonsense_qa", "Question: {question}\nAnswer:"),
-     **_letter("commonsense_qa", "Question: {question}\n{options}Answer:"),
+     **_cloze("Question: {question}\nAnswer:"),
+     **_letter("Question: {question}\n{options}Answer:"),
      **core_form("commonsense_qa")})
 # Two spaces, as lm-evaluation-harness' options begin with one, and so does its delimiter.
 open_copa = Benchmark(
@@ -156,8 +155,8 @@ open_winogrande = Benchmark(
     "winogrande", ("winogrande",),
     (Layout(("sentence", "option1", "option2", "answer"), _read_winogrande), SCHEMA),
     {"harness": Form("{start}", " {continuation}"),
-     "cloze": Form("{start}", " {continuation}", num_shots=5, fixed=fixed_examples("winogrande")),
-     **_letter("winogrande", "Fill in the blank: {blank}\n{options}Answer:"),
+     "cloze": Form("{start}", " {continuation}", num_shots=5, fixed=True),
+     **_letter("Fill in the blank: {blank}\n{options}Answer:"),
      **core_form("winogrande")})
 open_wsc273 = Benchmark(
     "wsc273", ("wsc273", "winograd_wsc"),

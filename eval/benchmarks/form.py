@@ -67,7 +67,7 @@ class Form:
         num_shots: the form's own number of examples.
         examples: where they come from: rows of the file of this name, of the item's own group;
             "" for the item's own file.
-        fixed: examples that belong to the form, in the layouts of the benchmark's rows.
+        fixed: whether examples are the benchmark's own of OLMES; see `eval.benchmarks.olmes`.
         order: places of the options in this form, e.g. ``(1, 0)``; () as they are.
         is_core: examples are drawn as the CORE metric does; see `_draw_as_core`.
         baseline: `Choice.baseline`.
@@ -81,7 +81,7 @@ class Form:
     between: str = "\n\n"
     num_shots: int = 0
     examples: str = ""
-    fixed: tuple[Mapping[str, Any], ...] = ()
+    fixed: bool = False
     order: tuple[int, ...] = ()
     is_core: bool = False
     baseline: str = ""

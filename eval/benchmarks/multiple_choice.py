@@ -6,8 +6,7 @@ import dataclasses
 import itertools
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from core.errors import UserError, first_line
@@ -15,6 +14,7 @@ from core.progress import log
 from data.chat import ask
 from data.layouts.rows import Damaged, read_rows
 from eval.benchmarks.form import Form, Item, Layout
+from eval.benchmarks.olmes import fixed_examples
 from eval.benchmarks.source import Source
 from eval.tasks.task import Choice
 
@@ -163,23 +163,25 @@ class Benchmark:
 
         Raises:
             UserError: there is no such form, file or rule of examples; a row is damaged or lacks a
-                field; or no row is left.
+                field; no row is left; or the form's file of examples is missing or has none.
         """
         form = self._form(source)
         num_shots = form.num_shots if source.num_shots < 0 else source.num_shots
         path, faults = source.find(*self.stems), Faulty(self.name)
-        items = dict(self._read(path, form, faults))
+        items = dict(self._read(read_rows(path), form, faults))
         faults.report()
         if not items:
             raise UserError(str(path), f"holds no question of {self.name}", "name another folder")
         pool: list[Item] = []
-        if form.fixed:
-            pool = [_ordered(self._item(row, f"example {number} of {self.name}", form), form.order)
-                    for number, row in enumerate(form.fixed, start=1)]
-        elif form.examples and num_shots:
-            beside = Faulty(form.examples)
-            pool = [item for _, item in self._read(source.find(form.examples), form, beside)]
+        if num_shots and (form.fixed or form.examples):
+            rows = (fixed_examples(source, self.name) if form.fixed
+                    else read_rows(source.find(form.examples)))
+            beside = Faulty(f"examples of {self.name}")
+            pool = [item for _, item in self._read(rows, form, beside)]
             beside.report()
+            if not pool:
+                raise UserError(f"num_shots={num_shots}", f"no example of {self.name} can be used",
+                                "correct the file of examples, or ask for none")
         return Questions(self.name, source, form, num_shots, items, pool, faults.left_out,
                          faults.noted)
 
@@ -193,9 +195,10 @@ class Benchmark:
                             "choose one of them")
         return self.forms[name]
 
-    def _read(self, path: Path, form: Form, faults: Faulty) -> Iterator[tuple[int, Item]]:
-        """The usable rows of a file, by number."""
-        for number, (place, row) in enumerate(read_rows(path)):
+    def _read(self, rows: Iterable[tuple[str, Any]], form: Form,
+              faults: Faulty) -> Iterator[tuple[int, Item]]:
+        """The usable ones of a file's rows, by number."""
+        for number, (place, row) in enumerate(rows):
             if isinstance(row, Damaged):
                 raise UserError(place, row.what, "correct this row, or remove it")
             item = self._item(row, place, form)

@@ -10,11 +10,14 @@ from __future__ import annotations
 from eval.benchmarks.core import core_form
 from eval.benchmarks.form import Form, Item, Layout
 from eval.benchmarks.multiple_choice import Benchmark
-from eval.benchmarks.olmes import LINE, fixed_examples
+from eval.benchmarks.olmes import LINE
 from eval.benchmarks.readers import Row, foundry, read_labelled, text_of, with_fields
 
 QUESTION = "Question: {question}\nAnswer:"
 LISTED = "Question: {question}\n{options}Answer:"
+OLMES = {"cloze": Form(QUESTION, num_shots=5, fixed=True, baseline="Answer:",
+                       normalisation="char"),
+         "letter": Form(LISTED, " {letter}", LINE, num_shots=5, fixed=True)}
 
 
 def _read_question(row: Row) -> Item:
@@ -25,19 +28,12 @@ def _read_stem(row: Row) -> Item:
     return read_labelled(row, question=text_of(row["question_stem"]))
 
 
-def _olmes(name: str) -> dict[str, Form]:
-    rows = fixed_examples(name)
-    return {"cloze": Form(QUESTION, num_shots=5, fixed=rows, baseline="Answer:",
-                          normalisation="char"),
-            "letter": Form(LISTED, " {letter}", LINE, num_shots=5, fixed=rows)}
-
-
 def _arc(name: str) -> Benchmark:
     of_query = with_fields(lambda row: {"question": row["query"].removeprefix("Question: ")})
     return Benchmark(
         name, (name,),
         (Layout(("question", "choices", "answerKey"), _read_question), foundry(of_query)),
-        {"harness": Form(QUESTION, baseline="Answer:"), **_olmes(name), **core_form(name)})
+        {"harness": Form(QUESTION, baseline="Answer:"), **OLMES, **core_form(name)})
 
 
 open_arc_easy = _arc("arc_easy")
@@ -46,5 +42,5 @@ open_openbookqa = Benchmark(
     "openbookqa", ("openbookqa", "openbook_qa"),
     (Layout(("question_stem", "choices", "answerKey"), _read_stem),
      foundry(with_fields(lambda row: {"question": row["query"]}))),
-    {"harness": Form("{question}", baseline="Answer:"), **_olmes("openbookqa"),
+    {"harness": Form("{question}", baseline="Answer:"), **OLMES,
      **core_form("openbook_qa")})

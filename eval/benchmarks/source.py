@@ -29,7 +29,7 @@ class Source:
     examples: str = "first"
     seed: int = 1234
 
-    def find(self, *stems: str) -> Path:
+    def find(self, *stems: str, remedy: str = "name the folder that has one") -> Path:
         """The file with one of these names, endings aside.
 
         Raises:
@@ -39,7 +39,7 @@ class Source:
                        if path.is_file() and format_of(path.name) and name_of(path) in stems)
         if len(found) != 1:
             raise UserError(str(self.folder), f"has {len(found)} files named {' or '.join(stems)}",
-                            "name the folder that has one")
+                            remedy)
         return found[0]
 
     def rows(self, *stems: str) -> list[dict[str, Any]]:
