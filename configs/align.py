@@ -8,7 +8,7 @@
         --config.dpo.inputs=preferences.jsonl
 
 MODEL is a model directory, ours or imported; the later stages start from the first one's `sft`.
-Variants, of which `full` and `lima` have not been run:
+Variants, of which `full` has not been run:
 
     full          all parameters in bfloat16 on one GPU or more, rows of 2,048 tokens: Tulu 3's
                   rates (arXiv 2411.15124): SFT 5e-6 with 128 rows a step, DPO (`dpo_norm`, beta 5)
@@ -17,7 +17,7 @@ Variants, of which `full` and `lima` have not been run:
                   with adapters of rank 16, in float32 on two CPU cores: minutes a stage;
                   docs/alignment.md has its numbers.
     lima          how many examples suffice (arXiv 2305.11206)? SFT of the quickstart's base model
-                  on 50 to 4,000 solved questions, and a figure of what they give; not run yet:
+                  on 50 to 4,000 solved questions, and a figure of what they give, in docs/alignment.md:
 
     python -m scripts.sweep.run --config=configs/align.py:lima --workdir=runs/lima \\
         --parents=runs/quickstart-cpu --stages=align.sft,eval.run --metric=verifiable_acc \\
