@@ -17,11 +17,12 @@ Variants, of which `full` has not been run:
                   with adapters of rank 16, in float32 on two CPU cores: minutes a stage;
                   docs/alignment.md has its numbers.
     lima          how many examples suffice (arXiv 2305.11206)? SFT of the quickstart's base model
-                  on 50 to 4,000 solved questions, and a figure of what they give, in docs/alignment.md:
+                  on 50 to 4,000 solved questions, and a figure of what they give, which
+                  docs/alignment.md shows:
 
     python -m scripts.sweep.run --config=configs/align.py:lima --workdir=runs/lima \\
         --parents=runs/quickstart-cpu --stages=align.sft,eval.run --metric=verifiable_acc \\
-        --grid=sft.tasks.verifiable=50,200,1000,4000 --figure=runs/lima.png
+        --best=highest --grid=sft.tasks.verifiable=50,200,1000,4000 --figure=runs/lima.png
 """
 
 from ml_collections import ConfigDict

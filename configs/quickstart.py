@@ -6,10 +6,10 @@
     bash scripts/quickstart.sh smoke          # everything tiny: does the road hold?
 
 cpu takes 8 to 17 minutes on two cores, by their speed, and 1.4 GB, and ends near: 35 MB of curated
-text, 1.49 bits per byte (xz -9e 1.75, unigram 3.59), verifiable accuracy 0.00 / 0.69 / 0.68 for base,
-SFT and DPO, a second question 0.68, reward accuracy 0.62, DPO winning 54 % against SFT. accelerator has not been timed yet. portable gives up the embedding of
-the previous token, which no other program has, and exports its last model to `exported`. smoke
-takes a minute.
+text, 1.49 bits per byte (xz -9e 1.75, unigram 3.59), verifiable accuracy 0.00 / 0.69 / 0.68 for
+base, SFT and DPO, second questions 0.68, reward accuracy 0.62, DPO winning 54 % against SFT.
+accelerator has not been timed yet. portable gives up the embedding of the previous token, which no
+other program has, and exports its last model to `exported`. smoke takes a minute.
 
 One section per stage. A stage reads its own section (and `model`, `mesh` where it trains); names
 like "corpus" are folders under --workdir. What a subsection `run` holds, and `mesh`, decides
