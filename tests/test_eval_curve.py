@@ -306,7 +306,8 @@ def folder(tmp_path_factory, params, config, tokenizer):
 
 QUESTIONS = [Choice(ask(text, group=text[0]), ("yes", "no", "maybe so"), number % 3)
              for number, text in enumerate(("a b", "a c", "b d", "c e", "c f", "d g"))]
-TASK = SimpleNamespace(name="guess", choices=lambda split, num, seed: QUESTIONS[:num])
+TASK = SimpleNamespace(name="guess", choices=lambda split, num, seed: QUESTIONS[:num],
+                       conversations=lambda split, num, seed: [])
 
 
 def test_a_checkpoint_gives_the_average_or_the_raw_parameters(folder, params, config):
@@ -346,9 +347,9 @@ def test_scores_are_those_of_the_models_by_hand(folder, model, tmp_path):
         ("guess", "acc"), ("guess", "acc_raw")] * 2
     for _, _, metric, point in rows:
         scaled = jax.tree.map(lambda leaf, step=point.step: leaf * (1 + 0.1 * step), model.params)
-        scores = score_choices(dataclasses.replace(model, params=scaled), QUESTIONS, row_length=64,
-                               batch_size=2)
-        right = [s.is_right if metric == "acc_raw" else s.is_right_per_byte for s in scores]
+        scores = score_choices(dataclasses.replace(model, params=scaled), QUESTIONS,
+                               batch_tokens=128)
+        right = [s.is_right("raw" if metric == "acc_raw" else "byte") for s in scores]
         assert point.score.value == pytest.approx(np.mean(right))
         assert (point.score.items, point.score.chance) == (6, pytest.approx(1 / 3))
         assert point.tokens == 64 * point.step
