@@ -120,8 +120,8 @@ def describe_choice(record: Record, tokenizer: Tokenizer) -> Iterator[str]:
     for number, (context, option) in enumerate(shown):
         mark = "*" if number in record["answers"] else " "
         before = f"  after {list(contexts_shown).index(context) + 1}" * (len(contexts_shown) > 1)
-        baseline = f"  baseline {record['baseline_nats'][number]:.4f}" * bool(
-            record["baseline_nats"])
+        baseline = (f"  baseline {record['baseline_nats'][number]:.4f}"
+                    if record["baseline_nats"] else "")
         yield (f"{mark} {record['logps_nats'][number]:10.4f} nats  "
                f"{record['num_tokens'][number]:3d} tokens{baseline}{before}  {option}")
     yield ""

@@ -18,11 +18,12 @@ from eval.measures.calibration import (
     option_probabilities,
 )
 from eval.measures.choices import NORMALISATIONS, ChoiceScore
-from eval.statistics import Estimate, estimate_mean, estimate_share, macro_mean, mean_and_stderr
+from eval.statistics import Estimate, estimate_share, macro_mean, mean_and_stderr
 from eval.tasks.task import Choice
 from model.generation.requests import LENGTH, REFUSED
 
 Record = Mapping[str, Any]
+MASS = "mass"       # judged by the probability of all right options together
 METRICS = dict(zip(NORMALISATIONS, ("acc_raw", "acc_norm", "acc_bytes", "acc_tokens", "acc_pmi")))
 
 
@@ -48,7 +49,10 @@ def choice_record(question: Choice, score: ChoiceScore, number: int,
 
 def verdict(record: Record) -> float:
     """The score of an item, from 0 to 1: of a multiple-choice question the one that `acc` is of."""
-    return record["score"] if "score" in record else float(record["right"][record["judged_by"]])
+    if "score" in record:
+        return record["score"]
+    way = record["judged_by"]
+    return _right_mass(record) if way == MASS else float(record["right"][way])
 
 
 def summarise_choices(records: Sequence[Record]) -> dict[str, Any]:
@@ -58,7 +62,7 @@ def summarise_choices(records: Sequence[Record]) -> dict[str, Any]:
         `acc` with its standard error (clustered by group, where there are groups) and its 95 %
         interval, the accuracy under every normalisation, `chance`, `brier`, `ece` (of ten bins of
         equal mass), `items` and how many contexts were `cut`; of single options `ppl`, the
-        perplexity of a token; of several right options `mc2`; of groups `macro`.
+        perplexity of a token; of groups `macro`.
     """
     scores = [verdict(record) for record in records]
     grouped = defaultdict(list)
@@ -82,8 +86,6 @@ def summarise_choices(records: Sequence[Record]) -> dict[str, Any]:
     else:
         nats = -math.fsum(record["logps_nats"][0] for record in records)
         metrics["ppl"] = math.exp(nats / sum(record["num_tokens"][0] for record in records))
-    if any(len(record["answers"]) > 1 for record in records):
-        metrics["mc2"] = estimate_mean([_right_mass(record) for record in records]).value
     return metrics | {"cut": sum(record["is_cut"] for record in records)}
 
 

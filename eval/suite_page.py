@@ -74,7 +74,7 @@ def render_suite(metrics: Mapping[Path, Mapping[str, Any]], tasks: Sequence[str]
             for task in tasks]
     detail = [[folder.name, task, *(_number(own.get(f"{task}_{name}"))
                                     for name in (*METRICS.values(), "macro", "brier", "ece",
-                                                 "ppl", "mc2", "strict", "flexible")),
+                                                 "ppl", "strict", "flexible")),
                _left_out(own, task)]
               for task in tasks for folder, own in metrics.items() if task in own["tasks"]]
     settings = [tag("p", tag("strong", folder.name), " · ", _settings(folder))
@@ -88,7 +88,7 @@ def render_suite(metrics: Mapping[Path, Mapping[str, Any]], tasks: Sequence[str]
         section("Accuracy", "The first measure of each task.", table(head, rows, "grid")),
         section("All measures", "Options compared by their sum of log-probabilities (raw), per "
                 "character (norm), per byte, per token, and against their own frequency (pmi).",
-                table(["model", "task", *METRICS.values(), "macro", "brier", "ece", "ppl", "mc2",
+                table(["model", "task", *METRICS.values(), "macro", "brier", "ece", "ppl",
                        "strict", "flexible", "cut, refused, unparsed"], detail, "grid")),
         section("Settings", "What decided the prompts and the numbers.", *settings), style=STYLE)
 

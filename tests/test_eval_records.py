@@ -11,9 +11,10 @@ from configs.common import make_eval
 from core.artifacts import write_json, write_jsonl
 from core.errors import UserError
 from data.chat import ask
-from eval.inspect import diff, items, with_bars
+from data.tokenizers.bpe import BytePairTokenizer
+from eval.inspect import describe_choice, diff, items, with_bars
 from eval.measures.choices import ChoiceScore
-from eval.records import choice_record, summarise_answers, summarise_choices, verdict
+from eval.records import MASS, choice_record, summarise_answers, summarise_choices, verdict
 from eval.run import _check_settings, complete_command
 from eval.suite_page import write_suite_page
 from eval.tasks.task import Choice
@@ -144,11 +145,22 @@ def test_a_verdict_is_of_the_way_that_the_task_judges_by():
     assert verdict(record) == 0 and verdict({**record, "judged_by": "char"}) == 1
 
 
-def test_bars_stand_between_tokens(tokenizer=None):
-    class Letters:
-        """A tokenizer of single letters."""
+def test_an_item_is_shown_token_by_token():
+    """Of several contexts each once, and which option follows which; without a baseline."""
+    letters = BytePairTokenizer({bytes([b]): b for b in range(256)})
+    assert with_bars(letters.encode("a b"), letters) == "a| |b"
+    question = Choice(ask("_ sat", id="t/0"), (" sat", " sat"), 1, ("He", "It"))
+    score = ChoiceScore(question.contexts, (-3.0, -2.0), (4, 4), (3, 3), (3, 3), (False, True), (),
+                        (1,))
+    lines = list(describe_choice(choice_record(question, score, 0, "raw"), letters))
+    assert [line for line in lines if line.startswith("<|bos|>")] == ["<|bos|>|H|e", "<|bos|>|I|t"]
+    assert any(line.startswith("*    -2.0000 nats    4 tokens  after 2   |s|a|t") for line in lines)
+    assert lines[-1].startswith("acc_raw right")
 
-        def decode(self, tokens):
-            return "".join(map(chr, tokens))
 
-    assert with_bars([ord(letter) for letter in "a b"], Letters()) == "a| |b"
+def test_the_mass_of_all_right_options_can_be_what_counts():
+    """TruthfulQA's MC2 of three options, two of them right."""
+    record = _record(0, (-1.0, -2.0, -3.0), 0, choices=("a", "b", "c"))
+    record |= {"answers": (0, 2), "judged_by": MASS}
+    shares = [math.exp(-1), math.exp(-2), math.exp(-3)]
+    assert verdict(record) == pytest.approx((shares[0] + shares[2]) / sum(shares))

@@ -71,7 +71,8 @@ class Form:
         order: places of the options in this form, e.g. ``(1, 0)``; () as they are.
         is_core: examples are drawn as the CORE metric does; see `_draw_as_core`.
         baseline: `Choice.baseline`.
-        normalisation: by which the suite judges; a name of `eval.measures.choices`.
+        normalisation: by which the suite judges: a name of `eval.measures.choices`, or "mass", the
+            probability of all right options together.
     """
 
     text: str

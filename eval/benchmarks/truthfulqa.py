@@ -65,7 +65,8 @@ def _open(name: str, read_csv: Callable[[Row], Item]) -> Benchmark:
         name, ("truthfulqa", "truthful_qa", "TruthfulQA", "TruthfulQA_v1_817"),
         (Layout(("question", targets), partial(_read_targets, name=targets)),
          Layout(CSV, read_csv)),
-        {"harness": Form("Q: {question}\nA:", header=PROMPT, baseline="A:")})
+        {"harness": Form("Q: {question}\nA:", header=PROMPT, baseline="A:",
+                         normalisation="mass" if targets == "mc2_targets" else "raw")})
 
 
 open_truthfulqa_mc1 = _open("truthfulqa_mc1", partial(_read_csv, is_mc1=True))
