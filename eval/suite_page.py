@@ -89,7 +89,7 @@ def render_suite(metrics: Mapping[Path, Mapping[str, Any]], tasks: Sequence[str]
         section("All measures", "Options compared by their sum of log-probabilities (raw), per "
                 "character (norm), per byte, per token, and against their own frequency (pmi).",
                 table(["model", "task", *METRICS.values(), "macro", "brier", "ece", "ppl",
-                       "strict", "flexible", "cut, refused, unparsed"], detail, "grid")),
+                       "strict", "flexible", "left out, cut, refused, unparsed"], detail, "grid")),
         section("Settings", "What decided the prompts and the numbers.", *settings), style=STYLE)
 
 
@@ -114,7 +114,7 @@ def _number(value: float | None) -> str:
 
 
 def _left_out(own: Mapping[str, Any], task: str) -> str:
-    counts = [own.get(f"{task}_{name}", 0) for name in ("cut", "refused", "unparsed")]
+    counts = [own.get(f"{task}_{name}", 0) for name in ("left_out", "cut", "refused", "unparsed")]
     return ", ".join(map(count, counts))
 
 

@@ -147,6 +147,13 @@ def test_options_follow_their_contexts_byte_for_byte(model, tokenizer):
     assert scores[1].num_chars == (3, 2) and scores[1].num_bytes == (3, 2)
 
 
+def test_a_question_with_an_option_beyond_the_context_is_left_out_and_counted(model, capfd):
+    short, long = (Choice(ask("a"), (" yes", text), 0, ("Is it?",)) for text in (" no", " n" * 70))
+    scores = score_choices(model, [long, short], batch_tokens=512)
+    assert scores[0] is None and scores[1] == score_choices(model, [short], batch_tokens=512)[0]
+    assert "1 of 2 questions are left out" in capfd.readouterr().err
+
+
 def test_a_token_across_the_boundary_is_scored_once():
     """A tokenizer that joins ":" with what follows: the joint token belongs to the option."""
     ranks = {bytes([b]): b for b in range(256)} | {b": ": 256}

@@ -21,6 +21,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from core.errors import UserError
+from core.progress import log
 from data.chat import Conversation
 from data.tokenizers.tokenizer import Tokenizer
 from eval.measures.continuations import Continuation, score_continuations
@@ -73,18 +74,30 @@ class ChoiceScore:
 
 
 def score_choices(model: LoadedModel, questions: Sequence[Choice], *, batch_tokens: int,
-                  examples: Sequence[Conversation] = ()) -> list[ChoiceScore]:
+                  examples: Sequence[Conversation] = ()) -> list[ChoiceScore | None]:
     """Scores every option of every question as the continuation of its context.
+
+    Of a question with an option that by itself exceeds the model's context it is None, and a
+    warning counts these.
 
     Args:
         batch_tokens: that are computed at once; changes no score.
         examples: solved, shown to a base model before questions that bring no literal context.
     """
     asked = _ask(model, questions, examples)
-    flat = [one for _, options, baselines in asked for one in (*options, *baselines)]
+    fits = [all(len(option.tokens) <= model.context_tokens for option in options)
+            for _, options, _ in asked]
+    if num_over := len(fits) - sum(fits):
+        log(f"warning: {num_over} of {len(fits)} questions are left out: an option by itself "
+            f"exceeds the context of {model.name or 'the model'}, {model.context_tokens} tokens")
+    flat = [one for (_, options, baselines), is_asked in zip(asked, fits) if is_asked
+            for one in (*options, *baselines)]
     scored = iter(score_continuations(model, flat, batch_tokens=batch_tokens))
     found = []
-    for question, (contexts, options, baselines) in zip(questions, asked):
+    for question, (contexts, options, baselines), is_asked in zip(questions, asked, fits):
+        if not is_asked:
+            found.append(None)
+            continue
         scores, base = ([next(scored) for _ in group] for group in (options, baselines))
         texts = [choice.removeprefix(" ") for choice in question.choices]
         found.append(ChoiceScore(

@@ -59,8 +59,12 @@ def _measure_choices(model: LoadedModel, task: ChoiceTask, count: int,
     scores = score_choices(model, questions, examples=examples, batch_tokens=asking.batch_tokens)
     normalisation = getattr(task, "normalisation", "byte")
     records = [choice_record(question, score, number, normalisation)
-               for number, (question, score) in enumerate(zip(questions, scores))]
-    return records, summarise_choices(records)
+               for number, (question, score) in enumerate(zip(questions, scores))
+               if score is not None]
+    if not records:
+        raise UserError(f"tasks.{task.name}", "has no question whose options fit into the model's "
+                        f"context of {model.context_tokens} tokens", "set it to 0")
+    return records, summarise_choices(records) | {"left_out": len(questions) - len(records)}
 
 
 def _measure_answers(model: LoadedModel, task: Task, count: int,
