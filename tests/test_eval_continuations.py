@@ -13,8 +13,9 @@ from data.chat import ask
 from data.tokenizers.bpe import BytePairTokenizer
 from eval.measures.choices import NORMALISATIONS, ChoiceScore, encode_pairs, score_choices
 from eval.measures.continuations import Continuation, score_continuations
+from eval.measures.items import Asking, measure_task
 from eval.respond.loaded import LoadedModel, keeping
-from eval.tasks.task import Choice
+from eval.tasks.task import Choice, Grade
 from model.families.registry import forward, init
 from model.heads.language import token_logps
 
@@ -197,3 +198,24 @@ def test_a_measurement_goes_on_where_it_was_ended(model, tmp_path, capfd):
     other = keeping(dataclasses.replace(model, context_tokens=32), tmp_path)
     score_continuations(other, asked[:1], batch_tokens=64)
     assert len(list(tmp_path.rglob("scores.jsonl"))) == 2, "another model's are apart"
+
+
+def test_a_task_under_another_name_answers_all_its_questions(model):
+    """As a benchmark in a form of its own is: the conversations keep the benchmark's name."""
+    class Task:
+        name, stops, max_new_tokens = "other_form", ("\n",), 3
+
+        def conversations(self, split, num, seed):
+            return [ask("a", "b", task="form", family="f", prompt="Say b:")] * 2
+
+        def score(self, conversation, completion):
+            return self.grade(conversation, completion).score
+
+        def grade(self, conversation, completion):
+            return Grade(0.5, completion, {"strict": 1.0})
+
+    records, metrics = measure_task(model, Task(), 2, Asking())
+    assert [record["score"] for record in records] == [0.5, 0.5]
+    assert records[0]["prompt"] == "<|bos|>Say b:" and records[0]["task"] == "other_form"
+    assert (metrics["acc"], metrics["strict"], metrics["items"]) == (0.5, 1.0, 2)
+    assert all("\n" not in record["completion"] for record in records)

@@ -17,29 +17,29 @@ NUM_EXAMPLES = 4  # solved examples in the prompt of a base model
 
 def answer_and_score(model: LoadedModel, tasks: Sequence[Task], solved: Sequence[Conversation],
                      sampling: Sampling, *, seed: int, batch_size: int) -> list[dict[str, Any]]:
-    """Answers the questions of solved conversations and scores each by its own task.
+    """`answer_task` of conversations of several tasks, each by its own, in their order."""
+    rows: dict[int, dict[str, Any]] = {}
+    for task in tasks:
+        numbers = [n for n, one in enumerate(solved) if one.meta["task"] == task.name]
+        answered = answer_task(model, task, [solved[n] for n in numbers], sampling, seed=seed,
+                               batch_size=batch_size)
+        rows |= dict(zip(numbers, answered))
+    return [rows[n] for n in range(len(solved))]
 
-    Args:
-        tasks: the tasks of the conversations. To a base model solved examples are shown before a
-            question, of its own task; a benchmark's literal prompt brings its own, and its stop
-            texts and longest answer hold instead of those of `sampling`.
+
+def answer_task(model: LoadedModel, task: Task, solved: Sequence[Conversation],
+                sampling: Sampling, *, seed: int, batch_size: int) -> list[dict[str, Any]]:
+    """Answers the questions of a task's solved conversations and scores the answers.
+
+    To a base model solved examples of the task are shown before a question; a benchmark's literal
+    prompt brings its own, and its stop texts and longest answer hold instead of those of
+    `sampling`.
 
     Returns:
         One row per conversation, in their order: its `id`, messages up to the question, question,
         reference, literal prompt, completion, how it ended (`finish`, see `Completion`), its tokens
         and their log-probability in nats, what was extracted of it, its score and other measures.
     """
-    rows: dict[int, dict[str, Any]] = {}
-    for task in tasks:
-        numbers = [n for n, one in enumerate(solved) if one.meta["task"] == task.name]
-        asked = [solved[n] for n in numbers]
-        rows |= dict(zip(numbers, _answer(model, task, asked, sampling, seed, batch_size)))
-    return [rows[n] for n in range(len(solved))]
-
-
-def _answer(model: LoadedModel, task: Task, solved: Sequence[Conversation], sampling: Sampling,
-            seed: int, batch_size: int) -> list[dict[str, Any]]:
-    """`answer_and_score` of one task."""
     asked = [question_of(conversation) for conversation in solved]
     if isinstance(task, AnswerTask):
         prompts = make_prompts(model, asked)

@@ -7,7 +7,7 @@ from typing import Any
 
 from core.errors import UserError
 from eval.measures.choices import score_choices
-from eval.measures.generation import answer_and_score, pick_examples
+from eval.measures.generation import answer_task, pick_examples
 from eval.records import choice_record, summarise_answers, summarise_choices
 from eval.respond.loaded import LoadedModel
 from eval.tasks.task import ChoiceTask, Task
@@ -74,6 +74,6 @@ def _measure_answers(model: LoadedModel, task: Task, count: int,
         raise UserError(f"tasks.{task.name}", f"has no question in the {asking.split} split",
                         "give it more items, or set it to 0")
     greedy = Sampling(asking.max_new_tokens, temperature=0.0)
-    records = answer_and_score(model, [task], solved, greedy, seed=asking.seed,
-                               batch_size=asking.batch_size)
+    records = answer_task(model, task, solved, greedy, seed=asking.seed,
+                          batch_size=asking.batch_size)
     return records, summarise_answers(records)
