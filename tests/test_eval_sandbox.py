@@ -2,7 +2,6 @@
 
 import os
 import platform
-import statistics
 import tempfile
 import threading
 import time
@@ -235,17 +234,10 @@ def test_programs_run_side_by_side_from_threads():
     assert sorted(outcome.verdict for outcome in outcomes) == ["failed"] * 4 + ["passed"] * 4
 
 
-def test_a_case_takes_little_more_than_its_program():
-    """Some 20 ms; the bound is wide, as other tests may run."""
-    run_program(Program(RIGHT, CHECK))
-    secs = [run_program(Program(RIGHT, CHECK)).secs for _ in range(15)]
-    assert statistics.median(secs) < 0.1
-
-
 @pytest.mark.parametrize("value", [
     None, True, 0, -1, 1 << 300, 0.1, float("inf"), "", "Привет \ud800", b"\0", bytearray(b"x"),
     [], [1, [2]], (), (1, (2,)), {}, {(1, 2): [3], None: {4}}, set(), {1, "a"}, frozenset({1}),
-    range(1, 9, 2), 1j], ids=repr)
+    range(1, 9, 2), 1j], ids=lambda value: type(value).__name__)   # the order of sets varies
 def test_literals_travel_with_their_types(value):
     came = decode(encode(value))
     assert came == value and type(came) is type(value)
