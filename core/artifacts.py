@@ -85,7 +85,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def code_digest(module_file: str | Path) -> str:
-    """Digest of a stage's code: its module and every module of ours that it imports, transitively.
+    """Digest of a stage's code: its module and all project modules that it imports, transitively.
 
     Comments, docstrings and layout do not count, and neither does `core`, which does not decide
     what is in an artifact.

@@ -253,7 +253,7 @@ def _follow(final: Path, unfinished: Path, lineage: Mapping[str, Any],
 
 
 def _set_compile_cache() -> None:
-    """Turns JAX's persistent compile cache on, in a folder of ours unless the user names one."""
+    """Turns JAX's persistent compile cache on, in a folder of Heartwood unless the user names one."""
     name = "JAX_COMPILATION_CACHE_DIR"
     if name not in os.environ:
         folder = find_cache("jax")
@@ -284,7 +284,7 @@ def flag_fault(values: flags.FlagValues, argv: Sequence[str]) -> str:
     try:
         rest = values(argv)[1:]
         if "config" in values and values.config is not None:
-            check_numbers(values.config)    # a config that failed to load says so here
+            check_numbers(values.config)    # raises where a config failed to load
     except UserError as error:      # from a flag's own parser
         return str(error)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:

@@ -106,7 +106,7 @@ def pack(section: ConfigDict, corpus: Path, tokenizer: Path, folder: Path, *,
 
 
 def _check_units(tasks: Sequence[Mapping[str, Any]], corpus: Path) -> None:
-    """Raises `UserError` without a document to train on; says so once where none is held out."""
+    """Raises `UserError` without a document to train on; logs once where none is held out."""
     domains = {task["domain"] for task in tasks}
     if None not in domains:
         raise UserError(str(corpus / "documents"), "holds no documents",
@@ -144,7 +144,7 @@ def _best(section: ConfigDict, runs: Mapping[str, Sequence[Path]],
 
 
 def mark_tokenizer(source: Path) -> str | None:
-    """The fingerprint of a tokenizer that is no artifact of ours; None where there is none."""
+    """The fingerprint of a tokenizer that no stage made; None where there is none."""
     file = source if source.is_file() else source / "tokenizer.json"
     return load_tokenizer(source).fingerprint if file.exists() else None
 

@@ -224,7 +224,7 @@ def fingerprint(path: str, *, by_time: bool = False) -> str:
 
 
 def version(path: str) -> str:
-    """What differs after a local file was written to; of a remote one its fingerprint says so."""
+    """What differs after a local file was written to; of a remote one its fingerprint."""
     if is_remote(path):
         return ""
     try:

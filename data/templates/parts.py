@@ -81,7 +81,7 @@ def render_template(messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer,
 
 def _find_fault(whole: str, start: str, upto: str, stop_names: tuple[str, ...], *,
                 begins_after: int) -> str:
-    """Why an answer cannot be told apart in a rendering, as a predicate; "" if it can.
+    """Why an answer cannot be found in a rendering, as a predicate; "" if it can.
 
     Args:
         whole: the rendering.

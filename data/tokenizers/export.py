@@ -42,7 +42,7 @@ def hub_files(tokenizer: Tokenizer, *, chat: bool, context_tokens: int) -> dict[
 
 
 def _template_of(tokenizer: BytePairTokenizer) -> str:
-    """Jinja that renders as `data.chat` does with a tokenizer of ours."""
+    """Jinja that renders as `data.chat` does with a tokenizer of Heartwood."""
     return tokenizer.chat_template or make_source(tokenizer, "turns", END)
 
 
@@ -128,7 +128,7 @@ def _byte_level(tokenizer: HuggingFaceTokenizer) -> tuple[
 
 
 def _split_name(described: Mapping[str, Any]) -> str | None:
-    """The name that llama.cpp has for a split of byte-level BPE; None if it is none of ours."""
+    """The name that llama.cpp has for a split of byte-level BPE; None if it is unknown here."""
     match steps_of(described.get("pre_tokenizer")):
         case [{"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}]:
             return "gpt-2"

@@ -5,7 +5,7 @@
 be missing.
 
 Many models have no token that begins a text, and some name one that their tokenizer never writes.
-Every document of ours begins with one, so it is the first of these that exists:
+In Heartwood every document begins with one, so it is the first of these that exists:
 
 1. the token that the tokenizer itself puts before a text (Llama, Gemma, BERT's `[CLS]`);
 2. `<|endoftext|>`, which such models have seen between documents (GPT-2, NeoX, Qwen, SmolLM2);
@@ -32,7 +32,7 @@ ROLES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_t
 
 
 def import_tokenizer(source: Path) -> HuggingFaceTokenizer:
-    """Reads a tokenizer of the hub; its method `save` writes it as a folder of ours.
+    """Reads a tokenizer of the hub; its method `save` writes it as a tokenizer folder.
 
     Args:
         source: a folder with `tokenizer.json`, or that file.

@@ -138,6 +138,6 @@ if __name__ == "__main__":
     flags.DEFINE_string("peer_python", ".venv-peers/bin/python", "A Python that has lm_eval.")
     flags.DEFINE_list("tasks", list(TASKS), "Benchmarks of multiple choice.")
     flags.DEFINE_integer("items", 100, "Items of each; 0 is all.", lower_bound=0)
-    flags.DEFINE_integer("batch_tokens", 4096, "Tokens of a batch of ours.", lower_bound=1)
+    flags.DEFINE_integer("batch_tokens", 4096, "Tokens of a batch on our side.", lower_bound=1)
     flags.DEFINE_string("peer_batch_size", "16", "Rows of a batch of lm-eval; auto finds the most.")
     entry.run(main)
