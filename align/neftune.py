@@ -51,7 +51,7 @@ def with_noise(loss_fn: LossFn, alpha: float) -> LossFn:
     def loss(params: Params, batch: Batch, *, key: jax.Array,
              **settings: Any) -> tuple[jax.Array, Metrics]:
         table_VD = params["embed_VD"]
-        # Microbatches of a step have one key; with their tokens folded in, each draws its own noise.
+        # Microbatches of a step have one key; with its tokens folded in, each draws other noise.
         own_key = jax.random.fold_in(key, jnp.sum(batch.tokens_BL))
         noise_BLD = jax.random.uniform(own_key, (*batch.tokens_BL.shape, table_VD.shape[1]),
                                        minval=-1.0, maxval=1.0)

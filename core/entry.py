@@ -253,7 +253,7 @@ def _follow(final: Path, unfinished: Path, lineage: Mapping[str, Any],
 
 
 def _set_compile_cache() -> None:
-    """Turns JAX's persistent compile cache on, in a folder of Heartwood unless the user names one."""
+    """Turns JAX's persistent compile cache on, in a folder of its own unless the user names one."""
     name = "JAX_COMPILATION_CACHE_DIR"
     if name not in os.environ:
         folder = find_cache("jax")

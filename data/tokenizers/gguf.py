@@ -33,7 +33,7 @@ STOPS = ("eos", "eot", "eom")
 
 
 def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> HuggingFaceTokenizer:
-    """Makes a tokenizer of a GGUF file's metadata; its method `save` writes it as a tokenizer folder.
+    """Makes a tokenizer of a GGUF file's metadata; its method `save` writes a tokenizer folder.
 
     Args:
         metadata: values by their full names, e.g. ``tokenizer.ggml.tokens``, as plain Python.
