@@ -172,8 +172,8 @@ class _YamlRows:
 
 
 @dataclasses.dataclass(frozen=True)
-class YamlChoices:
-    """A task file's questions with options; a `ChoiceTask`."""
+class _YamlTask:
+    """A task that asks the rows of a task file."""
 
     task: _YamlRows
 
@@ -186,6 +186,11 @@ class YamlChoices:
     def source(self) -> Source:
         """With what it was opened."""
         return self.task.source
+
+
+@dataclasses.dataclass(frozen=True)
+class YamlChoices(_YamlTask):
+    """A task file's questions with options; a `ChoiceTask`."""
 
     def choices(self, split: str, num: int, seed: int) -> list[Choice]:
         """The first `num` questions, or all, but for those that are left out, which are logged.
@@ -222,20 +227,8 @@ class YamlChoices:
 
 
 @dataclasses.dataclass(frozen=True)
-class YamlAnswers:
+class YamlAnswers(_YamlTask):
     """A task file's questions whose answers are generated; an `AnswerTask`."""
-
-    task: _YamlRows
-
-    @property
-    def name(self) -> str:
-        """The task's name."""
-        return self.task.name
-
-    @property
-    def source(self) -> Source:
-        """With what it was opened."""
-        return self.task.source
 
     @property
     def stops(self) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from core.errors import UserError
@@ -50,9 +51,7 @@ def measure_task(model: LoadedModel, task: Task, count: int,
 def _measure_choices(model: LoadedModel, task: ChoiceTask, count: int,
                      asking: Asking) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     questions = task.choices(asking.split, count, asking.seed)
-    if not questions:
-        raise UserError(f"tasks.{task.name}", f"has no question in the {asking.split} split",
-                        "give it more items, or set it to 0")
+    _check_any(task, questions, asking)
     needs_examples = not model.chat and not all(question.contexts for question in questions)
     examples = (pick_examples(task, [question.question for question in questions])
                 if needs_examples else ())
@@ -70,10 +69,15 @@ def _measure_choices(model: LoadedModel, task: ChoiceTask, count: int,
 def _measure_answers(model: LoadedModel, task: Task, count: int,
                      asking: Asking) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     solved = task.conversations(asking.split, count, asking.seed)
-    if not solved:
-        raise UserError(f"tasks.{task.name}", f"has no question in the {asking.split} split",
-                        "give it more items, or set it to 0")
+    _check_any(task, solved, asking)
     greedy = Sampling(asking.max_new_tokens, temperature=0.0)
     records = answer_task(model, task, solved, greedy, seed=asking.seed,
                           batch_size=asking.batch_size)
     return records, summarise_answers(records)
+
+
+def _check_any(task: Task, questions: Sequence[Any], asking: Asking) -> None:
+    """Raises `UserError` where a task has no question in the split."""
+    if not questions:
+        raise UserError(f"tasks.{task.name}", f"has no question in the {asking.split} split",
+                        "give it more items, or set it to 0")
