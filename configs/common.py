@@ -147,6 +147,7 @@ def make_eval(**changes) -> ConfigDict:
         row_length=1024,        # the longest window of a text
         tasks=dict(),           # numbers of questions by task or benchmark; -1 = all
         data="",                # folder of benchmarks' files
+        prompts="literal",      # of benchmarks; or turns: as a user's message in the template
         num_shots=-1,           # solved examples before a benchmark's question; -1 = its own number
         examples="first",       # or seeded: drawn for each question
         examples_seed=1234,

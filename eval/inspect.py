@@ -110,8 +110,9 @@ def describe_choice(record: Record, tokenizer: Tokenizer) -> Iterator[str]:
         shown = [(with_bars(pair.context, tokenizer), with_bars(pair.tokens, tokenizer))
                  for pair in pairs]
     else:
-        prompt = tokenizer.encode_rendered(contexts[0], "", begins=True)
-        shown = [(with_bars(prompt, tokenizer), choice) for choice in choices]
+        prompts = [with_bars(tokenizer.encode_rendered(context, "", begins=True), tokenizer)
+                   for context in contexts]
+        shown = list(zip(prompts * (len(choices) if len(prompts) == 1 else 1), choices))
     contexts_shown = dict.fromkeys(context for context, _ in shown)
     for context in contexts_shown:
         yield from ("", context)

@@ -27,20 +27,21 @@ MASS = "mass"       # judged by the probability of all right options together
 METRICS = dict(zip(NORMALISATIONS, ("acc_raw", "acc_norm", "acc_bytes", "acc_tokens", "acc_pmi")))
 
 
-def choice_record(question: Choice, score: ChoiceScore, number: int,
-                  normalisation: str) -> dict[str, Any]:
+def choice_record(question: Choice, score: ChoiceScore, number: int, normalisation: str,
+                  in_turns: bool = False) -> dict[str, Any]:
     """The record of a multiple-choice question.
 
     Args:
         number: its place in the task, which names it where it has no `id`.
         normalisation: the one by which it is judged.
+        in_turns: whether its contexts are turns of a conversation.
     """
     right = {name: is_right for name in NORMALISATIONS
              if (is_right := score.is_right(name)) is not None}
     return {"id": question.question.meta.get("id", str(number)),
             "group": question.question.meta.get("group", ""),
             "question": question.question.messages[-1].content, "contexts": score.contexts,
-            "is_literal": bool(question.contexts), "baseline": question.baseline,
+            "is_literal": bool(question.contexts) and not in_turns, "baseline": question.baseline,
             "choices": question.choices, "answers": score.answers, "logps_nats": score.logps_nats,
             "baseline_nats": score.baseline_nats, "num_tokens": score.num_tokens,
             "is_greedy": score.is_greedy, "is_cut": score.is_cut, "right": right,

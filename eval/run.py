@@ -52,6 +52,7 @@ from model.directory import read_description
 from model.execution import make_execution
 from model.generation.sampling import Sampling
 
+PROMPTS = ("literal", "turns")      # how a benchmark's are put
 # What must be equal of two evaluations whose open answers are compared.
 COMPARED = ("open_tasks", "max_new_tokens", "temperature", "seed")
 
@@ -62,6 +63,9 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
     Bits per byte are None where the corpus holds no page out.
     """
     section = config.eval
+    if section.prompts not in PROMPTS:
+        raise UserError(f"eval.prompts={section.prompts!r}", f"is none of {', '.join(PROMPTS)}",
+                        "choose one of them")
     tasks = open_tasks(section.tasks, parents.get("corpus"), section.inputs, source_of(section))
     tokenizer = read_description(parents["model"]).tokenizer
     if "tokens" in parents:
@@ -77,7 +81,7 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
     for task, count in tasks:
         records, scores = measure_task(model, task, count, Asking(
             section.seed, section.max_new_tokens, section.run.batch_size,
-            section.row_length * section.run.batch_size))
+            section.row_length * section.run.batch_size, in_turns=section.prompts == "turns"))
         write_jsonl(folder / f"{task.name}.jsonl", records)
         log(f"eval: {task.name}: {scores['acc']:.4f} ({scores['low']:.4f} to {scores['high']:.4f}) "
             f"of {scores['items']:,}")

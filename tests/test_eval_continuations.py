@@ -200,22 +200,48 @@ def test_a_measurement_goes_on_where_it_was_ended(model, tmp_path, capfd):
     assert len(list(tmp_path.rglob("scores.jsonl"))) == 2, "another model's are apart"
 
 
+class LiteralTask:
+    name, stops, max_new_tokens = "other_form", ("\n",), 3
+
+    def conversations(self, split, num, seed):
+        return [ask("a", "b", task="form", family="f", prompt="Say b:")] * num
+
+    def score(self, conversation, completion):
+        return self.grade(conversation, completion).score
+
+    def grade(self, conversation, completion):
+        return Grade(0.5, completion, {"strict": 1.0})
+
+
 def test_a_task_under_another_name_answers_all_its_questions(model):
     """As a benchmark in a form of its own is: the conversations keep the benchmark's name."""
-    class Task:
-        name, stops, max_new_tokens = "other_form", ("\n",), 3
-
-        def conversations(self, split, num, seed):
-            return [ask("a", "b", task="form", family="f", prompt="Say b:")] * 2
-
-        def score(self, conversation, completion):
-            return self.grade(conversation, completion).score
-
-        def grade(self, conversation, completion):
-            return Grade(0.5, completion, {"strict": 1.0})
-
-    records, metrics = measure_task(model, Task(), 2, Asking())
+    records, metrics = measure_task(model, LiteralTask(), 2, Asking())
     assert [record["score"] for record in records] == [0.5, 0.5]
     assert records[0]["prompt"] == "<|bos|>Say b:" and records[0]["task"] == "other_form"
     assert (metrics["acc"], metrics["strict"], metrics["items"]) == (0.5, 1.0, 2)
     assert all("\n" not in record["completion"] for record in records)
+
+
+def test_literal_prompts_in_turns_are_asked_as_the_chat_model_was_taught(model):
+    chat = dataclasses.replace(model, chat=True)
+    alone = [score_choices(chat, [Choice(ask(text), ("c", "de"), 0)], batch_tokens=64)[0]
+             for text in ("a b", "a x")]
+    literal = Choice(ask("?"), (" c", " de"), 0, ("a b ",))
+    [one] = score_choices(chat, [literal], batch_tokens=64, in_turns=True)
+    assert one.logps_nats == pytest.approx(alone[0].logps_nats, rel=1e-5)
+    assert one.contexts == alone[0].contexts != literal.contexts
+    several = dataclasses.replace(literal, contexts=("a b", "a x"))
+    [each] = score_choices(chat, [several], batch_tokens=64, in_turns=True)
+    assert each.logps_nats == pytest.approx(
+        [alone[0].logps_nats[0], alone[1].logps_nats[1]], rel=1e-5)
+    assert each.contexts == (alone[0].contexts[0], alone[1].contexts[0])
+    [as_text] = score_choices(chat, [literal], batch_tokens=64)
+    assert abs(as_text.logps_nats[0] - one.logps_nats[0]) > 1e-3, "the template makes a difference"
+
+
+def test_an_answer_to_a_literal_prompt_in_turns(model):
+    chat = dataclasses.replace(model, chat=True)
+    [record], _ = measure_task(chat, LiteralTask(), 1, Asking(in_turns=True))
+    assert record["prompt"] == "<|bos|><|user|>Say b:<|end|><|assistant|>"
+    with pytest.raises(UserError, match="is a base model, which no template was taught"):
+        measure_task(model, LiteralTask(), 1, Asking(in_turns=True))

@@ -395,7 +395,8 @@ def test_long_inputs_are_scored_in_chunks(model, monkeypatch):
 
 def test_whole_documents_measure_as_the_rows_of_a_token_folder(model, tokens):
     """With windows as long as the documents it is the figure of `eval.measures.likelihood`."""
-    rows = bits_per_byte(model, tokens, row_length=200, batch_size=2)
+    rows = bits_per_byte(dataclasses.replace(model, context_tokens=200), tokens, row_length=200,
+                         batch_size=2)
     assert measure_domains(model, tokens, rule=WindowRule(64), domains=["heldout"])["bpb"] \
         == pytest.approx(rows, rel=1e-5)
 

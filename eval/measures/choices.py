@@ -22,7 +22,7 @@ import numpy as np
 
 from core.errors import UserError
 from core.progress import log
-from data.chat import Conversation
+from data.chat import Conversation, ask, render_prompt
 from data.tokenizers.tokenizer import Tokenizer
 from eval.measures.continuations import Continuation, score_continuations
 from eval.respond.loaded import LoadedModel
@@ -74,7 +74,8 @@ class ChoiceScore:
 
 
 def score_choices(model: LoadedModel, questions: Sequence[Choice], *, batch_tokens: int,
-                  examples: Sequence[Conversation] = ()) -> list[ChoiceScore | None]:
+                  examples: Sequence[Conversation] = (),
+                  in_turns: bool = False) -> list[ChoiceScore | None]:
     """Scores every option of every question as the continuation of its context.
 
     Of a question with an option that by itself exceeds the model's context it is None, and a
@@ -83,8 +84,9 @@ def score_choices(model: LoadedModel, questions: Sequence[Choice], *, batch_toke
     Args:
         batch_tokens: that are computed at once; changes no score.
         examples: solved, shown to a base model before questions that bring no literal context.
+        in_turns: whether a literal context is a user's message and an option the answer to it.
     """
-    asked = _ask(model, questions, examples)
+    asked = _ask(model, questions, examples, in_turns)
     fits = [all(len(option.tokens) <= model.context_tokens for option in options)
             for _, options, _ in asked]
     if num_over := len(fits) - sum(fits):
@@ -115,19 +117,22 @@ def score_choices(model: LoadedModel, questions: Sequence[Choice], *, batch_toke
 Asked = tuple[tuple[str, ...], list[Continuation], list[Continuation]]
 
 
-def _ask(model: LoadedModel, questions: Sequence[Choice],
-         examples: Sequence[Conversation]) -> list[Asked]:
+def _ask(model: LoadedModel, questions: Sequence[Choice], examples: Sequence[Conversation],
+         in_turns: bool) -> list[Asked]:
     """Of each question its contexts, its options after them, and these after the baseline."""
     own = [question for question in questions if not question.contexts]
     prompts = iter(make_prompts(model, [question.question for question in own], examples))
     pairs = [(context, choice) for question in questions if question.contexts
              for context, choice in _literal(question)]
-    literal = iter(encode_pairs(model.tokenizer, pairs))
+    literal = iter((encode_turns if in_turns else encode_pairs)(model.tokenizer, pairs))
     asked = []
     for question in questions:
         if question.contexts:
             options = [next(literal) for _ in question.choices]
-            asked.append((question.contexts, options, [next(literal) for _ in question.choices]
+            contexts = question.contexts if not in_turns else tuple(
+                model.tokenizer.decode(option.context)
+                for option in options[:len(question.contexts)])
+            asked.append((contexts, options, [next(literal) for _ in question.choices]
                           if question.baseline else []))
             continue
         prompt = tuple(next(prompts))
@@ -169,6 +174,28 @@ def encode_pairs(tokenizer: Tokenizer,
                             "correct its item, or leave it out")
         before = (*begin, *whole[:size]) or (tokenizer.bos,)
         made.append(Continuation(before, tuple(whole[size:])))
+    return made
+
+
+def encode_turns(tokenizer: Tokenizer,
+                 pairs: Sequence[tuple[str, str]]) -> list[Continuation]:
+    """Token ids of user's messages in the tokenizer's template, and of answers to them.
+
+    Both are stripped of the spaces between them, as lm-evaluation-harness does with a template.
+
+    Raises:
+        UserError: an answer has no token.
+    """
+    messages = list(dict.fromkeys(message for message, _ in pairs))
+    prompts = {message: tuple(render_prompt(ask(message.rstrip(" ")), tokenizer))
+               for message in messages}
+    made = []
+    for message, text in pairs:
+        tokens = tuple(tokenizer.encode(text.lstrip(" ")))
+        if not tokens:
+            raise UserError(f"an option {text!r}", "has no token",
+                            "correct its item, or leave it out")
+        made.append(Continuation(prompts[message], tokens))
     return made
 
 

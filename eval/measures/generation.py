@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from data.chat import Conversation
+from data.chat import Conversation, ask
 from eval.respond.loaded import LoadedModel
 from eval.respond.local import answer, complete, make_prompts
 from eval.tasks.task import AnswerTask, Grade, ProgramTask, Task, question_of
@@ -28,12 +28,16 @@ def answer_and_score(model: LoadedModel, tasks: Sequence[Task], solved: Sequence
 
 
 def answer_task(model: LoadedModel, task: Task, solved: Sequence[Conversation],
-                sampling: Sampling, *, seed: int, batch_size: int) -> list[dict[str, Any]]:
+                sampling: Sampling, *, seed: int, batch_size: int,
+                in_turns: bool = False) -> list[dict[str, Any]]:
     """Answers the questions of a task's solved conversations and scores the answers.
 
     To a base model solved examples of the task are shown before a question; a benchmark's literal
     prompt brings its own, and its stop texts and longest answer hold instead of those of
     `sampling`.
+
+    Args:
+        in_turns: whether a literal prompt is put as a user's message, in the model's template.
 
     Returns:
         One row per conversation, in their order: its `id`, messages up to the question, question,
@@ -42,7 +46,7 @@ def answer_task(model: LoadedModel, task: Task, solved: Sequence[Conversation],
     """
     asked = [question_of(conversation) for conversation in solved]
     if isinstance(task, AnswerTask):
-        prompts = make_prompts(model, asked)
+        prompts = make_prompts(model, [_as_turn(one) for one in asked] if in_turns else asked)
         sampling = dataclasses.replace(sampling, max_new_tokens=task.max_new_tokens)
         completions = complete(model, prompts, sampling, seed=seed, batch_size=batch_size,
                                stop_texts=task.stops)
@@ -66,6 +70,11 @@ def answer_task(model: LoadedModel, task: Task, solved: Sequence[Conversation],
             "logp_nats": sum(completion.logps), "extracted": grade.extracted,
             "score": grade.score, "measures": dict(grade.measures)})
     return rows
+
+
+def _as_turn(question: Conversation) -> Conversation:
+    """The question with its literal prompt, if it has one, as the user's message."""
+    return ask(question.meta["prompt"]) if "prompt" in question.meta else question
 
 
 def pick_examples(task: Task, asked: Sequence[Conversation]) -> list[Conversation]:

@@ -25,6 +25,7 @@ class Asking:
         batch_size: answers at once.
         batch_tokens: of log-likelihoods at once.
         split: of the tasks' items.
+        in_turns: whether literal prompts are put as a user's message, in the model's template.
     """
 
     seed: int = 0
@@ -32,6 +33,7 @@ class Asking:
     batch_size: int = 16
     batch_tokens: int = 4096
     split: str = "test"
+    in_turns: bool = False
 
 
 def measure_task(model: LoadedModel, task: Task, count: int,
@@ -42,8 +44,11 @@ def measure_task(model: LoadedModel, task: Task, count: int,
     model sees solved examples of the same task before questions without a literal prompt.
 
     Raises:
-        UserError: the task has no item in the split.
+        UserError: the task has no item in the split, or a base model is asked in turns.
     """
+    if asking.in_turns and not model.chat:
+        raise UserError("prompts='turns'", f"{model.name} is a base model, which no template was "
+                        "taught", "set --config.eval.prompts=literal")
     ask = _measure_choices if isinstance(task, ChoiceTask) else _measure_answers
     return ask(model, task, count, asking)
 
@@ -55,9 +60,10 @@ def _measure_choices(model: LoadedModel, task: ChoiceTask, count: int,
     needs_examples = not model.chat and not all(question.contexts for question in questions)
     examples = (pick_examples(task, [question.question for question in questions])
                 if needs_examples else ())
-    scores = score_choices(model, questions, examples=examples, batch_tokens=asking.batch_tokens)
+    scores = score_choices(model, questions, examples=examples, batch_tokens=asking.batch_tokens,
+                           in_turns=asking.in_turns)
     normalisation = getattr(task, "normalisation", "byte")
-    records = [choice_record(question, score, number, normalisation)
+    records = [choice_record(question, score, number, normalisation, asking.in_turns)
                for number, (question, score) in enumerate(zip(questions, scores))
                if score is not None]
     if not records:
@@ -72,7 +78,7 @@ def _measure_answers(model: LoadedModel, task: Task, count: int,
     _check_any(task, solved, asking)
     greedy = Sampling(asking.max_new_tokens, temperature=0.0)
     records = answer_task(model, task, solved, greedy, seed=asking.seed,
-                          batch_size=asking.batch_size)
+                          batch_size=asking.batch_size, in_turns=asking.in_turns)
     return records, summarise_answers(records)
 
 

@@ -19,12 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from core.artifacts import read_json
+from core.progress import log
 from data.batch import Batch, stack
 from data.documents import read_documents
 from data.domains import POOLS
 from data.tokenizers.load import load_tokenizer
-from data.tokens.rows import TokenRows, open_tokens
-from eval.respond.loaded import LoadedModel, warn_beyond_context
+from data.tokens.rows import TokenRows
+from eval.respond.loaded import LoadedModel
 from model.config import ModelConfig
 from model.execution import Execution
 from model.families.registry import Params, forward
@@ -70,10 +71,16 @@ def has_heldout(tokens: Path) -> bool:
 
 def bits_per_byte(model: LoadedModel, tokens: Path, *, row_length: int,
                   batch_size: int) -> float:
-    """Bits per byte of a model on the held-out pages of a token folder."""
-    _, ends = open_tokens(tokens, "heldout")
-    warn_beyond_context(model, "held-out pages in rows",
-                        np.minimum(np.diff(ends, prepend=0) - 1, row_length).tolist())
+    """Bits per byte of a model on the held-out pages of a token folder.
+
+    Args:
+        row_length: tokens of a row; at most the model's context, to which it is otherwise set, and
+            a line says it: no later position was trained.
+    """
+    if row_length > model.context_tokens:
+        log(f"bits per byte: rows of {model.context_tokens} tokens instead of {row_length}, as "
+            f"{model.name or 'the model'} was trained on no longer ones")
+        row_length = model.context_tokens
     bytes_V = jnp.asarray(model.tokenizer.token_bytes(), jnp.float32)
     sums: list[tuple[jax.Array, jax.Array]] = []
     for batch in heldout_batches(tokens, row_length, batch_size):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from jax.sharding import Mesh
 
 from core.artifacts import read_lineage
-from core.progress import log
 from data.tokenizers.load import load_tokenizer
 from data.tokenizers.tokenizer import Tokenizer
 from eval.respond.kept import Kept
@@ -96,18 +95,3 @@ def keeping(model: LoadedModel, folder: Path) -> LoadedModel:
                  "tokenizer": model.tokenizer.fingerprint, "context": model.context_tokens}
     return dataclasses.replace(model, scores=Kept(folder, described, "scores"),
                                answers=Kept(folder, described, "answers"))
-
-
-def warn_beyond_context(model: LoadedModel, what: str, lengths_tokens: Sequence[int]) -> None:
-    """Logs how many texts are longer than the rows that the model was trained on.
-
-    Positions beyond those rows were never trained, and what the model says there is worth little.
-
-    Args:
-        what: the texts, e.g. ``prompts with their answers``.
-    """
-    num_beyond = sum(length > model.context_tokens for length in lengths_tokens)
-    if num_beyond:
-        log(f"warning: {num_beyond} of {len(lengths_tokens)} {what} have up to "
-            f"{max(lengths_tokens)} tokens; {model.name or 'the model'} was trained on rows of "
-            f"{model.context_tokens}")
