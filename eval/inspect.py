@@ -3,13 +3,15 @@
     python -m eval.inspect items EVALUATION TASK [--verdict=wrong] [--num=5]
     python -m eval.inspect item EVALUATION TASK ID [--model=DIR]
     python -m eval.inspect diff A B [--task=TASK] [--num=5]
-    python -m eval.inspect page EVALUATION... --html=suite.html [--num=100]
+    python -m eval.inspect table EVALUATION... [--baselines=v2]
+    python -m eval.inspect page EVALUATION... --html=suite.html
 
 An evaluation is a folder that `eval.run` wrote. `item` shows the literal prompt with a bar between
 tokens, every option with its log-probabilities, or the answer, what was extracted of it, and the
 verdict; the tokens are those of the evaluated model's tokenizer, or of `--model`. `diff` compares
-two models, or two settings of one, on the items that both were asked. `page` writes a table of
-models by tasks, with a link to every item.
+two models, or two settings of one, on the items that both were asked. `table` prints all scores,
+and what sums them up: mean win rate, mean above chance, and CORE of the tasks that are asked in its
+form, with a table of its baselines. `page` writes the accuracies with a link to every item.
 """
 
 from __future__ import annotations
@@ -28,6 +30,10 @@ from core.errors import UserError
 from core.page.markup import visible
 from data.tokenizers.load import load_tokenizer
 from data.tokenizers.tokenizer import Tokenizer
+from eval.aggregate.core import BASELINES, CenteredMean, centered_mean, core
+from eval.aggregate.table import format_table, name_evaluations, read_evaluations
+from eval.aggregate.win_rate import mean_win_rates
+from eval.benchmarks.registry import core_name
 from eval.measures.choices import encode_pairs
 from eval.records import METRICS, Record, verdict
 from eval.statistics import paired_difference, sign_test
@@ -189,6 +195,45 @@ def diff(first: Path, second: Path, task: str | None, num: int) -> dict[str, Any
     return {"first": str(first), "second": str(second), "tasks": found}
 
 
+def table(folders: Sequence[Path], baselines: str) -> dict[str, Any]:
+    """Prints the scores of evaluations, and their aggregates.
+
+    Returns:
+        By model the mean win rate over accuracies and bits per byte (None of one model alone), the
+        mean of accuracies centred by chance, and CORE, each with the number of its tasks; None
+        without a task.
+
+    Raises:
+        UserError: a folder holds no evaluation, two have one name, or there is no such table.
+    """
+    scores = read_evaluations(name_evaluations(folders))
+    print("\n".join(format_table(scores)))
+    judged = scores.of_metrics(("acc", "bpb"))
+    win_rates = mean_win_rates(judged).rates
+    found: dict[str, Any] = {}
+    for model in scores.models:
+        accuracies = {task: cell for (name, (task, metric)), cell in scores.cells.items()
+                      if name == model and metric == "acc"}
+        chances = {task: cell.chance for task, cell in accuracies.items() if cell.chance}
+        asked_as_core = {name: cell for task, cell in accuracies.items()
+                         if (name := core_name(task)) in BASELINES}
+        means = [mean for mean in (
+            centered_mean(accuracies, chances, "chance") if chances else None,
+            core(asked_as_core, baselines) if asked_as_core else None) if mean]
+        found[model] = {"win_rate": win_rates[model], "centered": {
+            mean.table: {"value": mean.value, "stderr": mean.stderr, "tasks": mean.coverage}
+            for mean in means}}
+        rate = "" if win_rates[model] is None else f"mean win rate {win_rates[model]:.4f}"
+        print(f"{model}: " + "  ".join(filter(None, [rate, *map(_describe_mean, means)])))
+    return {"models": found}
+
+
+def _describe_mean(mean: CenteredMean) -> str:
+    error = "" if mean.stderr is None else f" +- {mean.stderr:.4f}"
+    name = "above chance" if mean.table == "chance" else f"CORE by {mean.table}"
+    return f"{name} {mean.value:.4f}{error} ({mean.coverage} tasks)"
+
+
 def _prompt(record: Record) -> Any:
     """What the two models must have been asked alike; chat templates may differ."""
     return record["contexts"] if record.get("is_literal") else record["question"]
@@ -208,13 +253,15 @@ def main(words: Sequence[str], values: Mapping[str, Any]) -> dict[str, Any]:
             return item(Path(folder), task, name, values["model"] and Path(values["model"]))
         case ["diff", first, second]:
             return diff(Path(first), Path(second), values["task"], values["num"])
+        case ["table", *folders] if folders:
+            return table(list(map(Path, folders)), values["baselines"])
         case ["page", *folders] if folders:
             if values["html"] is None:
                 raise UserError("--html", "is missing", "try --html=suite.html")
             return write_suite_page(list(map(Path, folders)), Path(values["html"]))
     raise UserError(" ".join(words) or "no command", "is not a command of eval.inspect",
-                    "write `items EVALUATION TASK`, `item EVALUATION TASK ID`, `diff A B` or "
-                    "`page EVALUATION...`")
+                    "write `items EVALUATION TASK`, `item EVALUATION TASK ID`, `diff A B`, "
+                    "`table EVALUATION...` or `page EVALUATION...`")
 
 
 if __name__ == "__main__":
@@ -222,6 +269,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("task", None, "diff: the only task to compare.")
     flags.DEFINE_string("verdict", "wrong", "items: all, right or wrong.")
     flags.DEFINE_integer("num", 5, "items, diff: how many to print.", lower_bound=0)
+    flags.DEFINE_string("baselines", "v2", "table: of CORE, v0, v1 or v2.")
     flags.DEFINE_string("html", None, "page: the file to write.")
     command = list(sys.argv[1:])
     positional = [word for word in command if not word.startswith("-")]

@@ -14,6 +14,7 @@ from core.artifacts import read_json, read_jsonl, read_lineage
 from core.errors import UserError
 from core.page.layout import headline, render_page, section, table, versions
 from core.page.markup import Markup, count, decimal, join, percent, tag
+from eval.aggregate.table import name_evaluations
 from eval.records import METRICS, Record, verdict
 
 STYLE = """
@@ -34,10 +35,7 @@ def write_suite_page(folders: Sequence[Path], path: Path) -> dict[str, Any]:
     Raises:
         UserError: a folder holds no evaluation, or two have one name.
     """
-    names = [folder.name for folder in folders]
-    if len(set(names)) < len(names):
-        raise UserError(" ".join(map(str, folders)), "two evaluations have one name",
-                        "rename a folder")
+    names = list(name_evaluations(folders))
     metrics = {folder: _metrics(folder) for folder in folders}
     tasks = list(dict.fromkeys(task for own in metrics.values() for task in own["tasks"]))
     beside = path.with_suffix("")

@@ -11,11 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from configs.eval import get_config
 from core.artifacts import write_json
 from core.errors import UserError
+from eval import inspect
 from eval.aggregate.core import BASELINES, TABLES, center, centered_mean, core
 from eval.aggregate.table import Score, format_table, make_table, read_evaluations
 from eval.aggregate.win_rate import mean_win_rates
+from eval.benchmarks.registry import core_name
 
 DATASETS = Path(os.environ.get("HEARTWOOD_DATASETS", "/nonexistent"))
 needs_files = pytest.mark.skipif(not DATASETS.exists(), reason="HEARTWOOD_DATASETS is not set")
@@ -78,8 +81,8 @@ def test_win_rates_average_to_one_half_and_change_with_the_models():
 def test_a_table_says_what_is_missing_and_refuses_what_is_no_score():
     table = make_table([("a", "piqa", "acc", Score(0.5, 0.01)), ("b", "boolq", "acc", Score(0.6))])
     assert [line.split() for line in format_table(table, 2)] == [
-        ["model", "piqa", "acc", "boolq", "acc"], ["a", "0.50", "+-", "0.01", "-"],
-        ["b", "-", "0.60"]]
+        ["task", "model", "chance", "acc"], ["piqa", "a", "-", "0.50", "+-", "0.01"],
+        ["boolq", "b", "-", "0.60"]]
     for scores, line in ((Score(math.nan), "piqa acc of a: is nan"),
                          (Score(0.5), "piqa acc of a: comes twice")):
         with pytest.raises(UserError) as error:
@@ -104,6 +107,27 @@ def test_evaluations_are_read_by_their_tasks(tmp_path):
         read_evaluations({"base": tmp_path})
 
 
+def test_the_command_prints_scores_and_their_aggregates(tmp_path, capsys):
+    for name, piqa, copa in (("a", 0.8, 0.7), ("b", 0.7, 0.7)):
+        (tmp_path / name).mkdir()
+        write_json(tmp_path / name / "metrics.json", {
+            "tasks": ["piqa_core", "copa"], "piqa_core_acc": piqa, "piqa_core_stderr": 0.02,
+            "piqa_core_chance": 0.5, "piqa_core_acc_norm": 0.6, "copa_acc": copa,
+            "copa_stderr": 0.04, "copa_chance": 0.5})
+    found = inspect.table([tmp_path / "a", tmp_path / "b"], "v1")["models"]
+    assert [found[name]["win_rate"] for name in "ab"] == [0.75, 0.25]
+    means = found["a"]["centered"]
+    assert means["chance"]["value"] == pytest.approx((0.6 + 0.4) / 2)
+    assert means["chance"]["stderr"] == pytest.approx(math.hypot(0.04, 0.08) / 2)
+    assert means["DCLM v1"] == {"value": pytest.approx(0.6), "stderr": pytest.approx(0.04),
+                                "tasks": "1 of 22"}, "copa is not asked as CORE asks it"
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[1] == ["piqa_core", "a", "0.5000", "0.8000", "+-", "0.0200", "0.6000"]
+    assert lines[-2][:5] == ["a:", "mean", "win", "rate", "0.7500"]
+    with pytest.raises(UserError, match="two evaluations have one name"):
+        inspect.table([tmp_path / "a", tmp_path / "b" / ".." / "a"], "v1")
+
+
 def test_centred_means_by_hand_with_coverage_and_error():
     scores = {"a": Score(0.625, 0.03), "b": Score(0.25, 0.02), "other": Score(0.9)}
     found = centered_mean(scores, {"a": 0.25, "b": 0.5, "c": 0.0}, "mine")
@@ -125,6 +149,11 @@ def test_bad_input_of_an_aggregate_is_one_line(measure, line):
     with pytest.raises(UserError) as error:
         measure()
     assert str(error.value).startswith(line) and "\n" not in str(error.value)
+
+
+def test_the_config_of_core_asks_all_its_tasks():
+    asked = get_config("core").eval.tasks
+    assert {core_name(name) for name in asked} == set(BASELINES) and len(asked) == 22
 
 
 def test_core_names_its_table_and_what_is_missing():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,12 @@ class Table:
         return [(model, column) for model in self.models for column in self.columns
                 if (model, column) not in self.cells]
 
+    def of_metrics(self, metrics: Collection[str]) -> Table:
+        """The table with the columns of these metrics alone."""
+        columns = tuple(column for column in self.columns if column[1] in metrics)
+        return Table(self.models, columns, {(model, column): cell for (model, column), cell
+                                            in self.cells.items() if column in columns})
+
 
 def make_table(scores: Iterable[tuple[str, str, str, Score]]) -> Table:
     """Makes a table of (model, task, metric, score), in the order in which names come first.
@@ -78,6 +84,19 @@ def make_table(scores: Iterable[tuple[str, str, str, Score]]) -> Table:
         models[model] = columns[task, metric] = None
         cells[model, (task, metric)] = score
     return Table(tuple(models), tuple(columns), cells)
+
+
+def name_evaluations(folders: Sequence[Path]) -> dict[str, Path]:
+    """Evaluations by their folders' names.
+
+    Raises:
+        UserError: two names are equal.
+    """
+    named = {folder.resolve().name: folder for folder in folders}
+    if len(named) < len(folders):
+        raise UserError(" ".join(map(str, folders)), "two evaluations have one name",
+                        "rename a folder")
+    return named
 
 
 def read_evaluations(folders: Mapping[str, Path]) -> Table:
@@ -111,14 +130,25 @@ def _scores(folder: Path) -> Iterable[tuple[str, str, Score]]:
 
 
 def format_table(table: Table, digits: int = 4) -> list[str]:
-    """The table as lines of text: models by columns, `+-` standard errors, `-` for what is missing.
+    """The table as lines of text: a line for each task of each model, a column for each metric.
+
+    A standard error stands behind `+-`; what is missing is `-`.
     """
-    head = ["model", *(" ".join(column) for column in table.columns)]
-    rows = [head]
-    for model in table.models:
-        cells = (table.cells.get((model, column)) for column in table.columns)
-        rows.append([model, *("-" if cell is None else f"{cell.value:.{digits}f}" + (
-            "" if cell.stderr is None else f" +- {cell.stderr:.{digits}f}") for cell in cells)])
+    metrics = list(dict.fromkeys(metric for _, metric in table.columns))
+    rows = [["task", "model", "chance", *metrics]]
+    for task in dict.fromkeys(task for task, _ in table.columns):
+        for model in table.models:
+            cells = [table.cells.get((model, (task, metric))) for metric in metrics]
+            chance = next((cell.chance for cell in cells if cell and cell.chance), None)
+            if any(cells):
+                rows.append([task, model, "-" if chance is None else f"{chance:.{digits}f}",
+                             *("-" if cell is None else _format_cell(cell, digits)
+                               for cell in cells)])
     widths = [max(map(len, column)) for column in zip(*rows)]
     return ["  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip()
             for row in rows]
+
+
+def _format_cell(cell: Score, digits: int) -> str:
+    error = "" if cell.stderr is None else f" +- {cell.stderr:.{digits}f}"
+    return f"{cell.value:.{digits}f}{error}"

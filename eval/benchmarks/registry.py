@@ -47,6 +47,12 @@ def open_benchmark(name: str, source: Source) -> Task:
                     "to be another than the first")
 
 
+def core_name(task: str) -> str | None:
+    """CORE's name of a task that is asked as CORE asks it; None for any other."""
+    name = task.removesuffix("_core")
+    return name if name in CORE and (name != task or name not in _OWN) else None
+
+
 def definition(task: Task | ChoiceTask) -> str:
     """16 hex digits of what decides a benchmark's questions: of every prompt, option and answer.
 
