@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from eval.measures.calibration import NUM_BINS, expected_calibration_error
 from eval.statistics import mean_interval
-
-NUM_BINS = 10       # of the calibration error
 
 
 class RankedPrompt(NamedTuple):
@@ -84,17 +83,14 @@ def accuracy_by_margin(gaps: np.ndarray) -> list[float | None]:
 def calibration_error(log_odds: np.ndarray) -> float:
     """Expected calibration error of sigmoid(|log odds|) as the probability of being right.
 
-    The mean over pairs, in `NUM_BINS` bins of equal width from 1/2 to 1, of the distance between
-    mean probability and accuracy (arXiv 1706.04599, equation 3).
+    Its bins are `NUM_BINS` of equal width from 1/2 to 1; see `expected_calibration_error`.
 
     Args:
         log_odds: of the better answer being the better one.
     """
     confidence = 1 / (1 + np.exp(-np.minimum(np.abs(log_odds), 700.0)))
-    bins = np.minimum(((confidence - 0.5) * 2 * NUM_BINS).astype(int), NUM_BINS - 1)
-    distances = [abs(confidence[bins == n].sum() - (log_odds[bins == n] > 0).sum())
-                 for n in range(NUM_BINS)]
-    return float(np.sum(distances) / len(log_odds))
+    return expected_calibration_error(confidence, log_odds > 0, binning="width",
+                                      num_bins=2 * NUM_BINS).error
 
 
 def _share(prompt: RankedPrompt, name: str, sign: int) -> float:

@@ -12,7 +12,7 @@ from typing import Any
 
 from core.artifacts import read_json, read_jsonl, read_lineage
 from data.corpus import Corpus
-from eval.statistics import Z_95, mean_and_stderr
+from eval.statistics import mean_and_stderr, wilson_interval
 
 ARTIFACTS = ("corpus", "tokenizer", "tokens", "base", "eval_base", "sft", "eval_sft", "pairs",
              "reward", "dpo", "eval_dpo")
@@ -136,13 +136,10 @@ def _with_nans(value: Any) -> Any:
 
 
 def proportion(mean: float, num_items: int) -> Estimate:
-    """A share of right answers with its Wilson interval (JASA 22, 1927), valid near 0 and 1."""
+    """A share of right answers with its Wilson interval; nan if nothing was measured."""
     if not num_items or not math.isfinite(mean):
         return Estimate(math.nan, math.nan, math.nan)
-    scale = 1 + Z_95**2 / num_items
-    centre = (mean + Z_95**2 / (2 * num_items)) / scale
-    half = Z_95 / scale * math.sqrt(mean * (1 - mean) / num_items + (Z_95 / (2 * num_items))**2)
-    return Estimate(mean, max(centre - half, 0.0), min(centre + half, 1.0))
+    return Estimate(mean, *wilson_interval(mean, num_items))
 
 
 def _sha256(text: str) -> str:
