@@ -160,11 +160,13 @@ def complete_command(argv: Sequence[str]) -> list[str]:
     if not models:
         return list(argv)
     folder = Path(models[-1]).absolute()
-    implied = {"config": str(ROOT / "configs" / "eval.py"), "workdir": "runs/eval",
-               "config.eval.model": str(folder), "config.eval.out": folder.name}
+    implied = {"workdir": "runs/eval", "config.eval.model": str(folder),
+               "config.eval.out": folder.name}
+    # A config's own fields must follow it.
+    config = [] if "config" in given else [f"--config={ROOT / 'configs' / 'eval.py'}"]
     rest = [word for word in argv[1:] if not word.startswith("--model=")]
-    return [argv[0], *(f"--{name}={value}" for name, value in implied.items()
-                       if name not in given), *rest]
+    return [argv[0], *config, *rest, *(f"--{name}={value}" for name, value in implied.items()
+                                       if name not in given)]
 
 
 STAGE = Stage("eval", build, parents=("model", "corpus", "tokens", "against"),

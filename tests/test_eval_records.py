@@ -75,6 +75,10 @@ def test_a_model_alone_stands_for_a_whole_command():
                              "--config.eval.out=x"])
     assert {"--config=c.py", "--workdir=w", "--config.eval.out=x"} <= set(kept)
     assert len(kept) == 5
+    for command in (words, kept):       # ml_collections wants a config before its fields
+        names = [word.partition("=")[0] for word in command]
+        assert names.index("--config") < min(n for n, name in enumerate(names)
+                                             if name.startswith("--config."))
     plain = ["run", "--config=configs/quickstart.py"]
     assert complete_command(plain) == plain
 
