@@ -121,3 +121,9 @@ def test_the_examples_of_chains_of_thought_are_those_that_olmes_has_too():
     ours = "".join(f"Question: {question}\nAnswer: {answer}\n\n".replace(
         "The answer is", "So the answer is") for question, answer in CHAIN_OF_THOUGHT)
     assert context.startswith(ours)
+
+
+def test_files_in_a_linked_folder_are_found(folder, tmp_path_factory):
+    linked = tmp_path_factory.mktemp("data")
+    (linked / "gsm8k").symlink_to(folder)
+    assert len(open_gsm8k(Source(linked)).conversations("test", 0, 0)) == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,9 @@ class Source:
         Raises:
             UserError: there is none, or there are several.
         """
-        found = sorted(path for path in Path(self.folder).rglob("*")
+        # Unlike `Path.rglob` it enters folders that are linked.
+        every = glob.glob("**/*", root_dir=self.folder, recursive=True)
+        found = sorted(path for path in (Path(self.folder, name) for name in every)
                        if path.is_file() and format_of(path.name) and name_of(path) in stems)
         if len(found) != 1:
             raise UserError(str(self.folder), f"has {len(found)} files named {' or '.join(stems)}",
