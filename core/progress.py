@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 
@@ -12,6 +13,12 @@ def log(message: str) -> None:
     """Prints one line to stderr, once for all processes; stdout is reserved for the JSON result."""
     if find_processes().index == 0:
         print(message, file=sys.stderr, flush=True)
+
+
+@functools.cache
+def log_once(message: str) -> None:
+    """`log`, where the same is found several times in a process."""
+    log(message)
 
 
 def format_secs(secs: float) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from core.errors import UserError, first_line
-from core.progress import log
+from core.progress import log_once
 from data.chat import ask
 from data.layouts.rows import Damaged, read_rows
 from eval.benchmarks.form import Form, Item, Layout
@@ -269,11 +269,12 @@ class Faulty:
         return bool(reason)
 
     def report(self) -> None:
-        """Logs a line for each reason, with the first row of it."""
+        """Logs a line for each reason, with the first row of it; a file may be opened for several
+        forms."""
         for counts, what in ((self.left_out, "left out"), (self.noted, "asked although odd")):
             for reason, num in counts.items():
-                log(f"{self._name}: {what}: {num:,} rows ({reason}), the first: "
-                    f"{self._first[reason]}")
+                log_once(f"{self._name}: {what}: {num:,} rows ({reason}), the first: "
+                         f"{self._first[reason]}")
 
 
 def _ordered(item: Item, order: Sequence[int]) -> Item:
