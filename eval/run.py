@@ -76,7 +76,8 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
     model = load_model(parents["model"], make_execution(section, also=("batch_size",)),
                        weights=section.weights)
     model = keeping(model, folder.parent / "known")
-    log(f"eval: {section.model}, prompts in {'turns' if model.chat else 'plain text'}")
+    log(f"eval: {section.model}, a {'chat' if model.chat else 'base'} model; benchmarks' prompts "
+        f"are {section.prompts}")
     metrics = {"weight_bytes": model.weight_bytes} | _measure_bits(model, section, parents)
     for task, count in tasks:
         records, scores = measure_task(model, task, count, Asking(
