@@ -230,7 +230,7 @@ def group_advantages(scores_B: jax.Array, group_B: jax.Array, mask_B: jax.Array,
         mask_B: 1 for an answer, 0 for what fills the batch up.
         baseline: `grpo`, (score - mean) / (std + eps) (arXiv 2402.03300, section 4.1.2); `dr_grpo`,
             score - mean (arXiv 2503.20783, section 3.2); `rloo`, score - mean of the others (arXiv
-            2402.14740, equation 8).
+            2402.14740).
         ddof: of the standard deviation: 1 divides by one less than the answers of a group, as TRL,
             OpenRLHF and tunix do.
         eps: as TRL's.
@@ -301,14 +301,14 @@ def count_statuses(status_G: jax.Array) -> dict[str, int]:
     """How many groups are usable, and how many are not for which reason; on the host.
 
     Raises:
-        UserError: not a single group is usable.
+        UserError: none is usable, and not because answers happen to be scored alike.
     """
     counts = {name: int((status_G == index).sum()) for index, name in enumerate(STATUSES)}
-    if not counts["usable"]:
+    if not counts["usable"] and not counts["all_equal"]:
         found = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
         raise UserError("groups of answers", f"none of {len(status_G)} is usable ({found})",
-                        "sample more answers to a prompt, at a higher temperature, or choose "
-                        "prompts that are neither always nor never answered well")
+                        "sample at least 2 answers to a prompt, and find out why a score is not "
+                        "finite")
     return counts
 
 
