@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from core.errors import UserError
 
@@ -303,7 +304,8 @@ def count_statuses(status_G: jax.Array) -> dict[str, int]:
     Raises:
         UserError: none is usable, and not because answers happen to be scored alike.
     """
-    counts = {name: int((status_G == index).sum()) for index, name in enumerate(STATUSES)}
+    found_G = np.asarray(status_G)
+    counts = {name: int(np.sum(found_G == index)) for index, name in enumerate(STATUSES)}
     if not counts["usable"] and not counts["all_equal"]:
         found = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
         raise UserError("groups of answers", f"none of {len(status_G)} is usable ({found})",
