@@ -219,7 +219,7 @@ def test_a_batch_in_which_no_group_can_be_usable_is_an_error():
 def test_the_best_of_each_group_are_kept(num_kept):
     rng = np.random.default_rng(4)
     groups = rng.permutation(np.repeat([0, 1, 3, 4, 5], [4, 3, 5, 1, 2]))
-    scores = rng.integers(0, 4, 15).astype(np.float32)     # with ties
+    scores = rng.integers(-4, 0, 15).astype(np.float32)    # with ties
     mask = np.ones(15, np.float32)
     mask[rng.choice(np.flatnonzero(groups == 3), 2, replace=False)] = 0
     scores[mask == 0] = np.nan

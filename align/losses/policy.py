@@ -23,7 +23,7 @@ import flax
 import jax
 import jax.numpy as jnp
 
-from align.rl.advantages import KL_ESTIMATORS, MAX_LOG_RATIO, difference, estimate_kl
+from align.rl.advantages import KL_ESTIMATORS, MAX_LOG_RATIO, estimate_kl, masked_difference
 from core.errors import UserError
 from train.loss import Metrics
 
@@ -176,7 +176,7 @@ def _check_arrays(batch: PolicyBatch, settings: Settings, values_BL: jax.Array |
 def _log_ratio(logps_BL: jax.Array, batch: PolicyBatch, ratio: str) -> jax.Array:
     """log pi - log old of each token, or of its whole answer; 0 where masked."""
     mask_BL = batch.mask_BL
-    log_ratio_BL = difference(logps_BL, batch.old_BL, mask_BL)
+    log_ratio_BL = masked_difference(logps_BL, batch.old_BL, mask_BL)
     if ratio != "token":
         log_ratio_B = jnp.sum(log_ratio_BL, axis=1, keepdims=True)
         if ratio == "answer_mean":
@@ -209,12 +209,12 @@ def _value_errors(values_BL: jax.Array, batch: PolicyBatch,
     The value is clipped around that of the rollout (`PPOTrainer.loss` of lm-human-preferences at
     cbfd210).
     """
-    error_BL = difference(values_BL, batch.returns_BL, batch.mask_BL)
+    error_BL = masked_difference(values_BL, batch.returns_BL, batch.mask_BL)
     if not settings.value_clip:
         return 0.5 * error_BL**2, jnp.zeros_like(error_BL)
-    step_BL = difference(values_BL, batch.values_BL, batch.mask_BL)
+    step_BL = masked_difference(values_BL, batch.values_BL, batch.mask_BL)
     near_BL = jnp.clip(step_BL, -settings.value_clip, settings.value_clip)
-    near_error_BL = difference(batch.values_BL, batch.returns_BL, batch.mask_BL) + near_BL
+    near_error_BL = masked_difference(batch.values_BL, batch.returns_BL, batch.mask_BL) + near_BL
     larger_BL = jnp.maximum(error_BL**2, near_error_BL**2)
     return 0.5 * larger_BL, near_error_BL**2 > error_BL**2
 

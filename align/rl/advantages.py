@@ -63,10 +63,10 @@ def estimate_kl(logps_BL: jax.Array, reference_BL: jax.Array, mask_BL: jax.Array
                         f"choose one of {', '.join(KL_ESTIMATORS)}")
     # The differences are masked first: past an exponential that overflows, a gradient is not a
     # number even where the result is not used.
-    return KL_ESTIMATORS[estimator](difference(logps_BL, reference_BL, mask_BL))
+    return KL_ESTIMATORS[estimator](masked_difference(logps_BL, reference_BL, mask_BL))
 
 
-def difference(first_BL: jax.Array, second_BL: jax.Array, mask_BL: jax.Array) -> jax.Array:
+def masked_difference(first_BL: jax.Array, second_BL: jax.Array, mask_BL: jax.Array) -> jax.Array:
     """The difference in float32, 0 where masked."""
     is_real_BL = mask_BL > 0
     first_BL, second_BL = (jnp.where(is_real_BL, array_BL, 0).astype(jnp.float32)
