@@ -81,7 +81,7 @@ def check_settings(settings: Settings, section: str) -> Settings:
     if (settings.aggregation == "dr_grpo") != (settings.max_tokens > 0):
         raise UserError(f"{section}.max_tokens={settings.max_tokens}",
                         f"does not fit aggregation={settings.aggregation!r}",
-                        "give the limit of an answer's length with dr_grpo, else 0")
+                        "give the limit of an answer's length with aggregation=dr_grpo")
     return settings
 
 
