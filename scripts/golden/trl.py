@@ -207,23 +207,24 @@ def run_trl(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             if loss == "simpo":
                 options = dict(loss_type="simpo", beta=options["beta"], cpo_alpha=0.0,
                                simpo_gamma=options["gamma"])
-            trainer = cls(model=policy, args=cfg(**options, **_arguments(), max_length=64),
-                          train_dataset=_pairs(""), processing_class=_tokenizer())
+            trainer = cls(model=policy, args=cfg(**options, **trainer_arguments(), max_length=64),
+                          train_dataset=_pairs(""), processing_class=make_tokenizer())
             value, _ = trainer.get_batch_loss_metrics(trainer.model, _batch(trainer), "eval")
         elif loss == "kto":
             policy, reference = (reference, policy) if "swapped" in name else (policy, reference)
             trainer = trl.KTOTrainer(
-                model=policy, ref_model=reference, processing_class=_tokenizer(),
-                train_dataset=_labels(), args=trl.KTOConfig(**options, **_arguments(),
+                model=policy, ref_model=reference, processing_class=make_tokenizer(),
+                train_dataset=_labels(), args=trl.KTOConfig(**options, **trainer_arguments(),
                                                             max_length=None))
             value = trainer.compute_loss(trainer.model, _batch(trainer))
         else:
             kind = {"dpo": "sigmoid", "ld_dpo": "sigmoid", "dpo_norm": "sigmoid_norm"}.get(loss,
                                                                                          loss)
             trainer = trl.DPOTrainer(
-                model=policy, ref_model=reference, processing_class=_tokenizer(),
+                model=policy, ref_model=reference, processing_class=make_tokenizer(),
                 train_dataset=_pairs(" <eos>"),
-                args=trl.DPOConfig(loss_type=kind, **options, **_arguments(), max_length=None))
+                args=trl.DPOConfig(loss_type=kind, **options, **trainer_arguments(),
+                                   max_length=None))
             value = trainer.compute_loss(trainer.model, _batch(trainer))
         value.backward()
         values[f"{name}/trl"] = np.float64(value.detach().item())
@@ -240,7 +241,8 @@ def _batch(trainer: Any) -> Any:
     return next(iter(trainer.get_eval_dataloader(trainer.train_dataset)))
 
 
-def _arguments() -> dict[str, Any]:
+def trainer_arguments() -> dict[str, Any]:
+    """What all of TRL's trainers are given."""
     return dict(output_dir=tempfile.mkdtemp(), report_to="none", use_cpu=True, bf16=False,
                 fp16=False, per_device_train_batch_size=4, per_device_eval_batch_size=4,
                 gradient_checkpointing=False, save_strategy="no", disable_tqdm=True,
@@ -270,7 +272,8 @@ def _labels() -> Any:
         "label": [i % 2 == 0 for i in range(4)]})
 
 
-def _tokenizer() -> Any:
+def make_tokenizer() -> Any:
+    """A tokenizer of whole words, w3 to w96."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
