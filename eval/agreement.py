@@ -53,7 +53,7 @@ from eval.measures.annotations import (
 )
 from eval.statistics import bootstrap_interval
 
-SCALES = {"choices": (FIRST, TIE, SECOND), "labels": (0.0, 1.0), "scores": ()}
+MAX_PAIRS = 200     # of annotators, those with the most items in common
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +94,9 @@ def measure_agreement(ratings: Ratings, subject: str, bootstrap: Bootstrap) -> d
 
     Returns:
         `raw`, `fleiss_kappa`, `krippendorff_alpha` by level; `flip_rate` (of two values; of choices
-        without ties) and the agreement that it is made of; `cohen_kappa` of every two annotators
-        with items in common; `annotators`: the share of the others who agree with each.
+        without ties) and the agreement that it is made of; `cohen_kappa` of two annotators, of the
+        200 pairs with the most items in common, and the number of other pairs; `annotators`: the
+        share of the others who agree with each.
     """
     both = _in_both_orders if subject == "choices" else (lambda rows: rows)
     counts = count_values(ratings.items, ratings.codes, len(ratings.values))
@@ -112,7 +113,7 @@ def measure_agreement(ratings: Ratings, subject: str, bootstrap: Bootstrap) -> d
             level: estimate(partial(krippendorff_alpha, values=ratings.values, level=level),
                             counts[several]) for level in LEVELS},
         **_flips(ratings, counts, bootstrap, subject),
-        "cohen_kappa": list(_pairwise(ratings, bootstrap, subject)),
+        **_pairwise(ratings, bootstrap, subject),
         "annotators": _by_annotator(ratings, counts, bootstrap)}
 
 
@@ -151,8 +152,8 @@ def _flips(ratings: Ratings, counts: np.ndarray, bootstrap: Bootstrap,
             "flip_rate": agreement | {"value": rate, "low": ends[0], "high": ends[1]}}
 
 
-def _pairwise(ratings: Ratings, bootstrap: Bootstrap, subject: str) -> Iterator[dict[str, Any]]:
-    """Cohen's kappa of every two annotators with items in common."""
+def _pairwise(ratings: Ratings, bootstrap: Bootstrap, subject: str) -> dict[str, Any]:
+    """Cohen's kappa of two annotators, pair by pair, and the number of pairs beyond `MAX_PAIRS`."""
     by_item: dict[int, list[tuple[int, float]]] = {}
     for item, annotator, code in zip(ratings.items, ratings.annotators, ratings.codes):
         by_item.setdefault(int(item), []).append((int(annotator), float(ratings.values[code])))
@@ -160,16 +161,22 @@ def _pairwise(ratings: Ratings, bootstrap: Bootstrap, subject: str) -> Iterator[
     for item, rated in by_item.items():
         for (one, value), (other, other_value) in itertools.combinations(sorted(rated), 2):
             shared.setdefault((one, other), []).append((item, value, other_value))
-    for pair, rows in sorted(shared.items()):
-        values = np.array([row[1:] for row in rows])
+    picked = sorted(shared, key=lambda pair: (-len(shared[pair]), pair))[:MAX_PAIRS]
+    kappas = []
+    for pair in sorted(picked):
+        values = np.array([row[1:] for row in shared[pair]])
+        prompts = [ratings.prompts[row[0]] for row in shared[pair]]
+        kappas.append({"annotators": [ratings.names[number] for number in pair],
+                       **bootstrap.estimate(partial(_kappa, values, subject), prompts)})
+    return {"cohen_kappa": kappas, "cohen_pairs_left_out": len(shared) - len(kappas)}
 
-        def kappa(picked: np.ndarray, values: np.ndarray = values) -> float:
-            given = values[picked]
-            given = np.concatenate([given, -given]) if subject == "choices" else given
-            return cohen_kappa(given[:, 0], given[:, 1])
 
-        yield {"annotators": [ratings.names[number] for number in pair],
-               **bootstrap.estimate(kappa, [ratings.prompts[row[0]] for row in rows])}
+def _kappa(values: np.ndarray, subject: str, picked: np.ndarray) -> float:
+    """Cohen's kappa of the picked rows of two annotators' values, [items, 2]."""
+    given = values[picked]
+    if subject == "choices":    # in both orders
+        given = np.concatenate([given, -given])
+    return cohen_kappa(given[:, 0], given[:, 1])
 
 
 def _by_annotator(ratings: Ratings, counts: np.ndarray,
@@ -203,33 +210,54 @@ def _number(value: float | None) -> str:
     return "  -  " if value is None or math.isnan(value) else f"{value:.3f}"
 
 
+def measure_file(inputs: Path, subject: str, ties: str, bootstrap: Bootstrap,
+                 out: Path | None = None) -> dict[str, Any]:
+    """Measures the annotators of a file or folder, and writes their conflicts.
+
+    Args:
+        subject, ties: see `read_ratings`.
+        out: JSON lines that are written; None writes none.
+
+    Raises:
+        UserError: no two annotators rated the same item, or a file cannot be read.
+    """
+    faults = Faults("inputs")
+    kept, repeats = merge_repeats(read_ratings(inputs, subject, ties=ties, faults=faults))
+    faults.report()
+    ratings = make_ratings(kept, _scale(subject, ties))
+    num_several = int(np.count_nonzero(np.bincount(ratings.items) > 1))
+    if not num_several:
+        left_out = ", ".join(f"{num} {reason}" for reason, num in faults.counts.items())
+        raise UserError(f"--inputs={inputs}", f"none of its {len(ratings.prompts)} items has "
+                        "ratings of two annotators" + f" (left out: {left_out})" * bool(left_out),
+                        "have the same items rated by several, and name the annotator in each row")
+    measured = measure_agreement(ratings, subject, bootstrap)
+    print(format_table(measured))
+    conflicts = list(find_conflicts(kept, repeats))
+    if out is not None:
+        write_jsonl(out, conflicts)
+    return {"inputs": str(inputs), "of": subject, "ties": ties, "ratings": len(kept),
+            "items": len(ratings.prompts), "items_with_several": num_several, **measured,
+            "repeated": repeats.num, "left_out": dict(faults.counts),
+            "conflicts": {kind: sum(conflict["kind"] == kind for conflict in conflicts)
+                          for kind in ("within", "between")}}
+
+
+def _scale(subject: str, ties: str) -> tuple[float, ...]:
+    """The values that belong to a subject, also where nobody gave them."""
+    if subject == "choices":
+        return (FIRST, SECOND) if ties == "drop" else (FIRST, TIE, SECOND)
+    return (0.0, 1.0) if subject == "labels" else ()
+
+
 def main() -> dict[str, Any]:
-    """Reads the flags, measures and prints the table."""
+    """Reads the flags and measures."""
     values = flags.FLAGS
     if not values.inputs:
         raise UserError("--inputs", "is missing", "name a path: --inputs=PATH")
-    faults = Faults("inputs")
-    kept, repeats = merge_repeats(read_ratings(Path(values.inputs), values.of, ties=values.ties,
-                                               faults=faults))
-    faults.report()
-    scale = [value for value in SCALES[values.of] if value != TIE or values.ties == "category"
-             or values.of != "choices"]
-    ratings = make_ratings(kept, scale)
-    conflicts = list(find_conflicts(kept, repeats))
-    num_between = sum(conflict["kind"] == "between" for conflict in conflicts)
-    num_several = int(np.count_nonzero(np.bincount(ratings.items) > 1)) if kept else 0
-    if not num_several:
-        raise UserError(f"--inputs={values.inputs}", f"no item has ratings of two annotators: "
-                        f"{len(kept)} ratings, left out {dict(faults.counts)}",
-                        "have the same items rated by several, each row with its annotator")
-    measured = measure_agreement(ratings, values.of, Bootstrap(values.seed, values.num_samples))
-    print(format_table(measured))
-    if values.out:
-        write_jsonl(Path(values.out), conflicts)
-    return {"inputs": values.inputs, "of": values.of, "ties": values.ties, "ratings": len(kept),
-            "items": len(ratings.prompts), "items_with_several": num_several, **measured,
-            "conflicts": {"within": len(repeats.conflicting), "repeated": repeats.num,
-                          "between": num_between}, "left_out": dict(faults.counts)}
+    return measure_file(Path(values.inputs), values.of, values.ties,
+                        Bootstrap(values.seed, values.num_samples),
+                        Path(values.out) if values.out else None)
 
 
 if __name__ == "__main__":
