@@ -425,7 +425,7 @@ def test_a_local_model_answers_the_same_every_time(model_folder):
     prompts = ["first", "x" * 70, "second prompt", "third"]
     replies = responder.respond(prompts, seed=3)
     assert replies == responder.respond(prompts, seed=3) != responder.respond(prompts, seed=4)
-    assert replies[1] == ("", "prompt_too_long")
+    assert replies[1][:2] == ("", "prompt_too_long")
     assert {reply.fault for reply in replies} <= {"", "truncated", "prompt_too_long"}
     assert responder.name == "chat@f00d"
 
