@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from align.synthetic.filters import is_refusal, without_preface
-from align.synthetic.principles import Constitution, Example, Principle
+from align.synthetic.principles import Example, Principle
 from core.artifacts import digest
 from data.chat import Conversation, Message
 from data.preferences import Preference
@@ -147,8 +147,3 @@ def fault_of(reply: Reply, text: str, before: str | None = None) -> str:
         return "unchanged"
     return "refusal" if is_refusal(text) else ""
 
-
-def shown_first(constitution: Constitution, num_examples: int) -> Constitution:
-    """The constitution with at most so many examples of each kind, the first ones."""
-    return Constitution(constitution.principles, constitution.preferences,
-                        constitution.examples[:num_examples], constitution.choices[:num_examples])

@@ -78,6 +78,11 @@ class Constitution:
     examples: tuple[Example, ...]
     choices: tuple[Preference, ...]
 
+    def with_examples(self, num_examples: int) -> Constitution:
+        """The same with at most so many examples of each kind, the first ones."""
+        return dataclasses.replace(self, examples=self.examples[:num_examples],
+                                   choices=self.choices[:num_examples])
+
 
 def read_constitution(paths: Sequence[Path]) -> Constitution:
     """Reads files in their order.

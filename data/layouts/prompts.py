@@ -54,22 +54,21 @@ def read_prompts(path: Path, faults: Faults) -> Iterator[Conversation]:
 
 def _read_row(row: Mapping[str, Any]) -> tuple[tuple[Message, ...], str | None]:
     """The messages of a row's prompt, and its answer if it has one."""
-    layout = find_layout(row)
+    layout, answer = find_layout(row), None
     if layout in (None, "messages", "sharegpt"):
-        messages, answer = tuple(_read_turns(row)), None
+        messages = _read_turns(row)
     else:
         item = LAYOUTS[layout].read(row)
-        messages, answer = (item.messages, None) if isinstance(item, Conversation) else (
-            item.prompt.messages, None)
+        messages = (item if isinstance(item, Conversation) else item.prompt).messages
     if messages[-1].role == "assistant":
         *messages, last = messages
-        messages, answer = tuple(messages), last.content or None
+        answer = last.content or None
     check_prompt(messages)
     if messages[-1].role not in ("user", "tool"):
         raise Fault("no_question", "its prompt does not end with a message of the user")
     if not any(message.content.strip() for message in messages if message.role == "user"):
         raise Fault("empty_question", "asks nothing")
-    return messages, answer
+    return tuple(messages), answer
 
 
 def _read_turns(row: Mapping[str, Any]) -> list[Message]:
