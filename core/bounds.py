@@ -192,7 +192,13 @@ BOUNDS: Mapping[str, Bounds] = {
     "synthesize.filters.max_repeated_frac": FRACTION,
     "synthesize.filters.max_copied_frac": FRACTION, "run.num_connections": count(1, 10_000),
     "run.timeout_secs": Bounds(0.001), "run.max_retries": count(0),
-    "run.backoff_secs": NOT_NEGATIVE}
+    "run.backoff_secs": NOT_NEGATIVE,
+
+    # constitution
+    "constitution.num_rounds": count(), "constitution.num_examples": count(0, note="0 shows none"),
+    "rule.max_words": count(), "run.chunk_prompts": count(),
+    "run.prompt_price": Bounds(note="0 counts no cost"),
+    "run.answer_price": Bounds(note="0 counts no cost")}
 
 
 def check_numbers(config: Mapping[str, Any], prefix: str = "") -> None:
