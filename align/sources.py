@@ -20,6 +20,7 @@ from core.artifacts import digest
 from core.errors import UserError
 from data.chat import Conversation
 from data.layouts.faults import Faults
+from data.layouts.instructions import Instruction, read_instructions
 from data.layouts.prompts import read_prompts
 from data.layouts.read import read_examples
 from data.preferences import Labelled, Preference
@@ -112,6 +113,15 @@ def open_prompts(section: ConfigDict, corpus: Path | None,
     for source in parse_inputs(section.inputs, section.out):
         def read(path: Path = source.path, counted: Faults = faults) -> Iterator[Conversation]:
             return read_prompts(path, counted)
+
+        yield from _take(read, source, section)
+
+
+def open_seeds(section: ConfigDict, faults: Faults) -> Iterator[Instruction]:
+    """The instructions with input and output of all inputs; see `read_instructions`."""
+    for source in parse_inputs(section.inputs, section.out):
+        def read(path: Path = source.path, counted: Faults = faults) -> Iterator[Instruction]:
+            return read_instructions(path, counted)
 
         yield from _take(read, source, section)
 

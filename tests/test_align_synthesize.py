@@ -70,7 +70,7 @@ def make_config(url, **changes):
         passage_words=40, min_passage_words=20, max_frac=2.0, max_new_tokens=64, temperature=0.7,
         top_p=1.0, chunk_prompts=6, filters=dict(BOUNDS), seed=0, compute_dtype="float32",
         matmul="compute", run=dict(batch_size=4, num_connections=3, timeout_secs=5.0,
-                                   max_retries=2, backoff_secs=0.001))
+                                   max_retries=2, backoff_secs=0.001, prompt_price=0.5, answer_price=2.0))
     section["run"] |= {name: changes.pop(name) for name in list(changes) if name in section["run"]}
     return ConfigDict(dict(synthesize=section | changes))
 

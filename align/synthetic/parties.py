@@ -10,6 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from align.synthetic.critics import Critic, ModelCritic, RuleCritic
+from align.synthetic.model import PRICED_TOKENS
 from align.synthetic.principles import Constitution
 from align.synthetic.rules import make_rule
 from core.errors import UserError
@@ -22,7 +23,6 @@ from model.generation.sampling import Sampling
 
 RUN_FIELDS = ("batch_size", "chunk_prompts", "num_connections", "timeout_secs", "max_retries",
               "backoff_secs", "prompt_price", "answer_price")
-PRICED_TOKENS = 1_000_000       # a price is that of so many
 
 
 class Parties:
