@@ -143,7 +143,7 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
                             SOURCE, section.round_prompts)
     num_prompts = _generate(pool, responder, section)
     if not pool.kept:
-        raise UserError("self_instruct", f"no task is good enough: "
+        raise UserError("self_instruct.filters", f"let no task pass: "
                         f"{dict(pool.reasons.most_common())}",
                         "use a better model, or loosen config.self_instruct.filters")
     write_jsonl(folder / "instructions.jsonl", pool.kept)
@@ -156,18 +156,21 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
 
 def _generate(pool: Pool, responder: KeptReplies, section: ConfigDict) -> int:
     """Asks in rounds until the pool is full or prompts are spent; returns the number of prompts."""
-    num_prompts = 0
-    while not pool.is_full and num_prompts < section.max_prompts:
-        numbers = range(num_prompts, min(num_prompts + section.round_prompts, section.max_prompts))
-        prompts = [make_prompt(pool.draw(number), section.tasks_per_prompt) for number in numbers]
-        seed = int(digest([section.seed, num_prompts]), 16) >> 33
-        replies = responder.respond(prompts, seed)
-        for number, reply in zip(numbers, replies, strict=True):
+    num_asked = num_drawn = 0
+    while not pool.is_full and num_drawn < section.max_prompts:
+        last = min(num_drawn + section.round_prompts, section.max_prompts)
+        prompts: dict[str, int] = {}    # with few seeds two may be equal, and are asked once
+        for number in range(num_drawn, last):
+            shown = pool.draw(number)
+            prompts.setdefault(make_prompt(shown, section.tasks_per_prompt), number)
+        seed = int(digest([section.seed, num_drawn]), 16) >> 33
+        replies = responder.respond(list(prompts), seed)
+        for number, reply in zip(prompts.values(), replies, strict=True):
             pool.take(number, reply, responder.name)
-        num_prompts = numbers.stop
-        log(f"self_instruct: {len(pool.kept):,} of {section.num_instructions:,} instructions after "
-            f"{num_prompts:,} prompts, {pool.reasons.total():,} removed")
-    return num_prompts
+        num_asked, num_drawn = num_asked + len(prompts), last
+        log(f"{section.out}: {len(pool.kept):,} of {section.num_instructions:,} instructions after "
+            f"{num_asked:,} prompts, {pool.reasons.total():,} removed")
+    return num_asked
 
 
 STAGE = Stage("self_instruct", build, parents=("model",),

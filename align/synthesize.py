@@ -138,8 +138,8 @@ def _write_chunks(tasks: Sequence[Task], responder: Responder, section: ConfigDi
         usage.update(done["usage"])
         num_bytes += done["bytes"]
         log(f"synthesize: chunk {chunk + 1} of {num_chunks}, {done['documents']} of "
-            f"{done['usage']['requests']} answers kept, {format_count(num_bytes)} of {format_count(max_bytes)} "
-            "bytes")
+            f"{done['usage']['requests']} answers kept, {format_count(num_bytes)} of "
+            f"{format_count(max_bytes)} bytes")
         if num_bytes >= max_bytes:
             break
     return usage

@@ -200,7 +200,7 @@ BOUNDS: Mapping[str, Bounds] = {
     "self_instruct.seed_shots": count(),
     "self_instruct.own_shots": count(0, note="0 shows none"),
     "self_instruct.max_shown_words": count(),
-    "self_instruct.filters.min_words": count(), "self_instruct.filters.max_words": count(),
+    "self_instruct.filters.min_words": count(0), "self_instruct.filters.max_words": count(),
     "self_instruct.filters.max_output_words": count(),
     "self_instruct.filters.max_repeated_frac": FRACTION,
     "self_instruct.filters.max_similarity": Bounds(high=1.0, without=0.0),

@@ -70,7 +70,8 @@ def make_config(url, **changes):
         passage_words=40, min_passage_words=20, max_frac=2.0, max_new_tokens=64, temperature=0.7,
         top_p=1.0, chunk_prompts=6, filters=dict(BOUNDS), seed=0, compute_dtype="float32",
         matmul="compute", run=dict(batch_size=4, num_connections=3, timeout_secs=5.0,
-                                   max_retries=2, backoff_secs=0.001, prompt_price=0.5, answer_price=2.0))
+                                   max_retries=2, backoff_secs=0.001, prompt_price=0.5,
+                                   answer_price=2.0))
     section["run"] |= {name: changes.pop(name) for name in list(changes) if name in section["run"]}
     return ConfigDict(dict(synthesize=section | changes))
 
@@ -105,6 +106,16 @@ def test_answers_become_documents_that_curation_can_read(server, corpus, tmp_pat
     records = [record for unit in plan([str(path)], 1 << 30) for record in read(unit)]
     assert [record.domain for record in records] == ["synthetic"] * 80
     assert not (tmp_path / "out" / "work").exists()
+
+
+def test_tokens_and_cost_are_those_that_the_server_counts(server, corpus, tmp_path):
+    server.reply = lambda prompt, number: server.completion(
+        turn_around(prompt), usage={"prompt_tokens": 1000, "completion_tokens": 200}
+        if number > 5 else None)
+    metrics = run(make_config(server.url), corpus, tmp_path / "out")
+    assert metrics["usage"] == {"requests": 80, "prompt_tokens": 75_000, "answer_tokens": 15_000,
+                                "uncounted": 5}
+    assert metrics["cost"] == pytest.approx(0.075 * 0.5 + 0.015 * 2.0)
 
 
 def test_the_order_of_replies_does_not_matter(server, corpus, tmp_path):

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 from align.synthetic.filters import SHINGLE_WORDS, is_refusal
 from align.synthetic.prompts import MARK
 from core.artifacts import digest
-from data.dedup.shingles import shingle
 from data.layouts.instructions import Instruction
 
 NO_INPUT = "none"
@@ -29,7 +28,8 @@ _REQUEST = (
     "nothing else. Begin with the heading of task {first}.")
 PROMPT_ID = f"self_instruct-{digest(_REQUEST)[:8]}"
 
-_HEADING = re.compile(r"(?im)^[^\w\n]*task[ \t]*\d+[^\w\n]*$")
+# "### Task 4", "**Task 4: A title**"; without marks a title would be a line of an output.
+_HEADING = re.compile(r"(?im)^(?:[^\w\n]*[#*]+[^\w\n]*task[ \t]*\d+\b.*|task[ \t]*\d+[^\w\n]*)$")
 _INSTRUCTION, _INPUT, _OUTPUT = (re.compile(MARK.format(word), re.M)
                                  for word in ("Instruction", "Input", "Output"))
 _EMPTY = re.compile(r"(?i)\W*(?:none|no ?input|n/?a)?\W*")
@@ -117,8 +117,14 @@ def judge_task(task: Instruction, bounds: Mapping[str, Any]) -> Judged:
         return Judged("refusal")
     if num_output > bounds["max_output_words"]:
         return Judged("output_too_long", num_output)
-    grams = len(shingle(task.output, SHINGLE_WORDS))
-    repeated_frac = 1 - grams / max(num_output - SHINGLE_WORDS + 1, grams, 1)
-    if num_output >= SHINGLE_WORDS and repeated_frac > bounds["max_repeated_frac"]:
+    repeated_frac = _repeated_frac(task.output)
+    if repeated_frac > bounds["max_repeated_frac"]:
         return Judged("repetition", repeated_frac)
     return Judged("")
+
+
+def _repeated_frac(text: str) -> float:
+    """Share of word n-grams that repeat others; numbers count as they are, as answers have them."""
+    words = text.split()
+    grams = list(zip(*(words[start:] for start in range(SHINGLE_WORDS))))
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
