@@ -46,7 +46,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         num_rounds=2,
         labels="letter",            # or probability, of a critic in a folder
         disagreement="drop",        # of both orders; or tie, soft, fail
-        # What becomes of a reply: drop (the conversation), keep (go on with it), fail.
+        # What becomes of a reply: drop (the conversation), keep (go on with it), fail. Of a choice
+        # without a letter: keep takes that of the other order alone.
         rules=dict(unanswered="drop", empty="drop", truncated="drop", unchanged="keep",
                    refusal="keep", no_letter="drop"),
         answer=dict(max_new_tokens=256, temperature=1.0, top_p=1.0),

@@ -76,7 +76,8 @@ def test_letters(text, letter):
 
 
 @pytest.mark.parametrize("text, found", [
-    ("Revision: Better.", "Better."), (" Here is the new answer:\nBetter.\n", "Better."),
+    ("Revision: Better.", "Better."), ("Assistant: Better.", "Better."),
+    (" Here is the new answer:\nBetter.\n", "Better."),
     ("Better.\n\nHuman: and now?\n\nAssistant: no", "Better."),
     ("Critique: It lies.\n\nRevisionRequest: mend it", "It lies."), ("\n\nHuman:", ""),
     ("Two\n\nparagraphs: yes", "Two\n\nparagraphs: yes")])
@@ -85,7 +86,8 @@ def test_labels_prefaces_and_invented_turns_are_cut_off(text, found):
 
 
 @pytest.mark.parametrize("reply, before, fault", [
-    (Reply("x", "prompt_too_long"), None, "unanswered"), (Reply("", "rejected_400"), "", "unanswered"),
+    (Reply("x", "prompt_too_long"), None, "unanswered"),
+    (Reply("", "rejected_400"), "", "unanswered"),
     (Reply(" \n"), "a", "empty"), (Reply("", "truncated"), "a", "empty"),
     (Reply("a b", "truncated"), "a b c", "truncated"), (Reply("a  b\n"), "a b", "unchanged"),
     (Reply("I'm sorry, I cannot help with that."), "a", "refusal"), (Reply("fine"), "a", "")],
@@ -169,7 +171,7 @@ def test_the_published_files_are_read():
     texts += [*found.preferences, *(part for one in found.examples for part in (
         one.critique_request, one.critique, one.revision_request, one.revision))]
     assert not any(word in text for text in texts for word in ("Request:", "Options:", "Human:"))
-    with pytest.raises(UserError, match="RLMadisonPrecogFewShotPrompts.json, row 1: "):
+    with pytest.raises(UserError, match=r"RLMadisonPrecogFewShotPrompts\.json, row 1: "):
         read_constitution([folder / "RLMadisonPrecogFewShotPrompts.json"])
 
 
@@ -187,6 +189,7 @@ def test_rules_criticise_revise_and_score():
     assert words.critique("Knifes are fine.") == "The answer is in order."
     assert words.revise("Take a knife. Or a spoon.\nNo knife?") == "Or a spoon."
     assert words.revise("knife and fork") == "and fork"
+    assert words.critique("C++, my c++") == "The answer holds c++."
     assert words.score("knife knife") < words.score("knife") < words.score("spoon") == 0
 
 
@@ -197,7 +200,7 @@ def test_rules_are_found_by_name_and_what_is_none_is_refused():
         make_rule("short", {})
     with pytest.raises(UserError, match="cannot be imported"):
         make_rule("no_module.Rule", {})
-    with pytest.raises(UserError, match="rule.words: names no word"):
+    with pytest.raises(UserError, match=r"rule\.words: names no word"):
         make_rule("word_list", {"words": ()})
 
 
@@ -295,5 +298,5 @@ def test_a_vote_that_is_missing_is_counted_and_by_rule_the_other_decides():
 
 
 def test_a_rule_that_does_not_exist_is_refused():
-    with pytest.raises(UserError, match="rules.empty='skip': is none of drop, keep, fail"):
+    with pytest.raises(UserError, match=r"rules\.empty='skip': is none of drop, keep, fail"):
         Outcomes({"empty": "skip"})

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from configs import (
     align,
     classifier,
+    constitution,
     curate,
     gpt2_124m,
     llama3_8b,
@@ -51,13 +52,15 @@ EVERY_CONFIG = {**CONFIGS, **{f"{module.__name__}:{variant}": (module.get_config
                                   (align, align.VARIANTS), (curate, ("local", "warc")),
                                   (synthesize, ("default",)),
                                   (self_instruct, ("default",)),
+                                  (constitution, constitution.VARIANTS),
                                   (objectives, objectives.VARIANTS),
                                   (classifier, ("reference", "scores", "labels")))
                               for variant in variants}}
 HUGE = 1e300, 10**30
 # Endings of fields at which 0 is a number like others, beside those whose bounds note its meaning.
 ZERO_IS_A_NUMBER = (
-    "seed", "eval.temperature", "synthesize.temperature", "self_instruct.temperature",
+    "seed", "answer.temperature", "critique.temperature", "judge.temperature",
+    "self_instruct.temperature", "eval.temperature", "synthesize.temperature",
     "pretrain.temperature", "_frac", "_score",
     "mixture.pages", "mixture.code", "mixture.best", "b1", "b2", "momentum", "weight_decay",
     "_coef", "warmup_steps", "steps_back", "skip_batches", "max_retries", "min_margin", "min_words",

@@ -68,7 +68,8 @@ def _decide(one: TwoAnswers, votes: Sequence[Vote], outcomes: Outcomes, disagree
             counts: Counter[str]) -> float | None:
     """The probability that the first answer is better; None if the pair is left out."""
     for vote in votes:
-        if not outcomes.keeps("choice", vote.fault, one.prompt, ""):
+        # However a letter is missing: kept, the vote in the other order decides alone.
+        if not outcomes.keeps("choice", vote.fault, one.prompt, "", rule_of="no_letter"):
             return None
     # Of the first answer: the second vote saw it in the second place.
     given = [p for p in (votes[0].p_first, None if votes[1].p_first is None

@@ -23,8 +23,9 @@ BARE = "Write the new answer only, as the person who asked shall read it."
 SPEAKERS = {"system": "System", "user": "Human", "assistant": "Assistant", "tool": "Tool"}
 
 # What a model writes before its text, and where it goes on with turns that nobody asked for.
-_LABEL = re.compile(r"(?i)^(?:critique|revision|revised (?:answer|response)|new answer)\s*:\s*")
-_NEXT_TURN = re.compile(r"\n+\s*(?:Human|Assistant|CritiqueRequest|Critique|RevisionRequest"
+_LABEL = re.compile(r"(?i)^(?:critique|revision|revised (?:answer|response)|new answer|assistant)"
+                    r"\s*:\s*")
+_NEXT_TURN = re.compile(r"(?:\A|\n+\s*)(?:Human|Assistant|CritiqueRequest|Critique|RevisionRequest"
                         r"|Revision):")
 _MARKED = re.compile(r"\(([AB])\)")
 # A bare letter, which is no article: "A.", "B", "Answer: A", "**B**".

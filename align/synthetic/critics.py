@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
+from scipy.special import expit
 
 from align.synthetic.constitution import (
     LETTERS,
@@ -112,7 +113,7 @@ class ModelCritic:
 
 def softmax_first(first_nats: float, second_nats: float) -> float:
     """The probability of the first of two options, normalised over both (section 4.1)."""
-    return float(1 / (1 + np.exp(np.float64(second_nats) - first_nats)))
+    return float(expit(first_nats - second_nats))
 
 
 def _read_vote(reply: Reply) -> Vote:

@@ -40,25 +40,28 @@ class Outcomes:
         self.counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self.removed: list[dict[str, Any]] = []
 
-    def keeps(self, step: str, reason: str, prompt: Conversation, text: str) -> bool:
+    def keeps(self, step: str, reason: str, prompt: Conversation, text: str,
+              rule_of: str = "") -> bool:
         """Whether a conversation goes on although a reply has a fault.
 
         Args:
             step: answer, critique, revision, choice.
             reason: one of `REASONS`; "" for a reply without a fault.
             text: of the reply.
+            rule_of: the reason whose rule decides; "" for `reason` itself.
 
         Raises:
             UserError: by the rule, such a reply ends the run.
         """
         if not reason:
             return True
-        if self._rules[reason] == "fail":
+        decisive = rule_of or reason
+        if self._rules[decisive] == "fail":
             place = str(prompt.meta.get("place", "a conversation"))
             raise UserError(place, f"its {step} {REASONS[reason]}",
-                            f"set --config.constitution.rules.{reason} to drop or keep")
+                            f"set --config.constitution.rules.{decisive} to drop or keep")
         self.count(step, reason)
-        if self._rules[reason] == "keep":
+        if self._rules[decisive] == "keep":
             return True
         self.remove(step, reason, prompt, text)
         return False

@@ -57,9 +57,9 @@ class WordList:
     def __init__(self, settings: Mapping[str, Any]):
         words = settings["words"]
         if not words:
-            raise UserError("constitution.rule.words", "names no word for the rule word_list",
+            raise UserError("constitution.rule.words", "names no word, which this rule needs",
                             "set --config.constitution.rule.words")
-        self._pattern = re.compile(rf"(?i)\b(?:{'|'.join(map(re.escape, words))})\b")
+        self._pattern = re.compile(rf"(?i)(?<!\w)(?:{'|'.join(map(re.escape, words))})(?!\w)")
 
     def critique(self, answer: str) -> str:
         """Names the words that were found."""
