@@ -20,6 +20,8 @@ from core.artifacts import digest
 from core.errors import UserError
 from data.chat import Conversation
 from data.layouts.faults import Faults
+from data.layouts.instructions import Instruction, read_instructions
+from data.layouts.prompts import read_prompts
 from data.layouts.read import read_examples
 from data.preferences import Labelled, Preference
 from eval.tasks.registry import open_tasks
@@ -69,8 +71,17 @@ def fingerprint_inputs(section: ConfigDict) -> dict[str, str]:
     for path, _, _ in parse_inputs(section.inputs, section.out):
         files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() \
             else [path]
-        found[str(path)] = digest([_digest_file(file) for file in files])
+        found[str(path)] = digest([digest_file(file) for file in files])
     return found
+
+
+def digest_file(path: Path) -> str:
+    """Digest of a file's content."""
+    hasher = xxhash.xxh3_64()
+    with open(path, "rb") as file:
+        while part := file.read(1 << 20):
+            hasher.update(part)
+    return hasher.hexdigest()
 
 
 def open_conversations(section: ConfigDict, corpus: Path | None,
@@ -87,6 +98,32 @@ def open_preferences(section: ConfigDict, faults: Faults,
                      kind: str = "preferences") -> Iterator[Preference | Labelled]:
     """The preferences, or with `kind` "labels" the labels, of all inputs."""
     return _open_files(section, kind, faults)
+
+
+def open_prompts(section: ConfigDict, corpus: Path | None,
+                 faults: Faults) -> Iterator[Conversation]:
+    """The training questions of all tasks without their answers, then the prompts of all inputs.
+
+    Of inputs see `data.layouts.prompts.read_prompts`.
+    """
+    for task, count in open_tasks(section.tasks, corpus):
+        for conversation in task.conversations("train", count, section.seed):
+            meta = {"source": task.name, "place": f"task {task.name}"}
+            yield Conversation(conversation.messages[:-1], meta)
+    for source in parse_inputs(section.inputs, section.out):
+        def read(path: Path = source.path, counted: Faults = faults) -> Iterator[Conversation]:
+            return read_prompts(path, counted)
+
+        yield from _take(read, source, section)
+
+
+def open_seeds(section: ConfigDict, faults: Faults) -> Iterator[Instruction]:
+    """The instructions with input and output of all inputs; see `read_instructions`."""
+    for source in parse_inputs(section.inputs, section.out):
+        def read(path: Path = source.path, counted: Faults = faults) -> Iterator[Instruction]:
+            return read_instructions(path, counted)
+
+        yield from _take(read, source, section)
 
 
 def prompt_of(item: Conversation | Preference | Labelled) -> tuple[tuple[str, str], ...]:
@@ -128,11 +165,3 @@ def _take(read: Any, source: Source, section: ConfigDict) -> Iterable[Any]:
                         f"holds {num_rows} rows", "take fewer, or a share such as @2.0")
     picked = set(rng.sample(range(num_rows), source.count))
     yield from (item for number, item in enumerate(read()) if number in picked)
-
-
-def _digest_file(path: Path) -> str:
-    hasher = xxhash.xxh3_64()
-    with open(path, "rb") as file:
-        while part := file.read(1 << 20):
-            hasher.update(part)
-    return hasher.hexdigest()

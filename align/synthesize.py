@@ -22,6 +22,7 @@ import xxhash
 from ml_collections import ConfigDict
 
 from align.synthetic.filters import Verdict, judge
+from align.synthetic.model import add_cost, check_model, count_usage, make_responder
 from align.synthetic.prompts import STYLES, Style, split_passages
 from core.artifacts import digest, read_json, write_json
 from core.bounds import check_numbers
@@ -31,15 +32,9 @@ from core.progress import format_count, log
 from data.dedup.shingles import exact_key
 from data.documents import Document, read_documents, write_documents
 from data.filters.language import identify
-from eval.respond.endpoint import EndpointResponder
-from eval.respond.loaded import load_model
-from eval.respond.local import LocalResponder
 from eval.respond.responder import Reply, Responder
-from model.execution import make_execution
-from model.generation.sampling import Sampling
 
 DOMAIN = "synthetic"
-RUN_FIELDS = ("batch_size", "num_connections", "timeout_secs", "max_retries", "backoff_secs")
 REMOVED_COLUMNS = {"reason": pa.string(), "score": pa.float64()}
 
 
@@ -57,7 +52,8 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
 
     Returns:
         documents, bytes, frac (bytes over those of the corpus), prompts sent, documents by
-        style, removed answers by reason, passages skipped as too short.
+        style, removed answers by reason, passages skipped as too short; usage and cost, see
+        `add_cost`.
 
     Raises:
         UserError: the config is contradictory, no document is chosen, no answer is accepted, or
@@ -74,14 +70,14 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
     max_bytes = int(section.max_frac * corpus_bytes)
     work = folder / "work"
     work.mkdir(exist_ok=True)
-    num_asked = _write_chunks(tasks, _make_responder(section, parents), section, work, max_bytes)
+    usage = _write_chunks(tasks, make_responder(section, parents), section, work, max_bytes)
     metrics = _join(folder, work, max_bytes)
     if not metrics["documents"]:
         raise UserError("synthesize", f"no answer is good enough: {metrics['removed']}",
                         "use a better model, or loosen config.synthesize.filters")
     shutil.rmtree(work)
-    return metrics | {"asked": num_asked, "frac": metrics["bytes"] / corpus_bytes,
-                      "short_passages": num_short}
+    return metrics | {"asked": usage["requests"], "frac": metrics["bytes"] / corpus_bytes,
+                      "short_passages": num_short, **add_cost(usage, section)}
 
 
 def choose_documents(folder: Path, domains: Sequence[str], num_documents: int,
@@ -125,9 +121,9 @@ def make_tasks(documents: Sequence[Document], section: ConfigDict) -> tuple[list
 
 
 def _write_chunks(tasks: Sequence[Task], responder: Responder, section: ConfigDict, work: Path,
-                  max_bytes: int) -> int:
-    """Generates chunks until there are `max_bytes`; returns the number of prompts."""
-    num_asked = num_bytes = 0
+                  max_bytes: int) -> Counter[str]:
+    """Generates chunks until there are `max_bytes`; returns the counts of `count_usage`."""
+    usage, num_bytes = Counter(), 0
     num_chunks = -(-len(tasks) // section.chunk_prompts)
     for chunk in range(num_chunks):
         record = work / f"{chunk:05d}.json"
@@ -139,13 +135,14 @@ def _write_chunks(tasks: Sequence[Task], responder: Responder, section: ConfigDi
             write_json(record, _write_chunk(work, record.stem, picked, replies, responder.name,
                                             section))
         done = read_json(record)
-        num_asked, num_bytes = num_asked + done["asked"], num_bytes + done["bytes"]
+        usage.update(done["usage"])
+        num_bytes += done["bytes"]
         log(f"synthesize: chunk {chunk + 1} of {num_chunks}, {done['documents']} of "
-            f"{done['asked']} answers kept, {format_count(num_bytes)} of {format_count(max_bytes)} "
-            "bytes")
+            f"{done['usage']['requests']} answers kept, {format_count(num_bytes)} of "
+            f"{format_count(max_bytes)} bytes")
         if num_bytes >= max_bytes:
             break
-    return num_asked
+    return usage
 
 
 def _write_chunk(work: Path, name: str, tasks: Sequence[Task], replies: Sequence[Reply],
@@ -157,7 +154,7 @@ def _write_chunk(work: Path, name: str, tasks: Sequence[Task], replies: Sequence
         (removed if verdict.reason else kept).append(_make_document(task, verdict, model))
     num_documents, num_bytes = write_documents(work / "kept" / f"{name}.parquet", kept)
     write_documents(work / "removed" / f"{name}.parquet", removed)
-    return {"asked": len(tasks), "documents": num_documents, "bytes": num_bytes}
+    return {"usage": count_usage(replies), "documents": num_documents, "bytes": num_bytes}
 
 
 def _make_document(task: Task, verdict: Verdict, model: str) -> Document:
@@ -202,24 +199,8 @@ def _join(folder: Path, work: Path, max_bytes: int) -> dict[str, Any]:
             "by_style": dict(sorted(by_style.items())), "removed": dict(reasons.most_common())}
 
 
-def _make_responder(section: ConfigDict, parents: Mapping[str, Path]) -> Responder:
-    sampling = Sampling(section.max_new_tokens, temperature=section.temperature,
-                        top_p=section.top_p)
-    run = section.run
-    if "model" in parents:
-        model = load_model(parents["model"], make_execution(section, also=RUN_FIELDS),
-                           weights=section.weights)
-        return LocalResponder(model, sampling, run.batch_size)
-    return EndpointResponder(
-        section.endpoint, section.endpoint_model, sampling, key_variable=section.key_variable,
-        num_connections=run.num_connections, timeout_secs=run.timeout_secs,
-        max_retries=run.max_retries, backoff_secs=run.backoff_secs)
-
-
 def _check(section: ConfigDict) -> None:
-    if bool(section.model) == bool(section.endpoint):
-        raise UserError(f"synthesize.model={section.model!r}, endpoint={section.endpoint!r}",
-                        "exactly one of them must be set", "set the other to \"\"")
+    check_model(section, "synthesize")
     for style in section.styles:
         if style not in STYLES:
             raise UserError(f"synthesize.styles: {style!r}", "no such style",

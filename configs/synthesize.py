@@ -31,5 +31,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
         filters=dict(min_words=20, max_repeated_frac=0.3, max_copied_frac=0.5), seed=0,
         **make_inference(),
         run=make_inference_run(batch_size=16, num_connections=8, timeout_secs=120.0,
-                               max_retries=5, backoff_secs=1.0)))
+                               max_retries=5, backoff_secs=1.0,
+                               prompt_price=0.0, answer_price=0.0)))    # of a million tokens
     return c

@@ -192,7 +192,24 @@ BOUNDS: Mapping[str, Bounds] = {
     "synthesize.filters.max_repeated_frac": FRACTION,
     "synthesize.filters.max_copied_frac": FRACTION, "run.num_connections": count(1, 10_000),
     "run.timeout_secs": Bounds(0.001), "run.max_retries": count(0),
-    "run.backoff_secs": NOT_NEGATIVE}
+    "run.backoff_secs": NOT_NEGATIVE,
+
+    # self_instruct
+    "self_instruct.num_instructions": count(), "self_instruct.max_prompts": count(),
+    "self_instruct.round_prompts": count(), "self_instruct.tasks_per_prompt": count(),
+    "self_instruct.seed_shots": count(),
+    "self_instruct.own_shots": count(0, note="0 shows none"),
+    "self_instruct.max_shown_words": count(),
+    "self_instruct.filters.min_words": count(0), "self_instruct.filters.max_words": count(),
+    "self_instruct.filters.max_output_words": count(),
+    "self_instruct.filters.max_repeated_frac": FRACTION,
+    "self_instruct.filters.max_similarity": Bounds(high=1.0, without=0.0),
+
+    # constitution
+    "constitution.num_rounds": count(), "constitution.num_examples": count(0, note="0 shows none"),
+    "rule.max_words": count(), "run.chunk_prompts": count(),
+    "run.prompt_price": Bounds(note="0 counts no cost"),
+    "run.answer_price": Bounds(note="0 counts no cost")}
 
 
 def check_numbers(config: Mapping[str, Any], prefix: str = "") -> None:

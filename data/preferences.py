@@ -3,7 +3,8 @@
 A file holds one JSON object a line:
 
     {"messages": [{"role": "user", "content": "..."}], "responses": ["...", "..."],
-     "ranks": [1, 2], "source": "verifiable", "meta": {}, "finishes": ["stop", "length"]}
+     "ranks": [1, 2], "source": "verifiable", "meta": {"annotator": "p3"},
+     "finishes": ["stop", "length"]}
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Preference:
         responses: what was answered.
         ranks: rank of each response, 1 for the best; equal ranks are a tie.
         source: who ordered them: a task, a judge, a person.
-        meta: whatever else is known, as plain JSON.
+        meta: whatever else is known, as plain JSON; `annotator` names the person who ordered them.
         finishes: how each response ended, stop or length (cut at a limit); empty if unknown.
         scores: the number that each response was given; empty if unknown.
     """

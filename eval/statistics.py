@@ -253,22 +253,24 @@ def bootstrap_interval(statistic: Callable[[np.ndarray], float], items: int, *, 
     """
     if items < 1:
         raise UserError("items", "there is none to draw from", "evaluate at least one item")
-    units = [np.array([index]) for index in range(items)]
+    units, num_units = None, items
     if groups is not None:
         members: dict[Hashable, list[int]] = {}
         for index, group in enumerate(groups):
             members.setdefault(group, []).append(index)
         units = [np.array(indices) for indices in members.values()]
+        num_units = len(units)
     rng = np.random.default_rng(seed)
-    picked = rng.integers(len(units), size=(num_samples, len(units)))
-    drawn = [statistic(np.concatenate([units[k] for k in row])) for row in picked]
+    picked = rng.integers(num_units, size=(num_samples, num_units))
+    drawn = [statistic(row if units is None else np.concatenate([units[k] for k in row]))
+             for row in picked]
     samples = check_finite(drawn, "statistic of a bootstrap sample")
     value = float(statistic(np.arange(items)))
-    if len(units) == 1:
+    if num_units == 1:
         return Estimate(value, None, None, None, "bootstrap", items, groups and 1)
     low, high = np.quantile(samples, [0.025, 0.975])
     return Estimate(value, float(samples.std(ddof=1)), float(low), float(high), "bootstrap", items,
-                    None if groups is None else len(units))
+                    None if groups is None else num_units)
 
 
 def _mean_and_error(values: Sequence[float], groups: Sequence[Hashable] | None,

@@ -6,9 +6,9 @@ import subprocess
 import sys
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from chat_server import serve
 from ml_collections import ConfigDict
 
 from align.synthesize import build, choose_documents
@@ -49,53 +49,9 @@ def turn_around(prompt):
     return " ".join(words)
 
 
-class Server:
-    """An OpenAI-compatible endpoint whose replies a test can replace.
-
-    Attributes:
-        reply: takes (prompt, number of the request) and returns status, body, headers.
-        requests: (prompt, body, authorization) of each request.
-    """
-
-    def __init__(self):
-        self.reply = lambda prompt, number: self.completion(turn_around(prompt))
-        self.requests, lock, owner = [], threading.Lock(), self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                prompt = body["messages"][0]["content"]
-                with lock:
-                    owner.requests.append((prompt, body, self.headers.get("Authorization")))
-                    number = len(owner.requests)
-                status, payload, headers = owner.reply(prompt, number)
-                self.send_response(status)
-                for name, value in {"Content-Length": str(len(payload)), **headers}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(payload)
-
-            def log_message(self, *arguments):
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.handle_error = lambda *arguments: None     # clients that hang up
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
-
-    @staticmethod
-    def completion(text, finish_reason="stop"):
-        choice = {"message": {"role": "assistant", "content": text}, "finish_reason": finish_reason}
-        return 200, json.dumps({"choices": [choice]}).encode(), {}
-
-
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    server = Server()
-    yield server
-    server.http.shutdown()
-    server.http.server_close()
+    yield from serve(monkeypatch, turn_around)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +70,8 @@ def make_config(url, **changes):
         passage_words=40, min_passage_words=20, max_frac=2.0, max_new_tokens=64, temperature=0.7,
         top_p=1.0, chunk_prompts=6, filters=dict(BOUNDS), seed=0, compute_dtype="float32",
         matmul="compute", run=dict(batch_size=4, num_connections=3, timeout_secs=5.0,
-                                   max_retries=2, backoff_secs=0.001))
+                                   max_retries=2, backoff_secs=0.001, prompt_price=0.5,
+                                   answer_price=2.0))
     section["run"] |= {name: changes.pop(name) for name in list(changes) if name in section["run"]}
     return ConfigDict(dict(synthesize=section | changes))
 
@@ -149,6 +106,16 @@ def test_answers_become_documents_that_curation_can_read(server, corpus, tmp_pat
     records = [record for unit in plan([str(path)], 1 << 30) for record in read(unit)]
     assert [record.domain for record in records] == ["synthetic"] * 80
     assert not (tmp_path / "out" / "work").exists()
+
+
+def test_tokens_and_cost_are_those_that_the_server_counts(server, corpus, tmp_path):
+    server.reply = lambda prompt, number: server.completion(
+        turn_around(prompt), usage={"prompt_tokens": 1000, "completion_tokens": 200}
+        if number > 5 else None)
+    metrics = run(make_config(server.url), corpus, tmp_path / "out")
+    assert metrics["usage"] == {"requests": 80, "prompt_tokens": 75_000, "answer_tokens": 15_000,
+                                "uncounted": 5}
+    assert metrics["cost"] == pytest.approx(0.075 * 0.5 + 0.015 * 2.0)
 
 
 def test_the_order_of_replies_does_not_matter(server, corpus, tmp_path):
@@ -425,7 +392,7 @@ def test_a_local_model_answers_the_same_every_time(model_folder):
     prompts = ["first", "x" * 70, "second prompt", "third"]
     replies = responder.respond(prompts, seed=3)
     assert replies == responder.respond(prompts, seed=3) != responder.respond(prompts, seed=4)
-    assert replies[1] == ("", "prompt_too_long")
+    assert replies[1][:2] == ("", "prompt_too_long")
     assert {reply.fault for reply in replies} <= {"", "truncated", "prompt_too_long"}
     assert responder.name == "chat@f00d"
 

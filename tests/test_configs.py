@@ -10,12 +10,14 @@ from ml_collections import ConfigDict
 from configs import (
     align,
     classifier,
+    constitution,
     curate,
     gpt2_124m,
     llama3_8b,
     objectives,
     preset,
     pretrain,
+    self_instruct,
     synthesize,
 )
 from configs.common import REFERENCES, scale_by_depth
@@ -49,20 +51,25 @@ EVERY_CONFIG = {**CONFIGS, **{f"{module.__name__}:{variant}": (module.get_config
                               for module, variants in (
                                   (align, align.VARIANTS), (curate, ("local", "warc")),
                                   (synthesize, ("default",)),
+                                  (self_instruct, ("default",)),
+                                  (constitution, constitution.VARIANTS),
                                   (objectives, objectives.VARIANTS),
                                   (classifier, ("reference", "scores", "labels")))
                               for variant in variants}}
 HUGE = 1e300, 10**30
 # Endings of fields at which 0 is a number like others, beside those whose bounds note its meaning.
 ZERO_IS_A_NUMBER = (
-    "seed", "eval.temperature", "synthesize.temperature", "pretrain.temperature", "_frac", "_score",
+    "seed", "answer.temperature", "critique.temperature", "judge.temperature",
+    "self_instruct.temperature", "eval.temperature", "synthesize.temperature",
+    "pretrain.temperature", "_frac", "_score",
     "mixture.pages", "mixture.code", "mixture.best", "b1", "b2", "momentum", "weight_decay",
     "_coef", "warmup_steps", "steps_back", "skip_batches", "max_retries", "min_margin", "min_words",
     "max_bad_words", "heldout.frac", "near_overlap", "min_jaccard", "max_jaccard",
     "max_containment", "min_passage_words", "backoff_secs")
 NEGATIVE_IS_A_NUMBER = ("min_score", "max_score", "min_positive_score")
 AT_MOST_1 = ("_frac", "heldout.frac", "b1", "b2", "momentum", "ema_decay", "top_p", "near_overlap",
-             "jaccard", "max_containment", "false_positive_rate", "languages.min_score")
+             "jaccard", "max_containment", "max_similarity", "false_positive_rate",
+             "languages.min_score")
 NOT_BOUNDED = ("_bytes", "max_documents", "curate.limit")     # whole, and never put into 32 bits
 
 

@@ -53,10 +53,10 @@ def judge(answer: str, passage: str, style: Style, bounds: Mapping[str, Any],
         bounds: the bounds named above.
         identify: returns a text's language and its confidence, from 0 to 1.
     """
-    text = _PREFACE.sub("", answer.strip()).strip()
+    text = without_preface(answer)
     if not text:
         return Verdict(text, "empty", 0.0)
-    if _REFUSAL.match(text):
+    if is_refusal(text):
         return Verdict(text, "refusal", 1.0)
     echoed = _shared(shingle(text, ECHO_WORDS), shingle(style.instruction, ECHO_WORDS))
     if echoed and len(text.split()) >= ECHO_WORDS:
@@ -80,6 +80,16 @@ def judge(answer: str, passage: str, style: Style, bounds: Mapping[str, Any],
     if was != now and min(was_score, now_score) >= MIN_LANGUAGE_SCORE:
         return Verdict(text, "language_change", now_score)
     return Verdict(text, "", 0.0)
+
+
+def without_preface(answer: str) -> str:
+    """The answer without a first line such as "Here is the text:", and without outer space."""
+    return _PREFACE.sub("", answer.strip()).strip()
+
+
+def is_refusal(text: str) -> bool:
+    """Whether a text begins with an apology or a reference to itself as a model."""
+    return bool(_REFUSAL.match(text))
 
 
 def _shared(first: np.ndarray, second: np.ndarray) -> int:

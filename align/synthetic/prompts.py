@@ -59,8 +59,8 @@ STYLES = {style.name: style for style in (
           f"{_KEEP_FACTS} {_BARE}", True))}
 
 # Models add numbers and bold face: "1. **Question 1:** ...".
-_MARK = r"^[^\w\n]*(?:\d+[.)]?)?[^\w\n]*{}(?: \d+)?\W*?:"
-_QUESTION, _ANSWER = (re.compile(_MARK.format(word), re.M) for word in ("Question", "Answer"))
+MARK = r"^[^\w\n]*(?:\d+[.)]?)?[^\w\n]*{}(?: \d+)?\W*?:"
+_QUESTION, _ANSWER = (re.compile(MARK.format(word), re.M) for word in ("Question", "Answer"))
 
 
 def parse_pairs(answer: str) -> list[tuple[str, str]]:

@@ -34,6 +34,7 @@ LABELS = ("label", "kto_tag")
 TRUTHS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 VOTES = {"model_a": (1, 2), "model_b": (2, 1), "a": (1, 2), "b": (2, 1), "tie": (1, 1),
          "tie (bothbad)": (1, 1), "both_bad": (1, 1)}
+ANNOTATORS = ("annotator", "judge")     # who ordered or labelled; the second is FastChat's
 PROMPTS = ("prompt", "instruction", "question", "query", *conversations.FIELDS)
 
 
@@ -316,4 +317,6 @@ def _text_of(answer: Message, *, may_be_empty: bool = False) -> str:
 
 
 def _meta_of(row: Row) -> dict[str, Any]:
-    return dict(row["meta"]) if isinstance(row.get("meta"), Mapping) else {}
+    meta = dict(row["meta"]) if isinstance(row.get("meta"), Mapping) else {}
+    name = next((name for name in ANNOTATORS if row.get(name) is not None), None)
+    return {"annotator": row[name], **meta} if name else meta

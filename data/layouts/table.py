@@ -18,7 +18,8 @@ What a row holds, where `messages` are turns with role and content, or with from
     question    question or query, answer or response; system
     transcript  text: a transcript as of hh, or after "### Human:" and "### Assistant:"
 
-Lists and messages may be JSON in a text, as CSV has them. A transcript may also be a prompt.
+Lists and messages may be JSON in a text, as CSV has them. A transcript may also be a prompt. Who
+ordered or labelled the answers may be named by `annotator`, or by `judge`, beside `meta` or in it.
 """
 
 from __future__ import annotations

@@ -9,13 +9,14 @@ import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from urllib.parse import urlsplit
 
 from core.artifacts import digest
 from core.errors import UserError
-from eval.respond.responder import Reply
+from data.chat import Conversation
+from eval.respond.responder import Prompt, Reply, as_conversation
 from model.generation.sampling import Sampling
 
 MAX_REPLY_BYTES = 16 << 20
@@ -43,7 +44,7 @@ class EndpointResponder:
                  num_connections: int, timeout_secs: float, max_retries: int, backoff_secs: float):
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or not model:
-            raise UserError(f"synthesize.endpoint={url!r}, endpoint_model={model!r}",
+            raise UserError(f"endpoint={url!r}, endpoint_model={model!r}",
                             "is no URL of a server with the name of a model",
                             "write http://host:port/v1, and the server's name of the model")
         self._url, self._model, self._sampling = url.rstrip("/"), model, sampling
@@ -53,26 +54,32 @@ class EndpointResponder:
         self._open = urllib.request.build_opener(_NoRedirect).open
         self.name = model
 
-    def respond(self, prompts: Sequence[str], seed: int) -> list[Reply]:
+    def respond(self, prompts: Sequence[Prompt], seed: int,
+                keep: Callable[[int, Reply], None] | None = None) -> list[Reply]:
         """Sends all prompts; see `Responder`.
 
         Raises:
             UserError: a request failed for good.
         """
         with ThreadPoolExecutor(self._num_connections) as pool:
-            futures = [pool.submit(self._send, prompt, seed) for prompt in prompts]
+            numbers = {pool.submit(self._send, as_conversation(prompt), seed): number
+                       for number, prompt in enumerate(prompts)}
             try:
-                return [future.result() for future in futures]
+                for future in as_completed(numbers):
+                    if keep is not None:
+                        keep(numbers[future], future.result())
+                return [future.result() for future in numbers]
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
-    def _send(self, prompt: str, seed: int) -> Reply:
+    def _send(self, prompt: Conversation, seed: int) -> Reply:
+        messages = prompt.to_dict()["messages"]
         body = json.dumps({
-            "model": self._model, "messages": [{"role": "user", "content": prompt}],
+            "model": self._model, "messages": messages,
             "max_tokens": self._sampling.max_new_tokens, "top_p": self._sampling.top_p,
             "temperature": self._sampling.temperature,
-            "seed": int(digest([seed, prompt]), 16) >> 33}).encode()
+            "seed": int(digest([seed, messages]), 16) >> 33}).encode()
         for attempt in itertools.count():
             try:
                 return self._request(body)
@@ -114,7 +121,7 @@ class EndpointResponder:
     def _failure(self, message: str, remedy: str) -> UserError:
         if self._key:   # some servers echo it
             message = message.replace(self._key, "<key>")
-        return UserError(f"synthesize.endpoint={self._url!r}", message, remedy)
+        return UserError(f"endpoint={self._url!r}", message, remedy)
 
 
 class _TransientError(Exception):
@@ -137,17 +144,26 @@ def _read_key(variable: str) -> str:
         return ""
     key = os.environ.get(variable, "").strip()
     if not key or not (key.isascii() and key.isprintable()):
-        raise UserError(f"synthesize.key_variable={variable!r}", "this environment variable holds "
+        raise UserError(f"key_variable={variable!r}", "this environment variable holds "
                         "no key", f"export {variable}=..., or leave key_variable empty")
     return key
 
 
 def _parse(body: bytes) -> Reply:
     try:
-        choice = json.loads(body)["choices"][0]
+        answer = json.loads(body)
+        choice = answer["choices"][0]
         text = choice["message"]["content"] or ""
         if not isinstance(text, str):
             raise TypeError
     except (ValueError, LookupError, TypeError):
         raise _TransientError(f"sends no chat completion ({body[:80]!r})") from None
-    return Reply(text, "truncated" if choice.get("finish_reason") == "length" else "")
+    return Reply(text, "truncated" if choice.get("finish_reason") == "length" else "",
+                 _usage(answer.get("usage")))
+
+
+def _usage(usage: object) -> tuple[int, int] | None:
+    """Tokens of the prompt and of the answer, where the server counts them."""
+    counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")] \
+        if isinstance(usage, dict) else [None]
+    return tuple(counts) if all(type(count) is int for count in counts) else None

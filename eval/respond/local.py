@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from core.errors import UserError
 from core.progress import Progress, log
-from data.chat import Conversation, ask, render_prompt
+from data.chat import Conversation, render_prompt
 from data.tokenizers.tokenizer import Tokenizer
 from eval.respond.kept import key_of
 from eval.respond.loaded import LoadedModel
-from eval.respond.responder import Reply
+from eval.respond.responder import Prompt, Reply, as_conversation
 from model.generation.engine import Engine
 from model.generation.requests import LENGTH, REFUSED, STOP, Completion, Request
 from model.generation.sampling import Sampling
@@ -162,10 +162,15 @@ class LocalResponder:
         self._model, self._sampling, self._batch_size = model, sampling, batch_size
         self.name = model.name
 
-    def respond(self, prompts: Sequence[str], seed: int) -> list[Reply]:
-        """Answers in batches; see `Responder`."""
-        rendered = make_prompts(self._model, [ask(prompt) for prompt in prompts])
+    def respond(self, prompts: Sequence[Prompt], seed: int,
+                keep: Callable[[int, Reply], None] | None = None) -> list[Reply]:
+        """Answers in batches; see `Responder`. Replies come when all are there."""
+        rendered = make_prompts(self._model, list(map(as_conversation, prompts)))
         completions = complete(self._model, rendered, self._sampling, seed=seed,
                                batch_size=self._batch_size)
-        return [Reply(completion.text, FAULTS.get(completion.finish, ""))
-                for completion in completions]
+        replies = [Reply(completion.text, FAULTS.get(completion.finish, ""),
+                         (len(prompt), len(completion.tokens)))
+                   for prompt, completion in zip(rendered, completions, strict=True)]
+        for number, reply in enumerate(replies if keep is not None else ()):
+            keep(number, reply)
+        return replies

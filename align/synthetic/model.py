@@ -1,0 +1,71 @@
+"""The model of a stage that generates data: a folder or an endpoint, and what its tokens cost."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from core.errors import UserError
+from eval.respond.endpoint import EndpointResponder
+from eval.respond.loaded import load_model
+from eval.respond.local import LocalResponder
+from eval.respond.responder import Reply, Responder
+from model.execution import make_execution
+from model.generation.sampling import Sampling
+
+RUN_FIELDS = ("batch_size", "num_connections", "timeout_secs", "max_retries", "backoff_secs",
+              "prompt_price", "answer_price")
+PRICED_TOKENS = 1_000_000       # a price is that of so many
+
+
+def check_model(section: ConfigDict, name: str) -> None:
+    """Raises `UserError` unless exactly one of `model` and `endpoint` is set.
+
+    Args:
+        name: of the section, for the message.
+    """
+    if bool(section.model) == bool(section.endpoint):
+        raise UserError(f"{name}.model={section.model!r}, endpoint={section.endpoint!r}",
+                        "exactly one of them must be set", "set the other to \"\"")
+
+
+def sampling_of(section: ConfigDict) -> Sampling:
+    """How the answers of a section are drawn."""
+    return Sampling(section.max_new_tokens, temperature=section.temperature, top_p=section.top_p)
+
+
+def make_responder(section: ConfigDict, parents: Mapping[str, Path]) -> Responder:
+    """What answers the prompts of a section: the model of its folder, or its endpoint."""
+    run = section.run
+    if "model" in parents:
+        model = load_model(parents["model"], make_execution(section, also=RUN_FIELDS),
+                           weights=section.weights)
+        return LocalResponder(model, sampling_of(section), run.batch_size)
+    return EndpointResponder(
+        section.endpoint, section.endpoint_model, sampling_of(section),
+        key_variable=section.key_variable, num_connections=run.num_connections,
+        timeout_secs=run.timeout_secs, max_retries=run.max_retries, backoff_secs=run.backoff_secs)
+
+
+def count_usage(replies: Sequence[Reply]) -> Counter[str]:
+    """Requests and tokens of replies, as `KeptReplies` counts them."""
+    counted = [reply.num_tokens or (0, 0) for reply in replies]
+    return Counter(requests=len(replies), prompt_tokens=sum(num for num, _ in counted),
+                   answer_tokens=sum(num for _, num in counted),
+                   uncounted=sum(reply.num_tokens is None for reply in replies))
+
+
+def add_cost(usage: Mapping[str, int], section: ConfigDict) -> dict[str, Any]:
+    """Requests and tokens, and what they cost of an endpoint, in the currency of the prices.
+
+    Args:
+        usage: requests, prompt_tokens, answer_tokens, and uncounted: the requests whose tokens are
+            unknown, for which the cost is too low.
+    """
+    cost = (usage["prompt_tokens"] * section.run.prompt_price
+            + usage["answer_tokens"] * section.run.answer_price) / PRICED_TOKENS
+    return {"usage": dict(sorted(usage.items())), "cost": cost if section.endpoint else 0.0}
