@@ -27,7 +27,7 @@ from model.heads.scalar import init_scalar_head
 from train.loss import Metrics, next_token_loss
 from train.optimizer.optimizers import make_optimizer
 
-EXECUTION = Execution()
+EXECUTION = Execution(scan_unroll=2)      # all layers of the model
 KEY = jax.random.key(0)     # of losses that use none
 
 
