@@ -114,16 +114,17 @@ def answer_logps(params: Params, task: Task, *, config: ModelConfig,
 
 
 @partial(jax.jit, static_argnames=("config", "execution"))
-def _scores(params: Params, tokens_BL: jax.Array, *, config: ModelConfig,
+def _scores(params: Params, texts: Any, *, config: ModelConfig,
             execution: Execution) -> jax.Array:
-    return answer_scores(params, *make_texts(tokens_BL), config=config, execution=execution)
+    return answer_scores(params, *texts, config=config, execution=execution)
 
 
-def make_texts(tokens_BL: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Tokens, positions and segments of rows without padding, as a reward model reads them."""
-    positions_BL = jax.numpy.broadcast_to(jax.numpy.arange(tokens_BL.shape[1])[None],
-                                          tokens_BL.shape)
-    return tokens_BL, positions_BL, jax.numpy.ones_like(tokens_BL)
+def make_texts(tokens_BL: Any) -> tuple[Any, Any, Any]:
+    """Tokens, positions and segments of rows without padding, as a reward model reads them; of
+    numpy's or JAX's arrays."""
+    numpy = np if isinstance(tokens_BL, np.ndarray) else jax.numpy
+    positions_BL = numpy.broadcast_to(numpy.arange(tokens_BL.shape[1])[None], tokens_BL.shape)
+    return tokens_BL, positions_BL, numpy.ones_like(tokens_BL)
 
 
 def answer_rewards(params: Params, task: Task, *, config: ModelConfig,
@@ -134,9 +135,9 @@ def answer_rewards(params: Params, task: Task, *, config: ModelConfig,
         UserError: the model has another vocabulary than the task.
     """
     _check_vocabulary(config, task)
-    rows = [np.insert(task.answers_AL, 0, prompt, axis=1) for prompt in range(task.P)]
-    return np.stack([np.asarray(_scores(params, tokens_BL, config=config, execution=execution),
-                                np.float64) for tokens_BL in rows])
+    texts = [make_texts(np.insert(task.answers_AL, 0, prompt, axis=1)) for prompt in range(task.P)]
+    return np.stack([np.asarray(_scores(params, rows, config=config, execution=execution),
+                                np.float64) for rows in texts])
 
 
 def _check_vocabulary(config: ModelConfig, task: Task) -> None:

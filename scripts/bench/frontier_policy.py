@@ -145,7 +145,8 @@ def sample_answers(params: Params, prompt_B: jax.Array, key: jax.Array, *, task:
 def values(critic: Params, rows: Batch, *, config: ModelConfig) -> jax.Array:
     """The critic's value before each token: value_BL."""
     x_BLD = forward(critic, *rows.inputs, config=with_scalar_head(config), execution=EXECUTION)
-    return jnp.einsum("BLD,DY->BLY", x_BLD, critic["score_DY"])[..., 0] + critic["score_bias_Y"]
+    value_BLY = jnp.einsum("BLD,DY->BLY", x_BLD, critic["score_DY"])
+    return (value_BLY + critic["score_bias_Y"][None, None])[..., 0]
 
 
 @partial(jax.jit, static_argnames=("task", "config", "recipe"))
