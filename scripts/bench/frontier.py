@@ -11,16 +11,18 @@ policy has at that divergence; the reference's reward is 0. A policy above the f
 benchmark with an error.
 
 Every seed draws a source, a reward, pairs and weights of its own; intervals are Student's over
-seeds. A seed that is finished in the folder is not run again.
+seeds. A run that was stopped goes on with the policies that its folder lacks.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +34,6 @@ from scipy.special import stdtrit
 
 from align.rl.exact import (
     Pairs,
-    Point,
     Task,
     answer_logps,
     answer_rewards,
@@ -54,9 +55,9 @@ from core.errors import UserError
 from core.progress import format_secs, log
 from eval.statistics import mean_and_stderr
 from model.config import ModelConfig
-from model.families.registry import Params, init
+from model.families.registry import Params, abstract_params, init
 from scripts.bench.frontier_page import draw, format_table
-from scripts.bench.frontier_policy import PolicyRecipe, train_policy
+from scripts.bench.frontier_policy import PolicyRecipe, Target, train_policy
 from scripts.bench.frontier_train import (
     EXECUTION,
     Recipe,
@@ -78,7 +79,7 @@ class Plan(NamedTuple):
         task: sizes of the task.
         num_pairs: preferences that DPO and the reward model learn from.
         reference, dpo, reward: how these models are trained.
-        policies: how PPO, GRPO and RLOO are trained.
+        policies: how PPO, GRPO and RLOO are trained; the first also on the learned reward.
         dpo_betas, policy_betas: strengths of the KL penalty.
         nums: answers of which the best is taken.
     """
@@ -87,7 +88,7 @@ class Plan(NamedTuple):
     num_pairs: int = 20_000
     reference: Recipe = Recipe(400, 256, 5e-3)
     dpo: Recipe = Recipe(400, 128, 2e-3)
-    reward: Recipe = Recipe(400, 128, 2e-3)
+    reward: Recipe = Recipe(600, 128, 5e-3)
     policies: tuple[PolicyRecipe, ...] = (PolicyRecipe("ppo"), PolicyRecipe("grpo"),
                                           PolicyRecipe("rloo"))
     dpo_betas: tuple[float, ...] = (1.0, 0.3, 0.1)
@@ -120,56 +121,81 @@ class AboveFrontier(ArithmeticError):
     """A policy has more reward than any policy can have at its divergence: a sum is wrong."""
 
 
-def make_world(plan: Plan, seed: int, rng: np.random.Generator) -> World:
-    """Draws a source, fits the reference to its answers, draws a reward and pairs."""
-    task, recipe = plan.task, plan.reference
-    shape = recipe.num_steps, recipe.batch_size
-    prompt_B = np.arange(np.prod(shape)) % task.P
-    answer_B = draw_answers(draw_source(task, rng), prompt_B, rng)
-    params = jax.jit(partial(init, plan.config))(jax.random.key(seed))
-    reference = fit_reference(params, prompt_B.reshape(shape), answer_B.reshape(shape), task=task,
-                              config=plan.config, recipe=recipe)
+def make_world(plan: Plan, seed: int, path: Path) -> World:
+    """Draws a source, fits the reference to its answers, draws a reward and pairs.
+
+    Args:
+        path: of the reference, which is read where an earlier run wrote it.
+    """
+    task, rng = plan.task, np.random.default_rng(seed)
+    source_PA = draw_source(task, rng)
+    structure = jax.tree.structure(abstract_params(plan.config))
+    if not path.exists():
+        leaves = jax.tree.leaves(_fit(plan, seed, source_PA))
+        temporary = path.with_suffix(".tmp.npz")
+        np.savez(temporary, *leaves)
+        os.replace(temporary, path)
+    with np.load(path) as file:
+        reference = structure.unflatten([jnp.asarray(leaf) for leaf in file.values()])
     ref_PA = answer_logps(reference, task, config=plan.config, execution=EXECUTION)
     reward_PA = draw_reward(task, ref_PA, rng)
     return World(reference, ref_PA, reward_PA,
                  draw_pairs(ref_PA, reward_PA, plan.num_pairs, rng))
 
 
-def learn_reward(plan: Plan, world: World, seed: int, rng: np.random.Generator) -> np.ndarray:
+def _fit(plan: Plan, seed: int, source_PA: np.ndarray) -> Params:
+    shape = plan.reference.num_steps, plan.reference.batch_size
+    prompt_B = np.arange(np.prod(shape)) % plan.task.P
+    answer_B = draw_answers(source_PA, prompt_B, np.random.default_rng([seed, 1]))
+    return fit_reference(jax.jit(partial(init, plan.config))(jax.random.key(seed)),
+                         prompt_B.reshape(shape), answer_B.reshape(shape), task=plan.task,
+                         config=plan.config, recipe=plan.reference)
+
+
+def learn_reward(plan: Plan, world: World, seed: int) -> np.ndarray:
     """Rewards of all answers by a model fitted to the pairs, normalised as the true ones."""
-    batches = gather(world.pairs, draw_batches(plan.num_pairs, plan.reward, rng))
-    params = fit_reward(world.reference, batches, jax.random.key(seed), task=plan.task,
-                        config=plan.config, recipe=plan.reward)
+    batches = draw_batches(plan.num_pairs, plan.reward, np.random.default_rng([seed, 2]))
+    params = fit_reward(world.reference, gather(world.pairs, batches), jax.random.key(seed),
+                        task=plan.task, config=plan.config, recipe=plan.reward)
     learned_PA = answer_rewards(params, plan.task, config=with_scalar_head(plan.config),
                                 execution=EXECUTION)
     return normalise(learned_PA, world.ref_PA)
 
 
-def make_policies(plan: Plan, world: World, seed: int,
-                  rng: np.random.Generator) -> Iterator[tuple[str, np.ndarray]]:
-    """Names and log-probabilities logp_PA of all policies to measure, one after the other."""
-    same: dict[str, Any] = dict(task=plan.task, config=plan.config)
+def list_policies(plan: Plan, world: World, seed: int) -> dict[str, Callable[[], np.ndarray]]:
+    """All policies to measure by name: functions that train one, and give logp_PA."""
+    def train_pairs(beta: float) -> np.ndarray:
+        batches = draw_batches(plan.num_pairs, plan.dpo, np.random.default_rng([seed, 3]))
+        return score(train_dpo(
+            world.reference, jnp.float32(world.ref_PA), gather(world.pairs, batches),
+            jnp.float32(beta), task=plan.task, config=plan.config, recipe=plan.dpo))
+
+    def train(recipe: PolicyRecipe, beta: float, reward: Callable[[], np.ndarray]) -> np.ndarray:
+        target = Target(world.reference, jnp.float32(reward()), jnp.float32(beta))
+        return score(train_policy(target, jax.random.key(seed), task=plan.task,
+                                  config=plan.config, recipe=recipe)[0])
+
+    def best(reward: Callable[[], np.ndarray], beta: float) -> np.ndarray:
+        return optimum(world.ref_PA, reward(), beta)
+
     score = partial(answer_logps, task=plan.task, config=plan.config, execution=EXECUTION)
-    for num in plan.nums:
-        yield f"best of {num}", best_of_n(world.ref_PA, world.reward_PA, num)
-    for beta in plan.dpo_betas:
-        batches = gather(world.pairs, draw_batches(plan.num_pairs, plan.dpo, rng))
-        yield f"DPO, beta {beta:g}", score(train_dpo(
-            world.reference, jnp.float32(world.ref_PA), batches, jnp.float32(beta), **same,
-            recipe=plan.dpo))
+    learned = cache(partial(learn_reward, plan, world, seed))
 
-    def train(recipe: PolicyRecipe, beta: float, reward_PA: np.ndarray) -> np.ndarray:
-        params, _ = train_policy(world.reference, jnp.float32(reward_PA), jnp.float32(beta),
-                                 jax.random.key(seed), **same, recipe=recipe)
-        return score(params)
+    def true():
+        return world.reward_PA
 
-    for recipe in plan.policies:
-        for beta in plan.policy_betas:
-            yield f"{recipe.method.upper()}, beta {beta:g}", train(recipe, beta, world.reward_PA)
-    learned_PA = learn_reward(plan, world, seed, rng)
+    made = {f"optimum, beta {beta:g}": partial(best, true, beta) for beta in plan.policy_betas}
+    made |= {f"best of {num}": partial(best_of_n, world.ref_PA, world.reward_PA, num)
+             for num in plan.nums}
+    made |= {f"DPO, beta {beta:g}": partial(train_pairs, beta) for beta in plan.dpo_betas}
+    for recipe, beta in itertools.product(plan.policies, plan.policy_betas):
+        made[f"{recipe.method.upper()}, beta {beta:g}"] = partial(train, recipe, beta, true)
     for beta in plan.policy_betas:
-        yield (f"learned reward, optimum, beta {beta:g}", optimum(world.ref_PA, learned_PA, beta))
-        yield (f"learned reward, PPO, beta {beta:g}", train(plan.policies[0], beta, learned_PA))
+        first = plan.policies[0]
+        made[f"optimum of the learned reward, beta {beta:g}"] = partial(best, learned, beta)
+        made[f"{first.method.upper()}, learned reward, beta {beta:g}"] = partial(
+            train, first, beta, learned)
+    return made
 
 
 def place(name: str, logp_PA: np.ndarray, world: World) -> dict[str, float]:
@@ -187,32 +213,34 @@ def place(name: str, logp_PA: np.ndarray, world: World) -> dict[str, float]:
             "share": point.reward / limit}
 
 
-def run_seed(plan: Plan, seed: int) -> dict[str, Any]:
-    """All policies of a seed by name, and points of its frontier."""
-    rng, began = np.random.default_rng(seed), time.monotonic()
-    world = make_world(plan, seed, rng)
-    policies = {}
-    for name, logp_PA in make_policies(plan, world, seed, rng):
-        policies[name] = row = place(name, logp_PA, world)
+def run_seed(plan: Plan, seed: int, folder: Path) -> dict[str, Any]:
+    """All policies of a seed by name, and points of its frontier; what the folder holds of the same
+    plan is not computed again.
+
+    Raises:
+        UserError: the folder holds results of another plan.
+    """
+    path = folder / f"seed_{seed}.json"
+    described = json.loads(json.dumps(plan._asdict(), default=dataclasses.asdict))
+    result: dict[str, Any] = {"plan": described, "policies": {}}
+    if path.exists():
+        result = read_json(path)
+        if result["plan"] != described:
+            raise UserError(str(path), "is a result of other settings",
+                            "name another folder with --out")
+    else:
+        write_json(path, result)
+    world = make_world(plan, seed, folder / f"reference_{seed}.npz")
+    for name, make in list_policies(plan, world, seed).items():
+        if name in result["policies"]:
+            continue
+        began = time.monotonic()
+        result["policies"][name] = row = place(name, make(), world)
+        write_json(path, result)
         log(f"seed {seed}, {name}: reward {row['reward']:.3f}, KL {row['kl']:.3f}, "
             f"{100 * row['share']:.1f} % of the frontier, "
             f"{format_secs(time.monotonic() - began)}")
-    curve = frontier(world.ref_PA, world.reward_PA, CURVE)
-    return {"policies": policies, "frontier": curve}
-
-
-def read_or_run(plan: Plan, seed: int, folder: Path) -> dict[str, Any]:
-    """A seed's result, from its file where that is of the same plan."""
-    path = folder / f"seed_{seed}.json"
-    described = json.loads(json.dumps(plan._asdict(), default=dataclasses.asdict))
-    if path.exists():
-        found = read_json(path)
-        if found["plan"] == described:
-            log(f"seed {seed}: read from {path}")
-            return found
-    result = {"plan": described} | run_seed(plan, seed)
-    write_json(path, result)
-    return result
+    return result | {"frontier": frontier(world.ref_PA, world.reward_PA, CURVE)}
 
 
 def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -237,14 +265,14 @@ def main() -> dict[str, Any]:
         raise UserError("--out", "is missing", "try --out=runs/frontier")
     folder, plan = Path(given.out), Plan()
     folder.mkdir(parents=True, exist_ok=True)
-    results = [read_or_run(plan, seed, folder) for seed in range(given.seeds)]
+    results = [run_seed(plan, seed, folder) for seed in range(given.seeds)]
     summary = summarise(results)
     table = format_table(summary)
     (folder / "frontier.md").write_text(table)
     print(table, end="", flush=True)
     if given.figure:
-        curves = [[Point(*point) for point in result["frontier"]] for result in results]
-        draw(Path(given.figure), curves, [result["policies"] for result in results])
+        draw(Path(given.figure), [result["frontier"] for result in results],
+             [result["policies"] for result in results])
     return {"seeds": given.seeds, "task": dataclasses.asdict(plan.task), "policies": summary}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,7 @@ def draw(path: Path, curves: Sequence[Sequence[Point]],
 
     Args:
         curves: points of each seed's frontier.
-        policies: of each seed by name; those of one method, the name up to its last comma, share
-            a marker.
+        policies: of each seed by name; those that differ in beta, or n, share a marker.
 
     Raises:
         UserError: matplotlib is missing.
@@ -49,7 +49,7 @@ def draw(path: Path, curves: Sequence[Sequence[Point]],
         chart.plot([point.kl for point in curve], [point.reward for point in curve], color="0.6",
                    linewidth=1, label=None if number else "frontier")
     methods = dict.fromkeys(_method(name) for name in policies[0])
-    for method, marker in zip(methods, MARKERS, strict=False):
+    for method, marker in zip(methods, itertools.cycle(MARKERS)):
         points = [row for seed in policies for name, row in seed.items() if _method(name) == method]
         chart.plot([row["kl"] for row in points], [row["reward"] for row in points], marker,
                    markersize=5, alpha=0.8, label=method)
@@ -64,4 +64,5 @@ def draw(path: Path, curves: Sequence[Sequence[Point]],
 
 
 def _method(name: str) -> str:
-    return name.rpartition(",")[0] or name.rpartition(" ")[0]
+    """The name without its number."""
+    return name.rpartition(", beta ")[0] or name.rpartition(" ")[0] + " n"

@@ -23,6 +23,8 @@ from model.families.registry import Params, extend, forward, make_cache
 from model.heads.language import logits
 from scripts.bench.frontier_train import EXECUTION, add_scalar_head, make_adamw
 
+Trained = dict[str, Params]     # "policy", and PPO's "critic"
+
 # Formulas -----------------------------------------------------------------------------------------
 
 def _token_rewards(reward_B: jax.Array, logp_BL: jax.Array, ref_BL: jax.Array,
@@ -84,9 +86,9 @@ class PolicyRecipe(NamedTuple):
         num_epochs: passes over them.
         num_minibatches: updates of a pass.
         learning_rate: at its height; it falls linearly to 0.
-        critic_learning_rate: of PPO's critic.
         group_size: answers to a prompt that GRPO and RLOO compare.
-        clip: of the ratio of probabilities and of values.
+        clip: of the ratio of probabilities.
+        value_clip: of the change of values.
         lam: of generalised advantages.
     """
 
@@ -100,6 +102,20 @@ class PolicyRecipe(NamedTuple):
     clip: float = 0.2
     value_clip: float = 0.2
     lam: float = 0.95
+
+
+class Target(NamedTuple):
+    """What a policy is trained to maximise: E[r] - beta KL(pi || ref).
+
+    Attributes:
+        reference: its parameters, with which the policy begins.
+        reward_PA: rewards of all answers, float32.
+        beta: strength of the divergence, a float32 scalar.
+    """
+
+    reference: Params
+    reward_PA: jax.Array
+    beta: jax.Array
 
 
 class Rollouts(NamedTuple):
@@ -149,73 +165,74 @@ def values(critic: Params, rows: Batch, *, config: ModelConfig) -> jax.Array:
     return (value_BLY + critic["score_bias_Y"][None, None])[..., 0]
 
 
+def roll_out(trained: Trained, target: Target, key: jax.Array, *, task: Task, config: ModelConfig,
+             recipe: PolicyRecipe) -> tuple[Rollouts, dict[str, jax.Array]]:
+    """Samples answers and computes their advantages; see `train_policy` for the statistics."""
+    # The answers of a group stand next to each other.
+    prompt_B = jnp.arange(recipe.batch_size, dtype=jnp.int32) // recipe.group_size % task.P
+    answer_BL, sampled_BL = sample_answers(trained["policy"], prompt_B, key, task=task,
+                                           config=config)
+    rows = make_rows(prompt_B, answer_BL)
+    old_BL, ref_BL = (batch_logps(params, rows, config=config, execution=EXECUTION)
+                      for params in (trained["policy"], target.reference))
+    place_L = task.V ** jnp.arange(task.L - 1, -1, -1)
+    reward_B = target.reward_PA[prompt_B, jnp.sum(answer_BL * place_L[None], axis=1)]
+    reward_BL = _token_rewards(reward_B, old_BL, ref_BL, target.beta)
+    if recipe.method == "ppo":
+        value_BL = values(trained["critic"], rows, config=config)
+        raw_BL = _gae(reward_BL, value_BL, recipe.lam)
+        advantage_BL, return_BL = _whiten(raw_BL), raw_BL + value_BL
+    else:
+        grouped_BJ = jnp.sum(reward_BL, axis=1).reshape(-1, recipe.group_size)
+        advantage_B1 = _group_advantages(grouped_BJ, recipe.method).reshape(-1, 1)
+        advantage_BL = jnp.broadcast_to(advantage_B1, old_BL.shape)
+        value_BL = return_BL = jnp.zeros_like(old_BL)
+    seen = {"reward": jnp.mean(reward_B), "kl": jnp.mean(jnp.sum(old_BL - ref_BL, axis=1)),
+            "sampler_gap": jnp.max(jnp.abs(sampled_BL - old_BL))}
+    return Rollouts(rows, old_BL, advantage_BL, value_BL, return_BL), seen
+
+
+def policy_loss(trained: Trained, rollouts: Rollouts, *, config: ModelConfig,
+                recipe: PolicyRecipe) -> jax.Array:
+    """The loss of an update: the policy's, and PPO's critic's."""
+    logp_BL = batch_logps(trained["policy"], rollouts.rows, config=config, execution=EXECUTION)
+    loss = _clipped_policy_loss(logp_BL, rollouts.old_BL, rollouts.advantage_BL, recipe.clip)
+    if recipe.method != "ppo":
+        return loss
+    value_BL = values(trained["critic"], rollouts.rows, config=config)
+    return loss + _clipped_value_loss(value_BL, rollouts.value_BL, rollouts.return_BL,
+                                      recipe.value_clip)
+
+
 @partial(jax.jit, static_argnames=("task", "config", "recipe"))
-def train_policy(reference: Params, reward_PA: jax.Array, beta: jax.Array, key: jax.Array, *,
-                 task: Task, config: ModelConfig,
+def train_policy(target: Target, key: jax.Array, *, task: Task, config: ModelConfig,
                  recipe: PolicyRecipe) -> tuple[Params, dict[str, jax.Array]]:
     """Trains the reference to maximise E[r] - beta KL(pi || ref).
-
-    Args:
-        reward_PA: of all answers, float32.
 
     Returns:
         The policy, and by name one value an iteration: `reward`, `kl` (of the samples),
         `sampler_gap` (the largest difference of a token's log-probability between the sampler,
         which reads the cache, and the forward pass that is trained).
     """
-    num_updates = recipe.num_iterations * recipe.num_epochs * recipe.num_minibatches
-    optimizer = make_adamw(recipe.learning_rate, num_updates)
-    trained = {"policy": reference}
+    num_updates = recipe.num_epochs * recipe.num_minibatches
+    optimizer = make_adamw(recipe.learning_rate, recipe.num_iterations * num_updates)
+    trained = {"policy": target.reference}
     if recipe.method == "ppo":
-        critic = add_scalar_head(reference, config, jax.random.key(0))
+        critic = add_scalar_head(target.reference, config, jax.random.key(0))
         trained["critic"] = critic | {"score_DY": jnp.zeros_like(critic["score_DY"])}
-    model = dict(config=config, execution=EXECUTION)
-    # The answers of a group stand next to each other.
-    prompt_B = jnp.arange(recipe.batch_size, dtype=jnp.int32) // recipe.group_size % task.P
-
-    def roll_out(trained, key):
-        answer_BL, sampled_BL = sample_answers(trained["policy"], prompt_B, key, task=task,
-                                               config=config)
-        rows = make_rows(prompt_B, answer_BL)
-        old_BL = batch_logps(trained["policy"], rows, **model)
-        ref_BL = batch_logps(reference, rows, **model)
-        place_L = task.V ** jnp.arange(task.L - 1, -1, -1)
-        reward_B = reward_PA[prompt_B, jnp.sum(answer_BL * place_L[None], axis=1)]
-        reward_BL = _token_rewards(reward_B, old_BL, ref_BL, beta)
-        value_BL = jnp.zeros_like(old_BL)
-        if recipe.method == "ppo":
-            value_BL = values(trained["critic"], rows, config=config)
-            raw_BL = _gae(reward_BL, value_BL, recipe.lam)
-            advantage_BL, return_BL = _whiten(raw_BL), raw_BL + value_BL
-        else:
-            grouped_BJ = jnp.sum(reward_BL, axis=1).reshape(-1, recipe.group_size)
-            advantage_BL = jnp.broadcast_to(
-                _group_advantages(grouped_BJ, recipe.method).reshape(-1, 1), old_BL.shape)
-            return_BL = value_BL
-        seen = {"reward": jnp.mean(reward_B), "kl": jnp.mean(jnp.sum(old_BL - ref_BL, axis=1)),
-                "sampler_gap": jnp.max(jnp.abs(sampled_BL - old_BL))}
-        return Rollouts(rows, old_BL, advantage_BL, value_BL, return_BL), seen
-
-    def loss_fn(trained, rollouts):
-        logp_BL = batch_logps(trained["policy"], rollouts.rows, **model)
-        loss = _clipped_policy_loss(logp_BL, rollouts.old_BL, rollouts.advantage_BL, recipe.clip)
-        if recipe.method == "ppo":
-            value_BL = values(trained["critic"], rollouts.rows, config=config)
-            loss += _clipped_value_loss(value_BL, rollouts.value_BL, rollouts.return_BL,
-                                        recipe.value_clip)
-        return loss
 
     def update(carry, minibatch):
         trained, state = carry
-        change, state = optimizer.update(jax.grad(loss_fn)(trained, minibatch), state, trained)
+        gradient = jax.grad(policy_loss)(trained, minibatch, config=config, recipe=recipe)
+        change, state = optimizer.update(gradient, state, trained)
         return (optax.apply_updates(trained, change), state), None
 
     def iterate(carry, key):
         of_sampling, *of_epochs = jax.random.split(key, 1 + recipe.num_epochs)
-        rollouts, seen = roll_out(carry[0], of_sampling)
+        rollouts, seen = roll_out(carry[0], target, of_sampling, task=task, config=config,
+                                  recipe=recipe)
         order = jnp.concatenate([jax.random.permutation(each, recipe.batch_size)
-                                 for each in of_epochs])
-        order = order.reshape(recipe.num_epochs * recipe.num_minibatches, -1)
+                                 for each in of_epochs]).reshape(num_updates, -1)
         minibatches = jax.tree.map(lambda leaf: leaf[order], rollouts)
         return jax.lax.scan(update, carry, minibatches)[0], seen
 
