@@ -93,7 +93,7 @@ class PolicyRecipe(NamedTuple):
     """
 
     method: str
-    num_iterations: int = 150
+    num_iterations: int = 100
     batch_size: int = 512
     num_epochs: int = 2
     num_minibatches: int = 2
