@@ -146,6 +146,7 @@ def test_optimal_policies_are_on_the_frontier_whatever_the_scale_of_rewards(draw
 def test_the_frontier_ends_at_the_best_answers(drawn):
     ref_PA, reward_PA = drawn
     assert exact.frontier_reward(ref_PA, reward_PA, 0.0) == pytest.approx(0, abs=1e-14)
+    assert 0 < exact.frontier_reward(ref_PA, reward_PA, 1e-18) < 2e-6
     best = reward_PA.max(axis=1).mean()
     limit = -np.mean([ref_A[reward_A.argmax()] for ref_A, reward_A in zip(ref_PA, reward_PA)])
     assert exact.frontier_reward(ref_PA, reward_PA, limit + 1) == best

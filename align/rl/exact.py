@@ -35,6 +35,7 @@ from model.families.registry import Params, forward
 from model.heads.language import logits
 
 MAX_ANSWERS = 2**20     # of all prompts: what a forward pass and sums over them can hold
+MIN_KL = 1e-12          # smaller sums are rounding errors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +76,8 @@ def make_rows(prompt_B: Any, answer_BL: Any) -> Batch:
     """Rows of a prompt and its answer, whose tokens are scored; of numpy's or JAX's arrays."""
     numpy = np if isinstance(answer_BL, np.ndarray) else jax.numpy
     tokens_BL = numpy.concatenate([prompt_B[:, None], answer_BL[:, :-1]], axis=1)
-    positions_BL = numpy.broadcast_to(numpy.arange(answer_BL.shape[1])[None], answer_BL.shape)
+    positions_BL = numpy.broadcast_to(numpy.arange(answer_BL.shape[1], dtype="int32")[None],
+                                      answer_BL.shape)
     ones_BL = numpy.ones_like(answer_BL)
     return Batch(tokens_BL=tokens_BL, targets_BL=answer_BL,
                  loss_weights_BL=ones_BL.astype("float32"), segment_ids_BL=ones_BL,
@@ -123,7 +125,8 @@ def make_texts(tokens_BL: Any) -> tuple[Any, Any, Any]:
     """Tokens, positions and segments of rows without padding, as a reward model reads them; of
     numpy's or JAX's arrays."""
     numpy = np if isinstance(tokens_BL, np.ndarray) else jax.numpy
-    positions_BL = numpy.broadcast_to(numpy.arange(tokens_BL.shape[1])[None], tokens_BL.shape)
+    positions_BL = numpy.broadcast_to(numpy.arange(tokens_BL.shape[1], dtype="int32")[None],
+                                      tokens_BL.shape)
     return tokens_BL, positions_BL, numpy.ones_like(tokens_BL)
 
 
@@ -187,7 +190,8 @@ def frontier_reward(ref_PA: np.ndarray, reward_PA: np.ndarray, kl: float) -> flo
     the search's error can only raise the value, and by its square.
 
     Args:
-        kl: in nats; from where the optimum is the best answers alone, the value is their reward.
+        kl: in nats; one above 0 is taken to be at least `MIN_KL`. From where the optimum is the
+            best answers alone, the value is their reward.
     """
     best_P1 = np.max(reward_PA, axis=1, keepdims=True)
     best_mass_P = np.sum(np.exp(ref_PA), axis=1, where=reward_PA == best_P1)
@@ -199,6 +203,7 @@ def frontier_reward(ref_PA: np.ndarray, reward_PA: np.ndarray, kl: float) -> flo
 
     if kl <= 0:
         return measure(ref_PA, ref_PA, reward_PA).reward
+    kl = max(kl, MIN_KL)
     low = high = math.log(np.std(reward_PA))
     while point(low).kl < kl:
         low -= 1
