@@ -1,1 +1,1 @@
-"""Reinforcement learning: rewards of tokens, advantages."""
+"""Reinforcement learning: exact sums on small tasks, advantages, rollouts."""
