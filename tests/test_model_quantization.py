@@ -213,10 +213,12 @@ def _model(config, changes):
     return config, jax.jit(partial(init, config))(jax.random.key(0))
 
 
+@partial(jax.jit, static_argnames=("config", "execution"))
 def _next_logits(params, tokens_BL, *, config, execution):
     """logits_BV after all but the last token at once, then after the last one."""
     cache = make_cache(config, execution, len(tokens_BL), tokens_BL.shape[1])
     count_B = jnp.full(len(tokens_BL), tokens_BL.shape[1] - 1)
+
     def read(tokens_BL, count_B, cache):
         x_BLD, cache = extend(params, tokens_BL, count_B, cache, config=config,
                               execution=execution)
@@ -246,12 +248,13 @@ def test_decode_equals_the_full_forward(config, params, kind):
     tokens_BL = jax.random.randint(jax.random.key(1), (2, 12), 0, config.V)
     _, last_BV = _next_logits(rounded, tokens_BL, config=config, execution=EXECUTION)
     positions_BL = jnp.broadcast_to(jnp.arange(12)[None], (2, 12))
-    x_BLD = forward(rounded, tokens_BL, positions_BL, jnp.ones_like(tokens_BL), config=config,
-                    execution=EXECUTION)
-    full_BLV = logits(rounded, x_BLD, config=config, execution=EXECUTION)
+    how = dict(config=config, execution=EXECUTION)
+    x_BLD = jax.jit(partial(forward, **how))(rounded, tokens_BL, positions_BL,
+                                             jnp.ones_like(tokens_BL))
+    full_BLV = jax.jit(partial(logits, **how))(rounded, x_BLD)
     np.testing.assert_allclose(last_BV, full_BLV[:, -1], atol=2e-3 * float(jnp.std(full_BLV)))
     targets_BL = jnp.roll(tokens_BL, -1, axis=1)
-    logp_BL = token_logps(rounded, x_BLD, targets_BL, config=config, execution=EXECUTION)
+    logp_BL = jax.jit(partial(token_logps, **how))(rounded, x_BLD, targets_BL)
     exact_BLV = jax.nn.log_softmax(full_BLV)
     np.testing.assert_allclose(
         logp_BL, jnp.take_along_axis(exact_BLV, targets_BL[..., None], axis=2)[..., 0], atol=1e-3)

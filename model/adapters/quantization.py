@@ -156,7 +156,12 @@ def quantize(params: Any, kind: str) -> Any:
     """
     if kind not in KINDS:
         raise UserError(f"weights={kind!r}", f"is none of {', '.join(KINDS)}", "choose one of them")
+    return _quantize(params, kind)
 
+
+@partial(jax.jit, static_argnames="kind")
+def _quantize(params: Any, kind: str) -> Any:
+    """`quantize` as one program: by itself every operation on every weight would be compiled."""
     def convert(path, leaf):
         axes = summed_axes(path, leaf.ndim)
         if not axes:
