@@ -137,8 +137,8 @@ def test_a_run_that_stopped_ends_bit_for_bit_as_one_that_did_not(tuned, parents,
         assert again == first, "digests of all arrays"
 
 
-@pytest.mark.parametrize("optimizer, ema_decay", [
-    ("muon", 0.9), pytest.param("schedule_free", 0.0, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("optimizer, ema_decay", [("muon", 0.9), ("schedule_free", 0.0)])
 def test_averages_are_of_the_adapter(parents, tmp_path, optimizer, ema_decay):
     section = dict(ema_decay=ema_decay, num_epochs=1)
     changes = dict(name=optimizer, schedule="constant", learning_rate=0.05)
@@ -161,6 +161,7 @@ def test_dpo_of_an_adapter_starts_at_the_reference_and_prefers(parents, tmp_path
     load_lora(tmp_path / "dpo" / "adapter", parents / "base")
 
 
+@pytest.mark.full
 def test_rates_of_the_two_factors_may_differ(parents, tmp_path):
     """As in LoRA+ (arXiv 2402.12354), by the names that all rules go by."""
     optimizer = dict(get_config("smoke").dpo.optimizer, lr_multipliers={"*_a_*": 0.0},

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from marks import some_in_full
 
 from align.losses.preference import (
     LOSSES,
@@ -49,12 +50,6 @@ from train.step import accumulate, place_batch
 
 LENGTH = 16
 EXECUTION = Execution()
-
-
-def some_in_full(names, *always):
-    """Each compiles a model of its own: most run with `--full` alone."""
-    return [name if name in always else pytest.param(name, marks=pytest.mark.full)
-            for name in names]
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +151,7 @@ def test_every_loss_has_a_golden_value():
     assert {name.partition("/")[0] for name in GOLDEN} == set(LOSSES)
 
 
-@pytest.mark.parametrize("loss", some_in_full(LOSSES, "dpo", "orpo", "kto"))
+@pytest.mark.parametrize("loss", some_in_full(LOSSES, "dpo"))
 def test_neither_padding_nor_microbatches_nor_devices_nor_order_matter(golden, loss):
     model_config, _, models, _ = golden
     settings = Settings(loss, beta=0.1, nll_coef=0.5)

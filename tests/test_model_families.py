@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import some_in_full
 
 from data.batch import Batch, Source
 from model.config import ModelConfig
@@ -89,13 +90,14 @@ def _loss_and_gradient(config, params, batch):
 
 @pytest.mark.parametrize("name, axes", [
     ("local and global", {"fsdp": 2, "tensor": 2, "data": 2}),
-    ("local and global", {"stage": 2, "tensor": 2, "fsdp": 2}),
-    ("parallel", {"context": 2, "tensor": 2, "fsdp": 2}),
-    ("learned", {"fsdp": 2, "tensor": 2, "stage": 2}),
     ("relative", {"stage": 2, "fsdp": 2, "tensor": 2}),
     ("experts", {"expert": 2, "fsdp": 2, "tensor": 2}),
-    ("masked", {"fsdp": 2, "tensor": 2, "data": 2}),
-    ("span", {"fsdp": 2, "tensor": 2, "data": 2})], ids=str)
+    *(pytest.param(*case, marks=pytest.mark.full) for case in (
+        ("local and global", {"stage": 2, "tensor": 2, "fsdp": 2}),
+        ("parallel", {"context": 2, "tensor": 2, "fsdp": 2}),
+        ("learned", {"fsdp": 2, "tensor": 2, "stage": 2}),
+        ("masked", {"fsdp": 2, "tensor": 2, "data": 2}),
+        ("span", {"fsdp": 2, "tensor": 2, "data": 2})))], ids=str)
 def test_eight_devices_equal_one(name, axes, batch):
     config, mesh = CONFIGS[name], make_mesh(axes)
     check_mesh(config, EXECUTION, mesh, batch_size=NUM_ROWS, row_length=LENGTH)
@@ -109,7 +111,8 @@ def test_eight_devices_equal_one(name, axes, batch):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=2e-5), found, expected)
 
 
-@pytest.mark.parametrize("name", ["local and global", "parallel", "learned", "relative"])
+@pytest.mark.parametrize("name", some_in_full(
+    ("local and global", "parallel", "learned", "relative"), "local and global"))
 def test_cached_decode_equals_the_full_forward(name):
     """Right-padded prompts of different length, then one token at a time."""
     config = CONFIGS[name]

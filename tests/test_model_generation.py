@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import some_in_full
 
 from model.config import ModelConfig
 from model.execution import Execution
@@ -35,9 +36,6 @@ CHANGES = {
 EXECUTION = Execution()
 SLOTS, CAPACITY, PIECE, STEPS = 4, 24, 4, 4     # with a window of 3 a layer holds 7 tokens
 GREEDY = Sampling(temperature=0)
-each_config = pytest.mark.parametrize("name", CHANGES)
-
-
 @cache
 def make(name):
     """A config, random parameters as generation reads them, and the full forward pass."""
@@ -101,7 +99,7 @@ def _read(own, slots, tokens_BL, lengths, until, rng):
     return slots
 
 
-@each_config
+@pytest.mark.parametrize("name", some_in_full(CHANGES, "dense", "local and global", "lstm"))
 def test_prefill_in_pieces_and_decode_equal_the_full_forward(name):
     own, rng = make(name), np.random.default_rng(2)
     tokens_BL = rng.integers(0, own.config.V, (SLOTS, CAPACITY))
@@ -146,7 +144,8 @@ def test_prefill_in_pieces_and_decode_equal_the_full_forward(name):
                                               full_BLV[row, places].argmax(-1))
 
 
-@pytest.mark.parametrize("name", ["dense", "local and global", "relative, window"])
+@pytest.mark.parametrize("name", some_in_full(
+    ("dense", "local and global", "relative, window"), "dense"))
 def test_a_cache_of_another_size_gives_the_same(name):
     own, rng = make(name), np.random.default_rng(3)
     tokens_PL = rng.integers(0, own.config.V, (SLOTS, PIECE))

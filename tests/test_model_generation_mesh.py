@@ -40,7 +40,7 @@ def _assert_same(found, expected):
 # whole on each.
 @pytest.mark.parametrize("changes, mesh, num_slots, piece", [
     (dict(embed_previous=True), "shards", 4, (1, 1, 24, 4)),
-    (dict(E=4, G=4), "experts", 3, (3, 1, 24, 4)),
+    pytest.param(dict(E=4, G=4), "experts", 3, (3, 1, 24, 4), marks=pytest.mark.full),
     pytest.param(dict(window=3, global_every=2), "stages", 4, (4, 1, 24, 4),
                  marks=pytest.mark.full),
     pytest.param(dict(family="lstm", positions="none"), "shards", 3, (3, 2, 12),
