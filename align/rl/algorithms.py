@@ -72,6 +72,9 @@ def read_algorithm(section: ConfigDict) -> tuple[Algorithm, Settings, KLControl]
         raise UserError(f"{section.out}.num_samples={section.num_samples}",
                         f"gives {section.algorithm} nothing to compare an answer with",
                         "set it to at least 2")
+    if algorithm.has_values and not section.vf_coef:
+        raise UserError(f"{section.out}.vf_coef=0", f"leaves the value head of {section.algorithm} "
+                        "untrained", "set it to 0.1, or choose grpo, rloo or reinforce_plus_plus")
     in_loss = algorithm.kl_in == "loss"
     if in_loss and section.kl_target:
         raise UserError(f"{section.out}.kl_target={section.kl_target}", "moves a coefficient of "

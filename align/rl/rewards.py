@@ -26,8 +26,8 @@ from data.tokenizers.tokenizer import Tokenizer
 from eval.measures.generation import grade_answers
 from eval.respond.reward import RewardModel, load_reward, score_texts
 from eval.tasks.task import Task
-from model.execution import Execution
 from model.generation.requests import STOP
+from train.setup import Setup
 
 # `reward(answers) -> one number for each`.
 Reward = Callable[[Sequence[Answer]], Sequence[float]]
@@ -41,14 +41,14 @@ class Resources(NamedTuple):
         tasks: those that the prompts are of, by name.
         reward_model: the folder of a reward model; None without one.
         tokenizer: of the policy.
-        execution: how a reward model runs.
+        setup: where and how a reward model runs.
     """
 
     section: ConfigDict
     tasks: Mapping[str, Task]
     reward_model: Path | None
     tokenizer: Tokenizer
-    execution: Execution
+    setup: Setup
 
 
 def _of_task(given: Resources) -> Reward:
@@ -71,7 +71,7 @@ def _of_model(given: Resources) -> Reward:
         raise UserError(f"{section.out}.rewards.model={section.rewards.model}",
                         "there is no reward model", f"name one in {section.out}.reward, or set "
                         "the weight to 0")
-    model = load_reward(given.reward_model, given.execution)
+    model = load_reward(given.reward_model, given.setup.execution, given.setup.mesh)
     if model.tokenizer.fingerprint != given.tokenizer.fingerprint:
         raise UserError(f"{section.out}.reward={section.reward!r}", "has another tokenizer than "
                         "the policy, whose tokens it is to read",

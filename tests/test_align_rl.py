@@ -1,0 +1,243 @@
+"""The stage of reinforcement learning: what is learned, resuming, rewards, and what is refused."""
+
+import json
+import os
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from align.rl import __main__ as rl
+from align.rl import experience as experiences
+from align.rl import loop as loops
+from align.rl import rewards as rewarding
+from configs.rl import get_config
+from core.artifacts import make_lineage, read_json, write_json
+from core.errors import UserError
+from data.tokenizers.bpe import BytePairTokenizer
+from model.directory import load_params, read_description, save_model
+from model.parallel.sharding import make_mesh
+from train import setup as setups
+from train.signals import StopRequest as stopping
+from train.watch.compilation import Compilations
+from train.watch.metrics import read_metrics
+
+TOKENIZER = BytePairTokenizer({bytes([b]): i for i, b in enumerate(range(32, 125))})
+LETTERS = "abcdefghijklmnop"
+
+
+@pytest.fixture(scope="module")
+def parents(tmp_path_factory, params, config):
+    """The tiny model as a chat model, and a file of questions."""
+    root = tmp_path_factory.mktemp("parents")
+    (root / "tokenizer").mkdir()
+    TOKENIZER.save(root / "tokenizer")
+    save_model(root / "sft", params, config, root / "tokenizer", chat=True, context_tokens=64)
+    write_lineage(root / "sft")
+    (root / "questions.jsonl").write_text("".join(
+        json.dumps({"question": letter, "answer": letter}) + "\n" for letter in LETTERS))
+    return root
+
+
+def write_lineage(folder):
+    write_json(folder / "lineage.json",
+               make_lineage(stage=folder.name, config={}, inputs={}, code=""))
+
+
+def make_config(parents, algorithm="grpo", **changes):
+    config = get_config(algorithm)
+    config.rl.update(num_iterations=3, num_prompts=4, num_samples=4, num_epochs=1,
+                     num_minibatches=2, max_new_tokens=6, row_length=16, kl_coef=0.0, corpus="",
+                     tasks=dict(verifiable=0), inputs=str(parents / "questions.jsonl"))
+    config.rl.run.update(checkpoint_every=1, keep_checkpoints=9, log_every=1, scan_unroll=1,
+                         evaluate_every=0, num_slots=16, tasks=dict(verifiable=0))
+    config.rl.optimizer.update(learning_rate=0.01, lr_multipliers=dict(), warmup_steps=0)
+    with config.unlocked():
+        config.rl.update(changes)
+    return config
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    """Eight simulated devices would take eight times as long."""
+    monkeypatch.setattr(setups, "make_mesh", on_one_device)
+
+
+def on_one_device(section):
+    return make_mesh(section, jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def planted():
+    """The reward `format` becomes the share of an answer's 6 tokens whose number is even."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(rewarding.REWARDS, "format", lambda given: lambda answers: [
+            sum(token % 2 == 0 for token in answer.tokens) / 6 for answer in answers])
+        yield dict(task=0.0, model=0.0, length=0.0, format=1.0)
+
+
+def run_stage(folder, config, parents, **more):
+    """Builds the stage in `folder`, or goes on there: its JSON, and the rows of metrics."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_lineage(folder)
+    found = rl.build(config, {"model": parents / "sft", **more}, folder)
+    return found, read_metrics(folder / "metrics.jsonl")
+
+
+def iterations_of(rows):
+    return [row for row in rows if "iteration" in row]
+
+
+def ppo_config(parents, planted):
+    return make_config(parents, "ppo", num_iterations=5, num_samples=8, rewards=planted,
+                       kl_coef=0.01, kl_target=0.1, kl_horizon=50.0)
+
+
+@pytest.fixture(scope="module")
+def trained(parents, planted, tmp_path_factory):
+    """A run of PPO: its folder, the rows of its metrics, and the number of programs compiled until
+    the end of each iteration."""
+    folder, counts = tmp_path_factory.mktemp("run") / "ppo", []
+    with pytest.MonkeyPatch.context() as patch, Compilations() as compilations:
+        patch.setattr(setups, "make_mesh", on_one_device)
+        report = loops.OnPolicyLoop._report
+
+        def count(self, *arguments):
+            counts.append(compilations.summary()["num_programs_compiled"])
+            report(self, *arguments)
+
+        patch.setattr(loops.OnPolicyLoop, "_report", count)
+        _, rows = run_stage(folder, ppo_config(parents, planted), parents)
+    return folder, rows, counts
+
+
+def test_ppo_learns_a_planted_reward_from_its_own_reference_on(trained):
+    rewards = [row["reward"] for row in iterations_of(trained[1])]
+    assert rewards[-1] > rewards[0] + 0.15
+    first, *_, last = iterations_of(trained[1])
+    assert abs(first["kl"]) < 1e-6 and last["kl"] > 0.1
+    assert first["reward_low"] < first["reward"] < first["reward_high"]
+    assert first["groups/usable"] + first["groups/all_equal"] == 4
+    assert 0 < first["ended_frac"] < 1 and 1 < first["answer_tokens"] <= 6
+    assert 3 < first["entropy_nats"] < 6
+
+
+def test_sampler_and_trainer_agree_on_every_log_probability(trained):
+    gaps = [row["sampler_gap"] for row in iterations_of(trained[1])]
+    assert 0 < max(gaps) < 1e-5
+
+
+def test_the_first_update_of_an_iteration_is_on_policy(trained):
+    steps = {row["step"]: row for row in trained[1] if "loss" in row}
+    assert sorted(steps) == list(range(1, 11))
+    for step in range(1, 11, 2):
+        assert steps[step]["ratio"] == pytest.approx(1, abs=1e-5)
+        assert steps[step]["clip_frac"] == 0
+    assert steps[2]["ratio_max"] > 1.01
+
+
+def test_the_kl_coefficient_follows_the_kl(trained):
+    coefs = [row["kl_coef"] for row in iterations_of(trained[1])]
+    assert coefs[0] == pytest.approx(0.01) and coefs[1] == pytest.approx(0.01 * (1 - 0.2 * 32 / 50))
+    assert coefs[-1] > min(coefs)
+
+
+def test_nothing_is_compiled_after_the_second_iteration(trained):
+    _, _, counts = trained
+    assert len(counts) == 5 and counts[0] > 0 and counts[1:] == counts[1:2] * 4, counts
+
+
+def test_a_run_that_was_killed_within_iterations_ends_bit_for_bit_the_same(
+        trained, parents, planted, tmp_path, monkeypatch, capsys):
+    """Once without a warning and once by SIGTERM, after the first of two updates."""
+    update, gather = loops.OnPolicyLoop._update, experiences.Gatherer.gather
+    faults, gathered = {(1, 0): "kill", (3, 0): "terminate"}, []
+
+    def faulty(self, state, experience, iteration, number):
+        state = update(self, state, experience, iteration, number)
+        fault = faults.pop((iteration, number), None)
+        if fault == "kill":
+            raise ZeroDivisionError
+        if fault == "terminate":
+            os.kill(os.getpid(), signal.SIGTERM)
+            while not stopping.entered.requested:
+                time.sleep(0.01)
+        return state
+
+    def counted(self, tree, iteration, kl_coef):
+        gathered.append(iteration)
+        return gather(self, tree, iteration, kl_coef)
+
+    monkeypatch.setattr(loops.OnPolicyLoop, "_update", faulty)
+    monkeypatch.setattr(experiences.Gatherer, "gather", counted)
+    config, folder = ppo_config(parents, planted), tmp_path / "ppo"
+    with pytest.raises(ZeroDivisionError):
+        run_stage(folder, config, parents)
+    with pytest.raises(SystemExit) as stopped:
+        run_stage(folder, config, parents)
+    assert stopped.value.code == 128 + signal.SIGTERM
+    run_stage(folder, config, parents)
+    assert gathered == [0, 1, 2, 3, 4], "each iteration's answers are sampled once"
+    assert capsys.readouterr().err.count("are read from") == 2
+    for name in ("metrics.jsonl", "rollouts/answers.jsonl"):
+        assert (folder / name).read_bytes() == (trained[0] / name).read_bytes()
+    first, second = (read_json(place / "model.json")["arrays"] for place in (trained[0], folder))
+    assert first == second, "digests of all arrays"
+
+
+def test_the_result_is_a_chat_model_without_a_value_head(trained, config):
+    described = read_description(trained[0])
+    assert described.chat and described.config == config
+
+
+def test_an_adapter_is_trained_beside_the_frozen_model_and_asked_before_and_after(
+        parents, planted, tmp_path):
+    settings = make_config(parents, "grpo", rewards=planted, kl_coef=0.1, num_iterations=4,
+                           row_length=40, num_samples=8)
+    settings.rl.lora.rank = 4
+    settings.rl.run.tasks.verifiable = 5
+    settings.rl.optimizer.learning_rate = 0.03
+    found, rows = run_stage(tmp_path / "grpo", settings, parents)
+    rewards = [row["reward"] for row in iterations_of(rows)]
+    assert rewards[-1] > rewards[0] + 0.1, rewards
+    assert abs(iterations_of(rows)[0]["kl"]) < 1e-6
+    assert max(row["sampler_gap"] for row in iterations_of(rows)) < 1e-5
+    assert found["heldout_verifiable_items"] == 5
+    assert 0 <= found["heldout_verifiable_low"] <= found["heldout_verifiable_high"] <= 1
+    assert "untouched_heldout_verifiable" in found
+    base, merged = (load_params(folder, read_description(folder).config)
+                    for folder in (parents / "sft", tmp_path / "grpo"))
+    assert (tmp_path / "grpo" / "adapter").exists()
+    np.testing.assert_array_equal(base["embed_VD"], merged["embed_VD"])
+    assert np.any(base["blocks"]["wq_DHK"] != merged["blocks"]["wq_DHK"])
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("algorithm", ["dr_grpo", "dapo", "rloo", "reinforce_plus_plus"])
+def test_every_other_algorithm_learns_it_too(algorithm, parents, planted, tmp_path):
+    config = make_config(parents, algorithm, num_iterations=8, num_samples=8, rewards=planted)
+    _, rows = run_stage(tmp_path / "rl", config, parents)
+    rewards = [row["reward"] for row in iterations_of(rows)]
+    assert rewards[-1] > rewards[0] + 0.1, rewards
+
+
+@pytest.mark.full
+def test_eight_devices_give_what_one_gives(trained, parents, planted, tmp_path, monkeypatch):
+    monkeypatch.setattr(setups, "make_mesh", make_mesh)
+    _, rows = run_stage(tmp_path / "ppo", ppo_config(parents, planted), parents)
+    for one, other in zip(iterations_of(trained[1]), iterations_of(rows), strict=True):
+        assert one["reward"] == pytest.approx(other["reward"], abs=0.02)
+
+
+def test_iterations_that_teach_nothing_are_counted_and_end_the_run(
+        parents, planted, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(rewarding.REWARDS, "format", lambda given: lambda answers: [1.0] * len(
+        answers))
+    config = make_config(parents, "rloo", rewards=planted, max_idle=2)
+    with pytest.raises(UserError, match=r"^rloo: 2 iterations in a row: had no group whose answer"):
+        run_stage(tmp_path / "rloo", config, parents)
+    rows = read_metrics(tmp_path / "rloo" / "metrics.jsonl")
+    assert [(row["step"], row["groups/all_equal"]) for row in rows] == [(2, 4), (4, 4)]
+    assert capsys.readouterr().err.count("teaches nothing") == 2
