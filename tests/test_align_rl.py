@@ -79,11 +79,11 @@ def on_one_device(section):
 
 @pytest.fixture(scope="module")
 def planted():
-    """The reward `format` becomes the share of an answer's 6 tokens whose number is even."""
+    """A reward `even`: the share of an answer's 6 tokens whose number is even."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(rewarding.REWARDS, "format", lambda given: lambda answers: [
+        patch.setitem(rewarding.REWARDS, "even", lambda given: lambda answers: [
             sum(token % 2 == 0 for token in answer.tokens) / 6 for answer in answers])
-        yield dict(task=0.0, model=0.0, length=0.0, format=1.0)
+        yield dict(task=0.0, even=1.0)
 
 
 def run_stage(folder, config, parents, **more):
@@ -202,9 +202,10 @@ def test_the_result_is_a_chat_model_without_a_value_head(trained, config):
 
 def test_an_adapter_is_trained_beside_the_frozen_model_and_asked_before_and_after(
         parents, planted, tmp_path):
-    settings = make_config(parents, "grpo", rewards=planted, kl_coef=0.1, num_iterations=4,
+    settings = make_config(parents, "grpo", rewards=planted, kl_coef=0.01, num_iterations=4,
                            num_epochs=2, row_length=40)
-    settings.rl.lora.rank = 4
+    settings.rl.lora.rank = 8
+    settings.rl.optimizer.learning_rate = 0.05
     settings.rl.run.tasks.verifiable = 5
     found, rows = run_stage(tmp_path / "grpo", settings, parents)
     rewards = [row["reward"] for row in iterations_of(rows)]
@@ -239,10 +240,10 @@ def test_eight_devices_give_what_one_gives(trained, parents, planted, tmp_path, 
 
 
 def test_iterations_that_teach_nothing_are_counted_and_end_the_run(
-        parents, planted, tmp_path, monkeypatch, capsys):
+        parents, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(rewarding.REWARDS, "format", lambda given: lambda answers: [1.0] * len(
         answers))
-    config = make_config(parents, "rloo", rewards=planted, max_idle=2)
+    config = make_config(parents, "rloo", rewards=dict(task=0.0, format=1.0), max_idle=2)
     with pytest.raises(UserError, match=r"^rloo: 2 iterations in a row: had no group whose answer"):
         run_stage(tmp_path / "rloo", config, parents)
     rows = read_metrics(tmp_path / "rloo" / "metrics.jsonl")
