@@ -36,7 +36,7 @@ from align.rl.experience import Gatherer
 from align.rl.loop import OnPolicyLoop
 from align.rl.rewards import Resources, Rewards
 from align.rl.rollouts import open_prompts
-from align.rl.update import Tree, make_value_head, update_loss, whole_params
+from align.rl.update import Tree, make_update_loss, make_value_head, whole_params
 from align.sources import fingerprint_inputs
 from core.entry import Stage, run_stage
 from core.errors import UserError
@@ -108,8 +108,7 @@ def _check(section: ConfigDict, source: Path) -> None:
 
 def _make_step(setup: Setup, section: ConfigDict, settings: Settings) -> Any:
     """As `train.trainer.make_step`, of the answers of an update."""
-    loss_fn = partial(update_loss, settings=settings, temperature=section.temperature,
-                      lora=read_lora(section.lora))
+    loss_fn = make_update_loss(settings, section.temperature, read_lora(section.lora))
     num_updates = section.num_epochs * section.num_minibatches
     batch_size = section.num_prompts * section.num_samples // section.num_minibatches
     return make_step(loss_fn, setup, ConfigDict(section.to_dict() | {"batch_size": batch_size}),

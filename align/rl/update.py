@@ -21,6 +21,7 @@ from model.execution import Execution
 from model.families.registry import Params, forward
 from model.heads.language import token_logps
 from train.loss import Metrics
+from train.step import LossFn
 
 Tree = dict[str, Any]       # "model" and "value"
 
@@ -70,12 +71,17 @@ def score_rows(params: Params, head: Params | None, rows: Batch, *, config: Mode
     return logp_BL, (value_BLY + head["score_bias_Y"][None, None])[..., 0]
 
 
-def update_loss(tree: Tree, batch: UpdateBatch, *, config: ModelConfig, execution: Execution,
-                key: jax.Array, settings: Settings, temperature: float, lora: Lora | None,
-                frozen: Params | None = None) -> tuple[jax.Array, Metrics]:
-    """The loss of `align.losses.policy` on rollouts, summed; see `train.loss`."""
-    del key     # nothing is drawn
-    logp_BL, value_BL = score_rows(
-        whole_params(tree, frozen, lora), tree.get("value"), batch.rows, config=config,
-        execution=execution, temperature=temperature)
-    return policy_loss(logp_BL, batch.known, settings=settings, values_BL=value_BL)
+def make_update_loss(settings: Settings, temperature: float, lora: Lora | None) -> LossFn:
+    """The loss of `align.losses.policy` on an `UpdateBatch`, summed; see `train.loss`.
+
+    Args:
+        lora: of the adapter that is trained beside the frozen parameters; None for all parameters.
+    """
+    def update_loss(tree: Tree, batch: UpdateBatch, *, key: jax.Array,
+                    frozen: Params | None = None, **model: Any) -> tuple[jax.Array, Metrics]:
+        del key     # nothing is drawn
+        logp_BL, value_BL = score_rows(whole_params(tree, frozen, lora), tree.get("value"),
+                                       batch.rows, temperature=temperature, **model)
+        return policy_loss(logp_BL, batch.known, settings=settings, values_BL=value_BL)
+
+    return update_loss
