@@ -205,13 +205,13 @@ def test_an_adapter_is_trained_beside_the_frozen_model_and_asked_before_and_afte
         parents, tmp_path):
     """The reward is for short answers."""
     settings = make_config(parents, "grpo", rewards=dict(task=0.0, length=1.0), overlong_tokens=6,
-                           kl_coef=0.01, num_iterations=4, num_epochs=2, row_length=40)
+                           kl_coef=0.0, num_iterations=5, num_epochs=2, row_length=40)
     settings.rl.lora.rank = 8
-    settings.rl.optimizer.learning_rate = 0.05
+    settings.rl.optimizer.learning_rate = 0.02
     settings.rl.run.tasks.verifiable = 5
     found, rows = run_stage(tmp_path / "grpo", settings, parents)
     rewards = [row["reward"] for row in iterations_of(rows)]
-    assert rewards[-1] > rewards[0] + 0.05, rewards
+    assert np.mean(rewards[2:]) > rewards[0] + 0.02, rewards
     assert abs(iterations_of(rows)[0]["kl"]) < 1e-6
     assert max(row["sampler_gap"] for row in iterations_of(rows)) < 1e-5
     assert found["heldout_verifiable_items"] == 5
