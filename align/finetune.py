@@ -134,19 +134,32 @@ def fine_tune(loss_fn: LossFn, batches: grain.MapDataset, source: Path, *, setup
             untouched(frozen.params)
             return make_adapter(setup, section)
 
-        adapter, metrics = train(
+        trained, metrics = train(
             with_adapter(loss_fn, lora), data, begin, setup=setup, section=section, folder=folder,
             frozen=frozen, evaluate=evaluate and (
                 lambda adapter: evaluate(apply_lora(frozen.params, adapter, lora))))
         del frozen
-        trained = Trained(*(tree and merge(load(), tree, setup, lora) for tree in adapter))
-        for place, tree in (("adapter", adapter.params), ("raw/adapter", adapter.raw)):
+    save_tuned(trained, source, setup=setup, section=section, folder=folder)
+    return {"steps": len(batches), **metrics, **evaluated_values(folder, metrics.get("best_step"))}
+
+
+def save_tuned(trained: Trained, source: Path, *, setup: Setup, section: ConfigDict,
+               folder: Path) -> None:
+    """Writes the model directory of a fine-tuned chat model.
+
+    Args:
+        trained: all parameters or, by `section.lora`, an adapter, which is written as well.
+    """
+    lora = read_lora(section.lora)
+    if lora is not None:
+        for place, tree in (("adapter", trained.params), ("raw/adapter", trained.raw)):
             if tree is not None:
                 save_lora(folder / place, tree, lora, source)
+        trained = Trained(*(tree and merge(load_params(source, setup.config, setup.mesh), tree,
+                                           setup, lora) for tree in trained))
     with taught_folder(source / "tokenizer", section.template) as tokenizer:
         trained.save(folder, setup.config, tokenizer, chat=True,
                      context_tokens=read_description(source).context_tokens)
-    return {"steps": len(batches), **metrics, **evaluated_values(folder, metrics.get("best_step"))}
 
 
 def note_untouched(evaluate: Evaluate | None, path: Path, params: Params) -> Params:

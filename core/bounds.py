@@ -123,6 +123,18 @@ BOUNDS: Mapping[str, Bounds] = {
     "dpo.desirable_weight": POSITIVE, "dpo.undesirable_weight": POSITIVE,
     "reward.centering_coef": NOT_NEGATIVE,
 
+    # rl
+    "rewards.*": Bounds(note="0 leaves the reward out"), "rl.overlong_tokens": count(),
+    "rl.missing_end_penalty": Bounds(note="0 subtracts nothing"),
+    "rl.num_iterations": count(), "rl.num_prompts": count(), "rl.num_samples": count(),
+    "rl.num_minibatches": count(), "rl.temperature": POSITIVE, "rl.kl_coef": NOT_NEGATIVE,
+    "rl.kl_target": Bounds(note="0 keeps kl_coef as it is"), "rl.kl_horizon": POSITIVE,
+    "rl.eps_low": Bounds(high=1.0, without=0.0), "rl.eps_high": POSITIVE,
+    "rl.gamma": FRACTION._replace(note="0 sees the next reward alone"),
+    "rl.lam": FRACTION._replace(note="0 looks one token ahead"), "rl.vf_coef": NOT_NEGATIVE,
+    "rl.value_clip": Bounds(note="0 does not clip"), "rl.max_idle": count(),
+    "run.num_slots": count(),
+
     # eval
     "eval.tasks.*": Bounds(0, MAX_INT32, whole=True, also=-1,
                            note="0 leaves the task out, -1 takes all questions"),

@@ -18,6 +18,7 @@ from configs import (
     objectives,
     preset,
     pretrain,
+    rl,
     self_instruct,
     synthesize,
 )
@@ -50,7 +51,8 @@ CONFIGS = {**{variant: (get_config, variant) for variant in VARIANTS},
 
 EVERY_CONFIG = {**CONFIGS, **{f"{module.__name__}:{variant}": (module.get_config, variant)
                               for module, variants in (
-                                  (align, align.VARIANTS), (curate, ("local", "warc")),
+                                  (align, align.VARIANTS), (rl, rl.VARIANTS),
+                                  (curate, ("local", "warc")),
                                   (synthesize, ("default",)),
                                   (self_instruct, ("default",)),
                                   (constitution, constitution.VARIANTS),

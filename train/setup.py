@@ -14,7 +14,7 @@ from model.parallel.sharding import make_mesh
 
 # Fields of a trainer's subsection `run` beside those of `Execution`.
 RUN_FIELDS = ("num_microbatches", "diagnostics", "tasks", "samples", "writers", "log_every",
-              "evaluate_every", "checkpoint_every", "keep_checkpoints", "keep_every")
+              "evaluate_every", "checkpoint_every", "keep_checkpoints", "keep_every", "num_slots")
 
 
 class Setup(NamedTuple):

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from core.artifacts import read_lineage
 from core.errors import UserError
@@ -120,8 +121,11 @@ class RewardModel:
                            batch_size=batch_size, max_length=self.context_tokens)
 
 
-def load_reward(folder: Path, execution: Execution) -> RewardModel:
+def load_reward(folder: Path, execution: Execution, mesh: Mesh | None = None) -> RewardModel:
     """Opens the directory of a reward model.
+
+    Args:
+        mesh: to shard the parameters over; without one they are on one device.
 
     Raises:
         UserError: it is no model directory, is damaged, or a model without a scalar head.
@@ -130,6 +134,6 @@ def load_reward(folder: Path, execution: Execution) -> RewardModel:
     described = read_description(folder)
     if not described.config.score_head:
         raise UserError(str(folder), "is no reward model", "name a folder that align.reward wrote")
-    return RewardModel(load_params(folder, described.config), described.config, execution,
+    return RewardModel(load_params(folder, described.config, mesh), described.config, execution,
                        load_tokenizer(folder / "tokenizer"), described.context_tokens,
                        f"{folder.name}@{read_lineage(folder)['fingerprint']}")

@@ -8,7 +8,8 @@ faster than many small ones.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import flax
@@ -115,15 +116,23 @@ def unstack(params: Params, execution: Execution) -> Params:
             is_matrix and leaf.dtype == "float32" and param_name(path) not in KEPT) else leaf
 
     params = jax.tree_util.tree_map_with_path(cast, params, is_leaf=is_other)
-    leaf = jax.tree.leaves(params["blocks"])[0]
-    take = jax.jit(lambda blocks, n: jax.tree.map(
-        lambda leaf: jax.lax.dynamic_index_in_dim(leaf, n, keepdims=False), blocks),
-        out_shardings=jax.tree.map(_layer_sharding, params["blocks"]))
+    leaves, structure = jax.tree.flatten(params["blocks"])
+    leaf = leaves[0]
+    take = _make_take(structure, tuple(map(_layer_sharding, leaves)))
     layers = [take(params["blocks"], n) for n in range(leaf.shape[0])]
     # One scale of fp8 is for a whole tensor: joined ones would share it.
     if len(leaf.devices()) == 1 and execution.matmul != "fp8":
         layers = [join(layer) for layer in layers]
     return {**params, "blocks": tuple(layers)}
+
+
+@lru_cache
+def _make_take(structure: Any, shardings: tuple[NamedSharding | None, ...]) -> Callable:
+    """The compiled function from stacked layers and a number to that layer; one for all calls, as
+    weights that change are unstacked again and again."""
+    return jax.jit(lambda blocks, n: jax.tree.map(
+        lambda leaf: jax.lax.dynamic_index_in_dim(leaf, n, keepdims=False), blocks),
+        out_shardings=structure.unflatten(shardings))
 
 
 def _layer_sharding(leaf: jax.Array) -> NamedSharding | None:

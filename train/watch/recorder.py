@@ -96,11 +96,16 @@ class Recorder:
         if is_due(step, self._section.run.log_every, self._num_steps):
             seen = {"tokens": step * self._tokens_per_step} | dict(self._epochs(num_batches))
             self.write(step, values | seen)
-            self._write_speed(step)
+            self._write_rates(step)
 
     def write(self, step: int, values: Mapping[str, float | str]) -> None:
         """Writes a line of metrics."""
         for file in (self._files[0], self._writers):
+            file.write(step, values)
+
+    def write_speed(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes a line of what depends on the clock."""
+        for file in (self._files[1], self._writers):
             file.write(step, values)
 
     def has(self, step: int, name: str) -> bool:
@@ -134,7 +139,7 @@ class Recorder:
     def __exit__(self, exc_type, exc, traceback) -> None:
         self._open.__exit__(exc_type, exc, traceback)
 
-    def _write_speed(self, step: int) -> None:
+    def _write_rates(self, step: int) -> None:
         """Writes tokens per second since the last call, MFU and peak memory."""
         now = time.monotonic()
         rate = (step - self._clocked_step) * self._tokens_per_step / max(now - self._clock, 1e-9)
@@ -145,5 +150,4 @@ class Recorder:
             is_frozen=self._section.get("lora", {}).get("rank", 0) > 0,
             compute_dtype=self._setup.execution.compute_dtype, num_devices=self._setup.mesh.size,
             device_kind=jax.devices()[0].device_kind)
-        for file in (self._files[1], self._writers):
-            file.write(step, speed)
+        self.write_speed(step, speed)

@@ -1,0 +1,160 @@
+"""Rewards of answers by name, summed with weights.
+
+    task      the task's own score, the same function as in evaluation
+    model     the score of a reward model of `align.reward`
+    length    0 up to `max_new_tokens` less `overlong_tokens`, from there linearly to -1 at the
+              limit (arXiv 2503.14476, equation 13)
+    format    1 where the whole text matches the regular expression `pattern`, else 0
+
+An answer that did not end by itself loses `missing_end_penalty` as well.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from align.rl.rollouts import Answer
+from core.errors import UserError
+from data.tokenizers.tokenizer import Tokenizer
+from eval.measures.generation import grade_answers
+from eval.respond.reward import RewardModel, load_reward, score_texts
+from eval.tasks.task import Task
+from model.generation.requests import STOP
+from train.setup import Setup
+
+# `reward(answers) -> one number for each`.
+Reward = Callable[[Sequence[Answer]], Sequence[float]]
+
+
+class Resources(NamedTuple):
+    """What rewards are made of.
+
+    Attributes:
+        section: of the config.
+        tasks: those that the prompts are of, by name.
+        reward_model: the folder of a reward model; None without one.
+        tokenizer: of the policy.
+        setup: where and how a reward model runs.
+    """
+
+    section: ConfigDict
+    tasks: Mapping[str, Task]
+    reward_model: Path | None
+    tokenizer: Tokenizer
+    setup: Setup
+
+
+def _of_task(given: Resources) -> Reward:
+    def reward(answers: Sequence[Answer]) -> list[float]:
+        scores: dict[int, float] = {}
+        for name, task in given.tasks.items():
+            numbers = [number for number, answer in enumerate(answers)
+                       if answer.question.meta["task"] == name]
+            grades = grade_answers(task, [(answers[number].question, answers[number].text)
+                                          for number in numbers])
+            scores |= {number: grade.score for number, grade in zip(numbers, grades, strict=True)}
+        return [scores[number] for number in range(len(answers))]
+
+    return reward
+
+
+def _of_model(given: Resources) -> Reward:
+    section = given.section
+    if given.reward_model is None:
+        raise UserError(f"{section.out}.rewards.model={section.rewards.model}",
+                        "there is no reward model", f"name one in {section.out}.reward, or set "
+                        "the weight to 0")
+    model = load_reward(given.reward_model, given.setup.execution, given.setup.mesh)
+    if model.tokenizer.fingerprint != given.tokenizer.fingerprint:
+        raise UserError(f"{section.out}.reward={section.reward!r}", "has another tokenizer than "
+                        "the policy, whose tokens it is to read",
+                        "train the reward model from the policy's model or its base")
+    if model.context_tokens < section.row_length + 1:
+        raise UserError(f"{section.out}.row_length={section.row_length}", f"is more than the "
+                        f"{model.context_tokens} tokens that {model.name} reads", "lower it to "
+                        f"at most {model.context_tokens - 1}")
+    return partial(_score_tokens, model, section.row_length + 1,
+                   section.num_prompts * section.num_samples // section.num_minibatches)
+
+
+def _score_tokens(model: RewardModel, max_length: int, batch_size: int,
+                  answers: Sequence[Answer]) -> np.ndarray:
+    """Scores of the tokens as they were drawn: a text might be encoded otherwise."""
+    return score_texts(model.params, [[*answer.prompt, *answer.tokens] for answer in answers],
+                       config=model.config, execution=model.execution, batch_size=batch_size,
+                       max_length=max_length)
+
+
+def _of_length(given: Resources) -> Reward:
+    limit, span = given.section.max_new_tokens, given.section.overlong_tokens
+    if span > limit:
+        raise UserError(f"{given.section.out}.overlong_tokens={span}",
+                        f"is more than max_new_tokens={limit}", "lower it")
+    return lambda answers: [min(0.0, (limit - span - len(answer.tokens)) / span)
+                            for answer in answers]
+
+
+def _of_format(given: Resources) -> Reward:
+    section = given.section
+    if not section.pattern:
+        raise UserError(f"{section.out}.pattern=''", "is the form of no answer",
+                        f"give a regular expression, or set {section.out}.rewards.format to 0")
+    try:
+        pattern = re.compile(section.pattern, re.DOTALL)
+    except re.error as error:
+        raise UserError(f"{section.out}.pattern={section.pattern!r}",
+                        f"is no regular expression ({error})", "correct it") from None
+    return lambda answers: [float(pattern.fullmatch(answer.text) is not None)
+                            for answer in answers]
+
+
+REWARDS: dict[str, Callable[[Resources], Reward]] = {
+    "task": _of_task, "model": _of_model, "length": _of_length, "format": _of_format}
+
+
+class Rewards:
+    """The weighted sum of rewards.
+
+    Raises:
+        UserError: a name is unknown, none has a weight, or one lacks what it needs.
+    """
+
+    def __init__(self, given: Resources):
+        self._name, self._penalty = given.section.out, given.section.missing_end_penalty
+        weights = given.section.rewards.to_dict()
+        for name in weights:
+            if name not in REWARDS:
+                raise UserError(f"{self._name}.rewards.{name}", "there is no such reward",
+                                f"choose among {', '.join(REWARDS)}")
+        self._parts = {name: (weight, REWARDS[name](given))
+                       for name, weight in weights.items() if weight}
+        if not self._parts:
+            raise UserError(f"{self._name}.rewards", "has no weight other than 0",
+                            f"set {self._name}.rewards.task to 1")
+
+    def __call__(self, answers: Sequence[Answer]) -> tuple[np.ndarray, dict[str, Any]]:
+        """Rewards of answers, float32; and the mean of each part, as `reward/NAME`.
+
+        Raises:
+            UserError: a part gives another number of rewards than there are answers.
+        """
+        total = np.zeros(len(answers))
+        means = {}
+        for name, (weight, reward) in self._parts.items():
+            values = np.asarray(reward(answers), np.float64)
+            if values.shape != (len(answers),):
+                raise UserError(f"{self._name}.rewards.{name}", f"gave an array of shape "
+                                f"{values.shape} for {len(answers)} answers",
+                                "return one number for each answer")
+            total += weight * values
+            finite = values[np.isfinite(values)]
+            means[f"reward/{name}"] = float(finite.mean()) if len(finite) else float("nan")
+        total -= self._penalty * np.array([answer.finish != STOP for answer in answers])
+        return total.astype(np.float32), means
