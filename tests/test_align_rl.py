@@ -201,6 +201,7 @@ def test_the_result_is_a_chat_model_without_a_value_head(trained, config):
     assert described.chat and described.config == config
 
 
+@pytest.mark.full
 def test_an_adapter_is_trained_beside_the_frozen_model_and_asked_before_and_after(
         parents, tmp_path):
     """The reward is for short answers."""
