@@ -15,13 +15,14 @@ from eval.tasks.documentation import load_documentation
 from eval.tasks.file import load_file_task
 from eval.tasks.task import Task
 from eval.tasks.turns import Turns
-from eval.tasks.verifiable import Verifiable
+from eval.tasks.verifiable import ARITHMETIC, Verifiable
 
 # Factories of the tasks, given the corpus that some are drawn from.
 ALL = -1        # all questions of a task
 TASKS: dict[str, Callable[[Path | None], Task]] = {
     "documentation": load_documentation,
     "verifiable": lambda corpus: Verifiable(),
+    "arithmetic": lambda corpus: Verifiable("arithmetic", ARITHMETIC),
     "turns": lambda corpus: Turns(),
 }
 

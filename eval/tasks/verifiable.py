@@ -66,21 +66,24 @@ FAMILIES: dict[str, Family] = {
     "reverse": _reverse, "sort": _sort, "last": _last, "count": _count}
 
 
+ARITHMETIC = ("add", "subtract", "larger", "successor")
+
+
 @dataclasses.dataclass(frozen=True)
 class Verifiable:
-    """All families in equal shares; a `Task`."""
+    """Families in equal shares, as far as they have as many questions; a `Task`."""
 
     name: str = "verifiable"
+    families: tuple[str, ...] = tuple(sorted(FAMILIES))
 
     def conversations(self, split: str, num: int, seed: int) -> list[Conversation]:
         """`num` distinct solved questions whose operands belong to `split`."""
         rng = random.Random(f"{split}/{seed}")
-        names = sorted(FAMILIES)
         made: dict[str, Conversation] = {}
         for attempt in range(100 * num):
             if len(made) == num:
                 break
-            family = names[attempt % len(names)]
+            family = self.families[attempt % len(self.families)]
             question, answer = FAMILIES[family](rng)
             if split_of(question) == split:
                 made.setdefault(question, ask(question, answer, task=self.name, family=family))
