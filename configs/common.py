@@ -150,6 +150,7 @@ def make_rl(**changes) -> ConfigDict:
         pattern="",                 # rewards.format: a regular expression
         missing_end_penalty=0.0,    # of an answer that ran into the limit
         num_iterations=100, num_prompts=32, num_samples=8,  # the latter of each prompt
+        oversampling=1,             # prompts asked for each that is learned from
         num_epochs=1, num_minibatches=1,    # passes over an iteration's answers, updates of a pass
         max_new_tokens=32, temperature=1.0, row_length=96,
         kl_coef=0.05,               # of ppo, rloo and reinforce_plus_plus in the rewards

@@ -127,6 +127,7 @@ BOUNDS: Mapping[str, Bounds] = {
     "rewards.*": Bounds(note="0 leaves the reward out"), "rl.overlong_tokens": count(),
     "rl.missing_end_penalty": Bounds(note="0 subtracts nothing"),
     "rl.num_iterations": count(), "rl.num_prompts": count(), "rl.num_samples": count(),
+    "rl.oversampling": count(),
     "rl.num_minibatches": count(), "rl.temperature": POSITIVE, "rl.kl_coef": NOT_NEGATIVE,
     "rl.kl_target": Bounds(note="0 keeps kl_coef as it is"), "rl.kl_horizon": POSITIVE,
     "rl.eps_low": Bounds(high=1.0, without=0.0), "rl.eps_high": POSITIVE,

@@ -35,5 +35,7 @@ stage eval.run --config.eval.model=dpo --config.eval.out=eval_dpo --config.eval.
 if [ "$variant" = portable ] && [ ! -e "$workdir/exported" ]; then
   "$python" -m model.hf export --model="$workdir/dpo" --out="$workdir/exported"
 fi
+stage align.rl
+stage eval.run --config.eval.model=rl --config.eval.out=eval_rl --config.eval.against=eval_sft
 echo "chat with it:  .venv/bin/python -m serve.chat --model=$workdir/dpo" >&2
 stage serve.report.write

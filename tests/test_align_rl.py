@@ -58,9 +58,9 @@ def make_config(parents, variant="grpo", **changes):
     config = get_config(variant)
     config.rl.update(num_iterations=3, num_prompts=8, num_samples=16, num_epochs=1,
                      num_minibatches=2, max_new_tokens=6, row_length=16, kl_coef=0.0, corpus="",
-                     tasks=dict(verifiable=0), inputs=str(parents / "questions.jsonl"))
+                     tasks=dict(arithmetic=0), inputs=str(parents / "questions.jsonl"))
     config.rl.run.update(checkpoint_every=1, keep_checkpoints=9, log_every=1, scan_unroll=1,
-                         evaluate_every=0, num_slots=128, tasks=dict(verifiable=0))
+                         evaluate_every=0, num_slots=128, tasks=dict(arithmetic=0))
     config.rl.optimizer.update(learning_rate=0.01, lr_multipliers=dict(), warmup_steps=0)
     with config.unlocked():
         config.rl.update(changes)
@@ -254,6 +254,23 @@ def test_iterations_that_teach_nothing_are_counted_and_end_the_run(
     assert capsys.readouterr().err.count("teaches nothing") == 2
 
 
+def test_with_oversampling_the_usable_groups_are_learned_from(parents, tmp_path, monkeypatch):
+    """Half of the prompts' answers are all scored alike: what is kept are the others."""
+    monkeypatch.setitem(rewarding.REWARDS, "format", lambda given: lambda answers: [
+        (sum(answer.prompt) % 2) * len(set(answer.tokens)) for answer in answers])
+    config = make_config(parents, "grpo", rewards=dict(task=0.0, format=1.0), oversampling=2,
+                         num_iterations=1, num_prompts=4)
+    run_stage(tmp_path / "grpo", config, parents)
+    row, = iterations_of(read_metrics(tmp_path / "grpo" / "metrics.jsonl"))
+    counts = [row["groups/usable"], row["groups/all_equal"]]
+    assert sum(counts) == 8 and all(counts)
+    written = (tmp_path / "grpo" / "rollouts" / "answers.jsonl").read_text().splitlines()
+    rewards = np.array([json.loads(line)["reward"] for line in written])
+    assert len(rewards) == 4 * 16
+    assert np.mean(rewards > 0) == min(1, counts[0] / 4)
+    assert row["reward"] < rewards.mean(), "that of all answers"
+
+
 # Rollouts and rewards -----------------------------------------------------------------------------
 
 def make_answer(prompt, tokens, text="", finish="stop", task="questions"):
@@ -331,9 +348,8 @@ def test_an_answer_without_a_finite_reward_teaches_nothing(algorithm):
     known = Known(np.array([1, 0, np.nan, 1], np.float32), np.ones(shape, np.float32),
                   np.full(shape, -1.0, np.float32), np.full(shape, -1.5, np.float32),
                   np.zeros(shape, np.float32), np.float32(0.1))
-    batch, status_G = make_policy_batch(known, algorithm=ALGORITHMS[algorithm], num_samples=2,
-                                        gamma=1.0, lam=0.95)
-    np.testing.assert_array_equal(status_G, [0, 4])
+    batch = make_policy_batch(known, algorithm=ALGORITHMS[algorithm], num_samples=2, gamma=1.0,
+                              lam=0.95)
     assert np.isfinite(batch.advantages_BL).all()
     assert not np.any(batch.mask_BL[2]) and not np.any(batch.advantages_BL[2])
     assert batch.advantages_BL[0].mean() > batch.advantages_BL[1].mean()
@@ -348,10 +364,12 @@ def test_an_answer_without_a_finite_reward_teaches_nothing(algorithm):
     ("grpo", dict(kl_loss="k1"), "grpo.kl_loss='k1': as a loss it has a mean gradient of 0"),
     ("grpo", dict(kl_target=1.0), "grpo.kl_target=1.0: moves a coefficient of rewards"),
     ("ppo", dict(vf_coef=0.0), "ppo.vf_coef=0: leaves the value head of ppo untrained"),
+    ("ppo", dict(num_samples=1, oversampling=2), "ppo.oversampling=2: compares no answers with"),
+    ("grpo", dict(oversampling=3), "grpo.tasks: 16 prompts: are fewer than the 24 of an iteration"),
     ("ppo", dict(num_minibatches=3), "ppo.num_minibatches=3: does not divide the 128 answers"),
     ("grpo", dict(row_length=4), "grpo.row_length=4: has no room for an answer"),
     ("grpo", dict(num_prompts=17, num_minibatches=1), "grpo.tasks: 16 prompts: are fewer than"),
-    ("grpo", dict(row_length=8), "grpo.tasks: 0 prompts: are fewer than num_prompts=8"),
+    ("grpo", dict(row_length=8), "grpo.tasks: 0 prompts: are fewer than the 8 of an"),
     ("grpo", dict(rewards=dict(task=0.0)), "grpo.rewards: has no weight other than 0: set"),
     ("grpo", dict(rewards=dict(taste=1.0)), "grpo.rewards.taste: there is no such reward: choose"),
     ("grpo", dict(rewards=dict(format=1.0)), "grpo.pattern='': is the form of no answer"),

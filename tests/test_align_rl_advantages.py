@@ -211,6 +211,14 @@ def test_a_batch_in_which_no_group_can_be_usable_is_an_error():
     with pytest.raises(UserError, match=r"none of 2 is usable \(1 single, 1 not_finite\)"):
         rl.count_statuses(group([1.0, np.nan, 2.0], [0, 1, 1], "rloo").status_G)
     assert rl.count_statuses(group([1.0, 1.0], [0, 0], "rloo").status_G)["all_equal"] == 1
+
+
+def test_groups_that_are_usable_are_picked_first():
+    scores = jnp.array([1, 1, 0, 1, 2, 2, 0, 3, 5, 4.0])
+    status_G = np.asarray(rl.group_statuses(scores, jnp.ones(10), 2))
+    assert status_G.tolist() == [3, 0, 3, 0, 0]
+    assert [rl.pick_groups(status_G, kept).tolist() for kept in (1, 2, 4, 5)] == [
+        [1], [1, 3], [0, 1, 3, 4], [0, 1, 2, 3, 4]]
     with pytest.raises(UserError, match="choose one of grpo, dr_grpo, rloo"):
         group([1.0, 2.0], [0, 0], "ppo")
 

@@ -101,6 +101,9 @@ def _check(section: ConfigDict, source: Path) -> None:
         raise UserError(f"{section.out}.num_minibatches={section.num_minibatches}",
                         f"does not divide the {num_answers} answers of an iteration",
                         "change it, num_prompts or num_samples")
+    if section.oversampling > 1 and section.num_samples == 1:
+        raise UserError(f"{section.out}.oversampling={section.oversampling}", "compares no answers "
+                        "with num_samples=1", "set it to 1, or num_samples to at least 2")
     if section.run.diagnostics:
         raise UserError(f"{section.out}.run.diagnostics=True", "is not measured here",
                         "set it to False")

@@ -256,6 +256,20 @@ def group_advantages(scores_B: jax.Array, group_B: jax.Array, mask_B: jax.Array,
     return Advantages(jnp.where(usable_B, deviation_B, 0.0), status_G, usable_G, usable_B)
 
 
+def group_statuses(scores_B: jax.Array, mask_B: jax.Array, num_samples: int) -> jax.Array:
+    """Status of each group of `num_samples` answers that lie in order: status_G, int32, an index
+    into `STATUSES`. Other arguments are those of `group_advantages`."""
+    num_groups = len(scores_B) // num_samples
+    return _judge_groups(scores_B, group_ids(num_groups, num_samples), mask_B, num_groups)[0]
+
+
+def pick_groups(status_G: np.ndarray, num_kept: int) -> np.ndarray:
+    """Indices of the groups to learn from, in order: the first usable ones, and where these are
+    fewer than `num_kept`, as many of the first others (arXiv 2503.14476, section 3.2, which samples
+    again instead)."""
+    return np.sort(np.argsort(status_G != STATUSES.index("usable"), stable=True)[:num_kept])
+
+
 def group_ids(num_groups: int, num_samples: int) -> jax.Array:
     """Groups of answers that lie in order, J to each prompt: of scores_GJ.reshape(-1)."""
     return jnp.repeat(jnp.arange(num_groups), num_samples)

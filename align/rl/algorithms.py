@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
@@ -110,8 +109,8 @@ class Known(NamedTuple):
 
 
 def make_policy_batch(known: Known, *, algorithm: Algorithm, num_samples: int, gamma: float,
-                      lam: float) -> tuple[PolicyBatch, jax.Array]:
-    """The batch of an update, and the status of each prompt's group (see `STATUSES`).
+                      lam: float) -> PolicyBatch:
+    """The batch of an update.
 
     Answers lie in order, `num_samples` to each prompt. An answer whose score is not finite is left
     out of the batch.
@@ -120,10 +119,6 @@ def make_policy_batch(known: Known, *, algorithm: Algorithm, num_samples: int, g
     mask_BL = known.mask_BL * is_finite_B[:, None]
     scores_B = jnp.where(is_finite_B, known.scores_B, 0.0)
     is_answer_B = jnp.any(known.mask_BL > 0, axis=1)
-    num_groups = len(scores_B) // num_samples
-    ids_B = group_ids(num_groups, num_samples)
-    status_G = group_advantages(known.scores_B, ids_B, is_answer_B, num_groups=num_groups,
-                                baseline="dr_grpo").status_G
     kl_coef = known.kl_coef if algorithm.kl_in == "rewards" else 0.0
     rewards_BL = token_rewards(scores_B, known.old_BL, known.reference_BL, mask_BL, kl_coef)
     batch = PolicyBatch(
@@ -132,13 +127,13 @@ def make_policy_batch(known: Known, *, algorithm: Algorithm, num_samples: int, g
     if algorithm.has_values:
         advantages_BL, returns_BL = gae(rewards_BL, known.values_BL, mask_BL, gamma=gamma, lam=lam)
         return batch.replace(advantages_BL=whiten(advantages_BL, mask_BL), returns_BL=returns_BL,
-                             values_BL=known.values_BL), status_G
+                             values_BL=known.values_BL)
     if not algorithm.baseline:
-        return batch.replace(
-            advantages_BL=reinforce_plus_plus(rewards_BL, mask_BL, gamma)), status_G
+        return batch.replace(advantages_BL=reinforce_plus_plus(rewards_BL, mask_BL, gamma))
     returns_B = jnp.where(is_finite_B, jnp.sum(rewards_BL, axis=1), jnp.nan)
-    found = group_advantages(returns_B, ids_B, is_answer_B, num_groups=num_groups,
-                             baseline=algorithm.baseline)
+    num_groups = len(scores_B) // num_samples
+    found = group_advantages(returns_B, group_ids(num_groups, num_samples), is_answer_B,
+                             num_groups=num_groups, baseline=algorithm.baseline)
     if algorithm.drops:
         batch = batch.replace(mask_BL=mask_BL * found.usable_B[:, None])
-    return batch.replace(advantages_BL=spread(found.advantages_B, batch.mask_BL)), status_G
+    return batch.replace(advantages_BL=spread(found.advantages_B, batch.mask_BL))

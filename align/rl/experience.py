@@ -27,7 +27,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from align.losses.policy import PolicyBatch
-from align.rl.advantages import count_statuses
+from align.rl.advantages import count_statuses, group_statuses, pick_groups
 from align.rl.algorithms import Algorithm, Known, make_policy_batch
 from align.rl.rewards import Rewards
 from align.rl.rollouts import (
@@ -113,7 +113,9 @@ class Gatherer:
                         num_samples=self.section.num_samples, lam=self.section.lam)
         for name, function in (("_score", jax.jit(score, out_shardings=whole)),
                                ("_score_reference", jax.jit(score_reference, out_shardings=whole)),
-                               ("_judge", jax.jit(judge))):
+                               ("_judge", jax.jit(judge)),
+                               ("_find_statuses", jax.jit(partial(
+                                   group_statuses, num_samples=self.section.num_samples)))):
             object.__setattr__(self, name, function)
 
     def gather(self, tree: Tree, iteration: int, kl_coef: float) -> Experience:
@@ -130,22 +132,34 @@ class Gatherer:
             iteration, setup=self.setup, section=section, tokenizer=self.tokenizer)
         sampled = time.monotonic()
         scores_B, metrics = self.rewards(answers)
+        metrics |= describe_answers(answers, scores_B, section.num_samples)
+        answers, scores_B, groups = self._keep(answers, scores_B)
         rows = make_rows(answers, section.row_length)
         old_BL, reference_BL, values_BL = self._score_all(tree, frozen, rows)
         known = Known(scores_B, rows.loss_weights_BL, old_BL, reference_BL, values_BL,
                       np.float32(kl_coef))
-        batch, status_G = jax.device_get(self._judge(known))
-        metrics |= describe_answers(answers, scores_B, section.num_samples)
+        batch = jax.device_get(self._judge(known))
         metrics |= _describe_logps(known, sampled_logps(answers, section.row_length))
-        metrics |= {"kl_coef": float(kl_coef)}
-        is_usable = bool(np.any(batch.mask_BL))
-        if section.num_samples > 1:
-            counts = count_statuses(status_G)
-            metrics |= {f"groups/{name}": count for name, count in counts.items()}
-            is_usable &= not self.algorithm.baseline or counts["usable"] > 0
+        metrics |= groups | {"kl_coef": float(kl_coef)}
+        is_usable = bool(np.any(batch.mask_BL)) and (
+            not self.algorithm.baseline or groups["groups/usable"] > 0)
         secs = {"rollout_secs": sampled - began, "score_secs": time.monotonic() - sampled}
         return Experience(UpdateBatch(rows, batch), metrics, is_usable,
                           _as_records(answers, scores_B), secs)
+
+    def _keep(self, answers: Sequence[Answer], scores_B: np.ndarray
+              ) -> tuple[Sequence[Answer], np.ndarray, dict[str, float]]:
+        """The answers to `num_prompts` of the prompts, their scores, and how many groups of all had
+        which status."""
+        num_samples = self.section.num_samples
+        if num_samples == 1:
+            return answers, scores_B, {}
+        is_answer_B = np.array([len(answer.tokens) > 0 for answer in answers])
+        status_G = jax.device_get(self._find_statuses(scores_B, is_answer_B))
+        kept_B = np.isin(np.arange(len(answers)) // num_samples,
+                         pick_groups(status_G, self.section.num_prompts))
+        counts = {f"groups/{name}": count for name, count in count_statuses(status_G).items()}
+        return ([answer for answer, kept in zip(answers, kept_B) if kept], scores_B[kept_B], counts)
 
     def _score_all(self, tree: Tree, frozen: Params | None,
                    rows: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:

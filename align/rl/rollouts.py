@@ -89,9 +89,11 @@ def open_prompts(section: ConfigDict, corpus: Path | None,
             else:
                 prompts.append(Prompt(question, tokens))
     faults.report()
-    if len(prompts) < section.num_prompts:
-        raise UserError(f"{section.out}.tasks: {len(prompts)} prompts", "are fewer than "
-                        f"num_prompts={section.num_prompts} of an iteration",
+    asked = section.num_prompts * section.oversampling
+    if len(prompts) < asked:
+        raise UserError(f"{section.out}.tasks: {len(prompts)} prompts", f"are fewer than the "
+                        f"{asked} of an iteration, num_prompts={section.num_prompts} times "
+                        f"oversampling={section.oversampling}",
                         "raise a count in tasks, or lower num_prompts")
     return tasks, prompts, dict(faults.counts)
 
@@ -99,8 +101,9 @@ def open_prompts(section: ConfigDict, corpus: Path | None,
 def pick_prompts(prompts: Sequence[Prompt], section: ConfigDict, iteration: int) -> list[Prompt]:
     """The prompts of an iteration: the next ones of passes that are shuffled differently."""
     passes = grain.MapDataset.source(range(len(prompts))).seed(section.seed).shuffle().repeat()
-    first = iteration * section.num_prompts
-    return [prompts[int(passes[place])] for place in range(first, first + section.num_prompts)]
+    num_asked = section.num_prompts * section.oversampling
+    first = iteration * num_asked
+    return [prompts[int(passes[place])] for place in range(first, first + num_asked)]
 
 
 def sample_answers(params: Params, prompts: Sequence[Prompt], iteration: int, *, setup: Setup,
