@@ -56,8 +56,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.mesh = make_mesh()
     c.model = make_model(**scale.model)
     c.pretrain = make_pretrain(
-        row_length=scale.row_length, batch_size=scale.batch_size,
-        num_steps=540,      # three in ten fewer than the depth's own, for the time it takes
+        row_length=scale.row_length, batch_size=scale.batch_size, num_steps=scale.num_steps,
         # Annealing costs 0.008 bits per byte at this size, docs/benchmarks.md.
         mixture=dict(pages=1.0, code=0.0), anneal_mixture=dict(best=0.5, pages=0.5),
         optimizer=make_optimizer(
@@ -65,7 +64,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             adam_learning_rate=scale.learning_rate, weight_decay=scale.weight_decay,
             schedule="wsd", warmup_steps=20, decay_frac=0.8),
         run=make_training_run(scan_unroll=4, loss_chunks=4, tasks=dict(documentation=0),
-                              evaluate_every=540))
+                              evaluate_every=scale.num_steps))
 
     c.sft = ConfigDict(make_training(
         out="sft", model="base", corpus="corpus", tokens="tokens",
