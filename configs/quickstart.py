@@ -93,7 +93,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         run=make_training_run(scan_unroll=4, log_every=5, evaluate_every=0, checkpoint_every=50))
 
     c.rl = make_rl(
-        model="sft", corpus="corpus", tasks=dict(verifiable=8000), kl_coef=0.01,
+        model="dpo", corpus="corpus", tasks=dict(verifiable=8000), kl_coef=0.01,
         num_iterations=36, num_prompts=64, num_samples=8, oversampling=2, num_minibatches=4,
         max_new_tokens=12, row_length=40,
         optimizer=make_optimizer(name="muon", learning_rate=1.5e-3, adam_learning_rate=1.5e-3,
@@ -110,8 +110,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     c.report = ConfigDict(dict(
         out="report", corpus="corpus", tokenizer="tokenizer", tokens="tokens", base="base",
-        sft="sft", pairs="pairs", reward="reward", dpo="dpo", eval_base="eval_base",
-        eval_sft="eval_sft", eval_dpo="eval_dpo"))
+        sft="sft", pairs="pairs", reward="reward", dpo="dpo", rl="rl", eval_base="eval_base",
+        eval_sft="eval_sft", eval_dpo="eval_dpo", eval_rl="eval_rl"))
 
     {"cpu": lambda c: None, "accelerator": _accelerator, "portable": _portable,
      "smoke": _smoke}[variant](c)
@@ -124,7 +124,7 @@ def _accelerator(c: ConfigDict) -> None:
     c.tokenizer.max_bytes = 200_000_000
     c.curate.code_max_bytes = 200_000_000
     c.model.update(D=768, N=12, H=12, G=12, K=64, F=2048, embed_previous=False)
-    for section in (c.pretrain, c.sft, c.pairs, c.reward, c.dpo, c.eval):
+    for section in (c.pretrain, c.sft, c.pairs, c.reward, c.dpo, c.rl, c.eval):
         section.compute_dtype = "bfloat16"
         section.run.update(scan_unroll=12, loss_chunks=8)
     c.pretrain.update(row_length=1024, batch_size=64, num_steps=2000, anneal_frac=0.3)
@@ -134,6 +134,9 @@ def _accelerator(c: ConfigDict) -> None:
                  tasks=dict(documentation=10_000, verifiable=20_000, turns=10_000))
     c.sft.optimizer.update(learning_rate=5e-4, adam_learning_rate=5e-4)
     c.dpo.optimizer.learning_rate = 2e-5
+    c.rl.update(num_iterations=100, num_prompts=128)
+    c.rl.optimizer.update(learning_rate=2e-4, adam_learning_rate=2e-4)
+    c.rl.run.num_slots = 2048
     c.eval.update(row_length=1024, tasks=dict(documentation=2000, verifiable=2000, turns=2000),
                   open_tasks=dict(documentation=1000, verifiable=1000))
 
@@ -149,7 +152,7 @@ def _smoke(c: ConfigDict) -> None:
     c.curate.heldout.frac = 0.1
     c.tokenizer.vocab_size = 512
     c.model.update(D=32, N=2, H=2, G=1, K=16, F=64)
-    for section in (c.pretrain, c.sft, c.reward, c.dpo, c.eval):
+    for section in (c.pretrain, c.sft, c.reward, c.dpo, c.rl, c.eval):
         section.run.update(scan_unroll=1)
     c.pretrain.update(row_length=128, batch_size=8, num_steps=20, anneal_frac=0.3)
     c.pretrain.optimizer.warmup_steps = 2
@@ -160,7 +163,11 @@ def _smoke(c: ConfigDict) -> None:
     c.pairs.run.batch_size = 32
     c.dpo.update(row_length=128, batch_size=8, num_epochs=1)
     c.reward.batch_size = 4
-    for section in (c.sft, c.reward, c.dpo):
+    c.rl.update(tasks=dict(verifiable=40), num_iterations=2, num_prompts=4, num_samples=4,
+                num_minibatches=1, row_length=64, pattern=".*e.*")
+    c.rl.rewards.format = 1.0
+    c.rl.run.update(num_slots=32, tasks=dict(verifiable=20))
+    for section in (c.sft, c.reward, c.dpo, c.rl):
         section.optimizer.warmup_steps = 1
     c.eval.update(row_length=128, tasks=dict(documentation=40, verifiable=40, turns=40),
                   open_tasks=dict(documentation=20, verifiable=20))

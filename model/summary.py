@@ -1,7 +1,7 @@
 """What a model is made of and what it costs: parameters, bytes, FLOPs and cache.
 
     python -m model.summary --preset=qwen3-0.6b
-    python -m model.summary --model=runs/quickstart-cpu/dpo
+    python -m model.summary --model=runs/quickstart-cpu/rl
     python -m model.summary --config=configs/pretrain.py:12 --context=4096
 
 Nothing is made or loaded: the counts are those of shapes. FLOPs are per token, at rows of

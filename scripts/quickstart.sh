@@ -32,10 +32,10 @@ stage align.pairs
 stage align.reward
 stage align.dpo
 stage eval.run --config.eval.model=dpo --config.eval.out=eval_dpo --config.eval.against=eval_sft
-if [ "$variant" = portable ] && [ ! -e "$workdir/exported" ]; then
-  "$python" -m model.hf export --model="$workdir/dpo" --out="$workdir/exported"
-fi
 stage align.rl
-stage eval.run --config.eval.model=rl --config.eval.out=eval_rl --config.eval.against=eval_sft
-echo "chat with it:  .venv/bin/python -m serve.chat --model=$workdir/dpo" >&2
+stage eval.run --config.eval.model=rl --config.eval.out=eval_rl --config.eval.against=eval_dpo
+if [ "$variant" = portable ] && [ ! -e "$workdir/exported" ]; then
+  "$python" -m model.hf export --model="$workdir/rl" --out="$workdir/exported"
+fi
+echo "chat with it:  .venv/bin/python -m serve.chat --model=$workdir/rl" >&2
 stage serve.report.write

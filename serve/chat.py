@@ -1,7 +1,7 @@
 """Terminal chat: streaming, with a KV cache for the whole conversation.
 
-    python -m serve.chat --model=runs/quickstart/dpo
-    echo "What is 3 + 4?" | python -m serve.chat --model=runs/quickstart/dpo
+    python -m serve.chat --model=runs/quickstart/rl
+    echo "What is 3 + 4?" | python -m serve.chat --model=runs/quickstart/rl
 
 `/reset` clears the conversation, `/quit` or Ctrl-D exits, Ctrl-C stops an answer.
 """
@@ -211,7 +211,7 @@ def _messages(on_terminal: bool) -> Iterator[str]:
 def _open_session() -> Session:
     values = flags.FLAGS
     if values.model is None:
-        raise UserError("--model", "is missing", "try --model=runs/quickstart/dpo")
+        raise UserError("--model", "is missing", "try --model=runs/quickstart/rl")
     sampling = Sampling(values.max_new_tokens, values.temperature, values.top_k, values.top_p)
     dtype = values.compute_dtype or (
         "float32" if jax.default_backend() == "cpu" else "bfloat16")

@@ -11,7 +11,7 @@ from core.artifacts import ROOT
 
 LAST_LINE_KEYS = {"run_dir", "report", "minutes", "corpus_documents", "corpus_bytes", "base_bpb",
                   "unigram_bpb", "xz_bpb", "mc_acc", "verifiable_acc", "dpo_win_rate",
-                  "dpo_win_rate_ci"}
+                  "dpo_win_rate_ci", "rl_win_rate", "rl_win_rate_ci"}
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def test_the_last_line_summarises_the_run(quickstart):
     workdir, lines = quickstart
     last = lines[-1]
     assert set(last) >= LAST_LINE_KEYS
-    assert set(last["mc_acc"]) == set(last["verifiable_acc"]) == {"base", "sft", "dpo"}
+    assert set(last["mc_acc"]) == set(last["verifiable_acc"]) == {"base", "sft", "dpo", "rl"}
     assert last["run_dir"] == str(workdir)
     assert os.path.getsize(last["report"]) > 10_000
     assert last["dpo_win_rate_ci"][0] <= last["dpo_win_rate"] <= last["dpo_win_rate_ci"][1]
@@ -38,7 +38,7 @@ def test_the_last_line_summarises_the_run(quickstart):
 def test_every_artifact_names_its_parents(quickstart):
     workdir, lines = quickstart
     folders = {line["path"] for line in lines}
-    assert len(folders) == len(lines) == 12
+    assert len(folders) == len(lines) == 14
     marks = {}
     for line in lines:
         lineage = json.loads((ROOT / line["path"] / "lineage.json").read_text())

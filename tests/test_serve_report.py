@@ -18,7 +18,8 @@ ATTACK = "</pre><script>alert('x')</script><img src=http://evil.example onerror=
 PARENTS = {"tokenizer": ["corpus"], "tokens": ["corpus", "tokenizer"], "base": ["tokens"],
            "sft": ["base", "corpus"], "pairs": ["sft", "corpus"], "dpo": ["sft", "pairs"],
            "reward": ["sft", "pairs"], "eval_base": ["base"], "eval_sft": ["sft", "eval_base"],
-           "eval_dpo": ["dpo", "eval_sft"]}
+           "eval_dpo": ["dpo", "eval_sft"], "rl": ["dpo", "corpus"],
+           "eval_rl": ["rl", "eval_dpo"]}
 VOID = {"meta"}
 
 
@@ -80,19 +81,20 @@ def _write_eval(folder, model, score):
 
 def _write_run(folder):
     _write_corpus(folder / "corpus")
-    for model, score in zip(MODELS, (0.1, 0.6, 0.8)):
+    for model, score in zip(MODELS, (0.1, 0.6, 0.8, 0.9), strict=True):
         _write_eval(folder / f"eval_{model}", model, score)
     base = {"params": 1000, "steps": 20, "tokens": 4000, "goodput_frac": 0.9}
     for name, metrics in {"corpus": {}, "tokenizer": {}, "tokens": {"tokens": 5000}, "base": base,
-                          "sft": {"conversations": 30}, "pairs": {"pairs": 5}, "dpo": {},
+                          "sft": {"conversations": 30}, "pairs": {"pairs": 5}, "dpo": {}, "rl": {},
                           "reward": {"accuracy": 0.75, "longer_accuracy": 0.5,
                                      "shorter_accuracy": 0.45}}.items():
         _write(folder / name / "metrics.json", metrics | {"secs": 30.0, "peak_memory_bytes": 2e9})
     _write(folder / "base" / "model.json", {"config": {"N": 2, "D": 32, "V": 512}})
     _write_rows(folder / "base" / "speed.jsonl", [{"step": 20, "tokens_per_sec": 1234.0}])
     losses = [{"step": step, "loss": 5 - step / 10, "margin": step / 10, "accuracy": 0.6,
-               "chosen_reward": 0.1, "rejected_reward": -0.1} for step in range(1, 21)]
-    for name in ("base", "sft", "reward", "dpo"):
+               "chosen_reward": 0.1, "rejected_reward": -0.1, "reward": 0.4, "kl": 0.2}
+              for step in range(1, 21)]
+    for name in ("base", "sft", "reward", "dpo", "rl"):
         _write_rows(folder / name / "metrics.jsonl", [*losses, {"step": 20, "heldout_bpb": 1.5}])
     for name in ARTIFACTS:
         _write(folder / name / "lineage.json", {
@@ -144,7 +146,7 @@ def test_texts_of_documents_and_answers_are_escaped(folders, tmp_path):
     for _, attributes in elements.elements:
         assert not any(name.startswith("on") or name in ("src", "href") for name in attributes)
     shown = [text for text in elements.text if "<script>alert('x')</script>" in text]
-    assert len(shown) >= 2 * 2 + 5 * 3  # samples with their sources, and every answer
+    assert len(shown) >= 2 * 2 + 5 * 4  # samples with their sources, and every answer
     assert "url(http" not in page and "@import" not in page
 
 
@@ -153,10 +155,10 @@ def test_same_artifacts_give_the_same_bytes_in_any_order_of_answers(folders, tmp
     assert _build(folders, tmp_path / "again")[1] == page
     assert first["report"] == str(tmp_path / "report" / "report.html")
     assert first["run_dir"] == str(tmp_path)
-    assert first["verifiable_acc"] == {"base": 0.1, "sft": 0.6, "dpo": 0.8}
-    assert first["turns_acc"] == {"base": 0.05, "sft": 0.3, "dpo": 0.4}
+    assert first["verifiable_acc"] == {"base": 0.1, "sft": 0.6, "dpo": 0.8, "rl": 0.9}
+    assert first["turns_acc"] == {"base": 0.05, "sft": 0.3, "dpo": 0.4, "rl": 0.45}
     assert first["reward_accuracy"] == 0.75 and first["bpb"]["sft"] == 1.5
-    assert first["minutes"] == pytest.approx((8 * 30 + 3) / 60, abs=0.01)
+    assert first["minutes"] == pytest.approx((9 * 30 + 4) / 60, abs=0.01)
     before = Run(folders).answers()
     for source in ("open", "verifiable"):
         path = folders["eval_sft"] / f"{source}.jsonl"

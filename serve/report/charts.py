@@ -33,14 +33,14 @@ COLUMN, ROW, ROW_TOP = 142, 96, 34
 # Column and row of every artifact: data and models in the middle, evaluations below.
 PLACES = {"corpus": (0, 1), "tokenizer": (1, 1), "tokens": (2, 1), "base": (3, 1), "sft": (4, 1),
           "pairs": (5, 0), "reward": (6, 0), "dpo": (6, 1), "eval_base": (3, 2), "eval_sft": (4, 2),
-          "eval_dpo": (6, 2)}
+          "eval_dpo": (6, 2), "rl": (7, 1), "eval_rl": (7, 2)}
 # Edges from often-read artifacts pass around the boxes: distance from them, offset of the entry.
 BUSES = {"corpus": (28, -10), "tokens": (16, 10)}
 
 
 def draw_lineage(fingerprints: Mapping[str, str], edges: Sequence[tuple[str, str]]) -> Markup:
     """The graph of artifacts: a box per artifact, an arrow from every parent to its child."""
-    width = 6 * COLUMN + NODE_WIDTH + 4
+    width = 7 * COLUMN + NODE_WIDTH + 4
     height = ROW_TOP + 2 * ROW + NODE_HEIGHT + BUSES["corpus"][0] + 4
     arrow = tag("marker", tag("path", d="M0 0 L8 4 L0 8 z"), id="arrow", viewBox="0 0 8 8", refX=8,
                 refY=4, markerWidth=7, markerHeight=7, orient="auto", markerUnits="userSpaceOnUse")

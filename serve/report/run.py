@@ -15,8 +15,8 @@ from data.corpus import Corpus
 from eval.statistics import mean_and_stderr, wilson_interval
 
 ARTIFACTS = ("corpus", "tokenizer", "tokens", "base", "eval_base", "sft", "eval_sft", "pairs",
-             "reward", "dpo", "eval_dpo")
-MODELS = ("base", "sft", "dpo")
+             "reward", "dpo", "eval_dpo", "rl", "eval_rl")
+MODELS = ("base", "sft", "dpo", "rl")
 NUM_QUESTIONS = {"verifiable": 3, "open": 2}  # shown with every model's answer
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from core.page import layout
@@ -26,7 +26,7 @@ from serve.report.run import (
     proportion,
 )
 
-MODEL_NAMES = {"base": "Base", "sft": "SFT", "dpo": "DPO"}
+MODEL_NAMES = {"base": "Base", "sft": "SFT", "dpo": "DPO", "rl": "RL"}
 
 
 def headline(run: Run) -> Markup:
@@ -36,8 +36,8 @@ def headline(run: Run) -> Markup:
     lede = (f"{count(corpus['documents_in'])} raw documents were curated to "
             f"{size(corpus['bytes'])} of text; a {format_count(base['params'])}-parameter decoder "
             f"was pretrained on it, fine-tuned on "
-            f"{count(run.artifacts['sft'].metrics['conversations'])} conversations and aligned "
-            f"with {count(pairs)} preference pairs.")
+            f"{count(run.artifacts['sft'].metrics['conversations'])} conversations, aligned with "
+            f"{count(pairs)} preference pairs, and rewarded for right answers.")
     bpb, dpo = run.evals["base"], run.evals["dpo"]
     reward = run.artifacts["reward"].metrics
     low, high = dpo.get("win_rate_ci", (math.nan, math.nan))
@@ -58,8 +58,20 @@ def headline(run: Run) -> Markup:
         ("Reward model", f"{percent(reward.get('accuracy', math.nan))} right",
          f"of held-out pairs; by length alone {percent(_by_length(reward))}"),
         (f"DPO against {_opponent(dpo)}", f"{percent(dpo.get('win_rate', math.nan))} won",
-         f"95 % interval {percent(low)} to {percent(high)}")]
+         f"95 % interval {percent(low)} to {percent(high)}"),
+        ("Reinforcement learning", f"{decimal(_last(run.curve('rl', 'kl')), 2)} nats",
+         f"KL of an answer from {MODEL_NAMES['dpo']}, for a reward of "
+         f"{decimal(_first(run.curve('rl', 'reward')), 2)} that became "
+         f"{decimal(_last(run.curve('rl', 'reward')), 2)}")]
     return layout.headline("Heartwood · run report", "From raw pages to an assistant", lede, tiles)
+
+
+def _first(points: Sequence[tuple[float, float]]) -> float:
+    return points[0][1] if points else math.nan
+
+
+def _last(points: Sequence[tuple[float, float]]) -> float:
+    return points[-1][1] if points else math.nan
 
 
 def _by_length(reward: Mapping[str, Any]) -> float:
@@ -96,7 +108,7 @@ def curation(run: Run) -> Markup:
 
 
 def training(run: Run) -> Markup:
-    """Curves of the four trainings."""
+    """Curves of all trainings."""
     base, evaluation = run.artifacts["base"], run.evals["base"]
     section = base.lineage["config"]["pretrain"]
     annealed = round(section["anneal_frac"] * section["num_steps"])
@@ -119,7 +131,11 @@ def training(run: Run) -> Markup:
                Line("chosen", run.curve("dpo", "chosen_reward"), "quiet"),
                Line("rejected", run.curve("dpo", "rejected_reward"), "quiet dashed")]),
         Panel("DPO accuracy", "share of pairs ranked right",
-              [Line("training", run.curve("dpo", "accuracy"), "dpo")], [("coin", 0.5)])]
+              [Line("training", run.curve("dpo", "accuracy"), "dpo")], [("coin", 0.5)]),
+        Panel("RL reward", "share of sampled answers to new questions that are right",
+              [Line("mean", run.curve("rl", "reward"), "rl")]),
+        Panel("RL divergence", "KL of an answer from DPO, nats",
+              [Line("estimate", run.curve("rl", "kl"), "rl")])]
     return layout.section(
         "Learning", (f"Pretraining ends with {percent(section['anneal_frac'], 0)} of its steps on "
                      "the best data (shaded). " if annealed else "")
@@ -144,7 +160,8 @@ def compression(run: Run) -> Markup:
         f"The base model needs {_fewer(base['bpb'], base['xz_bpb'])} than xz -9e and "
         f"{_fewer(base['bpb'], base['unigram_bpb'])} than the frequencies of single tokens. "
         f"Fine-tuning costs {decimal(run.evals['sft']['bpb'] - base['bpb'])} bits per byte, "
-        f"and DPO {decimal(run.evals['dpo']['bpb'] - base['bpb'])}: the alignment tax.",
+        f"DPO {decimal(run.evals['dpo']['bpb'] - base['bpb'])} and reinforcement learning "
+        f"{decimal(run.evals['rl']['bpb'] - base['bpb'])}: the alignment tax.",
         tag("div", [tag("div", tag("span", name, class_=f"what {style}"),
                         draw_bar(value, longest, decimal(value), style), class_="bar-row")
                     for name, value, style in rows], class_="bars"))
@@ -156,7 +173,7 @@ def _fewer(ours: float, theirs: float) -> str:
 
 
 def evaluation(run: Run) -> Markup:
-    """The table of the three models, with intervals drawn."""
+    """The table of the models, with intervals drawn."""
     evals = run.evals
 
     def shares(value: str, items: str) -> dict[str, Estimate]:
@@ -187,7 +204,7 @@ def evaluation(run: Run) -> Markup:
               [tag("span", decimal(evals[model]["bpb"]), class_=f"num {model}")
                for model in MODELS], class_="estimate")
     return layout.section(
-        "Base, SFT, DPO", "Dots are means, whiskers 95 % intervals (Wilson for shares of right "
+        "Base, SFT, DPO, RL", "Dots are means, whiskers 95 % intervals (Wilson for shares of right "
         "answers, normal for the others). The base model is shown solved examples, the others "
         "are asked directly.", tag("div", _estimate_head(), rows, bpb, class_="estimates"))
 

@@ -53,8 +53,8 @@ def render_page(run: Run) -> str:
 
 def key_numbers(run: Run) -> dict[str, Any]:
     """The key numbers of a run."""
-    base, dpo, manifest = (run.artifacts["eval_base"].metrics, run.artifacts["eval_dpo"].metrics,
-                           run.corpus.manifest)
+    base, dpo, rl = (run.artifacts[f"eval_{model}"].metrics for model in ("base", "dpo", "rl"))
+    manifest = run.corpus.manifest
     return {"minutes": round(run.secs() / 60, 2), "corpus_documents": manifest["documents"],
             "corpus_bytes": manifest["bytes"], "base_bpb": base["bpb"],
             "unigram_bpb": base["unigram_bpb"], "xz_bpb": base["xz_bpb"],
@@ -63,7 +63,8 @@ def key_numbers(run: Run) -> dict[str, Any]:
             "turns_acc": {model: run.evals[model].get("turns_acc") for model in MODELS},
             "bpb": {model: run.artifacts[f"eval_{model}"].metrics["bpb"] for model in MODELS},
             "reward_accuracy": run.artifacts["reward"].metrics.get("accuracy"),
-            "dpo_win_rate": dpo.get("win_rate"), "dpo_win_rate_ci": dpo.get("win_rate_ci")}
+            "dpo_win_rate": dpo.get("win_rate"), "dpo_win_rate_ci": dpo.get("win_rate_ci"),
+            "rl_win_rate": rl.get("win_rate"), "rl_win_rate_ci": rl.get("win_rate_ci")}
 
 
 STAGE = Stage("report", build, parents=ARTIFACTS,
