@@ -27,11 +27,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c = ConfigDict()
     c.mesh = make_mesh()
     c.rl = make_rl(
-        out=variant, algorithm=variant, corpus="corpus", tasks=dict(arithmetic=8000),
-        num_iterations=60, num_prompts=32, num_samples=8, num_minibatches=2, max_new_tokens=16,
-        row_length=64, overlong_tokens=4,
-        optimizer=make_optimizer(learning_rate=1e-4, schedule="constant", warmup_steps=5),
-        run=make_training_run(scan_unroll=4, num_slots=256, tasks=dict(arithmetic=320),
+        out=variant, algorithm=variant, corpus="corpus", tasks=dict(verifiable=8000),
+        num_iterations=60, num_prompts=64, num_samples=8, oversampling=2, num_minibatches=4,
+        max_new_tokens=12, row_length=40, overlong_tokens=4, kl_coef=0.01,
+        optimizer=make_optimizer(name="muon", learning_rate=1.5e-3, adam_learning_rate=1.5e-3,
+                                 schedule="constant", warmup_steps=5),
+        run=make_training_run(scan_unroll=4, num_slots=512, tasks=dict(verifiable=1000),
                               evaluate_every=20, checkpoint_every=5))
     {"ppo": _ppo, "dapo": _dapo}.get(variant, lambda c: None)(c)
     return c

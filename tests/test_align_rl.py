@@ -56,12 +56,14 @@ def write_lineage(folder):
 
 def make_config(parents, variant="grpo", **changes):
     config = get_config(variant)
-    config.rl.update(num_iterations=3, num_prompts=8, num_samples=16, num_epochs=1,
-                     num_minibatches=2, max_new_tokens=6, row_length=16, kl_coef=0.0, corpus="",
-                     tasks=dict(arithmetic=0), inputs=str(parents / "questions.jsonl"))
+    config.rl.update(num_iterations=3, num_prompts=8, num_samples=16, oversampling=1,
+                     num_epochs=1, num_minibatches=2, max_new_tokens=6, row_length=16,
+                     kl_coef=0.0, corpus="", tasks=dict(verifiable=0),
+                     inputs=str(parents / "questions.jsonl"))
     config.rl.run.update(checkpoint_every=1, keep_checkpoints=9, log_every=1, scan_unroll=1,
-                         evaluate_every=0, num_slots=128, tasks=dict(arithmetic=0))
-    config.rl.optimizer.update(learning_rate=0.01, lr_multipliers=dict(), warmup_steps=0)
+                         evaluate_every=0, num_slots=128, tasks=dict(verifiable=0))
+    config.rl.optimizer.update(name="adamw", learning_rate=0.01, lr_multipliers=dict(),
+                               warmup_steps=0)
     with config.unlocked():
         config.rl.update(changes)
     return config
