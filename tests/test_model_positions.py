@@ -106,7 +106,7 @@ def test_windowed_layers_beside_global_ones_have_their_own_base_and_no_scaling()
 def test_what_follows_the_rotated_part_of_a_head_is_kept_and_the_scale_is_of_the_rotated_part():
     x_BLHK = RNG.normal(size=(2, 5, 3, 12)).astype(np.float32)
     positions_BL, frequency_K = RNG.integers(0, 9, (2, 5)), np.float32([1.0, 0.3])
-    turn = jax.jit(rotate)
+    turn = jax.jit(rotate, static_argnums=3)
     found_BLHK = np.asarray(turn(x_BLHK, positions_BL, frequency_K, 1.5))
     np.testing.assert_array_equal(found_BLHK[..., 4:], x_BLHK[..., 4:])
     np.testing.assert_allclose(found_BLHK[..., :4],
