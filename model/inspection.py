@@ -77,6 +77,7 @@ def look_inside(params: Params, tokens_BL: jax.Array, positions_BL: jax.Array,
     return Inside(jnp.concatenate([x_BLD[None], after_NBLD]), weights_NBHLM)
 
 
+@partial(jax.jit, static_argnames=("config", "execution"))
 def logit_lens(params: Params, stream_NBLD: jax.Array, *, config: ModelConfig,
                execution: Execution) -> jax.Array:
     """logits_NBLV that the head gives to the stream between layers, as if it ended there.

@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from marks import some_in_full
 
+from align.losses import preference
 from align.losses.preference import (
     LOSSES,
     LabelledBatch,
@@ -82,6 +83,16 @@ def joined(prompts, answers):
     return [[BOS, *p[:-1]] for p in prompts], [[PAD, *a[1:]] for a in answers]
 
 
+score = jax.jit(score_pairs, static_argnames=("config", "execution", "temperature",
+                                              "scores_prompts"))
+
+
+@pytest.fixture
+def compiled_forward(monkeypatch):
+    """Losses that are not compiled as a whole run the model as one program."""
+    monkeypatch.setattr(preference, "score_pairs", score)
+
+
 def make_batch(loss, params, model_config, length=LENGTH, temperature=1.0, order=None):
     """The golden pairs as a batch, with the log-probabilities of a reference."""
     order = list(range(len(PROMPTS)) if order is None else order)
@@ -95,9 +106,8 @@ def make_batch(loss, params, model_config, length=LENGTH, temperature=1.0, order
         rows = [make_rows(*joined(prompts, side), length) for side in sides]
     else:
         rows = [make_rows(prompts, side, length) for side in sides]
-    scored = jax.device_get(jax.jit(partial(
-        score_pairs, config=model_config, execution=EXECUTION, temperature=temperature))(
-            params, *rows))
+    scored = jax.device_get(score(params, *rows, config=model_config, execution=EXECUTION,
+                                  temperature=temperature))
     if loss == "kto":
         is_good_B = np.float32([place % 2 == 0 for place in range(len(order))])
         return LabelledBatch(*rows, *(side.answer_B for side in scored), is_good_B, ones)
@@ -106,17 +116,23 @@ def make_batch(loss, params, model_config, length=LENGTH, temperature=1.0, order
         ones))
 
 
-def loss_of(settings, model_config, execution=EXECUTION):
-    return partial(preference_loss, config=model_config, execution=execution,
+def loss_of(settings, model_config):
+    return partial(preference_loss, config=model_config, execution=EXECUTION,
                    key=jax.random.key(0), settings=settings)
+
+
+@partial(jax.jit, static_argnums=(0, 3, 4))
+def gradient_of(settings, params, batch, model_config, num_microbatches):
+    gradient_fn = jax.grad(loss_of(settings, model_config), has_aux=True)
+    if num_microbatches > 1:
+        return accumulate(gradient_fn, params, batch, num_microbatches)
+    return gradient_fn(params, batch)
 
 
 def differentiate(settings, params, batch, model_config, num_microbatches=1):
     """The mean loss, its gradient and all means of metrics."""
-    gradient_fn = jax.grad(loss_of(settings, model_config), has_aux=True)
-    if num_microbatches > 1:
-        gradient_fn = partial(accumulate, gradient_fn, num_microbatches=num_microbatches)
-    gradient, sums = jax.jit(gradient_fn)(params, batch)
+    gradient, sums = jax.device_get(gradient_of(settings, params, batch, model_config,
+                                                num_microbatches))
     weight = sums["loss"][1]
     return (jax.tree.map(lambda leaf: leaf / weight, gradient),
             {name: float(total / max(weight, 1e-9)) for name, (total, weight) in sums.items()})
@@ -163,8 +179,8 @@ def test_neither_padding_nor_microbatches_nor_devices_nor_order_matter(golden, l
     gradient, means = run(batch, model_config)
     with jax.set_mesh(mesh):
         spread = differentiate(settings, jax.device_put(
-            models["policy"], NamedSharding(mesh, PartitionSpec())), place_batch(batch, mesh),
-            model_config)
+            jax.device_get(models["policy"]), NamedSharding(mesh, PartitionSpec())),
+            place_batch(batch, mesh), model_config)
     # Padding before a row instead of behind it, as far as there is some behind the longest.
     before = jax.tree.map(lambda leaf: np.roll(leaf, 3, axis=1) if leaf.ndim == 2 else leaf, batch)
     others = {"padding": run(make(order=order, length=40), model_config), "devices": spread,
@@ -184,6 +200,7 @@ def test_neither_padding_nor_microbatches_nor_devices_nor_order_matter(golden, l
     ("dpo_norm", math.log(2)), ("ld_dpo", math.log(2)), ("ipo", 25.0), ("ipo_sum", 25.0),
     ("apo_zero", 1.0), ("apo_down", 1.0), ("kto", 0.5)])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.usefixtures("compiled_forward")
 def test_the_first_loss_is_that_of_equal_models(golden, loss, value, temperature):
     model_config, _, models, _ = golden
     batch = make_batch(loss, models["policy"], model_config, temperature=temperature)
@@ -221,13 +238,13 @@ def test_a_batch_without_weight_is_refused(golden):
 
 def test_the_temperature_divides_the_logits(config, params):
     changed = config.__class__(**{**config.__dict__, "logit_softcap": 3.0})
-    x_BLD = jax.random.normal(jax.random.key(1), (2, 5, config.D))
-    model = dict(execution=EXECUTION)
+    x_BLD = np.random.default_rng(1).normal(size=(2, 5, config.D)).astype(np.float32)
+    read = jax.jit(partial(logits, execution=EXECUTION), static_argnames="config")
     for one in (config, changed):
         cool, cool_config = at_temperature(params, one, 0.7)
         np.testing.assert_allclose(
-            logits(cool, x_BLD, config=cool_config, **model),
-            logits(params, x_BLD, config=one, **model) / 0.7, rtol=1e-5, atol=1e-6)
+            read(cool, x_BLD, config=cool_config),
+            np.asarray(read(params, x_BLD, config=one)) / 0.7, rtol=1e-5, atol=1e-6)
 
 
 def test_the_mismatched_answers_of_kto_are_a_rotation_and_carry_no_gradient(golden):
@@ -242,7 +259,7 @@ def test_the_mismatched_answers_of_kto_are_a_rotation_and_carry_no_gradient(gold
     first = gradient(models["reference"], swapped.mismatched)
     again = gradient(models["reference"], reverse)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), first, again)
-    z0_value = jnp.float32(means["z0"])
+    z0_value = np.float32(means["z0"])
     fixed = jax.jit(jax.grad(lambda params: jnp.sum(LOSSES["kto"].function(
         score_pairs(params, swapped.answers, swapped.answers, config=model_config,
                     execution=EXECUTION)[0].answer_B - swapped.reference_B, z0_value,
@@ -251,21 +268,21 @@ def test_the_mismatched_answers_of_kto_are_a_rotation_and_carry_no_gradient(gold
 
 
 def test_the_odds_ratio_is_finite_where_an_answer_is_certain():
-    x = jnp.float32([0.0, -1e-9, -1e-6, -0.1, -0.7, -3.0, -100.0])
-    value, slope = log1mexp(x), jax.vmap(jax.grad(log1mexp))(x)
+    x = np.float32([0.0, -1e-9, -1e-6, -0.1, -0.7, -3.0, -100.0])
+    value, slope = jax.device_get(jax.jit(jax.vmap(jax.value_and_grad(log1mexp)))(x))
     assert np.all(np.isfinite(value)) and np.all(np.isfinite(slope))
     inner = np.float64(x[2:])
     np.testing.assert_allclose(value[2:], np.log(-np.expm1(inner)), rtol=1e-5, atol=1e-40)
     np.testing.assert_allclose(slope[2:], -np.exp(inner) / -np.expm1(inner), rtol=1e-5,
                                atol=1e-40)
-    settings = Settings("orpo")
+    run = jax.jit(jax.value_and_grad(lambda a, r: jnp.sum(LOSSES["orpo"].function(
+        a, r, Settings("orpo"))), (0, 1)))
     for pair in ([0.0, -1.0], [-1.0, 0.0], [0.0, 0.0]):
-        a_B, r_B = jnp.float32(pair[:1]), jnp.float32(pair[1:])
-        found, grads = jax.value_and_grad(lambda a, r: jnp.sum(LOSSES["orpo"].function(
-            a, r, settings)), (0, 1))(a_B, r_B)
+        found, grads = run(np.float32(pair[:1]), np.float32(pair[1:]))
         assert np.isfinite(found) and np.all(np.isfinite(grads))
 
 
+@pytest.mark.usefixtures("compiled_forward")
 def test_without_a_reference_its_numbers_do_not_matter(golden):
     model_config, _, models, _ = golden
     for loss in ("simpo", "orpo", "dpo"):

@@ -34,7 +34,7 @@ def arrays():
 
 
 def rewards_of(x, scores=None):
-    return rl.token_rewards(x["scores"] if scores is None else scores, x["old"], x["reference"],
+    return token_rewards(x["scores"] if scores is None else scores, x["old"], x["reference"],
                             x["mask"], KL_COEF)
 
 
@@ -47,6 +47,10 @@ def random_mask(rng, shape=(6, 9)):
 
 group_advantages = jax.jit(rl.group_advantages,
                            static_argnames=("num_groups", "baseline", "ddof", "eps"))
+token_rewards, reinforce_plus_plus, returns_to_go = map(jax.jit, (
+    rl.token_rewards, rl.reinforce_plus_plus, rl.returns_to_go))
+whiten = jax.jit(rl.whiten, static_argnames="shift_mean")
+estimate_kl = jax.jit(rl.estimate_kl, static_argnums=3)
 gae = jax.jit(rl.gae, static_argnames=("gamma", "lam", "truncation"))
 select_best = jax.jit(rl.select_best, static_argnames=("num_groups", "num_kept"))
 
@@ -66,19 +70,19 @@ def test_the_rewards_of_an_answer_sum_to_its_score_less_its_kl():
     scores_B = np.array([3, -1, 0, 7, 2, 5])
     kl_B = np.sum((logps_BL - reference_BL) * mask_BL, axis=1)
     logps_BL[mask_BL == 0] = np.nan
-    rewards_BL = rl.token_rewards(scores_B, logps_BL, reference_BL, mask_BL, 0.5)
+    rewards_BL = np.asarray(token_rewards(scores_B, logps_BL, reference_BL, mask_BL, 0.5))
     assert rewards_BL.dtype == jnp.float32
     np.testing.assert_array_equal(np.sum(rewards_BL, axis=1), scores_B - 0.5 * kl_B)
     assert not np.any(rewards_BL[mask_BL == 0])
-    alone_BL = rl.token_rewards(scores_B, reference_BL, reference_BL, mask_BL, 0.5)
+    alone_BL = token_rewards(scores_B, reference_BL, reference_BL, mask_BL, 0.5)
     last_B = [np.flatnonzero(row)[-1] for row in mask_BL]
     np.testing.assert_array_equal(alone_BL, np.eye(9)[last_B] * scores_B[:, None])
-    assert not np.any(rl.token_rewards(scores_B, logps_BL, reference_BL, 0 * mask_BL, 0.5))
+    assert not np.any(token_rewards(scores_B, logps_BL, reference_BL, 0 * mask_BL, 0.5))
 
 
 def test_a_score_below_1_is_not_rounded_to_an_integer():
     row = np.zeros((1, 3), np.float32)
-    rewards = rl.token_rewards(np.float64([0.7]), row, row, row + 1, 0.1)
+    rewards = token_rewards(np.float64([0.7]), row, row, row + 1, 0.1)
     np.testing.assert_array_equal(rewards, np.float32([[0, 0, 0.7]]))
 
 
@@ -88,7 +92,7 @@ def test_gae_and_its_whitening_are_those_of_openrlhf(arrays, name):
     found, returns = gae(rewards_of(arrays), arrays["values"], arrays["mask"],
                             gamma=float(gamma), lam=float(lam))
     np.testing.assert_allclose(returns, PEER[name]["returns"], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(rl.whiten(found, arrays["mask"]), PEER[name]["advantages"],
+    np.testing.assert_allclose(whiten(found, arrays["mask"]), PEER[name]["advantages"],
                                rtol=1e-5, atol=1e-6)
 
 
@@ -96,9 +100,9 @@ def test_gae_and_its_whitening_are_those_of_openrlhf(arrays, name):
 def test_reinforce_plus_plus_is_that_of_openrlhf(arrays, name):
     gamma = float(name.split("/")[1])
     rewards_BL = rewards_of(arrays)
-    np.testing.assert_allclose(rl.returns_to_go(rewards_BL, arrays["mask"], gamma),
+    np.testing.assert_allclose(returns_to_go(rewards_BL, arrays["mask"], gamma),
                                PEER[name]["returns"], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(rl.reinforce_plus_plus(rewards_BL, arrays["mask"], gamma),
+    np.testing.assert_allclose(reinforce_plus_plus(rewards_BL, arrays["mask"], gamma),
                                PEER[name]["advantages"], rtol=1e-5, atol=1e-6)
 
 
@@ -108,7 +112,7 @@ def test_reinforce_plus_plus_is_that_of_openrlhf(arrays, name):
 def test_groups_are_those_of_openrlhf(arrays, peer, baseline, options):
     scores_B = group(arrays["scores"], GROUPS, baseline, **options).advantages_B
     rewards_BL = rewards_of(arrays, scores_B)
-    make = rl.reinforce_plus_plus if peer == "reinforce_baseline" else rl.returns_to_go
+    make = reinforce_plus_plus if peer == "reinforce_baseline" else returns_to_go
     np.testing.assert_allclose(make(rewards_BL, arrays["mask"]),
                                PEER[f"{peer}/1.0/1.0"]["advantages"], rtol=1e-5, atol=1e-6)
 
@@ -160,15 +164,15 @@ def test_whitening_is_over_all_that_is_not_masked():
     real = values_BL[mask_BL > 0]
     expected = (real - real.mean()) / np.sqrt(real.var() + 1e-8)
     values_BL[mask_BL == 0] = np.inf
-    found_BL = rl.whiten(values_BL, mask_BL)
+    found_BL = np.asarray(whiten(values_BL, mask_BL))
     np.testing.assert_allclose(found_BL[mask_BL > 0], expected, rtol=1e-5, atol=1e-6)
     assert not np.any(found_BL[mask_BL == 0])
-    kept_BL = rl.whiten(values_BL, mask_BL, shift_mean=False)
+    kept_BL = np.asarray(whiten(values_BL, mask_BL, shift_mean=False))
     np.testing.assert_allclose(kept_BL[mask_BL > 0], expected + real.mean(), rtol=1e-5, atol=1e-5)
     assert not np.any(kept_BL[mask_BL == 0])
     one = np.eye(3, dtype=np.float32)[:1]
-    np.testing.assert_array_equal(rl.whiten(one * 7, one), 0 * one)
-    np.testing.assert_array_equal(rl.whiten(one * 7, 0 * one), 0 * one)
+    np.testing.assert_array_equal(whiten(one * 7, one), 0 * one)
+    np.testing.assert_array_equal(whiten(one * 7, 0 * one), 0 * one)
 
 
 @pytest.mark.parametrize("baseline", rl.GROUP_BASELINES)
@@ -251,7 +255,7 @@ def test_the_best_of_each_group_are_kept(num_kept):
 def test_kl_estimators_are_those_of_openrlhf(arrays, estimator):
     with np.load(GOLDEN / "losses.npz") as file:
         mask_BL = file["mask"]
-    found = rl.estimate_kl(arrays["new"], arrays["reference"], mask_BL, estimator)
+    found = estimate_kl(arrays["new"], arrays["reference"], mask_BL, estimator)
     np.testing.assert_allclose(found, PEER[f"kl/{estimator}"], rtol=1e-5, atol=2e-6)
 
 
@@ -259,7 +263,7 @@ def test_k1_and_k3_are_unbiased_and_k2_is_not():
     pi, ref = np.float64([0.5, 0.3, 0.2]), np.float64([0.2, 0.2, 0.6])
     kl = np.sum(pi * np.log(pi / ref))
     row = np.log([pi]), np.log([ref]), np.ones((1, 3))
-    means = {name: float(np.sum(pi * np.asarray(rl.estimate_kl(*row, name)[0])))
+    means = {name: float(np.sum(pi * np.asarray(estimate_kl(*row, name))[0]))
              for name in rl.KL_ESTIMATORS}
     assert means["k1"] == pytest.approx(kl, rel=1e-6)
     assert means["k3"] == pytest.approx(kl, rel=1e-6)
@@ -272,8 +276,8 @@ def test_k1_and_k3_are_unbiased_and_k2_is_not():
 def test_no_estimator_overflows(estimator):
     """Neither the value nor the gradient; what is masked has a gradient of 0."""
     reference, mask = np.float32([[0.0, -2.0, np.nan]]), np.float32([[1, 1, 0]])
-    value, slope = jax.value_and_grad(lambda logps: jnp.sum(rl.estimate_kl(
-        logps, reference, mask, estimator)))(jnp.float32([[-500.0, -1.0, np.inf]]))
+    value, slope = jax.device_get(jax.jit(jax.value_and_grad(lambda logps: jnp.sum(rl.estimate_kl(
+        logps, reference, mask, estimator))))(np.float32([[-500.0, -1.0, np.inf]])))
     assert np.isfinite(value) and np.all(np.isfinite(slope)) and slope[0, 2] == 0
 
 

@@ -108,7 +108,7 @@ def wikitext(split):
 
 
 def test_a_uniform_model_has_the_perplexity_of_its_vocabulary(model):
-    uniform = dataclasses.replace(model, params=jax.tree.map(jnp.zeros_like, model.params))
+    uniform = dataclasses.replace(model, params=jax.tree.map(np.zeros_like, model.params))
     text = "the other weather"      # two letters of a pair are one token
     num_tokens = len(TOKENIZER.encode(text))
     assert num_tokens < len(text)
@@ -326,7 +326,7 @@ def test_what_is_refused(model):
 
 def test_what_is_not_finite_is_counted_and_no_number(model, capsys):
     broken = dataclasses.replace(model, params=jax.tree.map(
-        lambda leaf: jnp.full_like(leaf, jnp.nan), model.params))
+        lambda leaf: np.full_like(leaf, np.nan), model.params))
     got = measure_texts(broken, TEXTS[:2], rule=WindowRule(16))
     assert got["not_finite"] == 2 and json.loads(format_json(got))["bpb"] is None
     assert "warning: a: the log-probability of document 1 is nan" in capsys.readouterr().err

@@ -80,7 +80,7 @@ def tokens(tmp_path_factory, tokenizer):
 
 
 def test_bits_per_byte_of_a_uniform_model_is_log2_of_the_vocabulary(model, tokens):
-    uniform = dataclasses.replace(model, params=jax.tree.map(jnp.zeros_like, model.params))
+    uniform = dataclasses.replace(model, params=jax.tree.map(np.zeros_like, model.params))
     got = bits_per_byte(uniform, tokens, row_length=32, batch_size=4)
     assert got == pytest.approx(math.log2(98), rel=1e-6)  # every ordinary token is one byte
 

@@ -20,15 +20,14 @@ def _softmax(scores):
 def test_rms_norm_divides_by_the_root_of_the_mean_square():
     x_BLD, scale_D = RNG.normal(size=(2, 3, 8)) * 5, RNG.normal(size=8)
     expected_BLD = x_BLD / np.sqrt((x_BLD**2).mean(-1, keepdims=True) + 0.1) * scale_D
-    np.testing.assert_allclose(rms_norm(jnp.asarray(x_BLD), jnp.asarray(scale_D), 0.1),
-                               expected_BLD, rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(rms_norm)(x_BLD, scale_D, 0.1), expected_BLD, rtol=1e-5)
 
 
 def test_rms_norm_is_computed_in_float32():
-    x_BLD = jnp.full((1, 1, 4096), 300.0, jnp.bfloat16)  # in bfloat16 the mean square drifts
-    normed_BLD = rms_norm(x_BLD, jnp.ones(4096), 1e-6)
+    x_BLD = np.full((1, 1, 4096), 300.0, jnp.bfloat16)  # in bfloat16 the mean square drifts
+    normed_BLD = jax.jit(rms_norm)(x_BLD, np.ones(4096, np.float32), 1e-6)
     assert normed_BLD.dtype == jnp.bfloat16
-    np.testing.assert_array_equal(normed_BLD.astype(jnp.float32), 1.0)
+    np.testing.assert_array_equal(np.asarray(normed_BLD, np.float32), 1.0)
 
 
 def test_rotate_is_multiplication_by_a_complex_number():
@@ -38,17 +37,18 @@ def test_rotate_is_multiplication_by_a_complex_number():
     turn_BLK = np.exp(1j * positions_BL[..., None] * frequency_K)
     turned_BLHK = (x_BLHK[..., :4] + 1j * x_BLHK[..., 4:]) * turn_BLK[:, :, None]
     expected_BLHK = np.concatenate([turned_BLHK.real, turned_BLHK.imag], -1)
-    np.testing.assert_allclose(rotate(jnp.asarray(x_BLHK), jnp.asarray(positions_BL), frequency_K),
-                               expected_BLHK, atol=1e-3)
+    np.testing.assert_allclose(jax.jit(rotate)(x_BLHK, positions_BL, frequency_K), expected_BLHK,
+                               atol=1e-3)
 
 
 def test_rotated_products_depend_only_on_the_distance():
-    q_BLHK, k_BLHK = (jnp.asarray(RNG.normal(size=(1, 1, 1, 8))) for _ in range(2))
+    q_BLHK, k_BLHK = RNG.normal(size=(2, 1, 1, 1, 8))
+    turn = jax.jit(rotate)
 
     def product(query_position, key_position):
-        q, k = (rotate(x, jnp.array([[p]]), np.array([1.0, 0.5, 0.1, 0.02]))
+        q, k = (np.asarray(turn(x, np.array([[p]]), np.array([1.0, 0.5, 0.1, 0.02])))
                 for x, p in ((q_BLHK, query_position), (k_BLHK, key_position)))
-        return float(jnp.sum(q * k))
+        return np.sum(q * k)
 
     assert abs(product(9, 4) - product(105, 100)) < 1e-5
     assert abs(product(9, 4) - product(4, 9)) > 1e-2
@@ -66,38 +66,39 @@ def test_grouped_queries_equal_attention_with_repeated_heads():
             scores_LM = q_BLHK[b, :, h] @ k_BMGK[b, :, g].T / np.sqrt(K)
             weights_LM = _softmax(np.where(mask_BLM[b], scores_LM, -np.inf))
             expected_BLHK[b, :, h] = weights_LM @ v_BMGK[b, :, g]
-    out_BLHK = attend(*map(jnp.asarray, (q_BLHK, k_BMGK, v_BMGK, mask_BLM)))
+    out_BLHK = jax.jit(attend)(q_BLHK, k_BMGK, v_BMGK, mask_BLM)
     np.testing.assert_allclose(out_BLHK, expected_BLHK, atol=1e-5)
 
 
 def test_softmax_has_the_gradient_of_softmax():
-    scores, weight = (jnp.asarray(x, jnp.float32) for x in RNG.normal(size=(2, 3, 7)) * 3)
-    (actual,), (expected,) = (jax.vjp(f, scores)[1](weight) for f in (softmax, jax.nn.softmax))
+    scores, weight = (RNG.normal(size=(2, 3, 7)) * 3).astype(np.float32)
+    (actual,), (expected,) = (jax.jit(lambda f=f: jax.vjp(f, scores)[1](weight))()
+                              for f in (softmax, jax.nn.softmax))
     np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
 def test_attention_saves_one_matrix_of_weights_for_the_backward_pass(capsys):
-    q_BLHK, k_BLGK = jnp.ones((1, 16, 4, 8)), jnp.ones((1, 16, 2, 8))
-    mask_BLM = jnp.ones((1, 16, 16), bool)
+    q_BLHK, k_BLGK = (np.ones((1, 16, heads, 8), np.float32) for heads in (4, 2))
+    mask_BLM = np.ones((1, 16, 16), bool)
     print_saved_residuals(lambda *qkv: attend(*qkv, mask_BLM), q_BLHK, k_BLGK, k_BLGK)
     assert capsys.readouterr().out.count("[1,2,2,16,16]") == 1
 
 
 def test_a_row_whose_mask_hides_all_keys_stays_finite():
-    ones_BLHK = jnp.ones((1, 2, 2, 4))
-    out_BLHK = attend(ones_BLHK, ones_BLHK, ones_BLHK, jnp.zeros((1, 2, 2), bool))
+    ones_BLHK = np.ones((1, 2, 2, 4), np.float32)
+    out_BLHK = jax.jit(attend)(ones_BLHK, ones_BLHK, ones_BLHK, np.zeros((1, 2, 2), bool))
     assert np.isfinite(out_BLHK).all()
 
 
 def test_document_mask_is_causal_and_inside_one_document():
-    mask_LM = document_mask(jnp.array([[1, 1, 2, 2, 0]]))[0]
+    mask_LM = jax.jit(document_mask)(np.array([[1, 1, 2, 2, 0]]))[0]
     expected_LM = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 1, 0],
                    [0, 0, 0, 0, 1]]
     np.testing.assert_array_equal(mask_LM, np.array(expected_LM, bool))
 
 
 def test_cache_mask_covers_cached_and_new_tokens():
-    keys_BM = jnp.array([[0, 1, -1, -1, -1], [0, 1, 2, 3, -1]])
-    mask_BLM = cache_mask(jnp.array([[0, 1], [2, 3]]), keys_BM)
+    keys_BM = np.array([[0, 1, -1, -1, -1], [0, 1, 2, 3, -1]])
+    mask_BLM = jax.jit(cache_mask)(np.array([[0, 1], [2, 3]]), keys_BM)
     expected_BLM = [[[1, 0, 0, 0, 0], [1, 1, 0, 0, 0]], [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0]]]
     np.testing.assert_array_equal(mask_BLM, np.array(expected_BLM, bool))

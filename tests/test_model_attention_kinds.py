@@ -4,7 +4,6 @@ import dataclasses
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -65,11 +64,11 @@ def test_scores_become_weights_by_the_formula(inputs, fields):
     extras = Extras(bias_BHLM=RNG.normal(size=(1, H, L, L)).astype("float32"),
                     sinks_H=RNG.normal(size=H).astype("float32"))
     mask_BLM = np.tril(np.ones((B, L, L), bool))
-    found_BLHK = attend(*map(jnp.asarray, inputs), mask_BLM, kind,
-                        jax.tree.map(jnp.asarray, extras))
+    run = jax.jit(attend, static_argnums=4)
+    found_BLHK = run(*inputs, mask_BLM, kind, extras)
     np.testing.assert_allclose(found_BLHK, _attend(inputs, kind, extras, mask_BLM), atol=1e-5)
-    ones_BLGK = jnp.ones_like(inputs.v_BLGK)
-    total_BLHK = attend(inputs.q_BLHK, inputs.k_BLGK, ones_BLGK, mask_BLM, kind, extras)
+    ones_BLGK = np.ones_like(inputs.v_BLGK)
+    total_BLHK = np.asarray(run(inputs.q_BLHK, inputs.k_BLGK, ones_BLGK, mask_BLM, kind, extras))
     assert (total_BLHK < 1).all() if kind.has_sinks else np.allclose(total_BLHK, 1)
 
 
@@ -78,14 +77,15 @@ def test_a_window_is_of_the_last_keys_and_a_global_layer_has_none(is_causal):
     kind = Kind(is_causal=is_causal, window=3)
     visible_LM = SAME_LM & (DISTANCE_LM >= 0 if is_causal else True)
     near_LM = visible_LM & (abs(DISTANCE_LM) < 3)
-    for is_global, expected_LM in ((None, near_LM), (jnp.asarray(False), near_LM),
-                                   (jnp.asarray(True), visible_LM)):
-        np.testing.assert_array_equal(document_mask(SEGMENTS_BL, kind, is_global)[0], expected_LM)
+    mask = jax.jit(document_mask, static_argnums=1)
+    for is_global, expected_LM in ((None, near_LM), (np.bool_(False), near_LM),
+                                   (np.bool_(True), visible_LM)):
+        np.testing.assert_array_equal(mask(SEGMENTS_BL, kind, is_global)[0], expected_LM)
 
 
 def _influence(config, *source):
     """Whether a place's states depend on a token, [L, V]."""
-    params = init(config, jax.random.key(0))
+    params = jax.jit(init, static_argnums=0)(config, jax.random.key(0))
     direction_D = RNG.normal(size=config.D).astype("float32")
 
     @jax.jit
@@ -95,7 +95,7 @@ def _influence(config, *source):
                         *source, config=config, execution=EXECUTION)
         return x_BLD[0] @ direction_D
 
-    return np.abs(states(params["embed_VD"])).sum(-1) > 0
+    return np.abs(np.asarray(states(params["embed_VD"]))).sum(-1) > 0
 
 
 @pytest.mark.parametrize("fields, reach", [

@@ -24,7 +24,7 @@ LENGTHS = [5, 1, 8, 10]
 @pytest.fixture(scope="module")
 def params():
     """Parameters of a size that no gate ignores."""
-    params = jax.jit(partial(init, CONFIG))(jax.random.key(0))
+    params = jax.device_get(jax.jit(partial(init, CONFIG))(jax.random.key(0)))
     return jax.tree.map(lambda leaf: 2 * leaf, params)
 
 
@@ -69,7 +69,7 @@ def test_a_forward_pass_equals_a_loop(params, run, documents):
     for own in (_layer(params, n) for n in range(CONFIG.N)):
         x_LD = x_LD + _loop(own, _normed(x_LD, own["lstm_norm_D"]))
     x_LD = _normed(x_LD, np.asarray(params["final_norm_D"]))
-    np.testing.assert_allclose(run(params, tokens_BL, *places)[3], x_LD, atol=1e-5)
+    np.testing.assert_allclose(np.asarray(run(params, tokens_BL, *places))[3], x_LD, atol=1e-5)
 
 
 def test_packed_documents_equal_separate_ones(params, run, documents):
@@ -78,22 +78,27 @@ def test_packed_documents_equal_separate_ones(params, run, documents):
     is_token_BL = segment_ids_BL > 0
     packed = [leaf[is_token_BL][None] for leaf in (
         tokens_BL, positions_BL, np.broadcast_to(np.arange(1, 5)[:, None], tokens_BL.shape))]
-    np.testing.assert_allclose(run(params, *packed)[0], alone_BLD[is_token_BL],
+    np.testing.assert_allclose(np.asarray(run(params, *packed))[0], alone_BLD[is_token_BL],
                                atol=1e-6 * np.abs(alone_BLD).max())
 
 
 def test_decode_after_prompts_of_different_length_equals_the_full_forward(params, run, documents):
     tokens_BL, positions_BL, _ = documents
     prompt = np.array([3, 1, 4, 2])
-    full_BLV = logits(params, run(params, *documents[:2], np.ones_like(tokens_BL)), config=CONFIG,
-                      execution=EXECUTION)
-    step = jax.jit(partial(extend, config=CONFIG, execution=EXECUTION))
+    read_logits = jax.jit(partial(logits, config=CONFIG, execution=EXECUTION))
+    full_BLV = np.asarray(read_logits(params, run(params, *documents[:2],
+                                                  np.ones_like(tokens_BL))))
+
+    @jax.jit
+    def step(tokens_BL, count_B, cache):
+        x_BLD, cache = extend(params, tokens_BL, count_B, cache, config=CONFIG,
+                              execution=EXECUTION)
+        return x_BLD, cache.advance(tokens_BL, count_B)
 
     def read(cache, tokens_BL, count_B):
-        x_BLD, cache = step(params, tokens_BL, count_B, cache)
+        x_BLD, cache = step(tokens_BL, count_B, cache)
         last_BLD = np.asarray(x_BLD)[np.arange(4)[:, None], count_B[:, None] - 1]
-        logits_BLV = logits(params, last_BLD, config=CONFIG, execution=EXECUTION)
-        return logits_BLV[:, 0], cache.advance(tokens_BL, count_B)
+        return np.asarray(read_logits(params, last_BLD))[:, 0], cache
 
     padded_BL = np.where(positions_BL < prompt[:, None], tokens_BL, 7)[:, :4]
     logits_BV, cache = read(lstm.make_cache(CONFIG, EXECUTION, 4, 0), padded_BL, prompt)

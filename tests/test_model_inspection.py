@@ -16,14 +16,19 @@ from model.inspection import logit_lens, look_inside
     {"family": "encoder", "positions": "relative", "embed_previous": False}], ids=str)
 def test_the_last_layers_stream_gives_the_models_logits(batch, config, execution, changes):
     config = dataclasses.replace(config, **changes)
-    params = init(config, jax.random.key(0))
+    params = jax.jit(init, static_argnums=0)(config, jax.random.key(0))
     rows = batch.tokens_BL[:2], batch.positions_BL[:2], batch.segment_ids_BL[:2]
     inside = look_inside(params, *rows, config=config, execution=execution)
-    x_BLD = forward(params, *rows, config=config, execution=execution)
-    expected_BLV = logits(params, x_BLD, config=config, execution=execution)
+
+    @jax.jit
+    def all_logits(params):
+        x_BLD = forward(params, *rows, config=config, execution=execution)
+        return logits(params, x_BLD, config=config, execution=execution)
+
+    expected_BLV = all_logits(params)
     found_NBLV = logit_lens(params, inside.stream_NBLD, config=config, execution=execution)
     assert found_NBLV.shape == (config.N + 1, *expected_BLV.shape)
-    np.testing.assert_allclose(found_NBLV[-1], expected_BLV, atol=1e-5)
+    np.testing.assert_allclose(np.asarray(found_NBLV)[-1], expected_BLV, atol=1e-5)
 
     weights_NBHLM = np.asarray(inside.weights_NBHLM)
     total_NBHL = weights_NBHLM.sum(-1)

@@ -41,9 +41,19 @@ FEW = Lora(rank=2, alpha=3.0, targets=("wq", "w_*"))
 PLAIN = Execution()
 
 
-@partial(jax.jit, static_argnames=("config", "lora", "seed"))
+# Each as one program: by itself every operation on every weight would be compiled.
+init_, fresh = (jax.jit(function, static_argnums=range(num_static)) for function, num_static in (
+    (init, 1), (init_lora, 2)))
+merge = jax.jit(merge_lora, static_argnames="lora")
+
+
 def trained(config, lora, seed):
     """An adapter that changes something: noise in both factors."""
+    return jax.device_get(_trained(config, lora, seed))
+
+
+@partial(jax.jit, static_argnames=("config", "lora", "seed"))
+def _trained(config, lora, seed):
     adapter = init_lora(config, lora, jax.random.key(seed))
     leaves, tree = jax.tree.flatten(adapter)
     keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
@@ -77,18 +87,19 @@ def test_a_projection_is_the_formula_of_the_paper():
     x_BLHK, wo_HKD, a_HKI, b_ID = (rng.normal(size=shape) for shape in (
         (2, 3, 4, 8), (4, 8, 32), (4, 8, 5), (5, 32)))
     expected = x_BLHK.reshape(2, 3, 32) @ (wo_HKD.reshape(32, 32) + a_HKI.reshape(32, 5) @ b_ID)
-    weight = Adapted(*(jnp.float32(leaf) for leaf in (wo_HKD, a_HKI, b_ID)))
-    found = project("BLHK,HKD->BLD", jnp.float32(x_BLHK), weight, Execution())
+    weight = Adapted(*(np.float32(leaf) for leaf in (wo_HKD, a_HKI, b_ID)))
+    found = jax.jit(partial(project, "BLHK,HKD->BLD", execution=PLAIN))(
+        np.float32(x_BLHK), weight)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_fresh_adapter_changes_nothing(params, batch, config):
-    fresh = init_lora(config, LORA, jax.random.key(3))
-    np.testing.assert_array_equal(hidden(apply_lora(params, fresh, LORA), batch, config),
+    adapter = jax.device_get(fresh(config, LORA, jax.random.key(3)))
+    np.testing.assert_array_equal(hidden(apply_lora(params, adapter, LORA), batch, config),
                                   hidden(params, batch, config))
-    jax.tree.map(np.testing.assert_array_equal, merge_lora(params, fresh, LORA), params)
-    a_DI = fresh["blocks"]["w_up_a_DI"]
-    assert float(jnp.std(a_DI)) == pytest.approx(32**-0.5, rel=0.15)
+    jax.tree.map(np.testing.assert_array_equal, merge(params, adapter, lora=LORA), params)
+    a_DI = adapter["blocks"]["w_up_a_DI"]
+    assert np.std(a_DI) == pytest.approx(32**-0.5, rel=0.15)
 
 
 @pytest.mark.parametrize("lora", [LORA, FEW], ids=["all", "few"])
@@ -97,65 +108,71 @@ def test_applied_is_merged_and_unmerged_is_the_base(params, batch, config, lora)
     base, applied = hidden(params, batch, config), hidden(apply_lora(params, adapter, lora), batch,
                                                           config)
     merged = merge_lora(params, adapter, lora)
-    assert float(jnp.max(jnp.abs(applied - base))) > 0.1
+    assert np.max(np.abs(np.asarray(applied) - np.asarray(base))) > 0.1
     np.testing.assert_allclose(hidden(merged, batch, config), applied, atol=1e-5)
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-6),
-                 unmerge_lora(merged, adapter, lora), params)
+                 jax.jit(partial(unmerge_lora, lora=lora))(merged, adapter), params)
     assert merged["embed_VD"] is params["embed_VD"]
 
 
 def test_layers_apart_are_the_layers_of_the_stack(params, config):
     """As in decoding, where each layer has its own arrays."""
-    adapter, x_BLD = trained(config, LORA, 1), jax.random.normal(jax.random.key(2), (2, 5, 32))
+    adapter, params = trained(config, LORA, 1), jax.device_get(params)
+    x_BLD = np.random.default_rng(2).normal(size=(2, 5, 32)).astype("float32")
     layers = [jax.tree.map(lambda leaf, n=n: leaf[n], params["blocks"]) for n in range(config.N)]
     apart = apply_lora({**params, "blocks": layers}, adapter, LORA)["blocks"]
     stacked = apply_lora(params, adapter, LORA)["blocks"]
-    block, positions_BL = Block(config, Execution(), kind_of(config)), jnp.arange(5)[None]
-    ones_BL = jnp.ones((2, 5), jnp.int32)
+    ones_BL = np.ones((2, 5), np.int32)
+    positions_BL = np.arange(5, dtype=np.int32) * ones_BL
+    run = jax.jit(lambda own: Block(config, PLAIN, kind_of(config)).apply(
+        {"params": own}, x_BLD, positions_BL, ones_BL))
     for n, own in enumerate(apart):
         of_stack = jax.tree.map(lambda leaf, n=n: leaf[n], stacked)
         for one, other in zip(jax.tree.leaves(own), jax.tree.leaves(of_stack), strict=True):
             np.testing.assert_array_equal(one, other)
-        block.apply({"params": own}, x_BLD, positions_BL * ones_BL, ones_BL)
+        run(own)
 
 
 def test_each_row_has_its_own_adapter_in_one_program(params, batch, config):
     """The three ranks and targets differ; another choice compiles nothing."""
     given = [(trained(config, LORA, 1), LORA), (trained(config, FEW, 5), FEW)]
-    stack = stack_adapters(given)
+    stack = jax.jit(lambda *adapters: stack_adapters(list(zip(adapters, (LORA, FEW)))))(
+        *(adapter for adapter, _ in given))
     assert stack["blocks"]["wk_a_DI"].shape == (2, 3, 32, 4)
 
     @jax.jit
     def run(adapter_B):
         return hidden(apply_adapters(params, stack, adapter_B), batch, config)
 
-    alone = [hidden(params, batch, config),
-             *(hidden(apply_lora(params, *pair), batch, config) for pair in given)]
+    alone = jax.device_get([hidden(params, batch, config),
+                            *(hidden(apply_lora(params, *pair), batch, config) for pair in given)])
     num_rows = batch.tokens_BL.shape[0]
     for shift in range(3):
         adapter_B = (np.arange(num_rows) + shift) % 3
-        found = run(jnp.int32(adapter_B))
+        found = np.asarray(run(np.int32(adapter_B)))
         for row, place in enumerate(adapter_B):
             np.testing.assert_allclose(found[row], alone[place][row], atol=2e-6)
-    alike, mixed = run(jnp.full(num_rows, 2, jnp.int32)), run(jnp.int32([1, 2] * (num_rows // 2)))
+    alike, mixed = (np.asarray(run(np.int32(adapters * (num_rows // 2))))
+                    for adapters in ([2, 2], [1, 2]))
     np.testing.assert_array_equal(alike[1], mixed[1], "whatever its neighbours take")
     assert run._cache_size() == 1
 
 
 def test_an_adapted_int8_weight_projects_in_int8(config):
-    x_BLD, w_DF = (jax.random.normal(jax.random.key(n), shape) for n, shape in
+    x_BLD, w_DF = (np.random.default_rng(n).normal(size=shape).astype("float32") for n, shape in
                    enumerate(((2, 3, 32), (32, 64))))
-    a_DI, b_IF = jnp.ones((32, 2)), jnp.ones((2, 64))
+    a_DI, b_IF = np.ones((32, 2), np.float32), np.ones((2, 64), np.float32)
     execution = Execution(matmul="int8")
-    found = project("BLD,DF->BLF", x_BLD, Adapted(w_DF, a_DI, b_IF), execution)
-    np.testing.assert_allclose(
-        found, project("BLD,DF->BLF", x_BLD, w_DF, execution) + x_BLD @ a_DI @ b_IF, atol=1e-5)
+    run = jax.jit(partial(project, "BLD,DF->BLF", execution=execution))
+    found = run(x_BLD, Adapted(w_DF, a_DI, b_IF))
+    np.testing.assert_allclose(found, run(x_BLD, w_DF) + x_BLD @ a_DI @ b_IF, atol=1e-5)
 
     class Quantised:
         def project(self, equation, x, execution):
             return jnp.full((2, 3, 64), 7.0)
 
-    found = project("BLD,DF->BLF", x_BLD, Adapted(Quantised(), a_DI, 0 * b_IF), execution)
+    found = jax.jit(lambda: project("BLD,DF->BLF", jnp.asarray(x_BLD), Adapted(
+        Quantised(), a_DI, 0 * b_IF), execution))()
     np.testing.assert_array_equal(found, 7.0)
     blocks = {"blocks": {"w_up_DF": Quantised()}}
     part = {"blocks": {"w_up_a_DI": a_DI[None], "w_up_b_IF": b_IF[None]}}
@@ -165,7 +182,7 @@ def test_an_adapted_int8_weight_projects_in_int8(config):
 
 def test_frozen_weights_in_the_compute_dtype_are_the_same_model(params, batch, config):
     execution = Execution(compute_dtype="bfloat16")
-    cast = cast_frozen(params, execution)
+    cast = jax.jit(cast_frozen, static_argnums=1)(params, execution)
     assert cast["blocks"]["wq_DHK"].dtype == cast["embed_VD"].dtype == "bfloat16"
     assert cast["blocks"]["attn_norm_D"].dtype == "float32"
     np.testing.assert_array_equal(hidden(cast, batch, config, execution),
@@ -180,19 +197,19 @@ def test_frozen_weights_in_the_compute_dtype_are_the_same_model(params, batch, c
     dict(E=4, shared_experts=1)], ids=str)
 def test_every_family_with_projections_has_adapters(config, changes):
     config = dataclasses.replace(config, embed_previous=False, **changes)
-    params, adapter = init(config, jax.random.key(0)), trained(config, LORA, 1)
+    params, adapter = init_(config, jax.random.key(0)), trained(config, LORA, 1)
     names = {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(adapter)}
     assert ("w_up_a_DI" in names) == (not config.E), "experts are left out"
     assert ("cross_wo_b_ID" in names) == (config.family == "encoder_decoder")
     num_leaves = [len(jax.tree.leaves(tree)) for tree in (
         params, adapter, apply_lora(params, adapter, LORA))]
     assert sum(num_leaves[:2]) == num_leaves[2], "all of it is applied"
-    merged = merge_lora(params, adapter, LORA)
+    merged = merge(params, adapter, lora=LORA)
     if config.family != "encoder_decoder":
-        ones_BL = jnp.ones((2, 6), jnp.int32)
-        run = partial(FAMILIES[config.family].forward_with_stats, config=config,
-                      execution=Execution())
-        positions_BL = ones_BL.cumsum(1) - 1
+        ones_BL = np.ones((2, 6), np.int32)
+        run = jax.jit(partial(FAMILIES[config.family].forward_with_stats, config=config,
+                              execution=PLAIN))
+        positions_BL = np.cumsum(ones_BL, 1, dtype=np.int32) - 1
         applied, found = (run(tree, ones_BL, positions_BL, ones_BL)[0] for tree in (
             apply_lora(params, adapter, LORA), merged))
         np.testing.assert_allclose(applied, found, atol=1e-5)
@@ -205,7 +222,8 @@ def test_a_sharded_adapter_gives_the_same(params, batch, config, axes, part_HK):
     mesh = make_mesh(axes)
     adapter = trained(config, LORA, 1)
     expected = hidden(apply_lora(params, adapter, LORA), batch, config)
-    placed, own = (jax.device_put(tree, param_shardings(tree, mesh)) for tree in (params, adapter))
+    placed, own = (jax.device_put(jax.device_get(tree), param_shardings(tree, mesh))
+                   for tree in (params, adapter))
     assert own["blocks"]["wq_b_IHK"].sharding.shard_shape((2, 4, 4, 8)) == part_HK
     with jax.set_mesh(mesh):
         found = hidden(apply_lora(placed, own, LORA), batch, config)

@@ -24,18 +24,26 @@ def _operands(equation, dtype="float32"):
     rng = np.random.default_rng(0)
     x, weight = (rng.normal(size=shape) for shape in EQUATIONS[equation])
     x = x * np.exp(rng.normal(size=(*x.shape[:2], *[1] * (x.ndim - 2))))
-    return jnp.asarray(x, dtype), jnp.asarray(weight * np.exp(rng.normal(size=weight.shape[-1])),
-                                              jnp.float32)
+    weight = weight * np.exp(rng.normal(size=weight.shape[-1]))
+    return x.astype(jnp.dtype(dtype)), weight.astype(np.float32)
 
 
-def _product_and_gradients(equation, x, weight, dout, execution):
-    out, pull_back = jax.vjp(partial(project, equation, execution=execution), x, weight)
-    return out, *pull_back(dout.astype(out.dtype))
+project_ = jax.jit(project, static_argnames=("equation", "execution"))
+
+
+@partial(jax.jit, static_argnames=("equation", "executions"))
+def _gradients(equation, x, weight, dout, executions):
+    """Those of the operands, by execution."""
+    def pull_back(execution):
+        out, pull = jax.vjp(partial(project, equation, execution=execution), x, weight)
+        return pull(dout.astype(out.dtype))
+
+    return list(map(pull_back, executions))
 
 
 def _dout(equation, x, weight):
     shape = jax.eval_shape(partial(jnp.einsum, equation), x, weight).shape
-    return jnp.asarray(np.random.default_rng(1).normal(size=shape), jnp.float32)
+    return np.random.default_rng(1).normal(size=shape).astype(np.float32)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -69,7 +77,7 @@ def _error_bound(equation, x, weight, matmul):
 @pytest.mark.parametrize("equation", EQUATIONS)
 def test_products_are_as_close_as_rounding_allows(equation, matmul):
     x, weight = _operands(equation)
-    actual = project(equation, x, weight, Execution(matmul=matmul))
+    actual = project_(equation, x, weight, Execution(matmul=matmul))
     x, weight = np.asarray(x, np.float64), np.asarray(weight, np.float64)
     exact = np.einsum(equation, x, weight)
     assert np.all(np.abs(actual - exact) <= 1.001 * _error_bound(equation, x, weight, matmul))
@@ -82,8 +90,9 @@ def test_representable_values_are_exact(matmul, largest):
     rng = np.random.default_rng(2)
     x_BLD, weight_DF = rng.integers(-8, 9, (2, 8, 32)), rng.integers(-8, 9, (32, 64))
     x_BLD[:, :, 0], weight_DF[0] = largest, largest  # so that scales are 1
+    # Not compiled, where a division may become a product with a rounded reciprocal.
     actual = project("BLD,DF->BLF", jnp.float32(x_BLD), jnp.float32(weight_DF),
-                    Execution(matmul=matmul))
+                     Execution(matmul=matmul))
     np.testing.assert_array_equal(actual, x_BLD @ weight_DF)
 
 
@@ -92,11 +101,10 @@ def test_representable_values_are_exact(matmul, largest):
 def test_gradients_are_those_of_the_matmul(equation, dtype):
     """The gradient of int8 is in the compute dtype; that of fp8 in e5m2, with two mantissa bits."""
     x, weight = _operands(equation, dtype)
-    dout, actual = _dout(equation, x, weight), {}
-    for matmul in ("compute", "int8", "fp8"):
-        execution = Execution(matmul=matmul, compute_dtype=dtype)
-        actual[matmul] = _product_and_gradients(equation, x, weight, dout, execution)[1:]
-    for plain, int8, fp8 in zip(*(actual[name] for name in ("compute", "int8", "fp8"))):
+    executions = tuple(Execution(matmul=matmul, compute_dtype=dtype)
+                       for matmul in ("compute", "int8", "fp8"))
+    actual = _gradients(equation, x, weight, _dout(equation, x, weight), executions)
+    for plain, int8, fp8 in zip(*actual):
         assert plain.dtype == int8.dtype == fp8.dtype
         plain, int8, fp8 = (np.asarray(g, np.float64).ravel() for g in (plain, int8, fp8))
         np.testing.assert_allclose(int8, plain, atol=(1e-6 if dtype == "float32" else 2**-8)
@@ -109,21 +117,21 @@ def test_gradients_are_those_of_the_matmul(equation, dtype):
 @pytest.mark.parametrize("matmul", ["int8", "fp8"])
 def test_zeros_stay_zeros_and_non_finite_values_propagate(matmul):
     execution = Execution(matmul=matmul)
-    weight_DF = jnp.ones((32, 64))
-    for value in (0.0, jnp.nan, jnp.inf):
-        x_BLD = jnp.zeros((2, 8, 32)).at[0, 0, 0].set(value)
-        out_BLF = project("BLD,DF->BLF", x_BLD, weight_DF, execution)
+    x_BLD, weight_DF = np.zeros((2, 8, 32), np.float32), np.ones((32, 64), np.float32)
+    for value in (np.nan, np.inf, 0.0):
+        x_BLD[0, 0, 0] = value
+        out_BLF = np.asarray(project_("BLD,DF->BLF", x_BLD, weight_DF, execution))
         assert np.isfinite(out_BLF[0, 0]).all() == (value == 0) == np.isfinite(out_BLF[0, 0]).any()
-    assert not np.any(project("BLD,DF->BLF", jnp.zeros((2, 8, 32)), weight_DF, execution))
+    assert not np.any(out_BLF)
 
 
 def test_fp8_refuses_sizes_that_the_hardware_does_not_support():
     execution = Execution(matmul="fp8")
     with pytest.raises(UserError, match=r"^matmul='fp8': H x K = 24 is no multiple of 16: "
                                         r"change --config.model.H or --config.model.K"):
-        project("BLD,DHK->BLHK", jnp.ones((2, 8, 32)), jnp.ones((32, 3, 8)), execution)
+        project("BLD,DHK->BLHK", np.ones((2, 8, 32)), np.ones((32, 3, 8)), execution)
     with pytest.raises(UserError, match=r"F = 24 is no multiple of 16: change --config.model.F"):
-        project("BLF,FD->BLD", jnp.ones((2, 8, 24)), jnp.ones((24, 32)), execution)
+        project("BLF,FD->BLD", np.ones((2, 8, 24)), np.ones((24, 32)), execution)
 
 
 def _losses(config, execution, batch):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -103,17 +104,19 @@ def test_windowed_layers_beside_global_ones_have_their_own_base_and_no_scaling()
 
 
 def test_what_follows_the_rotated_part_of_a_head_is_kept_and_the_scale_is_of_the_rotated_part():
-    x_BLHK = jnp.asarray(RNG.normal(size=(2, 5, 3, 12)), jnp.float32)
+    x_BLHK = RNG.normal(size=(2, 5, 3, 12)).astype(np.float32)
     positions_BL, frequency_K = RNG.integers(0, 9, (2, 5)), np.float32([1.0, 0.3])
-    found_BLHK = rotate(x_BLHK, positions_BL, frequency_K, 1.5)
+    turn = jax.jit(rotate, static_argnums=3)
+    found_BLHK = np.asarray(turn(x_BLHK, positions_BL, frequency_K, 1.5))
     np.testing.assert_array_equal(found_BLHK[..., 4:], x_BLHK[..., 4:])
     np.testing.assert_allclose(found_BLHK[..., :4],
-                               1.5 * rotate(x_BLHK[..., :4], positions_BL, frequency_K), rtol=1e-6)
+                               1.5 * np.asarray(turn(x_BLHK[..., :4], positions_BL, frequency_K)),
+                               rtol=1e-6)
 
 
 def test_sinusoids_follow_the_formula():
     positions_BL = RNG.integers(0, 5000, (2, 3))
-    found_BLD = sinusoids(positions_BL, 6)
+    found_BLD = np.asarray(jax.jit(sinusoids, static_argnums=1)(positions_BL, 6))
     for d in range(6):
         angle_BL = positions_BL / 10_000 ** (d // 2 * 2 / 6)
         np.testing.assert_allclose(found_BLD[:, :, d],
@@ -137,8 +140,8 @@ def _bucket(distance, num_buckets, max_distance, is_causal):
 def test_relative_buckets_follow_a_loop(is_causal):
     distance = np.arange(-150, 151)
     table_WH = np.arange(32 * 3).reshape(32, 3)
-    found_BHLM = relative_bias(jnp.asarray(table_WH), jnp.asarray(distance[None, None]),
-                               is_causal=is_causal, max_distance=100)
+    found_BHLM = np.asarray(jax.jit(partial(relative_bias, is_causal=is_causal, max_distance=100))(
+        table_WH, distance[None, None]))
     assert found_BHLM.shape == (1, 3, 1, 301)
     buckets = [_bucket(int(d), 32, 100, is_causal) for d in distance]
     np.testing.assert_array_equal(found_BHLM[0, :, 0].T, table_WH[buckets])
@@ -166,18 +169,19 @@ def test_relative_buckets_equal_those_of_transformers(is_causal):
     {"positions": "none", "token_types": 2, "embed_norm": True, "norm": "layer"}], ids=str)
 def test_an_embedding_is_the_sum_of_its_tables(fields):
     config = dataclasses.replace(CONFIG, D=6, norm_eps=0.1, **fields)
-    tables = {name: jnp.asarray(RNG.normal(size=leaf.shape), jnp.float32) for name, leaf in
-              init_embeddings(config, jax.random.key(0), jax.random.key(0)).items()}
+    key = jax.random.key(0)
+    tables = {name: RNG.normal(size=leaf.shape).astype(np.float32) for name, leaf in
+              jax.eval_shape(partial(init_embeddings, config), key, key).items()}
     tokens_BL, positions_BL = RNG.integers(0, 11, (2, 4)), RNG.integers(0, 7, (2, 4))
-    found_BLD = embed(tables, tokens_BL, tokens_BL, positions_BL, config=config,
-                      execution=Execution())
-    expected_BLD = config.embed_scale * np.asarray(tables["embed_VD"])[tokens_BL]
+    found_BLD = jax.jit(partial(embed, config=config, execution=Execution()))(
+        tables, tokens_BL, tokens_BL, positions_BL)
+    expected_BLD = config.embed_scale * tables["embed_VD"][tokens_BL]
     if config.positions == "learned":
-        expected_BLD = expected_BLD + np.asarray(tables["embed_position_LD"])[positions_BL + 2]
+        expected_BLD = expected_BLD + tables["embed_position_LD"][positions_BL + 2]
     if config.positions == "sinusoidal":
-        expected_BLD = expected_BLD + sinusoids(positions_BL, 6)
+        expected_BLD = expected_BLD + np.asarray(sinusoids(positions_BL, 6))
     if config.embed_norm:
-        expected_BLD = expected_BLD + np.asarray(tables["embed_type_AD"])[0]
+        expected_BLD = expected_BLD + tables["embed_type_AD"][0]
         centred_BLD = expected_BLD - expected_BLD.mean(-1, keepdims=True)
         expected_BLD = (centred_BLD / np.sqrt((centred_BLD**2).mean(-1, keepdims=True) + 0.1)
                         * tables["embed_norm_D"][None, None]

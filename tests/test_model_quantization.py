@@ -53,7 +53,19 @@ def _operands(equation, positions=1, rows=3):
         3 * rng.normal(size=(rows, positions, *[1] * len(own))))
     kept = [1 if axis in axes else size for axis, size in enumerate(shape)]
     weight = rng.normal(size=shape) * np.exp(2 * rng.normal(size=kept))
-    return jnp.asarray(x, jnp.float32), jnp.asarray(weight, jnp.float32), axes
+    return x.astype(np.float32), weight.astype(np.float32), axes
+
+
+project_ = jax.jit(project, static_argnames=("equation", "execution"))
+
+
+def _as_floats(rounded):
+    return np.asarray(_convert(rounded))
+
+
+@jax.jit
+def _convert(rounded):
+    return rounded.astype(jnp.float32)
 
 
 @pytest.mark.parametrize("positions", [1, DIGIT_POSITIONS + 1])
@@ -62,11 +74,10 @@ def _operands(equation, positions=1, rows=3):
 def test_a_projection_is_that_of_the_rounded_weight(equation, quantise, positions):
     x, weight, axes = _operands(equation, positions)
     rounded = quantise(weight, axes)
-    out = jax.jit(partial(project, equation, execution=EXECUTION))(x, rounded)
-    exact = np.einsum(equation, *(np.asarray(leaf, np.float64) for leaf in (
-        x, rounded.astype(jnp.float32))))
+    out, floats = project_(equation, x, rounded, EXECUTION), _as_floats(rounded)
+    exact = np.einsum(equation, *(np.asarray(leaf, np.float64) for leaf in (x, floats)))
     assert out.shape == exact.shape and rounded.shape == weight.shape
-    size = np.einsum(equation, np.abs(x), np.abs(rounded.astype(jnp.float32)))
+    size = np.einsum(equation, np.abs(x), np.abs(floats))
     assert np.max(np.abs(out - exact) / size) < 1e-4
 
 
@@ -74,22 +85,22 @@ def test_a_projection_is_that_of_the_rounded_weight(equation, quantise, position
 @pytest.mark.parametrize("equation", EQUATIONS)
 def test_a_stack_of_layers_is_its_layers(equation, quantise):
     x, weight, axes = _operands(equation)
-    stack = jnp.stack([weight, 2 * weight[::-1]])
+    stack = np.stack([weight, 2 * weight[::-1]])
     rounded = quantise(stack, tuple(axis + 1 for axis in axes))
     assert rounded.shape == stack.shape
 
     def layer(_, own):
         return None, project(equation, x, own, EXECUTION)
 
-    _, outs = jax.lax.scan(layer, None, rounded)
-    for out, own in zip(outs, stack):
-        alone = project(equation, x, quantise(own, axes), EXECUTION)
+    _, outs = jax.jit(partial(jax.lax.scan, layer, None))(rounded)
+    for out, own in zip(np.asarray(outs), stack):
+        alone = project_(equation, x, quantise(own, axes), EXECUTION)
         np.testing.assert_allclose(out, alone, rtol=1e-5, atol=1e-5 * np.max(np.abs(alone)))
 
 
 def test_int8_errs_by_half_a_step_of_each_channel():
     _, weight, axes = _operands("BLD,DHK->BLHK")
-    error = np.abs(quantize_int8(weight, axes).astype(jnp.float32) - weight)
+    error = np.abs(_as_floats(quantize_int8(weight, axes)) - weight)
     step = np.max(np.abs(weight), axis=0, keepdims=True) / 127
     assert np.all(error <= 0.5001 * step)
     assert np.max(error / step) > 0.4, "the bound is not loose"
@@ -99,7 +110,7 @@ def test_int8_errs_by_half_a_step_of_each_channel():
 def test_int4_errs_by_half_a_step_of_each_group(equation):
     """The step of a group is its range over 15; scale and offset add their own rounding."""
     _, weight, axes = _operands(equation)
-    rounded = np.asarray(quantize_int4(weight, axes).astype(jnp.float32))
+    rounded = _as_floats(quantize_int4(weight, axes))
     size = math.prod(weight.shape[axis] for axis in axes)
 
     def rows(array):    # [..., summed], padded as the groups are
@@ -120,17 +131,17 @@ def test_weights_of_four_bits_come_back_as_they_were():
     numbers = rng.integers(0, 16, (4, GROUP, 10))
     numbers[:, 0], numbers[:, 1] = 0, 15
     scale, offset = (rng.integers(1, 8, (4, 1, 10)) / 8 for _ in "sm")
-    weight = jnp.asarray((numbers * scale - offset).reshape(4 * GROUP, 10), jnp.float32)
-    np.testing.assert_array_equal(quantize_int4(weight, (0,)).astype(jnp.float32), weight)
+    weight = (numbers * scale - offset).reshape(4 * GROUP, 10).astype(np.float32)
+    np.testing.assert_array_equal(_as_floats(quantize_int4(weight, (0,))), weight)
 
 
 @pytest.mark.parametrize("quantise", [quantize_int8, quantize_int4])
 def test_zeros_and_equal_weights_stay_what_they_are(quantise):
-    weight = jnp.zeros((64, 3)).at[:, 1].set(0.75).at[:, 2].set(-0.75)
+    weight = np.tile(np.float32([0, 0.75, -0.75]), (64, 1))
     rounded = quantise(weight, (0,))
-    np.testing.assert_allclose(rounded.astype(jnp.float32), weight, rtol=1e-6)
-    x = jnp.zeros((2, 1, 64)).at[1].set(1.0)
-    out = project("BLD,DF->BLF", x, rounded, EXECUTION)
+    np.testing.assert_allclose(_as_floats(rounded), weight, rtol=1e-6)
+    x = np.repeat(np.float32([0, 1]), 64).reshape(2, 1, 64)
+    out = np.asarray(project_("BLD,DF->BLF", x, rounded, EXECUTION))
     np.testing.assert_allclose(out[:, 0], [[0, 0, 0], [0, 48, -48]], rtol=1e-4)
 
 
@@ -138,9 +149,11 @@ def test_zeros_and_equal_weights_stay_what_they_are(quantise):
 @pytest.mark.parametrize("quantise", [quantize_int8, quantize_int4])
 def test_what_is_not_finite_stays_so(quantise, bad):
     x, weight, _ = _operands("BLD,DF->BLF")
-    of_weight = project("BLD,DF->BLF", x, quantise(weight.at[3, 5].set(bad), (0,)), EXECUTION)
+    bad_weight, bad_x = weight.copy(), x.copy()
+    bad_weight[3, 5] = bad_x[1, 0, 7] = bad
+    of_weight, of_x = (np.asarray(project_("BLD,DF->BLF", rows, quantise(own, (0,)), EXECUTION))
+                       for rows, own in ((x, bad_weight), (bad_x, weight)))
     assert not np.any(np.isfinite(of_weight[..., 5])) and np.all(np.isfinite(of_weight[..., :5]))
-    of_x = project("BLD,DF->BLF", x.at[1, 0, 7].set(bad), quantise(weight, (0,)), EXECUTION)
     assert not np.any(np.isfinite(of_x[1])) and np.all(np.isfinite(of_x[::2]))
 
 
@@ -148,12 +161,15 @@ def test_what_is_not_finite_stays_so(quantise, bad):
 def test_a_row_does_not_depend_on_the_others(quantise):
     """Nor on their number."""
     x, weight, _ = _operands("BLD,DF->BLF", rows=8)
-    run = jax.jit(partial(project, "BLD,DF->BLF", execution=EXECUTION))
     rounded = quantise(weight, (0,))
-    whole = run(x, rounded)
-    np.testing.assert_array_equal(run(x.at[1:].multiply(-50.0), rounded)[0], whole[0])
+
+    def run(x):
+        return np.asarray(project_("BLD,DF->BLF", x, rounded, EXECUTION))
+
+    whole = run(x)
+    np.testing.assert_array_equal(run(np.concatenate([x[:1], -50 * x[1:]]))[0], whole[0])
     for count in (1, 2, 5):
-        np.testing.assert_allclose(run(x[:count], rounded), whole[:count], rtol=1e-5,
+        np.testing.assert_allclose(run(x[:count]), whole[:count], rtol=1e-5,
                                    atol=1e-6 * np.max(np.abs(whole[:count])))
 
 
@@ -163,14 +179,19 @@ def test_activations_have_the_gradient_of_the_matmul(quantise, dtype):
     """So an adapter can be trained on a quantised base; also at a single position."""
     execution = Execution(compute_dtype=dtype)
     x, weight, axes = _operands("BLHK,HKD->BLD")
-    x, rounded = x.astype(dtype), quantise(weight, axes)
-    out, pull_back = jax.vjp(lambda x: project("BLHK,HKD->BLD", x, rounded, execution), x)
+    x, rounded = x.astype(jnp.dtype(dtype)), quantise(weight, axes)
+    dout = np.random.default_rng(1).normal(size=(3, 1, weight.shape[-1])).astype(x.dtype)
+
+    @jax.jit
+    def differentiate(x, dout):
+        out, pull_back = jax.vjp(lambda x: project("BLHK,HKD->BLD", x, rounded, execution), x)
+        return out, *pull_back(dout)
+
+    out, dx = differentiate(x, dout)
     assert out.dtype == x.dtype
-    dout = jnp.asarray(np.random.default_rng(1).normal(size=out.shape), dtype)
-    exact = jnp.einsum("BLD,HKD->BLHK", dout, rounded.astype(dtype))
-    dx, = pull_back(dout)
-    np.testing.assert_allclose(*(np.asarray(leaf, np.float32) for leaf in (dx, exact)),
-                               rtol=2e-2, atol=1e-2 * float(jnp.max(jnp.abs(exact))))
+    exact = jax.jit(lambda dout: jnp.einsum("BLD,HKD->BLHK", dout, rounded.astype(dtype)))(dout)
+    dx, exact = (np.asarray(leaf, np.float32) for leaf in (dx, exact))
+    np.testing.assert_allclose(dx, exact, rtol=2e-2, atol=1e-2 * np.max(np.abs(exact)))
 
 
 @pytest.mark.parametrize(("name", "rank", "axes"), [
@@ -196,7 +217,7 @@ def test_bytes_are_those_that_are_held(config, params):
     int8 = quantize(params, "int8")["blocks"]
     channels = sum(int8[name].scale.size for name in weights)
     assert weight_bytes(int8) == sum(weights.values()) + 4 * channels + small
-    wide = jnp.ones((1, 128, 32))   # 4 bits, and 2 x 16 bits for each group of 32
+    wide = np.ones((1, 128, 32), np.float32)    # 4 bits, and 2 x 16 bits for each group of 32
     assert weight_bytes(quantize_int4(wide, (1,))) == wide.size * 5 / 8
 
 
@@ -209,9 +230,16 @@ MODELS = {"untied": {}, "tied": {"tied": True, "embed_previous": False},
                    "qk_norm": False}}
 
 
+init_ = jax.jit(init, static_argnums=0)
+
+
 def _model(config, changes):
     config = dataclasses.replace(config, **changes)
-    return config, jax.jit(partial(init, config))(jax.random.key(0))
+    return config, init_(config, jax.random.key(0))
+
+
+def _tokens(config, rows=2):
+    return np.random.default_rng(1).integers(0, config.V, (rows, 12)).astype(np.int32)
 
 
 @partial(jax.jit, static_argnames=("config", "execution"))
@@ -234,11 +262,10 @@ def _next_logits(params, tokens_BL, *, config, execution):
 @pytest.mark.parametrize("name", some_in_full(MODELS, "untied", "experts", "lstm"))
 def test_a_models_logits_are_close(config, name, kind):
     config, params = _model(config, MODELS[name])
-    tokens_BL = jax.random.randint(jax.random.key(1), (2, 12), 0, config.V)
-    run = partial(_next_logits, tokens_BL=tokens_BL, config=config, execution=EXECUTION)
-    for exact_BV, rounded_BV in zip(run(params), run(quantize(params, kind))):
-        assert rounded_BV.dtype == jnp.float32
-        error = jnp.std(exact_BV - rounded_BV) / jnp.std(exact_BV)
+    run = partial(_next_logits, tokens_BL=_tokens(config), config=config, execution=EXECUTION)
+    for exact_BV, rounded_BV in zip(*jax.device_get((run(params), run(quantize(params, kind))))):
+        assert rounded_BV.dtype == np.float32
+        error = np.std(exact_BV - rounded_BV) / np.std(exact_BV)
         assert 0 < error < {"int8": 0.03, "int4": 0.3}[kind]
 
 
@@ -246,19 +273,22 @@ def test_a_models_logits_are_close(config, name, kind):
 def test_decode_equals_the_full_forward(config, params, kind):
     """Prefill converts weights and decode multiplies in int8: both are the same function."""
     rounded = quantize(params, kind)
-    tokens_BL = jax.random.randint(jax.random.key(1), (2, 12), 0, config.V)
+    tokens_BL = _tokens(config)
     _, last_BV = _next_logits(rounded, tokens_BL, config=config, execution=EXECUTION)
-    positions_BL = jnp.broadcast_to(jnp.arange(12)[None], (2, 12))
-    how = dict(config=config, execution=EXECUTION)
-    x_BLD = jax.jit(partial(forward, **how))(rounded, tokens_BL, positions_BL,
-                                             jnp.ones_like(tokens_BL))
-    full_BLV = jax.jit(partial(logits, **how))(rounded, x_BLD)
-    np.testing.assert_allclose(last_BV, full_BLV[:, -1], atol=2e-3 * float(jnp.std(full_BLV)))
-    targets_BL = jnp.roll(tokens_BL, -1, axis=1)
-    logp_BL = jax.jit(partial(token_logps, **how))(rounded, x_BLD, targets_BL)
-    exact_BLV = jax.nn.log_softmax(full_BLV)
+    positions_BL = np.tile(np.arange(12, dtype=np.int32), (2, 1))
+    targets_BL, how = np.roll(tokens_BL, -1, axis=1), dict(config=config, execution=EXECUTION)
+
+    @jax.jit
+    def run(rounded):
+        x_BLD = forward(rounded, tokens_BL, positions_BL, np.ones_like(tokens_BL), **how)
+        full_BLV = logits(rounded, x_BLD, **how)
+        return (full_BLV, jax.nn.log_softmax(full_BLV),
+                token_logps(rounded, x_BLD, targets_BL, **how))
+
+    full_BLV, exact_BLV, logp_BL = jax.device_get(run(rounded))
+    np.testing.assert_allclose(last_BV, full_BLV[:, -1], atol=2e-3 * np.std(full_BLV))
     np.testing.assert_allclose(
-        logp_BL, jnp.take_along_axis(exact_BLV, targets_BL[..., None], axis=2)[..., 0], atol=1e-3)
+        logp_BL, np.take_along_axis(exact_BLV, targets_BL[..., None], axis=2)[..., 0], atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -266,11 +296,10 @@ def test_decode_equals_the_full_forward(config, params, kind):
     {"data": 2, "fsdp": 2, "tensor": 2},
     pytest.param({"tensor": 2, "fsdp": 4}, marks=pytest.mark.full)])
 def test_a_sharded_model_is_the_same_model(config, kind, axes):
-    config = dataclasses.replace(config, D=64, F=128)
-    params = jax.jit(partial(init, config))(jax.random.key(0))
-    tokens_BL = jax.random.randint(jax.random.key(1), (8, 12), 0, config.V)
-    run = partial(_next_logits, tokens_BL=tokens_BL, config=config, execution=EXECUTION)
-    alone = run(quantize(params, kind))
+    config, params = _model(config, {"D": 64, "F": 128})
+    run = partial(_next_logits, tokens_BL=_tokens(config, rows=8), config=config,
+                  execution=EXECUTION)
+    alone, params = jax.device_get((run(quantize(params, kind)), params))
     mesh = make_mesh(axes)
     with jax.set_mesh(mesh):
         sharded = quantize(jax.device_put(params, param_shardings(abstract_params(config), mesh)),
@@ -278,17 +307,18 @@ def test_a_sharded_model_is_the_same_model(config, kind, axes):
         held = jax.tree.leaves(sharded["blocks"]["w_up_DF"])[0]
         assert held.addressable_shards[0].data.size < held.size, "it is not whole on every device"
         for here_BV, there_BV in zip(alone, run(sharded)):
-            np.testing.assert_allclose(here_BV, there_BV, atol=1e-3 * float(jnp.std(here_BV)))
+            np.testing.assert_allclose(here_BV, there_BV, atol=1e-3 * np.std(here_BV))
 
 
 def test_a_weight_of_another_shape_is_refused(config, params):
     wrong = quantize(params, "int8")
-    wrong["blocks"]["w_up_DF"] = Int8Weight(jnp.ones((2, 32, 65), jnp.int8), jnp.ones((2, 1, 65)))
-    tokens_BL = jnp.zeros((1, 3), jnp.int32)
+    wrong["blocks"]["w_up_DF"] = Int8Weight(np.ones((2, 32, 65), np.int8), np.ones((2, 1, 65)))
+    tokens_BL = np.zeros((1, 3), np.int32)
     with pytest.raises(UserError, match=r"w_up_DF: has the shape \(32, 65\), not \(32, 64\)"):
-        forward(wrong, tokens_BL, tokens_BL, tokens_BL, config=config, execution=EXECUTION)
+        jax.eval_shape(partial(forward, config=config, execution=EXECUTION), wrong, tokens_BL,
+                       tokens_BL, tokens_BL)
     with pytest.raises(ValueError, match="sums over an axis of scales"):
-        project("BLF,DF->BLD", jnp.ones((1, 1, 40)), quantize_int8(jnp.ones((8, 40)), (0,)),
+        project("BLF,DF->BLD", np.ones((1, 1, 40)), quantize_int8(np.ones((8, 40)), (0,)),
                 EXECUTION)
 
 

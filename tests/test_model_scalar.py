@@ -22,17 +22,19 @@ ENCODER = dataclasses.replace(SCORED, family="encoder")
 
 
 def states(seed=0, rows=3, length=7):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=(rows, length, 32)), jnp.float32)
+    return np.random.default_rng(seed).normal(size=(rows, length, 32)).astype(np.float32)
 
 
-SEGMENTS_BL = jnp.array([[1, 1, 1, 0, 0, 0, 0], [0, 0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1]])
-HEAD = init_scalar_head(SCORED, jax.random.key(1)) | {"score_bias_Y": jnp.array([0.25])}
+score_ = jax.jit(score_last, static_argnames="config")
+SEGMENTS_BL = np.array([[1, 1, 1, 0, 0, 0, 0], [0, 0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1]])
+HEAD = jax.device_get(jax.jit(init_scalar_head, static_argnums=0)(SCORED, jax.random.key(1))) | {
+    "score_bias_Y": np.float32([0.25])}
 
 
 @pytest.mark.parametrize("config, places", [(SCORED, (2, 6, 6)), (ENCODER, (0, 2, 0))])
 def test_the_score_is_read_from_the_last_real_token_or_an_encoders_first(config, places):
     x_BLD = states()
-    scores = score_last(HEAD, x_BLD, SEGMENTS_BL, config=config)
+    scores = score_(HEAD, x_BLD, SEGMENTS_BL, config=config)
     expected = [np.dot(np.float64(x_BLD[row, place]), np.float64(HEAD["score_DY"][:, 0])) + 0.25
                 for row, place in enumerate(places)]
     np.testing.assert_allclose(scores, expected, rtol=1e-5)
@@ -41,38 +43,38 @@ def test_the_score_is_read_from_the_last_real_token_or_an_encoders_first(config,
 
 def test_what_stands_at_padding_does_not_matter_even_if_it_is_not_finite():
     x_BLD = states()
-    broken = jnp.where(SEGMENTS_BL[:, :, None] > 0, x_BLD, jnp.nan)
-    score = partial(score_last, segment_ids_BL=SEGMENTS_BL, config=SCORED)
+    broken = np.where(SEGMENTS_BL[:, :, None] > 0, x_BLD, np.float32(np.nan))
+    score = partial(score_, segment_ids_BL=SEGMENTS_BL, config=SCORED)
     np.testing.assert_array_equal(score(HEAD, x_BLD), score(HEAD, broken))
-    gradient = jax.grad(lambda x: jnp.sum(score(HEAD, x)))(broken)
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(score(HEAD, x))))(broken)
     assert np.isfinite(gradient).all()
 
 
 def test_a_row_of_padding_has_the_bias_as_its_score():
-    scores = score_last(HEAD, states(), jnp.zeros((3, 7), jnp.int32), config=SCORED)
+    scores = score_(HEAD, states(), np.zeros((3, 7), np.int32), config=SCORED)
     np.testing.assert_array_equal(scores, np.full(3, 0.25, np.float32))
 
 
 def test_a_pooler_stands_between_an_encoders_state_and_its_score():
     config = dataclasses.replace(ENCODER, pooler=True)
     params = jax.jit(partial(init, config))(jax.random.key(0))
-    x_BLD, ones_BL = states(), jnp.ones((3, 7), jnp.int32)
-    expected = pool_first(params, x_BLD) @ params["score_DY"][:, 0] + params["score_bias_Y"]
-    np.testing.assert_allclose(score_last(params, x_BLD, ones_BL, config=config), expected,
-                               rtol=1e-5)
+    x_BLD, ones_BL = states(), np.ones((3, 7), np.int32)
+    expected = jax.jit(lambda params: pool_first(params, x_BLD) @ params["score_DY"][:, 0]
+                       + params["score_bias_Y"])(params)
+    np.testing.assert_allclose(score_(params, x_BLD, ones_BL, config=config), expected, rtol=1e-5)
 
 
 def test_the_first_weights_have_the_variance_of_their_source():
     wide = dataclasses.replace(SCORED, D=4096)
-    head = init_scalar_head(wide, jax.random.key(0))
+    head = jax.device_get(jax.jit(init_scalar_head, static_argnums=0)(wide, jax.random.key(0)))
     assert float(head["score_DY"].std()) == pytest.approx(4097**-0.5, rel=0.05)
     assert float(head["score_bias_Y"][0]) == 0
 
 
 def test_normalising_shifts_and_scales_every_score():
-    score = partial(score_last, x_BLD=states(), segment_ids_BL=SEGMENTS_BL, config=SCORED)
-    np.testing.assert_allclose(score(normalise_head(HEAD, 0.7, 2.5)), (score(HEAD) - 0.7) / 2.5,
-                               rtol=1e-5)
+    score = partial(score_, x_BLD=states(), segment_ids_BL=SEGMENTS_BL, config=SCORED)
+    np.testing.assert_allclose(score(normalise_head(HEAD, 0.7, 2.5)),
+                               (np.asarray(score(HEAD)) - 0.7) / 2.5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["decoder", "encoder", "lstm"])

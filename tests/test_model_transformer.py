@@ -81,14 +81,14 @@ def test_head_weight_is_the_embedding_when_tied(batch, config, execution):
     assert "head_DV" not in params
     assert num_params(tied) == sum(leaf.size for leaf in jax.tree.leaves(params))
     assert num_params(config) - num_params(tied) == config.D * config.V
-    x_BLD = jnp.asarray(np.random.default_rng(0).normal(size=(1, 3, config.D)), jnp.float32)
-    np.testing.assert_allclose(logits(params, x_BLD, config=tied, execution=execution),
-                               x_BLD @ params["embed_VD"].T, atol=1e-5)
+    x_BLD = np.random.default_rng(0).normal(size=(1, 3, config.D)).astype(np.float32)
+    found_BLV = jax.jit(partial(logits, config=tied, execution=execution))(params, x_BLD)
+    np.testing.assert_allclose(found_BLV, x_BLD @ np.asarray(params["embed_VD"]).T, atol=1e-5)
 
     def loss(p):
         return next_token_loss(p, batch, config=tied, execution=execution, key=None)[0]
 
-    gradient = jax.jit(jax.grad(loss))(params)
+    gradient = jax.device_get(jax.jit(jax.grad(loss))(params))
     unseen = np.setdiff1d(np.arange(config.V), batch.tokens_BL)
     assert len(unseen) and np.abs(gradient["embed_VD"][unseen]).sum(-1).all(), \
         "tokens that are no input learn through the head"
@@ -101,18 +101,20 @@ def test_the_stream_starts_at_unit_scale(config, execution, is_tied):
     params = jax.jit(partial(init, config))(jax.random.key(0))
     tokens_BL = np.arange(config.V)[None]
     previous_BL = np.full_like(tokens_BL, -1)
-    x_BLD = embed(params, tokens_BL, previous_BL, tokens_BL, config=config, execution=execution)
+    x_BLD = np.asarray(jax.jit(partial(embed, config=config, execution=execution))(
+        params, tokens_BL, previous_BL, tokens_BL))
     np.testing.assert_allclose(np.std(x_BLD), 1, rtol=0.05)  # three standard errors
-    head_DV = params["embed_VD"].T if is_tied else params["head_DV"]
+    head_DV = np.asarray(params["embed_VD"].T if is_tied else params["head_DV"])
     assert np.std(head_DV) < 1.1 * config.D**-0.5, "no token is likely before it is learned"
 
 
 def test_token_logps_are_log_softmax_of_logits(params, config, execution):
     rng = np.random.default_rng(1)
-    x_BLD = jnp.asarray(rng.normal(size=(2, 3, config.D)), jnp.float32)
+    x_BLD = rng.normal(size=(2, 3, config.D)).astype(np.float32)
     targets_BL = rng.integers(0, config.V, (2, 3))
-    logits_BLV = np.asarray(logits(params, x_BLD, config=config, execution=execution), np.float64)
+    read_logits, read_logps = (jax.jit(partial(read, config=config, execution=execution))
+                               for read in (logits, token_logps))
+    logits_BLV = np.asarray(read_logits(params, x_BLD), np.float64)
     logps_BLV = logits_BLV - np.log(np.exp(logits_BLV).sum(-1, keepdims=True))
     expected_BL = np.take_along_axis(logps_BLV, targets_BL[..., None], -1)[..., 0]
-    found_BL = token_logps(params, x_BLD, targets_BL, config=config, execution=execution)
-    np.testing.assert_allclose(found_BL, expected_BL, atol=1e-5)
+    np.testing.assert_allclose(read_logps(params, x_BLD, targets_BL), expected_BL, atol=1e-5)

@@ -25,7 +25,7 @@ def run(config, execution, params, batch):
     mesh = make_mesh({"data": 4, "fsdp": 2})
     optimizer = optax.adamw(1e-3)
     key = jax.random.key(0)
-    state = make_state(jax.tree.map(jnp.copy, params), optimizer, key, mesh)
+    state = make_state(jax.tree.map(np.array, params), optimizer, key, mesh)
     loss_fn = partial(next_token_loss, config=config, execution=execution)
     train_step = make_train_step(loss_fn, optimizer, state, mesh)
     evaluate = jax.jit(loss_fn)

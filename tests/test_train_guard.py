@@ -126,7 +126,7 @@ def run(config, execution, params, batch):
     optimizer = make_optimizer(ConfigDict(make_section(warmup_steps=0)), num_steps=10)
 
     def start():
-        return make_state(jax.tree.map(jnp.copy, params), optimizer, jax.random.key(1), mesh,
+        return make_state(jax.tree.map(np.array, params), optimizer, jax.random.key(1), mesh,
                           guard_window=2)
 
     step = make_train_step(partial(next_token_loss, config=config, execution=execution), optimizer,

@@ -18,11 +18,12 @@ from train.loss import Coefficients, next_token_loss
 @pytest.fixture(scope="module")
 def loss_fn(config, execution):
     """The loss with the tiny model bound."""
-    return partial(next_token_loss, config=config, execution=execution, key=jax.random.key(0))
+    return jax.jit(partial(next_token_loss, config=config, execution=execution,
+                           key=jax.random.key(0)), static_argnames="coefs")
 
 
 def test_uniform_logits_cost_the_logarithm_of_the_vocabulary(loss_fn, params, batch, config):
-    uniform = params | {"head_DV": jnp.zeros_like(params["head_DV"])}
+    uniform = params | {"head_DV": np.zeros_like(params["head_DV"])}
     loss_sum, metrics = loss_fn(uniform, batch)
     total, weight = metrics["loss"]
     np.testing.assert_allclose(total / weight, math.log(config.V), rtol=1e-5)
@@ -67,9 +68,13 @@ def test_z_loss_and_its_gradient_equal_the_formula(loss_fn, params, batch, confi
 def test_top_logit_is_the_mean_of_the_rows_largest(loss_fn, params, batch, config, execution):
     batch = batch.replace(loss_weights_BL=np.array(batch.loss_weights_BL))
     batch.loss_weights_BL[3] = 0  # a row that counts nowhere
-    x_BLD = forward(params, batch.tokens_BL, batch.positions_BL, batch.segment_ids_BL,
-                    config=config, execution=execution)
-    top_BL = np.asarray(logits(params, x_BLD, config=config, execution=execution)).max(-1)
+    @jax.jit
+    def all_logits(params):
+        x_BLD = forward(params, batch.tokens_BL, batch.positions_BL, batch.segment_ids_BL,
+                        config=config, execution=execution)
+        return logits(params, x_BLD, config=config, execution=execution)
+
+    top_BL = np.asarray(all_logits(params)).max(-1)
     rows = [top[weights > 0].max() for top, weights in zip(top_BL, batch.loss_weights_BL)
             if weights.any()]
     assert len(rows) == 7
@@ -77,7 +82,7 @@ def test_top_logit_is_the_mean_of_the_rows_largest(loss_fn, params, batch, confi
     np.testing.assert_allclose([total, weight], [sum(rows), 7], rtol=1e-5)
 
 
-def test_router_terms_are_means_over_layers_times_the_weight(loss_fn, params, batch, config,
+def test_router_terms_are_means_over_layers_times_the_weight(params, batch, config, execution,
                                                              monkeypatch):
     def forward_with_stats(params, tokens_BL, *_, config, execution):
         scale = params["final_norm_D"][0]
@@ -89,7 +94,9 @@ def test_router_terms_are_means_over_layers_times_the_weight(loss_fn, params, ba
     monkeypatch.setattr(decoder, "forward_with_stats", forward_with_stats)
 
     def ours(**coefs):
-        return jax.value_and_grad(partial(loss_fn, batch=batch, **coefs), has_aux=True)(params)
+        loss_fn = partial(next_token_loss, batch=batch, config=config, execution=execution,
+                          key=jax.random.key(0), **coefs)
+        return jax.device_get(jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(params))
 
     (plain, _), plain_gradient = ours()
     (loss_sum, metrics), gradient = ours(coefs=Coefficients(balance=0.01, router_z=0.001))
@@ -105,9 +112,9 @@ def test_router_terms_are_means_over_layers_times_the_weight(loss_fn, params, ba
 
 
 def test_all_sums_are_the_same_however_the_batch_is_cut(loss_fn, params, batch):
-    loss_fn = jax.jit(partial(loss_fn, coefs=Coefficients(z_loss=0.1)))
+    loss_fn = partial(loss_fn, coefs=Coefficients(z_loss=0.1))
     loss_sum, sums = loss_fn(params, batch)
-    pieces = [loss_fn(params, jax.tree.map(lambda leaf, n=n: leaf[n:n + 2], batch))
+    pieces = [jax.device_get(loss_fn(params, jax.tree.map(lambda leaf, n=n: leaf[n:n + 2], batch)))
               for n in range(0, 8, 2)]
     assert set(sums) == {"loss", "top_logit", "z_loss"}
     added = jax.tree.map(lambda *parts: sum(parts), *pieces)

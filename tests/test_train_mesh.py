@@ -5,7 +5,6 @@ import math
 from functools import cache, partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -59,7 +58,7 @@ class Trainer:
                                     num_microbatches=num_microbatches)
 
     def make_state(self):
-        params = jax.tree.map(jnp.copy, _params(self.config))
+        params = jax.tree.map(np.array, _params(self.config))
         return make_state(params, self.optimizer, jax.random.key(1), self.mesh)
 
     def take_two_steps(self, batch):

@@ -139,12 +139,16 @@ def test_what_is_measured_is_the_loss_of_hidden_tokens(tokens, config, execution
     for name in ("pages", "code"):
         np.add.at(counts, TokenRows(tokens, name, 32).tokens[:], 1)
     counts[tokenizer.token_bytes() == 0] = 0
+
+    @jax.jit
+    def all_logps(params, row):
+        x_BLD = forward(params, *row.inputs, config=config, execution=execution)
+        return jax.nn.log_softmax(logits(params, x_BLD, config=config, execution=execution))
+
     losses, unigrams, right = [], [], []
     for i in range(len(pages._rows)):
         row = jax.tree.map(lambda leaf: leaf[None], pages._rows[i])
-        x_BLD = forward(params, *row.inputs, config=config, execution=execution)
-        logp_LV = np.asarray(jax.nn.log_softmax(logits(params, x_BLD, config=config,
-                                                       execution=execution)))[0]
+        logp_LV = np.asarray(all_logps(params, row))[0]
         for place in np.flatnonzero(row.loss_weights_BL[0]):
             target = row.targets_BL[0, place]
             losses.append(-logp_LV[place, target])

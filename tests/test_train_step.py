@@ -3,7 +3,6 @@
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -31,7 +30,7 @@ GOLDEN = {"loss": 4.584188, "gradient_norm": 0.5532271, "param_norm": 63.831398,
 
 def _take_one_step(loss_fn, params, batch, mesh):
     optimizer = make_optimizer(SECTION, num_steps=10)
-    state = make_state(jax.tree.map(jnp.copy, params), optimizer, jax.random.key(1), mesh)
+    state = make_state(jax.tree.map(np.array, params), optimizer, jax.random.key(1), mesh)
     step = make_train_step(loss_fn, optimizer, state, mesh)
     with jax.set_mesh(mesh):
         return step(state, place_batch(batch, mesh))
@@ -94,7 +93,8 @@ def test_accumulation_changes_nothing_when_weights_are_uneven(whole_gradient, lo
 def test_the_first_state_is_made_around_given_parameters_where_they_belong(params):
     mesh = make_mesh({"data": -1, "fsdp": 2, "tensor": 2})
     optimizer = make_optimizer(SECTION, num_steps=10)
-    state = make_state(params, optimizer, jax.random.key(1), mesh, keep_ema=True)
+    state = make_state(jax.tree.map(np.array, params), optimizer, jax.random.key(1), mesh,
+                       keep_ema=True)
     for tree in (state.params, state.ema):
         assert tree["embed_VD"].sharding.shard_shape((98, 32)) == (49, 16)
         np.testing.assert_array_equal(tree["embed_VD"], params["embed_VD"])
@@ -113,12 +113,13 @@ def _assert_describes(found, leaf):
 
 @pytest.mark.parametrize("decay", [0.5, 0.9999])
 def test_the_average_is_that_of_optax_corrected_for_its_start(decay):
-    paths = [{"w_D": jnp.full(3, float(value))} for value in (7, 5, 6, -2, 4)]
+    paths = [{"w_D": np.full(3, value, np.float32)} for value in (7, 5, 6, -2, 4)]
     reference = optax.ema(decay, debias=True)
-    state, ema = reference.init(paths[0]), {"w_D": jnp.full(3, 100.0)}
+    update, average_ = jax.jit(reference.update), jax.jit(average, static_argnums=2)
+    state, ema = reference.init(paths[0]), {"w_D": np.full(3, 100, np.float32)}
     for count, params in enumerate(paths, start=1):
-        expected, state = reference.update(params, state)
-        ema = average(ema, params, decay, jnp.int32(count))
+        expected, state = update(params, state)
+        ema = average_(ema, params, decay, np.int32(count))
         # 1 - 0.9999 has four digits left in the float32 of the reference.
         np.testing.assert_allclose(ema["w_D"], expected["w_D"], rtol=1e-5 if decay < 0.9 else 1e-3)
     if decay > 0.9:     # hardly anything is forgotten: nearly the mean
@@ -127,7 +128,7 @@ def test_the_average_is_that_of_optax_corrected_for_its_start(decay):
 
 def test_the_average_of_a_short_run_holds_nothing_of_its_random_start(loss_fn, params, batch):
     mesh, optimizer = make_mesh({"data": 1}, jax.devices()[:1]), optax.sgd(0.5)
-    state = make_state(jax.tree.map(jnp.copy, params), optimizer, jax.random.key(1), mesh,
+    state = make_state(jax.tree.map(np.array, params), optimizer, jax.random.key(1), mesh,
                        keep_ema=True)
     step = make_train_step(loss_fn, optimizer, state, mesh, ema_decay=0.999)
     poisoned = batch.replace(loss_weights_BL=batch.loss_weights_BL * np.nan)
@@ -136,7 +137,7 @@ def test_the_average_of_a_short_run_holds_nothing_of_its_random_start(loss_fn, p
             before = jax.device_get(state.params)
             state, _ = step(state, place_batch(each, mesh))
             expected = {0: params, 1: state.params}.get(num_accepted) or jax.tree.map(
-                lambda old, new: (old + new) / 2, before, state.params)
+                lambda old, new: (old + np.asarray(new)) / 2, before, state.params)
             jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), state.ema,
                          expected)
 
@@ -159,12 +160,16 @@ def _lowered(step, mesh, *inputs):
         return step.lower(*inputs)
 
 
+def fresh_adapter(config, lora):
+    return jax.device_get(jax.jit(init_lora, static_argnums=(0, 1))(
+        config, lora, jax.random.key(0)))
+
+
 def test_frozen_parameters_are_an_argument_that_stays(loss_fn, params, batch, config):
     """Not donated, no constant of the program, and no part of the state or of its gradient."""
     mesh, optimizer = make_mesh({"data": 1}, jax.devices()[:1]), optax.sgd(0.5)
-    lora, frozen = Lora(rank=2), jax.tree.map(jnp.copy, params)
-    state = make_state(init_lora(config, lora, jax.random.key(0)), optimizer, jax.random.key(1),
-                       mesh)
+    lora, frozen = Lora(rank=2), jax.device_put(jax.tree.map(np.array, params))
+    state = make_state(fresh_adapter(config, lora), optimizer, jax.random.key(1), mesh)
     loss = with_adapter(loss_fn, lora)
     step = make_train_step(loss, optimizer, state, mesh)
     placed = place_batch(batch, mesh)
@@ -181,9 +186,10 @@ def test_frozen_parameters_are_an_argument_that_stays(loss_fn, params, batch, co
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(frozen))
     jax.tree.map(np.testing.assert_array_equal, frozen, params)
     assert jax.tree.structure(state.params) == jax.tree.structure(before)
-    assert float(metrics["param_norm"]) == pytest.approx(float(optax.tree.norm(state.params)))
+    assert float(metrics["param_norm"]) == pytest.approx(
+        float(jax.jit(optax.tree.norm)(state.params)))
     changed = {name for name, leaf in state.params["blocks"].items()
-               if np.any(leaf != before["blocks"][name])}
+               if np.any(np.asarray(leaf) != before["blocks"][name])}
     assert changed == {name for name in before["blocks"] if "_b_" in name}, "A waits for B"
 
 
@@ -196,8 +202,7 @@ def test_microbatches_share_the_frozen_parameters(loss_fn, params, batch, config
     mesh, optimizer, lora = make_mesh({"data": 1}, jax.devices()[:1]), optax.sgd(0.5), Lora(rank=2)
     after = []
     for num_microbatches in (1, 2):
-        state = make_state(init_lora(config, lora, jax.random.key(0)), optimizer,
-                           jax.random.key(1), mesh)
+        state = make_state(fresh_adapter(config, lora), optimizer, jax.random.key(1), mesh)
         step = make_train_step(with_adapter(loss_fn, lora), optimizer, state, mesh,
                                num_microbatches=num_microbatches)
         with jax.set_mesh(mesh):

@@ -118,21 +118,24 @@ def unstack(params: Params, execution: Execution) -> Params:
     params = jax.tree_util.tree_map_with_path(cast, params, is_leaf=is_other)
     leaves, structure = jax.tree.flatten(params["blocks"])
     leaf = leaves[0]
-    take = _make_take(structure, tuple(map(_layer_sharding, leaves)))
-    layers = [take(params["blocks"], n) for n in range(leaf.shape[0])]
     # One scale of fp8 is for a whole tensor: joined ones would share it.
-    if len(leaf.devices()) == 1 and execution.matmul != "fp8":
-        layers = [join(layer) for layer in layers]
-    return {**params, "blocks": tuple(layers)}
+    is_joined = len(leaf.devices()) == 1 and execution.matmul != "fp8"
+    take = _make_take(structure, tuple(map(_layer_sharding, leaves)), is_joined)
+    return {**params, "blocks": tuple(take(params["blocks"], n) for n in range(leaf.shape[0]))}
 
 
 @lru_cache
-def _make_take(structure: Any, shardings: tuple[NamedSharding | None, ...]) -> Callable:
+def _make_take(structure: Any, shardings: tuple[NamedSharding | None, ...],
+               is_joined: bool) -> Callable:
     """The compiled function from stacked layers and a number to that layer; one for all calls, as
     weights that change are unstacked again and again."""
-    return jax.jit(lambda blocks, n: jax.tree.map(
-        lambda leaf: jax.lax.dynamic_index_in_dim(leaf, n, keepdims=False), blocks),
-        out_shardings=structure.unflatten(shardings))
+    def take(blocks, n):
+        layer = jax.tree.map(
+            lambda leaf: jax.lax.dynamic_index_in_dim(leaf, n, keepdims=False), blocks)
+        return join(layer) if is_joined else layer
+
+    # Joined weights are on one device, where there is nothing to choose.
+    return jax.jit(take, out_shardings=None if is_joined else structure.unflatten(shardings))
 
 
 def _layer_sharding(leaf: jax.Array) -> NamedSharding | None:
