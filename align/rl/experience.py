@@ -29,9 +29,8 @@ from ml_collections import ConfigDict
 from align.losses.policy import PolicyBatch
 from align.rl.advantages import count_statuses
 from align.rl.algorithms import Algorithm, Known, make_policy_batch
-from align.rl.rewards import Rewards
+from align.rl.rewards import Answer, Rewards
 from align.rl.rollouts import (
-    Answer,
     Prompt,
     make_rows,
     pick_prompts,
@@ -130,6 +129,7 @@ class Gatherer:
             iteration, setup=self.setup, section=section, tokenizer=self.tokenizer)
         sampled = time.monotonic()
         scores_B, metrics = self.rewards(answers)
+        scores_B = scores_B.astype(np.float32)
         rows = make_rows(answers, section.row_length)
         old_BL, reference_BL, values_BL = self._score_all(tree, frozen, rows)
         known = Known(scores_B, rows.loss_weights_BL, old_BL, reference_BL, values_BL,
