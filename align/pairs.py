@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 
 from align.best_of_n import log_curve, make_curve, pick_best
 from align.rl.rewards import Answer, Resources, Rewards
+from align.sources import fingerprint_inputs
 from core.artifacts import write_jsonl
 from core.entry import Stage, run_stage
 from core.errors import UserError
@@ -225,7 +226,8 @@ def describe_pairs(pairs: Sequence[Preference], tokenizer: Tokenizer) -> dict[st
             "longer_chosen_frac": float((lengths[:, 0] > lengths[:, 1]).mean())}
 
 
-STAGE = Stage("pairs", build, parents=("model", "corpus"))
+STAGE = Stage("pairs", build, parents=("model", "corpus", "reward"),
+              inputs=lambda config: fingerprint_inputs(config.pairs))
 
 if __name__ == "__main__":
     run_stage(STAGE)

@@ -203,6 +203,11 @@ def build(parents, folder, **changes):
     return pairs.build(make_config(parents, **changes), given, folder)
 
 
+def test_a_reward_model_and_the_files_of_questions_decide_the_result(parents):
+    assert "reward" in pairs.STAGE.parents
+    assert list(pairs.STAGE.inputs(make_config(parents))) == [str(parents / "questions.jsonl")]
+
+
 # Every text of an answer in this model's letters; those that ended are short.
 SHORT = dict(rewards=dict(task=0.0, format=1.0), pattern=".{1,3}")
 
