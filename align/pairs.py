@@ -73,7 +73,7 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
     rankings = make_rankings(rows, section.num_samples)
     best, without = pick_best(rows, section.num_samples, section.min_score)
     log(f"pairs: {len(best)} of {len(solved)} questions with a best answer to learn from; "
-        + ", ".join(f"{count} {reason}" for reason, count in without.items()))
+        + ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in without.items()))
     curve = describe_best(rows, section, rewards)
     write_preferences(folder / "pairs.jsonl", pairs)
     write_preferences(folder / "rankings.jsonl", rankings)

@@ -264,16 +264,19 @@ def test_what_is_best_by_another_reward_is_written_for_sft_beside_the_tasks_scor
 
 def test_a_reward_model_reads_the_end_of_a_prompt_that_is_too_long_for_it(
         parents, answered, capsys):
-    """It reads 12 tokens; the prompts with their answers have more."""
+    """It reads 12 tokens; the prompts with their answers have more. Of a prompt all answers see the
+    same part, what the longest leaves room for."""
     section = make_config(parents, rewards=dict(task=0.0, model=1.0)).pairs
     rewards = pairs.open_rewards(section, answered[1], [], parents / "reward")
     rows, numbers = rate(answered[0][:16], rewards, 16)
-    assert "16 of 16 answers are scored without the oldest part" in capsys.readouterr().err
-    texts = [(*render_prompt(ask(one.row["question"]), TOKENIZER), *one.completion.tokens)
-             for one in answered[0][:16]]
+    assert "answers to 1 prompts are scored without the oldest part" in capsys.readouterr().err
+    prompt = render_prompt(ask(answered[0][0].row["question"]), TOKENIZER)
+    drawn = [one.completion.tokens for one in answered[0][:16]]
+    assert {len(tokens) for tokens in drawn} >= {4} and len(prompt) > 12
+    kept = [prompt[0], *prompt[4 - 11:]]
     model = load_reward(parents / "reward", answered[1].execution)
     expected = rewarding.score_texts(
-        model.params, [[text[0], *text[-11:]] for text in texts], config=model.config,
+        model.params, [[*kept, *tokens] for tokens in drawn], config=model.config,
         execution=model.execution, batch_size=256, max_length=12)
     np.testing.assert_allclose([row["score"] for row in rows], expected, rtol=1e-6)
     assert numbers["reward/model"] == pytest.approx(np.mean(expected), rel=1e-5)

@@ -119,21 +119,35 @@ def _of_model(given: Resources) -> Reward:
 def _score_tokens(model: RewardModel, max_length: int, batch_size: int,
                   answers: Sequence[Answer]) -> np.ndarray:
     """Scores of the tokens as they were drawn: a text might be encoded otherwise."""
-    texts, num_cut = [[*answer.prompt, *answer.tokens] for answer in answers], 0
+    return score_texts(model.params, _fit(answers, max_length, model.name), config=model.config,
+                       execution=model.execution, batch_size=batch_size, max_length=max_length)
+
+
+def _fit(answers: Sequence[Answer], max_length: int, name: str) -> list[list[int]]:
+    """Tokens of prompts with their answers, at most so many.
+
+    Where one is longer, all answers to its prompt lose the same, oldest part of it.
+    """
+    texts = [[*answer.prompt, *answer.tokens] for answer in answers]
+    by_prompt: dict[tuple[int, ...], list[int]] = {}
     for number, answer in enumerate(answers):
-        if len(texts[number]) <= max_length:
+        by_prompt.setdefault(answer.prompt, []).append(number)
+    num_cut = 0
+    for prompt, numbers in by_prompt.items():
+        if max(len(texts[number]) for number in numbers) <= max_length:
             continue
-        cut = cut_prompt([Rendered(texts[number], len(answer.prompt))], max_length)
+        num_cut += 1
+        cut = cut_prompt([Rendered(texts[number], len(prompt)) for number in numbers], max_length)
         if cut is None:
-            raise UserError(f"an answer of {len(answer.tokens)} tokens", "leaves no room for its "
-                            f"question in the {max_length} tokens that {model.name} reads",
-                            "lower max_new_tokens, or train the reward model on longer rows")
-        texts[number], num_cut = cut[0].tokens, num_cut + 1
+            raise UserError("max_new_tokens", "leaves an answer no room for its question in the "
+                            f"{max_length} tokens that {name} reads", "lower it, or train the "
+                            "reward model on longer rows")
+        for number, (tokens, _) in zip(numbers, cut, strict=True):
+            texts[number] = tokens
     if num_cut:
-        log(f"warning: {num_cut} of {len(texts)} answers are scored without the oldest part of "
-            f"their prompt: {model.name} reads {max_length} tokens")
-    return score_texts(model.params, texts, config=model.config, execution=model.execution,
-                       batch_size=batch_size, max_length=max_length)
+        log(f"warning: answers to {num_cut} prompts are scored without the oldest part of "
+            f"these: {name} reads {max_length} tokens")
+    return texts
 
 
 def _of_length(given: Resources) -> Reward:
