@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from align.rl.advantages import select_best
@@ -19,6 +20,8 @@ from core.progress import log
 from data.chat import Conversation, Message, make_conversation
 from eval.statistics import check_finite, estimate_mean
 from model.generation.requests import REFUSED, STOP
+
+_select_best = jax.jit(select_best, static_argnames="num_groups")
 
 
 def pick_best(rows: Sequence[Mapping[str, Any]], num_samples: int,
@@ -43,10 +46,10 @@ def pick_best(rows: Sequence[Mapping[str, Any]], num_samples: int,
     """
     left_out = {"refused": 0, "none_ended": 0, "empty": 0, "below_min_score": 0}
     num_groups = len(rows) // num_samples
-    chosen = select_best(np.array([row["score"] for row in rows], np.float32),
-                         np.arange(len(rows)) // num_samples,
-                         np.array([row["finish"] == STOP for row in rows], np.float32),
-                         num_groups=num_groups)
+    chosen = _select_best(np.array([row["score"] for row in rows], np.float32),
+                          np.arange(len(rows)) // num_samples,
+                          np.array([row["finish"] == STOP for row in rows], np.float32),
+                          num_groups=num_groups)
     solved = []
     for number, index in enumerate(np.asarray(chosen.best_G).tolist()):
         best = rows[index]
