@@ -136,6 +136,30 @@ def make_reward(**changes) -> ConfigDict:
         run=make_training_run()) | changes)
 
 
+def make_rewards(**changes) -> dict:
+    """The fields of a stage that scores answers of its own; `align.rl.rewards` explains them."""
+    return dict(
+        reward="",                  # an artifact of align.reward, for rewards.model
+        rewards=dict(task=1.0, model=0.0, length=0.0, format=0.0),      # weights
+        overlong_tokens=8,          # rewards.length: what begins so far below the limit
+        pattern="",                 # rewards.format: a regular expression
+        missing_end_penalty=0.0) | changes  # of an answer that ran into the limit
+
+
+def make_pairs(**changes) -> ConfigDict:
+    """The section `pairs` with every field; `align.pairs` explains them."""
+    return ConfigDict(dict(
+        out="pairs", model="sft", corpus="",
+        tasks=dict(),               # numbers of training questions by task
+        inputs="",                  # files of solved questions, scored by exact match
+        **make_rewards(),
+        num_samples=4,              # answers to each question
+        min_margin=0.1,             # least difference in reward of a pair
+        min_score=0.0,              # least reward of an answer in best.jsonl
+        temperature=1.0, max_new_tokens=32, seed=1, **make_inference(),
+        run=make_inference_run()) | changes)
+
+
 def make_rl(**changes) -> ConfigDict:
     """The section `rl` with every field; `align.rl` explains them."""
     return ConfigDict(make_precision() | dict(
@@ -144,11 +168,7 @@ def make_rl(**changes) -> ConfigDict:
         tasks=dict(),               # numbers of training prompts by task
         inputs="",                  # files of solved questions, scored by exact match
         template="",                # as in `make_learning`
-        reward="",                  # an artifact of align.reward, for rewards.model
-        rewards=dict(task=1.0, model=0.0, length=0.0, format=0.0),      # weights
-        overlong_tokens=8,          # rewards.length: what begins so far below the limit
-        pattern="",                 # rewards.format: a regular expression
-        missing_end_penalty=0.0,    # of an answer that ran into the limit
+        **make_rewards(),
         num_iterations=100, num_prompts=32, num_samples=8,  # the latter of each prompt
         oversampling=1,             # prompts asked for each that is learned from
         num_epochs=1, num_minibatches=1,    # passes over an iteration's answers, updates of a pass

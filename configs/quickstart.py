@@ -21,13 +21,13 @@ from ml_collections import ConfigDict
 from configs.common import (
     make_curate,
     make_eval,
-    make_inference,
     make_inference_run,
     make_learning,
     make_lora,
     make_mesh,
     make_model,
     make_optimizer,
+    make_pairs,
     make_preference,
     make_pretrain,
     make_reward,
@@ -75,11 +75,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         run=make_training_run(scan_unroll=4, loss_chunks=4, log_every=5, evaluate_every=100,
                               checkpoint_every=50, samples=3)))
 
-    c.pairs = ConfigDict(dict(
-        out="pairs", model="sft", corpus="corpus",
-        tasks=dict(documentation=800, verifiable=2000), inputs="",
-        num_samples=4, min_margin=0.1, temperature=1.0, max_new_tokens=32, seed=1,
-        **make_inference(), run=make_inference_run(batch_size=256)))
+    c.pairs = make_pairs(corpus="corpus", tasks=dict(documentation=800, verifiable=2000),
+                         run=make_inference_run(batch_size=256))
 
     c.dpo = ConfigDict(make_training(
         out="dpo", model="sft", pairs="pairs", **make_preference(nll_coef=1.0), **make_learning(),

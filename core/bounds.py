@@ -123,9 +123,11 @@ BOUNDS: Mapping[str, Bounds] = {
     "dpo.desirable_weight": POSITIVE, "dpo.undesirable_weight": POSITIVE,
     "reward.centering_coef": NOT_NEGATIVE,
 
+    # rl, pairs
+    "rewards.*": Bounds(note="0 leaves the reward out"), "overlong_tokens": count(),
+    "missing_end_penalty": Bounds(note="0 subtracts nothing"),
+
     # rl
-    "rewards.*": Bounds(note="0 leaves the reward out"), "rl.overlong_tokens": count(),
-    "rl.missing_end_penalty": Bounds(note="0 subtracts nothing"),
     "rl.num_iterations": count(), "rl.num_prompts": count(), "rl.num_samples": count(),
     "rl.oversampling": count(),
     "rl.num_minibatches": count(), "rl.temperature": POSITIVE, "rl.kl_coef": NOT_NEGATIVE,
@@ -180,7 +182,7 @@ BOUNDS: Mapping[str, Bounds] = {
     "curate.run.memory_bytes": count(1 << 20, math.inf),
     "extraction.timeout_secs": Bounds(0.1), "extraction.max_page_bytes": size(),
     "languages.min_score": FRACTION, "overrides.*.*": FINITE,
-    "min_score": FINITE, "max_score": FINITE,       # of classifiers
+    "min_score": FINITE, "max_score": FINITE,       # of classifiers and rewards
     "lines.min_block_lines": count(), "lines.min_words": count(0), "lines.min_site_pages": count(2),
     "lines.min_site_frac": FRACTION, "harm.max_bad_words": count(0),
     "contamination.ngram_words": count(8, 50), "contamination.near_overlap": FRACTION,

@@ -15,7 +15,8 @@ from align.rl import experience as experiences
 from align.rl import loop as loops
 from align.rl import rewards as rewarding
 from align.rl.algorithms import ALGORITHMS, Known, make_policy_batch
-from align.rl.rollouts import Answer, make_rows, pick_minibatch, pick_prompts, sampled_logps
+from align.rl.rewards import Answer
+from align.rl.rollouts import make_rows, pick_minibatch, pick_prompts, sampled_logps
 from align.scalar import with_scalar_head
 from configs.rl import get_config
 from core.artifacts import make_lineage, read_json, write_json
@@ -315,7 +316,7 @@ def test_every_pass_over_the_prompts_takes_each_once(parents):
 def make_rewards(parents, **changes):
     section = make_config(parents, **changes).rl
     tasks = {"questions": load_file_task(parents / "questions.jsonl")}
-    return rewarding.Rewards(rewarding.Resources(section, tasks, None, TOKENIZER, None))
+    return rewarding.Rewards(rewarding.Resources(section, tasks, None, TOKENIZER, None, None, 1))
 
 
 def test_rewards_are_summed_with_their_weights(parents):
@@ -404,13 +405,17 @@ def reward_model(parents, config, tmp_path_factory):
     return folder
 
 
+def resources(section, reward_model, tokenizer, setup):
+    return rewarding.Resources(section, {}, reward_model, tokenizer, setup.execution, setup.mesh,
+                               64, section.row_length + 1)
+
+
 def test_a_reward_model_scores_the_tokens_that_were_drawn(
         parents, reward_model, config, execution):
     """Those of `aa` as two tokens, of an empty answer, and of one without an end."""
     section = make_config(parents, rewards=dict(task=0.0, model=1.0)).rl
     setup = setups.make_setup(config, section, dict(data=-1))
-    rewards = rewarding.Rewards(
-        rewarding.Resources(section, {}, reward_model, TOKENIZER, setup))
+    rewards = rewarding.Rewards(resources(section, reward_model, TOKENIZER, setup))
     a, end = TOKENIZER.encode("a")[0], TOKENIZER.end
     prompt = render_prompt(ask("b"), TOKENIZER)
     answers = [make_answer(prompt, [a, a, end], "aa"), make_answer(prompt, [end]),
@@ -427,7 +432,7 @@ def test_a_reward_model_of_other_tokens_or_shorter_texts_is_refused(parents, rew
     section = make_config(parents, rewards=dict(model=1.0), reward="reward").rl
     setup = setups.make_setup(config, section, dict(data=-1))
     with pytest.raises(UserError, match=r"^grpo.reward='reward': has another tokenizer than the p"):
-        rewarding.Rewards(rewarding.Resources(section, {}, reward_model, other, setup))
+        rewarding.Rewards(resources(section, reward_model, other, setup))
     section.row_length = 20
     with pytest.raises(UserError, match=r"^grpo.row_length=20: is more than the 20 tokens that re"):
-        rewarding.Rewards(rewarding.Resources(section, {}, reward_model, TOKENIZER, setup))
+        rewarding.Rewards(resources(section, reward_model, TOKENIZER, setup))

@@ -65,7 +65,10 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
     setup = open_setup(source, section, config.mesh)
     tokenizer = open_tokenizer(source, section)
     tasks, prompts, left_out = open_prompts(section, parents.get("corpus"), tokenizer)
-    rewards = Rewards(Resources(section, tasks, parents.get("reward"), tokenizer, setup))
+    num_answers = section.num_prompts * section.num_samples
+    rewards = Rewards(Resources(
+        section, tasks, parents.get("reward"), tokenizer, setup.execution, setup.mesh,
+        num_answers // section.num_minibatches, section.row_length + 1))
     make_first, train_step = _make_step(setup, section, settings)
 
     load, lora = partial(load_params, source, setup.config, setup.mesh), read_lora(section.lora)

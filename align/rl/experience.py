@@ -29,9 +29,8 @@ from ml_collections import ConfigDict
 from align.losses.policy import PolicyBatch
 from align.rl.advantages import count_statuses, group_statuses, pick_groups
 from align.rl.algorithms import Algorithm, Known, make_policy_batch
-from align.rl.rewards import Rewards
+from align.rl.rewards import Answer, Rewards
 from align.rl.rollouts import (
-    Answer,
     Prompt,
     make_rows,
     pick_prompts,
@@ -132,6 +131,7 @@ class Gatherer:
             iteration, setup=self.setup, section=section, tokenizer=self.tokenizer)
         sampled = time.monotonic()
         scores_B, metrics = self.rewards(answers)
+        scores_B = scores_B.astype(np.float32)
         metrics |= describe_answers(answers, scores_B, section.num_samples)
         answers, scores_B, groups = self._keep(answers, scores_B)
         rows = make_rows(answers, section.row_length)

@@ -18,16 +18,41 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from align.rl.rollouts import Answer
 from core.errors import UserError
+from core.progress import log
+from data.answers import Answer as Rendered
+from data.answers import cut_prompt
+from data.chat import Conversation
 from data.tokenizers.tokenizer import Tokenizer
 from eval.measures.generation import grade_answers
 from eval.respond.reward import RewardModel, load_reward, score_texts
 from eval.tasks.task import Task
+from model.execution import Execution
 from model.generation.requests import STOP
-from train.setup import Setup
+
+
+class Answer(NamedTuple):
+    """A sampled answer.
+
+    Attributes:
+        question: the solved conversation that it answers.
+        prompt: its tokens.
+        tokens: that were drawn, the one that ends the answer included.
+        logps: their log-probabilities in nats by the sampler, at the sampling temperature.
+        text: without that end.
+        finish: see `model.generation.requests.Completion`.
+    """
+
+    question: Conversation
+    prompt: tuple[int, ...]
+    tokens: list[int]
+    logps: list[float]
+    text: str
+    finish: str
+
 
 # `reward(answers) -> one number for each`.
 Reward = Callable[[Sequence[Answer]], Sequence[float]]
@@ -41,14 +66,21 @@ class Resources(NamedTuple):
         tasks: those that the prompts are of, by name.
         reward_model: the folder of a reward model; None without one.
         tokenizer: of the policy.
-        setup: where and how a reward model runs.
+        execution: how a reward model runs.
+        mesh: that it is sharded over; None holds it on one device.
+        batch_size: answers that it scores at once.
+        max_length: tokens of a prompt with its answer at most, all of which it must be able to
+            read; None leaves out the oldest part of the prompts that are too long for it.
     """
 
     section: ConfigDict
     tasks: Mapping[str, Task]
     reward_model: Path | None
     tokenizer: Tokenizer
-    setup: Setup
+    execution: Execution
+    mesh: Mesh | None
+    batch_size: int
+    max_length: int | None = None
 
 
 def _of_task(given: Resources) -> Reward:
@@ -71,25 +103,51 @@ def _of_model(given: Resources) -> Reward:
         raise UserError(f"{section.out}.rewards.model={section.rewards.model}",
                         "there is no reward model", f"name one in {section.out}.reward, or set "
                         "the weight to 0")
-    model = load_reward(given.reward_model, given.setup.execution, given.setup.mesh)
+    model = load_reward(given.reward_model, given.execution, given.mesh)
     if model.tokenizer.fingerprint != given.tokenizer.fingerprint:
         raise UserError(f"{section.out}.reward={section.reward!r}", "has another tokenizer than "
                         "the policy, whose tokens it is to read",
                         "train the reward model from the policy's model or its base")
-    if model.context_tokens < section.row_length + 1:
+    longest = given.max_length or model.context_tokens
+    if model.context_tokens < longest:
         raise UserError(f"{section.out}.row_length={section.row_length}", f"is more than the "
                         f"{model.context_tokens} tokens that {model.name} reads", "lower it to "
                         f"at most {model.context_tokens - 1}")
-    return partial(_score_tokens, model, section.row_length + 1,
-                   section.num_prompts * section.num_samples // section.num_minibatches)
+    return partial(_score_tokens, model, longest, given.batch_size)
 
 
 def _score_tokens(model: RewardModel, max_length: int, batch_size: int,
                   answers: Sequence[Answer]) -> np.ndarray:
     """Scores of the tokens as they were drawn: a text might be encoded otherwise."""
-    return score_texts(model.params, [[*answer.prompt, *answer.tokens] for answer in answers],
-                       config=model.config, execution=model.execution, batch_size=batch_size,
-                       max_length=max_length)
+    return score_texts(model.params, _fit(answers, max_length, model.name), config=model.config,
+                       execution=model.execution, batch_size=batch_size, max_length=max_length)
+
+
+def _fit(answers: Sequence[Answer], max_length: int, name: str) -> list[list[int]]:
+    """Tokens of prompts with their answers, at most so many.
+
+    Where one is longer, all answers to its prompt lose the same, oldest part of it.
+    """
+    texts = [[*answer.prompt, *answer.tokens] for answer in answers]
+    by_prompt: dict[tuple[int, ...], list[int]] = {}
+    for number, answer in enumerate(answers):
+        by_prompt.setdefault(answer.prompt, []).append(number)
+    num_cut = 0
+    for prompt, numbers in by_prompt.items():
+        if max(len(texts[number]) for number in numbers) <= max_length:
+            continue
+        num_cut += 1
+        cut = cut_prompt([Rendered(texts[number], len(prompt)) for number in numbers], max_length)
+        if cut is None:
+            raise UserError("max_new_tokens", "leaves an answer no room for its question in the "
+                            f"{max_length} tokens that {name} reads", "lower it, or train the "
+                            "reward model on longer rows")
+        for number, (tokens, _) in zip(numbers, cut, strict=True):
+            texts[number] = tokens
+    if num_cut:
+        log(f"warning: answers to {num_cut} prompts are scored without the oldest part of "
+            f"these: {name} reads {max_length} tokens")
+    return texts
 
 
 def _of_length(given: Resources) -> Reward:
@@ -139,8 +197,13 @@ class Rewards:
             raise UserError(f"{self._name}.rewards", "has no weight other than 0",
                             f"set {self._name}.rewards.task to 1")
 
+    @property
+    def is_task_alone(self) -> bool:
+        """Whether a reward is a multiple of the task's own score."""
+        return set(self._parts) == {"task"} and not self._penalty
+
     def __call__(self, answers: Sequence[Answer]) -> tuple[np.ndarray, dict[str, Any]]:
-        """Rewards of answers, float32; and the mean of each part, as `reward/NAME`.
+        """Rewards of answers, float64; and the mean of each part, as `reward/NAME`.
 
         Raises:
             UserError: a part gives another number of rewards than there are answers.
@@ -157,4 +220,4 @@ class Rewards:
             finite = values[np.isfinite(values)]
             means[f"reward/{name}"] = float(finite.mean()) if len(finite) else float("nan")
         total -= self._penalty * np.array([answer.finish != STOP for answer in answers])
-        return total.astype(np.float32), means
+        return total, means

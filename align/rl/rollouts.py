@@ -15,6 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from align.losses.preference import at_temperature
+from align.rl.rewards import Answer
 from core.errors import UserError
 from data.batch import Batch, make_row, stack
 from data.chat import Conversation, render_prompt
@@ -44,26 +45,6 @@ class Prompt(NamedTuple):
 
     question: Conversation
     tokens: tuple[int, ...]
-
-
-class Answer(NamedTuple):
-    """A sampled answer.
-
-    Attributes:
-        question: the solved conversation that it answers.
-        prompt: its tokens.
-        tokens: that were drawn, the one that ends the answer included.
-        logps: their log-probabilities in nats by the sampler, at the sampling temperature.
-        text: without that end.
-        finish: see `model.generation.requests.Completion`.
-    """
-
-    question: Conversation
-    prompt: tuple[int, ...]
-    tokens: list[int]
-    logps: list[float]
-    text: str
-    finish: str
 
 
 def open_prompts(section: ConfigDict, corpus: Path | None,

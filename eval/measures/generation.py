@@ -4,27 +4,45 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from data.chat import Conversation, ask
 from eval.respond.loaded import LoadedModel
 from eval.respond.local import answer, complete, make_prompts
 from eval.tasks.task import AnswerTask, Grade, ProgramTask, Task, question_of
+from model.generation.requests import Completion
 from model.generation.sampling import Sampling
 
 NUM_EXAMPLES = 4  # solved examples in the prompt of a base model
 
 
+class Answered(NamedTuple):
+    """A question with an answer as it was drawn and as it was scored.
+
+    Attributes:
+        question: the solved conversation.
+        prompt: its tokens.
+        completion: the answer.
+        row: see `answer_task`.
+    """
+
+    question: Conversation
+    prompt: Sequence[int]
+    completion: Completion
+    row: dict[str, Any]
+
+
 def answer_and_score(model: LoadedModel, tasks: Sequence[Task], solved: Sequence[Conversation],
-                     sampling: Sampling, *, seed: int, batch_size: int) -> list[dict[str, Any]]:
-    """`answer_task` of conversations of several tasks, each by its own, in their order."""
-    rows: dict[int, dict[str, Any]] = {}
+                     sampling: Sampling, *, seed: int, batch_size: int) -> list[Answered]:
+    """Answers of `answer_task` to conversations of several tasks, each by its own, in their order.
+    """
+    found: dict[int, Answered] = {}
     for task in tasks:
         numbers = [n for n, one in enumerate(solved) if one.meta["task"] == task.name]
-        answered = answer_task(model, task, [solved[n] for n in numbers], sampling, seed=seed,
-                               batch_size=batch_size)
-        rows |= dict(zip(numbers, answered))
-    return [rows[n] for n in range(len(solved))]
+        answered = _answer_task(model, task, [solved[n] for n in numbers], sampling, seed=seed,
+                                batch_size=batch_size)
+        found |= dict(zip(numbers, answered))
+    return [found[n] for n in range(len(solved))]
 
 
 def answer_task(model: LoadedModel, task: Task, solved: Sequence[Conversation],
@@ -44,6 +62,13 @@ def answer_task(model: LoadedModel, task: Task, solved: Sequence[Conversation],
         reference, literal prompt, completion, how it ended (`finish`, see `Completion`), its tokens
         and their log-probability in nats, what was extracted of it, its score and other measures.
     """
+    return [one.row for one in _answer_task(model, task, solved, sampling, seed=seed,
+                                            batch_size=batch_size, in_turns=in_turns)]
+
+
+def _answer_task(model: LoadedModel, task: Task, solved: Sequence[Conversation],
+                 sampling: Sampling, *, seed: int, batch_size: int,
+                 in_turns: bool = False) -> list[Answered]:
     asked = [question_of(conversation) for conversation in solved]
     if isinstance(task, AnswerTask):
         prompts = make_prompts(model, [_as_turn(one) for one in asked] if in_turns else asked)
@@ -54,12 +79,12 @@ def answer_task(model: LoadedModel, task: Task, solved: Sequence[Conversation],
         examples = () if model.chat else pick_examples(task, asked)
         prompts = make_prompts(model, asked, examples)
         completions = answer(model, prompts, sampling, seed=seed, batch_size=batch_size)
-    rows = []
+    answered = []
     grades = grade_answers(task, [(conversation, completion.text) for conversation, completion
                                   in zip(solved, completions)])
     for n, (conversation, prompt, completion, grade) in enumerate(
             zip(solved, prompts, completions, grades)):
-        rows.append({
+        answered.append(Answered(conversation, prompt, completion, {
             "id": conversation.meta.get("id", str(n)), "task": task.name,
             "family": conversation.meta["family"],
             "messages": question_of(conversation).to_dict()["messages"],
@@ -68,8 +93,8 @@ def answer_task(model: LoadedModel, task: Task, solved: Sequence[Conversation],
             "prompt": model.tokenizer.decode(prompt), "completion": completion.text,
             "finish": completion.finish, "num_tokens": len(completion.tokens),
             "logp_nats": sum(completion.logps), "extracted": grade.extracted,
-            "score": grade.score, "measures": dict(grade.measures)})
-    return rows
+            "score": grade.score, "measures": dict(grade.measures)}))
+    return answered
 
 
 def _as_turn(question: Conversation) -> Conversation:
