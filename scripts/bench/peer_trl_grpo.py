@@ -64,7 +64,7 @@ class Grpo:
         for batch in itertools.islice(self._batches, self._num_updates):
             loss = trainer.training_step(model, batch, None)
             update(model, self._optimizer)
-            float(loss)     # waits for the device
+            float(loss.detach())    # waits for the device
         secs = time.perf_counter() - began
         metrics, rollout_secs = trainer._metrics["train"], trainer.rollout_secs
         row = {"secs": secs, "rollout_secs": rollout_secs,
@@ -89,7 +89,7 @@ class Grpo:
             loss = trainer.compute_loss(model, batch)
             trainer.accelerator.backward(loss)
             norms.append(float(update(model, self._optimizer)))
-            losses.append(float(loss))
+            losses.append(float(loss.detach()))
         mean_reward = trainer._metrics["train"]["reward"][-1]
         trainer._metrics["train"].clear()
         return {"logp": float(logp_BL[batch["completion_mask"].bool()].mean()),
