@@ -96,8 +96,9 @@ def print_table(summary: Mapping[str, Mapping[str, Any]],
     print("| trainer | seconds an iteration | rollouts | scoring | updates | peak, MB | log-prob. "
           "| gradient | loss after an update |\n|" + "---|" * 9)
     for name, row in summary.items():
-        cells = [row["error"], *[""] * 7]
-        if "error" not in row:
+        if "error" in row:
+            cells = [row["error"], *[""] * 7]
+        else:
             check = results[name]["check"]
             cells = [f"{row['secs']:.3f}", *(f"{row[f'{part}_frac']:.0%}" for part in PARTS),
                      f"{row['peak_bytes'] / MB:,.0f}", f"{check['logp']:.5f}",
