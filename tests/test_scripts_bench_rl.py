@@ -29,7 +29,7 @@ def folder(tmp_path):
 
 @pytest.fixture(scope="module")
 def measure(tmp_path_factory):
-    """By algorithm, what loading ours and an iteration gave; measured when it is first asked for."""
+    """By algorithm, what loading ours and an iteration gave; measured when first asked for."""
     folder = tmp_path_factory.mktemp("work")
     write_work(folder, SIZES["tiny"], num_pairs=2, row_length=32)
 
