@@ -131,7 +131,8 @@ if __name__ == "__main__":
     flags.DEFINE_string("size", "30M", "Model shape.")
     flags.DEFINE_integer("prompts", 4, "Prompts of an iteration.", lower_bound=1)
     flags.DEFINE_integer("samples", 8, "Answers to each prompt.", lower_bound=2)
-    flags.DEFINE_integer("minibatches", 2, "Updates of an iteration.", lower_bound=1)
+    flags.DEFINE_integer("minibatches", 2, "Updates of an iteration; with one, TRL scores the "
+                         "reference alone.", lower_bound=1)
     flags.DEFINE_integer("row_length", 96, "The longest prompt and answer; half of it is the "
                          "answer.", lower_bound=16)
     flags.DEFINE_integer("iterations", 2, "Iterations of a turn: all is compiled after two.",
