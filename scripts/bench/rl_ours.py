@@ -19,7 +19,6 @@ from align.rl.algorithms import Known, make_policy_batch, read_algorithm
 from align.rl.experience import Gatherer, write_experience
 from align.rl.rollouts import Answer, Prompt, make_rows, pick_minibatch
 from align.rl.update import UpdateBatch, make_update_loss, make_value_head, score_rows
-from configs.common import make_rl, make_training_run
 from data.chat import ask
 from model.families.registry import init
 from model.generation.requests import LENGTH
@@ -32,6 +31,10 @@ from train.step import place_batch
 from train.watch.memory import peak_memory_bytes
 
 QUESTION = ask("")      # prompts are tokens
+# Of the section `rl`, what does not depend on the work: the defaults, but for TRL's KL term.
+SECTION = dict(out="rl", kl_coef=KL_COEF, kl_loss="k3_corrected", kl_target=0.0,
+               kl_horizon=10_000.0, eps_low=0.2, eps_high=0.2, gamma=1.0, lam=0.95, vf_coef=0.1,
+               value_clip=0.2, temperature=1.0, seed=0)
 
 
 class Words:
@@ -135,14 +138,13 @@ class Ours:
 
 def make_section(task: str, work: dict[str, Any], num_samples: int,
                  num_minibatches: int) -> ConfigDict:
-    """The section `rl` of an algorithm: every answer has the same length, none of a prompt's is
-    waited for, and the KL term is TRL's."""
+    """The section `rl` of an algorithm: all answers are sampled at once."""
     num_prompts = len(work["pairs"])
-    return make_rl(
+    return ConfigDict(SECTION | dict(
         algorithm=task, num_prompts=num_prompts, num_samples=num_samples,
         num_minibatches=num_minibatches, max_new_tokens=new_tokens(work),
-        row_length=work["row_length"], kl_coef=KL_COEF, kl_loss="k3_corrected",
-        run=make_training_run(num_slots=num_prompts * num_samples))
+        row_length=work["row_length"],
+        run=dict(num_slots=num_prompts * num_samples, num_microbatches=1)))
 
 
 def score_answers(answers: Sequence[Answer]) -> tuple[np.ndarray, dict[str, Any]]:
