@@ -12,93 +12,25 @@ that both sides compute the same. Memory is a process's peak on a CPU, an alloca
 
 from __future__ import annotations
 
-import os
 import statistics
-import sys
 import tempfile
 from collections.abc import Mapping
-from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
-import numpy as np
 from absl import flags
 
 from core import entry
 from core.errors import UserError
-from core.progress import log
-from model.config import ModelConfig
-from model.families.registry import init
-from model.hf.export_model import choose_layout
-from model.hf.tables import write_params
+from scripts.bench.align_turns import measure, write_weights
 from scripts.bench.align_workload import write_work
-from scripts.bench.generate_process import EngineProcess, EngineStopped
 from scripts.bench.train_workload import SIZES
 
 MB = 1e6
 OURS, PEER = "align_ours", "peer_trl"
 TRAINERS = {"ours_sft": (OURS, "sft"), "trl_sft": (PEER, "sft"), "ours_dpo": (OURS, "dpo"),
             "trl_dpo": (PEER, "dpo"), "trl_dpo_precomputed": (PEER, "dpo_precomputed")}
-
-
-class Trainer(Protocol):
-    """What is measured."""
-
-    def load(self, folder: str, task: str, batch_size: int, num_threads: int) -> dict[str, Any]:
-        """Makes a trainer of the work in a folder; gives the `versions` of packages."""
-
-    def steps(self, count: int) -> dict[str, list[float]]:
-        """Takes steps; gives `secs` and `losses`."""
-
-    def peak_bytes(self) -> int:
-        """The most memory so far."""
-
-
-def write_weights(folder: Path, shape: dict[str, int]) -> None:
-    """Writes the first parameters of `scripts.bench.align_ours` by the names of transformers."""
-    config = ModelConfig(**shape, qk_norm=False)
-    params = jax.device_get(jax.jit(partial(init, config))(jax.random.key(0)))
-    layout, _ = choose_layout(config)
-    np.savez(folder / "weights.npz", **{name: read() for name, _, _, read in write_params(
-        layout, params, config, np.dtype("float32"))})
-
-
-def measure(folder: Path, given: Any) -> dict[str, dict[str, Any]]:
-    """By trainer: versions, seconds and losses of all steps and the peak of memory; or `error`."""
-    results: dict[str, dict[str, Any]] = {}
-    num_threads = len(os.sched_getaffinity(0))
-    with ExitStack() as stack:
-        running: dict[str, EngineProcess] = {}
-        for name, (module, task) in TRAINERS.items():
-            python = sys.executable if module == OURS else given.peer_python
-            log(f"loading {name}")
-            process = EngineProcess([python, "-m", f"scripts.bench.{module}"],
-                                    folder / f"{name}.log")
-            stack.callback(process.close)
-            try:
-                results[name] = process.ask("load", folder=str(folder), task=task,
-                                            batch_size=given.batch_size, num_threads=num_threads)
-                running[name] = process
-            except EngineStopped as error:
-                results[name] = {"error": str(error)}
-                log(f"{name}: {error}")
-        for turn in range(1 + given.turns):
-            for name, process in running.items():
-                if "error" in results[name]:
-                    continue
-                try:
-                    took = process.ask("steps", count=given.steps)
-                    results[name].setdefault("losses", []).extend(took["losses"])
-                    if turn:
-                        results[name].setdefault("secs", []).extend(took["secs"])
-                    results[name]["peak_bytes"] = process.ask("peak_bytes")
-                except EngineStopped as error:
-                    results[name] = {"error": str(error)}
-                    log(f"{name}: {error}")
-            log(f"turn {turn} of {given.turns}" if turn else "the first steps are done")
-    return results
 
 
 def compare(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -121,7 +53,8 @@ def main() -> dict[str, Any]:
         write_work(folder, SIZES[given.size], row_length=given.row_length,
                    num_pairs=given.batch_size * given.steps)
         write_weights(folder, SIZES[given.size])
-        results = measure(folder, given)
+        results = measure(TRAINERS, folder, peer_python=given.peer_python, num_steps=given.steps,
+                          num_turns=given.turns, batch_size=given.batch_size)
     print("| trainer | seconds a step | first loss | peak, MB |\n|---|---|---|---|")
     for name, row in results.items():
         cells = [row["error"], "", ""] if "error" in row else [

@@ -33,7 +33,7 @@ from train.watch.memory import peak_memory_bytes
 
 
 class Ours:
-    """See `scripts.bench.align.Trainer`."""
+    """See `scripts.bench.align_turns.Trainer`."""
 
     def load(self, folder: str, task: str, batch_size: int, num_threads: int) -> dict[str, Any]:
         """Makes the step of a task, sft or dpo, and its batches; the reference is scored once."""
