@@ -91,11 +91,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     c.rl = make_rl(
         model="dpo", corpus="corpus", tasks=dict(verifiable=8000), kl_coef=0.01,
-        num_iterations=36, num_prompts=64, num_samples=8, oversampling=2, num_minibatches=4,
+        num_iterations=28, num_prompts=128, num_samples=4, oversampling=3, num_minibatches=2,
         max_new_tokens=12, row_length=40,
         optimizer=make_optimizer(name="muon", learning_rate=1.5e-3, adam_learning_rate=1.5e-3,
-                                 schedule="constant", warmup_steps=5),
-        run=make_training_run(scan_unroll=4, num_slots=512, evaluate_every=0, checkpoint_every=6,
+                                 schedule="linear", warmup_steps=2),
+        run=make_training_run(scan_unroll=4, num_slots=1024, evaluate_every=0, checkpoint_every=7,
                               tasks=dict(verifiable=1000)))
 
     c.eval = make_eval(
@@ -131,7 +131,7 @@ def _accelerator(c: ConfigDict) -> None:
                  tasks=dict(documentation=10_000, verifiable=20_000, turns=10_000))
     c.sft.optimizer.update(learning_rate=5e-4, adam_learning_rate=5e-4)
     c.dpo.optimizer.learning_rate = 2e-5
-    c.rl.update(num_iterations=100, num_prompts=128)
+    c.rl.num_iterations = 100
     c.rl.optimizer.update(learning_rate=2e-4, adam_learning_rate=2e-4)
     c.rl.run.num_slots = 2048
     c.eval.update(row_length=1024, tasks=dict(documentation=2000, verifiable=2000, turns=2000),
@@ -161,7 +161,7 @@ def _smoke(c: ConfigDict) -> None:
     c.dpo.update(row_length=128, batch_size=8, num_epochs=1)
     c.reward.batch_size = 4
     c.rl.update(tasks=dict(verifiable=40), num_iterations=2, num_prompts=4, num_samples=4,
-                num_minibatches=1, row_length=64, pattern=".*e.*")
+                oversampling=2, num_minibatches=1, row_length=64, pattern=".*e.*")
     c.rl.rewards.format = 1.0
     c.rl.run.update(num_slots=32, tasks=dict(verifiable=20))
     for section in (c.sft, c.reward, c.dpo, c.rl):

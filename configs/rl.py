@@ -28,12 +28,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.mesh = make_mesh()
     c.rl = make_rl(
         out=variant, algorithm=variant, corpus="corpus", tasks=dict(verifiable=8000),
-        num_iterations=60, num_prompts=64, num_samples=8, oversampling=2, num_minibatches=4,
+        num_iterations=80, num_prompts=128, num_samples=4, oversampling=3, num_minibatches=2,
         max_new_tokens=12, row_length=40, overlong_tokens=4, kl_coef=0.01,
         optimizer=make_optimizer(name="muon", learning_rate=1.5e-3, adam_learning_rate=1.5e-3,
-                                 schedule="constant", warmup_steps=5),
-        run=make_training_run(scan_unroll=4, num_slots=512, tasks=dict(verifiable=1000),
-                              evaluate_every=20, checkpoint_every=5))
+                                 schedule="linear", warmup_steps=5),
+        run=make_training_run(scan_unroll=4, num_slots=1024, tasks=dict(verifiable=1000),
+                              evaluate_every=40, checkpoint_every=5))
     {"ppo": _ppo, "dapo": _dapo}.get(variant, lambda c: None)(c)
     return c
 

@@ -122,8 +122,8 @@ class Ours:
         scores_B, _ = score_answers(answers)
         known = Known(scores_B, rows.loss_weights_BL, logp_BL, logp_BL, value_BL,
                       np.float32(KL_COEF))
-        batch, _ = make_policy_batch(known, algorithm=gatherer.algorithm, gamma=section.gamma,
-                                     num_samples=section.num_samples, lam=section.lam)
+        batch = make_policy_batch(known, algorithm=gatherer.algorithm, gamma=section.gamma,
+                                  num_samples=section.num_samples, lam=section.lam)
         updates = [self._update(UpdateBatch(rows, batch)) for _ in range(NUM_CHECKED)]
         mask_BL = rows.loss_weights_BL > 0
         return {"logp": float(np.mean(np.asarray(logp_BL)[mask_BL])),
@@ -141,7 +141,7 @@ def make_section(task: str, work: dict[str, Any], num_samples: int,
     """The section `rl` of an algorithm: all answers are sampled at once."""
     num_prompts = len(work["pairs"])
     return ConfigDict(SECTION | dict(
-        algorithm=task, num_prompts=num_prompts, num_samples=num_samples,
+        algorithm=task, num_prompts=num_prompts, num_samples=num_samples, oversampling=1,
         num_minibatches=num_minibatches, max_new_tokens=new_tokens(work),
         row_length=work["row_length"],
         run=dict(num_slots=num_prompts * num_samples, num_microbatches=1)))
