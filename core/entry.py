@@ -158,8 +158,20 @@ def config_and_workdir() -> tuple[ConfigDict, Path]:
 
 
 def _run_stage(stage: Stage) -> dict[str, Any]:
-    config, workdir = config_and_workdir()
-    parents, lineage = _resolve(stage, config, workdir)
+    return run_in(stage, *config_and_workdir(), rebuild=flags.FLAGS.rebuild)
+
+
+def run_in(stage: Stage, config: ConfigDict, workdir: Path, *, rebuild: bool = False,
+           began: float = 0.0) -> dict[str, Any]:
+    """Builds a stage's artifact, or finds it finished; also for commands that run several stages.
+
+    Args:
+        began: when the stage did, in seconds of this process; 0 counts the imports as well.
+
+    Returns:
+        Its name and path, whether it was skipped, and its metrics.
+    """
+    parents, lineage = _resolve(stage, config, workdir, rebuild)
     final = workdir / config[stage.section].out
     unfinished = final.with_name(f"{final.name}.partial")
     result = {"stage": stage.section, "path": str(final)}
@@ -171,7 +183,7 @@ def _run_stage(stage: Stage) -> dict[str, Any]:
         _follow(final, unfinished, lineage, build if stage.every_process else None)
         return result
     with locks.locked(final):
-        if artifacts.find_finished(final, lineage, rebuild=flags.FLAGS.rebuild):
+        if artifacts.find_finished(final, lineage, rebuild=rebuild):
             log(f"{stage.section}: {final} is up to date")
             return result | {"skipped": True} | artifacts.read_json(final / "metrics.json")
         num_builders = find_processes().count if stage.every_process else 1
@@ -180,17 +192,17 @@ def _run_stage(stage: Stage) -> dict[str, Any]:
             metrics = dict(build())
         locks.await_marks(unfinished, num_builders, START_SECS)
         locks.clear_marks(unfinished, num_builders)
-        secs = process_secs()
+        secs = process_secs() - began
         metrics |= {"secs": round(secs, 1), "peak_memory_bytes": _peak_memory_bytes()}
         artifacts.finish(unfinished, final, metrics)
     log(f"{stage.section}: wrote {final} in {format_secs(secs)}")
     return result | {"skipped": False} | metrics
 
 
-def _resolve(stage: Stage, config: ConfigDict,
-             workdir: Path) -> tuple[dict[str, Path], dict[str, Any]]:
+def _resolve(stage: Stage, config: ConfigDict, workdir: Path,
+             rebuild: bool) -> tuple[dict[str, Path], dict[str, Any]]:
     """The parents' folders, and the lineage of what is to be built."""
-    if flags.FLAGS.rebuild and find_processes().count > 1:
+    if rebuild and find_processes().count > 1:
         raise UserError("--rebuild", "does not work with several processes",
                         "move the finished artifact away instead")
     parents = _find_parents(stage, config, workdir)

@@ -66,9 +66,9 @@ class Answer(NamedTuple):
     finish: str
 
 
-def open_prompts(section: ConfigDict, corpus: Path | None,
-                 tokenizer: Tokenizer) -> tuple[dict[str, Task], list[Prompt], dict[str, int]]:
-    """The tasks by name, their prompts for training, and how many were left out by reason.
+def open_prompts(section: ConfigDict, corpus: Path | None, tokenizer: Tokenizer,
+                 split: str = "train") -> tuple[dict[str, Task], list[Prompt], dict[str, int]]:
+    """The tasks by name, their prompts of a split, and how many were left out by reason.
 
     Raises:
         UserError: there are fewer prompts than an iteration needs.
@@ -81,7 +81,7 @@ def open_prompts(section: ConfigDict, corpus: Path | None,
     tasks, prompts, faults = {}, [], Faults(section.out)
     for task, count in open_tasks(section.tasks, corpus, section.inputs):
         tasks[task.name] = task
-        for number, question in enumerate(task.conversations("train", count, section.seed), 1):
+        for number, question in enumerate(task.conversations(split, count, section.seed), 1):
             tokens = tuple(render_prompt(question_of(question), tokenizer))
             if len(tokens) > room:
                 faults.add("too_long", f"{task.name}, question {number}", f"has {len(tokens)} "
