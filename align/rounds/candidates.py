@@ -14,7 +14,7 @@ import jax
 from ml_collections import ConfigDict
 
 from align.rl.rollouts import Answer
-from align.rounds.sampling import sample
+from align.rounds.sampling import draw, open_model
 from align.sources import fingerprint_inputs
 from core.entry import Stage
 from core.errors import UserError
@@ -34,12 +34,13 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
         answers whose text another one to the prompt has.
 
     Raises:
-        UserError: as `align.rounds.sampling.sample`; or all answers to each prompt are equal.
+        UserError: as `align.rounds.sampling.open_model`; or all answers to each prompt are equal.
     """
     initialize()
     section = config.candidates
-    sampled = sample(section, config.mesh, parents, split="train", round_=section.round)
-    found, counts = make_candidates(sampled.answers, section.num_samples)
+    asked = open_model(section, config.mesh, parents, "train")
+    _, answers = draw(asked, section, section.round)
+    found, counts = make_candidates(answers, section.num_samples)
     log(f"candidates: {len(found)} of {section.num_prompts} prompts have answers that differ")
     if not found:
         raise UserError(f"candidates: {section.num_prompts} prompts", "have no two answers that "
@@ -47,7 +48,7 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
     if jax.process_index() == 0:
         write_preferences(folder / FILE, found)
     return {"candidates": len(found), "repeated": counts["repeated"],
-            "left_out": dict(sampled.left_out) | {"equal": counts["equal"]}}
+            "left_out": dict(asked.left_out) | {"equal": counts["equal"]}}
 
 
 def make_candidates(answers: Sequence[Answer],

@@ -7,20 +7,19 @@ same prompts are compared by their rewards.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from align.rl.rewards import Resources, Rewards
 from align.rl.rollouts import make_rows
 from align.rl.update import score_rows
-from align.rounds.sampling import Sampled, sample
+from align.rounds.sampling import draw, open_model
 from align.sources import fingerprint_inputs
 from core.artifacts import read_jsonl, write_jsonl
 from core.entry import Stage
@@ -28,9 +27,12 @@ from core.errors import UserError
 from core.progress import log
 from data.batch import Batch
 from eval.statistics import estimate_mean, win_rate
+from model.config import ModelConfig
 from model.directory import load_params
+from model.execution import Execution
 from model.families.registry import Params
 from model.generation.requests import STOP
+from model.parallel.sharding import constrain
 from train.distributed import initialize
 from train.setup import Setup
 from train.step import place_batch
@@ -51,16 +53,22 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
     """
     initialize()
     section = _with_one_sample(config.measure)
-    sampled = sample(section, config.mesh, parents, split="test", round_=0)
-    rewards = Rewards(Resources(section, sampled.tasks, parents.get("reward"), sampled.tokenizer,
-                                sampled.setup))
-    rewards_B, by_name = rewards(sampled.answers)
-    logps_B, first_B = _score_both(sampled, parents["first"], section)
+    asked = open_model(section, config.mesh, parents, "test")
+    rewards = Rewards(Resources(section, asked.tasks, parents.get("reward"), asked.tokenizer,
+                                asked.setup))
+    params, answers = draw(asked, section, 0)
+    rewards_B, by_name = rewards(answers)
+    texts, score = make_rows(answers, section.row_length), partial(
+        _sum_logps, config=asked.setup.config, execution=asked.setup.execution,
+        temperature=section.temperature)
+    logps_B = _in_pieces(partial(score, params), texts, section.run.num_slots, asked.setup)
+    params = load_params(parents["first"], asked.setup.config, asked.setup.mesh)
+    first_B = _in_pieces(partial(score, params), texts, section.run.num_slots, asked.setup)
     rows = [{"prompt": answer.question.to_dict()["messages"][:-1], "answer": answer.text,
              "finish": answer.finish, "num_tokens": len(answer.tokens), "reward": float(reward),
              "logp_nats": float(logp), "first_logp_nats": float(first)}
-            for answer, reward, logp, first in zip(sampled.answers, rewards_B, logps_B, first_B)]
-    metrics = describe(rows) | by_name | {"left_out": dict(sampled.left_out)}
+            for answer, reward, logp, first in zip(answers, rewards_B, logps_B, first_B)]
+    metrics = describe(rows) | by_name | {"left_out": dict(asked.left_out)}
     if "against" in parents:
         metrics |= compare(rows, read_jsonl(parents["against"] / FILE))
     if jax.process_index() == 0:
@@ -76,23 +84,16 @@ def _with_one_sample(section: ConfigDict) -> ConfigDict:
     return ConfigDict(section.to_dict() | {"num_samples": 1, "num_minibatches": pieces})
 
 
-def _score_both(sampled: Sampled, first: Path,
-                section: ConfigDict) -> tuple[np.ndarray, np.ndarray]:
-    """Log-probabilities of the answers in nats under the model and under the first one."""
-    setup, rows = sampled.setup, make_rows(sampled.answers, section.row_length)
-    score = jax.jit(partial(_sum_logps, config=setup.config, execution=setup.execution,
-                            temperature=section.temperature),
-                    out_shardings=NamedSharding(setup.mesh, PartitionSpec()))
-    own_B = _in_pieces(partial(score, sampled.params), rows, section.run.num_slots, setup)
-    params = load_params(first, setup.config, setup.mesh)
-    return own_B, _in_pieces(partial(score, params), rows, section.run.num_slots, setup)
+@partial(jax.jit, static_argnames=("config", "execution", "temperature"))
+def _sum_logps(params: Params, rows: Batch, *, config: ModelConfig, execution: Execution,
+               temperature: float) -> jax.Array:
+    logp_BL, _ = score_rows(params, None, rows, config=config, execution=execution,
+                            temperature=temperature)
+    return constrain(logp_BL.sum(axis=1), "B", {"B": None})     # every process needs all
 
 
-def _sum_logps(params: Params, rows: Batch, **model: Any) -> jax.Array:
-    return score_rows(params, None, rows, **model)[0].sum(axis=1)
-
-
-def _in_pieces(score: Any, rows: Batch, size: int, setup: Setup) -> np.ndarray:
+def _in_pieces(score: Callable[[Batch], jax.Array], rows: Batch, size: int,
+               setup: Setup) -> np.ndarray:
     """Scores of all rows, so many at once; the last piece is filled with its first row."""
     num_rows = len(rows.tokens_BL)
     scores_B = np.empty(num_rows)

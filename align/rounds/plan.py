@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from align import constitution, dpo, pairs, reward
 from align.rl import __main__ as rl
 from align.rounds import candidates, label
+from align.synthetic.parties import check_parties
 from core import artifacts
 from core.entry import Stage
 from core.errors import UserError
@@ -165,6 +166,7 @@ def _check_critic(config: ConfigDict) -> None:
     section, labels = config.constitution, config.rounds.labels
     if labels not in CRITICS:
         return
+    check_parties(section)
     if section.makes != ("pairs",):
         raise UserError(f"constitution.makes={section.makes}", "is more than the pairs of a round",
                         "set it to ('pairs',)")
