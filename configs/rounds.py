@@ -95,12 +95,12 @@ def _training(c: ConfigDict) -> None:
     sizes = dict(row_length=64, batch_size=16)
     run = make_training_run(scan_unroll=4, loss_chunks=4, log_every=5, checkpoint_every=50)
     c.dpo = ConfigDict(make_training(
-        out="dpo", model="", pairs="pairs", **make_preference(nll_coef=0.2), **make_learning(),
-        num_epochs=1, lora=make_lora(), optimizer=make_optimizer(learning_rate=1e-4), run=run,
-        **sizes))
+        out="dpo", model="", pairs="pairs", **make_preference(nll_coef=1.0), **make_learning(),
+        num_epochs=1, lora=make_lora(), optimizer=make_optimizer(learning_rate=3e-4, warmup_steps=2),
+        run=run, **sizes))
     c.reward = make_reward(
         model="", pairs="pairs", heldout_frac=0.1,
-        optimizer=make_optimizer(learning_rate=1e-3), run=run, **sizes)
+        optimizer=make_optimizer(learning_rate=1e-3, warmup_steps=2), run=run, **sizes)
     c.rl = make_rl(
         out="rl", model="", algorithm="ppo", tasks=dict(arithmetic=3000), num_iterations=10,
         num_prompts=32, num_samples=8, num_epochs=2, num_minibatches=4, max_new_tokens=16,

@@ -19,6 +19,7 @@ from align.sources import fingerprint_inputs
 from core.entry import Stage
 from core.errors import UserError
 from core.progress import log
+from data.chat import Conversation
 from data.preferences import Preference, write_preferences
 from eval.tasks.task import question_of
 from train.distributed import initialize
@@ -73,7 +74,7 @@ def make_candidates(answers: Sequence[Answer],
             continue
         meta = {name: question.meta[name] for name in ("task", "family")}
         found.append(Preference(
-            question_of(question), tuple(group), (1,) * len(group), meta["task"], meta,
+            Conversation(question_of(question).messages), tuple(group), (1,) * len(group), meta["task"], meta,
             tuple(answer.finish for answer in group.values())))
     return found, counts
 
