@@ -96,8 +96,8 @@ def _training(c: ConfigDict) -> None:
     run = make_training_run(scan_unroll=4, loss_chunks=4, log_every=5, checkpoint_every=50)
     c.dpo = ConfigDict(make_training(
         out="dpo", model="", pairs="pairs", **make_preference(nll_coef=1.0), **make_learning(),
-        num_epochs=1, lora=make_lora(), optimizer=make_optimizer(learning_rate=3e-4, warmup_steps=2),
-        run=run, **sizes))
+        num_epochs=1, lora=make_lora(), run=run,
+        optimizer=make_optimizer(learning_rate=3e-4, warmup_steps=2), **sizes))
     c.reward = make_reward(
         model="", pairs="pairs", heldout_frac=0.1,
         optimizer=make_optimizer(learning_rate=1e-3, warmup_steps=2), run=run, **sizes)

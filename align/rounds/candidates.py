@@ -74,8 +74,8 @@ def make_candidates(answers: Sequence[Answer],
             continue
         meta = {name: question.meta[name] for name in ("task", "family")}
         found.append(Preference(
-            Conversation(question_of(question).messages), tuple(group), (1,) * len(group), meta["task"], meta,
-            tuple(answer.finish for answer in group.values())))
+            Conversation(question_of(question).messages), tuple(group), (1,) * len(group),
+            meta["task"], meta, tuple(answer.finish for answer in group.values())))
     return found, counts
 
 
