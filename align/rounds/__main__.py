@@ -75,7 +75,7 @@ def run_rounds(config: ConfigDict, workdir: Path, *, rebuild: bool = False) -> d
 def _train(plan: Plan, number: int, rebuild: bool) -> str:
     """Labels and trains; returns the file of votes if it is not filled in."""
     config, folder = plan.configure(number), plan.folder(number)
-    run = partial(_run_in, config=config, folder=folder, rebuild=rebuild)
+    run = partial(entry.run_next, config=config, workdir=folder, rebuild=rebuild)
     for stage in plan.labelling:
         if stage.section == "label" and config.label.votes and _await_votes(plan, number):
             return str(folder / VOTES)
@@ -83,10 +83,6 @@ def _train(plan: Plan, number: int, rebuild: bool) -> str:
     for stage in plan.training:
         run(stage)
     return ""
-
-
-def _run_in(stage: entry.Stage, config: ConfigDict, folder: Path, rebuild: bool) -> None:
-    entry.run_in(stage, config, folder, rebuild=rebuild, began=entry.process_secs())
 
 
 def _await_votes(plan: Plan, number: int) -> bool:
@@ -105,7 +101,7 @@ def _await_votes(plan: Plan, number: int) -> bool:
 def _measure(plan: Plan, number: int, labels: str, rebuild: bool) -> dict[str, Any]:
     """Measures a round's model; returns its row."""
     config, folder = plan.configure(number), plan.folder(number)
-    _run_in(measure.STAGE, config, folder, rebuild)
+    entry.run_next(measure.STAGE, config, folder, rebuild=rebuild)
     measured = read_json(plan.artifact(number, "measure") / "metrics.json")
     row = {"round": number, "model": str(plan.model(number))}
     row |= {name: measured[name] for name in MEASURED}
@@ -113,7 +109,7 @@ def _measure(plan: Plan, number: int, labels: str, rebuild: bool) -> dict[str, A
         return row
     row |= {name: measured[name] for name in COMPARED} | {"win_rate_by": "reward"}
     if labels in CRITICS:
-        _run_in(choose.STAGE, config, folder, rebuild)
+        entry.run_next(choose.STAGE, config, folder, rebuild=rebuild)
         chosen = read_json(plan.artifact(number, "chosen") / "metrics.json")
         row |= {name: chosen[name] for name in COMPARED} | {"win_rate_by": "critic"}
     if plan.labelling:
