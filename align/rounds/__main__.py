@@ -61,14 +61,14 @@ def run_rounds(config: ConfigDict, workdir: Path, *, rebuild: bool = False) -> d
         UserError: by the plan, or by one of the stages.
     """
     plan, rows, waiting = Plan(config, workdir), [], ""
+    page = workdir / config.rounds.out / "rounds.html"
     for number in range(config.rounds.num_rounds + 1):
-        if number:
-            waiting = _train(plan, number, rebuild)
-            if waiting:
-                break
+        waiting = _train(plan, number, rebuild) if number else ""
+        if waiting:
+            break
         rows.append(_measure(plan, number, config.rounds.labels, rebuild))
         _report(rows[-1])
-        page = _write(plan, rows, workdir / config.rounds.out, config.rounds.num_shown)
+        _write(plan, rows, page, config.rounds.num_shown)
     return {"rounds": rows, "page": str(page), "waiting_for": waiting}
 
 
@@ -88,9 +88,10 @@ def _train(plan: Plan, number: int, rebuild: bool) -> str:
 def _await_votes(plan: Plan, number: int) -> bool:
     """Whether votes are missing; writes the file for them if there is none."""
     path = plan.folder(number) / VOTES
+    asked = read_preferences(plan.artifact(number, "candidates") / candidates.FILE)
     if not path.exists() and find_processes().index == 0:
-        write_blank(path, read_preferences(plan.artifact(number, "candidates") / candidates.FILE))
-    num_blank = count_blank(path)
+        write_blank(path, asked)
+    num_blank = count_blank(path, asked) if path.exists() else len(asked)
     if num_blank:
         log(f"rounds: round {number} waits for votes: fill in the ranks of {num_blank} lines of "
             f"{path}, 1 for the best answer and equal numbers for a tie, or remove lines; then run "
@@ -126,17 +127,16 @@ def _report(row: dict[str, Any]) -> None:
         f"{row['answer_tokens']:.1f} tokens{wins}")
 
 
-def _write(plan: Plan, rows: Sequence[dict[str, Any]], folder: Path, num_shown: int) -> Path:
-    """Writes the table and the page of the rounds so far; returns the page's path."""
-    page = folder / "rounds.html"
-    if find_processes().index == 0:
-        write_jsonl(folder / "rounds.jsonl", rows)
-        answers = [read_jsonl(plan.artifact(row["round"], "measure") / measure.FILE)[:num_shown]
-                   for row in rows]
-        temporary = page.with_name(f".{page.name}.tmp")
-        temporary.write_text(render_rounds(rows, answers), encoding="utf-8")
-        os.replace(temporary, page)
-    return page
+def _write(plan: Plan, rows: Sequence[dict[str, Any]], page: Path, num_shown: int) -> None:
+    """Writes the page of the rounds so far, and `rounds.jsonl` beside it."""
+    if find_processes().index:
+        return
+    write_jsonl(page.with_name("rounds.jsonl"), rows)
+    answers = [read_jsonl(plan.artifact(row["round"], "measure") / measure.FILE)[:num_shown]
+               for row in rows]
+    temporary = page.with_name(f".{page.name}.tmp")
+    temporary.write_text(render_rounds(rows, answers), encoding="utf-8")
+    os.replace(temporary, page)
 
 
 if __name__ == "__main__":

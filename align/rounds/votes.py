@@ -8,8 +8,7 @@ people, with `annotator` in its `meta`; one that nobody wants to judge may be re
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +26,9 @@ def write_blank(path: Path, candidates: Sequence[Preference]) -> None:
     os.replace(temporary, path)
 
 
-def count_blank(path: Path) -> int:
-    """Lines without an order."""
-    return sum(map(_is_blank, (row for _, row in read_lines(path))))
-
-
-def _is_blank(row: Any) -> bool:
-    ranks = row.get("ranks") if isinstance(row, dict) else ()
-    return ranks is None or (isinstance(ranks, list) and None in ranks)
+def count_blank(path: Path, candidates: Sequence[Preference]) -> int:
+    """Lines without an order; errors as `read_votes`, but for these."""
+    return sum(is_blank for _, _, is_blank in _read(path, candidates))
 
 
 def read_votes(path: Path,
@@ -48,20 +42,36 @@ def read_votes(path: Path,
     Raises:
         UserError: a line has no order, or its answers are none of the candidates'.
     """
-    asked = {_key(one) for one in candidates}
-    votes, seen = [], set()
-    for place, row in read_lines(path):
-        if _is_blank(row):
+    votes = []
+    for place, vote, is_blank in _read(path, candidates):
+        if is_blank:
             raise UserError(place, "has no order of its answers", "fill in ranks, or remove it")
+        votes.append(vote)
+    people = {str(vote.meta["annotator"]) for vote in votes if vote.meta.get("annotator")}
+    not_voted = {_key(one) for one in candidates} - {_key(vote) for vote in votes}
+    return votes, {"votes": len(votes), "ties": sum(not vote.pairs() for vote in votes),
+                   "not_voted": len(not_voted), "annotators": len(people)}
+
+
+def _read(path: Path,
+          candidates: Sequence[Preference]) -> Iterator[tuple[str, Preference, bool]]:
+    """Place of each line, its preference, and whether it has no order: then it is a tie."""
+    asked = {_key(one) for one in candidates}
+    for place, row in read_lines(path):
+        is_blank = _is_blank(row)
+        if is_blank:
+            row = row | {"ranks": [1] * len(row.get("responses") or ())}
         vote = make_preference(row, place)
         if _key(vote) not in asked:
             raise UserError(place, "has a prompt or answers that this round did not ask about",
-                            "fill in ranks, and change nothing else")
-        seen.add(_key(vote))
-        votes.append(vote)
-    people = Counter(str(vote.meta.get("annotator", "")) for vote in votes)
-    return votes, {"votes": len(votes), "ties": sum(not vote.pairs() for vote in votes),
-                   "not_voted": len(asked - seen), "annotators": len(people.keys() - {""})}
+                            "change nothing but ranks; where the round has new answers, move the "
+                            "file away and run the same command again")
+        yield place, vote, is_blank
+
+
+def _is_blank(row: Any) -> bool:
+    ranks = row.get("ranks") if isinstance(row, dict) else ()
+    return ranks is None or (isinstance(ranks, list) and None in ranks)
 
 
 def _key(one: Preference) -> tuple[Any, ...]:
