@@ -100,6 +100,8 @@ def make_config(parents, variant="rule", **changes):
         config.measure.rewards = dict(task=0.0, even=1.0, model=0.0)
     for section in (config.candidates, config.measure, config.label):
         section.run.scan_unroll = 1
+    config.candidates.run.num_slots = config.measure.run.num_slots = NUM_PROMPTS
+    config.constitution.run.batch_size = NUM_PROMPTS
     config.constitution.critic_rule = "even" if variant == "rule" else ""
     for section in (config.dpo, config.reward):
         section.update(row_length=16, batch_size=12)
