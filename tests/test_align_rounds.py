@@ -31,7 +31,7 @@ from model.parallel.sharding import make_mesh
 from train import setup as setups
 
 TOKENIZER = BytePairTokenizer({bytes([b]): i for i, b in enumerate(range(32, 125))})
-NUM_PROMPTS = 48
+NUM_TRAIN, NUM_PROMPTS = 400, 96
 
 
 def even_share(text):
@@ -77,10 +77,10 @@ def parents(tmp_path_factory, params, config):
         save_model(root / name, tree, sizes, root / "tokenizer", chat=True, context_tokens=64)
         write_json(root / name / "lineage.json",
                    make_lineage(stage=name, config={}, inputs={}, code=""))
-    for name, first in (("train", "a"), ("heldout", "n")):
+    for name, first, num in (("train", "a", NUM_TRAIN), ("heldout", "n", NUM_PROMPTS)):
         (root / f"{name}.jsonl").write_text("".join(
             json.dumps({"question": chr(ord(first) + n % 12) + chr(65 + n // 12), "answer": "no"})
-            + "\n" for n in range(NUM_PROMPTS)))
+            + "\n" for n in range(num)))
     return root
 
 
@@ -104,10 +104,10 @@ def make_config(parents, variant="rule", **changes):
     config.constitution.run.batch_size = NUM_PROMPTS
     config.constitution.critic_rule = "even" if variant == "rule" else ""
     for section in (config.dpo, config.reward):
-        section.update(row_length=16, batch_size=12)
+        section.update(row_length=16, batch_size=8 if variant == "votes" else 40)
         section.run.update(scan_unroll=1, loss_chunks=1)
         section.optimizer.update(learning_rate=0.01, warmup_steps=0)
-    config.dpo.update(num_epochs=3, nll_coef=0.0)
+    config.dpo.update(num_epochs=2, nll_coef=0.0)
     for field, value in changes.items():
         name, _, own = field.partition("__")
         config[name][own] = value
@@ -359,7 +359,7 @@ def test_every_variant_has_a_plan_whose_rounds_begin_where_the_last_one_ended(va
     ("judge", dict(constitution__critic_rule="length"), "constitution.critic_rule='length': does"),
     ("rule", dict(constitution__makes=("pairs", "revisions")), "constitution.makes=.* is more"),
     ("rule", dict(constitution__endpoint="http://x"), "constitution.endpoint='http://x': answers"),
-    ("task", dict(measure__num_prompts=500), "measured.tasks: 48 prompts: are fewer than")])
+    ("task", dict(measure__num_prompts=500), "measured.tasks: 96 prompts: are fewer than")])
 def test_what_cannot_be_had_is_refused_in_one_line(variant, changes, message, parents, tmp_path):
     changes = dict(rounds__reward=str(parents / "reward")) | changes
     with pytest.raises(UserError, match=f"^{message}") as error:
