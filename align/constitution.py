@@ -60,7 +60,7 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
     """
     section = config.constitution
     _check(section)
-    constitution = read_constitution(_files(section))
+    constitution = read_constitution(principle_files(section))
     _check_principles(section, constitution)
     outcomes = Outcomes(section.rules.to_dict())
     work = folder / "work"
@@ -180,7 +180,7 @@ def _write_pairs(folder: Path, prompts: Sequence[Conversation],
     return {"pairs": len(pairs), **described}
 
 
-def _files(section: ConfigDict) -> list[Path]:
+def principle_files(section: ConfigDict) -> list[Path]:
     """Files of the principles; our own where none is named."""
     names = [part.strip() for part in section.principles.split(",") if part.strip()]
     return [Path(name) for name in names] or [OWN]
@@ -217,7 +217,7 @@ def _fingerprint(config: ConfigDict) -> dict[str, str]:
     """What decides the result beside the config and the parents: the contents of files."""
     section = config.constitution
     marks = fingerprint_inputs(section)
-    for path in _files(section):
+    for path in principle_files(section):
         if path.is_file():      # `build` reports one that is missing
             marks[f"principles {path.name}"] = digest_file(path)
     if "." in section.critic_rule and section.critic_rule not in RULES:

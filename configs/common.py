@@ -186,6 +186,41 @@ def make_rl(**changes) -> ConfigDict:
         run=make_training_run(num_slots=64, evaluate_every=0, checkpoint_every=10)) | changes)
 
 
+def make_constitution(**changes) -> ConfigDict:
+    """The section `constitution` with every field."""
+    return ConfigDict(dict(
+        out="constitution",
+        makes=("revisions", "pairs"),       # or one of them
+        tasks=dict(), corpus="",            # built-in questions, and what some are drawn from
+        inputs="",                  # files of prompts or conversations; PATH@1000: a part of one
+        faulty="drop",              # or fail: rows that cannot be read
+        # Files of principles and examples by commas, "" = our own; align/synthetic/principles.py.
+        principles="", num_examples=2,      # at most so many examples are shown
+        model="",                   # a chat model's folder that answers; or
+        endpoint="", endpoint_model="", key_variable="",    # URL, model, environment variable; or
+                                    # none of them: the answers of `inputs` are revised
+        critic="",                  # a chat model's folder that criticises and chooses; or
+        critic_endpoint="", critic_endpoint_model="", critic_key_variable="",
+        critic_rule="",             # or length, word_list, or a class of yours: module.Class
+        rule=dict(max_words=12, words=()),
+        num_rounds=2,
+        labels="letter",            # or probability, of a critic in a folder
+        disagreement="drop",        # of both orders; or tie, soft, fail
+        # What becomes of a reply: drop (the conversation), keep (go on with it), fail. Of a choice
+        # without a letter: keep takes that of the other order alone.
+        rules=dict(unanswered="drop", empty="drop", truncated="drop", unchanged="keep",
+                   refusal="keep", no_letter="drop"),
+        answer=dict(max_new_tokens=256, temperature=1.0, top_p=1.0),
+        critique=dict(max_new_tokens=512, temperature=0.7, top_p=0.95),     # and revisions
+        judge=dict(max_new_tokens=16, temperature=0.0, top_p=1.0),          # of choices
+        seed=0, **make_inference(),
+        run=make_inference_run(
+            batch_size=16, num_connections=8, timeout_secs=120.0, max_retries=5, backoff_secs=1.0,
+            chunk_prompts=64,       # sent at once; where all are rejected, the run ends
+            prompt_price=0.0, answer_price=0.0))    # of a million tokens of endpoints
+        | changes)
+
+
 def make_eval(**changes) -> ConfigDict:
     """The section `eval` with every field."""
     return ConfigDict(dict(

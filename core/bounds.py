@@ -138,6 +138,15 @@ BOUNDS: Mapping[str, Bounds] = {
     "rl.value_clip": Bounds(note="0 does not clip"), "rl.max_idle": count(),
     "run.num_slots": count(),
 
+    # rounds, and the stages that only they have
+    "rounds.num_rounds": count(), "rounds.num_shown": count(0, note="0 shows none"),
+    "candidates.round": count(0, note="0 takes the first prompts"),
+    "candidates.num_prompts": count(), "candidates.num_samples": count(2),
+    "candidates.temperature": POSITIVE, "label.min_margin": NOT_NEGATIVE,
+    "measure.num_prompts": count(), "measure.temperature": POSITIVE,
+    "measure.overlong_tokens": count(),
+    "measure.missing_end_penalty": Bounds(note="0 subtracts nothing"),
+
     # eval
     "eval.tasks.*": Bounds(0, MAX_INT32, whole=True, also=-1,
                            note="0 leaves the task out, -1 takes all questions"),

@@ -16,6 +16,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,9 @@ EXIT_BROKEN_PIPE = 141    # as a shell reports SIGPIPE
 
 LIBRARIES = ("absl", "array_record", "grain", "orbax")     # whose flags `--help` leaves out
 START_SECS = 600.0    # that processes of one run may start apart
+
+# When the running stage began, in seconds of this process.
+_BEGAN: ContextVar[float] = ContextVar("began", default=0.0)
 
 # `build(config, parents, folder) -> metrics`: reads the parents' folders, writes into `folder`.
 Build = Callable[[ConfigDict, Mapping[str, Path], Path], Mapping[str, Any]]
@@ -158,8 +162,21 @@ def config_and_workdir() -> tuple[ConfigDict, Path]:
 
 
 def _run_stage(stage: Stage) -> dict[str, Any]:
-    config, workdir = config_and_workdir()
-    parents, lineage = _resolve(stage, config, workdir)
+    return _run_in(stage, *config_and_workdir(), flags.FLAGS.rebuild)
+
+
+def run_next(stage: Stage, config: ConfigDict, workdir: Path, *, rebuild: bool) -> dict[str, Any]:
+    """Builds an artifact as `run_stage` does, for a command that runs several stages in turn.
+
+    Its time is counted from this call on; the peak of memory is that of the process so far.
+    """
+    _BEGAN.set(_process_secs())
+    return _run_in(stage, config, workdir, rebuild)
+
+
+def _run_in(stage: Stage, config: ConfigDict, workdir: Path, rebuild: bool) -> dict[str, Any]:
+    """Builds the artifact, or finds it finished: its name and path, and its metrics."""
+    parents, lineage = _resolve(stage, config, workdir, rebuild)
     final = workdir / config[stage.section].out
     unfinished = final.with_name(f"{final.name}.partial")
     result = {"stage": stage.section, "path": str(final)}
@@ -171,7 +188,7 @@ def _run_stage(stage: Stage) -> dict[str, Any]:
         _follow(final, unfinished, lineage, build if stage.every_process else None)
         return result
     with locks.locked(final):
-        if artifacts.find_finished(final, lineage, rebuild=flags.FLAGS.rebuild):
+        if artifacts.find_finished(final, lineage, rebuild=rebuild):
             log(f"{stage.section}: {final} is up to date")
             return result | {"skipped": True} | artifacts.read_json(final / "metrics.json")
         num_builders = find_processes().count if stage.every_process else 1
@@ -180,17 +197,17 @@ def _run_stage(stage: Stage) -> dict[str, Any]:
             metrics = dict(build())
         locks.await_marks(unfinished, num_builders, START_SECS)
         locks.clear_marks(unfinished, num_builders)
-        secs = process_secs()
+        secs = stage_secs()
         metrics |= {"secs": round(secs, 1), "peak_memory_bytes": _peak_memory_bytes()}
         artifacts.finish(unfinished, final, metrics)
     log(f"{stage.section}: wrote {final} in {format_secs(secs)}")
     return result | {"skipped": False} | metrics
 
 
-def _resolve(stage: Stage, config: ConfigDict,
-             workdir: Path) -> tuple[dict[str, Path], dict[str, Any]]:
+def _resolve(stage: Stage, config: ConfigDict, workdir: Path,
+             rebuild: bool) -> tuple[dict[str, Path], dict[str, Any]]:
     """The parents' folders, and the lineage of what is to be built."""
-    if flags.FLAGS.rebuild and find_processes().count > 1:
+    if rebuild and find_processes().count > 1:
         raise UserError("--rebuild", "does not work with several processes",
                         "move the finished artifact away instead")
     parents = _find_parents(stage, config, workdir)
@@ -354,8 +371,13 @@ def _lies_in_workdir(path: object) -> bool:
     return Path(path).absolute().is_relative_to(Path(workdir).absolute())
 
 
-def process_secs() -> float:
-    """Seconds since this process started, imports included (Linux: field 22 of proc(5) stat)."""
+def stage_secs() -> float:
+    """Seconds since this process started, imports included, or since its latest `run_next`."""
+    return _process_secs() - _BEGAN.get()
+
+
+def _process_secs() -> float:
+    """Seconds since this process started (Linux: field 22 of proc(5) stat)."""
     ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
     return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 

@@ -19,6 +19,7 @@ from configs import (
     preset,
     pretrain,
     rl,
+    rounds,
     self_instruct,
     synthesize,
 )
@@ -52,6 +53,7 @@ CONFIGS = {**{variant: (get_config, variant) for variant in VARIANTS},
 EVERY_CONFIG = {**CONFIGS, **{f"{module.__name__}:{variant}": (module.get_config, variant)
                               for module, variants in (
                                   (align, align.VARIANTS), (rl, rl.VARIANTS),
+                                  (rounds, rounds.VARIANTS),
                                   (curate, ("local", "warc")),
                                   (synthesize, ("default",)),
                                   (self_instruct, ("default",)),

@@ -21,6 +21,7 @@ HOLE = "\0"     # of a text that is put together when it is printed
 WORD = f"[\\w{HOLE}]+"
 VARIANTS = {"quickstart": ("cpu", "accelerator", "portable", "smoke"), "curate": ("local", "warc"),
             "constitution": ("rule", "endpoint", "self"),
+            "rounds": ("task", "reward", "judge", "rule", "votes", "ppo", "rl"),
             "classifier": ("reference", "scores", "labels"), "pretrain": ("4", "4,cpu")}
 # Flags of other programs, and names of results, rules and optimizers.
 FOREIGN_FLAGS = {"--partition", "--array", "--output"}

@@ -20,7 +20,7 @@ from grain.experimental import get_next_index, set_next_index
 from ml_collections import ConfigDict
 
 from core.artifacts import hold_from
-from core.entry import process_secs
+from core.entry import stage_secs
 from core.progress import log
 from train.checkpoints.checkpoints import Checkpoints
 from train.rewind import Rewinds
@@ -72,7 +72,7 @@ class Loop:
         self._checkpoints = Checkpoints(folder / "checkpoints", keep=section.run.keep_checkpoints,
                                         keep_every=section.run.keep_every)
         self._rewinds = Rewinds(folder / "rewinds.json", section.rewind)
-        self._goodput = Goodput(folder / "goodput.jsonl", age_secs=process_secs())
+        self._goodput = Goodput(folder / "goodput.jsonl", age_secs=stage_secs())
         self._recorder = Recorder(folder, setup=setup, section=section, num_steps=len(batches),
                                   tokens_per_step=tokens_per_step, epochs=epochs)
         self._profiler = Profiler(requested_window(), folder)

@@ -64,7 +64,9 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
     _check(section, source)
     setup = open_setup(source, section, config.mesh)
     tokenizer = open_tokenizer(source, section)
-    tasks, prompts, left_out = open_prompts(section, parents.get("corpus"), tokenizer)
+    tasks, prompts, left_out = open_prompts(
+        section, parents.get("corpus"), tokenizer,
+        num_needed=section.num_prompts * section.oversampling)
     num_answers = section.num_prompts * section.num_samples
     rewards = Rewards(Resources(
         section, tasks, parents.get("reward"), tokenizer, setup.execution, setup.mesh,

@@ -126,9 +126,10 @@ class Gatherer:
         """
         section, began = self.section, time.monotonic()
         frozen = self.reference if self.lora is not None else None
-        answers = sample_answers(
-            whole_params(tree, frozen, self.lora), pick_prompts(self.prompts, section, iteration),
-            iteration, setup=self.setup, section=section, tokenizer=self.tokenizer)
+        asked = pick_prompts(self.prompts, section.num_prompts * section.oversampling, iteration,
+                             section.seed)
+        answers = sample_answers(whole_params(tree, frozen, self.lora), asked, iteration,
+                                 setup=self.setup, section=section, tokenizer=self.tokenizer)
         sampled = time.monotonic()
         scores_B, metrics = self.rewards(answers)
         scores_B = scores_B.astype(np.float32)

@@ -47,12 +47,16 @@ class Prompt(NamedTuple):
     tokens: tuple[int, ...]
 
 
-def open_prompts(section: ConfigDict, corpus: Path | None,
-                 tokenizer: Tokenizer) -> tuple[dict[str, Task], list[Prompt], dict[str, int]]:
-    """The tasks by name, their prompts for training, and how many were left out by reason.
+def open_prompts(section: ConfigDict, corpus: Path | None, tokenizer: Tokenizer, *,
+                 num_needed: int, split: str = "train"
+                 ) -> tuple[dict[str, Task], list[Prompt], dict[str, int]]:
+    """The tasks by name, their prompts of a split, and how many were left out by reason.
+
+    Args:
+        num_needed: the fewest prompts that will do.
 
     Raises:
-        UserError: there are fewer prompts than an iteration needs.
+        UserError: there are fewer.
     """
     room = section.row_length + 1 - section.max_new_tokens
     if room < 1:
@@ -62,7 +66,7 @@ def open_prompts(section: ConfigDict, corpus: Path | None,
     tasks, prompts, faults = {}, [], Faults(section.out)
     for task, count in open_tasks(section.tasks, corpus, section.inputs):
         tasks[task.name] = task
-        for number, question in enumerate(task.conversations("train", count, section.seed), 1):
+        for number, question in enumerate(task.conversations(split, count, section.seed), 1):
             tokens = tuple(render_prompt(question_of(question), tokenizer))
             if len(tokens) > room:
                 faults.add("too_long", f"{task.name}, question {number}", f"has {len(tokens)} "
@@ -70,21 +74,19 @@ def open_prompts(section: ConfigDict, corpus: Path | None,
             else:
                 prompts.append(Prompt(question, tokens))
     faults.report()
-    asked = section.num_prompts * section.oversampling
-    if len(prompts) < asked:
+    if len(prompts) < num_needed:
         raise UserError(f"{section.out}.tasks: {len(prompts)} prompts", f"are fewer than the "
-                        f"{asked} of an iteration, num_prompts={section.num_prompts} times "
-                        f"oversampling={section.oversampling}",
+                        f"{num_needed} that are asked at once",
                         "raise a count in tasks, or lower num_prompts")
     return tasks, prompts, dict(faults.counts)
 
 
-def pick_prompts(prompts: Sequence[Prompt], section: ConfigDict, iteration: int) -> list[Prompt]:
+def pick_prompts(prompts: Sequence[Prompt], count: int, iteration: int,
+                 seed: int) -> list[Prompt]:
     """The prompts of an iteration: the next ones of passes that are shuffled differently."""
-    passes = grain.MapDataset.source(range(len(prompts))).seed(section.seed).shuffle().repeat()
-    num_asked = section.num_prompts * section.oversampling
-    first = iteration * num_asked
-    return [prompts[int(passes[place])] for place in range(first, first + num_asked)]
+    passes = grain.MapDataset.source(range(len(prompts))).seed(seed).shuffle().repeat()
+    first = iteration * count
+    return [prompts[int(passes[place])] for place in range(first, first + count)]
 
 
 def sample_answers(params: Params, prompts: Sequence[Prompt], iteration: int, *, setup: Setup,

@@ -1,0 +1,1 @@
+"""Iterated alignment: rounds of sampling, labelling, training and measuring, made of stages."""
