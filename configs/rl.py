@@ -19,7 +19,7 @@ from configs.common import (
     parse_variant,
 )
 
-VARIANTS = ("grpo", "ppo", "dr_grpo", "dapo", "rloo", "reinforce_plus_plus")
+VARIANTS = ("grpo", "ppo", "dr_grpo", "dapo", "rloo", "reinforce_plus_plus", "online_dpo")
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -33,7 +33,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         optimizer=make_optimizer(learning_rate=1e-4, schedule="constant", warmup_steps=5),
         run=make_training_run(scan_unroll=4, num_slots=256, tasks=dict(arithmetic=320),
                               evaluate_every=20, checkpoint_every=5))
-    {"ppo": _ppo, "dapo": _dapo}.get(variant, lambda c: None)(c)
+    {"ppo": _ppo, "dapo": _dapo, "online_dpo": _online_dpo}.get(variant, lambda c: None)(c)
     return c
 
 
@@ -46,3 +46,8 @@ def _ppo(c: ConfigDict) -> None:
 def _dapo(c: ConfigDict) -> None:
     """Its own clipping, without a KL term (arXiv 2503.14476, section 4.1)."""
     c.rl.update(eps_high=0.28, kl_coef=0.0)
+
+
+def _online_dpo(c: ConfigDict) -> None:
+    """A beta as is usual for DPO; 32 pairs an iteration."""
+    c.rl.kl_coef = 0.1
