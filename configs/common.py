@@ -145,9 +145,15 @@ def make_rl(**changes) -> ConfigDict:
         inputs="",                  # files of solved questions, scored by exact match
         template="",                # as in `make_learning`
         reward="",                  # an artifact of align.reward, for rewards.model
-        rewards=dict(task=1.0, model=0.0, length=0.0, format=0.0),      # weights
+        rewards=dict(task=1.0, model=0.0, length=0.0, format=0.0, judge=0.0),   # weights
         overlong_tokens=8,          # rewards.length: what begins so far below the limit
         pattern="",                 # rewards.format: a regular expression
+        # rewards.judge: a chat model's folder; or an endpoint's URL, model, and the environment
+        # variable that holds its key.
+        judge="", judge_endpoint="", judge_endpoint_model="", judge_key_variable="",
+        judge_prompt="",            # a file with {conversation} and {answer}; "" = our own
+        judge_tokens=8,             # the longest reply
+        judge_unreachable="fail",   # or count: of an endpoint after all retries
         missing_end_penalty=0.0,    # of an answer that ran into the limit
         num_iterations=100, num_prompts=32, num_samples=8,  # the latter of each prompt
         oversampling=1,             # prompts asked for each that is learned from
@@ -164,9 +170,17 @@ def make_rl(**changes) -> ConfigDict:
         max_idle=10,                # iterations in a row that teach nothing, which end the run
         guard=dict(sigmas=0.0, window=128), ema_decay=0.0, seed=0,
         lora=make_lora(), optimizer=make_optimizer(schedule="constant"),
-        # Here evaluate_every and checkpoint_every count iterations, and tasks are of the test
-        # split; num_slots answers are sampled at once.
-        run=make_training_run(num_slots=64, evaluate_every=0, checkpoint_every=10)) | changes)
+        run=make_rl_run()) | changes)
+
+
+def make_rl_run(**changes) -> dict:
+    """The subsection `run` of `rl`: here evaluate_every and checkpoint_every count iterations, and
+    tasks are of the test split."""
+    return make_training_run(
+        num_slots=64,               # answers that are sampled at once
+        # Of a judge behind an endpoint; prices are of a million tokens.
+        num_connections=8, timeout_secs=120.0, max_retries=5, backoff_secs=1.0,
+        prompt_price=0.0, answer_price=0.0, evaluate_every=0, checkpoint_every=10) | changes
 
 
 def make_eval(**changes) -> ConfigDict:

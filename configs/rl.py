@@ -15,7 +15,7 @@ from configs.common import (
     make_mesh,
     make_optimizer,
     make_rl,
-    make_training_run,
+    make_rl_run,
     parse_variant,
 )
 
@@ -31,8 +31,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         num_iterations=60, num_prompts=32, num_samples=8, num_minibatches=2, max_new_tokens=16,
         row_length=64, overlong_tokens=4,
         optimizer=make_optimizer(learning_rate=1e-4, schedule="constant", warmup_steps=5),
-        run=make_training_run(scan_unroll=4, num_slots=256, tasks=dict(arithmetic=320),
-                              evaluate_every=20, checkpoint_every=5))
+        run=make_rl_run(scan_unroll=4, num_slots=256, tasks=dict(arithmetic=320),
+                        evaluate_every=20, checkpoint_every=5))
     {"ppo": _ppo, "dapo": _dapo, "online_dpo": _online_dpo}.get(variant, lambda c: None)(c)
     return c
 

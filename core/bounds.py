@@ -125,7 +125,7 @@ BOUNDS: Mapping[str, Bounds] = {
 
     # rl
     "rewards.*": Bounds(note="0 leaves the reward out"), "rl.overlong_tokens": count(),
-    "rl.missing_end_penalty": Bounds(note="0 subtracts nothing"),
+    "rl.judge_tokens": count(), "rl.missing_end_penalty": Bounds(note="0 subtracts nothing"),
     "rl.num_iterations": count(), "rl.num_prompts": count(), "rl.num_samples": count(),
     "rl.oversampling": count(),
     "rl.num_minibatches": count(), "rl.temperature": POSITIVE, "rl.kl_coef": NOT_NEGATIVE,

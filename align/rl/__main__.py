@@ -33,6 +33,7 @@ from align.finetune import (
 from align.heldout import Evaluate
 from align.rl.algorithms import Algorithm, LossSettings, num_examples, read_algorithm
 from align.rl.experience import Gatherer
+from align.rl.judge import fingerprint_judge
 from align.rl.loop import OnPolicyLoop
 from align.rl.pretraining import open_pretraining, with_pretraining
 from align.rl.rewards import Resources, Rewards
@@ -72,7 +73,8 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
     setup = open_setup(source, section, config.mesh)
     tokenizer = open_tokenizer(source, section)
     tasks, prompts, left_out = open_prompts(section, parents.get("corpus"), tokenizer)
-    rewards = Rewards(Resources(section, tasks, parents.get("reward"), tokenizer, setup))
+    rewards = Rewards(Resources(section, tasks, parents.get("reward"), tokenizer, setup,
+                                parents.get("judge")))
     pretraining = open_pretraining(section, parents.get("tokens"), tokenizer, algorithm, settings)
     make_first, train_step = _make_step(setup, section, algorithm, settings)
 
@@ -182,8 +184,13 @@ def make_evaluate(section: ConfigDict, setup: Setup, corpus: Path | None, tokeni
     return evaluate
 
 
-STAGE = Stage("rl", build, parents=("model", "corpus", "reward", "tokens"), every_process=True,
-              inputs=lambda config: fingerprint_inputs(config.rl))
+def _fingerprint(config: ConfigDict) -> dict[str, str]:
+    """What decides the result beside the config and the parents: the contents of files."""
+    return fingerprint_inputs(config.rl) | fingerprint_judge(config.rl)
+
+
+STAGE = Stage("rl", build, parents=("model", "corpus", "reward", "judge", "tokens"),
+              every_process=True, inputs=_fingerprint)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@
     length    0 up to `max_new_tokens` less `overlong_tokens`, from there linearly to -1 at the
               limit (arXiv 2503.14476, equation 13)
     format    1 where the whole text matches the regular expression `pattern`, else 0
+    judge     the score that a chat model gives; see `align.rl.judge`
 
 An answer that did not end by itself loses `missing_end_penalty` as well.
 """
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from align.rl.judge import Judge, open_judge
 from align.rl.rollouts import Answer
 from core.errors import UserError
 from data.tokenizers.tokenizer import Tokenizer
@@ -41,7 +43,8 @@ class Resources(NamedTuple):
         tasks: those that the prompts are of, by name.
         reward_model: the folder of a reward model; None without one.
         tokenizer: of the policy.
-        setup: where and how a reward model runs.
+        setup: where and how a reward model or a judge runs.
+        judge: the folder of a chat model; None without one.
     """
 
     section: ConfigDict
@@ -49,6 +52,7 @@ class Resources(NamedTuple):
     reward_model: Path | None
     tokenizer: Tokenizer
     setup: Setup
+    judge: Path | None = None
 
 
 def _of_task(given: Resources) -> Reward:
@@ -116,7 +120,8 @@ def _of_format(given: Resources) -> Reward:
 
 
 REWARDS: dict[str, Callable[[Resources], Reward]] = {
-    "task": _of_task, "model": _of_model, "length": _of_length, "format": _of_format}
+    "task": _of_task, "model": _of_model, "length": _of_length, "format": _of_format,
+    "judge": lambda given: open_judge(given.section, given.judge, given.setup)}
 
 
 class Rewards:
@@ -140,7 +145,8 @@ class Rewards:
                             f"set {self._name}.rewards.task to 1")
 
     def __call__(self, answers: Sequence[Answer]) -> tuple[np.ndarray, dict[str, Any]]:
-        """Rewards of answers, float32; and the mean of each part, as `reward/NAME`.
+        """Rewards of answers, float32; and the mean of each part, as `reward/NAME`, with what a
+        judge counted.
 
         Raises:
             UserError: a part gives another number of rewards than there are answers.
@@ -156,5 +162,6 @@ class Rewards:
             total += weight * values
             finite = values[np.isfinite(values)]
             means[f"reward/{name}"] = float(finite.mean()) if len(finite) else float("nan")
+            means |= reward.counts if isinstance(reward, Judge) else {}
         total -= self._penalty * np.array([answer.finish != STOP for answer in answers])
         return total.astype(np.float32), means
