@@ -31,6 +31,7 @@ QUESTIONS = "abc"
 TEXTS = (("b", "ccc", "dd", "eeee"), ("x", "yy", "x y", "zz"), ("one", "two", "four", "five"))
 REWARDS = np.array([0.5, 1, 0, 0.2, 1, 0, 1, 0, 0.3, 0.3, 0.3, 0.3], np.float32)
 LENGTH = 24
+PAIRS = {num: jax.jit(partial(make_pair_batch, num_samples=num)) for num in (3, 4)}
 
 
 def make_answer(question, text):
@@ -49,6 +50,13 @@ def make_known(rows, reference_BL, scores_B=REWARDS):
     return Known(scores_B, rows.loss_weights_BL, reference_BL, reference_BL, None, np.float32(0))
 
 
+def make_pairs(rows, reference, temperature, **bound):
+    """The pairs of `TEXTS` by `REWARDS`, with log-probabilities under a reference."""
+    score = jax.jit(partial(score_rows, temperature=temperature, **bound))
+    reference_BL, _ = score(reference, None, rows)
+    return PAIRS[4](make_known(rows, reference_BL), rows)
+
+
 @pytest.fixture
 def reference(config):
     """Parameters of another model than the policy."""
@@ -60,11 +68,10 @@ def test_the_loss_is_that_of_align_dpo_on_the_same_pairs(
     """At a temperature; the pairs are rendered and scored by align.dpo's own code."""
     settings = Settings(beta=0.3, temperature=0.7)
     bound = dict(config=config, execution=execution)
-    reference_BL, _ = score_rows(reference, None, rows, temperature=0.7, **bound)
-    batch = make_pair_batch(make_known(rows, reference_BL), rows, num_samples=4)
+    batch = make_pairs(rows, reference, 0.7, **bound)
     np.testing.assert_array_equal(batch.weights_B, [1, 1, 0])
-    loss_sum, metrics = make_pair_loss(settings, None)(
-        {"model": params}, batch, key=jax.random.key(0), **bound)
+    loss_sum, metrics = jax.jit(partial(make_pair_loss(settings, None), key=None, **bound))(
+        {"model": params}, batch)
     assert metrics["loss"][1] == loss_weight(batch, settings) == 2
 
     pairs = [Preference(ask(question), texts, (1, 2)) for question, texts in (
@@ -77,9 +84,12 @@ def test_the_loss_is_that_of_align_dpo_on_the_same_pairs(
     offline.reference = compute_reference(reference, offline, setup=Setup(config, execution, mesh),
                                           batch_size=2, temperature=0.7)
     expected_batch = stack([offline[0], offline[1]])
-    np.testing.assert_array_equal(batch.chosen.tokens_BL[:2], expected_batch.chosen.tokens_BL)
-    expected_sum, expected = preference_loss(params, expected_batch, key=jax.random.key(0),
-                                             settings=settings, **bound)
+    for side in ("chosen", "rejected"):
+        own, other = (getattr(one, side) for one in (batch, expected_batch))
+        np.testing.assert_array_equal((own.targets_BL * own.loss_weights_BL)[:2],
+                                      other.targets_BL * other.loss_weights_BL)
+    expected_sum, expected = jax.jit(partial(preference_loss, key=None, settings=settings,
+                                             **bound))(params, expected_batch)
     assert loss_sum == pytest.approx(float(expected_sum), abs=1e-6)
     for name in ("loss", "margin", "chosen_reward", "rejected_logp"):
         assert metrics[name][0] == pytest.approx(float(expected[name][0]), abs=1e-5), name
@@ -88,9 +98,9 @@ def test_the_loss_is_that_of_align_dpo_on_the_same_pairs(
 
 def test_a_policy_that_is_its_reference_has_the_loss_ln_2(rows, params, config, execution):
     bound = dict(config=config, execution=execution)
-    reference_BL, _ = score_rows(params, None, rows, temperature=1.0, **bound)
-    batch = make_pair_batch(make_known(rows, reference_BL), rows, num_samples=4)
-    _, metrics = make_pair_loss(Settings(), None)({"model": params}, batch, key=None, **bound)
+    batch = make_pairs(rows, params, 1.0, **bound)
+    _, metrics = jax.jit(partial(make_pair_loss(Settings(), None), key=None, **bound))(
+        {"model": params}, batch)
     assert metrics["loss"][0] / 2 == pytest.approx(np.log(2), abs=1e-6)
 
 
@@ -106,7 +116,7 @@ def test_the_best_and_the_worst_answer_are_a_pair(scores, is_answer, chosen, rej
     rows = make_rows([make_answer("a", text) for text in ("one", "two", "six")], LENGTH)
     mask_BL = rows.loss_weights_BL * np.array(is_answer, np.float32)[:, None]
     known = make_known(rows, np.zeros_like(mask_BL), np.array(scores, np.float32))
-    found = make_pair_batch(known._replace(mask_BL=mask_BL), rows, num_samples=3)
+    found = PAIRS[3](known._replace(mask_BL=mask_BL), rows)
     assert found.weights_B.tolist() == [weight]
     if weight:
         np.testing.assert_array_equal(found.chosen.tokens_BL[0], rows.tokens_BL[chosen])
@@ -114,8 +124,7 @@ def test_the_best_and_the_worst_answer_are_a_pair(scores, is_answer, chosen, rej
 
 
 def test_pairs_are_read_as_they_were_written(rows, tmp_path):
-    batch = jax.device_get(make_pair_batch(make_known(rows, rows.loss_weights_BL * -1.5), rows,
-                                           num_samples=4))
+    batch = jax.device_get(PAIRS[4](make_known(rows, rows.loss_weights_BL * -1.5), rows))
     write_experience(tmp_path, 3, Experience(batch, {"kl": 0.5}, True))
     found = read_experience(tmp_path, 3)
     assert found.metrics == {"kl": 0.5} and found.is_usable

@@ -109,10 +109,10 @@ def _check(section: ConfigDict, source: Path, algorithm: Algorithm) -> None:
                         "end of an answer", "name a model that align.sft wrote")
     found = num_examples(section, algorithm)
     if found % section.num_minibatches:
-        kind = "pairs" if algorithm.has_pairs else "answers"
+        kind, remedy = (("pairs", "change it or num_prompts") if algorithm.has_pairs
+                        else ("answers", "change it, num_prompts or num_samples"))
         raise UserError(f"{section.out}.num_minibatches={section.num_minibatches}",
-                        f"does not divide the {found} {kind} of an iteration",
-                        "change it, num_prompts or num_samples")
+                        f"does not divide the {found} {kind} of an iteration", remedy)
     if section.oversampling > 1 and section.num_samples == 1:
         raise UserError(f"{section.out}.oversampling={section.oversampling}", "compares no answers "
                         "with num_samples=1", "set it to 1, or num_samples to at least 2")
