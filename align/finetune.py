@@ -16,9 +16,11 @@ from core.artifacts import read_json, write_json
 from core.errors import UserError
 from core.progress import log
 from data.chat import check_teaches
+from data.domains import POOLS, by_domain
 from data.templates.named import taught_folder, with_template
 from data.tokenizers.load import load_tokenizer
 from data.tokenizers.tokenizer import Tokenizer
+from data.tokens.mixture import mixture
 from data.tokens.rows import batches as group_rows
 from model.adapters.lora import (
     Adapter,
@@ -95,6 +97,22 @@ def make_batches(rows: Any, section: ConfigDict) -> grain.MapDataset:
             f"of {section.batch_size}")
     passes = make_passes(rows, section, section.num_epochs + bool(num_missing))
     return group_rows(passes[:num_rows + num_missing], section.batch_size)
+
+
+def pretraining_rows(section: ConfigDict, folder: Path, num_rows: int) -> grain.MapDataset:
+    """Rows of pretraining text, whose order follows from the seed.
+
+    Args:
+        section: `mixture` gives the shares of domains; where all are 0 they follow the sizes.
+        folder: of tokens.
+
+    Raises:
+        UserError: a domain is not among the tokens.
+    """
+    domains = read_json(folder / "tokens.json")["domains"]
+    shares = {name: share for name, share in by_domain(section.mixture).items() if share} or {
+        name: float(domain["tokens"]) for name, domain in domains.items() if name not in POOLS}
+    return mixture(folder, shares, section.row_length, num_rows=num_rows, seed=section.seed)
 
 
 def fine_tune(loss_fn: LossFn, batches: grain.MapDataset, source: Path, *, setup: Setup,

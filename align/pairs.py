@@ -22,7 +22,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from align.best_of_n import log_curve, make_curve, pick_best
-from align.rl.rewards import Answer, Resources, Rewards
+from align.rl.answers import Answer
+from align.rl.rewards import Resources, Rewards
 from align.sources import fingerprint_inputs
 from core.artifacts import write_jsonl
 from core.entry import Stage, run_stage

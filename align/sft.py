@@ -22,7 +22,14 @@ import grain
 import numpy as np
 from ml_collections import ConfigDict
 
-from align.finetune import fine_tune, make_batches, make_passes, open_setup, open_tokenizer
+from align.finetune import (
+    fine_tune,
+    make_batches,
+    make_passes,
+    open_setup,
+    open_tokenizer,
+    pretraining_rows,
+)
 from align.heldout import Evaluate, heldout_means, joined, padded_batches, sampled_answers
 from align.neftune import with_noise
 from align.sources import fingerprint_inputs, is_heldout, open_conversations, prompt_of
@@ -32,11 +39,9 @@ from core.errors import UserError
 from core.progress import log
 from data.batch import Batch
 from data.chat import Conversation, Message, render
-from data.domains import POOLS, by_domain
 from data.layouts.faults import Faults
 from data.tokenizers.tokenizer import Tokenizer
 from data.tokens.examples import HELDOUT, TRAIN, Example, Examples, PackedRows, write_examples
-from data.tokens.mixture import mixture
 from data.tokens.rows import batches as group_rows
 from data.tokens.rows import check_tokenizer, first_rows
 from model.directory import read_description
@@ -163,10 +168,7 @@ def mix_pretraining(rows: PackedRows, section: ConfigDict, tokens: Path) -> grai
     passes = make_passes(rows, section, section.num_epochs)
     num_text = round(len(passes) * section.pretrain_frac / (1 - section.pretrain_frac))
     num_text += -(len(passes) + num_text) % section.batch_size
-    domains = read_json(tokens / "tokens.json")["domains"]
-    shares = {name: share for name, share in by_domain(section.mixture).items() if share} or {
-        name: float(domain["tokens"]) for name, domain in domains.items() if name not in POOLS}
-    text = mixture(tokens, shares, section.row_length, num_rows=num_text, seed=section.seed)
+    text = pretraining_rows(section, tokens, num_text)
     log(f"{section.out}: {num_text} rows of pretraining text beside {len(passes)} of conversations")
     return group_rows(grain.MapDataset.source(_Interleaved(passes, text)), section.batch_size)
 

@@ -164,26 +164,43 @@ def make_rl(**changes) -> ConfigDict:
     """The section `rl` with every field; `align.rl` explains them."""
     return ConfigDict(make_precision() | dict(
         out="rl", model="sft", corpus="",
-        algorithm="grpo",           # or ppo, dr_grpo, dapo, rloo, reinforce_plus_plus
+        algorithm="grpo",           # or ppo, dr_grpo, dapo, rloo, reinforce_plus_plus, online_dpo
         tasks=dict(),               # numbers of training prompts by task
         inputs="",                  # files of solved questions, scored by exact match
         template="",                # as in `make_learning`
-        **make_rewards(),
+        **make_rewards(rewards=dict(task=1.0, model=0.0, length=0.0, format=0.0, judge=0.0)),
+        # rewards.judge: a chat model's folder; or an endpoint's URL, model, and the environment
+        # variable that holds its key.
+        judge="", judge_endpoint="", judge_endpoint_model="", judge_key_variable="",
+        judge_prompt="",            # a file with {conversation} and {answer}; "" = our own
+        judge_tokens=8,             # the longest reply
+        judge_unreachable="fail",   # or count: of an endpoint after all retries
         num_iterations=100, num_prompts=32, num_samples=8,  # the latter of each prompt
         oversampling=1,             # prompts asked for each that is learned from
         num_epochs=1, num_minibatches=1,    # passes over an iteration's answers, updates of a pass
         max_new_tokens=32, temperature=1.0, row_length=96,
         kl_coef=0.05,               # of ppo, rloo and reinforce_plus_plus in the rewards
-        kl_loss="k3",               # or k2, k3_corrected: of the others, whose KL is in the loss
+                                    # and the beta of online_dpo; of the others in the loss:
+        kl_loss="k3",               # or k2, k3_corrected
         kl_target=0.0, kl_horizon=10_000.0,     # nats an answer that kl_coef moves towards; answers
         eps_low=0.2, eps_high=0.2,  # the ratio is clipped to 1 - eps_low and 1 + eps_high
         gamma=1.0, lam=0.95, vf_coef=0.1, value_clip=0.2,
+        ptx_coef=0.0,               # of the loss of pretraining text in every update
+        tokens="", mixture=dict(),  # that text, and shares of its domains; none = by their sizes
         max_idle=10,                # iterations in a row that teach nothing, which end the run
         guard=dict(sigmas=0.0, window=128), ema_decay=0.0, seed=0,
         lora=make_lora(), optimizer=make_optimizer(schedule="constant"),
-        # Here evaluate_every and checkpoint_every count iterations, and tasks are of the test
-        # split; num_slots answers are sampled at once.
-        run=make_training_run(num_slots=64, evaluate_every=0, checkpoint_every=10)) | changes)
+        run=make_rl_run()) | changes)
+
+
+def make_rl_run(**changes) -> dict:
+    """The subsection `run` of `rl`: here evaluate_every and checkpoint_every count iterations, and
+    tasks are of the test split."""
+    return make_training_run(
+        num_slots=64,               # answers that are sampled at once
+        # Of a judge behind an endpoint; prices are of a million tokens.
+        num_connections=8, timeout_secs=120.0, max_retries=5, backoff_secs=1.0,
+        prompt_price=0.0, answer_price=0.0, evaluate_every=0, checkpoint_every=10) | changes
 
 
 def make_constitution(**changes) -> ConfigDict:

@@ -32,6 +32,7 @@ from configs.common import (
     make_pretrain,
     make_reward,
     make_rl,
+    make_rl_run,
     make_sft,
     make_tokens,
     make_training,
@@ -95,8 +96,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         max_new_tokens=12, row_length=40,
         optimizer=make_optimizer(name="muon", learning_rate=1.5e-3, adam_learning_rate=1.5e-3,
                                  schedule="linear", warmup_steps=2),
-        run=make_training_run(scan_unroll=4, num_slots=1024, evaluate_every=0, checkpoint_every=7,
-                              tasks=dict(verifiable=1000)))
+        run=make_rl_run(scan_unroll=4, num_slots=1024, checkpoint_every=7,
+                        tasks=dict(verifiable=1000)))
 
     c.eval = make_eval(
         out="eval_base", model="base", corpus="corpus", tokens="tokens", row_length=256,

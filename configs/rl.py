@@ -15,11 +15,11 @@ from configs.common import (
     make_mesh,
     make_optimizer,
     make_rl,
-    make_training_run,
+    make_rl_run,
     parse_variant,
 )
 
-VARIANTS = ("grpo", "ppo", "dr_grpo", "dapo", "rloo", "reinforce_plus_plus")
+VARIANTS = ("grpo", "ppo", "dr_grpo", "dapo", "rloo", "reinforce_plus_plus", "online_dpo")
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -32,9 +32,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
         max_new_tokens=12, row_length=40, overlong_tokens=4, kl_coef=0.01,
         optimizer=make_optimizer(name="muon", learning_rate=1.5e-3, adam_learning_rate=1.5e-3,
                                  schedule="linear", warmup_steps=5),
-        run=make_training_run(scan_unroll=4, num_slots=1024, tasks=dict(verifiable=1000),
-                              evaluate_every=40, checkpoint_every=5))
-    {"ppo": _ppo, "dapo": _dapo}.get(variant, lambda c: None)(c)
+        run=make_rl_run(scan_unroll=4, num_slots=1024, tasks=dict(verifiable=1000),
+                        evaluate_every=40, checkpoint_every=5))
+    {"ppo": _ppo, "dapo": _dapo, "online_dpo": _online_dpo}.get(variant, lambda c: None)(c)
     return c
 
 
@@ -47,3 +47,8 @@ def _ppo(c: ConfigDict) -> None:
 def _dapo(c: ConfigDict) -> None:
     """Its own clipping, without a KL term (arXiv 2503.14476, section 4.1)."""
     c.rl.update(eps_high=0.28, kl_coef=0.0)
+
+
+def _online_dpo(c: ConfigDict) -> None:
+    """A beta as is usual for DPO."""
+    c.rl.kl_coef = 0.1

@@ -128,6 +128,7 @@ BOUNDS: Mapping[str, Bounds] = {
     "missing_end_penalty": Bounds(note="0 subtracts nothing"),
 
     # rl
+    "rl.judge_tokens": count(),
     "rl.num_iterations": count(), "rl.num_prompts": count(), "rl.num_samples": count(),
     "rl.oversampling": count(),
     "rl.num_minibatches": count(), "rl.temperature": POSITIVE, "rl.kl_coef": NOT_NEGATIVE,
@@ -135,6 +136,7 @@ BOUNDS: Mapping[str, Bounds] = {
     "rl.eps_low": Bounds(high=1.0, without=0.0), "rl.eps_high": POSITIVE,
     "rl.gamma": FRACTION._replace(note="0 sees the next reward alone"),
     "rl.lam": FRACTION._replace(note="0 looks one token ahead"), "rl.vf_coef": NOT_NEGATIVE,
+    "rl.ptx_coef": Bounds(note="0 reads no text"),
     "rl.value_clip": Bounds(note="0 does not clip"), "rl.max_idle": count(),
     "run.num_slots": count(),
 

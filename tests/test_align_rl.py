@@ -9,17 +9,26 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
+from rl_stage import (
+    TOKENIZER,
+    iterations_of,
+    make_config,
+    on_one_device,
+    plant_reward,
+    run_stage,
+    write_lineage,
+    write_parents,
+)
 
 from align.rl import __main__ as rl
 from align.rl import experience as experiences
 from align.rl import loop as loops
 from align.rl import rewards as rewarding
 from align.rl.algorithms import ALGORITHMS, Known, make_policy_batch
-from align.rl.rewards import Answer
+from align.rl.answers import Answer
 from align.rl.rollouts import make_rows, pick_minibatch, pick_prompts, sampled_logps
 from align.scalar import with_scalar_head
-from configs.rl import get_config
-from core.artifacts import make_lineage, read_json, write_json
+from core.artifacts import read_json
 from core.errors import UserError
 from data.chat import ask, render_prompt
 from data.tokenizers.bpe import BytePairTokenizer
@@ -33,72 +42,24 @@ from train.signals import StopRequest as stopping
 from train.watch.compilation import Compilations
 from train.watch.metrics import read_metrics
 
-TOKENIZER = BytePairTokenizer({bytes([b]): i for i, b in enumerate(range(32, 125))})
-LETTERS = "abcdefghijklmnop"
-
 
 @pytest.fixture(scope="module")
 def parents(tmp_path_factory, params, config):
     """The tiny model as a chat model, and a file of questions."""
     root = tmp_path_factory.mktemp("parents")
-    (root / "tokenizer").mkdir()
-    TOKENIZER.save(root / "tokenizer")
-    save_model(root / "sft", params, config, root / "tokenizer", chat=True, context_tokens=64)
-    write_lineage(root / "sft")
-    (root / "questions.jsonl").write_text("".join(
-        json.dumps({"question": letter, "answer": letter}) + "\n" for letter in LETTERS))
+    write_parents(root, params, config)
     return root
-
-
-def write_lineage(folder):
-    write_json(folder / "lineage.json",
-               make_lineage(stage=folder.name, config={}, inputs={}, code=""))
-
-
-def make_config(parents, variant="grpo", **changes):
-    config = get_config(variant)
-    config.rl.update(num_iterations=3, num_prompts=8, num_samples=16, oversampling=1,
-                     num_epochs=1, num_minibatches=2, max_new_tokens=6, row_length=16,
-                     kl_coef=0.0, corpus="", tasks=dict(verifiable=0),
-                     inputs=str(parents / "questions.jsonl"))
-    config.rl.run.update(checkpoint_every=1, keep_checkpoints=9, log_every=1, scan_unroll=1,
-                         evaluate_every=0, num_slots=128, tasks=dict(verifiable=0))
-    config.rl.optimizer.update(name="adamw", learning_rate=0.01, lr_multipliers=dict(),
-                               warmup_steps=0)
-    with config.unlocked():
-        config.rl.update(changes)
-    return config
 
 
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
-    """Eight simulated devices would take eight times as long."""
     monkeypatch.setattr(setups, "make_mesh", on_one_device)
-
-
-def on_one_device(section):
-    return make_mesh(section, jax.devices()[:1])
 
 
 @pytest.fixture(scope="module")
 def planted():
-    """A reward `even`: the share of an answer's 6 tokens whose number is even."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(rewarding.REWARDS, "even", lambda given: lambda answers: [
-            sum(token % 2 == 0 for token in answer.tokens) / 6 for answer in answers])
-        yield dict(task=0.0, even=1.0)
-
-
-def run_stage(folder, config, parents, **more):
-    """Builds the stage in `folder`, or goes on there: its JSON, and the rows of metrics."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_lineage(folder)
-    found = rl.build(config, {"model": parents / "sft", **more}, folder)
-    return found, read_metrics(folder / "metrics.jsonl")
-
-
-def iterations_of(rows):
-    return [row for row in rows if "iteration" in row]
+        yield plant_reward(patch)
 
 
 def ppo_config(parents, planted):
@@ -344,7 +305,8 @@ def test_a_reward_of_a_wrong_length_is_refused_and_one_that_is_no_number_left_ou
     assert found["not_finite"] == 1 and found["reward"] == 1
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", [
+    name for name, algorithm in ALGORITHMS.items() if not algorithm.has_pairs])
 def test_an_answer_without_a_finite_reward_teaches_nothing(algorithm):
     shape = (4, 3)
     known = Known(np.array([1, 0, np.nan, 1], np.float32), np.ones(shape, np.float32),
@@ -369,6 +331,10 @@ def test_an_answer_without_a_finite_reward_teaches_nothing(algorithm):
     ("ppo", dict(num_samples=1, oversampling=2), "ppo.oversampling=2: compares no answers with"),
     ("grpo", dict(oversampling=3), "grpo.tasks: 16 prompts: are fewer than the 24 that are"),
     ("ppo", dict(num_minibatches=3), "ppo.num_minibatches=3: does not divide the 128 answers"),
+    ("online_dpo", dict(kl_coef=0.1, num_minibatches=16), "online_dpo.num_minibatches=16: does not "
+     "divide the 8 pairs"),
+    ("online_dpo", dict(), "online_dpo.kl_coef=0: is the beta of online_dpo, whose loss would be"),
+    ("grpo", dict(ptx_coef=1.0), "grpo.ptx_coef=1.0: there is no pretraining text: name an art"),
     ("grpo", dict(row_length=4), "grpo.row_length=4: has no room for an answer"),
     ("grpo", dict(num_prompts=17, num_minibatches=1), "grpo.tasks: 16 prompts: are fewer than"),
     ("grpo", dict(row_length=8), "grpo.tasks: 0 prompts: are fewer than the 8 that"),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from align.rl import rewards as rewarding
-from align.rl.rollouts import Answer
+from align.rl.answers import Answer
 from align.rounds import __main__ as rounds
 from align.rounds import candidates, label, measure
 from align.rounds.choose import pair_up, share_of_ours

@@ -21,7 +21,7 @@ from data.filters.language import identify
 from data.readers.read import read
 from data.readers.units import plan
 from data.tokenizers.bpe import BytePairTokenizer
-from eval.respond.endpoint import EndpointResponder
+from eval.respond.endpoint import EndpointResponder, Retries
 from eval.respond.loaded import load_model
 from eval.respond.local import LocalResponder
 from model.directory import save_model
@@ -209,8 +209,9 @@ def test_documents_are_drawn_by_hash(corpus):
 # --- failures of the endpoint ---------------------------------------------------------------
 
 def ask_endpoint(server, prompts=("hello",), **changes):
-    options = dict(key_variable="", num_connections=1, timeout_secs=5.0, max_retries=2,
-                   backoff_secs=0.001) | changes
+    retries = dict(timeout_secs=5.0, max_retries=2, backoff_secs=0.001)
+    retries |= {name: changes.pop(name) for name in Retries._fields if name in changes}
+    options = dict(key_variable="", num_connections=1, retries=Retries(**retries)) | changes
     return EndpointResponder(server.url, "tiny", Sampling(8), **options).respond(prompts, 0)
 
 

@@ -14,7 +14,9 @@ from model.parallel.sharding import make_mesh
 
 # Fields of a trainer's subsection `run` beside those of `Execution`.
 RUN_FIELDS = ("num_microbatches", "diagnostics", "tasks", "samples", "writers", "log_every",
-              "evaluate_every", "checkpoint_every", "keep_checkpoints", "keep_every", "num_slots")
+              "evaluate_every", "checkpoint_every", "keep_checkpoints", "keep_every", "num_slots",
+              "num_connections", "timeout_secs", "max_retries", "backoff_secs", "prompt_price",
+              "answer_price")
 
 
 class Setup(NamedTuple):

@@ -138,7 +138,7 @@ def policy_loss(logps_BL: jax.Array, batch: PolicyBatch, *, settings: Settings,
     log_ratio_BL = _log_ratio(logps_BL, batch, settings.ratio)
     ratio_BL = jnp.exp(log_ratio_BL)
     surrogate_BL, is_clipped_BL = _surrogate(ratio_BL, batch, settings)
-    weights_BL, weight = _weigh(mask_BL, settings)
+    weights_BL, weight = weigh(mask_BL, settings)
     metrics = {"loss": (_sum(surrogate_BL, weights_BL), weight)}
     loss_sum = metrics["loss"][0]
     if batch.reference_BL is not None:
@@ -219,8 +219,8 @@ def _value_errors(values_BL: jax.Array, batch: PolicyBatch,
     return 0.5 * larger_BL, near_error_BL**2 > error_BL**2
 
 
-def _weigh(mask_BL: jax.Array, settings: Settings) -> tuple[jax.Array, jax.Array]:
-    """The weight of each token in the sum, and what divides the sum."""
+def weigh(mask_BL: jax.Array, settings: Settings) -> tuple[jax.Array, jax.Array]:
+    """The weight of each token in the sum, float32 [B, L], and what divides the sum."""
     is_real_BL = mask_BL > 0
     if settings.aggregation == "token":
         return is_real_BL.astype(jnp.float32), jnp.sum(is_real_BL, dtype=jnp.float32)

@@ -27,9 +27,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from align.losses.policy import PolicyBatch
+from align.losses.preference import PreferenceBatch
 from align.rl.advantages import count_statuses, group_statuses, pick_groups
-from align.rl.algorithms import Algorithm, Known, make_policy_batch
-from align.rl.rewards import Answer, Rewards
+from align.rl.algorithms import Algorithm, Known, make_pair_batch, make_policy_batch
+from align.rl.answers import Answer
+from align.rl.rewards import Rewards
 from align.rl.rollouts import (
     Prompt,
     make_rows,
@@ -53,20 +55,21 @@ from train.signals import leave_if_stopping
 from train.step import place_batch
 
 ROLLOUTS = "rollouts"
+PARTS = {"rows": Batch, "known": PolicyBatch, "chosen": Batch, "rejected": Batch}   # of a batch
 
 
 class Experience(NamedTuple):
     """What the updates of an iteration learn from.
 
     Attributes:
-        batch: of numpy arrays.
+        batch: of numpy arrays; of pairs for an algorithm that learns from these.
         metrics: numbers by name, which no clock decides.
         is_usable: whether an update could learn anything.
         answers: rows to be read by people.
         secs: by what they were spent on.
     """
 
-    batch: UpdateBatch
+    batch: UpdateBatch | PreferenceBatch
     metrics: dict[str, float]
     is_usable: bool
     answers: Sequence[dict[str, Any]] = ()
@@ -108,8 +111,10 @@ class Gatherer:
         def score_reference(params: Params, rows: Batch) -> jax.Array:
             return score_rows(params, None, rows, **bound)[0]
 
-        judge = partial(make_policy_batch, algorithm=self.algorithm, gamma=self.section.gamma,
-                        num_samples=self.section.num_samples, lam=self.section.lam)
+        judge = (partial(make_pair_batch, num_samples=self.section.num_samples)
+                 if self.algorithm.has_pairs else
+                 partial(make_policy_batch, algorithm=self.algorithm, gamma=self.section.gamma,
+                         num_samples=self.section.num_samples, lam=self.section.lam))
         for name, function in (("_score", jax.jit(score, out_shardings=whole)),
                                ("_score_reference", jax.jit(score_reference, out_shardings=whole)),
                                ("_judge", jax.jit(judge)),
@@ -139,14 +144,14 @@ class Gatherer:
         old_BL, reference_BL, values_BL = self._score_all(tree, frozen, rows)
         known = Known(scores_B, rows.loss_weights_BL, old_BL, reference_BL, values_BL,
                       np.float32(kl_coef))
-        batch = jax.device_get(self._judge(known))
+        batch = (jax.device_get(self._judge(known, rows)) if self.algorithm.has_pairs
+                 else UpdateBatch(rows, jax.device_get(self._judge(known))))
         metrics |= _describe_logps(known, sampled_logps(answers, section.row_length))
         metrics |= groups | {"kl_coef": float(kl_coef)}
-        is_usable = bool(np.any(batch.mask_BL)) and (
-            not self.algorithm.baseline or groups["groups/usable"] > 0)
+        is_usable = groups["groups/usable"] > 0 if self.algorithm.compares else bool(
+            np.any(batch.known.mask_BL))
         secs = {"rollout_secs": sampled - began, "score_secs": time.monotonic() - sampled}
-        return Experience(UpdateBatch(rows, batch), metrics, is_usable,
-                          _as_records(answers, scores_B), secs)
+        return Experience(batch, metrics, is_usable, _as_records(answers, scores_B), secs)
 
     def _keep(self, answers: Sequence[Answer], scores_B: np.ndarray
               ) -> tuple[Sequence[Answer], np.ndarray, dict[str, float]]:
@@ -216,9 +221,10 @@ def write_experience(folder: Path, iteration: int, experience: Experience) -> No
     final, made = folder / ROLLOUTS, folder / f".{ROLLOUTS}"
     shutil.rmtree(made, ignore_errors=True)
     made.mkdir(parents=True)
-    arrays = {f"{part}.{name}": array for part in ("rows", "known")
-              for name, array in vars(getattr(experience.batch, part)).items()
-              if array is not None}
+    arrays: dict[str, np.ndarray] = {}
+    for name, value in vars(experience.batch).items():
+        arrays |= ({f"{name}.{field}": array for field, array in vars(value).items()
+                    if array is not None} if name in PARTS else {name: value})
     with open(made / "batch.npz", "wb") as file:
         np.savez(file, **arrays)
         file.flush()
@@ -245,9 +251,10 @@ def read_experience(folder: Path, iteration: int) -> Experience | None:
     if described["iteration"] != iteration:
         return None
     with np.load(place / "batch.npz", allow_pickle=False) as arrays:
-        parts: dict[str, dict[str, np.ndarray]] = {"rows": {}, "known": {}}
+        parts: dict[str, dict[str, np.ndarray]] = {}
         for name in arrays.files:
-            part, _, field = name.partition(".")
-            parts[part][field] = arrays[name]
-    return Experience(UpdateBatch(Batch(**parts["rows"]), PolicyBatch(**parts["known"])),
-                      described["metrics"], described["is_usable"])
+            part, _, field = name.rpartition(".")
+            parts.setdefault(part, {})[field] = arrays[name]
+    fields = parts.pop("", {}) | {part: PARTS[part](**held) for part, held in parts.items()}
+    batch = UpdateBatch(**fields) if "rows" in fields else PreferenceBatch(**fields)
+    return Experience(batch, described["metrics"], described["is_usable"])

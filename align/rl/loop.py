@@ -18,7 +18,9 @@ import jax
 from ml_collections import ConfigDict
 
 from align.rl.advantages import KLControl, update_kl_coef
+from align.rl.algorithms import num_examples
 from align.rl.experience import Experience, Gatherer, read_experience, write_experience
+from align.rl.pretraining import Pretraining
 from align.rl.rollouts import pick_minibatch
 from core.artifacts import hold_from
 from core.errors import UserError
@@ -64,22 +66,26 @@ class OnPolicyLoop:
         section: see `configs.common.make_rl`.
         folder: gets `checkpoints/`, `rollouts/`, `metrics.jsonl` and `speed.jsonl`.
         evaluate: on what is trained, every `evaluate_every` iterations and after the last.
+        pretraining: text that every update reads as well; None for none.
     """
 
     def __init__(self, train_step: TrainStep, gatherer: Gatherer, *, setup: Setup,
                  section: ConfigDict, folder: Path, control: KLControl,
-                 evaluate: Evaluate | None = None):
+                 evaluate: Evaluate | None = None, pretraining: Pretraining | None = None):
         self._train_step, self._gatherer, self._evaluate = train_step, gatherer, evaluate
         self._section, self._folder, self._setup = section, folder, setup
         self._control, self._controls = control, Controls(section.kl_coef)
+        self._pretraining = pretraining
         self._num_answers = section.num_prompts * section.num_samples
+        self._num_examples = num_examples(section, gatherer.algorithm)
         self._num_updates = section.num_epochs * section.num_minibatches
         self._num_steps = section.num_iterations * self._num_updates
         self._checkpoints = Checkpoints(folder / "checkpoints", keep=section.run.keep_checkpoints,
                                         keep_every=section.run.keep_every)
         self._recorder = Recorder(
             folder, setup=setup, section=section, num_steps=self._num_steps,
-            tokens_per_step=self._num_answers // section.num_minibatches * section.row_length)
+            tokens_per_step=self._num_examples // section.num_minibatches * section.row_length
+            * (1 + gatherer.algorithm.has_pairs + (pretraining is not None)))
 
     def run(self, abstract_state: TrainState, make_state: Callable[[], TrainState]) -> TrainState:
         """Trains to the last iteration.
@@ -161,11 +167,13 @@ class OnPolicyLoop:
 
     def _update(self, state: TrainState, experience: Experience, iteration: int,
                 update: int) -> TrainState:
-        picked = pick_minibatch(self._num_answers, self._section, iteration, update)
+        picked = pick_minibatch(self._num_examples, self._section, iteration, update)
         batch = jax.tree.map(lambda leaf: leaf[picked], experience.batch)
+        step = iteration * self._num_updates + update
+        if self._pretraining is not None:
+            batch = self._pretraining.add(batch, step)
         state, metrics = self._train_step(state, place_batch(batch, self._setup.mesh))
-        step = iteration * self._num_updates + update + 1
-        self._recorder.report(step, metrics, step)
+        self._recorder.report(step + 1, metrics, step + 1)
         return state
 
     def _report(self, iteration: int, step: int, experience: Experience,

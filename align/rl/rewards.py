@@ -5,6 +5,7 @@
     length    0 up to `max_new_tokens` less `overlong_tokens`, from there linearly to -1 at the
               limit (arXiv 2503.14476, equation 13)
     format    1 where the whole text matches the regular expression `pattern`, else 0
+    judge     the score that a chat model gives; see `align.rl.judge`
 
 An answer that did not end by itself loses `missing_end_penalty` as well.
 """
@@ -21,38 +22,18 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from align.rl.answers import Answer
+from align.rl.judge import Judge, open_judge
 from core.errors import UserError
 from core.progress import log
 from data.answers import Answer as Rendered
 from data.answers import cut_prompt
-from data.chat import Conversation
 from data.tokenizers.tokenizer import Tokenizer
 from eval.measures.generation import grade_answers
 from eval.respond.reward import RewardModel, load_reward, score_texts
 from eval.tasks.task import Task
 from model.execution import Execution
 from model.generation.requests import STOP
-
-
-class Answer(NamedTuple):
-    """A sampled answer.
-
-    Attributes:
-        question: the solved conversation that it answers.
-        prompt: its tokens.
-        tokens: that were drawn, the one that ends the answer included.
-        logps: their log-probabilities in nats by the sampler, at the sampling temperature.
-        text: without that end.
-        finish: see `model.generation.requests.Completion`.
-    """
-
-    question: Conversation
-    prompt: tuple[int, ...]
-    tokens: list[int]
-    logps: list[float]
-    text: str
-    finish: str
-
 
 # `reward(answers) -> one number for each`.
 Reward = Callable[[Sequence[Answer]], Sequence[float]]
@@ -66,11 +47,12 @@ class Resources(NamedTuple):
         tasks: those that the prompts are of, by name.
         reward_model: the folder of a reward model; None without one.
         tokenizer: of the policy.
-        execution: how a reward model runs.
+        execution: how a reward model or a judge runs.
         mesh: that it is sharded over; None holds it on one device.
         batch_size: answers that it scores at once.
         max_length: tokens of a prompt with its answer at most, all of which it must be able to
             read; None leaves out the oldest part of the prompts that are too long for it.
+        judge: the folder of a chat model; None without one.
     """
 
     section: ConfigDict
@@ -81,6 +63,7 @@ class Resources(NamedTuple):
     mesh: Mesh | None
     batch_size: int
     max_length: int | None = None
+    judge: Path | None = None
 
 
 def _of_task(given: Resources) -> Reward:
@@ -174,7 +157,9 @@ def _of_format(given: Resources) -> Reward:
 
 
 REWARDS: dict[str, Callable[[Resources], Reward]] = {
-    "task": _of_task, "model": _of_model, "length": _of_length, "format": _of_format}
+    "task": _of_task, "model": _of_model, "length": _of_length, "format": _of_format,
+    "judge": lambda given: open_judge(given.section, given.judge, given.execution,
+                                      given.mesh)}
 
 
 class Rewards:
@@ -203,7 +188,8 @@ class Rewards:
         return set(self._parts) == {"task"} and not self._penalty
 
     def __call__(self, answers: Sequence[Answer]) -> tuple[np.ndarray, dict[str, Any]]:
-        """Rewards of answers, float64; and the mean of each part, as `reward/NAME`.
+        """Rewards of answers, float64; and the mean of each part, as `reward/NAME`, with what a
+        judge counted.
 
         Raises:
             UserError: a part gives another number of rewards than there are answers.
@@ -219,5 +205,6 @@ class Rewards:
             total += weight * values
             finite = values[np.isfinite(values)]
             means[f"reward/{name}"] = float(finite.mean()) if len(finite) else float("nan")
+            means |= reward.counts if isinstance(reward, Judge) else {}
         total -= self._penalty * np.array([answer.finish != STOP for answer in answers])
         return total, means

@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from align.losses.preference import at_temperature
-from align.rl.rewards import Answer
+from align.rl.answers import Answer
 from core.errors import UserError
 from data.batch import Batch, make_row, stack
 from data.chat import Conversation, render_prompt
@@ -140,9 +140,10 @@ def sampled_logps(answers: Sequence[Answer], row_length: int) -> np.ndarray:
     return logp_BL
 
 
-def pick_minibatch(num_answers: int, section: ConfigDict, iteration: int,
+def pick_minibatch(num_examples: int, section: ConfigDict, iteration: int,
                    update: int) -> np.ndarray:
-    """Numbers of the answers of an update: a part of its epoch's permutation."""
+    """Numbers of the answers, or pairs, of an update: a part of its epoch's permutation."""
     epoch, part = divmod(update, section.num_minibatches)
-    order = np.random.default_rng([section.seed, ORDER, iteration, epoch]).permutation(num_answers)
+    order = np.random.default_rng([section.seed, ORDER, iteration, epoch]).permutation(
+        num_examples)
     return order.reshape(section.num_minibatches, -1)[part]

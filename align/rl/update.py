@@ -1,4 +1,4 @@
-"""The loss of an update, and log-probabilities and values of answers: one forward pass for both.
+"""The losses of updates, and log-probabilities and values of answers: one forward pass for both.
 
 What is trained is a tree: `model`, the parameters or an adapter beside frozen ones, and with PPO
 `value`, a scalar head on the same hidden states, which begins at zero.
@@ -12,8 +12,9 @@ import flax
 import jax
 import jax.numpy as jnp
 
-from align.losses.policy import PolicyBatch, Settings, policy_loss
-from align.losses.preference import at_temperature
+from align.losses import preference
+from align.losses.policy import PolicyBatch, Settings, policy_loss, weigh
+from align.losses.preference import PreferenceBatch, at_temperature, preference_loss
 from data.batch import Batch
 from model.adapters.lora import Lora, apply_lora
 from model.config import ModelConfig
@@ -37,6 +38,14 @@ class UpdateBatch:
 
     rows: Batch
     known: PolicyBatch
+
+
+def loss_weight(batch: UpdateBatch | PreferenceBatch,
+                settings: Settings | preference.Settings) -> float:
+    """What divides the gradient of an update: tokens, answers or pairs, by its loss."""
+    if isinstance(batch, PreferenceBatch):
+        return float(batch.weights_B.sum())
+    return float(weigh(batch.known.mask_BL, settings)[1])
 
 
 def make_value_head(config: ModelConfig) -> Params:
@@ -85,3 +94,13 @@ def make_update_loss(settings: Settings, temperature: float, lora: Lora | None) 
         return policy_loss(logp_BL, batch.known, settings=settings, values_BL=value_BL)
 
     return update_loss
+
+
+def make_pair_loss(settings: preference.Settings, lora: Lora | None) -> LossFn:
+    """The loss of `align.losses.preference` on a `PreferenceBatch`; see `make_update_loss`."""
+    def pair_loss(tree: Tree, batch: PreferenceBatch, *, key: jax.Array,
+                  frozen: Params | None = None, **model: Any) -> tuple[jax.Array, Metrics]:
+        return preference_loss(whole_params(tree, frozen, lora), batch, key=key, settings=settings,
+                               **model)
+
+    return pair_loss

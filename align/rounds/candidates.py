@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from align.rl.rewards import Answer
+from align.rl.answers import Answer
 from align.rounds.sampling import draw, open_model
 from align.sources import fingerprint_inputs
 from core.entry import Stage

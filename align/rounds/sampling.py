@@ -10,7 +10,7 @@ import jax
 from ml_collections import ConfigDict
 
 from align.finetune import open_tokenizer
-from align.rl.rewards import Answer
+from align.rl.answers import Answer
 from align.rl.rollouts import Prompt, open_prompts, pick_prompts, sample_answers
 from core.errors import UserError
 from data.tokenizers.tokenizer import Tokenizer

@@ -99,12 +99,16 @@ def choice_prompt(prompt: Conversation, answers: Sequence[str], preference: str,
 
 
 def _question(prompt: Conversation, answers: Sequence[str], preference: str) -> str:
-    said = "\n\n".join(f"{SPEAKERS[message.role]}: {message.content}"
-                       for message in prompt.messages)
     options = "\n\n".join(f"{letter} {answer}" for letter, answer in zip(LETTERS, answers))
     return (f"Below is a conversation between a human and an assistant, and two answers with which "
-            f"the assistant could go on.\n\n{said}\n\n{preference}\n\nOptions:\n\n{options}\n\n"
+            f"the assistant could go on.\n\n{write_dialogue(prompt.messages)}\n\n{preference}\n\n"
+            f"Options:\n\n{options}\n\n"
             f"Reply with {LETTERS[0]} or {LETTERS[1]}, and nothing else.")
+
+
+def write_dialogue(messages: Sequence[Message]) -> str:
+    """Messages in plain text, each behind its speaker."""
+    return "\n\n".join(f"{SPEAKERS[message.role]}: {message.content}" for message in messages)
 
 
 def read_text(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The model of a stage that generates data: a folder or an endpoint, and what its tokens cost."""
+"""A model that a stage asks: a folder or an endpoint, and what its tokens cost."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from core.errors import UserError
-from eval.respond.endpoint import EndpointResponder
+from eval.respond.endpoint import EndpointResponder, Retries
 from eval.respond.loaded import load_model
 from eval.respond.local import LocalResponder
 from eval.respond.responder import Reply, Responder
@@ -22,19 +22,21 @@ RUN_FIELDS = ("batch_size", "num_connections", "timeout_secs", "max_retries", "b
 PRICED_TOKENS = 1_000_000       # a price is that of so many
 
 
-def check_model(section: ConfigDict, name: str) -> None:
-    """Raises `UserError` unless exactly one of `model` and `endpoint` is set.
+def check_model(section: ConfigDict, name: str, model: str = "model",
+                endpoint: str = "endpoint") -> None:
+    """Raises `UserError` unless exactly one of a folder and an endpoint is set.
 
     Args:
         name: of the section, for the message.
+        model, endpoint: the fields that name them.
     """
-    if bool(section.model) == bool(section.endpoint):
-        raise UserError(f"{name}.model={section.model!r}, endpoint={section.endpoint!r}",
+    if bool(section[model]) == bool(section[endpoint]):
+        raise UserError(f"{name}.{model}={section[model]!r}, {endpoint}={section[endpoint]!r}",
                         "exactly one of them must be set", "set the other to \"\"")
 
 
 def sampling_of(section: ConfigDict) -> Sampling:
-    """How the answers of a section are drawn."""
+    """How the answers of a section, or of a subsection, are drawn."""
     return Sampling(section.max_new_tokens, temperature=section.temperature, top_p=section.top_p)
 
 
@@ -45,10 +47,22 @@ def make_responder(section: ConfigDict, parents: Mapping[str, Path]) -> Responde
         model = load_model(parents["model"], make_execution(section, also=RUN_FIELDS),
                            weights=section.weights)
         return LocalResponder(model, sampling_of(section), run.batch_size)
+    return open_endpoint(section, sampling_of(section))
+
+
+def open_endpoint(section: ConfigDict, sampling: Sampling, *, party: str = "",
+                  fails: bool = True) -> EndpointResponder:
+    """The endpoint of a section.
+
+    Args:
+        party: what the names of its fields begin with, as ``critic_``.
+        fails: see `eval.respond.endpoint.Retries`.
+    """
+    run = section.run
     return EndpointResponder(
-        section.endpoint, section.endpoint_model, sampling_of(section),
-        key_variable=section.key_variable, num_connections=run.num_connections,
-        timeout_secs=run.timeout_secs, max_retries=run.max_retries, backoff_secs=run.backoff_secs)
+        section[f"{party}endpoint"], section[f"{party}endpoint_model"], sampling,
+        key_variable=section[f"{party}key_variable"], num_connections=run.num_connections,
+        retries=Retries(run.timeout_secs, run.max_retries, run.backoff_secs, fails))
 
 
 def count_usage(replies: Sequence[Reply]) -> Counter[str]:
@@ -60,12 +74,18 @@ def count_usage(replies: Sequence[Reply]) -> Counter[str]:
 
 
 def add_cost(usage: Mapping[str, int], section: ConfigDict) -> dict[str, Any]:
-    """Requests and tokens, and what they cost of an endpoint, in the currency of the prices.
+    """Requests and tokens, and what they cost of an endpoint; see `cost_of`."""
+    cost = cost_of(usage, section.run) if section.endpoint else 0.0
+    return {"usage": dict(sorted(usage.items())), "cost": cost}
+
+
+def cost_of(usage: Mapping[str, int], run: ConfigDict) -> float:
+    """What the tokens of an endpoint cost, in the currency of the prices.
 
     Args:
         usage: requests, prompt_tokens, answer_tokens, and uncounted: the requests whose tokens are
             unknown, for which the cost is too low.
+        run: the subsection with the prices.
     """
-    cost = (usage["prompt_tokens"] * section.run.prompt_price
-            + usage["answer_tokens"] * section.run.answer_price) / PRICED_TOKENS
-    return {"usage": dict(sorted(usage.items())), "cost": cost if section.endpoint else 0.0}
+    return (usage["prompt_tokens"] * run.prompt_price
+            + usage["answer_tokens"] * run.answer_price) / PRICED_TOKENS

@@ -10,19 +10,14 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from align.synthetic.critics import Critic, ModelCritic, RuleCritic
-from align.synthetic.model import PRICED_TOKENS
+from align.synthetic.model import RUN_FIELDS, cost_of, open_endpoint, sampling_of
 from align.synthetic.principles import Constitution
 from align.synthetic.rules import make_rule
 from core.errors import UserError
-from eval.respond.endpoint import EndpointResponder
 from eval.respond.kept_replies import KeptReplies
 from eval.respond.loaded import LoadedModel, keeping, load_model
 from eval.respond.local import LocalResponder
 from model.execution import make_execution
-from model.generation.sampling import Sampling
-
-RUN_FIELDS = ("batch_size", "chunk_prompts", "num_connections", "timeout_secs", "max_retries",
-              "backoff_secs", "prompt_price", "answer_price")
 
 
 class Parties:
@@ -65,23 +60,16 @@ class Parties:
         for label, replies in self._replies.items():
             if section.endpoint if label == "answers" else section.critic_endpoint:
                 priced.update(replies.usage)
-        cost = (priced["prompt_tokens"] * section.run.prompt_price
-                + priced["answer_tokens"] * section.run.answer_price) / PRICED_TOKENS
         return {"usage": {label: dict(sorted(replies.usage.items()))
-                          for label, replies in self._replies.items()}, "cost": cost}
+                          for label, replies in self._replies.items()},
+                "cost": cost_of(priced, section.run)}
 
     def _open(self, label: str, field: str, endpoint: str, settings: ConfigDict) -> KeptReplies:
         """A model or an endpoint that answers with some settings, `label` their name."""
-        run, section = self._section.run, self._section
-        sampling = Sampling(settings.max_new_tokens, temperature=settings.temperature,
-                            top_p=settings.top_p)
+        run, sampling = self._section.run, sampling_of(settings)
         if endpoint:
-            prefix = "" if field == "model" else "critic_"
-            responder = EndpointResponder(
-                endpoint, section[f"{prefix}endpoint_model"], sampling,
-                key_variable=section[f"{prefix}key_variable"],
-                num_connections=run.num_connections, timeout_secs=run.timeout_secs,
-                max_retries=run.max_retries, backoff_secs=run.backoff_secs)
+            responder = open_endpoint(self._section, sampling,
+                                      party="" if field == "model" else "critic_")
         else:
             responder = LocalResponder(self._load(field), sampling, run.batch_size)
         self._replies[label] = KeptReplies(responder, sampling, self._work, label,
@@ -93,7 +81,7 @@ class Parties:
         folder = self._parents[field].resolve()
         if folder not in self._loaded:
             self._loaded[folder] = load_model(
-                folder, make_execution(self._section, also=RUN_FIELDS),
+                folder, make_execution(self._section, also=(*RUN_FIELDS, "chunk_prompts")),
                 weights=self._section.weights)
         return self._loaded[folder]
 

@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from core.artifacts import digest
@@ -23,6 +24,23 @@ MAX_REPLY_BYTES = 16 << 20
 MAX_PAUSE_SECS = 60.0
 REJECTED = (400, 413, 422)      # errors of this prompt only, e.g. too long
 TRANSIENT = (408, 425, 429)     # retried, as are all from 500 on
+UNREACHABLE = "unreachable"     # fault of a reply that did not come
+
+
+class Retries(NamedTuple):
+    """What follows a transient failure of a request (429, 5xx, time-out, broken connection or
+    reply).
+
+    Attributes:
+        timeout_secs: time without data after which a request has failed.
+        max_retries: further attempts, after pauses of `backoff_secs`, twice that, and so on.
+        fails: whether the last of them ends the run; otherwise the reply is empty, with a fault.
+    """
+
+    timeout_secs: float
+    max_retries: int
+    backoff_secs: float
+    fails: bool = True
 
 
 class EndpointResponder:
@@ -32,16 +50,13 @@ class EndpointResponder:
         url: up to the version, e.g. ``http://127.0.0.1:8000/v1``.
         model: the server's name of the model.
         key_variable: environment variable that holds the key; "" if the server needs none.
-        timeout_secs: time without data after which a request has failed.
-        max_retries: further attempts at a request after a transient failure (429, 5xx, time-out,
-            broken connection or reply), after pauses of `backoff_secs`, twice that, and so on.
 
     Raises:
         UserError: the URL is invalid, or the variable holds no key.
     """
 
     def __init__(self, url: str, model: str, sampling: Sampling, *, key_variable: str,
-                 num_connections: int, timeout_secs: float, max_retries: int, backoff_secs: float):
+                 num_connections: int, retries: Retries):
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or not model:
             raise UserError(f"endpoint={url!r}, endpoint_model={model!r}",
@@ -49,8 +64,7 @@ class EndpointResponder:
                             "write http://host:port/v1, and the server's name of the model")
         self._url, self._model, self._sampling = url.rstrip("/"), model, sampling
         self._key = _read_key(key_variable)
-        self._num_connections, self._timeout_secs = num_connections, timeout_secs
-        self._max_retries, self._backoff_secs = max_retries, backoff_secs
+        self._num_connections, self._retries = num_connections, retries
         self._open = urllib.request.build_opener(_NoRedirect).open
         self.name = model
 
@@ -84,10 +98,12 @@ class EndpointResponder:
             try:
                 return self._request(body)
             except _TransientError as error:
-                if attempt == self._max_retries:
+                if attempt == self._retries.max_retries:
+                    if not self._retries.fails:
+                        return Reply("", UNREACHABLE)
                     raise self._failure(f"{error}, attempt {attempt + 1} of {attempt + 1}",
                                         "check the server and run again to go on") from None
-                pause_secs = max(self._backoff_secs * 2 ** attempt, error.retry_after_secs)
+                pause_secs = max(self._retries.backoff_secs * 2 ** attempt, error.retry_after_secs)
                 time.sleep(min(pause_secs, MAX_PAUSE_SECS))
 
     def _request(self, body: bytes) -> Reply:
@@ -96,13 +112,13 @@ class EndpointResponder:
             headers["Authorization"] = f"Bearer {self._key}"
         request = urllib.request.Request(f"{self._url}/chat/completions", body, headers)
         try:
-            with self._open(request, timeout=self._timeout_secs) as response:
+            with self._open(request, timeout=self._retries.timeout_secs) as response:
                 return _parse(response.read(MAX_REPLY_BYTES))
         except urllib.error.HTTPError as error:
             with error:
                 return self._judge_status(error)
         except TimeoutError:
-            raise _TransientError(f"is silent for {self._timeout_secs} s") from None
+            raise _TransientError(f"is silent for {self._retries.timeout_secs} s") from None
         except urllib.error.URLError as error:
             raise _TransientError(f"cannot be reached ({error.reason})") from None
         except (OSError, http.client.HTTPException) as error:

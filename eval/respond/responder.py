@@ -36,7 +36,7 @@ class Responder(Protocol):
     def respond(self, prompts: Sequence[Prompt], seed: int,
                 keep: Callable[[int, Reply], None] | None = None) -> list[Reply]:
         """One reply per prompt, in their order. Faults: ``truncated``, ``prompt_too_long``,
-        ``rejected_<status>``.
+        ``rejected_<status>``, ``unreachable``.
 
         Args:
             prompts: conversations whose last message is the user's, or that message's text alone.

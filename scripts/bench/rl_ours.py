@@ -16,8 +16,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from align.rl.algorithms import Known, make_policy_batch, read_algorithm
+from align.rl.answers import Answer
 from align.rl.experience import Gatherer, write_experience
-from align.rl.rollouts import Answer, Prompt, make_rows, pick_minibatch
+from align.rl.rollouts import Prompt, make_rows, pick_minibatch
 from align.rl.update import UpdateBatch, make_update_loss, make_value_head, score_rows
 from data.chat import ask
 from model.families.registry import init
