@@ -71,17 +71,15 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 def _labelling(c: ConfigDict) -> None:
     """Sections of the stages that sample answers and label them; the labels decide which run."""
-    c.pairs = make_pairs(           # labels=task
+    c.pairs = make_pairs(           # labels=task, labels=reward
         model="", tasks=dict(arithmetic=600), max_new_tokens=16,
         run=make_inference_run(batch_size=256, scan_unroll=4))
-    c.candidates = ConfigDict(make_precision() | dict(      # labels=reward, labels=votes
+    c.candidates = ConfigDict(make_precision() | dict(      # labels=votes
         out="candidates", model="", corpus="", tasks=dict(arithmetic=3000), inputs="", template="",
         round=0,                    # whose prompts are taken: the next num_prompts of all
         num_prompts=600, num_samples=4, max_new_tokens=16, temperature=1.0, row_length=64, seed=1,
         run=dict(num_slots=256, attention="auto", scan_unroll=4, loss_chunks=1)))
-    c.label = ConfigDict(make_precision() | dict(           # of candidates
-        out="pairs", candidates="candidates", reward="", votes="", min_margin=0.0,
-        run=make_inference_run(scan_unroll=4)))
+    c.label = ConfigDict(dict(out="pairs", candidates="candidates", votes=""))
     c.constitution = make_constitution(     # labels=judge, labels=rule
         out="pairs", makes=("pairs",), tasks=dict(arithmetic=600), seed=1)
     c.constitution.answer.max_new_tokens = 16
@@ -111,6 +109,7 @@ def _training(c: ConfigDict) -> None:
 
 def _reward(c: ConfigDict) -> None:
     c.rounds.update(labels="reward", reward="reward")
+    c.pairs.rewards.update(task=0.0, model=1.0)
     c.measure.rewards.update(task=0.0, model=1.0)
 
 

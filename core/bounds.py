@@ -144,7 +144,7 @@ BOUNDS: Mapping[str, Bounds] = {
     "rounds.num_rounds": count(), "rounds.num_shown": count(0, note="0 shows none"),
     "candidates.round": count(0, note="0 takes the first prompts"),
     "candidates.num_prompts": count(), "candidates.num_samples": count(2),
-    "candidates.temperature": POSITIVE, "label.min_margin": NOT_NEGATIVE,
+    "candidates.temperature": POSITIVE,
     "measure.num_prompts": count(), "measure.temperature": POSITIVE,
     "measure.overlong_tokens": count(),
     "measure.missing_end_penalty": Bounds(note="0 subtracts nothing"),

@@ -12,7 +12,7 @@ import pytest
 from align.rl import rewards as rewarding
 from align.rl.answers import Answer
 from align.rounds import __main__ as rounds
-from align.rounds import candidates, label, measure
+from align.rounds import candidates, measure
 from align.rounds.choose import pair_up, share_of_ours
 from align.rounds.page import render_rounds
 from align.rounds.plan import Plan
@@ -98,7 +98,7 @@ def make_config(parents, variant="rule", **changes):
                           num_prompts=NUM_PROMPTS, **sizes)
     with config.unlocked():
         config.measure.rewards = dict(task=0.0, even=1.0, model=0.0)
-    for section in (config.candidates, config.measure, config.label):
+    for section in (config.candidates, config.measure):
         section.run.scan_unroll = 1
     config.candidates.run.num_slots = config.measure.run.num_slots = NUM_PROMPTS
     config.constitution.run.batch_size = NUM_PROMPTS
@@ -275,20 +275,6 @@ def test_candidates_are_answers_that_differ(parents):
     assert counts == dict(repeated=3, equal=1)
 
 
-def test_a_reward_model_orders_candidates(parents, tmp_path):
-    asked, _ = candidates.make_candidates(
-        [answer_of(question, text) for question in ("q1", "q2") for text in ("aa", "b", "c")], 3)
-    config = make_config(parents, "reward", rounds__reward=str(parents / "reward"))
-    scores = label.score(asked, parents / "reward", config.label)
-    pairs, rankings, left_out = label.order(asked, scores, 0.0)
-    for one, own in zip(pairs, scores):
-        assert one.scores == (max(own), min(own)) and one.ranks == (1, 2)
-    assert [len(one.responses) for one in rankings] == [3, 3]
-    assert left_out == dict(equal=0, too_close=0)
-    _, _, left_out = label.order(asked, scores, 1e6)
-    assert left_out == dict(equal=0, too_close=2)
-
-
 def measured(*values, prompt="q"):
     """Rows of a measurement: (reward, log-probability, that of the first model, tokens)."""
     return [{"prompt": [dict(role="user", content=f"{prompt}{number}")], "answer": str(reward),
@@ -353,7 +339,7 @@ def test_every_variant_has_a_plan_whose_rounds_begin_where_the_last_one_ended(va
     ("task", dict(rounds__training="rl"), "rounds.labels='task': does not go with training='rl'"),
     ("task", dict(dpo__model="base"), "dpo.model='base': is what each round sets: set --config.ro"),
     ("task", dict(rounds__model="none"), "rounds.model='none': no finished artifact at"),
-    ("reward", dict(rounds__reward=""), "rounds.labels='reward': needs a reward model"),
+    ("reward", dict(rounds__reward=""), "pairs.rewards.model: needs a reward model"),
     ("ppo", dict(rl__rewards=dict(task=1.0, model=0.0)), "rl.rewards.model=0: leaves out the rew"),
     ("judge", dict(), "constitution: no critic: exactly one of critic, critic_endpoint"),
     ("judge", dict(constitution__critic_rule="length"), "constitution.critic_rule='length': does"),

@@ -1,4 +1,4 @@
-"""Stage of a round: samples answers that are to be labelled, by a reward model or by people.
+"""Stage of a round: samples answers that people are to label.
 
 Writes `candidates.jsonl`: preferences, see `data.preferences`, whose answers all have rank 1.
 """

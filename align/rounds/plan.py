@@ -1,8 +1,8 @@
 """What a round consists of: its stages, and their configs.
 
     <workdir>/rounds/0/measured         the first model
-    <workdir>/rounds/1/pairs            labels of the first model's answers; before them, where a
-                                        reward model or people label, `candidates`
+    <workdir>/rounds/1/pairs            labels of the first model's answers; before them, where
+                                        people label, `candidates`
     <workdir>/rounds/1/dpo              the model of round 1; or `reward` and `rl`
     <workdir>/rounds/1/measured         it, beside the first model; with a critic `chosen` as well
     <workdir>/rounds/2/...
@@ -29,7 +29,7 @@ from core.errors import UserError
 
 # The stages that sample and label, the last of which writes `pairs.jsonl` and `rankings.jsonl`.
 LABELS: Mapping[str, tuple[Stage, ...]] = {
-    "task": (pairs.STAGE,), "reward": (candidates.STAGE, label.STAGE),
+    "task": (pairs.STAGE,), "reward": (pairs.STAGE,),
     "judge": (constitution.STAGE,), "rule": (constitution.STAGE,),
     "votes": (candidates.STAGE, label.STAGE), "none": ()}
 # The stages that train, the last of which writes the round's model.
@@ -43,7 +43,7 @@ DECIDED = {
               "rl.model", "measure.model", "measure.first"),
     "corpus": ("pairs.corpus", "candidates.corpus", "constitution.corpus", "rl.corpus",
                "measure.corpus"),
-    "reward": ("rl.reward", "measure.reward", "label.reward"), "labels": ("label.votes",)}
+    "reward": ("pairs.reward", "rl.reward", "measure.reward"), "labels": ("label.votes",)}
 
 
 class Plan:
@@ -103,7 +103,7 @@ class Plan:
             c[name].seed += number
         c.candidates.round = max(number - 1, 0)
         labels = given.rounds.labels
-        c.label.reward = self._reward if labels == "reward" else ""
+        c.pairs.reward = self._reward if given.pairs.rewards.model else ""
         c.label.votes = str(folder / VOTES) if labels == "votes" else ""
         for name in ("dpo", "reward") if self.labelling else ():
             c[name].pairs = given[self.labelling[-1].section].out
@@ -153,7 +153,10 @@ def check(config: ConfigDict) -> None:
 
 def _check_reward(config: ConfigDict) -> None:
     section = config.rounds
-    readers = {"rounds.labels='reward'": section.labels == "reward",
+    if section.labels == "reward" and not config.pairs.rewards.model:
+        raise UserError("pairs.rewards.model=0", "leaves out the reward model that labels",
+                        "set --config.pairs.rewards.model=1.0")
+    readers = {"pairs.rewards.model": config.pairs.rewards.model,
                "rl.rewards.model": section.training == "rl" and config.rl.rewards.model,
                "measure.rewards.model": config.measure.rewards.model}
     for reader, needs_it in readers.items():
