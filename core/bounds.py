@@ -146,8 +146,6 @@ BOUNDS: Mapping[str, Bounds] = {
     "candidates.num_prompts": count(), "candidates.num_samples": count(2),
     "candidates.temperature": POSITIVE,
     "measure.num_prompts": count(), "measure.temperature": POSITIVE,
-    "measure.overlong_tokens": count(),
-    "measure.missing_end_penalty": Bounds(note="0 subtracts nothing"),
 
     # eval
     "eval.tasks.*": Bounds(0, MAX_INT32, whole=True, also=-1,
