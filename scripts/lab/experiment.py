@@ -14,9 +14,9 @@ from scripts.bench.frontier_policy import PolicyRecipe
 from scripts.bench.frontier_results import Row, estimate
 from scripts.bench.frontier_train import Recipe
 
-PPO = PolicyRecipe("ppo", num_iterations=80, batch_size=256, learning_rate=2e-3)
-TASK = Plan(task=Task(P=4, V=8, L=4), num_pairs=10_000, reference=Recipe(300, 256, 5e-3),
-            dpo=Recipe(200, 128, 2e-3), reward=Recipe(300, 128, 3e-3), policies=(PPO,))
+PPO = PolicyRecipe("ppo", num_iterations=60, batch_size=128, learning_rate=2e-3)
+TASK = Plan(task=Task(P=4, V=6, L=4), num_pairs=4000, reference=Recipe(200, 128, 5e-3),
+            dpo=Recipe(150, 64, 2e-3), reward=Recipe(200, 64, 3e-3), policies=(PPO,))
 
 
 class Experiment(NamedTuple):

@@ -64,8 +64,9 @@ def list_rows(plan: NoisePlan, world: World, seed: int) -> dict[str, Any]:
                          strengths=strengths)
         return place(row_name(loss, rate), logp_PA, world)
 
-    return {row_name(loss, rate): partial(train, loss, rate)
-            for loss in plan.losses for rate in plan.rates}
+    # Without a swapped label these two are DPO.
+    return {row_name(loss, rate): partial(train, loss, rate) for loss in plan.losses
+            for rate in plan.rates if rate or loss not in KNOWS_RATE}
 
 
 def draw(path: Path, plan: NoisePlan, rows: Sequence[Mapping[str, Row]]) -> None:
@@ -74,8 +75,9 @@ def draw(path: Path, plan: NoisePlan, rows: Sequence[Mapping[str, Row]]) -> None
     for chart, number, label in zip(charts, ("share", "kl"),
                                     ("share of the frontier", "KL from the reference, nats")):
         for loss in plan.losses:
-            series = [[seed[row_name(loss, rate)] for rate in plan.rates] for seed in rows]
-            draw_series(chart, plan.rates, series, number, label=NAMES[loss], marker="o")
+            rates = [rate for rate in plan.rates if row_name(loss, rate) in rows[0]]
+            series = [[seed[row_name(loss, rate)] for rate in rates] for seed in rows]
+            draw_series(chart, rates, series, number, label=NAMES[loss], marker="o")
         finish_chart(chart, "share of labels that are swapped", label)
     save_figure(figure, path)
 

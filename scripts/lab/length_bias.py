@@ -51,7 +51,7 @@ class LengthPlan(NamedTuple):
         beta: of the optimum of the reward that labels follow.
     """
 
-    task: Plan = TASK._replace(task=Task(P=4, V=5, L=6))
+    task: Plan = TASK._replace(task=Task(P=4, V=5, L=5))
     weights: tuple[float, ...] = (0.0, 0.5, 1.0)
     methods: tuple[Method, ...] = (
         Method("DPO", "dpo", 0.3), Method("length-normalised DPO", "dpo_norm", 1.0),

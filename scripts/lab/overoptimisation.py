@@ -40,12 +40,12 @@ class OveroptimisationPlan(NamedTuple):
         iterations: of PPO, after which its policy is measured.
     """
 
-    task: Plan = TASK._replace(reward=TASK.reward._replace(num_steps=150))
+    task: Plan = TASK
     policy: PolicyRecipe = PPO
-    sizes: tuple[int, ...] = (250, 1000, 4000)
+    sizes: tuple[int, ...] = (100, 400, 1600)
     betas: tuple[float, ...] = (0.0, 0.1)
     nums: tuple[int, ...] = (2, 3, 5, 8, 16, 32, 64, 128, 256, 1024, 4096)
-    iterations: tuple[int, ...] = (3, 6, 9, 12, 16, 20, 25, 30, 40, 50, 60, 70, 80)
+    iterations: tuple[int, ...] = (3, 6, 9, 12, 15, 20, 25, 30, 40, 50, 60)
 
 
 def fit_form(d: np.ndarray, gold: np.ndarray, is_log: bool) -> tuple[float, float]:

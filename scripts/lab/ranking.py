@@ -35,9 +35,9 @@ class RankingPlan(NamedTuple):
         beta: of the optimum under the learned reward.
     """
 
-    task: Plan = TASK._replace(reward=TASK.reward._replace(num_steps=200))
-    budgets: tuple[int, ...] = (1000, 4000)
-    sizes: tuple[int, ...] = (2, 4, 6, 9)
+    task: Plan = TASK
+    budgets: tuple[int, ...] = (720, 3600)
+    sizes: tuple[int, ...] = (2, 4, 9)
     beta: float = 0.3
 
 
