@@ -20,7 +20,7 @@ from model.families.registry import init
 from scripts.bench.frontier_policy import PolicyRecipe
 from scripts.bench.frontier_train import Answers, Recipe, gather, train_on_pairs
 from scripts.lab import alignment, hacking, label_noise, length_bias, overoptimisation, ranking
-from scripts.lab.experiment import TASK, format_table
+from scripts.lab.experiment import BASE, format_table
 
 EXECUTION = Execution()
 CONFIG = ModelConfig(V=3, D=16, N=2, H=2, G=2, K=8, F=32)
@@ -139,6 +139,10 @@ def test_the_gold_reward_says_nothing_about_length(rng):
     for length in (1, 2, 3):
         is_here_C = ended.length_C == length
         np.testing.assert_allclose(np.sum((p_PC * gold_PC)[:, is_here_C], axis=1), 0, atol=1e-14)
+    square_LP = [np.sum((p_PC * gold_PC**2)[:, ended.length_C == length], axis=1)
+                 / np.sum(p_PC[:, ended.length_C == length], axis=1) for length in (1, 2, 3)]
+    np.testing.assert_allclose(square_LP[0], 0, atol=1e-28)
+    np.testing.assert_allclose(square_LP[1], square_LP[2])
     np.testing.assert_allclose(np.sum(p_PC * gold_PC**2, axis=1), 1)
 
 
@@ -164,7 +168,7 @@ def test_tokens_after_the_end_are_not_trained_on(model, loss):
 
 # Each in small ------------------------------------------------------------------------------------
 
-SMALL = TASK._replace(task=Task(P=2, V=4, L=3), num_pairs=1500, reference=Recipe(100, 64, 5e-3),
+SMALL = BASE._replace(task=Task(P=2, V=4, L=3), num_pairs=1500, reference=Recipe(100, 64, 5e-3),
                       dpo=Recipe(80, 64, 3e-3), reward=Recipe(80, 64, 5e-3))
 QUICK = PolicyRecipe("ppo", num_iterations=40, batch_size=128, learning_rate=3e-3)
 PLANS = {

@@ -43,7 +43,7 @@ def run_seed(experiment: Experiment, seed: int, folder: Path) -> dict[str, Any]:
     plan, path = experiment.plan, folder / f"seed_{seed}.json"
     folder.mkdir(parents=True, exist_ok=True)
     result = open_results(path, plan)
-    world = make_world(plan.task, seed, folder / f"reference_{seed}.npz")
+    world = make_world(plan.base, seed, folder / f"reference_{seed}.npz")
     add_rows(path, result, experiment.list_rows(plan, world, seed))
     return result
 

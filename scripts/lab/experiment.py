@@ -15,7 +15,7 @@ from scripts.bench.frontier_results import Row, estimate
 from scripts.bench.frontier_train import Recipe
 
 PPO = PolicyRecipe("ppo", num_iterations=60, batch_size=128, learning_rate=2e-3)
-TASK = Plan(task=Task(P=4, V=6, L=4), num_pairs=4000, reference=Recipe(200, 128, 5e-3),
+BASE = Plan(task=Task(P=4, V=6, L=4), num_pairs=4000, reference=Recipe(200, 128, 5e-3),
             dpo=Recipe(150, 64, 2e-3), reward=Recipe(200, 64, 3e-3), policies=(PPO,))
 
 
@@ -23,8 +23,8 @@ class Experiment(NamedTuple):
     """An experiment.
 
     Attributes:
-        plan: a named tuple of what decides its results; its first field is the `Plan` of the task
-            and of how models are trained.
+        plan: a named tuple of what decides its results; `base` is the `Plan` of the task and of
+            how models are trained.
         list_rows: of a plan, a world and a seed: functions that make the rows, by name.
         columns: heading of each number in the table, by its name in a row.
         draw: draws the figure, of a path, the plan and the rows of each seed.

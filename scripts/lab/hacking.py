@@ -20,8 +20,8 @@ from scripts.bench.frontier_page import open_figure, save_figure
 from scripts.bench.frontier_policy import PolicyRecipe
 from scripts.bench.frontier_results import Row
 from scripts.lab.experiment import (
+    BASE,
     PPO,
-    TASK,
     Experiment,
     draw_series,
     finish_chart,
@@ -33,13 +33,13 @@ class HackingPlan(NamedTuple):
     """The experiment's sizes.
 
     Attributes:
-        task: the task and how models are trained.
+        base: the task and how models are trained.
         policy: how PPO is trained.
         flaw: what each rare token takes from the gold reward, and adds to the proxy.
-        betas: strengths of the penalty; of 0 there is no optimum with a divergence.
+        betas: strengths of the penalty; of 0 no optimum is listed: it is the best answers alone.
     """
 
-    task: Plan = TASK
+    base: Plan = BASE
     policy: PolicyRecipe = PPO
     flaw: float = 1.0
     betas: tuple[float, ...] = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6)
@@ -54,7 +54,7 @@ def count_rarest(task: Task, ref_PA: np.ndarray) -> np.ndarray:
 
 def list_rows(plan: HackingPlan, world: World, seed: int) -> dict[str, Any]:
     """PPO and the exact optimum on the proxy for each strength; see `Experiment`."""
-    count_A = count_rarest(plan.task.task, world.ref_PA)
+    count_A = count_rarest(plan.base.task, world.ref_PA)
     gold_PA, proxy_PA = (normalise(world.reward_PA + sign * plan.flaw * count_A[None], world.ref_PA)
                          for sign in (-1, 1))
     world = world._replace(reward_PA=gold_PA)
@@ -65,8 +65,8 @@ def list_rows(plan: HackingPlan, world: World, seed: int) -> dict[str, Any]:
             "flaws": measure(logp_PA, world.ref_PA, flaws_PA).reward}
 
     def train(beta: float) -> Row:
-        params, _ = reinforce(plan.task, world, proxy_PA, beta, seed, recipe=plan.policy)
-        return measured(f"PPO, beta {beta:g}", score(plan.task, params))
+        params, _ = reinforce(plan.base, world, proxy_PA, beta, seed, recipe=plan.policy)
+        return measured(f"PPO, beta {beta:g}", score(plan.base, params))
 
     def best(beta: float) -> Row:
         return measured(f"optimum, beta {beta:g}", optimum(world.ref_PA, proxy_PA, beta))

@@ -19,7 +19,7 @@ from scripts.bench.frontier import Plan, World, place, prefer
 from scripts.bench.frontier_page import open_figure, save_figure
 from scripts.bench.frontier_results import Row
 from scripts.bench.frontier_train import list_answers
-from scripts.lab.experiment import TASK, Experiment, draw_series, finish_chart
+from scripts.lab.experiment import BASE, Experiment, draw_series, finish_chart
 
 NAMES = {"dpo": "DPO", "cdpo": "cDPO", "robust": "robust DPO", "ipo_sum": "IPO"}
 KNOWS_RATE = ("cdpo", "robust")
@@ -29,13 +29,13 @@ class NoisePlan(NamedTuple):
     """The experiment's sizes.
 
     Attributes:
-        task: the task and how models are trained.
+        base: the task and how models are trained.
         rates: shares of labels that are swapped.
         losses: of `align.losses.preference`.
         beta: of all losses.
     """
 
-    task: Plan = TASK
+    base: Plan = BASE
     rates: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4)
     losses: tuple[str, ...] = tuple(NAMES)
     beta: float = 0.3
@@ -55,12 +55,12 @@ def row_name(loss: str, rate: float) -> str:
 
 def list_rows(plan: NoisePlan, world: World, seed: int) -> dict[str, Any]:
     """A policy for each loss and share; see `Experiment`."""
-    answers = list_answers(plan.task.task, world.ref_PA)
+    answers = list_answers(plan.base.task, world.ref_PA)
 
     def train(loss: str, rate: float) -> Row:
         swapped = swap(world.pairs, rate, np.random.default_rng([seed, 4]))
         strengths = {"beta": plan.beta, "label_smoothing": rate if loss in KNOWS_RATE else 0.0}
-        logp_PA = prefer(plan.task, world._replace(pairs=swapped), answers, seed, loss=loss,
+        logp_PA = prefer(plan.base, world._replace(pairs=swapped), answers, seed, loss=loss,
                          strengths=strengths)
         return place(row_name(loss, rate), logp_PA, world)
 

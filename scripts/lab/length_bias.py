@@ -2,8 +2,8 @@
 
 The last token of the vocabulary ends an answer. What the model would write after it belongs to no
 answer: strings of L tokens that agree up to it are one answer, whose probability is their sum, so
-that all expectations stay exact. The gold reward has the same mean at every length. Labels follow
-the gold reward plus the standardised length times a weight.
+that all expectations stay exact. The gold reward has the same mean and variance at every length.
+Labels follow the gold reward plus the standardised length times a weight.
 
     C different answers
 """
@@ -17,13 +17,14 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from scipy.special import log_softmax
 
 from align.rl.exact import Task, draw_pairs, measure, normalise, optimum
 from scripts.bench.frontier import Plan, World, place, prefer
 from scripts.bench.frontier_page import open_figure, save_figure
 from scripts.bench.frontier_results import Row
 from scripts.bench.frontier_train import Answers
-from scripts.lab.experiment import TASK, Experiment, draw_series, finish_chart
+from scripts.lab.experiment import BASE, Experiment, draw_series, finish_chart
 
 
 class Method(NamedTuple):
@@ -45,18 +46,18 @@ class LengthPlan(NamedTuple):
     """The experiment's sizes.
 
     Attributes:
-        task: the task and how models are trained.
+        base: the task and how models are trained.
         weights: what a standard deviation of length adds to the reward that labels follow.
         methods: the losses.
         beta: of the optimum of the reward that labels follow.
     """
 
-    task: Plan = TASK._replace(task=Task(P=4, V=5, L=5))
+    base: Plan = BASE._replace(task=Task(P=4, V=5, L=5))
     weights: tuple[float, ...] = (0.0, 0.5, 1.0)
     methods: tuple[Method, ...] = (
-        Method("DPO", "dpo", 0.3), Method("length-normalised DPO", "dpo_norm", 1.0),
+        Method("DPO", "dpo", 1.0), Method("length-normalised DPO", "dpo_norm", 3.0),
         Method("SimPO", "simpo", 2.0, 0.5))
-    beta: float = 0.3
+    beta: float = 1.0
 
 
 class Ended(NamedTuple):
@@ -90,19 +91,26 @@ def merge(p_PA: np.ndarray, ended: Ended) -> np.ndarray:
 
 
 def make_gold(p_PA: np.ndarray, reward_PA: np.ndarray, ended: Ended) -> np.ndarray:
-    """A reward of ended answers, of mean 0 at every length: the mean over strings, less the mean
-    of its length; with variance 1 under the reference."""
+    """A reward of ended answers, the mean over their strings, that says nothing about length.
+
+    Under the reference it has mean 0 and variance 1 at every length, but 0 at one with a single
+    answer, and variance 1 over all.
+    """
     p_PC = merge(p_PA, ended)
-    mean_PC = merge(p_PA * reward_PA, ended) / p_PC
-    of_length_PL, mass_PL = (np.stack([np.bincount(ended.length_C, p_C) for p_C in part_PC])
-                             for part_PC in (p_PC * mean_PC, p_PC))
-    gold_PC = mean_PC - (of_length_PL / np.maximum(mass_PL, 1e-300))[:, ended.length_C]
+    gold_PC = merge(p_PA * reward_PA, ended) / p_PC
+    for length in np.unique(ended.length_C):
+        is_here_C = ended.length_C == length
+        if np.sum(is_here_C) == 1:
+            gold_PC[:, is_here_C] = 0.0
+            continue
+        logp_PC = log_softmax(np.log(p_PC[:, is_here_C]), axis=1)
+        gold_PC[:, is_here_C] = normalise(gold_PC[:, is_here_C], logp_PC)
     return normalise(gold_PC, np.log(p_PC))
 
 
 def list_rows(plan: LengthPlan, world: World, seed: int) -> dict[str, Any]:
     """The optimum and each loss for each weight of length; see `Experiment`."""
-    ended, task = end_answers(plan.task.task), plan.task.task
+    ended, task = end_answers(plan.base.task), plan.base.task
     p_PA = np.exp(world.ref_PA)
     ref_PC = np.log(merge(p_PA, ended))
     length_PC = np.broadcast_to(ended.length_C.astype(float), ref_PC.shape)
@@ -114,12 +122,15 @@ def list_rows(plan: LengthPlan, world: World, seed: int) -> dict[str, Any]:
         return world.reward_PA + weight * normalise(length_PC, ref_PC)
 
     def measured(name: str, logp_PC: np.ndarray) -> Row:
-        return place(name, logp_PC, world) | {"length": measure(logp_PC, ref_PC, length_PC).reward}
+        return place(name, logp_PC, world) | mean_length(logp_PC)
+
+    def mean_length(logp_PC: np.ndarray) -> Row:
+        return {"length": measure(logp_PC, ref_PC, length_PC).reward}
 
     def train(method: Method, weight: float) -> Row:
-        pairs = draw_pairs(ref_PC, wanted(weight), plan.task.num_pairs,
+        pairs = draw_pairs(ref_PC, wanted(weight), plan.base.num_pairs,
                            np.random.default_rng([seed, 6]))
-        logp_PA = prefer(plan.task, world._replace(pairs=pairs), answers, seed, loss=method.loss,
+        logp_PA = prefer(plan.base, world._replace(pairs=pairs), answers, seed, loss=method.loss,
                          strengths={"beta": method.beta, "gamma": method.gamma})
         with np.errstate(divide="ignore"):      # an answer may have the probability 0
             return measured(method.name, np.log(merge(np.exp(logp_PA), ended)))
@@ -127,9 +138,10 @@ def list_rows(plan: LengthPlan, world: World, seed: int) -> dict[str, Any]:
     def best(weight: float) -> Row:
         return measured("optimum", optimum(ref_PC, wanted(weight), plan.beta))
 
-    return {row_name("optimum", weight): partial(best, weight) for weight in plan.weights} | {
+    made = {row_name("optimum", weight): partial(best, weight) for weight in plan.weights} | {
         row_name(method.name, weight): partial(train, method, weight)
         for method in plan.methods for weight in plan.weights}
+    return {"reference": partial(mean_length, ref_PC)} | made
 
 
 def row_name(method: str, weight: float) -> str:

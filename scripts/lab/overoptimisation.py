@@ -23,7 +23,7 @@ from scripts.bench.frontier_page import open_figure, save_figure
 from scripts.bench.frontier_policy import PolicyRecipe
 from scripts.bench.frontier_results import Row
 from scripts.bench.frontier_train import gather
-from scripts.lab.experiment import PPO, TASK, Experiment, finish_chart, measure_both
+from scripts.lab.experiment import BASE, PPO, Experiment, finish_chart, measure_both
 
 MIN_KL = 1e-4       # policies nearer to the reference say nothing about the form
 
@@ -32,7 +32,7 @@ class OveroptimisationPlan(NamedTuple):
     """The experiment's sizes.
 
     Attributes:
-        task: the task and how models are trained.
+        base: the task and how models are trained.
         policy: how PPO is trained.
         sizes: numbers of pairs of which a reward model is fitted.
         betas: strengths of PPO's penalty.
@@ -40,7 +40,7 @@ class OveroptimisationPlan(NamedTuple):
         iterations: of PPO, after which its policy is measured.
     """
 
-    task: Plan = TASK
+    base: Plan = BASE
     policy: PolicyRecipe = PPO
     sizes: tuple[int, ...] = (100, 400, 1600)
     betas: tuple[float, ...] = (0.0, 0.1)
@@ -79,7 +79,7 @@ def list_rows(plan: OveroptimisationPlan, world: World, seed: int) -> dict[str, 
     """Best of n, and PPO at each strength, for each number of pairs; see `Experiment`."""
     @cache
     def learn(size: int) -> np.ndarray:
-        return learn_reward(plan.task, world._replace(pairs=gather(world.pairs, slice(size))), seed)
+        return learn_reward(plan.base, world._replace(pairs=gather(world.pairs, slice(size))), seed)
 
     def measured(name: str, logp_PA: np.ndarray, size: int) -> Row:
         return measure_both(name, logp_PA, world, learn(size))
@@ -89,10 +89,10 @@ def list_rows(plan: OveroptimisationPlan, world: World, seed: int) -> dict[str, 
                          for num in plan.nums], is_log=False)
 
     def train(name: str, size: int, beta: float) -> Row:
-        _, seen = reinforce(plan.task, world, learn(size), beta, seed, recipe=plan.policy)
+        _, seen = reinforce(plan.base, world, learn(size), beta, seed, recipe=plan.policy)
         policies = [jax.tree.map(itemgetter(number - 1), seen["policy"])
                     for number in plan.iterations]
-        return describe([measured(name, score(plan.task, params), size) for params in policies],
+        return describe([measured(name, score(plan.base, params), size) for params in policies],
                         is_log=True)
 
     return {name: partial(best, name, size) if beta is None else partial(train, name, size, beta)

@@ -20,7 +20,7 @@ from align.rl.exact import draw_rankings, optimum
 from scripts.bench.frontier import Plan, World, fit_rankings, place
 from scripts.bench.frontier_page import open_figure, save_figure
 from scripts.bench.frontier_results import Row
-from scripts.lab.experiment import TASK, Experiment, draw_series, finish_chart
+from scripts.lab.experiment import BASE, Experiment, draw_series, finish_chart
 
 NAMES = {"bradley_terry": "all pairs", "plackett_luce": "Plackett-Luce"}
 
@@ -29,13 +29,13 @@ class RankingPlan(NamedTuple):
     """The experiment's sizes.
 
     Attributes:
-        task: the task and how models are trained; a batch has the answers of as many pairs.
+        base: the task and how models are trained; a batch has the answers of as many pairs.
         budgets: numbers of ranked answers.
         sizes: K, answers of a ranking.
         beta: of the optimum under the learned reward.
     """
 
-    task: Plan = TASK
+    base: Plan = BASE
     budgets: tuple[int, ...] = (720, 3600)
     sizes: tuple[int, ...] = (2, 4, 9)
     beta: float = 0.3
@@ -62,9 +62,9 @@ def list_rows(plan: RankingPlan, world: World, seed: int) -> dict[str, Any]:
     def fit(loss: str, size: int, budget: int) -> Row:
         rankings = draw_rankings(world.ref_PA, world.reward_PA, budget // size, size,
                                  np.random.default_rng([seed, 5]))
-        reward = plan.task.reward
+        reward = plan.base.reward
         recipe = reward._replace(batch_size=2 * reward.batch_size // size)
-        learned_PA = fit_rankings(plan.task._replace(reward=recipe), world, rankings, seed, loss)
+        learned_PA = fit_rankings(plan.base._replace(reward=recipe), world, rankings, seed, loss)
         best_PA = optimum(world.ref_PA, learned_PA, plan.beta)
         # Both rewards have mean 0 and variance 1 under the reference.
         products_PA = np.exp(world.ref_PA) * world.reward_PA * learned_PA
