@@ -1,1 +1,1 @@
-"""Quickstart, tests, benchmarks and the report."""
+"""Quickstart, tests, benchmarks, experiments and the report."""

@@ -252,7 +252,7 @@ def test_a_policy_above_the_frontier_ends_the_benchmark(drawn):
 
 
 def test_means_over_seeds_have_students_interval():
-    results = [{"policies": {"DPO": {"share": share}}} for share in (0.8, 0.9, 1.0)]
+    results = [{"rows": {"DPO": {"share": share}}} for share in (0.8, 0.9, 1.0)]
     found = bench.summarise(results)["DPO"]["share"]
     assert found["mean"] == pytest.approx(0.9)
     assert found["high"] - 0.9 == pytest.approx(4.302653 * 0.1 / math.sqrt(3), rel=1e-6)
@@ -263,7 +263,7 @@ ROW = {"reward": 0.9, "kl": 0.5, "frontier": 1.0, "share": 0.9}
 
 
 def test_the_table_has_means_and_the_interval_of_the_share():
-    two = [{"policies": {"DPO, beta 1": ROW | {"share": share}}} for share in (0.89, 0.91)]
+    two = [{"rows": {"DPO, beta 1": ROW | {"share": share}}} for share in (0.89, 0.91)]
     assert format_table(bench.summarise(two)).splitlines()[2] == (
         "| DPO, beta 1 | 0.900 | 0.500 | 1.000 | 90.0 | 77.3 to 102.7 |")
     assert format_table(bench.summarise(two[:1])).endswith("| 89.0 |  |\n")
@@ -288,7 +288,7 @@ def test_no_method_is_above_the_frontier_and_good_ones_are_near_it(tmp_path):
         policies=tuple(PolicyRecipe(name, **policy) for name in ("ppo", "rloo")),
         dpo_betas=(1.0,), policy_betas=(0.5,), nums=(4,))
     result = bench.run_seed(plan, 0, tmp_path)
-    share = {name: row["share"] for name, row in result["policies"].items()}
+    share = {name: row["share"] for name, row in result["rows"].items()}
     assert share.pop("optimum, beta 0.5") == pytest.approx(1)
     assert list(share) == ["best of 4", "DPO, beta 1", "PPO, beta 0.5", "RLOO, beta 0.5",
                            "optimum of the learned reward, beta 0.5",
@@ -298,9 +298,9 @@ def test_no_method_is_above_the_frontier_and_good_ones_are_near_it(tmp_path):
     assert share["PPO, beta 0.5"] > share["PPO, learned reward, beta 0.5"] > 0.5
     # What is missing is made again from the same reference.
     kept = read_json(tmp_path / "seed_0.json")
-    lost = kept["policies"].pop("optimum, beta 0.5")
+    lost = kept["rows"].pop("optimum, beta 0.5")
     write_json(tmp_path / "seed_0.json", kept)
-    again = bench.run_seed(plan, 0, tmp_path)["policies"]
-    assert again.pop("optimum, beta 0.5") == lost and again == kept["policies"]
+    again = bench.run_seed(plan, 0, tmp_path)["rows"]
+    assert again.pop("optimum, beta 0.5") == lost and again == kept["rows"]
     with pytest.raises(UserError, match="other settings: name another folder with --out"):
         bench.run_seed(plan._replace(num_pairs=7), 0, tmp_path)

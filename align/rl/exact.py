@@ -291,6 +291,23 @@ class Pairs(NamedTuple):
     rejected_B: np.ndarray
 
 
+class Rankings(NamedTuple):
+    """Answers to prompts in order.
+
+    Attributes:
+        prompt_B: the prompts.
+        answer_BJ: numbers of J answers to each, the best first.
+    """
+
+    prompt_B: np.ndarray
+    answer_BJ: np.ndarray
+
+    @classmethod
+    def of_pairs(cls, pairs: Pairs) -> Rankings:
+        """Preferences as rankings of two answers."""
+        return cls(pairs.prompt_B, np.stack([pairs.chosen_B, pairs.rejected_B], axis=1))
+
+
 def draw_answers(logp_PA: np.ndarray, prompt_B: np.ndarray,
                  rng: np.random.Generator) -> np.ndarray:
     """Numbers of answers to these prompts, drawn from a policy: answer_B."""
@@ -315,3 +332,16 @@ def draw_pairs(ref_PA: np.ndarray, reward_PA: np.ndarray, num: int,
     is_first_B = rng.random(num) < 1 / (1 + np.exp(-gap_B))
     return Pairs(prompt_B, np.where(is_first_B, first_B, second_B),
                  np.where(is_first_B, second_B, first_B))
+
+
+def draw_rankings(ref_PA: np.ndarray, reward_PA: np.ndarray, num: int, size: int,
+                  rng: np.random.Generator) -> Rankings:
+    """Rankings of `size` answers of the reference, ordered by the model of Plackett and Luce.
+
+    The first is an answer with its share of exp(r) among all, the next likewise among the others:
+    the order of rewards with Gumbel noise. Of two answers it is the model of Bradley and Terry.
+    """
+    prompt_B = np.arange(num) % len(ref_PA)
+    answer_BJ = np.stack([draw_answers(ref_PA, prompt_B, rng) for _ in range(size)], axis=1)
+    noisy_BJ = reward_PA[prompt_B[:, None], answer_BJ] + rng.gumbel(size=answer_BJ.shape)
+    return Rankings(prompt_B, np.take_along_axis(answer_BJ, np.argsort(-noisy_BJ, axis=1), axis=1))

@@ -18,10 +18,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import os
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,10 +28,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from scipy.special import stdtrit
 
 from align.rl.exact import (
     Pairs,
+    Rankings,
     Task,
     answer_logps,
     answer_rewards,
@@ -50,22 +48,22 @@ from align.rl.exact import (
 )
 from align.scalar import with_scalar_head
 from core import entry
-from core.artifacts import read_json, write_json
 from core.errors import UserError
-from core.progress import format_secs, log
-from eval.statistics import mean_and_stderr
 from model.config import ModelConfig
 from model.families.registry import Params, abstract_params, init
 from scripts.bench.frontier_page import draw, format_table
 from scripts.bench.frontier_policy import PolicyRecipe, Target, train_policy
+from scripts.bench.frontier_results import Row, add_rows, open_results, summarise
 from scripts.bench.frontier_train import (
     EXECUTION,
+    Answers,
     Recipe,
     draw_batches,
     fit_reference,
     fit_reward,
     gather,
-    train_dpo,
+    list_answers,
+    train_on_pairs,
 )
 
 TOLERANCE = 1e-6    # of rewards, whose standard deviation under the reference is 1
@@ -154,32 +152,52 @@ def _fit(plan: Plan, seed: int, source_PA: np.ndarray) -> Params:
 
 def learn_reward(plan: Plan, world: World, seed: int) -> np.ndarray:
     """Rewards of all answers by a model fitted to the pairs, normalised as the true ones."""
-    batches = draw_batches(plan.num_pairs, plan.reward, np.random.default_rng([seed, 2]))
-    params = fit_reward(world.reference, gather(world.pairs, batches), jax.random.key(seed),
-                        task=plan.task, config=plan.config, recipe=plan.reward)
+    return fit_rankings(plan, world, Rankings.of_pairs(world.pairs), seed)
+
+
+def fit_rankings(plan: Plan, world: World, rankings: Rankings, seed: int,
+                 loss: str = "bradley_terry") -> np.ndarray:
+    """Rewards of all answers by a model fitted to rankings, normalised as the true ones."""
+    batches = draw_batches(len(rankings.prompt_B), plan.reward, np.random.default_rng([seed, 2]))
+    params = fit_reward(world.reference, gather(rankings, batches), jax.random.key(seed),
+                        task=plan.task, config=plan.config, recipe=plan.reward, loss=loss)
     learned_PA = answer_rewards(params, plan.task, config=with_scalar_head(plan.config),
                                 execution=EXECUTION)
     return normalise(learned_PA, world.ref_PA)
 
 
+def prefer(plan: Plan, world: World, answers: Answers, seed: int, *, loss: str = "dpo",
+           strengths: Mapping[str, float]) -> np.ndarray:
+    """logp_PA of a policy trained on the pairs of a world; see `train_on_pairs`."""
+    batches = draw_batches(len(world.pairs.prompt_B), plan.dpo, np.random.default_rng([seed, 3]))
+    return score(plan, train_on_pairs(world.reference, answers, gather(world.pairs, batches),
+                                      dict(strengths), loss=loss, config=plan.config,
+                                      recipe=plan.dpo))
+
+
+def reinforce(plan: Plan, world: World, reward_PA: np.ndarray, beta: float, seed: int, *,
+              recipe: PolicyRecipe) -> tuple[Params, dict[str, Any]]:
+    """A policy trained on these rewards; see `train_policy`."""
+    target = Target(world.reference, jnp.float32(reward_PA), jnp.float32(beta))
+    return train_policy(target, jax.random.key(seed), task=plan.task, config=plan.config,
+                        recipe=recipe)
+
+
+def score(plan: Plan, params: Params) -> np.ndarray:
+    """logp_PA of all answers of the task under a model."""
+    return answer_logps(params, plan.task, config=plan.config, execution=EXECUTION)
+
+
 def list_policies(plan: Plan, world: World, seed: int) -> dict[str, Callable[[], np.ndarray]]:
     """All policies to measure by name: functions that train one, and give logp_PA."""
-    def train_pairs(beta: float) -> np.ndarray:
-        batches = draw_batches(plan.num_pairs, plan.dpo, np.random.default_rng([seed, 3]))
-        return score(train_dpo(
-            world.reference, jnp.float32(world.ref_PA), gather(world.pairs, batches),
-            jnp.float32(beta), task=plan.task, config=plan.config, recipe=plan.dpo))
-
     def train(recipe: PolicyRecipe, beta: float, reward: Callable[[], np.ndarray]) -> np.ndarray:
-        target = Target(world.reference, jnp.float32(reward()), jnp.float32(beta))
-        return score(train_policy(target, jax.random.key(seed), task=plan.task,
-                                  config=plan.config, recipe=recipe)[0])
+        return score(plan, reinforce(plan, world, reward(), beta, seed, recipe=recipe)[0])
 
     def best(reward: Callable[[], np.ndarray], beta: float) -> np.ndarray:
         return optimum(world.ref_PA, reward(), beta)
 
-    score = partial(answer_logps, task=plan.task, config=plan.config, execution=EXECUTION)
     learned = cache(partial(learn_reward, plan, world, seed))
+    answers = list_answers(plan.task, world.ref_PA)
 
     def true():
         return world.reward_PA
@@ -187,7 +205,8 @@ def list_policies(plan: Plan, world: World, seed: int) -> dict[str, Callable[[],
     made = {f"optimum, beta {beta:g}": partial(best, true, beta) for beta in plan.policy_betas}
     made |= {f"best of {num}": partial(best_of_n, world.ref_PA, world.reward_PA, num)
              for num in plan.nums}
-    made |= {f"DPO, beta {beta:g}": partial(train_pairs, beta) for beta in plan.dpo_betas}
+    made |= {f"DPO, beta {beta:g}": partial(prefer, plan, world, answers, seed,
+                                            strengths={"beta": beta}) for beta in plan.dpo_betas}
     for recipe, beta in itertools.product(plan.policies, plan.policy_betas):
         made[f"{recipe.method.upper()}, beta {beta:g}"] = partial(train, recipe, beta, true)
     for beta in plan.policy_betas:
@@ -221,41 +240,15 @@ def run_seed(plan: Plan, seed: int, folder: Path) -> dict[str, Any]:
         UserError: the folder holds results of another plan.
     """
     path = folder / f"seed_{seed}.json"
-    described = json.loads(json.dumps(plan._asdict(), default=dataclasses.asdict))
-    result: dict[str, Any] = {"plan": described, "policies": {}}
-    if path.exists():
-        result = read_json(path)
-        if result["plan"] != described:
-            raise UserError(str(path), "is a result of other settings",
-                            "name another folder with --out")
-    else:
-        write_json(path, result)
+    result = open_results(path, plan)
     world = make_world(plan, seed, folder / f"reference_{seed}.npz")
-    for name, make in list_policies(plan, world, seed).items():
-        if name in result["policies"]:
-            continue
-        began = time.monotonic()
-        result["policies"][name] = row = place(name, make(), world)
-        write_json(path, result)
-        log(f"seed {seed}, {name}: reward {row['reward']:.3f}, KL {row['kl']:.3f}, "
-            f"{100 * row['share']:.1f} % of the frontier, "
-            f"{format_secs(time.monotonic() - began)}")
+
+    def measured(name: str, make: Callable[[], np.ndarray]) -> Row:
+        return place(name, make(), world)
+
+    add_rows(path, result, {name: partial(measured, name, make)
+                            for name, make in list_policies(plan, world, seed).items()})
     return result | {"frontier": frontier(world.ref_PA, world.reward_PA, CURVE)}
-
-
-def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
-    """Of each policy the mean of each number over seeds, with Student's 95 % interval; of one seed
-    there is none."""
-    def estimate(values: Sequence[float]) -> dict[str, float | None]:
-        mean, stderr = mean_and_stderr(values)
-        if len(values) == 1:
-            return {"mean": mean, "low": None, "high": None}
-        half = float(stdtrit(len(values) - 1, 0.975)) * stderr
-        return {"mean": mean, "low": mean - half, "high": mean + half}
-
-    first = results[0]["policies"]
-    return {name: {number: estimate([result["policies"][name][number] for result in results])
-                   for number in row} for name, row in first.items()}
 
 
 def main() -> dict[str, Any]:
@@ -272,7 +265,7 @@ def main() -> dict[str, Any]:
     print(table, end="", flush=True)
     if given.figure:
         draw(Path(given.figure), [result["frontier"] for result in results],
-             [result["policies"] for result in results])
+             [result["rows"] for result in results])
     return {"seeds": given.seeds, "task": dataclasses.asdict(plan.task), "policies": summary}
 
 

@@ -27,6 +27,31 @@ def format_table(summary: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def open_figure(path: Path, num_charts: int = 1) -> tuple[Any, Any]:
+    """A figure of matplotlib, and its chart, or its charts side by side.
+
+    Args:
+        path: of its file, for the message.
+
+    Raises:
+        UserError: matplotlib is missing.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError(f"figure {str(path)!r}", "needs matplotlib",
+                        "run pip install -e '.[report]'") from None
+    figure = Figure(figsize=(3 + 4 * num_charts, 5 if num_charts == 1 else 4),
+                    layout="constrained")
+    return figure, figure.subplots(1, num_charts)
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Writes a figure's file, and its folder where that is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
 def draw(path: Path, curves: Sequence[Sequence[Point]],
          policies: Sequence[Mapping[str, Mapping[str, float]]]) -> None:
     """Draws reward against divergence: the frontier of each seed, and its policies.
@@ -38,13 +63,7 @@ def draw(path: Path, curves: Sequence[Sequence[Point]],
     Raises:
         UserError: matplotlib is missing.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError(f"--figure={str(path)!r}", "needs matplotlib",
-                        "run pip install -e '.[report]'") from None
-    figure = Figure(figsize=(7, 5), layout="constrained")
-    chart = figure.subplots()
+    figure, chart = open_figure(path)
     for number, curve in enumerate(curves):
         chart.plot([point.kl for point in curve], [point.reward for point in curve], color="0.6",
                    linewidth=1, label=None if number else "frontier")
@@ -59,8 +78,7 @@ def draw(path: Path, curves: Sequence[Sequence[Point]],
     chart.set_ylabel("expected reward")
     chart.grid(alpha=0.3)
     chart.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)
 
 
 def _method(name: str) -> str:

@@ -8,7 +8,7 @@ the rewards, token by token.
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -160,13 +160,14 @@ def update_loss(trained: Trained, rollouts: Rollouts, *, config: ModelConfig,
 
 @partial(jax.jit, static_argnames=("task", "config", "recipe"))
 def train_policy(target: Target, key: jax.Array, *, task: Task, config: ModelConfig,
-                 recipe: PolicyRecipe) -> tuple[Params, dict[str, jax.Array]]:
+                 recipe: PolicyRecipe) -> tuple[Params, dict[str, Any]]:
     """Trains the reference to maximise E[r] - beta KL(pi || ref).
 
     Returns:
         The policy, and by name one value an iteration: `reward`, `kl` (of the samples),
         `sampler_gap` (the largest difference of a token's log-probability between the sampler,
-        which reads the cache, and the forward pass that is trained).
+        which reads the cache, and the forward pass that is trained), and `policy` (its parameters
+        after the iteration).
     """
     num_updates = recipe.num_epochs * recipe.num_minibatches
     optimizer = make_adamw(recipe.learning_rate, recipe.num_iterations * num_updates)
@@ -188,7 +189,8 @@ def train_policy(target: Target, key: jax.Array, *, task: Task, config: ModelCon
         order = jnp.concatenate([jax.random.permutation(each, recipe.batch_size)
                                  for each in of_epochs]).reshape(num_updates, -1)
         minibatches = jax.tree.map(lambda leaf: leaf[order], rollouts)
-        return jax.lax.scan(update, carry, minibatches)[0], seen
+        carry, _ = jax.lax.scan(update, carry, minibatches)
+        return carry, seen | {"policy": carry[0]["policy"]}
 
     keys = jax.random.split(key, recipe.num_iterations)
     (trained, _), seen = jax.lax.scan(iterate, (trained, optimizer.init(trained)), keys)

@@ -1,14 +1,15 @@
 """Training of `scripts.bench.frontier` on data: the reference, DPO and a reward model.
 
 Each is one compiled program: a scan over steps of the project's losses and optimizers, whose rows
-are looked up on the device by the numbers of their answers.
+are looked up on the device by the numbers of their answers. The experiments of
+`scripts.lab.alignment` use them as well.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from ml_collections import ConfigDict
 
 from align.losses.preference import PreferenceBatch, Settings, preference_loss
 from align.losses.reward import RankingBatch, ranking_loss
-from align.rl.exact import Pairs, Task, make_rows, make_texts
+from align.rl.exact import Pairs, Rankings, Task, make_rows, make_texts
 from align.scalar import with_scalar_head
 from model.config import ModelConfig
 from model.execution import Execution
@@ -29,6 +30,7 @@ from train.optimizer.optimizers import make_optimizer
 
 EXECUTION = Execution(scan_unroll=2)      # all layers of the model
 KEY = jax.random.key(0)     # of losses that use none
+Labels = TypeVar("Labels", Pairs, Rankings)
 
 
 class Recipe(NamedTuple):
@@ -80,9 +82,9 @@ def draw_batches(num: int, recipe: Recipe, rng: np.random.Generator) -> np.ndarr
     return order[:needed].reshape(recipe.num_steps, recipe.batch_size)
 
 
-def gather(pairs: Pairs, numbers: np.ndarray) -> Pairs:
-    """The pairs with these numbers."""
-    return Pairs(*(leaf[numbers] for leaf in pairs))
+def gather(labels: Labels, numbers: np.ndarray | slice) -> Labels:
+    """The pairs or rankings with these numbers."""
+    return type(labels)(*(leaf[numbers] for leaf in labels))
 
 
 @partial(jax.jit, static_argnames=("task", "config", "recipe"))
@@ -99,28 +101,51 @@ def fit_reference(params: Params, prompt_SB: jax.Array, answer_SB: jax.Array, *,
     return descend(loss_fn, params, (prompt_SB, answer_SB), recipe)
 
 
-@partial(jax.jit, static_argnames=("task", "config", "recipe"))
-def train_dpo(reference: Params, ref_PA: jax.Array, pairs_SB: Pairs, beta: jax.Array, *,
-              task: Task, config: ModelConfig, recipe: Recipe) -> Params:
-    """Trains the reference with DPO on S batches of pairs.
+class Answers(NamedTuple):
+    """The answers that preferences are between.
+
+    Attributes:
+        tokens_AL: their tokens.
+        weights_AL: 1 at the tokens that belong to an answer, else 0; float32.
+        ref_PA: the reference's log-probabilities of them, float32.
+    """
+
+    tokens_AL: jax.Array
+    weights_AL: jax.Array
+    ref_PA: jax.Array
+
+
+def list_answers(task: Task, ref_PA: np.ndarray) -> Answers:
+    """All answers of a task, each of L tokens."""
+    tokens_AL = jnp.asarray(task.answers_AL)
+    return Answers(tokens_AL, jnp.ones(tokens_AL.shape), jnp.float32(ref_PA))
+
+
+@partial(jax.jit, static_argnames=("loss", "config", "recipe"))
+def train_on_pairs(reference: Params, answers: Answers, pairs_SB: Pairs,
+                   strengths: dict[str, float], *, loss: str, config: ModelConfig,
+                   recipe: Recipe) -> Params:
+    """Trains the reference on S batches of pairs with a loss of `align.losses.preference`.
 
     Args:
-        ref_PA: the reference's log-probabilities of all answers, float32.
+        strengths: numbers of its settings by name, such as `beta`.
     """
-    answers_AL = jnp.asarray(task.answers_AL)
+    def rows(prompt_B, answer_B):
+        return make_rows(prompt_B, answers.tokens_AL[answer_B]).replace(
+            loss_weights_BL=answers.weights_AL[answer_B])
 
     def loss_fn(params, pairs):
-        chosen_B, rejected_B = (ref_PA[pairs.prompt_B, answer_B]
+        chosen_B, rejected_B = (answers.ref_PA[pairs.prompt_B, answer_B]
                                 for answer_B in (pairs.chosen_B, pairs.rejected_B))
         ones_B = jnp.ones_like(chosen_B)
         batch = PreferenceBatch(
-            chosen=make_rows(pairs.prompt_B, answers_AL[pairs.chosen_B]),
-            rejected=make_rows(pairs.prompt_B, answers_AL[pairs.rejected_B]),
+            chosen=rows(pairs.prompt_B, pairs.chosen_B),
+            rejected=rows(pairs.prompt_B, pairs.rejected_B),
             reference_chosen_B=chosen_B, reference_rejected_B=rejected_B,
-            common_chosen_B=chosen_B, common_rejected_B=rejected_B,     # of one length
+            common_chosen_B=chosen_B, common_rejected_B=rejected_B,     # read by ld_dpo alone
             weights_B=ones_B, token_share_B=ones_B)
         return preference_loss(params, batch, config=config, execution=EXECUTION, key=KEY,
-                               settings=Settings("dpo", beta))
+                               settings=Settings(loss, **strengths))
 
     return descend(loss_fn, reference, pairs_SB, recipe)
 
@@ -131,21 +156,26 @@ def add_scalar_head(params: Params, config: ModelConfig, key: jax.Array) -> Para
     return body | init_scalar_head(config, key)
 
 
-@partial(jax.jit, static_argnames=("task", "config", "recipe"))
-def fit_reward(reference: Params, pairs_SB: Pairs, key: jax.Array, *, task: Task,
-               config: ModelConfig, recipe: Recipe) -> Params:
-    """Fits a reward model, which begins as the reference's body, to S batches of pairs."""
+@partial(jax.jit, static_argnames=("task", "config", "recipe", "loss"))
+def fit_reward(reference: Params, rankings_SB: Rankings, key: jax.Array, *, task: Task,
+               config: ModelConfig, recipe: Recipe, loss: str = "bradley_terry") -> Params:
+    """Fits a reward model, which begins as the reference's body, to S batches of rankings.
+
+    Args:
+        loss: of `align.losses.reward`.
+    """
     answers_AL = jnp.asarray(task.answers_AL)
 
-    def loss_fn(params, pairs):
-        tokens_BJL = jnp.stack([
-            jnp.concatenate([pairs.prompt_B[:, None], answers_AL[answer_B]], axis=1)
-            for answer_B in (pairs.chosen_B, pairs.rejected_B)], axis=1)
+    def loss_fn(params, rankings):
+        answer_BJL = answers_AL[rankings.answer_BJ]
+        prompt_BJ = jnp.broadcast_to(rankings.prompt_B[:, None], answer_BJL.shape[:2])
+        tokens_BJL = jnp.concatenate([prompt_BJ[..., None], answer_BJL], axis=2)
         shape = tokens_BJL.shape
         rows = (leaf.reshape(shape) for leaf in make_texts(tokens_BJL.reshape(-1, shape[-1])))
-        value_BJ = jnp.broadcast_to(jnp.array([[1.0, 0.0]]), shape[:2])
+        value_BJ = jnp.broadcast_to(jnp.arange(shape[1], 0, -1, dtype=jnp.float32)[None],
+                                    shape[:2])
         batch = RankingBatch(*rows, value_BJ, jnp.ones(shape[:2], bool))
         return ranking_loss(params, batch, config=with_scalar_head(config), execution=EXECUTION,
-                            key=KEY, loss="bradley_terry")
+                            key=KEY, loss=loss)
 
-    return descend(loss_fn, add_scalar_head(reference, config, key), pairs_SB, recipe)
+    return descend(loss_fn, add_scalar_head(reference, config, key), rankings_SB, recipe)
