@@ -126,8 +126,9 @@ def _measure_open(model: LoadedModel, section: ConfigDict, folder: Path,
     solved = [c for task, count in opened
               for c in task.conversations("test", count, section.seed + 1)]
     sampling = Sampling(section.max_new_tokens, temperature=section.temperature)
-    rows = answer_and_score(model, [task for task, _ in opened], solved, sampling,
-                            seed=section.seed, batch_size=section.run.batch_size)
+    rows = [one.row for one in answer_and_score(
+        model, [task for task, _ in opened], solved, sampling, seed=section.seed,
+        batch_size=section.run.batch_size)]
     write_jsonl(folder / "open.jsonl", rows)
     mean, stderr = mean_and_stderr([row["score"] for row in rows])
     metrics: dict[str, Any] = {"open_score": mean, "open_stderr": stderr, "open_items": len(rows)}
