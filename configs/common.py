@@ -424,7 +424,7 @@ REFERENCES = {
     # is that of arXiv 2502.16982, whose updates have the same RMS.
     "accelerator": Reference(12, 64, 128, 32_768, 2048, 12.0, 2**19, 0.0036, 0.1),
     # The quickstart: the best of docs/benchmarks.md, with a horizon of five minutes on two cores.
-    "cpu": Reference(4, 32, 64, 2048, 256, 2.0, 4096, 0.02, 0.1),
+    "cpu": Reference(4, 32, 64, 2048, 256, 1.75, 4096, 0.02, 0.1),
 }
 BATCH_EXPONENT = 0.383      # of the best batch over the horizon: arXiv 2505.13738
 

@@ -76,7 +76,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         run=make_training_run(scan_unroll=4, loss_chunks=4, log_every=5, evaluate_every=100,
                               checkpoint_every=50, samples=3)))
 
-    c.pairs = make_pairs(corpus="corpus", tasks=dict(documentation=800, verifiable=2000),
+    c.pairs = make_pairs(corpus="corpus", tasks=dict(documentation=500, verifiable=1300),
                          run=make_inference_run(batch_size=256))
 
     c.dpo = ConfigDict(make_training(
@@ -92,7 +92,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     c.rl = make_rl(
         model="dpo", corpus="corpus", tasks=dict(verifiable=8000), kl_coef=0.01,
-        num_iterations=28, num_prompts=128, num_samples=4, oversampling=3, num_minibatches=2,
+        num_iterations=20, num_prompts=128, num_samples=4, oversampling=2, num_minibatches=2,
         max_new_tokens=12, row_length=40,
         optimizer=make_optimizer(name="muon", learning_rate=1.5e-3, adam_learning_rate=1.5e-3,
                                  schedule="linear", warmup_steps=2),
