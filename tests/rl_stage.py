@@ -30,11 +30,10 @@ def write_parents(root, params, config):
 
 
 def write_tokens(folder, num_tokens=400):
-    """Writes a token folder of two domains: `pages`, in which letters follow each other, and
-    `code`, of one letter."""
-    domains = {}
-    for name, text in (("pages", LETTERS * num_tokens), ("code", "z" * num_tokens)):
-        tokens = np.array(TOKENIZER.encode(text[:num_tokens]), "<u2")
+    """Writes a token folder of two domains: `pages`, of random letters, and `code`, of one."""
+    domains, drawn = {}, np.random.default_rng(0).choice(list(LETTERS), num_tokens)
+    for name, text in (("pages", "".join(drawn)), ("code", "z" * num_tokens)):
+        tokens = np.array(TOKENIZER.encode(text), "<u2")
         folder.mkdir(exist_ok=True)
         (folder / f"{name}.tokens").write_bytes(tokens.tobytes())
         (folder / f"{name}.ends").write_bytes(np.array([len(tokens)], "<i8").tobytes())

@@ -343,7 +343,8 @@ def test_an_answer_without_a_finite_reward_teaches_nothing(algorithm):
     ("grpo", dict(rewards=dict(format=1.0)), "grpo.pattern='': is the form of no answer"),
     ("grpo", dict(rewards=dict(format=1.0), pattern="("), "grpo.pattern='\\(': is no regular expr"),
     ("grpo", dict(rewards=dict(length=1.0), overlong_tokens=7), "grpo.overlong_tokens=7: is more"),
-    ("grpo", dict(rewards=dict(model=1.0)), "grpo.rewards.model=1.0: there is no reward model")])
+    ("grpo", dict(rewards=dict(model=1.0)), "grpo.rewards.model=1.0: there is no reward model"),
+    ("grpo", dict(rewards=dict(judge=1.0)), "grpo.judge='', judge_endpoint='': exactly one of")])
 def test_what_cannot_be_had_is_refused_in_one_line(algorithm, changes, message, parents, tmp_path):
     rewards = dict(task=0.0, model=0.0, length=0.0, format=0.0) | changes.get("rewards", {})
     changes = changes | (dict(rewards=rewards) if "rewards" in changes else {})

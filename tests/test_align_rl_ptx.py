@@ -19,7 +19,7 @@ from rl_stage import (
 from align.losses.policy import PolicyBatch
 from align.rl import loop as loops
 from align.rl.algorithms import num_examples, read_algorithm
-from align.rl.pretraining import open_pretraining, with_pretraining
+from align.rl.pretraining import Pretraining, open_pretraining, with_pretraining
 from align.rl.update import UpdateBatch
 from core.artifacts import read_json
 from core.errors import UserError
@@ -73,12 +73,14 @@ def test_the_rows_follow_from_the_step_and_the_shares(parents):
 @pytest.mark.parametrize("variant", ["grpo", "dapo", "dr_grpo"])
 def test_the_term_is_the_mean_loss_of_the_text_however_the_batch_is_cut(
         parents, params, config, execution, variant):
-    """Answers differ in length: the weight of the update's loss is not spread evenly."""
+    """Answers differ in length, and the rows of text in their targets."""
     section = ptx_config(parents, variant, ptx_coef=2.5, kl_coef=0.0, num_prompts=2,
                          num_samples=4, num_minibatches=2).rl
     mask_BL = (np.arange(section.row_length) < np.array([1, 3, 9, 16])[:, None]).astype(np.float32)
-    batch = open_text(parents, section).add(make_update(section, mask_BL), 1)
-    batch.text.loss_weights_BL[0, 3:] = 0
+    update = make_update(section, mask_BL)
+    text = open_text(parents, section).add(update, 1).text
+    text.loss_weights_BL[0, 3:] = 0
+    batch = Pretraining([text], read_algorithm(section)[1]).add(update, 0)
     by_token = variant == "dapo"
 
     def learned_loss(tree, batch, *, key, frozen=None, **model):
