@@ -19,7 +19,6 @@ from data.tokenizers.bpe import BytePairTokenizer
 from eval.respond.responder import Reply
 from model.directory import save_model
 from model.parallel.sharding import make_mesh
-from train.setup import Setup
 
 TOKENIZER = BytePairTokenizer({bytes([b]): i for i, b in enumerate(range(32, 125))})
 
@@ -48,7 +47,7 @@ def make_answer(text, question="How?", finish="stop"):
 
 
 def make_rewards(section):
-    return rewarding.Rewards(rewarding.Resources(section, {}, None, TOKENIZER, None))
+    return rewarding.Rewards(rewarding.Resources(section, {}, None, TOKENIZER, None, None, 1))
 
 
 @pytest.mark.parametrize("reply, expected", [
@@ -169,7 +168,7 @@ def test_a_local_model_judges(section, params, config, execution, tmp_path):
     section.update(judge="judge", judge_endpoint="", judge_tokens=4,
                    judge_prompt=str(tmp_path / "prompt.txt"))
     mesh = make_mesh(dict(data=1), jax.devices()[:1])
-    judge = open_judge(section, tmp_path / "judge", Setup(config, execution, mesh))
+    judge = open_judge(section, tmp_path / "judge", execution, mesh)
     assert isinstance(judge, Judge)
     with jax.set_mesh(mesh):
         scores_B = judge([make_answer("a"), make_answer("b"), make_answer("long " * 20)])

@@ -137,6 +137,7 @@ def trained(parents, tmp_path_factory):
     return workdir, result, drawn
 
 
+@pytest.mark.full
 def test_a_planted_reward_rises_over_the_rounds_away_from_the_first_model(trained):
     _, result, _ = trained
     first, second, third = result["rounds"]
@@ -150,6 +151,7 @@ def test_a_planted_reward_rises_over_the_rounds_away_from_the_first_model(traine
     assert 0.5 < third["win_rate_low"] < third["win_rate"] < third["win_rate_high"]
 
 
+@pytest.mark.full
 def test_each_round_is_a_folder_of_artifacts_that_name_their_parents(trained):
     workdir, result, _ = trained
     for number in (1, 2):
@@ -169,6 +171,7 @@ def test_each_round_is_a_folder_of_artifacts_that_name_their_parents(trained):
         assert lineages["measured"]["config"]["measure"]["seed"] == 0, "the same prompts each time"
 
 
+@pytest.mark.full
 def test_a_killed_run_goes_on_where_it_stopped_and_a_finished_one_does_nothing(
         trained, parents, capsys):
     workdir, result, drawn = trained
@@ -180,6 +183,7 @@ def test_a_killed_run_goes_on_where_it_stopped_and_a_finished_one_does_nothing(
     assert read_jsonl(workdir / "rounds" / "rounds.jsonl") == result["rounds"]
 
 
+@pytest.mark.full
 def test_the_page_shows_every_round_and_escapes_answers(trained):
     workdir, result, _ = trained
     page = (workdir / "rounds" / "rounds.html").read_text()

@@ -119,7 +119,7 @@ def test_tasks_are_opened_by_name_with_their_counts():
 
 
 @pytest.mark.parametrize("counts, message", [
-    ({"arithmetic": 5}, "tasks.arithmetic: is no task that can be asked here: choose "
+    ({"spelling": 5}, "tasks.spelling: is no task that can be asked here: choose "
      "among documentation, verifiable"),
     ({"documentation": 5}, "tasks.documentation: is drawn from a corpus, and none is given"),
 ], ids=str)

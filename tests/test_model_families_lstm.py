@@ -89,16 +89,13 @@ def test_decode_after_prompts_of_different_length_equals_the_full_forward(params
     full_BLV = np.asarray(read_logits(params, run(params, *documents[:2],
                                                   np.ones_like(tokens_BL))))
 
-    @jax.jit
-    def step(tokens_BL, count_B, cache):
-        x_BLD, cache = extend(params, tokens_BL, count_B, cache, config=CONFIG,
-                              execution=EXECUTION)
-        return x_BLD, cache.advance(tokens_BL, count_B)
+    step = jax.jit(partial(extend, config=CONFIG, execution=EXECUTION))
 
     def read(cache, tokens_BL, count_B):
-        x_BLD, cache = step(tokens_BL, count_B, cache)
+        x_BLD, cache = step(params, tokens_BL, count_B, cache)
         last_BLD = np.asarray(x_BLD)[np.arange(4)[:, None], count_B[:, None] - 1]
-        return np.asarray(read_logits(params, last_BLD))[:, 0], cache
+        return (np.asarray(read_logits(params, last_BLD))[:, 0],
+                cache.advance(tokens_BL, count_B))
 
     padded_BL = np.where(positions_BL < prompt[:, None], tokens_BL, 7)[:, :4]
     logits_BV, cache = read(lstm.make_cache(CONFIG, EXECUTION, 4, 0), padded_BL, prompt)

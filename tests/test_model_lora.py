@@ -245,7 +245,7 @@ def saved(tmp_path_factory, params, config):
     """(the adapter's folder, its model's)."""
     root = tmp_path_factory.mktemp("saved")
     base = write_model(root / "base", params, config)
-    save_lora(root / "adapter", trained(config, FEW, 1), FEW, base)
+    save_lora(root / "adapter", jax.device_put(trained(config, FEW, 1)), FEW, base)
     return root / "adapter", base
 
 

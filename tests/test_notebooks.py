@@ -24,7 +24,7 @@ RUN = "runs/quickstart-cpu"     # what the notebooks open, under the checkout
 def checkout(params, config, tmp_path_factory):
     """A folder that holds a run's last model, as `scripts/quickstart.sh` leaves it."""
     root = tmp_path_factory.mktemp("checkout")
-    folder = root / RUN / "dpo"
+    folder = root / RUN / "rl"
     # 93 ordinary tokens and 5 special ones: the 98 of the tiny model.
     ranks = {bytes([b]): i for i, b in enumerate(range(32, 125))}
     BytePairTokenizer(ranks).save(root / "tokenizer")
@@ -61,7 +61,7 @@ def test_a_notebook_is_stored_without_its_outputs(path):
 @pytest.mark.full
 def test_a_real_model_is_looked_into(tmp_path, monkeypatch):
     """SmolLM2 in the place of the quickstart's model."""
-    import_model(fetch_smollm2(), tmp_path / RUN / "dpo")
+    import_model(fetch_smollm2(), tmp_path / RUN / "rl")
     monkeypatch.setattr(artifacts, "ROOT", tmp_path)
     names = {}
     for cell in _cells(ROOT / "notebooks/look_inside.ipynb"):

@@ -100,9 +100,9 @@ def test_every_stage_is_killed_once_before_any_is_twice():
 def test_planned_kills_happen_in_their_stages_half_of_them_with_workers(played, tmp_path):
     killed, finished = played
     stages = [command[0] for command in road.read_stages()]
-    assert stages[0] == "data.curate" and stages[-1] == "serve.report.write" and len(stages) == 12
+    assert stages[0] == "data.curate" and stages[-1] == "serve.report.write" and len(stages) == 14
     planned = Counter({0: 2, 3: 1, 10: 1})
-    assert road.kill_along(road.Road(tmp_path), [1.0] * 12, planned, random.Random(0)) == planned
+    assert road.kill_along(road.Road(tmp_path), [1.0] * 14, planned, random.Random(0)) == planned
     assert [name for name, _ in killed] == [stages[0], stages[0], stages[3], stages[10]]
     assert [with_workers for _, with_workers in killed] == [False, True, False, True]
     assert finished == stages
@@ -112,8 +112,8 @@ def test_a_kill_that_comes_too_late_is_not_moved_to_another_stage(played, monkey
     monkeypatch.setattr(road.Road, "kill", lambda self, command, secs, with_workers:
                         command[0] != "train.pretrain")
     planned = Counter({2: 1, 3: 2})
-    killed = road.kill_along(road.Road(tmp_path), [1.0] * 12, planned, random.Random(0))
-    assert killed == Counter({2: 1}) and len(played[1]) == 12
+    killed = road.kill_along(road.Road(tmp_path), [1.0] * 14, planned, random.Random(0))
+    assert killed == Counter({2: 1}) and len(played[1]) == 14
 
 
 @pytest.mark.full
