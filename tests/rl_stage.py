@@ -59,7 +59,7 @@ def make_config(parents, variant="grpo", **changes):
     config.rl.run.update(checkpoint_every=1, keep_checkpoints=9, log_every=1, scan_unroll=1,
                          evaluate_every=0, num_slots=128, tasks=dict(verifiable=0))
     config.rl.optimizer.update(name="adamw", learning_rate=0.01, lr_multipliers=dict(),
-                               warmup_steps=0)
+                               schedule="constant", warmup_steps=0)
     with config.unlocked():
         config.rl.update(changes)
     return config
