@@ -234,7 +234,8 @@ def hold_from(partial: Path, step: int) -> None:
 def _as_module(argv: list[str]) -> list[str]:
     path = Path(argv[0]).resolve()
     if path.suffix == ".py" and path.is_relative_to(ROOT):
-        return ["-m", ".".join(path.relative_to(ROOT).with_suffix("").parts), *argv[1:]]
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        return ["-m", module.removesuffix(".__main__"), *argv[1:]]
     return argv
 
 

@@ -38,9 +38,8 @@ def headline(run: Run) -> Markup:
             f"was pretrained on it, fine-tuned on "
             f"{count(run.artifacts['sft'].metrics['conversations'])} conversations, aligned with "
             f"{count(pairs)} preference pairs, and rewarded for right answers.")
-    bpb, dpo = run.evals["base"], run.evals["dpo"]
+    bpb = run.evals["base"]
     reward = run.artifacts["reward"].metrics
-    low, high = dpo.get("win_rate_ci", (math.nan, math.nan))
     tiles = [
         ("Corpus", size(corpus["bytes"]), f"{count(corpus['documents'])} documents, "
          f"{format_count(run.artifacts['tokens'].metrics['tokens'])} tokens"),
@@ -57,13 +56,22 @@ def headline(run: Run) -> Markup:
         ("Second question, %", _climb(run, "turns_acc"), "of a conversation, right"),
         ("Reward model", f"{percent(reward.get('accuracy', math.nan))} right",
          f"of held-out pairs; by length alone {percent(_by_length(reward))}"),
-        (f"DPO against {_opponent(dpo)}", f"{percent(dpo.get('win_rate', math.nan))} won",
-         f"95 % interval {percent(low)} to {percent(high)}"),
+        _duel(run, "dpo"),
         ("Reinforcement learning", f"{decimal(_last(run.curve('rl', 'kl')), 2)} nats",
          f"KL of an answer from {MODEL_NAMES['dpo']}, for a reward of "
          f"{decimal(_first(run.curve('rl', 'reward')), 2)} that became "
-         f"{decimal(_last(run.curve('rl', 'reward')), 2)}")]
+         f"{decimal(_last(run.curve('rl', 'reward')), 2)}"),
+        _duel(run, "rl")]
     return layout.headline("Heartwood · run report", "From raw pages to an assistant", lede, tiles)
+
+
+def _duel(run: Run, model: str) -> tuple[str, str, str]:
+    """The tile of a model's win rate."""
+    metrics = run.evals[model]
+    low, high = metrics.get("win_rate_ci", (math.nan, math.nan))
+    return (f"{MODEL_NAMES[model]} against {_opponent(metrics)}",
+            f"{percent(metrics.get('win_rate', math.nan))} won",
+            f"95 % interval {percent(low)} to {percent(high)}")
 
 
 def _first(points: Sequence[tuple[float, float]]) -> float:
