@@ -176,14 +176,16 @@ PLANS = {
         SMALL, QUICK, sizes=(50,), betas=(0.0,), nums=(2, 4, 16), iterations=(10, 20, 40)),
     "label_noise": label_noise.NoisePlan(SMALL, rates=(0.0, 0.4), losses=("dpo", "robust")),
     "ranking": ranking.RankingPlan(SMALL, budgets=(800,), sizes=(2, 4)),
-    "hacking": hacking.HackingPlan(SMALL, QUICK, betas=(0.0, 1.6)),
+    "hacking": hacking.HackingPlan(SMALL, QUICK, flaw=3.0, betas=(0.0, 1.6)),
     "length_bias": length_bias.LengthPlan(
         SMALL, weights=(0.0, 1.0), methods=(length_bias.Method("DPO", "dpo", 0.3),))}
 
 
 def check_overoptimisation(rows):
-    for row in rows.values():
-        assert row["proxy_last"] > row["gold_best"] > 0, "the proxy promises more than there is"
+    best, trained = rows.values()
+    assert best["proxy_last"] > best["gold_last"], "the proxy promises more than there is"
+    for row in (best, trained):
+        assert row["gold_best"] >= row["gold_last"] and row["gold_best"] > 0
 
 
 def check_label_noise(rows):
