@@ -242,7 +242,7 @@ def test_a_value_does_not_see_the_token_that_it_precedes(model):
 
 def test_a_policy_above_the_frontier_ends_the_benchmark(drawn):
     ref_PA, reward_PA = drawn
-    world = bench.World(None, ref_PA, reward_PA, None)
+    world = bench.World(None, None, ref_PA, reward_PA, None)
     best_PA = exact.optimum(ref_PA, reward_PA, 0.5)
     assert bench.place("optimum", best_PA, world)["share"] == pytest.approx(1)
     with pytest.raises(bench.AboveFrontier, match=r"^PPO has the reward .* none can exceed"):

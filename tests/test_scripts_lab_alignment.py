@@ -19,7 +19,15 @@ from model.execution import Execution
 from model.families.registry import init
 from scripts.bench.frontier_policy import PolicyRecipe
 from scripts.bench.frontier_train import Answers, Recipe, gather, train_on_pairs
-from scripts.lab import alignment, hacking, label_noise, length_bias, overoptimisation, ranking
+from scripts.lab import (
+    alignment,
+    hacking,
+    label_noise,
+    length_bias,
+    overoptimisation,
+    ranking,
+    tax,
+)
 from scripts.lab.experiment import BASE, format_table
 
 EXECUTION = Execution()
@@ -109,6 +117,14 @@ def test_the_flaw_counts_the_token_that_the_reference_writes_least():
     assert count_A.tolist() == [0, 1, 0, 1, 2, 1, 0, 1, 0]
 
 
+def test_the_tax_is_the_difference_of_divergences_from_the_source(rng):
+    source_PA, ref_PA, logp_PA = np.log(rng.dirichlet(np.ones(5), (3, 2)))
+    far, near = (np.sum(np.exp(source_PA) * (source_PA - each), axis=1).mean()
+                 for each in (logp_PA, ref_PA))
+    world = SimpleNamespace(source_PA=source_PA, ref_PA=ref_PA)
+    assert tax.tax(logp_PA, world) == pytest.approx(far - near)
+
+
 # Answers that end ---------------------------------------------------------------------------------
 
 def test_strings_that_agree_up_to_the_end_are_one_answer():
@@ -178,7 +194,8 @@ PLANS = {
     "ranking": ranking.RankingPlan(SMALL, budgets=(800,), sizes=(2, 4)),
     "hacking": hacking.HackingPlan(SMALL, QUICK, flaw=3.0, betas=(0.0, 1.6)),
     "length_bias": length_bias.LengthPlan(
-        SMALL, weights=(0.0, 1.0), methods=(length_bias.Method("DPO", "dpo", 0.3),))}
+        SMALL, weights=(0.0, 1.0), methods=(length_bias.Method("DPO", "dpo", 0.3),)),
+    "tax": tax.TaxPlan(SMALL, QUICK, betas=(0.1,), ptx_coefs=(1.0,))}
 
 
 def check_overoptimisation(rows):
@@ -209,6 +226,12 @@ def check_length_bias(rows):
     for method in ("optimum", "DPO"):
         fair, biased = (rows[f"{method}, length weight {weight}"] for weight in (0, 1))
         assert biased["length"] > fair["length"] and biased["share"] < fair["share"]
+
+
+def check_tax(rows):
+    without, with_text = rows["beta 0.1"], rows["beta 0.1, ptx 1"]
+    assert with_text["tax"] < without["tax"] and with_text["tax_asked"] < without["tax_asked"]
+    assert min(row["reward"] for row in rows.values()) > 0.3
 
 
 @pytest.mark.full

@@ -103,12 +103,14 @@ class World(NamedTuple):
     """What one seed draws.
 
     Attributes:
+        source_PA: log-probabilities of the text that the reference is fitted to.
         reference: the fitted model's parameters.
         ref_PA: its log-probabilities of all answers.
         reward_PA: the true rewards.
         pairs: preferences.
     """
 
+    source_PA: np.ndarray
     reference: Params
     ref_PA: np.ndarray
     reward_PA: np.ndarray
@@ -137,7 +139,7 @@ def make_world(plan: Plan, seed: int, path: Path) -> World:
         reference = structure.unflatten([jnp.asarray(leaf) for leaf in file.values()])
     ref_PA = answer_logps(reference, task, config=plan.config, execution=EXECUTION)
     reward_PA = draw_reward(task, ref_PA, rng)
-    return World(reference, ref_PA, reward_PA,
+    return World(source_PA, reference, ref_PA, reward_PA,
                  draw_pairs(ref_PA, reward_PA, plan.num_pairs, rng))
 
 
@@ -178,7 +180,8 @@ def prefer(plan: Plan, world: World, answers: Answers, seed: int, *, loss: str =
 def reinforce(plan: Plan, world: World, reward_PA: np.ndarray, beta: float, seed: int, *,
               recipe: PolicyRecipe) -> tuple[Params, dict[str, Any]]:
     """A policy trained on these rewards; see `train_policy`."""
-    target = Target(world.reference, jnp.float32(reward_PA), jnp.float32(beta))
+    target = Target(world.reference, jnp.float32(reward_PA), jnp.float32(beta),
+                    jnp.float32(world.source_PA) if recipe.ptx_coef else None)
     return train_policy(target, jax.random.key(seed), task=plan.task, config=plan.config,
                         recipe=recipe)
 

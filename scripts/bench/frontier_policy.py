@@ -51,6 +51,8 @@ class PolicyRecipe(NamedTuple):
         learning_rate: at its height; it falls linearly to 0.
         group_size: answers to a prompt that GRPO and RLOO compare.
         lam: of generalised advantages.
+        ptx_coef: weight of the loss of pretraining text in every update, as many rows as answers
+            (arXiv 2203.02155, equation 2).
     """
 
     method: str
@@ -61,6 +63,7 @@ class PolicyRecipe(NamedTuple):
     learning_rate: float = 1e-3
     group_size: int = 8
     lam: float = 0.95
+    ptx_coef: float = 0.0
 
 
 class Target(NamedTuple):
@@ -68,13 +71,15 @@ class Target(NamedTuple):
 
     Attributes:
         reference: its parameters, with which the policy begins.
-        reward_PA: rewards of all answers, float32.
+        reward_PA: rewards of all answers, float32; prompts beyond its rows are not asked.
         beta: strength of the divergence, a float32 scalar.
+        source_PA: log-probabilities of pretraining text, for all prompts; for `ptx_coef`.
     """
 
     reference: Params
     reward_PA: jax.Array
     beta: jax.Array
+    source_PA: jax.Array | None = None
 
 
 class Rollouts(NamedTuple):
@@ -83,10 +88,12 @@ class Rollouts(NamedTuple):
     Attributes:
         rows: prompts and answers.
         known: what their updates need.
+        text: rows of pretraining text; None without them.
     """
 
     rows: Batch
     known: PolicyBatch
+    text: Batch | None
 
 
 def sample_answers(params: Params, prompt_B: jax.Array, key: jax.Array, *, task: Task,
@@ -122,7 +129,8 @@ def roll_out(trained: Trained, target: Target, key: jax.Array, *, task: Task, co
              recipe: PolicyRecipe) -> tuple[Rollouts, dict[str, jax.Array]]:
     """Samples answers and computes their advantages; see `train_policy` for the statistics."""
     # The answers of a group stand next to each other.
-    prompt_B = jnp.arange(recipe.batch_size, dtype=jnp.int32) // recipe.group_size % task.P
+    groups_B = jnp.arange(recipe.batch_size, dtype=jnp.int32) // recipe.group_size
+    prompt_B = groups_B % len(target.reward_PA)
     answer_BL, sampled_BL = sample_answers(trained["policy"], prompt_B, key, task=task,
                                            config=config)
     rows = make_rows(prompt_B, answer_BL)
@@ -144,18 +152,30 @@ def roll_out(trained: Trained, target: Target, key: jax.Array, *, task: Task, co
         known = PolicyBatch(mask_BL, old_BL, spread(found.advantages_B, mask_BL))
     seen = {"reward": jnp.mean(reward_B), "kl": jnp.mean(jnp.sum(old_BL - ref_BL, axis=1)),
             "sampler_gap": jnp.max(jnp.abs(sampled_BL - old_BL))}
-    return Rollouts(rows, known), seen
+    text = draw_text(target.source_PA, key, task=task, recipe=recipe) if recipe.ptx_coef else None
+    return Rollouts(rows, known, text), seen
+
+
+def draw_text(source_PA: jax.Array, key: jax.Array, *, task: Task, recipe: PolicyRecipe) -> Batch:
+    """Rows of pretraining text: a prompt, each being as likely, and an answer of the source."""
+    prompt_B = jnp.arange(recipe.batch_size, dtype=jnp.int32) % task.P
+    answer_B = jax.random.categorical(jax.random.fold_in(key, 1), source_PA[prompt_B])
+    return make_rows(prompt_B, jnp.asarray(task.answers_AL)[answer_B])
 
 
 def update_loss(trained: Trained, rollouts: Rollouts, *, config: ModelConfig,
                 recipe: PolicyRecipe) -> jax.Array:
-    """The loss of an update: the policy's, and PPO's critic's."""
+    """The loss of an update: the policy's, PPO's critic's, and that of pretraining text."""
     logp_BL = batch_logps(trained["policy"], rollouts.rows, config=config, execution=EXECUTION)
     value_BL = (values(trained["critic"], rollouts.rows, config=config)
                 if recipe.method == "ppo" else None)
     loss_sum, metrics = policy_loss(logp_BL, rollouts.known, settings=SETTINGS[recipe.method],
                                     values_BL=value_BL)
-    return loss_sum / metrics["loss"][1]
+    loss = loss_sum / metrics["loss"][1]
+    if rollouts.text is not None:
+        text_BL = batch_logps(trained["policy"], rollouts.text, config=config, execution=EXECUTION)
+        loss -= recipe.ptx_coef * jnp.mean(text_BL)
+    return loss
 
 
 @partial(jax.jit, static_argnames=("task", "config", "recipe"))

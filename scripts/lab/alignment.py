@@ -7,6 +7,7 @@ label_noise: losses on pairs of which a share is swapped.
 ranking: reward models fitted to rankings of K answers, at equal numbers of ranked answers.
 hacking: PPO on a proxy reward with a flaw, at several strengths of the penalty.
 length_bias: losses on pairs whose labels prefer long answers.
+tax: what is forgotten on prompts without a reward, with and without pretraining text.
 
 Rewards and divergences are sums over all answers (`align.rl.exact`), so that no error of sampling
 is in them; intervals are Student's over seeds, each of which draws a source, rewards, labels and
@@ -26,12 +27,13 @@ from core import entry
 from core.errors import UserError
 from scripts.bench.frontier import make_world
 from scripts.bench.frontier_results import add_rows, open_results, summarise
-from scripts.lab import hacking, label_noise, length_bias, overoptimisation, ranking
+from scripts.lab import hacking, label_noise, length_bias, overoptimisation, ranking, tax
 from scripts.lab.experiment import Experiment, format_table
 
 EXPERIMENTS = {"overoptimisation": overoptimisation.EXPERIMENT,
                "label_noise": label_noise.EXPERIMENT, "ranking": ranking.EXPERIMENT,
-               "hacking": hacking.EXPERIMENT, "length_bias": length_bias.EXPERIMENT}
+               "hacking": hacking.EXPERIMENT, "length_bias": length_bias.EXPERIMENT,
+               "tax": tax.EXPERIMENT}
 
 
 def run_seed(experiment: Experiment, seed: int, folder: Path) -> dict[str, Any]:
