@@ -41,7 +41,7 @@ class HackingPlan(NamedTuple):
 
     base: Plan = BASE
     policy: PolicyRecipe = PPO
-    flaw: float = 3.0
+    flaw: float = 1.25
     betas: tuple[float, ...] = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6)
 
 
