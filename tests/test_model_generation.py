@@ -187,7 +187,7 @@ def test_a_copied_slot_goes_on_as_its_source_and_a_shorter_one_as_its_beginning(
     slots = own.empty()
     for _ in range(3):      # twelve tokens
         slots = own.prefill(slots, np.arange(SLOTS), tokens_PL, np.full(SLOTS, PIECE))
-    slots = copy_slot(slots, 2, 0)
+    slots = copy_slot(slots, np.array([2, 1, 1]), np.array([0, 3, 2]), 1)     # the first alone
     slots, drawn = own.decode(_ask(slots, [0, 2], 4), num_idle=SLOTS)
     np.testing.assert_array_equal(drawn.tokens_BT[0], drawn.tokens_BT[2])
     np.testing.assert_array_equal(*_each(_rows((slots.cache, slots.logits_BV), [0, 2])))

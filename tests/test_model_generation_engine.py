@@ -234,6 +234,14 @@ def test_several_answers_to_one_prompt_read_it_once(name):
     assert other_seed.tokens != completions[0].tokens
 
 
+def test_answers_to_each_of_several_prompts_are_placed_together():
+    engine = make("dense").open(num_slots=4)
+    prompts = [_prompt(length, seed=length) for length in (3, 20, 7)]
+    engine.run([Request(prompt, Sampling(6), seed=3, sample=sample)
+                for prompt in prompts for sample in range(2)])
+    assert engine.counts["read"] == engine.counts["reused"] == 3 + 20 + 7
+
+
 def _letters(tokens):
     return "".join(chr(ord("a") + token) for token in tokens)
 

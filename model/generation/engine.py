@@ -60,10 +60,10 @@ from model.layers.embed import check_length
 PIECES = (32, 128, PIECE)   # tokens that prefill reads at once, padded to one of these lengths
 GROUP_SIZE = 8              # prompts that are read at once where they do not fill all slots
 SMALLEST_SIZE = 256         # of a slot's cache; it doubles when a request needs more
-MIN_SHARED_TOKENS = 16      # a shorter common beginning costs more to copy than to read again
+MIN_SHARED_TOKENS = 16      # a shorter beginning of a prompt costs more to copy than to read again
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class _Slot:
     """What the host knows of a slot.
 
@@ -242,37 +242,43 @@ class Engine:
         """Gives waiting requests to idle slots, each with the longest beginning that a slot holds.
 
         A prompt that shares more with one that is placed at the same time waits until that one is
-        read, so that several answers to one prompt need it to be read once.
+        read, so that several answers to one prompt need it to be read once; a slot is kept for it.
 
         Returns:
             The slots, and how many tokens of the prompt, which they now hold, are read already.
         """
         placed: list[tuple[_Slot, int]] = []
+        copied: list[tuple[_Slot, _Slot]] = []
         idle = [slot for slot in self._slots if slot.request is None]
         is_new_B = np.zeros(len(self._slots), bool)
         later: list[int] = []
-        while self._waiting and idle and len(later) < 4 * len(self._slots):
+        while self._waiting and len(later) < len(idle):     # which they will have next
             number = self._waiting.popleft()
             prompt = np.array(self._requests[number].prompt, np.int32)
             shared_B, readable_B = self._shared(prompt)
             readable_B[is_new_B] = 0    # not read yet
             source = self._slots[int(np.argmax(readable_B))]
             shared = int(readable_B[source.number])
-            if shared < MIN_SHARED_TOKENS:
+            worthwhile = min(MIN_SHARED_TOKENS, len(prompt))
+            if shared < worthwhile:
                 source, shared = None, 0
-            if np.any(shared_B[is_new_B] >= shared + MIN_SHARED_TOKENS):
+            if np.any(shared_B[is_new_B] >= shared + worthwhile):
                 later.append(number)
                 continue
             slot = source if source in idle else min(idle, key=lambda slot: slot.last_used)
             idle.remove(slot)
             if source is not None and source is not slot:
-                self._state = copy(self._state, source.number, slot.number)
+                copied.append((source, slot))
             if shared == len(prompt) and source.length > shared:
                 shared -= 1     # its logits are those after other tokens: the last is read again
             slot.hold(prompt, 0)
             slot.request, slot.last_used, is_new_B[slot.number] = number, self._tick(), True
             placed.append((slot, shared))
         self._waiting.extendleft(reversed(later))
+        if copied:
+            # No slot that is new here is a source, so that their order does not matter.
+            sources, targets = zip(*copied)
+            self._state = copy(self._state, self._rows(sources), self._rows(targets), len(copied))
         return placed
 
     def _shared(self, prompt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

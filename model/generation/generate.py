@@ -152,11 +152,20 @@ def rewind(slots: Slots, rows_P: jax.Array, length_P: jax.Array, last_P: jax.Arr
 
 
 @partial(jax.jit, donate_argnames="slots")
-def copy(slots: Slots, source: jax.Array, target: jax.Array) -> Slots:
-    """Copies what slot `source` has read to slot `target`."""
-    return place(slots.replace(cache=slots.cache.copy(source, target),
-                               logits_BV=slots.logits_BV.at[target].set(slots.logits_BV[source]),
-                               draft=slots.draft and slots.draft.copy(source, target)))
+def copy(slots: Slots, source_B: jax.Array, target_B: jax.Array, count: jax.Array) -> Slots:
+    """Copies what slots have read to others, one after another.
+
+    Args:
+        source_B, target_B: their numbers, of which the first `count` are read.
+    """
+    def copy_one(number, slots):
+        source, target = source_B[number], target_B[number]
+        return slots.replace(
+            cache=slots.cache.copy(source, target),
+            logits_BV=slots.logits_BV.at[target].set(slots.logits_BV[source]),
+            draft=slots.draft and slots.draft.copy(source, target))
+
+    return place(jax.lax.fori_loop(0, count, copy_one, slots))
 
 
 @partial(jax.jit, donate_argnames="slots")
