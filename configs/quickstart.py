@@ -96,7 +96,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         max_new_tokens=12, row_length=40,
         optimizer=make_optimizer(name="muon", learning_rate=1.5e-3, adam_learning_rate=1.5e-3,
                                  schedule="linear", warmup_steps=2),
-        run=make_rl_run(scan_unroll=4, num_slots=1024, checkpoint_every=7,
+        run=make_rl_run(scan_unroll=4, num_slots=256, checkpoint_every=7,
                         tasks=dict(verifiable=1000)))
 
     c.eval = make_eval(

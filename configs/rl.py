@@ -28,11 +28,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.mesh = make_mesh()
     c.rl = make_rl(
         out=variant, algorithm=variant, corpus="corpus", tasks=dict(arithmetic=8000),
-        num_iterations=80, num_prompts=128, num_samples=4, oversampling=3, num_minibatches=2,
+        num_iterations=60, num_prompts=128, num_samples=4, oversampling=3, num_minibatches=2,
         max_new_tokens=12, row_length=40, overlong_tokens=4, kl_coef=0.01,
         optimizer=make_optimizer(name="muon", learning_rate=1.5e-3, adam_learning_rate=1.5e-3,
                                  schedule="linear", warmup_steps=5),
-        run=make_rl_run(scan_unroll=4, num_slots=1024, tasks=dict(arithmetic=1000),
+        run=make_rl_run(scan_unroll=4, num_slots=256, tasks=dict(arithmetic=1000),
                         evaluate_every=40, checkpoint_every=5))
     {"ppo": _ppo, "dapo": _dapo, "online_dpo": _online_dpo}.get(variant, lambda c: None)(c)
     return c
