@@ -18,9 +18,10 @@ from eval.aggregate.table import name_evaluations
 from eval.records import METRICS, Record, verdict
 
 STYLE = """
-td.number { white-space: nowrap; } td .range { color: var(--muted); font-size: .85em; }
-td.below { opacity: .6; } pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: .3em 0; }
-details { border-top: 1px solid var(--line); padding: .4em 0; } summary { cursor: pointer; }
+td a { color: inherit; text-decoration-color: var(--rule); white-space: nowrap; }
+td a.below { opacity: .5; } .range { color: var(--quiet); font-size: .85em; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: .3em 0; }
+details { border-top: 1px solid var(--rule); padding: .4em 0; } summary { cursor: pointer; }
 .right::before { content: "✓ "; } .wrong::before { content: "✗ "; }
 """
 MAX_ITEMS = 20_000      # of a page of items
@@ -47,7 +48,7 @@ def write_suite_page(folders: Sequence[Path], path: Path) -> dict[str, Any]:
             (beside / f"{folder.name}-{task}.html").write_text(
                 render_items(folder.name, task, records), encoding="utf-8")
             num_items += len(records)
-    path.write_text(render_suite(metrics, tasks, beside.name), encoding="utf-8")
+    path.write_text(render_suite(metrics, tasks, beside.name, num_items), encoding="utf-8")
     return {"page": str(path), "models": names, "tasks": tasks, "items": num_items}
 
 
@@ -59,12 +60,13 @@ def _metrics(folder: Path) -> dict[str, Any]:
 
 
 def render_suite(metrics: Mapping[Path, Mapping[str, Any]], tasks: Sequence[str],
-                 beside: str) -> str:
+                 beside: str, num_items: int) -> str:
     """The table as HTML.
 
     Args:
         metrics: of each evaluation.
         beside: name of the folder with the pages of items.
+        num_items: on all of these.
     """
     head = ["task", "chance", *(folder.name for folder in metrics)]
     rows = [[task, _chance(metrics.values(), task),
@@ -82,7 +84,8 @@ def render_suite(metrics: Mapping[Path, Mapping[str, Any]], tasks: Sequence[str]
             "Evaluation", "Models by tasks", "Accuracy with its 95 % interval; a cell leads to "
             "every item behind it, with its literal prompt. What does not exceed chance by its "
             "interval is pale.",
-            [("models", count(len(metrics)), ""), ("tasks", count(len(tasks)), "")]),
+            [("models", count(len(metrics)), ""), ("tasks", count(len(tasks)), ""),
+             ("items", count(num_items), "of all models")]),
         section("Accuracy", "The first measure of each task.", table(head, rows, "grid")),
         section("All measures", "Options compared by their sum of log-probabilities (raw), per "
                 "character (norm), per byte, per token, and against their own frequency (pmi).",
@@ -147,10 +150,10 @@ def _item(record: Record) -> Markup:
 def _choice_lines(record: Record) -> Iterator[Markup]:
     for context in record["contexts"]:
         yield tag("pre", context)
-    for number, (choice, logp) in enumerate(zip(record["choices"], record["logps_nats"])):
-        mark = "→ " if number in record["answers"] else "   "
-        yield tag("pre", f"{mark}{logp:10.4f} nats, {record['num_tokens'][number]} tokens  "
-                  f"{choice}")
+    yield tag("pre", "\n".join(
+        f"{'→' if number in record['answers'] else ' '} {logp:10.4f} nats, {num_tokens} tokens  "
+        f"{choice}" for number, (choice, logp, num_tokens) in enumerate(zip(
+            record["choices"], record["logps_nats"], record["num_tokens"]))))
     yield tag("p", join(*(f"{METRICS[name]}: {'right' if is_right else 'wrong'}  "
                           for name, is_right in record["right"].items())))
 
