@@ -29,6 +29,7 @@ from train.step import make_state
 
 USABLE_FRAC = 0.9           # of a device's memory; the rest is the runtime's
 STAGES, TENSORS = (1, 2, 4, 8, 16), (1, 2, 4, 8)
+MIXED = Execution(compute_dtype="bfloat16", remat="full")
 ADAMW = ConfigDict(dict(
     name="adamw", learning_rate=3e-4, lr_multipliers={}, decay_multipliers={}, weight_decay=0.1,
     b1=0.9, b2=0.95, eps=1e-8, mu_dtype="float32", clip_norm=1.0, schedule="cosine",
@@ -51,7 +52,7 @@ class Training:
     config: ModelConfig
     row_length: int
     batch_rows: int
-    execution: Execution = Execution(compute_dtype="bfloat16", remat="full")
+    execution: Execution = MIXED
     optimizer: ConfigDict = dataclasses.field(default_factory=lambda: ADAMW)
     keep_ema: bool = False
 

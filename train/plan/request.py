@@ -56,6 +56,7 @@ class Request:
         num_chips: that train at a time.
         tokens_per_param: where one of parameters and tokens, or FLOPs alone, are known.
         inference_tokens: of the model's life, for the allocation of arXiv 2401.00448.
+        params_flag: the flag that gives the parameters, for messages.
     """
 
     params: float | None = None
@@ -67,6 +68,7 @@ class Request:
     num_chips: int | None = None
     tokens_per_param: float = TRAINING_RATIO
     inference_tokens: float | None = None
+    params_flag: str = "--params"
 
     def given(self, *names: str) -> list[str]:
         """Those of the quantities that are known."""
@@ -84,7 +86,7 @@ class Request:
             raise UserError("--params", "nothing says how large the run is",
                             "give one or two of --params, --tokens, --compute, --budget_usd, or "
                             "--days with --num_chips")
-        named = [f"--{name}" for name in (*sizes, *work)]
+        named = [self.params_flag if name == "params" else f"--{name}" for name in (*sizes, *work)]
         if "days" in work:
             named[-1] = "--days with --num_chips"
         if len(work) > 1:
@@ -155,7 +157,7 @@ def read_request(values: flags.FlagValues) -> Request:
         UserError: a number is out of its limits.
     """
     return Request(**{field.name: checked(field.name, values[field.name].value)
-                      for field in dataclasses.fields(Request)})
+                      for field in dataclasses.fields(Request) if field.name in LIMITS})
 
 
 def read_rates(values: flags.FlagValues) -> Rates:
