@@ -59,14 +59,15 @@ def render_plan(result: Mapping[str, Any]) -> str:
     return render_page(
         "Heartwood: plan", headline(
             "Plan of a pretraining run", f"{amount(result['active_params'])} parameters, "
-            f"{amount(result['tokens'])} tokens", f"On {result['num_chips']:,} x {result['chip_title']}, "
-            f"at {percent(result['rates']['mfu'])} of their dense peak.", tiles),
-        section("Change the plan", "The tiles, the ruler and the thresholds follow the sliders; the "
-                "other tables are those of the plan as it was made.", tag("div", _controls(result), _more_tiles(result, data), class_="plan")),
+            f"{amount(result['tokens'])} tokens", f"On {result['num_chips']:,} x "
+            f"{result['chip_title']}, at {percent(result['rates']['mfu'])} of their dense peak.",
+            tiles),
+        section("Change the plan", "The tiles, the ruler and the thresholds follow the sliders; "
+                "the other tables are those of the plan as it was made.",
+                tag("div", _controls(result), _more_tiles(result, data), class_="plan")),
         section("Compute", "Published runs by 6 N D, and the thresholds of laws. A threshold "
                 "counts all training of a model, so later stages come on top.",
-                tag("figure", _ruler(result), class_="ruler"),
-                _thresholds(result)),
+                tag("figure", _ruler(result), class_="ruler"), _thresholds(result)),
         section("Parameters and tokens", "The same FLOPs divided otherwise, with the loss that "
                 "Hoffmann's law predicts for its own data (arXiv 2203.15556, approach 3).",
                 _allocations(result)),

@@ -17,8 +17,8 @@ def rows_of(result: dict[str, Any]) -> list[tuple[str, str]]:
     if result["active_params"] != result["params"]:
         params += f", {amount(result['active_params'])} of them for a token"
     rows = [("parameters", params + _chosen(result, "params")),
-            ("tokens", f"{amount(result['tokens'])}, {number(result['tokens_per_param'])} a parameter"
-             + _chosen(result, "tokens"))]
+            ("tokens", f"{amount(result['tokens'])}, {number(result['tokens_per_param'])} a "
+             "parameter" + _chosen(result, "tokens"))]
     rows += _flops_rows(result) + _bill_rows(result) + _memory_rows(result)
     rows += [(f"threshold {one['flops']:.0e}".replace("+", ""),
               f"{share(one['frac'])}: {one['name']}") for one in result["thresholds"]]

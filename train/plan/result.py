@@ -125,8 +125,8 @@ def list_notes(result: dict[str, Any], rates: Rates) -> list[str]:
         (rates.watts is None, "no power of this chip is published: energy and carbon are unknown "
          "without --watts"),
         (result["memory"] is None, "no mesh of these chips was found: the model does not fit or "
-         "the batch has too few rows for them" if result["model"] else "no shape of this size: "
-         "memory and exact FLOPs are unknown"),
+         "the batch has too few rows for them" if result["model"] else "without a shape, "
+         "memory and exact FLOPs are unknown: --preset or --config names one"),
         (bool(result["is_stand_in"]), f"only the size is known: memory and exact FLOPs are those "
          f"of {result['model']}; --preset or --config names another")]
     reached = [one["name"] for one in result["thresholds"] if one["frac"] >= 1]
