@@ -69,13 +69,15 @@ def _with_model(request: Request, subject: Subject, values: flags.FlagValues) ->
 def main() -> dict[str, Any]:
     """Reads the flags, shows the table, writes the page and returns the numbers."""
     jax.config.update("jax_platforms", "cpu")
+    path = Path(flags.FLAGS.html) if flags.FLAGS.html else None
+    if path and not path.parent.is_dir():
+        raise UserError(f"--html={str(path)!r}", "its folder does not exist",
+                        "make the folder, or choose another")
     result = make_plan(flags.FLAGS)
     show("plan", rows_of(result))
-    if flags.FLAGS.html:
-        path = Path(flags.FLAGS.html)
-        if not path.parent.is_dir():
-            raise UserError(f"--html={str(path)!r}", "its folder does not exist",
-                            "make the folder, or choose another")
+    for text in result["notes"]:
+        log(f"note: {text}")
+    if path:
         path.write_text(render_plan(result))
         log(f"page: {path}")
     return result

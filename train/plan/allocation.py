@@ -40,16 +40,17 @@ class Law:
     def optimum(self, flops: float) -> Allocation:
         """The least loss of some FLOPs: N = G (C/6)^(beta/(alpha+beta)) with
         G = (alpha A / beta B)^(1/(alpha+beta)); arXiv 2203.15556, equation 4."""
-        total = self.alpha + self.beta
-        scale = (self.alpha * self.A / (self.beta * self.B)) ** (1 / total)
-        params = scale * (flops / 6) ** (self.beta / total)
+        params = self._balance() * (flops / 6) ** (self.beta / (self.alpha + self.beta))
         return Allocation(params, flops / 6 / params)
 
     def optimal_tokens(self, params: float) -> float:
         """The tokens at which a model of `params` is the optimum of its compute."""
-        total = self.alpha + self.beta
-        scale = (self.alpha * self.A / (self.beta * self.B)) ** (1 / total)
-        return self.optimum(6 * (params / scale) ** (total / self.beta)).tokens
+        power = (self.alpha + self.beta) / self.beta
+        return self.optimum(6 * (params / self._balance()) ** power).tokens
+
+    def _balance(self) -> float:
+        """G of `optimum`."""
+        return (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -110,8 +110,8 @@ def find_mesh(training: Training, num_chips: int, chips_per_host: int,
     """The simplest mesh of all chips that holds the training, one row a device at least.
 
     Stages and tensor parallelism are taken only when sharding by `fsdp` does not do, within a host
-    for the latter; `fsdp` is the smallest that fits, a host at least, and copies of it stand along
-    `data`.
+    for the latter; `fsdp` is the smallest that fits, a host if possible, and copies of it stand
+    along `data`. Experts are cut by `fsdp` alone, and rows are whole.
 
     Returns:
         None if no such mesh fits, or the batch has too few rows for so many chips.
@@ -121,8 +121,9 @@ def find_mesh(training: Training, num_chips: int, chips_per_host: int,
         shards, rest = divmod(num_chips, stage * tensor)
         if rest or tensor > chips_per_host or shards * stage > 1.25 * training.batch_rows:
             continue
-        least = min(shards, max(1, chips_per_host // tensor))
-        for fsdp in (size for size in range(least, shards + 1) if shards % size == 0):
+        host = max(1, chips_per_host // tensor)
+        for fsdp in sorted((size for size in range(1, shards + 1) if shards % size == 0),
+                           key=lambda size: (size < host, abs(size - host))):
             mesh = make_abstract_mesh(stage=stage, tensor=tensor, fsdp=fsdp, data=shards // fsdp)
             fit = _fit(training, mesh)
             if fit and fit.peak <= USABLE_FRAC * memory_bytes:

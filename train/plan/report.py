@@ -22,12 +22,11 @@ def rows_of(result: dict[str, Any]) -> list[tuple[str, str]]:
     rows += _flops_rows(result) + _bill_rows(result) + _memory_rows(result)
     rows += [(f"threshold {one['flops']:.0e}".replace("+", ""),
               f"{share(one['frac'])}: {one['name']}") for one in result["thresholds"]]
-    rows += [(one["name"], f"{amount(one['params'])} on {amount(one['tokens'])} "
+    return rows + [(one["name"], f"{amount(one['params'])} on {amount(one['tokens'])} "
               f"({number(one['tokens_per_param'])}), loss {one['loss_nats']:.3f} nats"
               + (f", {one['lifetime_flops']:.3g} FLOPs of its life"
                  if one["lifetime_flops"] > one["flops"] else ""))
              for one in result["allocations"]]
-    return rows + [("note", text) for text in result["notes"]]
 
 
 def _chosen(result: dict[str, Any], name: str) -> str:
@@ -73,7 +72,7 @@ def _memory_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
                                   f"{memory['row_length']:,}, {amount(memory['tokens_per_step'])} "
                                   f"tokens; {memory['num_steps']:,} steps"),
                  ("memory of a chip", f"{memory['peak_bytes'] / 1e9:.1f} of "
-                  f"{memory['limit_bytes'] / 1e9:g} GB, {memory['rows']} rows at a time")]
+                  f"{memory['limit_bytes'] / 1e9:g} GB, rows at a time: {memory['rows']}")]
         rows += [(f"  {PART_NAMES[name]}", f"{size / 1e9:.2f} GB")
                  for name, size in memory["bytes"].items() if size]
     if sizes := result["checkpoint_bytes"]:
