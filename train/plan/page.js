@@ -37,6 +37,7 @@ function digits(value, count) {
 
 function number(value) {
   if (!Number.isFinite(value)) return "never";
+  if (value > 0 && value < 1e-3) return "<0.001";
   return Math.abs(value) >= 999.5 ? Math.round(value).toLocaleString("en-US") : digits(value, 3);
 }
 

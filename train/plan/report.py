@@ -105,7 +105,9 @@ def energy(kwh: float) -> str:
 
 
 def number(value: float) -> str:
-    """Whole from 1,000 on, and with three digits below."""
+    """Whole from 1,000 on, with three digits below, and as ``<0.001`` where it is less."""
+    if 0 < value < 1e-3:
+        return "<0.001"
     return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
 
 
