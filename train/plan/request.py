@@ -103,33 +103,34 @@ class Request:
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     """Declares the flags of a run's quantities and of its rates."""
-    def number(name: str, default: float | None, text: str) -> None:
-        flags.DEFINE_float(name, default, text, flag_values=values)
-
-    number("params", None, "Parameters.")
-    number("active_params", None, "Those that a token meets, of a mixture of experts.")
-    number("tokens", None, "Tokens of training.")
-    number("compute", None, "FLOPs of training.")
-    number("budget_usd", None, "Dollars for the chips.")
-    number("days", None, "Days until the last step.")
-    number("num_chips", None, "Chips that train at a time.")
-    number("tokens_per_param", TRAINING_RATIO, "Tokens for each parameter, where the rest does not "
-           "decide it: 20 trains best, 150 serves better.")
-    number("inference_tokens", None, "Tokens that the model will serve in its life: plans the "
-           "cheapest model of equal loss.")
-    number("mfu", 0.4, "Model FLOPs utilisation, of the dense peak.")
-    number("goodput", None, "Share of the time whose steps count; estimated by default.")
-    number("price_usd", None, "Dollars of a chip for an hour; by default the table's.")
-    number("watts", None, "Power of a chip; by default the table's.")
-    number("pue", 1.1, "Energy of the data centre over that of its chips.")
-    number("batch_tokens", None, "Tokens of a step; by default a config's, or a published law's.")
-    number("row_length", None, "Tokens of a row; by default those of the model's training.")
-    flags.DEFINE_string("chip", "h100", f"One of {', '.join(TABLES['chips'])}.",
-                        flag_values=values)
-    flags.DEFINE_enum("dtype", "bfloat16", DTYPES, "Whose peak MFU is relative to.",
-                      flag_values=values)
+    own = dict(flag_values=values)
+    flags.DEFINE_float("params", None, "Parameters.", **own)
+    flags.DEFINE_float("active_params", None, "Those that a token meets, of a mixture of experts.",
+                       **own)
+    flags.DEFINE_float("tokens", None, "Tokens of training.", **own)
+    flags.DEFINE_float("compute", None, "FLOPs of training.", **own)
+    flags.DEFINE_float("budget_usd", None, "Dollars for the chips.", **own)
+    flags.DEFINE_float("days", None, "Days until the last step.", **own)
+    flags.DEFINE_float("num_chips", None, "Chips that train at a time.", **own)
+    flags.DEFINE_float("tokens_per_param", TRAINING_RATIO, "Tokens for each parameter, where the "
+                       "rest does not decide it: 20 trains best, 150 serves better.", **own)
+    flags.DEFINE_float("inference_tokens", None, "Tokens that the model will serve in its life: "
+                       "plans the cheapest model of equal loss.", **own)
+    flags.DEFINE_float("mfu", 0.4, "Model FLOPs utilisation, of the dense peak.", **own)
+    flags.DEFINE_float("goodput", None, "Share of the time whose steps count; estimated by "
+                       "default.", **own)
+    flags.DEFINE_float("price_usd", None, "Dollars of a chip for an hour; by default the table's.",
+                       **own)
+    flags.DEFINE_float("watts", None, "Power of a chip; by default the table's.", **own)
+    flags.DEFINE_float("pue", 1.1, "Energy of the data centre over that of its chips.", **own)
+    flags.DEFINE_float("batch_tokens", None, "Tokens of a step; by default a config's, or those of "
+                       "a published law.", **own)
+    flags.DEFINE_float("row_length", None, "Tokens of a row; by default those of the model's "
+                       "training.", **own)
+    flags.DEFINE_string("chip", "h100", f"One of {', '.join(TABLES['chips'])}.", **own)
+    flags.DEFINE_enum("dtype", "bfloat16", DTYPES, "Whose peak MFU is relative to.", **own)
     flags.DEFINE_string("grid", "us", f"One of {', '.join(TABLES['grids'])}; or kg of CO2 "
-                        "equivalents a kWh.", flag_values=values)
+                        "equivalents a kWh.", **own)
 
 
 def checked(name: str, value: float | None) -> float | None:
