@@ -267,6 +267,7 @@ def test_what_is_not_given_follows(given):
     (dict(params="1e9", chip="tpu-v5p", dtype="fp8"), "has no known peak on tpu-v5p"),
     (dict(params="1e9", active_params="2e9"), "cannot be more of them"),
     (dict(active_params="2e9", tokens="1e12"), "cannot be more of them"),
+    (dict(preset="gpt2", params="1e9"), "--params: is what --preset decides: leave out --params"),
     (dict(budget_usd=1e6, price_usd=0), "a budget buys any number of hours at no price"),
     (dict(params="1e13", tokens="1e13", days=1), "--days=1: no number of these chips finishes"),
     (dict(params="1e9", num_chips=2_000_000), "one fails before a restart has paid off"),

@@ -9,11 +9,13 @@ import math
 import re
 import shutil
 import subprocess
+import sys
 
 import jax
 import pytest
 
 from configs.quickstart import get_config
+from core.artifacts import ROOT
 from model.config import ModelConfig
 from model.execution import make_execution
 from model.flops import matmul_params, train_flops_per_token
@@ -210,3 +212,17 @@ def test_the_page_shows_first_what_the_script_would(result):
     shown = {name: html.unescape(text) for name, text in
              re.findall(r'<(?:span|dd)[^>]* id="(\w+)"[^>]*>([^<]*)<', page)}
     assert texts and {name: shown.get(name) for name in texts} == texts
+
+
+def test_the_command_ends_in_a_line_of_json(tmp_path):
+    """A config's own model and schedule, by its exact FLOPs."""
+    path = tmp_path / "plan.html"
+    done = subprocess.run(
+        [sys.executable, "-m", "train.plan", "--config=configs/quickstart.py:smoke",
+         f"--html={path}", "--days=1"], cwd=ROOT, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    found, section = json.loads(done.stdout.splitlines()[-1]), get_config("smoke").pretrain
+    assert found["tokens"] == section.batch_size * section.row_length * section.num_steps
+    assert found["count"] == "causal" and found["planned_flops"] == found["flops"]["causal"]
+    assert found["memory"]["num_steps"] == section.num_steps and found["num_chips"] == 1
+    assert "checkpoint to resume from" in done.stderr and path.read_text().startswith("<!doctype")

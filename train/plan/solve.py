@@ -49,7 +49,7 @@ def solve(request: Request, rates: Rates, chips_per_host: int,
     flops, num_chips = _work(request, rates, chips_per_host, chosen)
     params, active, tokens = _sizes(request, flops, flops_per_token, chosen)
     for name, value in (("params", params), ("tokens", tokens)):
-        if not LIMITS[name][0].hold(value):
+        if getattr(request, name) is None and not LIMITS[name][0].hold(value):
             raise UserError(f"--{name}: {value:.3g} follow", "no run is of such a size",
                             "check the units of what is given")
     if flops is None:
