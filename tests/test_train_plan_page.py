@@ -92,6 +92,10 @@ def test_remat_keeps_less(small, more, less):
         return activation_bytes(own, mesh, 1000.0)
 
     assert kept(more) > kept(less)
+    # Of a token in one layer: 512 of queries, keys and values, 256 of attention and of the residual
+    # stream, 512 of two norms, 1,024 of gate and up and 512 of their product.
+    assert kept("full") == 2 * 1000 * (4 * 256 + 2 * 3072)
+    assert kept("names:qkv") == kept("full") + 2 * 1000 * 4 * 512
     own = training(small)
     assert activation_bytes(own, make_abstract_mesh(tensor=2), 1000.0) == kept("full") / 2
     assert activation_bytes(own, mesh, 2000.0) == 2 * kept("full")

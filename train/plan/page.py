@@ -73,7 +73,7 @@ def render_plan(result: Mapping[str, Any]) -> str:
                 _allocations(result)),
         *_memory(result), _notes(result), _sources(result),
         style=STYLE.read_text(),
-        script=f"const PLAN = {_embed(data)};\n{SCRIPT.read_text()}")
+        script=f"const PLAN = {format_json(data)};\n{SCRIPT.read_text()}")
 
 
 def page_data(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,11 +97,6 @@ def page_data(result: Mapping[str, Any]) -> dict[str, Any]:
                       "num_chips": result["num_chips"], "chip": chip,
                       **{name: rates[name] for name in
                          ("mfu", "usd_per_hour", "kg_per_kwh", "failure_chip_hours")}}}
-
-
-def _embed(data: Any) -> str:
-    """JSON that cannot end a script: no `<` stands in it."""
-    return format_json(data).replace("<", "\\u003c")
 
 
 def _live(name: str, text: str) -> Markup:
