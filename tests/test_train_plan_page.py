@@ -117,9 +117,8 @@ def test_estimates_are_near_what_the_compiler_takes(remat):
     planned = find_mesh(own, 1, 8, 80e9)
     assert planned.rows == 8 and planned.params == measured.params
     assert planned.opt_state == measured.opt_state
-    scores = 4 * 8 * model.H * 256**2 * (model.N if remat == "none" else 1)
     temporaries = planned.peak - planned.params - planned.opt_state
-    assert 0.5 < temporaries / measured.temporaries < 2.0, (planned, measured, scores)
+    assert 0.5 < temporaries / measured.temporaries < 2.0, (planned, measured)
 
 
 @pytest.mark.parametrize("params", [1e7, 1.5e8, 1e9, 7e9, 7e10, 4.05e11, 1e12])
