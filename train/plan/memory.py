@@ -1,8 +1,9 @@
 """Memory of a device by part, and a mesh that fits, without compiling anything.
 
 Parameters, optimizer state and gradient are those of the trainer's own shapes and sharding rules.
-What the compiler decides is estimated: activations, gathered weights, logits. `train.fit` measures
-them where the devices, or enough memory to compile for them, are at hand.
+What the compiler decides is estimated: activations, gathered weights, logits; for a scanned stack
+(`scan_unroll` 1), and without what Muon's iteration holds. `train.fit` measures them where the
+devices, or enough memory to compile for them, are at hand.
 """
 
 from __future__ import annotations
