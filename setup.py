@@ -59,7 +59,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=[*PACKAGES, *(f"{p}.*" for p in PACKAGES)]),
-    package_data={"": ["*.css", "*.jsonl", "*.txt"]},
+    package_data={"": ["*.css", "*.js", "*.json", "*.jsonl", "*.txt"]},
     install_requires=CORE,
     extras_require=EXTRAS,
 )

@@ -18,7 +18,7 @@ ATTENTION_COUNTS = ("causal", "full")
 PEAKS = (
     (r"NVIDIA H100 PCIe", 756e12, 1513e12),
     (r"NVIDIA H[12]00 NVL", 835e12, 1671e12),
-    (r"NVIDIA (H100|H200|GH200)( \d+GB)?( HBM3e?)?", 989e12, 1979e12),
+    (r"NVIDIA (H100|H200|H800|GH200)( \d+GB)?( HBM3e?)?", 989e12, 1979e12),
     (r"NVIDIA B200", 2250e12, 4500e12),
     (r"NVIDIA A100-\w+-\d+GB|NVIDIA A100 \d+GB PCIe", 312e12, None),
     (r"NVIDIA L40S", 362e12, 733e12),

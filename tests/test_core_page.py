@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from core.page.charts import Line, Panel, draw_panel, nice_ticks, smooth, spread
 from core.page.histograms import BinScale, Histogram, draw_histogram
+from core.page.layout import render_page
 from core.page.markup import escape, join, size, tag
 
 
@@ -80,3 +81,10 @@ def test_histogram_draws_thresholds_and_marks_what_is_beyond():
     cropped = draw_histogram(Histogram("x", [0, 1, 2, 3, 4], [0, 5, 0, 0], low=1))
     assert cropped.count("<rect") == 1 and "no threshold" not in cropped
     assert "no threshold" in draw_histogram(Histogram("x", [0, 1], [0]))
+
+
+def test_a_page_runs_the_script_it_was_given_and_no_other():
+    assert "script" not in render_page("t", tag("p", "text"))
+    page = render_page("t", tag("p", "text"), script='const x = "</script><b>";')
+    assert page.count("</script>") == 1 and '"<\\/script><b>"' in page
+    assert page.count("sha256-") == 1 and page.index("text</p>") < page.index("<script>")

@@ -1,7 +1,9 @@
-"""A self-contained page: no script, no network, light and dark, reproducible bytes."""
+"""A self-contained page: no network, no script but its own, light and dark, reproducible bytes."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,23 @@ STYLE = Path(__file__).with_name("page.css")
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
-def render_page(title: str, *body: Any, style: str = "") -> str:
-    """A whole page as HTML; `style` is CSS for this page alone."""
+def render_page(title: str, *body: Any, style: str = "", script: str = "") -> str:
+    """A whole page as HTML.
+
+    Args:
+        style: CSS for this page alone.
+        script: JavaScript that runs when the body is there; the policy names its hash, so that
+            browsers run no other.
+    """
+    policy = POLICY
+    if script:
+        script = script.replace("</", "<\\/")   # in a string, the same; a tag cannot end early
+        digest_of_script = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        policy += f"; script-src 'sha256-{digest_of_script}'"
+        body = (*body, tag("script", Markup(script)))
     head = join(tag("meta", charset="utf-8"),
                 tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-                tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
+                tag("meta", http_equiv="Content-Security-Policy", content=policy),
                 tag("meta", name="color-scheme", content="light dark"),
                 tag("title", title), tag("style", Markup(STYLE.read_text() + style)))
     return f"<!doctype html>\n{tag('html', tag('head', head), tag('body', *body), lang='en')}\n"

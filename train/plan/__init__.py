@@ -1,0 +1,1 @@
+"""The planner: what a pretraining run costs, before it is begun."""
