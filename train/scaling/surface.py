@@ -9,8 +9,14 @@ import numpy as np
 from scipy.optimize import least_squares, minimize
 
 from core.errors import UserError
-from train.scaling.forms import HOFFMANN, START_EXPONENTS, Form, optimal_sizes, project
-from train.scaling.forms import surface_basis
+from train.scaling.forms import (
+    HOFFMANN,
+    START_EXPONENTS,
+    Form,
+    optimal_sizes,
+    project,
+    surface_basis,
+)
 from train.scaling.runs import Runs
 
 DELTA = 1e-3        # of the Huber loss of log losses, arXiv 2203.15556, appendix D.3
