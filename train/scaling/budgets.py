@@ -17,6 +17,7 @@ from train.scaling.runs import Curve, Runs
 
 SAME_BUDGET = 1.1       # runs whose FLOPs differ by less are of one budget
 MIN_VALLEY = 4          # sizes of a budget: one more than a parabola needs
+MIN_SPAN = 3.0      # the largest of these sizes over the smallest
 NUM_BUDGETS = 1500      # of the envelope, as in section 3.1
 
 
@@ -39,7 +40,8 @@ class Valley:
         flops: of the budget, the geometric mean.
         members: indices of the runs.
         coefs: c0, c1, c2 of the parabola loss = c0 + c1 n + c2 n^2, n = log N; None without one.
-        fault: why there is no vertex: `too few sizes`, `no minimum`, `minimum outside`; or "".
+        fault: why there is no vertex: `too few sizes`, `sizes too close`, `no minimum` or
+            `minimum outside`; or "".
     """
 
     flops: float
@@ -76,6 +78,8 @@ def _fit_valley(runs: Runs, members: Sequence[int]) -> Valley:
     n_R, loss_R = np.log(runs.params_R[own]), runs.loss_R[own]
     if len(np.unique(n_R.round(6))) < MIN_VALLEY:
         return Valley(flops, tuple(own), None, "too few sizes")
+    if np.ptp(n_R) < np.log(MIN_SPAN):
+        return Valley(flops, tuple(own), None, "sizes too close")
     centre = n_R.mean()
     c2, c1, c0 = np.polyfit(n_R - centre, loss_R, 2)
     coefs = (c0 - c1 * centre + c2 * centre**2, c1 - 2 * c2 * centre, c2)

@@ -30,8 +30,7 @@ class Accuracy:
         chance: the accuracy of guessing, which high losses approach.
         theta_P: sigmoid: (rise, steepness, middle) of chance + rise * sigmoid(steepness *
             (middle - loss)); power: (log scale, exponent) of chance + scale *
-            exp(-exponent * loss),
-            where exp(loss) is the perplexity if losses are in nats.
+            exp(-exponent * loss), where exp(loss) is the perplexity of a loss in nats.
         covariance_PP: of theta_P, by the binomial errors, times `dispersion` if that is above 1.
         dispersion: Pearson's chi squared over runs less parameters; above 1, runs differ from the
             curve by more than their items explain.

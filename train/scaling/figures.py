@@ -141,11 +141,13 @@ def _draw_forecast(figure: Any, charts: Any, report: Report, loss_name: str,
             charts[0].plot(flops, law(flops), style, label=name)
     vertices = [valley for valley in report.valleys if not valley.fault]
     charts[0].plot([valley.flops for valley in vertices],
-                   [valley.best_params for valley in vertices], "D", markersize=5, color="C3")
-    everything = [(runs, "."), (report.held, "*")]
-    for group, marker in everything:
-        charts[1].plot(group.flops_R, group.loss_R, marker, color="0.35", zorder=0,
-                       markersize=11 if marker == "*" else 4)
+                   [valley.best_params for valley in vertices], "D", markersize=5, color="C3",
+                   label="minima of budgets")
+    for group, marker, size, label in ((runs, ".", 4, "fitted runs"),
+                                       (report.held, "*", 11, "held out")):
+        if group.names:
+            charts[1].plot(group.flops_R, group.loss_R, marker, color="0.35", zorder=0,
+                           markersize=size, label=label)
     for chart, name in zip(charts, (SIZE_NAME[runs.count], loss_name)):
         _name(chart, "training compute, FLOPs (dashed: the largest run)", name)
         chart.legend()
