@@ -126,7 +126,7 @@ def _read_point(place: str, row: Mapping[str, Any], names: Mapping[str, str],
         if names[name] not in row:
             raise UserError(place, f"has no column {names[name]!r}",
                             f"correct --columns={name}={names[name]}")
-    numbers = {name: _number(place, names[name], row.get(names[name]))
+    numbers = {name: _number(place, names[name], row.get(names[name]), may_be_0=name == "accuracy")
                for name in (*SIZES, "loss", "accuracy")}
     known = [name for name in SIZES if numbers[name] is not None]
     if numbers["loss"] is None or len(known) < 2:
@@ -144,15 +144,15 @@ def _read_point(place: str, row: Mapping[str, Any], names: Mapping[str, str],
                   if row.get(names[name]) not in (None, "")})
 
 
-def _number(place: str, column: str, value: Any) -> float | None:
-    """A number above 0, or None where there is none; an accuracy may be 0."""
+def _number(place: str, column: str, value: Any, *, may_be_0: bool) -> float | None:
+    """A positive number, or None where there is none."""
     if value in (None, ""):
         return None
     try:
         number = float(value)
     except (TypeError, ValueError):
         number = math.nan
-    if not math.isfinite(number) or number < 0:
+    if not math.isfinite(number) or number < 0 or (number == 0 and not may_be_0):
         raise UserError(place, f"{column} is {value!r}, which is no positive number",
                         "correct this row, or leave the run out and say so")
     return number
