@@ -98,9 +98,12 @@ def read_runs(values: Any) -> tuple[Runs, dict[str, int]]:
 
 
 def drop_highest(runs: Runs, num: int) -> tuple[Runs, int]:
-    """The runs without those of the highest losses."""
+    """The runs without those of the highest losses, and how many these are."""
     if not num:
         return runs, 0
+    if num >= len(runs.names):
+        raise UserError(f"--drop_highest={num}", f"leaves none of {len(runs.names)} runs",
+                        "drop fewer")
     chosen_R = np.ones(len(runs.names), bool)
     chosen_R[np.argsort(runs.loss_R, kind="stable")[-num:]] = False
     return runs.choose(chosen_R), int((~chosen_R).sum())

@@ -72,11 +72,11 @@ def find_valleys(runs: Runs) -> list[Valley]:
     return [_fit_valley(runs, members) for members in groups]
 
 
-def _fit_valley(runs: Runs, members: Sequence[int]) -> Valley:
+def _fit_valley(runs: Runs, members: Sequence[int], min_sizes: int = MIN_VALLEY) -> Valley:
     own = list(members)
     flops = float(np.exp(np.log(runs.flops_R[own]).mean()))
     n_R, loss_R = np.log(runs.params_R[own]), runs.loss_R[own]
-    if len(np.unique(n_R.round(6))) < MIN_VALLEY:
+    if len(np.unique(n_R.round(6))) < min_sizes:
         return Valley(flops, tuple(own), None, "too few sizes")
     if np.ptp(n_R) < np.log(MIN_SPAN):
         return Valley(flops, tuple(own), None, "sizes too close")
@@ -100,6 +100,34 @@ def fit_valleys(runs: Runs) -> PowerLaw | None:
         return None
     return fit_power_law(np.array([valley.flops for valley in found]),
                          np.array([valley.best_params for valley in found]))
+
+
+def sample_vertices(runs: Runs, num_samples: int, seed: int) -> np.ndarray:
+    """Exponents [S] of `fit_valleys` where the runs of each budget are drawn with replacement.
+
+    A budget whose draw has no minimum within its sizes is left out of that sample.
+    """
+    found = [valley for valley in find_valleys(runs) if not valley.fault]
+    rng, exponents = np.random.default_rng(seed), []
+    for _ in range(num_samples):
+        drawn = [_fit_valley(runs, rng.choice(valley.members, len(valley.members)).tolist(), 3)
+                 for valley in found]
+        kept = [valley for valley in drawn if not valley.fault]
+        if len(kept) > 1:
+            exponents.append(fit_power_law(
+                np.array([valley.flops for valley in kept]),
+                np.array([valley.best_params for valley in kept])).exponent)
+    return np.array(exponents)
+
+
+def sample_envelope(curves: Sequence[Curve], num_samples: int, seed: int) -> np.ndarray:
+    """Exponents [S] of `fit_envelope` where curves are drawn with replacement."""
+    rng, exponents = np.random.default_rng(seed), []
+    for _ in range(num_samples):
+        law = fit_envelope([curves[index] for index in rng.integers(len(curves), size=len(curves))])
+        if law is not None:
+            exponents.append(law.exponent)
+    return np.array(exponents)
 
 
 def find_envelope(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray]:

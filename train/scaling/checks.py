@@ -16,6 +16,7 @@ MAX_CORRELATION = 0.999     # of log N and log D
 BYTES_RATIO = (0.15, 0.5)   # of FLOPs to 6 N D, where tokens are bytes, of 2 to 6 to a token
 PF_DAY_FLOPS = 8.64e19
 LOW_RATIO, HIGH_RATIO = 0.7, 2.0        # where an exact count of FLOPs may lie
+TOKENS_PER_PARAM = (1e-3, 1e7)      # outside of which no model is trained
 WORSE = 1.02        # a larger loss than that of a smaller run on fewer tokens
 
 
@@ -26,12 +27,12 @@ def check_runs(runs: Runs, form: Form) -> list[str]:
         UserError: units are swapped, runs are too few or too much alike, or losses rise with
             compute.
     """
-    warnings = _check_units(runs)
     num_runs, need = len(runs.names), len(form.names) + SPARE_RUNS
     if num_runs < need:
         raise UserError(f"{num_runs} runs", f"are too few for the {len(form.names)} parameters of "
                         f"the law {form.name}", f"add runs until there are {need}, spread over "
                         "sizes and budgets")
+    warnings = _check_units(runs)
     spread = runs.flops_R.max() / runs.flops_R.min()
     if spread < MIN_RANGE:
         raise UserError(f"{num_runs} runs", "have one budget only: their compute differs by a "
@@ -56,7 +57,7 @@ def check_runs(runs: Runs, form: Form) -> list[str]:
 
 
 def _check_units(runs: Runs) -> list[str]:
-    """Compares FLOPs with 6 N D."""
+    """Compares FLOPs with 6 N D, and tokens with parameters."""
     ratio_R = runs.flops_R / (FLOPS_PER_PARAM * runs.params_R * runs.tokens_R)
     ratio = float(np.median(ratio_R))
     what = f"FLOPs of training, {ratio:.3g} times 6 x params x tokens"
@@ -69,6 +70,11 @@ def _check_units(runs: Runs) -> list[str]:
     if not 0.1 < ratio < 20:
         raise UserError(what, "one of the three is in another unit",
                         "give counts of parameters and tokens, and FLOPs")
+    per_param = float(np.median(runs.tokens_R / runs.params_R))
+    if not TOKENS_PER_PARAM[0] < per_param < TOKENS_PER_PARAM[1]:
+        raise UserError(f"{per_param:.3g} tokens per parameter", "one of params, tokens and flops "
+                        "is in another unit or in another's column", "give counts of parameters "
+                        "and tokens, and FLOPs; a PF-day is 8.64e19 FLOPs")
     if not LOW_RATIO < ratio < HIGH_RATIO:
         return [f"{what}: budgets are forecast by C = 6 N D"]
     return []

@@ -46,6 +46,14 @@ class Accuracy:
         """Accuracies at losses."""
         return _evaluate(self.link, self.chance, self.theta_P, np.asarray(loss_R, np.float64))[0]
 
+    def sample(self, loss_SR: np.ndarray, seed: int) -> np.ndarray:
+        """Accuracies [S, R] at sampled losses [S, R], each by a curve drawn from its errors."""
+        rng = np.random.default_rng(seed)
+        theta_SP = rng.multivariate_normal(self.theta_P, self.covariance_PP, len(loss_SR),
+                                           method="eigh")
+        return np.stack([_evaluate(self.link, self.chance, theta_P, loss_R)[0]
+                         for theta_P, loss_R in zip(theta_SP, loss_SR)])
+
     def interval(self, loss_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Ends of the 95 % interval of the curve, by the delta method; within 0 and 1."""
         accuracy_R, slope_RP = _evaluate(self.link, self.chance, self.theta_P,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,12 +18,14 @@ from train.scaling.budgets import (
     fit_envelope,
     fit_valleys,
     frontier,
+    sample_envelope,
+    sample_vertices,
 )
 from train.scaling.checks import check_runs
 from train.scaling.downstream import Accuracy, fit_accuracy
 from train.scaling.forms import COMPUTE, KAPLAN, Form
 from train.scaling.runs import COUNTS, Runs
-from train.scaling.surface import Fit, fit_law, fit_projected
+from train.scaling.surface import NUM_SAMPLES, Fit, fit_law, fit_projected
 
 QUANTILES = (0.025, 0.975)
 FAR = 100.0         # beyond the largest budget of the runs, where a forecast is doubtful
@@ -109,7 +113,7 @@ def describe(report: Report, budgets: Sequence[float]) -> dict[str, Any]:
         budgets: FLOPs for which the best size is forecast.
     """
     runs, fit = report.runs, report.fit
-    approaches = {"envelope": report.envelope, "vertices": report.vertices}
+    faults = Counter(valley.fault for valley in report.valleys if valley.fault)
     return {
         "law": fit.form.name, "runs": len(runs.names), "count": runs.count,
         "counted": COUNTS[runs.count], "origin": dict(runs.origin),
@@ -118,11 +122,11 @@ def describe(report: Report, budgets: Sequence[float]) -> dict[str, Any]:
         "objective": fit.objective, "starts": fit.num_starts, "agreeing": fit.num_agreeing,
         "residual_rms": float(np.sqrt(np.mean(fit.residual_R**2))),
         "projected": report.projected,
-        "exponents": {"surface": _exponent(fit)} | {
-            name: None if law is None else law.exponent for name, law in approaches.items()},
-        "valleys": [{"flops": valley.flops, "runs": len(valley.members), "fault": valley.fault,
-                     "best_params": None if valley.fault else valley.best_params}
-                    for valley in report.valleys if len(valley.members) > 1],
+        "exponents": describe_exponents(report),
+        "vertices": [{"flops": valley.flops, "runs": len(valley.members),
+                      "params": valley.best_params}
+                     for valley in report.valleys if not valley.fault],
+        "budgets_without": {fault.replace(" ", "_"): num for fault, num in faults.items()},
         "compute": None if report.compute is None else describe_constants(report.compute),
         "accuracy": None if report.accuracy is None else {
             "link": report.accuracy.link, "theta": report.accuracy.theta_P.tolist(),
@@ -142,6 +146,21 @@ def describe_constants(fit: Fit) -> dict[str, dict[str, float]]:
             for name, value in values.items()}
 
 
+def describe_exponents(report: Report) -> dict[str, dict[str, float | None] | None]:
+    """The exponent a of the best size N = k C^a by each approach, with bootstrap intervals.
+
+    Runs are drawn for the surface, runs within budgets for vertices, curves for the envelope.
+    """
+    fit = report.fit
+    found: dict[str, Any] = {"surface": {"value": _exponent(fit.form, fit.theta_P), **_spread(
+        np.array([_exponent(fit.form, theta_P) for theta_P in fit.samples_SP]))}}
+    for name, law, sample in (
+            ("vertices", report.vertices, partial(sample_vertices, report.runs)),
+            ("envelope", report.envelope, partial(sample_envelope, report.runs.curves))):
+        found[name] = law and {"value": law.exponent, **_spread(sample(NUM_SAMPLES, 0))}
+    return found
+
+
 def forecast(report: Report, flops: float) -> dict[str, Any]:
     """The best size for a budget and its loss, with bootstrap intervals; C = 6 N D."""
     fit = report.fit
@@ -157,6 +176,7 @@ def forecast(report: Report, flops: float) -> dict[str, Any]:
             found[f"params_by_{name}"] = float(law(flops))
     if report.accuracy is not None:
         found["accuracy"] = float(report.accuracy.predict(np.array([found["loss"]]))[0])
+        found["accuracy_interval"] = _spread(report.accuracy.sample(sampled[1], 0)[:, 0])
     return found
 
 
@@ -183,7 +203,8 @@ def describe_heldout(report: Report) -> dict[str, Any] | None:
         return None
     sizes = {name: held.column(name) for name in report.fit.form.inputs}
     loss_R = report.fit.predict(**sizes)
-    low_R, high_R = np.quantile(report.fit.predict_runs(0, **sizes), QUANTILES, axis=0)
+    drawn_SR = report.fit.predict_runs(0, **sizes)
+    low_R, high_R = np.quantile(drawn_SR, QUANTILES, axis=0)
     error_R = loss_R / held.loss_R - 1
     inside_R = (low_R <= held.loss_R) & (held.loss_R <= high_R)
     rows = [{"run": name, "flops": float(flops), "loss": float(own), "predicted": float(loss),
@@ -191,8 +212,11 @@ def describe_heldout(report: Report) -> dict[str, Any] | None:
             for name, flops, own, loss, error, low, high in zip(
                 held.names, held.flops_R, held.loss_R, loss_R, error_R, low_R, high_R)]
     if report.accuracy is not None:
-        for row, accuracy, found in zip(rows, held.accuracy_R, report.accuracy.predict(loss_R)):
-            row |= {"accuracy": float(accuracy), "predicted_accuracy": float(found)}
+        found_R = report.accuracy.predict(loss_R)
+        ends = np.quantile(report.accuracy.sample(drawn_SR, 0), QUANTILES, axis=0)
+        for row, *found in zip(rows, held.accuracy_R, found_R, *ends):
+            row |= dict(zip(("accuracy", "predicted_accuracy", "accuracy_low", "accuracy_high"),
+                            map(float, found)))
     return {"runs": len(rows), "max_relative_error": float(np.abs(error_R).max()),
             "mean_relative_error": float(np.abs(error_R).mean()),
             "inside": int(inside_R.sum()), "of_runs": rows}
@@ -225,9 +249,9 @@ def _doubts(report: Report) -> list[str]:
     return warnings
 
 
-def _exponent(fit: Fit) -> float:
+def _exponent(form: Form, theta_P: np.ndarray) -> float:
     """Of the best number of parameters in the budget."""
-    _, alpha, _, beta = fit.form.terms(fit.theta_P)
+    _, alpha, _, beta = form.terms(theta_P)
     return float(beta / (alpha + beta))
 
 
