@@ -87,7 +87,8 @@ def test_a_table_gives_the_third_size_and_the_curves(tmp_path):
 
 @pytest.mark.parametrize("change, given, line", [
     ({"loss": "nan"}, {}, "line 2: loss is 'nan', which is no positive number"),
-    ({"loss": "0"}, {}, "loss is '0'"), ({"loss": ""}, {}, "line 2: has no loss"), ({"tokens": "-5"}, {}, "tokens is '-5'"),
+    ({"loss": "0"}, {}, "loss is '0'"), ({"loss": ""}, {}, "line 2: has no loss"),
+    ({"tokens": "-5"}, {}, "tokens is '-5'"),
     ({"tokens": ""}, {}, "has no two of params, tokens and flops"),
     ({"tokens": "many"}, {}, "tokens is 'many'"),
     ({"tokenizer": "other"}, {}, "runs of 2 kinds of tokenizer"),

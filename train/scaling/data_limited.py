@@ -6,12 +6,18 @@ Source: Muennighoff et al., arXiv 2305.16264, equations 5 and 6, constants of ap
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy.optimize import minimize
+from scipy.special import huber
 
+from core.errors import UserError
 from train.scaling.forms import HOFFMANN, optimal_sizes
+from train.scaling.surface import DELTA
 
+START_REPEATS = (2.0, 6.0, 20.0)
 
 @dataclasses.dataclass(frozen=True)
 class DataLimited:
@@ -70,6 +76,33 @@ class DataLimited:
         params_R = params * tokens / tokens_R
         best = int(np.argmin(self.predict(params_R, tokens_R, unique_tokens)))
         return float(params_R[best]), float(tokens_R[best])
+
+
+def fit_repeats(theta_P: Sequence[float], params_R: np.ndarray, tokens_R: np.ndarray,
+                unique_R: np.ndarray, loss_R: np.ndarray) -> DataLimited:
+    """Fits R_D* and R_N* to runs that repeat data, by the objective of `fit_law`.
+
+    Args:
+        theta_P: of `HOFFMANN`, fitted to runs that read each token once.
+        unique_R: unique tokens that each run had.
+
+    Raises:
+        UserError: no run repeats its data.
+    """
+    if not (np.asarray(tokens_R) > np.asarray(unique_R)).any():
+        raise UserError(f"{len(loss_R)} runs", "none repeats its data",
+                        "add runs with more tokens than unique ones")
+
+    def objective(log_X: np.ndarray) -> float:
+        law = DataLimited(tuple(theta_P), *np.exp(log_X))
+        residual_R = np.log(law.predict(params_R, tokens_R, unique_R) / loss_R)
+        return float(np.sum(huber(DELTA, residual_R)) / DELTA**2)
+
+    ends = [minimize(objective, np.log([repeats, excess]), method="Nelder-Mead",
+                     options={"xatol": 1e-6, "fatol": 1e-10})
+            for repeats in START_REPEATS for excess in START_REPEATS]
+    repeats, excess = np.exp(min(ends, key=lambda end: end.fun).x)
+    return DataLimited(tuple(theta_P), float(repeats), float(excess))
 
 
 def _effective(total: Any, unique: Any, decay: float) -> np.ndarray:
