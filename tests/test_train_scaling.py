@@ -172,10 +172,10 @@ def test_intervals_cover_the_law():
 @pytest.mark.parametrize("width, percent", [(2, -0.32), (4, -1.29), (8, -2.88), (16, -5.06)])
 def test_parabolas_are_biased_as_published(width, percent):
     """Tokens at 1e24 FLOPs from parabolas at 1e17 to 1e21, without noise (arXiv 2603.22339)."""
-    runs = valleys(UNROUNDED, width)
+    runs = valleys(ROUNDED, width)
     law = fit_valleys(runs)
     tokens = 1e24 / 6 / law(1e24)
-    assert 100 * (tokens / optimal_sizes(HOFFMANN, UNROUNDED, 1e24)[1] - 1) == pytest.approx(
+    assert 100 * (tokens / optimal_sizes(HOFFMANN, ROUNDED, 1e24)[1] - 1) == pytest.approx(
         percent, abs=0.02)
     samples = sample_vertices(runs, 20, 0)
     assert len(samples) == 20 and samples.min() < law.exponent < samples.max()

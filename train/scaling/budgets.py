@@ -16,8 +16,9 @@ from train.scaling.forms import FLOPS_PER_PARAM
 from train.scaling.runs import Curve, Runs
 
 SAME_BUDGET = 1.1       # runs whose FLOPs differ by less are of one budget
-MIN_VALLEY = 4          # sizes of a budget: one more than a parabola needs
-MIN_SPAN = 3.0      # the largest of these sizes over the smallest
+MIN_SIZES = 5       # of a budget: two more than a parabola needs
+MIN_DRAWN = 3       # of a bootstrap sample of its runs
+MIN_SPAN = 3.0      # the largest of its sizes over the smallest
 NUM_BUDGETS = 1500      # of the envelope, as in section 3.1
 
 
@@ -69,10 +70,10 @@ def find_valleys(runs: Runs) -> list[Valley]:
             groups[-1].append(index)
         else:
             groups.append([index])
-    return [_fit_valley(runs, members) for members in groups]
+    return [_fit_valley(runs, members, MIN_SIZES) for members in groups]
 
 
-def _fit_valley(runs: Runs, members: Sequence[int], min_sizes: int = MIN_VALLEY) -> Valley:
+def _fit_valley(runs: Runs, members: Sequence[int], min_sizes: int) -> Valley:
     own = list(members)
     flops = float(np.exp(np.log(runs.flops_R[own]).mean()))
     n_R, loss_R = np.log(runs.params_R[own]), runs.loss_R[own]
@@ -110,7 +111,8 @@ def sample_vertices(runs: Runs, num_samples: int, seed: int) -> np.ndarray:
     found = [valley for valley in find_valleys(runs) if not valley.fault]
     rng, exponents = np.random.default_rng(seed), []
     for _ in range(num_samples):
-        drawn = [_fit_valley(runs, rng.choice(valley.members, len(valley.members)).tolist(), 3)
+        drawn = [_fit_valley(runs, rng.choice(valley.members, len(valley.members)).tolist(),
+                             MIN_DRAWN)
                  for valley in found]
         kept = [valley for valley in drawn if not valley.fault]
         if len(kept) > 1:
