@@ -154,16 +154,16 @@ def test_one_run_that_went_wrong_does_not_move_the_law():
 
 
 def test_intervals_cover_the_law():
-    """Of six draws of noise, most 95 % intervals of a forecast hold the true loss."""
-    held = []
-    for seed in range(6):
+    """Of eight draws of noise, most 95 % intervals of a forecast hold the true loss."""
+    held, theta, runs = [], UNROUNDED[:4], grid(OVERTRAINING, UNROUNDED[:4])
+    true, = losses(OVERTRAINING, theta, np.array([1e10]), np.array([1e12]))
+    for seed in range(8):
         rng = np.random.default_rng(seed)
-        runs = grid()
         noisy = dataclasses.replace(runs, loss_R=runs.loss_R * np.exp(rng.normal(0, 0.01, 25)))
-        fit = fit_law(HOFFMANN, noisy, num_samples=30)
+        fit = fit_law(OVERTRAINING, noisy, num_samples=30)
         low, high = np.quantile(fit.predict_samples(params=1e10, tokens=1e12), (0.025, 0.975))
-        held.append(low < losses(HOFFMANN, UNROUNDED, np.array([1e10]), np.array([1e12]))[0] < high)
-    assert sum(held) >= 4
+        held.append(low < true < high)
+    assert sum(held) >= 6
 
 
 # --- approaches 1 and 2
@@ -242,7 +242,7 @@ def test_small_runs_predict_the_two_large_ones():
     fitted, held = split_runs(runs, 1e21)
     assert held.names == ("rpj-open_lm_1b-32.0", "rpj-open_lm_7b-1.0")
     assert left_out == {"not_chosen": 104 - len(runs.names)}
-    fit = fit_law(OVERTRAINING, fitted)
+    fit = fit_law(OVERTRAINING, fitted, num_samples=50)
     sizes = {"params": held.params_R, "tokens": held.tokens_R}
     assert np.abs(fit.predict(**sizes) / held.loss_R - 1).max() < 0.005
     low, high = np.quantile(fit.predict_runs(0, **sizes), (0.025, 0.975), axis=0)
@@ -262,12 +262,12 @@ def test_accuracies_are_recovered_and_weighted_by_their_items(link, theta):
     assert exact.theta_P == pytest.approx(theta, rel=1e-4) and exact.dispersion < 1e-6
     rng = np.random.default_rng(0)
     drawn = [fit_accuracy(loss, rng.binomial(500, true) / 500, 500, link=link, chance=0.25)
-             for _ in range(40)]
-    assert np.mean([fit.dispersion for fit in drawn]) == pytest.approx(1.0, abs=0.15)
+             for _ in range(20)]
+    assert np.mean([fit.dispersion for fit in drawn]) == pytest.approx(1.0, abs=0.2)
     at = np.array([2.5])
     (low,), (high,) = exact.interval(at)
     found = np.std([fit.predict(at)[0] for fit in drawn])
-    assert (high - low) / (2 * Z_95) == pytest.approx(found, rel=0.35)
+    assert (high - low) / (2 * Z_95) == pytest.approx(found, rel=0.5)
 
 
 @pytest.mark.parametrize("accuracies, line", [
