@@ -128,7 +128,9 @@ def _minimise(form: Form, x_RX: np.ndarray, log_loss_R: np.ndarray, weights_R: n
     return theta_P, value
 
 
-def _objective(form, x_RX, log_loss_R, weights_R, start_P, axes_PP, u_P):
+def _objective(form: Form, x_RX: np.ndarray, log_loss_R: np.ndarray, weights_R: np.ndarray,
+               start_P: np.ndarray, axes_PP: np.ndarray,
+               u_P: np.ndarray) -> tuple[float, np.ndarray]:
     """The sum of Huber losses in units of DELTA squared, and its slope, at start + axes u."""
     with np.errstate(all="ignore"):     # a step too far gives no number, and is taken back
         found_R, slope_RP = form.evaluate(start_P + axes_PP @ u_P, x_RX)
