@@ -19,7 +19,7 @@ from train.reading import Phase, Reading, write_reading
 from train.scaling.checks import check_runs
 from train.scaling.folders import count_by_convention, read_folders
 from train.scaling.forms import FORMS, HOFFMANN
-from train.scaling.report import describe, fit_all, split_runs
+from train.scaling.report import Task, describe, fit_all, split_runs
 from train.scaling.runs import COUNTS
 from train.scaling.table import Point, make_runs, read_table
 
@@ -202,10 +202,17 @@ def test_the_command_fits_forecasts_and_names_its_conventions(tmp_path):
 @pytest.mark.full
 def test_the_figures_are_drawn(tmp_path):
     pytest.importorskip("matplotlib")
-    from train.scaling.figures import FIGURES, draw_all
+    from train.scaling.figures import draw_all
 
-    fitted, held = split_runs(valleys(UNROUNDED, 8, num=6), 5e20)
+    runs = valleys(UNROUNDED, 8, num=6)
+    runs = dataclasses.replace(runs, accuracy_R=1 / runs.loss_R)
+    fitted, held = split_runs(runs, 5e20)
+    every = ["fit", "valleys", "residuals", "forecast", "accuracy"]
     for form in FORMS.values():
-        paths = draw_all(tmp_path / form.name, fit_all(form, fitted, held), "loss", [1e23])
-        assert [path.stem for path in paths] == list(FIGURES)
+        report = fit_all(form, fitted, held, Task(1000, 0.0, "power"))
+        paths = draw_all(tmp_path / form.name, report, "loss", [1e23])
+        assert [path.stem for path in paths] == every
         assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+    bare = dataclasses.replace(report, valleys=(), accuracy=None)
+    paths = draw_all(tmp_path / "bare", bare, "loss")
+    assert [path.stem for path in paths] == ["fit", "residuals", "forecast"]

@@ -1,4 +1,4 @@
-"""Figures of a fit: loss over compute, valleys of equal compute, residuals, and forecasts."""
+"""Figures of a fit: loss over compute, valleys of equal compute, residuals, forecasts, accuracy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SIZE_NAME = {"total": "parameters", "non_embedding": "parameters without embeddi
 
 def draw_all(folder: Path, report: Report, loss_name: str,
              budgets: Sequence[float] = ()) -> list[Path]:
-    """Draws all figures into a folder; returns their files.
+    """Draws the figures that a report has something for into a folder; returns their files.
 
     Raises:
         UserError: matplotlib is missing.
@@ -31,8 +31,12 @@ def draw_all(folder: Path, report: Report, loss_name: str,
     except ImportError:
         raise UserError("--figures", "needs matplotlib", "run pip install -e '.[report]'") from None
     folder.mkdir(parents=True, exist_ok=True)
+    without = {"valleys"} if all(valley.coefs is None for valley in report.valleys) else set()
+    without |= {"accuracy"} if report.accuracy is None else set()
     paths = []
     for name, (draw, num_charts) in FIGURES.items():
+        if name in without:
+            continue
         figure = Figure(figsize=(1 + 6 * num_charts, 4.8), layout="constrained")
         draw(figure, figure.subplots(1, num_charts), report, loss_name, budgets)
         paths.append(folder / f"{name}.png")
@@ -74,7 +78,7 @@ def _draw_valleys(figure: Any, chart: Any, report: Report, loss_name: str,
     """The runs of each budget over their sizes: parabola, its vertex, and the law."""
     runs = report.runs
     valleys = [valley for valley in report.valleys if valley.coefs is not None]
-    shades = _shades(np.array([valley.flops for valley in valleys] or [1.0, 10.0]))
+    shades = _shades(np.array([valley.flops for valley in valleys]))
     for valley in valleys:
         own, colour = list(valley.members), _colour(shades, valley.flops)
         params_R = runs.params_R[own]
@@ -90,9 +94,6 @@ def _draw_valleys(figure: Any, chart: Any, report: Report, loss_name: str,
                        markeredgecolor="black", zorder=4)
     _log(chart, "x")
     _name(chart, SIZE_NAME[runs.count], loss_name)
-    if not valleys:
-        chart.text(0.5, 0.5, "no budget has five sizes", transform=chart.transAxes, ha="center")
-        return
     num = sum(not valley.fault for valley in valleys)
     chart.set_title(f"{num} of {len(valleys)} budgets have a minimum (diamond); lines: parabolas, "
                     "dots: the law", fontsize=9)
@@ -140,9 +141,10 @@ def _draw_forecast(figure: Any, charts: Any, report: Report, loss_name: str,
         if law is not None:
             charts[0].plot(flops, law(flops), style, label=name)
     vertices = [valley for valley in report.valleys if not valley.fault]
-    charts[0].plot([valley.flops for valley in vertices],
-                   [valley.best_params for valley in vertices], "D", markersize=5, color="C3",
-                   label="minima of budgets")
+    if vertices:
+        charts[0].plot([valley.flops for valley in vertices],
+                       [valley.best_params for valley in vertices], "D", markersize=5, color="C3",
+                       label="minima of budgets")
     for group, marker, size, label in ((runs, ".", 4, "fitted runs"),
                                        (report.held, "*", 11, "held out")):
         if group.names:
@@ -155,6 +157,24 @@ def _draw_forecast(figure: Any, charts: Any, report: Report, loss_name: str,
     _log_losses(charts[1])
     best = [*lines[1], *report.held.loss_R]
     charts[1].set_ylim(min(best) / 1.03, np.quantile(runs.loss_R, 0.98) * 1.03)
+
+
+def _draw_accuracy(figure: Any, chart: Any, report: Report, loss_name: str,
+                   budgets: Sequence[float]) -> None:
+    """Accuracies over losses, and the curve with its 95 % band."""
+    curve, groups = report.accuracy, ((report.runs, ".", 7, "fitted runs"),
+                                      (report.held, "*", 11, "held out"))
+    losses = np.concatenate([runs.loss_R for runs, *_ in groups])
+    line = np.linspace(losses.min(), losses.max(), NUM_POINTS)
+    chart.fill_between(line, *curve.interval(line), alpha=0.25, linewidth=0, label="95 % interval")
+    chart.plot(line, curve.predict(line), label=curve.link)
+    chart.axhline(curve.chance, color="0.5", linewidth=0.8, linestyle="--", label="chance")
+    for runs, marker, size, label in groups:
+        if runs.names:
+            chart.plot(runs.loss_R, runs.accuracy_R, marker, color="0.35", markersize=size,
+                       label=label)
+    _name(chart, loss_name, "accuracy")
+    chart.legend()
 
 
 def _last_flops(report: Report, budgets: Sequence[float]) -> float:
@@ -201,4 +221,4 @@ def _colour(shades: Any, value: float) -> Any:
 
 FIGURES: Mapping[str, tuple[Callable, int]] = {
     "fit": (_draw_fit, 1), "valleys": (_draw_valleys, 1), "residuals": (_draw_residuals, 2),
-    "forecast": (_draw_forecast, 2)}
+    "forecast": (_draw_forecast, 2), "accuracy": (_draw_accuracy, 1)}
