@@ -12,7 +12,7 @@ or Parquet, plain or compressed, with the columns params, tokens and loss (or fl
 of the first two). `--count` says which parameters are counted, as laws of different counts cannot
 be compared. Runs of several tokenizers, corpora or lengths of evaluation are refused.
 
-Writes `fit.json`, `runs.jsonl` with the law's prediction of each run and, with `--figures`, figures.
+Writes `fit.json`, `runs.jsonl` with the law's prediction of each run, and figures on request.
 """
 
 from __future__ import annotations

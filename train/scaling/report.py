@@ -129,7 +129,8 @@ def describe(report: Report, budgets: Sequence[float]) -> dict[str, Any]:
         "budgets_without": {fault.replace(" ", "_"): num for fault, num in faults.items()},
         "compute": None if report.compute is None else describe_constants(report.compute),
         "accuracy": None if report.accuracy is None else {
-            "link": report.accuracy.link, "runs": int(np.isfinite(runs.accuracy_R).sum()), "theta": report.accuracy.theta_P.tolist(),
+            "link": report.accuracy.link, "runs": int(np.isfinite(runs.accuracy_R).sum()),
+            "theta": report.accuracy.theta_P.tolist(),
             "dispersion": report.accuracy.dispersion},
         "forecast": [forecast(report, flops) for flops in budgets],
         "heldout": describe_heldout(report),
