@@ -7,6 +7,7 @@ import json
 import math
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from core.artifacts import ROOT, make_lineage, write_json
 from core.errors import UserError
 from model.config import ModelConfig
 from train.reading import Phase, Reading, write_reading
+from train.scaling.__main__ import drop_highest, read_runs
 from train.scaling.checks import check_runs
 from train.scaling.folders import count_by_convention, read_folders
 from train.scaling.forms import FORMS, HOFFMANN
@@ -174,20 +176,17 @@ def test_runs_of_one_name_need_one_size():
 # --- the command
 
 
-def run_command(*arguments, status=0):
-    done = subprocess.run([sys.executable, "-m", "train.scaling", *arguments], cwd=ROOT,
-                          capture_output=True, text=True)
-    assert done.returncode == status, done.stderr
-    return json.loads(done.stdout.splitlines()[-1]) if not status else done.stderr
-
-
 def test_the_command_fits_forecasts_and_names_its_conventions(tmp_path):
     runs = valleys(UNROUNDED, 8, num=6, budgets=(1e18, 1e19, 1e20, 1e21))
     path = write_csv(tmp_path / "runs.csv", [
         {"params": params, "tokens": tokens, "loss": loss} for params, tokens, loss in zip(
             runs.params_R, runs.tokens_R, runs.loss_R)])
-    given = (f"--runs={path}", f"--out={tmp_path / 'law'}", "--holdout_flops=5e20")
-    result = run_command("fit", *given, "--count=non_embedding", "--budgets=5.76e23")
+    done = subprocess.run([sys.executable, "-m", "train.scaling", "fit", f"--runs={path}",
+                           f"--out={tmp_path / 'law'}", "--holdout_flops=5e20",
+                           "--count=non_embedding", "--budgets=5.76e23"], cwd=ROOT,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
     assert result["runs"] == 18 and result["heldout"]["runs"] == 6
     assert result["heldout"]["max_relative_error"] < 1e-6
     assert result["counted"] == COUNTS["non_embedding"]
@@ -196,7 +195,18 @@ def test_the_command_fits_forecasts_and_names_its_conventions(tmp_path):
     assert saved["count"] == "non_embedding" and len(saved["samples"]) == 200
     rows = (tmp_path / "law" / "runs.jsonl").read_text().splitlines()
     assert [json.loads(row)["part"] for row in rows].count("held_out") == 6
-    assert "--count: is missing" in run_command("fit", *given, status=2)
+
+
+def test_the_count_must_be_named_and_some_run_must_be_left(tmp_path):
+    path = write_csv(tmp_path / "runs.csv", [{"params": 1e8, "tokens": 1e9, "loss": 3.0}])
+    values = SimpleNamespace(runs=str(path), count=None, columns=[], only=[])
+    with pytest.raises(UserError, match=r"--count: is missing.*total, non_embedding, with_head"):
+        read_runs(values)
+    values.count = "total"
+    runs, _ = read_runs(values)
+    assert drop_highest(runs, 0) == (runs, 0)
+    with pytest.raises(UserError, match="--drop_highest=1: leaves none of 1 runs"):
+        drop_highest(runs, 1)
 
 
 @pytest.mark.full
