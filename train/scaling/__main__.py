@@ -1,0 +1,189 @@
+"""Scaling laws of runs: fits with intervals, and forecasts of sizes and losses.
+
+    python -m train.scaling fit --runs=runs/ladder --count=non_embedding --out=runs/ladder-law
+    python -m train.scaling fit --runs=chinchilla.csv --count=total --drop_highest=5 --figures \\
+        --columns="params=Model Size,flops=Training FLOP" --budgets=5.76e23 --out=runs/chinchilla
+    python -m train.scaling fit --runs=runs.csv.gz --count=total --law=overtraining \\
+        --columns=loss=loss_c4_val,accuracy=acc_hellaswag,corpus=train_data --only=train_data=rpj \\
+        --items=10042 --chance=0.25 --holdout_flops=1e21 --out=runs/overtraining
+
+`--runs` is a run of pretraining, a workdir or a sweep with such runs, or a table: CSV, JSON lines
+or Parquet, plain or compressed, with the columns params, tokens and loss (or flops in place of one
+of the first two). `--count` says which parameters are counted, as laws of different counts cannot
+be compared. Runs of several tokenizers, corpora or lengths of evaluation are refused.
+
+Writes `fit.json`, `runs.jsonl` with the law's prediction of each run, and figures on request.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from core import entry
+from core.artifacts import write_json, write_jsonl
+from core.errors import UserError, require_file
+from core.json_text import format_json, parse_json
+from core.progress import log
+from eval.curve import parse_pairs
+from train.scaling.downstream import LINKS
+from train.scaling.figures import draw_all
+from train.scaling.folders import read_folders
+from train.scaling.forms import FORMS
+from train.scaling.report import Report, Task, describe, fit_all, split_runs
+from train.scaling.runs import COUNTS, Runs
+from train.scaling.table import read_table
+
+
+def main(words: list[str]) -> dict[str, Any]:
+    """Runs the command given by `words`."""
+    if words != ["fit"]:
+        raise UserError(" ".join(words) or "no command", "is not a command of train.scaling",
+                        "write `fit`")
+    return fit(flags.FLAGS)
+
+
+def fit(values: Any) -> dict[str, Any]:
+    """Reads the runs, fits a law, writes it, and returns it."""
+    if not values.out:
+        raise UserError("--out", "is missing", "name a folder: --out=PATH")
+    runs, left_out = read_runs(values)
+    runs, num_dropped = drop_highest(runs, values.drop_highest)
+    if num_dropped:
+        left_out = {**left_out, "highest": num_dropped}
+    fitted, held = split_runs(runs, values.holdout_flops)
+    budgets = _read_budgets(values.budgets)
+    report = fit_all(FORMS[values.law], fitted, held, _read_task(values))
+    loss_name = _loss_name(values)
+    result = {"loss": loss_name, "left_out": left_out} | describe(report, budgets)
+    out = Path(values.out)
+    out.mkdir(parents=True, exist_ok=True)
+    samples = [dict(zip(report.fit.form.names, theta_P.tolist()))
+               for theta_P in report.fit.samples_SP]
+    write_json(out / "fit.json", parse_json(format_json(result | {
+        "source": str(values.runs), "samples": samples})))
+    write_jsonl(out / "runs.jsonl", _rows(report))
+    for warning in result["warnings"]:
+        log(f"fit: {warning}")
+    log(_sentence(result))
+    if values.figures:
+        result["figures"] = [str(path) for path in draw_all(out, report, loss_name, budgets)]
+    return result
+
+
+def read_runs(values: Any) -> tuple[Runs, dict[str, int]]:
+    """The runs that the flags name, and how many were left out by reason.
+
+    Raises:
+        UserError: a flag is missing, or does not fit what is read.
+    """
+    if not values.runs:
+        raise UserError("--runs", "is missing", "name a folder of runs, or a table")
+    if not values.count:
+        raise UserError("--count", "is missing, and laws of different counts of parameters cannot "
+                        "be compared", f"write --count=NAME with one of {', '.join(COUNTS)}")
+    path = require_file("--runs", values.runs, "name a folder of runs, or a table")
+    columns, only = parse_pairs("columns", values.columns), parse_pairs("only", values.only)
+    if not path.is_dir():
+        return read_table(path, values.count, columns=columns, only=only)
+    if columns or only:
+        raise UserError("--columns and --only", "are for tables", "leave them out")
+    return read_folders(path, values.count, values.metric)
+
+
+def drop_highest(runs: Runs, num: int) -> tuple[Runs, int]:
+    """The runs without those of the highest losses, and how many these are."""
+    if not num:
+        return runs, 0
+    if num >= len(runs.names):
+        raise UserError(f"--drop_highest={num}", f"leaves none of {len(runs.names)} runs",
+                        "drop fewer")
+    chosen_R = np.ones(len(runs.names), bool)
+    chosen_R[np.argsort(runs.loss_R, kind="stable")[-num:]] = False
+    return runs.choose(chosen_R), int((~chosen_R).sum())
+
+
+def _read_budgets(texts: list[str]) -> list[float]:
+    try:
+        budgets = [float(text) for text in texts]
+    except ValueError:
+        budgets = [-1.0]
+    if not all(0 < budget < np.inf for budget in budgets):
+        raise UserError(f"--budgets={','.join(texts)}", "are no positive numbers",
+                        "write FLOPs: --budgets=1e21,1e22")
+    return budgets
+
+
+def _read_task(values: Any) -> Task | None:
+    """The task of the column `accuracy`, if one is named."""
+    if "accuracy" not in parse_pairs("columns", values.columns):
+        return None
+    if not values.items:
+        raise UserError("--items", "is missing, and the weight of an accuracy follows from it",
+                        "write the task's number of items: --items=1000")
+    return Task(values.items, values.chance, values.link)
+
+
+def _loss_name(values: Any) -> str:
+    if Path(values.runs).is_dir():
+        return values.metric
+    return parse_pairs("columns", values.columns).get("loss", "loss")
+
+
+def _rows(report: Report) -> list[Mapping[str, Any]]:
+    """A row for each run with the law's prediction."""
+    rows = []
+    for part, runs in (("fitted", report.runs), ("held_out", report.held)):
+        if runs.names:
+            predicted_R = report.fit.predict(
+                **{name: runs.column(name) for name in report.fit.form.inputs})
+            rows += [{"run": name, "part": part, "params": params, "tokens": tokens,
+                      "flops": flops, "loss": loss, "predicted": predicted,
+                      "relative_error": predicted / loss - 1}
+                     for name, params, tokens, flops, loss, predicted in zip(
+                         runs.names, *(runs.column(name).tolist() for name in
+                                       ("params", "tokens", "flops", "loss")),
+                         predicted_R.tolist())]
+    return rows
+
+
+def _sentence(result: Mapping[str, Any]) -> str:
+    """The result in a line."""
+    constants = ", ".join(f"{name} {found['value']:.4g} ± {found['stderr']:.2g}"
+                          for name, found in result["constants"].items())
+    held = result["heldout"]
+    tail = "" if held is None else (f"; {held['runs']} held-out runs are predicted within "
+                                    f"{100 * held['max_relative_error']:.2f} %")
+    return (f"fit: {result['law']} of {result['runs']} runs, {result['counted']}: {constants}"
+            f"{tail}")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("runs", None, "Folder of runs, of a workdir or of a sweep; or a table.")
+    flags.DEFINE_enum("count", None, list(COUNTS), "Parameters that are counted: "
+                      + "; ".join(f"{name}: {words}" for name, words in COUNTS.items()) + ".")
+    flags.DEFINE_enum("law", "hoffmann", list(FORMS), "Law of the loss over parameters and tokens.")
+    flags.DEFINE_string("metric", "heldout_bpb", "Folders: loss of the evaluations.")
+    flags.DEFINE_list("columns", [], "Table: its names of our columns, OURS=THEIRS.")
+    flags.DEFINE_list("only", [], "Table: rows whose columns have these values, COLUMN=VALUE.")
+    flags.DEFINE_integer("drop_highest", 0, "Leaves out so many runs of the highest losses.",
+                         lower_bound=0)
+    flags.DEFINE_float("holdout_flops", 0.0, "Runs from so many FLOPs on are predicted, not "
+                       "fitted; 0: none.", lower_bound=0.0)
+    flags.DEFINE_list("budgets", [], "FLOPs for which the best size is forecast.")
+    flags.DEFINE_integer("items", 0, "Items of the task of the column accuracy.", lower_bound=0)
+    flags.DEFINE_float("chance", 0.0, "Accuracy of guessing at that task.", lower_bound=0.0,
+                       upper_bound=1.0)
+    flags.DEFINE_enum("link", "sigmoid", list(LINKS), "Curve of its accuracy over the loss: of "
+                      "the loss, or of the perplexity.")
+    flags.DEFINE_string("out", None, "Folder that is written.")
+    flags.DEFINE_bool("figures", False, "Draws figures into it too; needs matplotlib.")
+    command = list(sys.argv[1:])
+    positional = [word for word in command if not word.startswith("-")]
+    sys.argv[1:] = [word for word in command if word.startswith("-")]
+    entry.run(lambda: main(positional))
