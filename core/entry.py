@@ -211,14 +211,29 @@ def _resolve(stage: Stage, config: ConfigDict, workdir: Path,
         raise UserError("--rebuild", "does not work with several processes",
                         "move the finished artifact away instead")
     parents = _find_parents(stage, config, workdir)
-    lineage = artifacts.make_lineage(
+    lineage = _describe(stage, config, parents, artifacts.code_digest(inspect.getfile(stage.build)))
+    return {field: path for field, (path, _) in parents.items()}, lineage
+
+
+def _describe(stage: Stage, config: ConfigDict, parents: Mapping[str, tuple[Path, str]],
+              code: str) -> dict[str, Any]:
+    """The lineage of what is to be built by this code."""
+    return artifacts.make_lineage(
         stage=stage.section,
         config={name: config[name].to_dict() for name in (stage.section, *stage.sections)},
         inputs={field: mark for field, (_, mark) in parents.items()}
-        | dict(stage.inputs(config) if stage.inputs else {}),
-        code=artifacts.code_digest(inspect.getfile(stage.build)),
+        | dict(stage.inputs(config) if stage.inputs else {}), code=code,
         mesh=config.mesh.to_dict() if stage.every_process and "mesh" in config else None)
-    return {field: path for field, (path, _) in parents.items()}, lineage
+
+
+def is_built(stage: Stage, config: ConfigDict, workdir: Path) -> bool:
+    """Whether the artifact is finished, so that the stage would skip itself.
+
+    Raises:
+        UserError: as `find_parents`.
+    """
+    lineage = _describe(stage, config, _find_parents(stage, config, workdir), code="")
+    return artifacts.is_finished(workdir / config[stage.section].out, lineage)
 
 
 def find_parents(stage: Stage, config: ConfigDict, workdir: Path) -> dict[str, Path]:
