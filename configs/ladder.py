@@ -72,6 +72,7 @@ def make_run(ladder: ConfigDict, depth: int, tokens_per_param: float) -> ConfigD
     c.mesh = make_mesh(data=1, fsdp=-1)
     c.model = make_model(**scale.model)
     c.pretrain = make_pretrain(
+        corpus="",                  # only tasks asked while training need it
         row_length=scale.row_length, batch_size=scale.batch_size, num_steps=scale.num_steps,
         compute_dtype="float32" if on_cpu else "bfloat16",
         optimizer=make_optimizer(

@@ -1,6 +1,6 @@
 """Scaling laws of runs: fits with intervals, ladders of small runs, and forecasts.
 
-    python -m train.scaling fit --runs=runs/ladder --count=non_embedding --out=runs/ladder-law
+    python -m train.scaling fit --runs=runs/ladder/runs --count=non_embedding --out=runs/law
     python -m train.scaling fit --runs=chinchilla.csv --count=total --drop_highest=5 --figures \\
         --columns="params=Model Size,flops=Training FLOP" --budgets=5.76e23 --out=runs/chinchilla
     python -m train.scaling fit --runs=runs.csv.gz --count=total --law=overtraining \\
@@ -9,10 +9,10 @@
     python -m train.scaling ladder --config=configs/ladder.py:cpu --count=with_head \\
         --parents=runs/quickstart-cpu --out=runs/ladder --dry_run
 
-fit: `--runs` is a run of pretraining, a workdir or a sweep with such runs, or a table: CSV, JSON lines
-or Parquet, plain or compressed, with the columns params, tokens and loss (or flops in place of one
-of the first two). `--count` says which parameters are counted, as laws of different counts cannot
-be compared. Runs of several tokenizers, corpora or lengths of evaluation are refused. Writes
+fit: `--runs` is a run of pretraining, a workdir or a sweep with such runs, or a table: CSV, JSON
+lines or Parquet, plain or compressed, with the columns params, tokens and loss (or flops in place
+of one of the first two). `--count` says which parameters are counted, as laws of different counts
+cannot be compared. Runs of several tokenizers, corpora or lengths of evaluation are refused. Writes
 `fit.json`, `runs.jsonl` with the law's prediction of each run, and figures on request.
 
 ladder: trains the runs that the config's section `ladder` names, of several sizes and lengths, on

@@ -107,8 +107,9 @@ def show_plan(rows: Sequence[dict[str, Any]]) -> str:
     flops = sum(row["flops"] for row in runs)
     left = [row["secs"] for row in runs if not row["is_finished"]]
     time = "an unknown time: give --flops_per_sec" if None in left else f"{format_secs(sum(left))}"
-    return "\n".join([*lines, f"{len(runs)} runs, {flops:.3g} FLOPs, {flops / target['flops']:.1%} "
-                      f"of the target's; {len(left)} are left, {time}"])
+    return "\n".join([*lines, f"{len(runs)} runs, {flops:.3g} FLOPs, "
+                      f"{100 * flops / target['flops']:.3g} % of the target's; {len(left)} are "
+                      f"left, {time}"])
 
 
 def train_unfinished(runs: Sequence[PlannedRun], parallel: int) -> None:
@@ -130,9 +131,9 @@ def _state(row: dict[str, Any]) -> str:
 
 def _sentence(forecast: dict[str, Any], metric: str) -> str:
     low, high = forecast["run"]["low"], forecast["run"]["high"]
-    return (f"ladder: {metric} of {forecast['target']} will be {forecast['loss']:.4f}, 95 % of runs "
-            f"between {low:.4f} and {high:.4f}; the ladder took "
-            f"{forecast['ladder_flops_frac']:.1%} of its FLOPs")
+    return (f"ladder: {metric} of {forecast['target']} is forecast as {forecast['loss']:.4f}, and "
+            f"95 % of such runs lie between {low:.4f} and {high:.4f}; the ladder takes "
+            f"{100 * forecast['ladder_flops_frac']:.3g} % of its FLOPs")
 
 
 def _comparison(measured: dict[str, Any]) -> str:

@@ -134,7 +134,8 @@ def plan_run(point: Point, depth: int, count: str) -> PlannedRun:
     config = load_config(point.arguments, f"run {point.folder.name}")
     parents = find_parents(STAGE, config, point.folder)
     start = open_start(config, parents, point.folder / config.pretrain.out)
-    reading = plan_reading(config.pretrain, parents["tokens"], start)
+    # What it reports, the process that trains logs; the plan lists the passes over the data.
+    reading = plan_reading(config.pretrain, parents["tokens"], start, report=lambda line: None)
     passes = make_epochs(reading, parents["tokens"])(config.pretrain.num_steps)
     epochs = {name.partition("/")[2]: number for name, number in passes.items() if "/" in name}
     return PlannedRun(point, config, depth, reading, count_by_convention(start.config)[count],
