@@ -211,19 +211,21 @@ def _resolve(stage: Stage, config: ConfigDict, workdir: Path,
         raise UserError("--rebuild", "does not work with several processes",
                         "move the finished artifact away instead")
     parents = _find_parents(stage, config, workdir)
-    lineage = _describe(stage, config, parents, artifacts.code_digest(inspect.getfile(stage.build)))
+    lineage = artifacts.make_lineage(
+        **_deciding(stage, config, parents),
+        code=artifacts.code_digest(inspect.getfile(stage.build)),
+        mesh=config.mesh.to_dict() if stage.every_process and "mesh" in config else None)
     return {field: path for field, (path, _) in parents.items()}, lineage
 
 
-def _describe(stage: Stage, config: ConfigDict, parents: Mapping[str, tuple[Path, str]],
-              code: str) -> dict[str, Any]:
-    """The lineage of what is to be built by this code."""
-    return artifacts.make_lineage(
+def _deciding(stage: Stage, config: ConfigDict,
+              parents: Mapping[str, tuple[Path, str]]) -> dict[str, Any]:
+    """What decides the artifact: arguments of `artifacts.make_fingerprint`."""
+    return dict(
         stage=stage.section,
         config={name: config[name].to_dict() for name in (stage.section, *stage.sections)},
         inputs={field: mark for field, (_, mark) in parents.items()}
-        | dict(stage.inputs(config) if stage.inputs else {}), code=code,
-        mesh=config.mesh.to_dict() if stage.every_process and "mesh" in config else None)
+        | dict(stage.inputs(config) if stage.inputs else {}))
 
 
 def is_built(stage: Stage, config: ConfigDict, workdir: Path) -> bool:
@@ -232,8 +234,9 @@ def is_built(stage: Stage, config: ConfigDict, workdir: Path) -> bool:
     Raises:
         UserError: as `find_parents`.
     """
-    lineage = _describe(stage, config, _find_parents(stage, config, workdir), code="")
-    return artifacts.is_finished(workdir / config[stage.section].out, lineage)
+    fingerprint = artifacts.make_fingerprint(
+        **_deciding(stage, config, _find_parents(stage, config, workdir)))
+    return artifacts.is_finished(workdir / config[stage.section].out, {"fingerprint": fingerprint})
 
 
 def find_parents(stage: Stage, config: ConfigDict, workdir: Path) -> dict[str, Path]:
