@@ -8,6 +8,8 @@
         --items=10042 --chance=0.25 --holdout_flops=1e21 --out=runs/overtraining
     python -m train.scaling ladder --config=configs/ladder.py:cpu --count=with_head \\
         --parents=runs/quickstart-cpu --out=runs/ladder --dry_run
+    python -m train.scaling compare --runs=runs/experts/runs --against=runs/ladder/runs \\
+        --count=products --out=runs/experts-law
 
 fit: `--runs` is a run of pretraining, a workdir or a sweep with such runs, or a table: CSV, JSON
 lines or Parquet, plain or compressed, with the columns params, tokens and loss (or flops in place
@@ -20,6 +22,10 @@ tokens in `--parents`; fits the law to them, and writes `forecast.json`, the los
 it, before `--run_target` trains the target and adds how it came out. `--dry_run` prints the runs
 with their FLOPs and time, by `--flops_per_sec` or the speed of finished runs. The same command
 again trains what is not finished.
+
+compare: fits the law to `--runs` and to `--against`, and writes `compare.json`: the best loss of
+each by budget, and the compute multiplier, how many times the budget of the first the second needs
+for the same loss, each with its bootstrap interval.
 """
 
 from __future__ import annotations
@@ -32,11 +38,14 @@ import numpy as np
 from absl import flags
 
 from core import entry
+from core.artifacts import write_json
 from core.errors import UserError, require_file
 from core.overrides import define_config_flag
+from core.progress import log
 from eval.curve import parse_pairs
+from train.scaling.compare import compare_sides, describe_comparison, make_side
 from train.scaling.downstream import LINKS
-from train.scaling.figures import draw_all
+from train.scaling.figures import draw_all, draw_comparison
 from train.scaling.folders import read_folders
 from train.scaling.forms import FORMS
 from train.scaling.ladder.command import ladder
@@ -48,11 +57,15 @@ from train.scaling.written import write_fit
 
 def main(words: list[str]) -> dict[str, Any]:
     """Runs the command given by `words`."""
-    commands = {"fit": fit, "ladder": ladder}
-    if len(words) != 1 or words[0] not in commands:
-        raise UserError(" ".join(words) or "no command", "is not a command of train.scaling",
-                        f"write one of {', '.join(commands)}")
-    return commands[words[0]](flags.FLAGS)
+    name = " ".join(words)
+    if name not in COMMANDS:
+        raise UserError(name or "no command", "is not a command of train.scaling",
+                        f"write one of {', '.join(COMMANDS)}")
+    command, own = COMMANDS[name]
+    for flag in sorted({flag for _, flags_of in COMMANDS.values() for flag in flags_of} - own):
+        if flags.FLAGS[flag].present:
+            raise UserError(f"--{flag}", f"is no flag of {name}", "leave it out")
+    return command(flags.FLAGS)
 
 
 def fit(values: Any) -> dict[str, Any]:
@@ -75,18 +88,45 @@ def fit(values: Any) -> dict[str, Any]:
     return result
 
 
-def read_runs(values: Any) -> tuple[Runs, dict[str, int]]:
-    """The runs that the flags name, and how many were left out by reason.
+def compare(values: Any) -> dict[str, Any]:
+    """Reads two sets of runs, compares them by a law, writes that, and returns it."""
+    if not values.out:
+        raise UserError("--out", "is missing", "name a folder: --out=PATH")
+    sides, left_out = [], {}
+    for seed, flag in enumerate(("runs", "against")):
+        runs, left_out[flag] = read_runs(values, flag)
+        sides.append(make_side(str(getattr(values, flag)), runs, FORMS[values.law], seed))
+    found, loss_name = compare_sides(*sides), _loss_name(values)
+    result = {"loss": loss_name, "left_out": left_out} | describe_comparison(
+        found, _read_budgets(values.budgets))
+    out = Path(values.out)
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "compare.json", result)
+    for key, side in result["sides"].items():
+        for warning in side["warnings"]:
+            log(f"compare: --{key}: {warning}")
+    overall = result["multiplier"]
+    log(f"compare: at equal {loss_name}, {sides[1].name} needs {overall['value']:.3g} times the "
+        f"compute of {sides[0].name}" + ("" if overall["low"] is None else
+                                         f" ({overall['low']:.3g} to {overall['high']:.3g})"))
+    if values.figures:
+        result["figures"] = [str(draw_comparison(out, found, loss_name))]
+    return result
+
+
+def read_runs(values: Any, flag: str = "runs") -> tuple[Runs, dict[str, int]]:
+    """The runs that a flag names, and how many were left out by reason.
 
     Raises:
         UserError: a flag is missing, or does not fit what is read.
     """
-    if not values.runs:
-        raise UserError("--runs", "is missing", "name a folder of runs, or a table")
+    given = getattr(values, flag)
+    if not given:
+        raise UserError(f"--{flag}", "is missing", "name a folder of runs, or a table")
     if not values.count:
         raise UserError("--count", "is missing, and laws of different counts of parameters cannot "
                         "be compared", f"write --count=NAME with one of {', '.join(COUNTS)}")
-    path = require_file("--runs", values.runs, "name a folder of runs, or a table")
+    path = require_file(f"--{flag}", given, "name a folder of runs, or a table")
     columns, only = parse_pairs("columns", values.columns), parse_pairs("only", values.only)
     if not path.is_dir():
         return read_table(path, values.count, columns=columns, only=only)
@@ -134,8 +174,18 @@ def _loss_name(values: Any) -> str:
     return parse_pairs("columns", values.columns).get("loss", "loss")
 
 
+# Each command, and the flags that it takes.
+READING = {"runs", "count", "law", "metric", "columns", "only", "budgets", "out", "figures"}
+COMMANDS = {
+    "fit": (fit, READING | {"drop_highest", "holdout_flops", "items", "chance", "link"}),
+    "ladder": (ladder, {"config", "parents", "count", "law", "metric", "out", "figures", "dry_run",
+                        "run_target", "parallel", "flops_per_sec"}),
+    "compare": (compare, READING | {"against"})}
+
+
 if __name__ == "__main__":
     flags.DEFINE_string("runs", None, "Folder of runs, of a workdir or of a sweep; or a table.")
+    flags.DEFINE_string("against", None, "Compare: the other runs, as --runs.")
     flags.DEFINE_enum("count", None, list(COUNTS), "Parameters that are counted: "
                       + "; ".join(f"{name}: {words}" for name, words in COUNTS.items()) + ".")
     flags.DEFINE_enum("law", "hoffmann", list(FORMS), "Law of the loss over parameters and tokens.")
