@@ -81,7 +81,10 @@ def test_a_plan_has_every_size_and_length_by_the_dial(planned, parents):
 
 
 def test_the_count_decides_the_parameters(planned, parents, tmp_path):
-    body = plan(parents, tmp_path, "--config.ladder.depths=(1,)", count="non_embedding").runs[0]
+    small = plan(parents, tmp_path, "--config.ladder.depths=(1,)",
+                 "--config.ladder.target.depth=9", count="non_embedding")
+    assert small.target.depth == small.target.config.model.N == 9
+    body = small.runs[0]
     head = next(run for run in planned.runs if run.name == body.name)
     assert head.params - body.params == 64 * 2048 and head.tokens == body.tokens
 
@@ -326,6 +329,9 @@ def test_other_settings_are_other_runs(command):
     assert sum(run.is_finished for run in command.planned.runs) == 2, "it decides nothing"
     command("--config.pretrain.z_loss_coef=0.1", dry_run=True)
     assert not any(run.is_finished for run in command.planned.runs)
+    command.planting.skip = {run.name for run in command.planned.runs}
+    with pytest.raises(UserError, match="15 of 15 runs: are not finished"):
+        command("--config.pretrain.z_loss_coef=0.1")    # the others' losses are not taken for these
 
 
 def test_the_interval_of_a_run_adds_the_scatter_of_the_runs(command):

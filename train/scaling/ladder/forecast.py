@@ -27,7 +27,7 @@ def read_planned(runs: tuple[PlannedRun, ...], count: str, metric: str) -> Runs:
         UserError: a run failed or is not finished, has no such metric, or runs differ in what must
             be held fixed.
     """
-    unfinished = [run for run in runs if not (run.folder / "metrics.json").exists()]
+    unfinished = [run for run in runs if not run.is_finished]
     if unfinished:
         row = read_results([unfinished[0].point])[0]
         raise UserError(f"{len(unfinished)} of {len(runs)} runs", f"are not finished; "

@@ -35,7 +35,6 @@ class PlannedRun:
         params: of the model, as one of `COUNTS` says.
         tokens: that it is trained on.
         epochs: passes over each domain by the end.
-        is_finished: whether its artifact is there.
     """
 
     point: Point
@@ -45,7 +44,6 @@ class PlannedRun:
     params: int
     tokens: int
     epochs: dict[str, float]
-    is_finished: bool
 
     @property
     def name(self) -> str:
@@ -61,6 +59,11 @@ class PlannedRun:
     def folder(self) -> Path:
         """Of its artifact."""
         return self.point.folder / self.config.pretrain.out
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether its artifact is there, with this config and these tokens."""
+        return is_built(STAGE, self.config, self.point.folder)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +142,7 @@ def plan_run(point: Point, depth: int, count: str) -> PlannedRun:
     passes = make_epochs(reading, parents["tokens"])(config.pretrain.num_steps)
     epochs = {name.partition("/")[2]: number for name, number in passes.items() if "/" in name}
     return PlannedRun(point, config, depth, reading, count_by_convention(start.config)[count],
-                      int(passes["tokens"]), epochs, is_built(STAGE, config, point.folder))
+                      int(passes["tokens"]), epochs)
 
 
 def read_ladder(config: ConfigDict) -> ConfigDict:
