@@ -22,11 +22,13 @@ from core.points import Runner
 from core.stages import load_config
 from train.pretrain import STAGE
 from train.scaling import report
-from train.scaling.forms import HOFFMANN
+from train.scaling.forms import HOFFMANN, OVERTRAINING
+from train.scaling.ladder import forecast
 from train.scaling.ladder.check import check_ladder, check_metric
 from train.scaling.ladder.command import describe_plan, ladder, read_plan, show_plan
 from train.scaling.ladder.plan import plan_ladder, read_ladder
 from train.scaling.ladder.speed import Speed, estimate_secs, measure_speed
+from train.scaling.surface import fit_law
 
 # Of ml_collections, which loads configs.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -245,9 +247,12 @@ class Planting:
         rng = np.random.default_rng(0)
         for point in points:
             run = by_name[point.folder]
-            loss, = losses(HOFFMANN, UNROUNDED, [run.params], [run.tokens])
             if point.folder.name not in self.skip:
-                plant(STAGE, run, loss * np.exp(self.noise * rng.normal()))
+                plant(STAGE, run, self.loss_of(run) * np.exp(self.noise * rng.normal()))
+
+    def loss_of(self, run):
+        """By the law."""
+        return losses(OVERTRAINING, UNROUNDED[:4], [run.params], [run.tokens])[0]
 
 
 @pytest.fixture
@@ -256,7 +261,7 @@ def command(parents, tmp_path, monkeypatch):
     def call(*arguments, **changes):
         monkeypatch.setattr(sys, "argv", ["ladder", FILE, *arguments])
         values = SimpleNamespace(**dict(
-            config=load_config([FILE, *arguments], "ladder"), count="with_head", law="hoffmann",
+            config=load_config([FILE, *arguments], "ladder"), count="with_head", law="overtraining",
             metric="heldout_bpb", parents=str(parents), out=str(tmp_path / "out"), dry_run=False,
             run_target=False, parallel=1, flops_per_sec=0.0, figures=False) | changes)
         call.planned = read_plan(values)
@@ -265,7 +270,8 @@ def command(parents, tmp_path, monkeypatch):
     call.planting = Planting(tmp_path / "out")
     monkeypatch.setattr(Runner, "run", lambda self, points, parallel: call.planting.run(
         call.planned, points))
-    monkeypatch.setattr(report, "fit_law", partial(report.fit_law, num_samples=20))
+    for module in (report, forecast):
+        monkeypatch.setattr(module, "fit_law", partial(fit_law, num_samples=20))
     return call
 
 
@@ -276,18 +282,18 @@ def test_a_ladder_forecasts_its_target_and_is_not_trained_twice(command, tmp_pat
     assert dry["runs"] == 15 and dry["planned"][-1]["secs"] is None
     result = command()
     assert [len(call) for call in planting.calls] == [15]
-    target, forecast = command.planned.target, result["forecast"]
-    truth, = losses(HOFFMANN, UNROUNDED, [target.params], [target.tokens])
-    assert forecast["loss"] == pytest.approx(truth, rel=1e-4) and "measured" not in forecast
-    assert forecast["flops"] == target.flops == 6 * forecast["params"] * forecast["tokens"]
-    assert forecast["ladder_flops_frac"] == pytest.approx(command.planned.flops / target.flops)
+    target, found = command.planned.target, result["forecast"]
+    truth, = losses(OVERTRAINING, UNROUNDED[:4], [target.params], [target.tokens])
+    assert found["loss"] == pytest.approx(truth, rel=1e-4) and "measured" not in found
+    assert found["flops"] == target.flops == 6 * found["params"] * found["tokens"]
+    assert found["ladder_flops_frac"] == pytest.approx(command.planned.flops / target.flops)
     assert json.loads((out / "law" / "fit.json").read_text())["count"] == "with_head"
     assert len((out / "law" / "runs.jsonl").read_text().splitlines()) == 15
 
     capsys.readouterr()
     again = command(run_target=True)
     assert planting.calls[1:] == [[target.name]], "finished runs are not trained again"
-    assert planting.forecast == forecast, "it is written before the target's loss is known"
+    assert planting.forecast == found, "it is written before the target's loss is known"
     assert again["forecast"]["measured"]["relative_error"] == pytest.approx(0.0, abs=1e-4)
     assert again["forecast"]["measured"]["loss"] == pytest.approx(truth)
     rows = [json.loads(line) for line in (out / "law" / "runs.jsonl").read_text().splitlines()]
@@ -295,10 +301,7 @@ def test_a_ladder_forecasts_its_target_and_is_not_trained_twice(command, tmp_pat
     printed = capsys.readouterr()
     assert printed.out.count("finished") == 15 and "0 are left, 0s" in printed.out
     assert "the forecast is off by" in printed.err
-
-    command()
-    assert len(planting.calls) == 2, "nor is anything when all is there"
-    assert "measured" in json.loads((out / "forecast.json").read_text())
+    assert json.loads((out / "forecast.json").read_text()) == again["forecast"]
 
 
 def test_a_run_that_failed_stops_the_ladder_until_it_is_trained(command, tmp_path):
@@ -336,10 +339,20 @@ def test_other_settings_are_other_runs(command):
 
 def test_the_interval_of_a_run_adds_the_scatter_of_the_runs(command):
     command.planting.noise = 0.02
-    forecast = command(law="overtraining")["forecast"]
-    law, run = forecast["law"], forecast["run"]
-    assert law["low"] < forecast["loss"] < law["high"]
+    found = command()["forecast"]
+    law, run = found["law"], found["run"]
+    assert law["low"] < found["loss"] < law["high"]
     assert run["high"] - run["low"] > law["high"] - law["low"]
+
+
+def test_smaller_sizes_forecast_the_largest(command):
+    """Where the largest size goes wrong by 5 %, its losses are forecast too high by as much."""
+    law = command.planting.loss_of
+    command.planting.loss_of = lambda run: law(run) * (0.95 if run.depth == 5 else 1.0)
+    found = command()["forecast"]["largest"]
+    assert found["runs"] == 3 and found["inside"] == 0
+    assert found["params"] == max(run.params for run in command.planned.runs)
+    assert found["max_relative_error"] == pytest.approx(1 / 0.95 - 1, rel=1e-3)
 
 
 @pytest.mark.parametrize("missing", ["config", "count", "parents", "out"])
@@ -349,7 +362,21 @@ def test_a_missing_flag_is_named(missing):
         read_plan(SimpleNamespace(**values))
 
 
-# --- real runs
+# --- the command line, and real runs
+
+
+@pytest.mark.full
+def test_the_command_line_shows_a_plan(parents, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "train.scaling", "ladder", FILE, f"--parents={parents}",
+         "--count=products", f"--out={tmp_path / 'out'}", "--dry_run", "--flops_per_sec=1e10",
+         "--config.ladder.target.depth=9"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    *table, last = done.stdout.splitlines()
+    result = json.loads(last)
+    assert result["runs"] == 15 and len(table) == 18 and "depth=9,tokens" in table[-2]
+    assert result["planned"][0]["params"] == 4 * 64**2 + 3 * 64 * 256 + 64 * 2048
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.full

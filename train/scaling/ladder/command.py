@@ -16,7 +16,12 @@ from core.stages import config_arguments
 from train.scaling.figures import draw_all
 from train.scaling.forms import FORMS
 from train.scaling.ladder.check import check_ladder, check_metric, note_vocabulary
-from train.scaling.ladder.forecast import compare_target, fit_ladder, make_forecast
+from train.scaling.ladder.forecast import (
+    compare_target,
+    fit_ladder,
+    forecast_largest,
+    make_forecast,
+)
 from train.scaling.ladder.plan import Ladder, PlannedRun, plan_ladder
 from train.scaling.ladder.speed import Speed, estimate_secs, measure_speed
 from train.scaling.report import describe
@@ -43,7 +48,7 @@ def ladder(values: Any) -> dict[str, Any]:
     write_json(out / "plan.json", rows)
     train_unfinished(planned.runs, values.parallel)
     report = fit_ladder(planned, form, values.metric)
-    forecast = make_forecast(planned, report)
+    forecast = make_forecast(planned, report) | {"largest": forecast_largest(report)}
     log(_sentence(forecast, values.metric))
     write_json(out / "forecast.json", forecast)     # before the target's loss is known
     if values.run_target:
@@ -133,7 +138,9 @@ def _sentence(forecast: dict[str, Any], metric: str) -> str:
     low, high = forecast["run"]["low"], forecast["run"]["high"]
     return (f"ladder: {metric} of {forecast['target']} is forecast as {forecast['loss']:.4f}, and "
             f"95 % of such runs lie between {low:.4f} and {high:.4f}; the ladder takes "
-            f"{100 * forecast['ladder_flops_frac']:.3g} % of its FLOPs")
+            f"{100 * forecast['ladder_flops_frac']:.3g} % of its FLOPs. From all smaller sizes the "
+            f"losses of the largest are forecast within "
+            f"{100 * forecast['largest']['max_relative_error']:.2f} %")
 
 
 def _comparison(measured: dict[str, Any]) -> str:

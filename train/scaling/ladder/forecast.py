@@ -14,6 +14,7 @@ from train.scaling.forms import Form
 from train.scaling.ladder.plan import Ladder, PlannedRun
 from train.scaling.report import QUANTILES, Report, describe_heldout, fit_all, spread
 from train.scaling.runs import Runs
+from train.scaling.surface import fit_law
 from train.scaling.table import make_runs
 
 
@@ -63,6 +64,25 @@ def make_forecast(ladder: Ladder, report: Report) -> dict[str, Any]:
             "run": {"low": float(low), "high": float(high)},
             "ladder_flops_frac": ladder.flops / target.flops,
             "times_largest": target.flops / report.largest_flops}
+
+
+def forecast_largest(report: Report) -> dict[str, Any]:
+    """How well the runs of all smaller sizes forecast those of the largest.
+
+    The target lies further beyond the runs than the largest size beyond the others, as a rule; the
+    errors here are then the least that its forecast will have.
+
+    Returns:
+        `params` of the largest size, its number of `runs`, the `max_relative_error` of their
+        forecasts, and how many are `inside` the intervals of a run.
+    """
+    runs = report.runs
+    held_R = runs.params_R == runs.params_R.max()
+    smaller = dataclasses.replace(report, fit=fit_law(report.fit.form, runs.choose(~held_R)),
+                                  held=runs.choose(held_R))
+    found = describe_heldout(smaller)
+    return {"params": int(runs.params_R.max())} | {
+        name: found[name] for name in ("runs", "max_relative_error", "inside")}
 
 
 def compare_target(ladder: Ladder, report: Report, metric: str) -> tuple[Report, dict[str, Any]]:
