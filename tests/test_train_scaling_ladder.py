@@ -322,6 +322,13 @@ def test_a_run_that_failed_stops_the_ladder_until_it_is_trained(command, tmp_pat
     assert np.isfinite(result["forecast"]["loss"])
 
 
+def test_figures_are_refused_before_the_training(command, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(UserError, match="--figures: needs matplotlib"):
+        command(figures=True)
+    assert not command.planting.calls
+
+
 def test_other_settings_are_other_runs(command):
     command(dry_run=True)
     for run in command.planned.runs[:2]:

@@ -27,7 +27,7 @@ def draw_all(folder: Path, report: Report, loss_name: str,
     Raises:
         UserError: matplotlib is missing.
     """
-    make_figure = _figure_class()
+    make_figure = load_matplotlib()
     folder.mkdir(parents=True, exist_ok=True)
     without = {"valleys"} if all(valley.coefs is None for valley in report.valleys) else set()
     without |= {"accuracy"} if report.accuracy is None else set()
@@ -48,7 +48,7 @@ def draw_comparison(folder: Path, found: Comparison, loss_name: str) -> Path:
     Raises:
         UserError: matplotlib is missing.
     """
-    figure = _figure_class()(figsize=(13, 4.8), layout="constrained")
+    figure = load_matplotlib()(figsize=(13, 4.8), layout="constrained")
     curves, multipliers = figure.subplots(1, 2)
     for side, colour in ((found.side, "C0"), (found.against, "C1")):
         runs = side.runs
@@ -76,7 +76,8 @@ def draw_comparison(folder: Path, found: Comparison, loss_name: str) -> Path:
     return path
 
 
-def _figure_class() -> Any:
+def load_matplotlib() -> Any:
+    """Its class of figures; raises `UserError` where it is missing."""
     try:
         from matplotlib.figure import Figure
     except ImportError:

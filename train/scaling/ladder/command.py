@@ -13,7 +13,7 @@ from core.errors import UserError
 from core.points import Runner
 from core.progress import format_count, format_secs, log
 from core.stages import config_arguments
-from train.scaling.figures import draw_all
+from train.scaling.figures import draw_all, load_matplotlib
 from train.scaling.forms import FORMS
 from train.scaling.ladder.check import check_ladder, check_metric, note_vocabulary
 from train.scaling.ladder.forecast import (
@@ -24,7 +24,7 @@ from train.scaling.ladder.forecast import (
 )
 from train.scaling.ladder.plan import Ladder, PlannedRun, plan_ladder
 from train.scaling.ladder.speed import Speed, estimate_secs, measure_speed
-from train.scaling.report import describe
+from train.scaling.report import Report, describe
 from train.scaling.written import write_fit
 
 
@@ -44,19 +44,12 @@ def ladder(values: Any) -> dict[str, Any]:
     print(show_plan(rows))
     if values.dry_run:
         return {"runs": len(planned.runs), "flops": planned.flops, "planned": rows}
+    if values.figures:
+        load_matplotlib()   # it is missed now, and not after the training
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "plan.json", rows)
     train_unfinished(planned.runs, values.parallel)
-    report = fit_ladder(planned, form, values.metric)
-    forecast = make_forecast(planned, report) | {"largest": forecast_largest(report)}
-    log(_sentence(forecast, values.metric))
-    write_json(out / "forecast.json", forecast)     # before the target's loss is known
-    if values.run_target:
-        train_unfinished([planned.target], parallel=1)
-    if values.run_target or planned.target.is_finished:
-        report, forecast["measured"] = compare_target(planned, report, values.metric)
-        log(_comparison(forecast["measured"]))
-        write_json(out / "forecast.json", forecast)
+    report, forecast = forecast_target(planned, fit_ladder(planned, form, values.metric), values)
     budgets = [planned.target.flops]
     fitted = {"loss": values.metric} | describe(report, budgets)
     write_fit(out / "law", report, fitted | {"source": str(out / "runs")})
@@ -66,6 +59,25 @@ def ladder(values: Any) -> dict[str, Any]:
         result["figures"] = [str(path) for path in
                              draw_all(out / "law", report, values.metric, budgets)]
     return result
+
+
+def forecast_target(planned: Ladder, report: Report, values: Any) -> tuple[Report, dict[str, Any]]:
+    """Writes `forecast.json`, trains the target if the flags ask for it, and compares the two.
+
+    Returns:
+        The report, which holds a finished target out; and the forecast, with `measured` in it.
+    """
+    path = Path(values.out) / "forecast.json"
+    forecast = make_forecast(planned, report) | {"largest": forecast_largest(report)}
+    log(_sentence(forecast, values.metric))
+    write_json(path, forecast)      # before the target's loss is known
+    if values.run_target:
+        train_unfinished([planned.target], parallel=1)
+    if values.run_target or planned.target.is_finished:
+        report, forecast["measured"] = compare_target(planned, report, values.metric)
+        log(_comparison(forecast["measured"]))
+        write_json(path, forecast)
+    return report, forecast
 
 
 def read_plan(values: Any) -> Ladder:
