@@ -442,22 +442,25 @@ class Scale:
     weight_decay: float
 
 
-def scale_by_depth(depth: int, platform: str) -> Scale:
+def scale_by_depth(depth: int, platform: str, tokens_per_param: float | None = None) -> Scale:
     """The sizes of a pretraining run by the depth of its model, around `REFERENCES[platform]`.
 
     Width is proportional to depth, in whole heads; the MLP has 8/3 of it, so that its three
     matrices have the parameters of two with 4 (arXiv 2002.05202, section 2). The horizon is
-    proportional to the parameters in matrix products (arXiv 2203.15556); the batch grows as the
-    horizon to the power 0.383 (arXiv 2505.13738), as a power of two. The learning rate grows as the
-    square root of the batch, and falls as that of the width: an orthogonal update keeps its norm,
-    so the RMS of its entries falls. The weight decay keeps the number of epochs that an update is
-    remembered, B / (learning rate x decay x horizon), as it is (arXiv 2405.13698).
+    proportional to the parameters in matrix products (arXiv 2203.15556), as the reference's is or
+    by `tokens_per_param`; the batch grows as the horizon to the power 0.383 (arXiv 2505.13738), as
+    a power of two. The learning rate grows as the square root of the batch, and falls as that of
+    the width: an orthogonal update keeps its norm, so the RMS of its entries falls. The weight
+    decay keeps the number of epochs that an update is remembered, B / (learning rate x decay x
+    horizon), as it is (arXiv 2405.13698).
     """
     reference = REFERENCES[platform]
+    per_param = tokens_per_param or reference.tokens_per_param
     width, num_params = _width_and_params(depth, reference)
     reference_width, reference_params = _width_and_params(reference.depth, reference)
-    horizon_frac = num_params / reference_params
-    batch_tokens = 2 ** round(math.log2(reference.batch_tokens * horizon_frac**BATCH_EXPONENT))
+    horizon_frac = num_params / reference_params * (per_param / reference.tokens_per_param)
+    batch_tokens = max(reference.row_length, 2 ** round(math.log2(
+        reference.batch_tokens * horizon_frac**BATCH_EXPONENT)))
     batch_root = (batch_tokens / reference.batch_tokens) ** 0.5
     width_root = (reference_width / width) ** 0.5
     num_heads = width // reference.head_size
@@ -465,8 +468,8 @@ def scale_by_depth(depth: int, platform: str) -> Scale:
         model=dict(D=width, N=depth, H=num_heads, G=num_heads, K=reference.head_size,
                    F=_hidden_width(width), embed_previous=True),
         vocab_size=reference.vocab_size, row_length=reference.row_length,
-        batch_size=max(1, batch_tokens // reference.row_length),
-        num_steps=round(reference.tokens_per_param * num_params / batch_tokens),
+        batch_size=batch_tokens // reference.row_length,
+        num_steps=max(1, round(per_param * num_params / batch_tokens)),
         learning_rate=reference.learning_rate * batch_root * width_root,
         weight_decay=reference.weight_decay * batch_root / (width_root * horizon_frac))
 

@@ -185,15 +185,9 @@ def make_lineage(*, stage: str, config: Mapping[str, Any], inputs: Mapping[str, 
         config: sections by name; their subsections `run` decide nothing and are only recorded.
         mesh: sizes of the mesh's axes, recorded likewise.
     """
-    deciding = {name: {field: value for field, value in section.items() if field != "run"}
-                for name, section in config.items()}
+    deciding = _deciding(config)
     run = {name: section["run"] for name, section in config.items() if "run" in section}
-    try:
-        config_digest = digest(json.loads(json.dumps(deciding, default=str)))
-    except TypeError as error:
-        raise UserError(f"config of {stage}", f"is not plain data ({error})", "use plain values") \
-            from None
-    fingerprint = digest([stage, config_digest, inputs])
+    fingerprint = make_fingerprint(stage=stage, config=config, inputs=inputs)
     process = {"step": None, "run": run, "mesh": mesh, "code_digest": code,
                "command": " ".join(["python", *_as_module(sys.argv)]),
                "commit": _git("rev-parse", "HEAD"),
@@ -204,7 +198,7 @@ def make_lineage(*, stage: str, config: Mapping[str, Any], inputs: Mapping[str, 
         "stage": stage,
         "fingerprint": fingerprint,
         "build": digest([fingerprint, code]),
-        "config_digest": config_digest,
+        "config_digest": _config_digest(stage, config),
         "inputs": dict(inputs),
         "config": deciding,
         **{name: process[name] for name in ("code_digest", "command", "commit",
@@ -214,6 +208,25 @@ def make_lineage(*, stage: str, config: Mapping[str, Any], inputs: Mapping[str, 
         "versions": _versions(),
         "runs": [process],
     }
+
+
+def make_fingerprint(*, stage: str, config: Mapping[str, Any], inputs: Mapping[str, Any]) -> str:
+    """The mark of what decides an artifact; arguments as of `make_lineage`."""
+    return digest([stage, _config_digest(stage, config), inputs])
+
+
+def _config_digest(stage: str, config: Mapping[str, Any]) -> str:
+    try:
+        return digest(json.loads(json.dumps(_deciding(config), default=str)))
+    except TypeError as error:
+        raise UserError(f"config of {stage}", f"is not plain data ({error})", "use plain values") \
+            from None
+
+
+def _deciding(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The sections without what decides nothing."""
+    return {name: {field: value for field, value in section.items() if field != "run"}
+            for name, section in config.items()}
 
 
 def hold_from(partial: Path, step: int) -> None:

@@ -114,6 +114,9 @@ BOUNDS: Mapping[str, Bounds] = {
     "corruption.kept_frac": FRACTION, "corruption.span_tokens": Bounds(1.0, 1000.0),
     "z_loss_coef": NOT_NEGATIVE, "balance_coef": NOT_NEGATIVE, "router_z_coef": NOT_NEGATIVE,
 
+    # ladder
+    "target.depth": count(high=1000), "target.tokens_per_param": POSITIVE,
+
     # pairs, dpo, reward
     "pairs.num_samples": count(2), "pairs.min_margin": NOT_NEGATIVE,
     "pairs.temperature": POSITIVE, "dpo.beta": POSITIVE, "dpo.nll_coef": NOT_NEGATIVE,

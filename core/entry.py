@@ -212,13 +212,31 @@ def _resolve(stage: Stage, config: ConfigDict, workdir: Path,
                         "move the finished artifact away instead")
     parents = _find_parents(stage, config, workdir)
     lineage = artifacts.make_lineage(
-        stage=stage.section,
-        config={name: config[name].to_dict() for name in (stage.section, *stage.sections)},
-        inputs={field: mark for field, (_, mark) in parents.items()}
-        | dict(stage.inputs(config) if stage.inputs else {}),
+        **_deciding(stage, config, parents),
         code=artifacts.code_digest(inspect.getfile(stage.build)),
         mesh=config.mesh.to_dict() if stage.every_process and "mesh" in config else None)
     return {field: path for field, (path, _) in parents.items()}, lineage
+
+
+def _deciding(stage: Stage, config: ConfigDict,
+              parents: Mapping[str, tuple[Path, str]]) -> dict[str, Any]:
+    """What decides the artifact: arguments of `artifacts.make_fingerprint`."""
+    return dict(
+        stage=stage.section,
+        config={name: config[name].to_dict() for name in (stage.section, *stage.sections)},
+        inputs={field: mark for field, (_, mark) in parents.items()}
+        | dict(stage.inputs(config) if stage.inputs else {}))
+
+
+def is_built(stage: Stage, config: ConfigDict, workdir: Path) -> bool:
+    """Whether the artifact is finished, so that the stage would skip itself.
+
+    Raises:
+        UserError: as `find_parents`.
+    """
+    fingerprint = artifacts.make_fingerprint(
+        **_deciding(stage, config, _find_parents(stage, config, workdir)))
+    return artifacts.is_finished(workdir / config[stage.section].out, {"fingerprint": fingerprint})
 
 
 def find_parents(stage: Stage, config: ConfigDict, workdir: Path) -> dict[str, Path]:

@@ -14,6 +14,7 @@ from configs import (
     constitution,
     curate,
     gpt2_124m,
+    ladder,
     llama3_8b,
     objectives,
     preset,
@@ -47,6 +48,7 @@ CONFIGS = {**{variant: (get_config, variant) for variant in VARIANTS},
            "preset": (preset.get_config, None),
            "preset gemma": (preset.get_config, "gemma-3-1b"),
            **{name: (objectives.get_config, name) for name in objectives.VARIANTS},
+           "ladder": (ladder.get_config, "accelerator,4,10"),
            "depth 6": (pretrain.get_config, "6"), "depth 3, cpu": (pretrain.get_config, "3,cpu")}
 
 
@@ -55,6 +57,7 @@ EVERY_CONFIG = {**CONFIGS, **{f"{module.__name__}:{variant}": (module.get_config
                                   (align, align.VARIANTS), (rl, rl.VARIANTS),
                                   (rounds, rounds.VARIANTS),
                                   (curate, ("local", "warc")),
+                                  (ladder, ("cpu", "accelerator", "cpu,1,0.5")),
                                   (synthesize, ("default",)),
                                   (self_instruct, ("default",)),
                                   (constitution, constitution.VARIANTS),

@@ -15,9 +15,9 @@ from small_tokens import write_artifacts
 
 from core.artifacts import ROOT
 from core.entry import Stage
+from core.stages import StageModule, config_arguments, read_stage
 from scripts.launch import kubernetes, slurm, tpu
 from scripts.launch.job import Job
-from scripts.stages import StageModule, config_arguments, read_stage
 
 GOLDEN = ROOT / "tests" / "golden" / "launch"
 PACK, PRETRAIN = read_stage("data.pack"), read_stage("train.pretrain")

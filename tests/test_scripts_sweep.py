@@ -15,9 +15,9 @@ from small_tokens import write_corpus
 
 from core.artifacts import ROOT
 from core.errors import UserError
+from core.points import point_name
 from scripts.sweep.axes import grid_axis, make_points, random_axis, zip_axis
 from scripts.sweep.figure import draw
-from scripts.sweep.points import point_name
 from scripts.sweep.table import average_seeds, fill_settings, find_ties, show_table
 
 

@@ -165,19 +165,22 @@ def make_epochs(reading: Reading, tokens: Path) -> Callable[[int], dict[str, flo
     return epochs
 
 
-def plan_reading(section: ConfigDict, tokens: Path, start: Start) -> Reading:
-    """What the run reads, from its first step on."""
+def plan_reading(section: ConfigDict, tokens: Path, start: Start,
+                 report: Callable[[str], None] = log) -> Reading:
+    """What the run reads, from its first step on; `report` gets what `plan_phases` notes."""
     return Reading(source_of(section, tokens), read_json(tokens / "tokens.json")["tokenizer"],
                    dataclasses.asdict(start.config), section.batch_size, start.first_step,
-                   start.tokens_before, start.drawn, tuple(plan_phases(section, tokens, start)))
+                   start.tokens_before, start.drawn,
+                   tuple(plan_phases(section, tokens, start, report)))
 
 
-def plan_phases(section: ConfigDict, tokens: Path, start: Start) -> list[Phase]:
+def plan_phases(section: ConfigDict, tokens: Path, start: Start,
+                report: Callable[[str], None] = log) -> list[Phase]:
     """The phases after the first step: the mixture, then annealing on the best data.
 
     The first phase's weights are those of `mixture` or, when it gives none, follow from the
     domains' sizes and `temperature`. `upweight` and `max_epochs` apply to both phases; what a
-    domain gave before counts. Departures are logged.
+    domain gave before counts. `report` gets a line for each departure.
 
     Raises:
         UserError: a share is of a domain that the tokens lack; or as
@@ -211,7 +214,7 @@ def plan_phases(section: ConfigDict, tokens: Path, start: Start) -> list[Phase]:
             upweight=by_domain(section.upweight), max_epochs=section.max_epochs or math.inf,
             used_tokens={name: used[name] for name in named})
         for warning in plan.warnings:
-            log(f"pretrain: {warning}")
+            report(f"pretrain: {warning}")
         used = {name: count + plan.tokens.get(name, 0) for name, count in used.items()}
         planned.append(Phase(stream, steps, plan.weights))
     return planned

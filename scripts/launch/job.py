@@ -13,7 +13,7 @@ from absl import flags
 from core import entry
 from core.artifacts import ROOT
 from core.errors import UserError
-from scripts.stages import StageModule, config_arguments, read_stages
+from core.stages import StageModule, config_arguments, read_stages
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,6 +21,7 @@ from absl import flags
 
 from core import entry
 from core.errors import UserError
+from core.stages import StageModule
 from scripts.launch.job import (
     Job,
     check_options,
@@ -29,7 +30,6 @@ from scripts.launch.job import (
     out_path,
     read_job,
 )
-from scripts.stages import StageModule
 
 SIGNAL_SECS = 120   # between SIGTERM and SIGKILL, to save
 

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from core.errors import UserError
+from core.points import Settings
 
-# Settings of a point: config field -> value, as the text of --config.FIELD=.
-Settings = dict[str, str]
 Axis = list[Settings]
 
 

@@ -31,13 +31,7 @@ from absl import flags
 from core import entry
 from core.artifacts import read_json, write_jsonl
 from core.errors import UserError
-from core.progress import log
-from scripts.launch.job import deliver
-from scripts.launch.slurm import Allocation, define_slurm_flags, read_allocation, submit
-from scripts.stages import config_arguments, load_config, read_stages
-from scripts.sweep.axes import grid_axis, make_points, random_axis, zip_axis
-from scripts.sweep.figure import draw
-from scripts.sweep.points import (
+from core.points import (
     Point,
     Runner,
     are_comparable,
@@ -45,6 +39,12 @@ from scripts.sweep.points import (
     read_earlier_results,
     read_results,
 )
+from core.progress import log
+from core.stages import config_arguments, load_config, read_stages
+from scripts.launch.job import deliver
+from scripts.launch.slurm import Allocation, define_slurm_flags, read_allocation, submit
+from scripts.sweep.axes import grid_axis, make_points, random_axis, zip_axis
+from scripts.sweep.figure import draw
 from scripts.sweep.table import average_seeds, fill_settings, find_ties, show_table
 
 
@@ -100,7 +100,7 @@ def run_one(points: list[Point], number: int) -> dict[str, Any]:
     if not 0 <= number < len(points):
         raise UserError(f"--point={number}", f"is not among 0 to {len(points) - 1}",
                         "leave it out to run all")
-    Runner().run([points[number]], parallel=1)
+    Runner("sweep").run([points[number]], parallel=1)
     row = read_json(points[number].folder / "result.json")
     return row | {"failed": int(row["status"] == "failed")}
 
@@ -115,7 +115,7 @@ def main() -> dict[str, Any]:
     if given.launcher == "slurm":
         return submit_array(points)
     if given.launcher == "local":
-        Runner().run(points, given.parallel)
+        Runner("sweep").run(points, given.parallel)
     rows, earlier = read_results(points), read_earlier_results(points)
     workdir.mkdir(parents=True, exist_ok=True)
     write_jsonl(workdir / "results.jsonl", [*earlier, *rows])

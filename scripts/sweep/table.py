@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 from scipy import stats
 
 from core.errors import UserError
+from core.points import point_name, short_names
 from eval.statistics import Z_95
-from scripts.sweep.points import point_name, short_names
 
 SIGNIFICANCE = 0.05
 

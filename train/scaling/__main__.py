@@ -1,24 +1,36 @@
-"""Scaling laws of runs: fits with intervals, and forecasts of sizes and losses.
+"""Scaling laws of runs: fits with intervals, ladders of small runs, and forecasts.
 
-    python -m train.scaling fit --runs=runs/ladder --count=non_embedding --out=runs/ladder-law
+    python -m train.scaling fit --runs=runs/ladder/runs --count=non_embedding --out=runs/law
     python -m train.scaling fit --runs=chinchilla.csv --count=total --drop_highest=5 --figures \\
         --columns="params=Model Size,flops=Training FLOP" --budgets=5.76e23 --out=runs/chinchilla
     python -m train.scaling fit --runs=runs.csv.gz --count=total --law=overtraining \\
         --columns=loss=loss_c4_val,accuracy=acc_hellaswag,corpus=train_data --only=train_data=rpj \\
         --items=10042 --chance=0.25 --holdout_flops=1e21 --out=runs/overtraining
+    python -m train.scaling ladder --config=configs/ladder.py:cpu --count=with_head \\
+        --parents=runs/quickstart-cpu --out=runs/ladder --dry_run
+    python -m train.scaling compare --runs=runs/experts/runs --against=runs/ladder/runs \\
+        --count=products --out=runs/experts-law
 
-`--runs` is a run of pretraining, a workdir or a sweep with such runs, or a table: CSV, JSON lines
-or Parquet, plain or compressed, with the columns params, tokens and loss (or flops in place of one
-of the first two). `--count` says which parameters are counted, as laws of different counts cannot
-be compared. Runs of several tokenizers, corpora or lengths of evaluation are refused.
+fit: `--runs` is a run of pretraining, a workdir or a sweep with such runs, or a table: CSV, JSON
+lines or Parquet, plain or compressed, with the columns params, tokens and loss (or flops in place
+of one of the first two). `--count` says which parameters are counted, as laws of different counts
+cannot be compared. Runs of several tokenizers, corpora or lengths of evaluation are refused. Writes
+`fit.json`, `runs.jsonl` with the law's prediction of each run, and figures on request.
 
-Writes `fit.json`, `runs.jsonl` with the law's prediction of each run, and figures on request.
+ladder: trains the runs that the config's section `ladder` names, of several sizes and lengths, on
+tokens in `--parents`; fits the law to them, and writes `forecast.json`, the loss of the target by
+it, before `--run_target` trains the target and adds how it came out. `--dry_run` prints the runs
+with their FLOPs and time, by `--flops_per_sec` or the speed of finished runs. The same command
+again trains what is not finished.
+
+compare: fits the law to `--runs` and to `--against`, and writes `compare.json`: the best loss of
+each by budget, and the compute multiplier, how many times the budget of the first the second needs
+for the same loss, each with its bootstrap interval.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,26 +38,34 @@ import numpy as np
 from absl import flags
 
 from core import entry
-from core.artifacts import write_json, write_jsonl
+from core.artifacts import write_json
 from core.errors import UserError, require_file
-from core.json_text import format_json, parse_json
+from core.overrides import define_config_flag
 from core.progress import log
 from eval.curve import parse_pairs
+from train.scaling.compare import compare_sides, describe_comparison, make_side
 from train.scaling.downstream import LINKS
-from train.scaling.figures import draw_all
+from train.scaling.figures import draw_all, draw_comparison
 from train.scaling.folders import read_folders
 from train.scaling.forms import FORMS
-from train.scaling.report import Report, Task, describe, fit_all, split_runs
+from train.scaling.ladder.command import ladder
+from train.scaling.report import Task, describe, fit_all, split_runs
 from train.scaling.runs import COUNTS, Runs
 from train.scaling.table import read_table
+from train.scaling.written import write_fit
 
 
 def main(words: list[str]) -> dict[str, Any]:
     """Runs the command given by `words`."""
-    if words != ["fit"]:
-        raise UserError(" ".join(words) or "no command", "is not a command of train.scaling",
-                        "write `fit`")
-    return fit(flags.FLAGS)
+    name = " ".join(words)
+    if name not in COMMANDS:
+        raise UserError(name or "no command", "is not a command of train.scaling",
+                        f"write one of {', '.join(COMMANDS)}")
+    command, own = COMMANDS[name]
+    for flag in sorted({flag for _, flags_of in COMMANDS.values() for flag in flags_of} - own):
+        if flags.FLAGS[flag].present:
+            raise UserError(f"--{flag}", f"is no flag of {name}", "leave it out")
+    return command(flags.FLAGS)
 
 
 def fit(values: Any) -> dict[str, Any]:
@@ -62,32 +82,51 @@ def fit(values: Any) -> dict[str, Any]:
     loss_name = _loss_name(values)
     result = {"loss": loss_name, "left_out": left_out} | describe(report, budgets)
     out = Path(values.out)
-    out.mkdir(parents=True, exist_ok=True)
-    samples = [dict(zip(report.fit.form.names, theta_P.tolist()))
-               for theta_P in report.fit.samples_SP]
-    write_json(out / "fit.json", parse_json(format_json(result | {
-        "source": str(values.runs), "samples": samples})))
-    write_jsonl(out / "runs.jsonl", _rows(report))
-    for warning in result["warnings"]:
-        log(f"fit: {warning}")
-    log(_sentence(result))
+    write_fit(out, report, result | {"source": str(values.runs)})
     if values.figures:
         result["figures"] = [str(path) for path in draw_all(out, report, loss_name, budgets)]
     return result
 
 
-def read_runs(values: Any) -> tuple[Runs, dict[str, int]]:
-    """The runs that the flags name, and how many were left out by reason.
+def compare(values: Any) -> dict[str, Any]:
+    """Reads two sets of runs, compares them by a law, writes that, and returns it."""
+    if not values.out:
+        raise UserError("--out", "is missing", "name a folder: --out=PATH")
+    sides, left_out = [], {}
+    for seed, flag in enumerate(("runs", "against")):
+        runs, left_out[flag] = read_runs(values, flag)
+        sides.append(make_side(str(getattr(values, flag)), runs, FORMS[values.law], seed))
+    found, loss_name = compare_sides(*sides), _loss_name(values)
+    result = {"loss": loss_name, "left_out": left_out} | describe_comparison(
+        found, _read_budgets(values.budgets))
+    out = Path(values.out)
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "compare.json", result)
+    for key, side in result["sides"].items():
+        for warning in side["warnings"]:
+            log(f"compare: --{key}: {warning}")
+    overall = result["multiplier"]
+    log(f"compare: at equal {loss_name}, {sides[1].name} needs {overall['value']:.3g} times the "
+        f"compute of {sides[0].name}" + ("" if overall["low"] is None else
+                                         f" ({overall['low']:.3g} to {overall['high']:.3g})"))
+    if values.figures:
+        result["figures"] = [str(draw_comparison(out, found, loss_name))]
+    return result
+
+
+def read_runs(values: Any, flag: str = "runs") -> tuple[Runs, dict[str, int]]:
+    """The runs that a flag names, and how many were left out by reason.
 
     Raises:
         UserError: a flag is missing, or does not fit what is read.
     """
-    if not values.runs:
-        raise UserError("--runs", "is missing", "name a folder of runs, or a table")
+    given = getattr(values, flag)
+    if not given:
+        raise UserError(f"--{flag}", "is missing", "name a folder of runs, or a table")
     if not values.count:
         raise UserError("--count", "is missing, and laws of different counts of parameters cannot "
                         "be compared", f"write --count=NAME with one of {', '.join(COUNTS)}")
-    path = require_file("--runs", values.runs, "name a folder of runs, or a table")
+    path = require_file(f"--{flag}", given, "name a folder of runs, or a table")
     columns, only = parse_pairs("columns", values.columns), parse_pairs("only", values.only)
     if not path.is_dir():
         return read_table(path, values.count, columns=columns, only=only)
@@ -135,36 +174,18 @@ def _loss_name(values: Any) -> str:
     return parse_pairs("columns", values.columns).get("loss", "loss")
 
 
-def _rows(report: Report) -> list[Mapping[str, Any]]:
-    """A row for each run with the law's prediction."""
-    rows = []
-    for part, runs in (("fitted", report.runs), ("held_out", report.held)):
-        if runs.names:
-            predicted_R = report.fit.predict(
-                **{name: runs.column(name) for name in report.fit.form.inputs})
-            rows += [{"run": name, "part": part, "params": params, "tokens": tokens,
-                      "flops": flops, "loss": loss, "predicted": predicted,
-                      "relative_error": predicted / loss - 1}
-                     for name, params, tokens, flops, loss, predicted in zip(
-                         runs.names, *(runs.column(name).tolist() for name in
-                                       ("params", "tokens", "flops", "loss")),
-                         predicted_R.tolist())]
-    return rows
-
-
-def _sentence(result: Mapping[str, Any]) -> str:
-    """The result in a line."""
-    constants = ", ".join(f"{name} {found['value']:.4g} ± {found['stderr']:.2g}"
-                          for name, found in result["constants"].items())
-    held = result["heldout"]
-    tail = "" if held is None else (f"; {held['runs']} held-out runs are predicted within "
-                                    f"{100 * held['max_relative_error']:.2f} %")
-    return (f"fit: {result['law']} of {result['runs']} runs, {result['counted']}: {constants}"
-            f"{tail}")
+# Each command, and the flags that it takes.
+READING = {"runs", "count", "law", "metric", "columns", "only", "budgets", "out", "figures"}
+COMMANDS = {
+    "fit": (fit, READING | {"drop_highest", "holdout_flops", "items", "chance", "link"}),
+    "ladder": (ladder, {"config", "parents", "count", "law", "metric", "out", "figures", "dry_run",
+                        "run_target", "parallel", "flops_per_sec"}),
+    "compare": (compare, READING | {"against"})}
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("runs", None, "Folder of runs, of a workdir or of a sweep; or a table.")
+    flags.DEFINE_string("against", None, "Compare: the other runs, as --runs.")
     flags.DEFINE_enum("count", None, list(COUNTS), "Parameters that are counted: "
                       + "; ".join(f"{name}: {words}" for name, words in COUNTS.items()) + ".")
     flags.DEFINE_enum("law", "hoffmann", list(FORMS), "Law of the loss over parameters and tokens.")
@@ -183,6 +204,13 @@ if __name__ == "__main__":
                       "the loss, or of the perplexity.")
     flags.DEFINE_string("out", None, "Folder that is written.")
     flags.DEFINE_bool("figures", False, "Draws figures into it too; needs matplotlib.")
+    define_config_flag()
+    flags.DEFINE_string("parents", None, "Ladder: workdir of the tokens that its runs read.")
+    flags.DEFINE_bool("dry_run", False, "Ladder: prints its runs, and trains none.")
+    flags.DEFINE_bool("run_target", False, "Ladder: trains the target too, after its forecast.")
+    flags.DEFINE_integer("parallel", 1, "Ladder: runs at once.", lower_bound=1)
+    flags.DEFINE_float("flops_per_sec", 0.0, "Ladder: speed of a run, for its time; 0: that of "
+                       "finished runs.", lower_bound=0.0)
     command = list(sys.argv[1:])
     positional = [word for word in command if not word.startswith("-")]
     sys.argv[1:] = [word for word in command if word.startswith("-")]

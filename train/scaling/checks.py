@@ -24,25 +24,34 @@ def check_runs(runs: Runs, form: Form) -> list[str]:
     """Refuses runs that cannot decide the law; returns what is doubtful about them.
 
     Raises:
-        UserError: units are swapped, runs are too few or too much alike, or losses rise with
-            compute.
+        UserError: units are swapped, losses rise with compute, or as `check_sizes`.
+    """
+    check_sizes(runs, form)
+    warnings, num_runs = _check_units(runs), len(runs.names)
+    correlation = float(stats.spearmanr(runs.flops_R, runs.loss_R).statistic)
+    if correlation >= 0:
+        raise UserError(f"{num_runs} runs", "have losses that rise with compute (rank correlation "
+                        f"{correlation:.2f})", "check the column of the loss: it must fall as "
+                        "models improve")
+    return warnings + _doubts(runs, correlation)
+
+
+def check_sizes(runs: Runs, form: Form) -> None:
+    """Refuses runs whose sizes cannot decide the law, whatever their losses.
+
+    Raises:
+        UserError: runs are too few or too much alike.
     """
     num_runs, need = len(runs.names), len(form.names) + SPARE_RUNS
     if num_runs < need:
         raise UserError(f"{num_runs} runs", f"are too few for the {len(form.names)} parameters of "
                         f"the law {form.name}", f"add runs until there are {need}, spread over "
                         "sizes and budgets")
-    warnings = _check_units(runs)
     spread = runs.flops_R.max() / runs.flops_R.min()
     if spread < MIN_RANGE:
         raise UserError(f"{num_runs} runs", "have one budget only: their compute differs by a "
                         f"factor of {spread:.2f}", "add runs of other budgets, as a law along "
                         "compute needs at least two, far apart")
-    correlation = float(stats.spearmanr(runs.flops_R, runs.loss_R).statistic)
-    if correlation >= 0:
-        raise UserError(f"{num_runs} runs", "have losses that rise with compute (rank correlation "
-                        f"{correlation:.2f})", "check the column of the loss: it must fall as "
-                        "models improve")
     for name in form.inputs:
         if (num := len(np.unique(np.round(np.log(runs.column(name)), 6)))) < MIN_SIZES:
             raise UserError(f"{num_runs} runs", f"have only {num} different values of {name}",
@@ -53,7 +62,6 @@ def check_runs(runs: Runs, form: Form) -> list[str]:
             raise UserError(f"{num_runs} runs", "have tokens that follow from their parameters, so "
                             "the effects of the two cannot be told apart",
                             "add runs with other tokens per parameter")
-    return warnings + _doubts(runs, correlation)
 
 
 def _check_units(runs: Runs) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from core.errors import UserError
+from train.scaling.compare import Comparison
 from train.scaling.forms import FLOPS_PER_PARAM
 from train.scaling.report import QUANTILES, Report, best_sizes
 
@@ -16,7 +17,7 @@ MAX_LINES = 8       # sizes that have a line of their own
 NUM_POINTS = 80     # of a line
 BEYOND = 10.0       # the forecast goes so far beyond the largest run, or to the last budget
 SIZE_NAME = {"total": "parameters", "non_embedding": "parameters without embedding and head",
-             "with_head": "parameters with the head"}
+             "with_head": "parameters with the head", "products": "parameters in products"}
 
 
 def draw_all(folder: Path, report: Report, loss_name: str,
@@ -26,10 +27,7 @@ def draw_all(folder: Path, report: Report, loss_name: str,
     Raises:
         UserError: matplotlib is missing.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError("--figures", "needs matplotlib", "run pip install -e '.[report]'") from None
+    make_figure = load_matplotlib()
     folder.mkdir(parents=True, exist_ok=True)
     without = {"valleys"} if all(valley.coefs is None for valley in report.valleys) else set()
     without |= {"accuracy"} if report.accuracy is None else set()
@@ -37,11 +35,54 @@ def draw_all(folder: Path, report: Report, loss_name: str,
     for name, (draw, num_charts) in FIGURES.items():
         if name in without:
             continue
-        figure = Figure(figsize=(1 + 6 * num_charts, 4.8), layout="constrained")
+        figure = make_figure(figsize=(1 + 6 * num_charts, 4.8), layout="constrained")
         draw(figure, figure.subplots(1, num_charts), report, loss_name, budgets)
         paths.append(folder / f"{name}.png")
         figure.savefig(paths[-1], dpi=120)
     return paths
+
+
+def draw_comparison(folder: Path, found: Comparison, loss_name: str) -> Path:
+    """Draws both curves with their runs, and the multiplier over the loss; returns the file.
+
+    Raises:
+        UserError: matplotlib is missing.
+    """
+    figure = load_matplotlib()(figsize=(13, 4.8), layout="constrained")
+    curves, multipliers = figure.subplots(1, 2)
+    for side, colour in ((found.side, "C0"), (found.against, "C1")):
+        runs = side.runs
+        flops = np.geomspace(runs.flops_R.min(), runs.flops_R.max(), NUM_POINTS)
+        loss, samples = side.losses_at(flops)
+        curves.fill_between(flops, *np.nanquantile(samples, QUANTILES, axis=0), color=colour,
+                            alpha=0.25, linewidth=0)
+        curves.plot(flops, loss, color=colour, label=side.name)
+        curves.plot(runs.flops_R, runs.loss_R, ".", color=colour, markersize=4)
+    _log(curves, "x")
+    _log_losses(curves)
+    _name(curves, "training compute, FLOPs", loss_name)
+    curves.legend()
+    multipliers.fill_between(found.loss_R, *np.nanquantile(found.samples_SR, QUANTILES, axis=0),
+                             alpha=0.25, linewidth=0, label="95 % interval")
+    multipliers.plot(found.loss_R, found.multiplier_R, "o-")
+    multipliers.axhline(1, color="black", linewidth=0.8)
+    multipliers.invert_xaxis()
+    _log(multipliers, "y")
+    _name(multipliers, f"{loss_name}, from worse to better",
+          f"compute of {found.against.name} over that of {found.side.name}")
+    multipliers.legend()
+    path = folder / "compare.png"
+    figure.savefig(path, dpi=120)
+    return path
+
+
+def load_matplotlib() -> Any:
+    """Its class of figures; raises `UserError` where it is missing."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError("--figures", "needs matplotlib", "run pip install -e '.[report]'") from None
+    return Figure
 
 
 def _draw_fit(figure: Any, chart: Any, report: Report, loss_name: str,

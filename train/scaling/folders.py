@@ -9,6 +9,7 @@ from pathlib import Path
 from core.artifacts import read_json, read_lineage
 from core.errors import UserError
 from model.config import ModelConfig, make_model_config
+from model.flops import matmul_params
 from model.summary import count_parameters
 from train.reading import NAME, read_reading
 from train.scaling.forms import FLOPS_PER_PARAM
@@ -77,4 +78,5 @@ def count_by_convention(config: ModelConfig) -> dict[str, int]:
     parts = counted["by_part"]
     body = counted["total"] - parts.get("embedding", 0) - parts.get("head", 0)
     head = config.D * config.V if config.tied else parts.get("head", 0)
-    return {"total": counted["total"], "non_embedding": body, "with_head": body + head}
+    return {"total": counted["total"], "non_embedding": body, "with_head": body + head,
+            "products": matmul_params(config)}

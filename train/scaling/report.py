@@ -143,7 +143,7 @@ def describe_constants(fit: Fit) -> dict[str, dict[str, float]]:
     """Each constant with its bootstrap standard error and percentile 95 % interval."""
     values = fit.form.constants(fit.theta_P)
     samples = [fit.form.constants(theta_P) for theta_P in fit.samples_SP]
-    return {name: {"value": value, **_spread(np.array([sample[name] for sample in samples]))}
+    return {name: {"value": value, **spread(np.array([sample[name] for sample in samples]))}
             for name, value in values.items()}
 
 
@@ -153,12 +153,12 @@ def describe_exponents(report: Report) -> dict[str, dict[str, float | None] | No
     Runs are drawn for the surface, runs within budgets for vertices, curves for the envelope.
     """
     fit = report.fit
-    found: dict[str, Any] = {"surface": {"value": _exponent(fit.form, fit.theta_P), **_spread(
+    found: dict[str, Any] = {"surface": {"value": _exponent(fit.form, fit.theta_P), **spread(
         np.array([_exponent(fit.form, theta_P) for theta_P in fit.samples_SP]))}}
     for name, law, sample in (
             ("vertices", report.vertices, partial(sample_vertices, report.runs)),
             ("envelope", report.envelope, partial(sample_envelope, report.runs.curves))):
-        found[name] = law and {"value": law.exponent, **_spread(sample(NUM_SAMPLES, 0))}
+        found[name] = law and {"value": law.exponent, **spread(sample(NUM_SAMPLES, 0))}
     return found
 
 
@@ -170,14 +170,14 @@ def forecast(report: Report, flops: float) -> dict[str, Any]:
     found = {"flops": flops, "params": params, "tokens": tokens,
              "tokens_per_param": tokens / params,
              "loss": float(fit.predict(params=params, tokens=tokens)[0]),
-             "params_interval": _spread(sampled[0][:, 0]),
-             "loss_interval": _spread(sampled[1][:, 0])}
+             "params_interval": spread(sampled[0][:, 0]),
+             "loss_interval": spread(sampled[1][:, 0])}
     for name, law in (("envelope", report.envelope), ("vertices", report.vertices)):
         if law is not None:
             found[f"params_by_{name}"] = float(law(flops))
     if report.accuracy is not None:
         found["accuracy"] = float(report.accuracy.predict(np.array([found["loss"]]))[0])
-        found["accuracy_interval"] = _spread(report.accuracy.sample(sampled[1], 0)[:, 0])
+        found["accuracy_interval"] = spread(report.accuracy.sample(sampled[1], 0)[:, 0])
     return found
 
 
@@ -223,6 +223,15 @@ def describe_heldout(report: Report) -> dict[str, Any] | None:
             "inside": int(inside_R.sum()), "of_runs": rows}
 
 
+def spread(samples_S: np.ndarray) -> dict[str, float | None]:
+    """Standard error and 95 % interval of samples; None without any that is finite."""
+    finite_S = samples_S[np.isfinite(samples_S)]
+    if len(finite_S) < 2:
+        return {"stderr": None, "low": None, "high": None}
+    low, high = np.quantile(finite_S, QUANTILES)
+    return {"stderr": float(finite_S.std(ddof=1)), "low": float(low), "high": float(high)}
+
+
 def _fit_task(runs: Runs, task: Task | None) -> Accuracy | None:
     if task is None:
         return None
@@ -254,12 +263,3 @@ def _exponent(form: Form, theta_P: np.ndarray) -> float:
     """Of the best number of parameters in the budget."""
     _, alpha, _, beta = form.terms(theta_P)
     return float(beta / (alpha + beta))
-
-
-def _spread(samples_S: np.ndarray) -> dict[str, float | None]:
-    """Standard error and 95 % interval; None without samples."""
-    finite_S = samples_S[np.isfinite(samples_S)]
-    if len(finite_S) < 2:
-        return {"stderr": None, "low": None, "high": None}
-    low, high = np.quantile(finite_S, QUANTILES)
-    return {"stderr": float(finite_S.std(ddof=1)), "low": float(low), "high": float(high)}

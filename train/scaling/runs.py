@@ -11,7 +11,8 @@ import numpy as np
 COUNTS: Mapping[str, str] = {
     "total": "all parameters",
     "non_embedding": "all but the embedding tables and the head",
-    "with_head": "all but the embedding tables; the head counts, tied or not"}
+    "with_head": "all but the embedding tables; the head counts, tied or not",
+    "products": "those that a token is multiplied with: the head, and of experts the chosen ones"}
 
 
 @dataclasses.dataclass(frozen=True)

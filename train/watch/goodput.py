@@ -50,7 +50,7 @@ class Goodput:
                  clock: Callable[[], float] = time.monotonic,
                  wall: Callable[[], float] = time.time):
         self._clock, self._flush_secs = clock, flush_secs
-        self._earlier, self._offset = _read(path)
+        self._earlier, self._offset = read_attempts(path)
         self._thread = threading.current_thread()
         self._phases = ["pending"]      # time outside of phases, until the next `step`
         self._file = None   # a descriptor
@@ -197,7 +197,7 @@ def account(attempts: list[Attempt]) -> dict[str, float]:
     return secs
 
 
-def _read(path: Path) -> tuple[list[Attempt], int]:
+def read_attempts(path: Path) -> tuple[list[Attempt], int]:
     """The attempts in a file, and where the whole lines end."""
     attempts, offset = [], 0
     for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:

@@ -1,4 +1,4 @@
-"""Points of a sweep: their folders and commands, and running them."""
+"""Points: stages with settings of their own, each in a workdir of its own, and running them."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ from core import artifacts
 from core.artifacts import digest, read_json, write_json
 from core.errors import UserError
 from core.progress import log
-from scripts.stages import StageModule
-from scripts.sweep.axes import Settings
+from core.stages import StageModule
 
 MAX_NAME_CHARS = 120
+
+# Settings of a point: config field -> value, as the text of --config.FIELD=.
+Settings = dict[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +84,7 @@ def shared_parents(stages: Sequence[StageModule], config: ConfigDict, swept: Seq
             if not name or os.sep in name or name in built or path in swept:
                 continue
             if parents is None:
-                raise UserError("--parents", f"is missing, and none of --stages builds "
+                raise UserError("--parents", "is missing, and none of the stages builds "
                                 f"{path}={name!r}", "name the workdir that holds it")
             folder, _ = artifacts.parent(parents, path, name, unfinished=field in stage.unfinished)
             arguments.append(f"--config.{path}={folder}")
@@ -107,9 +109,14 @@ def point_name(settings: Settings) -> str:
 
 
 class Runner:
-    """Runs points, several at once; each stage is a process of its own."""
+    """Runs points, several at once; each stage is a process of its own.
 
-    def __init__(self):
+    Args:
+        label: what the points are, at the start of each line of the log.
+    """
+
+    def __init__(self, label: str):
+        self._label = label
         self._running: set[subprocess.Popen] = set()
         self._lock, self._stopped = threading.Lock(), False
 
@@ -121,7 +128,7 @@ class Runner:
                 futures = [pool.submit(self._run_point, point) for point in points]
                 for number, future in enumerate(as_completed(futures), start=1):
                     row = future.result()
-                    log(f"sweep {number}/{len(points)}: {row['point']} {row['status']}"
+                    log(f"{self._label} {number}/{len(points)}: {row['point']} {row['status']}"
                         + (f": {row['error']}" if row["status"] == "failed" else ""))
             except KeyboardInterrupt:
                 self._stop()

@@ -1,0 +1,90 @@
+"""A ladder of small pretraining runs, to know a large one's loss before it is paid for.
+
+    ladder="python -m train.scaling ladder --config=configs/ladder.py:cpu --count=with_head
+      --parents=runs/quickstart-cpu --out=runs/ladder"
+    $ladder --dry_run       # a table of the runs: sizes, tokens, FLOPs, hours
+    $ladder --figures       # trains them, fits the law, writes forecast.json; goes on if killed
+    $ladder --run_target    # trains the target too, and compares it with its forecast
+
+Five depths, each with three numbers of tokens for each parameter in matrix products. Everything
+else follows by `configs.common.scale_by_depth`, learning rate and weight decay included. One run is
+configs/ladder.py:PLATFORM,DEPTH,TOKENS_PER_PARAM. The tokens are those that `data.pack` wrote into
+`--parents`, of the quickstart or of configs/pretrain.py; losses are measured once, at the end.
+
+cpu: 1.9e14 FLOPs (6 N D), 5.2M tokens for the largest run; the target, depth 8 with one token for
+each parameter, is 3.2e14. At this size a ladder shows the method and saves nothing. By the
+quickstart's speed the ladder takes 1.5 hours on two cores and the target 2.5, not run yet.
+
+accelerator: 4.2e18 FLOPs, 2.2B tokens for the largest run; the target, depth 26 with 20 tokens for
+each of 0.92B parameters, is 1.0e20, so the ladder costs 4 % of it. At 45 % of an H100's peak 2.6
+and 64 hours on one GPU, not run yet; small models reach less.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.common import (
+    make_mesh,
+    make_model,
+    make_optimizer,
+    make_pretrain,
+    make_tokens,
+    make_training_run,
+    scale_by_depth,
+)
+
+LADDERS = {
+    "cpu": dict(depths=(1, 2, 3, 4, 5), tokens_per_param=(0.5, 1.0, 2.0),
+                target=dict(depth=8, tokens_per_param=1.0)),
+    "accelerator": dict(depths=(4, 6, 8, 10, 12), tokens_per_param=(5.0, 10.0, 20.0),
+                        target=dict(depth=26, tokens_per_param=20.0))}
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """The config of a platform's target, or of one run.
+
+    Raises:
+        ValueError: the part behind the colon is neither.
+    """
+    platform, *size = (arg or "cpu").split(",")
+    if platform not in LADDERS or len(size) not in (0, 2):
+        raise _fault(arg)
+    ladder = ConfigDict(dict(
+        platform=platform, **LADDERS[platform],
+        repeats="refuse"))          # or allow: runs that read a domain more than once
+    try:
+        depth, tokens_per_param = (int(size[0]), float(size[1])) if size else (
+            ladder.target.depth, ladder.target.tokens_per_param)
+    except ValueError:
+        raise _fault(arg) from None
+    if depth < 1 or not 0 < tokens_per_param < float("inf"):
+        raise _fault(arg)
+    return make_run(ladder, depth, tokens_per_param)
+
+
+def make_run(ladder: ConfigDict, depth: int, tokens_per_param: float) -> ConfigDict:
+    """The config of one run of the ladder."""
+    on_cpu = ladder.platform == "cpu"
+    scale = scale_by_depth(depth, ladder.platform, tokens_per_param)
+    c = ConfigDict()
+    c.ladder = ladder
+    c.update(make_tokens(vocab_size=scale.vocab_size,
+                         tokenizer_bytes=20_000_000 if on_cpu else 1_000_000_000))
+    c.mesh = make_mesh(data=1, fsdp=-1)
+    c.model = make_model(**scale.model)
+    c.pretrain = make_pretrain(
+        corpus="",                  # only tasks asked while training need it
+        row_length=scale.row_length, batch_size=scale.batch_size, num_steps=scale.num_steps,
+        compute_dtype="float32" if on_cpu else "bfloat16",
+        optimizer=make_optimizer(
+            name="muon", learning_rate=scale.learning_rate,
+            adam_learning_rate=scale.learning_rate, weight_decay=scale.weight_decay,
+            schedule="wsd", decay_frac=0.65, warmup_steps=min(40, scale.num_steps // 10)),
+        run=make_training_run(scan_unroll=depth, loss_chunks=4 if on_cpu else 0, evaluate_every=0,
+                              checkpoint_every=250, keep_checkpoints=1))
+    return c
+
+
+def _fault(arg: str | None) -> ValueError:
+    return ValueError(f"config variant {arg!r}: is no platform with a size: write "
+                      "--config=configs/ladder.py:cpu or, for one run, "
+                      "--config=configs/ladder.py:cpu,4,1.0")

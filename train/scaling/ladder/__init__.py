@@ -1,0 +1,1 @@
+"""Ladders: runs of several sizes and lengths, and the forecast of a larger one."""
