@@ -11,9 +11,9 @@ else follows by `configs.common.scale_by_depth`, learning rate and weight decay 
 configs/ladder.py:PLATFORM,DEPTH,TOKENS_PER_PARAM. The tokens are those that `data.pack` wrote into
 `--parents`, of the quickstart or of configs/pretrain.py; losses are measured once, at the end.
 
-cpu: 1.9e14 FLOPs (6 N D), 5.2M tokens for the largest run; the target, depth 8 with one token for
-each parameter, is 3.2e14. At this size a ladder shows the method and saves nothing. By the
-quickstart's speed the ladder takes 1.5 hours on two cores and the target 2.5, not run yet.
+cpu: 7.5e13 FLOPs (6 N D), 2.1M tokens for the largest run; the target, the next depth with 0.8
+tokens for each parameter, is 4.5e13. At this size a ladder shows the method and saves nothing. By
+the quickstart's speed the ladder takes 30 minutes on two cores and the target 15, not run yet.
 
 accelerator: 4.2e18 FLOPs, 2.2B tokens for the largest run; the target, depth 26 with 20 tokens for
 each of 0.92B parameters, is 1.0e20, so the ladder costs 4 % of it. At 45 % of an H100's peak 2.6
@@ -33,8 +33,8 @@ from configs.common import (
 )
 
 LADDERS = {
-    "cpu": dict(depths=(1, 2, 3, 4, 5), tokens_per_param=(0.5, 1.0, 2.0),
-                target=dict(depth=8, tokens_per_param=1.0)),
+    "cpu": dict(depths=(1, 2, 3, 4, 5), tokens_per_param=(0.2, 0.4, 0.8),
+                target=dict(depth=6, tokens_per_param=0.8)),
     "accelerator": dict(depths=(4, 6, 8, 10, 12), tokens_per_param=(5.0, 10.0, 20.0),
                         target=dict(depth=26, tokens_per_param=20.0))}
 
