@@ -34,10 +34,12 @@ from train.scaling.surface import fit_law
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
 FILE = "--config=configs/ladder.py:cpu"
+GIVEN = (FILE, "--config.ladder.tokens_per_param=(0.5,1.0,2.0)", "--config.ladder.target.depth=8",
+         "--config.ladder.target.tokens_per_param=1.0")
 
 
 def plan(parents, out, *arguments, count="with_head"):
-    given = [FILE, *arguments]
+    given = [*GIVEN, *arguments]
     return plan_ladder(load_config(given, "ladder"), given, count, parents=parents, out=out)
 
 
@@ -259,9 +261,10 @@ class Planting:
 def command(parents, tmp_path, monkeypatch):
     """`call(**flags)` runs the command in this process; its `planting` stands for the runner."""
     def call(*arguments, **changes):
-        monkeypatch.setattr(sys, "argv", ["ladder", FILE, *arguments])
+        monkeypatch.setattr(sys, "argv", ["ladder", *GIVEN, *arguments])
         values = SimpleNamespace(**dict(
-            config=load_config([FILE, *arguments], "ladder"), count="with_head", law="overtraining",
+            config=load_config([*GIVEN, *arguments], "ladder"), count="with_head",
+            law="overtraining",
             metric="heldout_bpb", parents=str(parents), out=str(tmp_path / "out"), dry_run=False,
             run_target=False, parallel=1, flops_per_sec=0.0, figures=False) | changes)
         call.planned = read_plan(values)
