@@ -38,8 +38,8 @@ GIVEN = (FILE, "--config.ladder.tokens_per_param=(0.5,1.0,2.0)", "--config.ladde
          "--config.ladder.target.tokens_per_param=1.0")
 
 
-def plan(parents, out, *arguments, count="with_head"):
-    given = [*GIVEN, *arguments]
+def plan(parents, out, *arguments, count="with_head", given=GIVEN):
+    given = [*given, *arguments]
     return plan_ladder(load_config(given, "ladder"), given, count, parents=parents, out=out)
 
 
@@ -396,7 +396,7 @@ def test_real_runs_are_trained_once_and_go_on_when_killed(tmp_path, monkeypatch)
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")     # a batch has one row
     write_artifacts(tmp_path)
     arguments = ("--config.ladder.depths=(1,2)", "--config.ladder.tokens_per_param=(0.02,0.04)")
-    planned = plan(tmp_path, tmp_path / "out", *arguments)
+    planned = plan(tmp_path, tmp_path / "out", *arguments, given=(FILE,))
     assert len(planned.runs) == 4
     first = planned.runs[0]
     killed = subprocess.Popen(
@@ -413,7 +413,7 @@ def test_real_runs_are_trained_once_and_go_on_when_killed(tmp_path, monkeypatch)
     killed.wait()
     Runner("ladder").run([run.point for run in planned.runs], parallel=2)
     assert "going on where an earlier run stopped" in (first.point.folder / "log.txt").read_text()
-    again = plan(tmp_path, tmp_path / "out", *arguments)
+    again = plan(tmp_path, tmp_path / "out", *arguments, given=(FILE,))
     assert all(run.is_finished for run in again.runs)
     results = [json.loads((run.point.folder / "result.json").read_text()) for run in again.runs]
     assert [row["metrics"]["tokens"] for row in results] == [run.tokens for run in again.runs]
