@@ -397,6 +397,11 @@ def _set_aside(folder: Path, lineage: Mapping[str, Any]) -> Path:
     return target
 
 
+def is_set_aside(folder: Path, lineage: Mapping[str, Any]) -> bool:
+    """Whether an artifact, with its lineage, has made room for another one of its name."""
+    return f".{lineage['fingerprint'][:8]}" in folder.name
+
+
 def _find_aside(folder: Path, lineage: Mapping[str, Any]) -> Path | None:
     """What was set aside with this fingerprint: of several the one of this code, or the latest."""
     found = {}

@@ -13,7 +13,7 @@ a table, `curves.jsonl` with what each curve says, and `page.html`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from core import entry
 from core.artifacts import read_lineage, write_jsonl
 from core.errors import UserError
 from core.file_sums import sum_file
+from core.pairs import parse_pairs
 from core.progress import log
 from data.layouts.rows import find_files
 from eval.aggregate.curve_page import render
@@ -70,26 +71,6 @@ def _by_name(curves: Sequence[Curve], summaries: Sequence[Summary]) -> dict[str,
 
 def _name(series: str, task: str, metric: str) -> str:
     return f"{task} {metric}" + (f" ({series})" if series else "")
-
-
-def parse_pairs(field: str, entries: Sequence[str],
-                 convert: Callable[[str], Any] = str) -> dict[str, Any]:
-    """The value of a flag like `piqa=0.5,sciq=0.25`.
-
-    Raises:
-        UserError: an entry is no NAME=VALUE, or `convert` refuses its value with a `ValueError`.
-    """
-    found = {}
-    for text in entries:
-        name, equals, value = text.partition("=")
-        try:
-            if not equals or not name:
-                raise ValueError
-            found[name] = convert(value)
-        except ValueError:
-            raise UserError(f"--{field}={text!r}", "is not of the form NAME=VALUE",
-                            f"write --{field}=NAME=VALUE,NAME=VALUE") from None
-    return found
 
 
 def _from_table(values: Mapping[str, Any]) -> tuple[str, list[Curve], dict[str, Any]]:

@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from configs.common import make_optimizer
 from core.artifacts import ROOT, make_lineage, read_jsonl, write_json, write_jsonl
 from core.errors import UserError
+from core.pairs import parse_pairs
 from data.chat import ask
 from data.tokenizers.bpe import BytePairTokenizer
 from eval import checkpoints
@@ -36,7 +37,7 @@ from eval.aggregate.curves import (
 )
 from eval.aggregate.table import Score
 from eval.checkpoints import Run, measure_checkpoints, open_run, recorded
-from eval.curve import parse_pairs, write_curves
+from eval.curve import write_curves
 from eval.measures.choices import score_choices
 from eval.respond.loaded import LoadedModel
 from eval.statistics import wilson_interval

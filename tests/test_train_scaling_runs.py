@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from scaling_runs import UNROUNDED, grid, valleys
 
-from core.artifacts import ROOT, make_lineage, write_json
+from core.artifacts import ROOT, make_lineage, read_lineage, write_json
 from core.errors import UserError
 from model.config import ModelConfig
 from train.reading import Phase, Reading, write_reading
@@ -140,6 +140,13 @@ def test_runs_of_a_sweep_are_read_with_their_curves(tmp_path):
     runs, left_out = read_folders(tmp_path, "total", "heldout_bpb")
     assert runs.names == ("D=16/base", "D=8/base")
     assert left_out == {"not_finished": 1, "failed": 1}
+    write_run(tmp_path / "D=8" / "earlier", 8, bpb=(9.0,))
+    fingerprint = read_lineage(tmp_path / "D=8" / "earlier")["fingerprint"]
+    aside = tmp_path / "D=8" / f"base.{fingerprint[:8]}"
+    (tmp_path / "D=8" / "earlier").rename(aside)
+    again, left_out = read_folders(tmp_path, "total", "heldout_bpb")
+    assert again.names == runs.names and left_out["set_aside"] == 1
+    assert read_folders(aside, "total", "heldout_bpb")[0].loss_R.tolist() == [9.0], "by its name"
     assert runs.tokens_R.tolist() == [20 * 4 * 16] * 2 and runs.loss_R.tolist() == [2.0, 2.0]
     assert runs.params_R[1] == count_by_convention(MODEL)["total"]
     assert runs.origin == {"tokenizer": "t", "corpus": "corpus", "eval_length": "16"}

@@ -41,8 +41,8 @@ from core import entry
 from core.artifacts import write_json
 from core.errors import UserError, require_file
 from core.overrides import define_config_flag
+from core.pairs import parse_pairs
 from core.progress import log
-from eval.curve import parse_pairs
 from train.scaling.compare import compare_sides, describe_comparison, make_side
 from train.scaling.downstream import LINKS
 from train.scaling.figures import draw_all, draw_comparison

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from pathlib import Path
 
-from core.artifacts import read_json, read_lineage
+from core.artifacts import is_set_aside, read_json, read_lineage
 from core.errors import UserError
 from model.config import ModelConfig, make_model_config
 from model.flops import matmul_params
@@ -28,16 +28,21 @@ def read_folders(path: Path, count: str, metric: str) -> tuple[Runs, dict[str, i
         metric: of the evaluations while training, e.g. `heldout_bpb`.
 
     Returns:
-        The runs; and how many were left out, by reason: not finished, or failed.
+        The runs; and how many were left out, by reason: not finished, set aside for a
+        later run of the same name, or failed.
 
     Raises:
         UserError: there is none, one has no such metric or one that is not finite, or they differ
             in what must be held fixed.
     """
     folders = sorted({file.parent for place in PLACES for file in path.glob(place)})
-    finished = [folder for folder in folders if (folder / "metrics.json").exists()]
-    left_out = Counter({"not_finished": len(folders) - len(finished), "failed": sum(
-        read_json(file).get("status") == "failed" for file in path.glob("*/result.json"))})
+    current = [folder for folder in folders
+               if folder == path or not is_set_aside(folder, read_lineage(folder))]
+    finished = [folder for folder in current if (folder / "metrics.json").exists()]
+    left_out = Counter({
+        "not_finished": len(current) - len(finished), "set_aside": len(folders) - len(current),
+        "failed": sum(read_json(file).get("status") == "failed"
+                      for file in path.glob("*/result.json"))})
     if not finished:
         raise UserError(str(path), "holds no finished run of pretraining",
                         "name a run, a workdir or a sweep, or a table of runs")
