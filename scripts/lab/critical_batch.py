@@ -131,7 +131,7 @@ def make_training(plan: BatchPlan, size: int) -> Callable[[Text, int, float, flo
             return trainer.step(state, batch, learning_rate), None
 
         def is_unfinished(reached):
-            state, num_steps, _, loss = reached
+            _, num_steps, _, loss = reached
             return (loss > plan.loss) & (num_steps < max_steps)    # a nan ends it too
 
         def train_on(reached):
