@@ -8,12 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_tokens import write_tokens
 
 from core.artifacts import make_lineage, read_json, write_json
 from core.errors import UserError
 from core.file_sums import write_sums as write_file_sums
-from data.tokenizers.bpe import BytePairTokenizer
-from data.tokens.checked import write_sums
 from model.config import ModelConfig
 from model.directory import save_model
 from model.families.registry import init
@@ -23,9 +22,6 @@ from train.scaling.noise import describe_noise, draw_batches, noise, show_noise
 from train.scaling.noise_scale import GradientNorms, estimate_from_norms, noise_intervals
 
 KEY = jax.random.key(0)
-# 91 characters and two pairs, with the 5 special tokens the 98 of the tiny model.
-TOKENIZER = BytePairTokenizer({bytes([b]): i for i, b in enumerate(range(32, 123))}
-                              | {b"th": 91, b"er": 92})
 
 
 # Laws ---------------------------------------------------------------------------------------------
@@ -153,23 +149,6 @@ def test_batches_that_cannot_be_measured_are_refused():
 
 # The command --------------------------------------------------------------------------------------
 
-def write_tokens(folder, rng):
-    """Documents of few kinds of tokens, in two domains."""
-    described = {}
-    for name, num in (("pages", 60), ("code", 3)):
-        documents = [np.r_[TOKENIZER.bos, rng.integers(0, 20, rng.integers(30, 60)),
-                           TOKENIZER.end] for _ in range(num)]
-        ends = np.cumsum([len(each) for each in documents]).astype("<i8")
-        np.concatenate(documents).astype("<u2").tofile(folder / f"{name}.tokens")
-        ends.tofile(folder / f"{name}.ends")
-        for path in (folder / f"{name}.tokens", folder / f"{name}.ends"):
-            write_sums(path)
-        described[name] = {"tokens": int(ends[-1]), "documents": num}
-    TOKENIZER.save(folder / "tokenizer")
-    write_json(folder / "tokens.json", {"dtype": "uint16", "vocab_size": 98,
-                                        "domains": described})
-
-
 def write_model(folder, params, config, tokenizer, section):
     save_model(folder, params, config, tokenizer, chat=False, context_tokens=16)
     write_json(folder / "lineage.json",
@@ -181,8 +160,10 @@ def write_model(folder, params, config, tokenizer, section):
 def folders(tmp_path_factory, params, config):
     """A token folder, and the tiny model as if trained on it."""
     root = tmp_path_factory.mktemp("noise")
-    (root / "tokens").mkdir()
-    write_tokens(root / "tokens", np.random.default_rng(0))
+    rng = np.random.default_rng(0)
+    write_tokens(root / "tokens", {
+        name: [rng.integers(0, 20, rng.integers(30, 60)).tolist() for _ in range(num)]
+        for name, num in (("pages", 60), ("code", 3))})
     section = {"batch_size": 4, "row_length": 16, "mixture": {"pages": 2.0, "code": 0.0}}
     write_model(root / "base", params, config, root / "tokens" / "tokenizer", section)
     return root

@@ -224,7 +224,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("tokens", None, "Noise: folder of tokens of the model's tokenizer.")
     flags.DEFINE_list("domains", [], "Noise: domains of the rows, by their sizes; by default the "
                       "mixture of the model's training.")
-    flags.DEFINE_list("batch_rows", ["8", "128"], "Noise: rows of a small and of a large batch.")
+    flags.DEFINE_list("batch_rows", ["8", "64"], "Noise: rows of a small and of a large batch.")
     flags.DEFINE_integer("batches", 8, "Noise: large batches.", lower_bound=3)
     command = list(sys.argv[1:])
     positional = [word for word in command if not word.startswith("-")]

@@ -152,7 +152,7 @@ def _batch_rows(words: Sequence[str]) -> tuple[int, int]:
     sizes = [int(word) if word.isdecimal() else 0 for word in words]
     if len(sizes) != 2 or not 0 < sizes[0] < sizes[1] or sizes[1] % sizes[0]:
         raise UserError(f"--batch_rows={','.join(words)}", "are no two numbers of rows of which "
-                        "the second is a multiple of the first", "write --batch_rows=8,128")
+                        "the second is a multiple of the first", "write --batch_rows=8,64")
     return sizes[0], sizes[1]
 
 
