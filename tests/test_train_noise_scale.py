@@ -114,7 +114,7 @@ def test_tokens_without_a_weight_do_not_count(params, config, execution, batch):
     norms = measure_norms(loss_fn, params, batches, num_small=4, key=KEY)
     counts = [each.loss_weights_BL.sum() for each in batches]
     assert norms.batch_tokens == pytest.approx(np.sum(counts) / 12)
-    gradient, _ = jax.grad(loss_fn, has_aux=True)(params, batches[1], key=KEY)
+    gradient, _ = jax.jit(jax.grad(loss_fn, has_aux=True))(params, batches[1], key=KEY)
     squared = sum(float(np.sum(np.square(leaf))) for leaf in jax.tree.leaves(gradient))
     assert norms.products_RR[1, 1] == pytest.approx(squared / norms.large_tokens**2, rel=1e-4)
     assert norms.products_RR[0, 2] == pytest.approx(norms.products_RR[0, 0])
@@ -123,15 +123,17 @@ def test_tokens_without_a_weight_do_not_count(params, config, execution, batch):
 # What is refused ----------------------------------------------------------------------------------
 
 def test_noise_that_hides_the_gradient_is_refused():
+    """By chance an estimate may still be positive, of all batches and without any one of them."""
     rng = np.random.default_rng(0)
-    hidden = [planted_norms(rng, np.zeros(40), 1.0, 6, 10) for _ in range(20)]
-    refusals = []
+    hidden, refusals = [planted_norms(rng, np.zeros(40), 1.0, 6, 10) for _ in range(100)], []
     for norms in hidden:
-        with pytest.raises(UserError) as error:
+        try:
             noise_intervals(norms)
-        refusals.append(str(error.value))
-    assert any("give no noise scale" in text for text in refusals)
-    assert any("without one of the large batches noise hides" in text for text in refusals)
+        except UserError as error:
+            refusals.append(str(error))
+    both = [sum(text in refusal for refusal in refusals) for text in (
+        "give no noise scale", "without one of the large batches noise hides the gradient")]
+    assert sum(both) == len(refusals) > 60 and min(both) > 5
     with pytest.raises(UserError, match="2 large batches: are too few for an interval"):
         noise_intervals(hidden[0].choose(np.arange(2)))
 

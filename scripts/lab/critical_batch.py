@@ -52,6 +52,7 @@ from train.scaling.noise_scale import (
     relative_examples,
     relative_steps,
 )
+from train.step import LossFn
 
 PATIENCE = 3.0      # a training ends after so many times the steps of the best learning rate
 
@@ -72,18 +73,18 @@ class BatchPlan(NamedTuple):
         domain, num_tokens: the text.
     """
 
-    width: int = 64
+    width: int = 32
     depth: int = 2
-    loss: float = 2.4
+    loss: float = 2.9
     sizes: tuple[int, ...] = (4, 8, 16, 32, 64, 128)
-    exponents: tuple[int, int] = (-8, -7)
+    exponents: tuple[int, int] = (-7, -6)
     warmup_steps: int = 5
-    max_tokens: int = 2_000_000
-    row_length: int = 64
+    max_tokens: int = 500_000
+    row_length: int = 32
     heldout_rows: int = 128
-    rows_between: int = 128
+    rows_between: int = 64
     small_rows: int = 8
-    large_rows: int = 128
+    large_rows: int = 64
     large_batches: int = 8
     domain: str = "pages"
     num_tokens: int = 1_000_000
@@ -113,6 +114,12 @@ def make_trainer_of(plan: BatchPlan) -> Trainer:
     """The model, with its optimizer."""
     schedule = ConfigDict(dict(schedule="constant", warmup_steps=plan.warmup_steps))
     return make_trainer(resize(OWN, plan.width, plan.depth), schedule, plan.max_tokens)
+
+
+@cache
+def make_loss(plan: BatchPlan) -> LossFn:
+    """The loss of which the noise scale is measured: one object, for one program."""
+    return partial(next_token_loss, config=make_trainer_of(plan).config, execution=EXECUTION)
 
 
 @cache
@@ -188,9 +195,8 @@ def measure_batch(plan: BatchPlan, text: Text, seed: int, size: int) -> Row:
 def measure_noise(plan: BatchPlan, text: Text, seed: int, params: Params) -> float:
     """The noise scale of a model, in tokens; errors as `estimate_from_norms`."""
     keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 1), plan.large_batches)
-    loss_fn = partial(next_token_loss, config=make_trainer_of(plan).config, execution=EXECUTION)
     norms = measure_norms(
-        loss_fn, params, [draw_rows(text.train_T, key, plan.large_rows, plan.row_length)
+        make_loss(plan), params, [draw_rows(text.train_T, key, plan.large_rows, plan.row_length)
                           for key in keys],
         num_small=plan.large_rows // plan.small_rows, key=keys[0])
     return estimate_from_norms(norms).noise_scale

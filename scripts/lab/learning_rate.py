@@ -58,14 +58,14 @@ class TransferPlan(NamedTuple):
         domain, num_tokens: the text.
     """
 
-    widths: tuple[int, ...] = (64, 128, 256)
+    widths: tuple[int, ...] = (32, 64, 128)
     depths: tuple[int, ...] = (2, 4, 8)
-    exponents: tuple[int, int] = (-8, -5)
+    exponents: tuple[int, int] = (-7, -5)
     num_steps: int = 100
     warmup_steps: int = 10
     num_rows: int = 8
-    row_length: int = 64
-    heldout_rows: int = 128
+    row_length: int = 32
+    heldout_rows: int = 256
     domain: str = "pages"
     num_tokens: int = 1_000_000
 
