@@ -59,8 +59,8 @@ class TransferPlan(NamedTuple):
     """
 
     widths: tuple[int, ...] = (32, 64, 128)
-    depths: tuple[int, ...] = (2, 4, 8)
-    exponents: tuple[int, int] = (-7, -5)
+    depths: tuple[int, ...] = (2, 8)
+    exponents: tuple[int, int] = (-7, -4)
     num_steps: int = 100
     warmup_steps: int = 10
     num_rows: int = 8
@@ -183,26 +183,29 @@ def draw(path: Path, panels: Sequence[Panel], rows: Sequence[Mapping[str, Row]])
     """
     figure, charts = open_figure(path, len(panels))
     for panel, chart in zip(panels, charts):
-        for color, (size, name) in enumerate(panel.names.items()):
-            losses = [dict(map(tuple, seed[name]["losses"])) for seed in rows]
-            shared = sorted(set.intersection(*map(set, losses)))
-            means = [np.mean([seed[each] for seed in losses]) for each in shared
-                     if all(seed[each] is not None for seed in losses)]
-            tried = [each for each in shared if all(seed[each] is not None for seed in losses)]
-            chart.plot(np.exp2(tried), means, "o-", color=f"C{color}", markersize=4, linewidth=1,
+        for number, (size, name) in enumerate(panel.names.items()):
+            draw_model(chart, [seed[name] for seed in rows], color=f"C{number}",
                        label=f"{panel.axis} {size}")
-            chart.plot(2.0**np.mean([seed[name]["exponent"] for seed in rows]),
-                       np.mean([seed[name]["loss"] for seed in rows]), "D", color=f"C{color}",
-                       markeredgecolor="black")
         chart.set_xscale("log", base=2)
-        title = format_estimate(estimate(list_shifts(panel, rows)), 2)
-        finish_chart(chart, "learning rate", "loss, nats per byte" if panel is panels[0] else "",
-                     f"{panel.scaling}: {title} per doubling")
-    lowest = min(row["loss"] for seed in rows for row in seed.values())
-    highest = max(seed[BASE]["losses"][0][1] for seed in rows)
-    for chart in charts:
-        chart.set_ylim(lowest - 0.05, highest + 0.3)
+        shift = format_estimate(estimate(list_shifts(panel, rows)), 2)
+        finish_chart(chart, "learning rate", "loss, nats per byte",
+                     f"{panel.scaling}: {shift} per doubling")
+    best = [row["loss"] for seed in rows for row in seed.values()]
+    for chart in charts:    # far from the optima the losses say nothing more
+        chart.set_ylim(min(best) - 0.05, max(best) + 0.6)
     save_figure(figure, path)
+
+
+def draw_model(chart: Any, rows: Sequence[Row], **style: Any) -> None:
+    """A line of means over the seeds' rows, where all have a loss, and the mean optimum."""
+    losses = [dict(map(tuple, row["losses"])) for row in rows]
+    tried = [exponent for exponent in losses[0]
+             if all(seed.get(exponent) is not None for seed in losses)]
+    chart.plot(np.exp2(tried), [np.mean([seed[each] for seed in losses]) for each in tried], "o-",
+               markersize=4, linewidth=1, **style)
+    chart.plot(2.0**np.mean([row["exponent"] for row in rows]),
+               np.mean([row["loss"] for row in rows]), "D", color=style["color"],
+               markeredgecolor="black")
 
 
 def run_plan(plan: TransferPlan, text: Text, seeds: int, folder: Path) -> dict[str, Any]:
