@@ -63,7 +63,7 @@ class BatchPlan(NamedTuple):
     Attributes:
         width, depth: of the model.
         loss: in nats per byte, that is to be reached on `heldout_rows` rows.
-        sizes: batches, in rows of `row_length` bytes.
+        sizes: batches, in rows of `row_length` bytes, multiples of `piece_rows`.
         exponents: of the first and the last power of 2 that is always tried as a learning rate.
         warmup_steps: while the rate rises; it is constant then.
         max_tokens: of a training.
@@ -81,6 +81,7 @@ class BatchPlan(NamedTuple):
     warmup_steps: int = 5
     max_tokens: int = 500_000
     row_length: int = 32
+    piece_rows: int = 4
     heldout_rows: int = 128
     rows_between: int = 64
     small_rows: int = 8
@@ -123,19 +124,28 @@ def make_loss(plan: BatchPlan) -> LossFn:
 
 
 @cache
-def make_training(plan: BatchPlan, size: int) -> Callable[[Text, int, float, float], Reached]:
-    """A training to the loss, of the text, the seed, the learning rate and the most steps."""
-    trainer, every = make_trainer_of(plan), max(1, plan.rows_between // size)
+def make_training(plan: BatchPlan) -> Callable[[Text, int, int, float, float], Reached]:
+    """A training to the loss, of the text, the seed, the rows of a batch, the learning rate and the
+    most steps. The gradient is summed over pieces of a batch, so that one program serves all sizes.
+    """
+    trainer = make_trainer_of(plan)
 
     @jax.jit
-    def train(text, seed, learning_rate, max_steps):
+    def train(text, seed, size, learning_rate, max_steps):
         key_weights, key_rows, key_heldout = jax.random.split(jax.random.key(seed), 3)
         heldout = draw_rows(text.heldout_T, key_heldout, plan.heldout_rows, plan.row_length)
+        num_pieces, every = size // plan.piece_rows, steps_between(plan, size)
 
-        def step(state, number):
-            batch = draw_rows(text.train_T, jax.random.fold_in(key_rows, number), size,
-                              plan.row_length)
-            return trainer.step(state, batch, learning_rate), None
+        def step(number, state):
+            def add(piece, total):
+                key = jax.random.fold_in(jax.random.fold_in(key_rows, number), piece)
+                batch = draw_rows(text.train_T, key, plan.piece_rows, plan.row_length)
+                gradient = jax.grad(mean_loss)(state[0], batch, trainer.config)
+                return jax.tree.map(lambda sums, leaf: sums + leaf / num_pieces, total, gradient)
+
+            zeros = jax.tree.map(jnp.zeros_like, state[0])
+            return trainer.update(state, jax.lax.fori_loop(0, num_pieces, add, zeros),
+                                  learning_rate)
 
         def is_unfinished(reached):
             _, num_steps, _, loss = reached
@@ -143,9 +153,8 @@ def make_training(plan: BatchPlan, size: int) -> Callable[[Text, int, float, flo
 
         def train_on(reached):
             state, num_steps, _, before = reached
-            state, _ = jax.lax.scan(step, state, num_steps + jnp.arange(every))
-            return (state, num_steps + every, before,
-                    mean_loss(state[0], heldout, trainer.config))
+            state = jax.lax.fori_loop(num_steps, num_steps + every, step, state)
+            return state, num_steps + every, before, mean_loss(state[0], heldout, trainer.config)
 
         state = trainer.start(key_weights)
         loss = mean_loss(state[0], heldout, trainer.config)
@@ -156,13 +165,18 @@ def make_training(plan: BatchPlan, size: int) -> Callable[[Text, int, float, flo
     return train
 
 
+def steps_between(plan: BatchPlan, size: Any) -> Any:
+    """Steps between two measurements of the loss, for a size that is a number or an array."""
+    return -(-plan.rows_between // size)
+
+
 def steps_to_loss(plan: BatchPlan, size: int, reached: Reached) -> float:
     """Steps to the loss, linear between its last two measurements; infinite if it is not reached.
     """
     before, loss = float(reached.before), float(reached.loss)
     if not loss <= plan.loss:
         return float("inf")
-    every = max(1, plan.rows_between // size)
+    every = steps_between(plan, size)
     return float(reached.num_steps) - every * (plan.loss - loss) / max(before - loss, 1e-9)
 
 
@@ -172,13 +186,13 @@ def measure_batch(plan: BatchPlan, text: Text, seed: int, size: int) -> Row:
     Raises:
         UserError: as `sweep` and `estimate_from_norms`.
     """
-    train, params = make_training(plan, size), None
+    train, params = make_training(plan), None
     most = plan.max_tokens / plan.tokens(size)
     fewest = most
 
     def measure(rate: float) -> float:
         nonlocal fewest, params
-        reached = train(text, seed, rate, min(most, PATIENCE * fewest))
+        reached = train(text, seed, size, rate, min(most, PATIENCE * fewest))
         if (steps := steps_to_loss(plan, size, reached)) < fewest:
             fewest, params = steps, reached.params
         return float(np.log2(steps))

@@ -27,6 +27,7 @@ from train.optimizer.optimizers import make_optimizer
 
 EXECUTION = Execution(attention="xla")
 HELDOUT_FRAC = 0.05
+State = tuple[Params, Any]      # parameters, and moments of the optimizer
 MIN_EXPONENT, MAX_EXPONENT = -20, 4
 
 
@@ -77,13 +78,18 @@ class Trainer(NamedTuple):
 
     Attributes:
         config: the architecture.
-        start: parameters and moments, of a key.
-        step: the next ones, of these two, a batch and the learning rate.
+        start: the state, parameters and moments, of a key.
+        update: the next state, of a state, the gradient of `mean_loss` and the learning rate.
     """
 
     config: ModelConfig
-    start: Callable[[jax.Array], tuple[Params, Any]]
-    step: Callable[..., tuple[Params, Any]]
+    start: Callable[[jax.Array], State]
+    update: Callable[[State, Params, jax.Array], State]
+
+    def step(self, state: State, batch: Batch, learning_rate: jax.Array) -> State:
+        """The next state, of a batch."""
+        return self.update(state, jax.grad(mean_loss)(state[0], batch, self.config),
+                           learning_rate)
 
 
 def make_trainer(config: ModelConfig, schedule: ConfigDict, num_steps: int,
@@ -99,19 +105,17 @@ def make_trainer(config: ModelConfig, schedule: ConfigDict, num_steps: int,
         config, section = scale(config, section, base)
     optimizer = make_optimizer(section, num_steps)
 
-    def start(key: jax.Array) -> tuple[Params, Any]:
+    def start(key: jax.Array) -> State:
         params = init(config, key)
         return params, optimizer.init(params)
 
-    def step(state: tuple[Params, Any], batch: Batch,
-             learning_rate: jax.Array) -> tuple[Params, Any]:
+    def update(state: State, gradient: Params, learning_rate: jax.Array) -> State:
         params, moments = state
-        gradient = jax.grad(mean_loss)(params, batch, config)
         updates, moments = optimizer.update(gradient, moments, params)
         updates = jax.tree.map(lambda update: learning_rate * update, updates)
         return optax.apply_updates(params, updates), moments
 
-    return Trainer(config, start, step)
+    return Trainer(config, start, update)
 
 
 class Optimum(NamedTuple):
