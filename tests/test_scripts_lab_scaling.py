@@ -196,8 +196,24 @@ def test_the_critical_batch_of_planted_trainings_is_found():
 
 
 SMALL = BatchPlan(width=16, depth=1, loss=4.0, sizes=(2, 8), exponents=(-7, -6), warmup_steps=2,
-                  max_tokens=20_000, row_length=16, piece_rows=2, heldout_rows=8, rows_between=8, small_rows=2,
-                  large_rows=16, large_batches=4)
+                  max_tokens=20_000, row_length=16, piece_rows=2, heldout_rows=8, rows_between=8,
+                  small_rows=2, large_rows=16, large_batches=4)
+
+
+def test_pieces_of_a_batch_train_as_the_batch():
+    train, trainer = critical_batch.make_training(SMALL), critical_batch.make_trainer_of(SMALL)
+    key_weights, key_rows, key_heldout = jax.random.split(jax.random.key(3), 3)
+    pieces = [draw_rows(PERIODIC.train_T, jax.random.fold_in(jax.random.fold_in(key_rows, 0), n),
+                        2, 16) for n in range(4)]
+    batch = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *pieces)
+    reached = train(PERIODIC, 3, 8, 0.01, 1)
+    params, _ = jax.jit(lambda key, batch: trainer.step(trainer.start(key), batch, 0.01))(
+        key_weights, batch)
+    assert int(reached.num_steps) == 1 and float(reached.before) > float(reached.loss) > 4
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-6), reached.params, params)
+    heldout = draw_rows(PERIODIC.heldout_T, key_heldout, 8, 16)
+    assert float(reached.loss) == pytest.approx(float(mean_loss(params, heldout, trainer.config)),
+                                                rel=1e-4)
 
 
 def test_a_batch_size_in_small():
