@@ -165,7 +165,7 @@ def make_training(plan: BatchPlan) -> Callable[[Text, int, int, float, float], R
     return train
 
 
-def steps_between(plan: BatchPlan, size: Any) -> Any:
+def steps_between(plan: BatchPlan, size: int | jax.Array) -> int | jax.Array:
     """Steps between two measurements of the loss, for a size that is a number or an array."""
     return -(-plan.rows_between // size)
 
@@ -187,8 +187,7 @@ def measure_batch(plan: BatchPlan, text: Text, seed: int, size: int) -> Row:
         UserError: as `sweep` and `estimate_from_norms`.
     """
     train, params = make_training(plan), None
-    most = plan.max_tokens / plan.tokens(size)
-    fewest = most
+    most, fewest = plan.max_tokens / plan.tokens(size), float("inf")
 
     def measure(rate: float) -> float:
         nonlocal fewest, params
