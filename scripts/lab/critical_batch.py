@@ -290,6 +290,7 @@ def draw(path: Path, plan: BatchPlan, rows: Sequence[Mapping[str, Row]],
         chart.set_xscale("log")
         chart.set_yscale("log")
         finish_chart(chart, x, y)
+    noise.xaxis.set_minor_formatter("")     # the labels would overlap
     trade.set_title(f"to {plan.loss:g} nats per byte", fontsize="medium")
     save_figure(figure, path)
 
