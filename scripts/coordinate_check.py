@@ -210,7 +210,7 @@ def main() -> dict[str, Any]:
     """Reads the flags, trains the models and prints what they show."""
     values = flags.FLAGS
     parts = find_preset(values.preset) if values.preset else OWN
-    sizes = {"width": _sizes("widths"), "depth": _sizes("depths")}
+    sizes = {"width": read_sizes("widths"), "depth": read_sizes("depths")}
     found = check(parts, sizes["width"], sizes["depth"], num_steps=values.steps,
                   learning_rate=values.learning_rate)
     for axis, scalings in found.items():
@@ -226,7 +226,7 @@ def main() -> dict[str, Any]:
     return result
 
 
-def _sizes(name: str) -> list[int]:
+def read_sizes(name: str) -> list[int]:
     """A flag's sizes, in order."""
     words = getattr(flags.FLAGS, name)
     if len(words) < 2 or not all(word.isdecimal() and int(word) > 0 for word in words):

@@ -1,4 +1,4 @@
-"""What the experiments of `scripts.lab.alignment` have in common."""
+"""What the experiments of `scripts.lab` have in common."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from align.rl.exact import Task, measure
 from scripts.bench.frontier import Plan, World, place
 from scripts.bench.frontier_policy import PolicyRecipe
-from scripts.bench.frontier_results import Row, estimate
+from scripts.bench.frontier_results import Row, add_rows, estimate, open_results
 from scripts.bench.frontier_train import Recipe
 
 PPO = PolicyRecipe("ppo", num_iterations=60, batch_size=128, learning_rate=2e-3)
@@ -41,14 +41,37 @@ def format_table(columns: Mapping[str, str],
     """A Markdown table of means over seeds, with half the width of their intervals."""
     lines = [f"| | {' | '.join(columns.values())} |", "|---" * (len(columns) + 1) + "|"]
     for name, row in summary.items():
-        cells = [_format(row[number]) if number in row else "" for number in columns]
+        cells = [format_estimate(row[number]) if number in row else "" for number in columns]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def _format(number: Mapping[str, Any]) -> str:
+def format_estimate(number: Mapping[str, Any], digits: int = 3) -> str:
+    """A mean over seeds with half the width of its interval, of one seed without it."""
     mean, high = number["mean"], number["high"]
-    return f"{mean:.3f}" if high is None else f"{mean:.3f} ± {high - mean:.3f}"
+    half = "" if high is None else f" ± {high - mean:,.{digits}f}"
+    return f"{mean:,.{digits}f}{half}"
+
+
+def run_seeds(plan: Any, list_rows: Callable[[int], Mapping[str, Callable[[], Row]]], seeds: int,
+              folder: Path) -> list[Mapping[str, Row]]:
+    """The rows of each seed, from 0 on; what the folder holds of the same plan is not made again.
+
+    Args:
+        plan: a named tuple of what decides the results.
+        list_rows: of a seed: functions that make its rows, by name.
+
+    Raises:
+        UserError: the folder holds results of another plan.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    found = []
+    for seed in range(seeds):
+        path = folder / f"seed_{seed}.json"
+        result = open_results(path, plan)
+        add_rows(path, result, list_rows(seed))
+        found.append(result["rows"])
+    return found
 
 
 def measure_both(name: str, logp_PA: np.ndarray, world: World, proxy_PA: np.ndarray) -> Row:

@@ -10,6 +10,8 @@
         --parents=runs/quickstart-cpu --out=runs/ladder --dry_run
     python -m train.scaling compare --runs=runs/experts/runs --against=runs/ladder/runs \\
         --count=products --out=runs/experts-law
+    python -m train.scaling noise --model=runs/quickstart-cpu/base \\
+        --tokens=runs/quickstart-cpu/tokens --out=runs/noise --figures
 
 fit: `--runs` is a run of pretraining, a workdir or a sweep with such runs, or a table: CSV, JSON
 lines or Parquet, plain or compressed, with the columns params, tokens and loss (or flops in place
@@ -26,6 +28,11 @@ again trains what is not finished.
 compare: fits the law to `--runs` and to `--against`, and writes `compare.json`: the best loss of
 each by budget, and the compute multiplier, how many times the budget of the first the second needs
 for the same loss, each with its bootstrap interval.
+
+noise: measures gradients of a model on random rows of its training's mixture, or of `--domains`,
+in small and in large batches, and writes `noise.json`: the gradient noise scale in tokens with its
+interval, and how many more steps and tokens than the fewest possible it implies for the batch of
+the training and for others (arXiv 1812.06162).
 """
 
 from __future__ import annotations
@@ -49,6 +56,7 @@ from train.scaling.figures import draw_all, draw_comparison
 from train.scaling.folders import read_folders
 from train.scaling.forms import FORMS
 from train.scaling.ladder.command import ladder
+from train.scaling.noise import noise
 from train.scaling.report import Task, describe, fit_all, split_runs
 from train.scaling.runs import COUNTS, Runs
 from train.scaling.table import read_table
@@ -180,7 +188,8 @@ COMMANDS = {
     "fit": (fit, READING | {"drop_highest", "holdout_flops", "items", "chance", "link"}),
     "ladder": (ladder, {"config", "parents", "count", "law", "metric", "out", "figures", "dry_run",
                         "run_target", "parallel", "flops_per_sec"}),
-    "compare": (compare, READING | {"against"})}
+    "compare": (compare, READING | {"against"}),
+    "noise": (noise, {"model", "tokens", "domains", "batch_rows", "batches", "out", "figures"})}
 
 
 if __name__ == "__main__":
@@ -211,6 +220,12 @@ if __name__ == "__main__":
     flags.DEFINE_integer("parallel", 1, "Ladder: runs at once.", lower_bound=1)
     flags.DEFINE_float("flops_per_sec", 0.0, "Ladder: speed of a run, for its time; 0: that of "
                        "finished runs.", lower_bound=0.0)
+    flags.DEFINE_string("model", None, "Noise: model directory.")
+    flags.DEFINE_string("tokens", None, "Noise: folder of tokens of the model's tokenizer.")
+    flags.DEFINE_list("domains", [], "Noise: domains of the rows, by their sizes; by default the "
+                      "mixture of the model's training.")
+    flags.DEFINE_list("batch_rows", ["8", "64"], "Noise: rows of a small and of a large batch.")
+    flags.DEFINE_integer("batches", 8, "Noise: large batches.", lower_bound=3)
     command = list(sys.argv[1:])
     positional = [word for word in command if not word.startswith("-")]
     sys.argv[1:] = [word for word in command if word.startswith("-")]

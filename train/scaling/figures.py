@@ -1,4 +1,5 @@
-"""Figures of a fit: loss over compute, valleys of equal compute, residuals, forecasts, accuracy."""
+"""Figures of a fit: loss over compute, valleys of equal compute, residuals, forecasts, accuracy;
+and of a comparison and a noise scale."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ import numpy as np
 from core.errors import UserError
 from train.scaling.compare import Comparison
 from train.scaling.forms import FLOPS_PER_PARAM
+from train.scaling.noise_scale import relative_examples, relative_steps
 from train.scaling.report import QUANTILES, Report, best_sizes
 
 MAX_LINES = 8       # sizes that have a line of their own
@@ -72,6 +74,44 @@ def draw_comparison(folder: Path, found: Comparison, loss_name: str) -> Path:
           f"compute of {found.against.name} over that of {found.side.name}")
     multipliers.legend()
     path = folder / "compare.png"
+    figure.savefig(path, dpi=120)
+    return path
+
+
+def draw_noise(folder: Path, found: Mapping[str, Any]) -> Path:
+    """Draws squared norms over the batch, and what follows for steps and tokens; returns the file.
+
+    Args:
+        found: a result of `train.scaling.noise`.
+
+    Raises:
+        UserError: matplotlib is missing.
+    """
+    figure = load_matplotlib()(figsize=(13, 4.8), layout="constrained")
+    norms, implied = figure.subplots(1, 2)
+    scale, sizes = found["noise_scale_tokens"], [each["batch_tokens"] for each in found["norms"]]
+    line = np.geomspace(min(sizes) / 1.5, max(sizes) * 1.5, NUM_POINTS)
+    norms.plot(line, found["squared_norm"]["value"] + found["trace"]["value"] / line, color="C0",
+               label="|G|^2 + tr(Sigma) / B")
+    norms.axhline(found["squared_norm"]["value"], color="0.5", linewidth=0.8, linestyle="--",
+                  label="|G|^2")
+    norms.plot(sizes, [each["squared_norm"] for each in found["norms"]], "o", color="C1",
+               label="measured")
+    line = np.geomspace(scale["value"] / 30, scale["value"] * 30, NUM_POINTS)
+    for compute, name in ((relative_steps, "steps"), (relative_examples, "tokens")):
+        implied.plot(line, compute(line, scale["value"]), label=f"{name} over the fewest")
+    implied.axvspan(scale["low"], scale["high"], color="0.5", alpha=0.25, linewidth=0,
+                    label="B_simple, 95 % interval")
+    for each in found["implied"]:
+        if each["is_training"]:
+            implied.axvline(each["batch_tokens"], color="black", linestyle=":",
+                            label="batch of the training")
+    for chart, name in ((norms, "mean squared norm of the gradient"), (implied, "ratio")):
+        _log(chart, "x")
+        _log(chart, "y")
+        _name(chart, "batch, tokens", name)
+        chart.legend()
+    path = folder / "noise.png"
     figure.savefig(path, dpi=120)
     return path
 

@@ -1,13 +1,17 @@
 """The gradient noise scale: up to which batch size a larger batch saves as many steps.
 
+Axes of the arrays here: R large batches, C small ones in each; or R runs.
+
 Source: McCandlish et al., arXiv 1812.06162; sections 2 and A.1.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
+from scipy.special import stdtrit
 
 from core.errors import UserError
 
@@ -25,6 +29,92 @@ class NoiseScale:
     squared_norm: float
     trace: float
     noise_scale: float
+
+
+class GradientNorms(NamedTuple):
+    """Gradients of disjoint batches, as far as their norms need them.
+
+    Attributes:
+        squared_RC: squared norm of each small batch's mean gradient.
+        products_RR: scalar products of the large batches' mean gradients.
+        batch_tokens: tokens of a small batch.
+    """
+
+    squared_RC: np.ndarray
+    products_RR: np.ndarray
+    batch_tokens: float
+
+    @property
+    def large_tokens(self) -> float:
+        """Tokens of a large batch."""
+        return self.batch_tokens * self.squared_RC.shape[1]
+
+    def choose(self, chosen_R: np.ndarray) -> GradientNorms:
+        """Those of some of the large batches, by their indices."""
+        return self._replace(squared_RC=self.squared_RC[chosen_R],
+                             products_RR=self.products_RR[np.ix_(chosen_R, chosen_R)])
+
+    def squared_norms(self) -> dict[float, float]:
+        """Mean squared norm of disjoint batches by their tokens: small ones, large ones, and as
+        many large ones together as a power of two, up to half of them; and of all together."""
+        num = len(self.products_RR)
+        found = {self.batch_tokens: float(self.squared_RC.mean())}
+        sizes = [2**power for power in range(num.bit_length()) if 2 * 2**power <= num]
+        for size in [*sizes, num]:
+            starts = range(0, num - size + 1, size)
+            found[size * self.large_tokens] = float(np.mean([
+                self.products_RR[start:start + size, start:start + size].mean()
+                for start in starts]))
+        return found
+
+
+class Interval(NamedTuple):
+    """A positive number with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def estimate_from_norms(norms: GradientNorms) -> NoiseScale:
+    """The noise scale from the small batches and from all of them together.
+
+    |G|^2 is then the mean product of the gradients of two different small batches, over all pairs.
+
+    Raises:
+        UserError: noise hides the gradient.
+    """
+    (small, squared_small), *_, (big, squared_big) = norms.squared_norms().items()
+    return estimate_noise_scale(squared_small, squared_big, batch_small=small, batch_big=big)
+
+
+def noise_intervals(norms: GradientNorms) -> dict[str, Interval]:
+    """The fields of `NoiseScale` with intervals: Student's, by the jackknife of their logarithms
+    over large batches (Miller, Biometrika 61, 1974), as they are positive and one is a ratio.
+
+    Raises:
+        UserError: there are fewer than three large batches, or noise hides the gradient, of all
+            batches or where one is left out.
+    """
+    num = len(norms.products_RR)
+    if num < 3:
+        raise UserError(f"{num} large batches", "are too few for an interval",
+                        "measure three or more")
+    found = dataclasses.asdict(estimate_from_norms(norms))
+    try:
+        left = [dataclasses.asdict(estimate_from_norms(norms.choose(np.delete(np.arange(num), r))))
+                for r in range(num)]
+    except UserError:
+        raise UserError("noise scale", "is not determined: without one of the large batches noise "
+                        "hides the gradient", "measure more of them, or larger ones") from None
+    quantile, intervals = float(stdtrit(num - 1, 0.975)), {}
+    for name, value in found.items():
+        with np.errstate(divide="ignore", invalid="ignore"):    # gradients may all be the same
+            logs_R = np.log([each[name] for each in left])
+            half = quantile * np.sqrt((num - 1) * np.var(logs_R))
+        intervals[name] = Interval(value, *(value * np.exp((-half, half)) if value
+                                            else (0.0, 0.0)))
+    return intervals
 
 
 def estimate_noise_scale(squared_norm_small: float, squared_norm_big: float, *,
