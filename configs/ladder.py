@@ -37,6 +37,13 @@ LADDERS = {
                 target=dict(depth=6, tokens_per_param=0.8)),
     "accelerator": dict(depths=(4, 6, 8, 10, 12), tokens_per_param=(5.0, 10.0, 20.0),
                         target=dict(depth=26, tokens_per_param=20.0))}
+COMPARED = dict(depths=(1, 2, 3, 4), tokens_per_param=(0.2, 0.4, 0.8),
+                target=dict(depth=0, tokens_per_param=1.0))     # no forecast
+# What differs from the Transformer. Half the width F gives each nearly its parameters in products:
+# 9 D F of an LSTM layer for 4 D^2 + 3 D F with F = 8/3 D, and two of eight experts for one MLP.
+ARCHITECTURES = {"transformer": dict(F_frac=1.0), "lstm": dict(F_frac=0.5, family="lstm"),
+                 "experts": dict(F_frac=0.5, E=8, experts_per_token=2)}
+LADDERS |= {f"cpu-{name}": COMPARED for name in ARCHITECTURES}
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -52,8 +59,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         platform=platform, **LADDERS[platform],
         repeats="refuse"))          # or allow: runs that read a domain more than once
     try:
-        depth, tokens_per_param = (int(size[0]), float(size[1])) if size else (
-            ladder.target.depth, ladder.target.tokens_per_param)
+        depth, tokens_per_param = (int(size[0]), float(size[1])) if size else _largest(ladder)
     except ValueError:
         raise _fault(arg) from None
     if depth < 1 or not 0 < tokens_per_param < float("inf"):
@@ -63,14 +69,17 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 def make_run(ladder: ConfigDict, depth: int, tokens_per_param: float) -> ConfigDict:
     """The config of one run of the ladder."""
-    on_cpu = ladder.platform == "cpu"
-    scale = scale_by_depth(depth, ladder.platform, tokens_per_param)
+    platform, _, architecture = ladder.platform.partition("-")
+    on_cpu = platform == "cpu"
+    scale = scale_by_depth(depth, platform, tokens_per_param)
     c = ConfigDict()
     c.ladder = ladder
     c.update(make_tokens(vocab_size=scale.vocab_size,
                          tokenizer_bytes=20_000_000 if on_cpu else 1_000_000_000))
     c.mesh = make_mesh(data=1, fsdp=-1)
     c.model = make_model(**scale.model)
+    if architecture:
+        c.model.update(change_model(architecture, scale.model["F"]))
     c.pretrain = make_pretrain(
         corpus="",                  # only tasks asked while training need it
         row_length=scale.row_length, batch_size=scale.batch_size, num_steps=scale.num_steps,
@@ -82,6 +91,24 @@ def make_run(ladder: ConfigDict, depth: int, tokens_per_param: float) -> ConfigD
         run=make_training_run(scan_unroll=depth, loss_chunks=4 if on_cpu else 0, evaluate_every=0,
                               checkpoint_every=250, keep_checkpoints=1))
     return c
+
+
+def _largest(ladder: ConfigDict) -> tuple[int, float]:
+    """The target's size or, without a target, that of the largest run."""
+    if ladder.target.depth:
+        return ladder.target.depth, ladder.target.tokens_per_param
+    return max(ladder.depths), max(ladder.tokens_per_param)
+
+
+def change_model(architecture: str, mlp_width: int) -> dict:
+    """The fields of a model that make it one of `ARCHITECTURES`.
+
+    Args:
+        mlp_width: F of the Transformer of its depth.
+    """
+    changes = dict(ARCHITECTURES[architecture])
+    # An LSTM has no such embedding, so none of them has.
+    return dict(F=int(mlp_width * changes.pop("F_frac")), embed_previous=False) | changes
 
 
 def _fault(arg: str | None) -> ValueError:
