@@ -43,6 +43,7 @@ from scripts.lab.overfitting_page import COLUMNS, describe_turns, draw
 from scripts.lab.repeats import estimate_repeats, measure_fresh
 from train.loss import next_token_loss
 from train.optimizer.optimizers import make_optimizer
+from train.scaling.figures import load_matplotlib
 
 HEAD_SIZE = 32
 KEY = jax.random.key(0)     # of the loss, which uses none
@@ -67,9 +68,9 @@ class Plan(NamedTuple):
     row_length: int = 128
     widths: tuple[int, ...] = (32, 64, 128)
     num_layers: int = 2
-    unique_rows: tuple[int, ...] = (64, 256, 1024, 4096)
-    heldout_rows: int = 256
-    recipe: Recipe = Recipe(num_steps=256, batch_size=16, learning_rate=3e-3)
+    unique_rows: tuple[int, ...] = (32, 128, 512, 2048)
+    heldout_rows: int = 192
+    recipe: Recipe = Recipe(num_steps=256, batch_size=8, learning_rate=3e-3)
 
     @property
     def step_tokens(self) -> int:
@@ -232,8 +233,10 @@ def run_plan(plan: Plan, tokens: Path, seeds: int, folder: Path) -> dict[str, An
     """Runs an experiment on a token folder; returns the summary of its runs and the law.
 
     Raises:
-        UserError: the folder holds results of another plan; or as `read_texts`.
+        UserError: the folder holds results of another plan, matplotlib is missing; or as
+            `read_texts`.
     """
+    load_matplotlib()   # it is missed now, and not after the training
     folder.mkdir(parents=True, exist_ok=True)
     vocab_size = artifacts.read_json(tokens / "tokens.json")["vocab_size"]
     results = []
