@@ -15,6 +15,20 @@ cpu: 7.5e13 FLOPs (6 N D), 2.1M tokens for the largest run; the target, the next
 tokens for each parameter, is 4.5e13. At this size a ladder shows the method and saves nothing. By
 the quickstart's speed the ladder takes 30 minutes on two cores and the target 15, not run yet.
 
+cpu-transformer, cpu-lstm, cpu-experts: three architectures of equal width, depth and tokens, and
+nearly equal parameters in products. They forecast nothing, and are compared:
+
+    for name in transformer lstm experts; do
+      python -m train.scaling ladder --config=configs/ladder.py:cpu-$name --count=products \\
+        --parents=runs/quickstart-cpu --out=runs/architectures/$name
+    done
+    python -m train.scaling compare --runs=runs/architectures/transformer/runs --count=products \\
+      --against=runs/architectures/lstm/runs --against=runs/architectures/experts/runs \\
+      --law=overtraining --figures --out=runs/architectures/compared
+
+Each takes 7.7e12 FLOPs, 6 minutes on two cores by the quickstart's speed. Learning rates are those
+of the Transformer; an LSTM or experts may be better with their own.
+
 accelerator: 4.2e18 FLOPs, 2.2B tokens for the largest run; the target, depth 26 with 20 tokens for
 each of 0.92B parameters, is 1.0e20, so the ladder costs 4 % of it. At 45 % of an H100's peak 2.6
 and 64 hours on one GPU, not run yet; small models reach less.
@@ -37,10 +51,10 @@ LADDERS = {
                 target=dict(depth=6, tokens_per_param=0.8)),
     "accelerator": dict(depths=(4, 6, 8, 10, 12), tokens_per_param=(5.0, 10.0, 20.0),
                         target=dict(depth=26, tokens_per_param=20.0))}
-COMPARED = dict(depths=(1, 2, 3, 4), tokens_per_param=(0.2, 0.4, 0.8),
+COMPARED = dict(depths=(1, 2, 3), tokens_per_param=(0.2, 0.4, 0.8),
                 target=dict(depth=0, tokens_per_param=1.0))     # no forecast
-# What differs from the Transformer. Half the width F gives each nearly its parameters in products:
-# 9 D F of an LSTM layer for 4 D^2 + 3 D F with F = 8/3 D, and two of eight experts for one MLP.
+# What differs from the Transformer. With half of its F each has nearly its parameters in products:
+# 9 D F in an LSTM's layer, for 4 D^2 + 3 D F with F = 8/3 D; two of eight experts, for one MLP.
 ARCHITECTURES = {"transformer": dict(F_frac=1.0), "lstm": dict(F_frac=0.5, family="lstm"),
                  "experts": dict(F_frac=0.5, E=8, experts_per_token=2)}
 LADDERS |= {f"cpu-{name}": COMPARED for name in ARCHITECTURES}

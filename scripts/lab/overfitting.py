@@ -126,8 +126,7 @@ def make_config(plan: Plan, width: int, vocab_size: int) -> ModelConfig:
 def measured_steps(plan: Plan) -> list[int]:
     """The steps after which losses are measured: two for each doubling."""
     last = plan.recipe.num_steps
-    halves = range(2 * int(np.log2(last)) + 1)
-    return sorted({round(2 ** (half / 2)) for half in halves} | {last})
+    return sorted({round(2 ** (half / 2)) for half in range(int(2 * np.log2(last)) + 1)} | {last})
 
 
 def make_descent(recipe: Recipe) -> optax.GradientTransformation:
