@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from scaling_runs import losses
 from small_tokens import write_artifacts
 
 from core.errors import UserError
@@ -17,6 +18,8 @@ from scripts.lab.overfitting import Plan, Texts, describe_curve, measured_steps,
 from scripts.lab.overfitting_page import describe_turns, draw
 from train.loss import next_token_loss
 from train.scaling.data_limited import DataLimited
+from train.scaling.forms import OVERTRAINING
+from train.scaling.surface import Fit
 
 TINY = Plan("x", row_length=16, widths=(16, 32), num_layers=1, unique_rows=(4, 8), heldout_rows=4,
             recipe=Recipe(num_steps=8, batch_size=4, learning_rate=1e-2))
@@ -46,28 +49,43 @@ def test_losses_are_measured_at_every_doubling_and_at_the_end():
         1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 48]
 
 
-@pytest.mark.parametrize("repeated, excess", [(15.4, 5.3), (4.0, 20.0)])
-def test_what_repetitions_are_worth_is_found(repeated, excess, monkeypatch):
+@pytest.fixture
+def every_point(monkeypatch):
+    """Of a few samples, with those of the warmup."""
     monkeypatch.setattr(repeats, "NUM_SAMPLES", 4)
     monkeypatch.setattr(repeats, "MIN_TOKENS", 0)
+
+
+@pytest.mark.parametrize("repeated, excess", [(15.4, 5.3), (4.0, 20.0)])
+def test_what_repetitions_are_worth_is_found(repeated, excess, every_point):
     law = DataLimited(repeats=repeated, excess=excess)
     curves = [curve(law, params, unique) for params in (1e5, 3e5, 1e6, 1e7)
               for unique in (1e5, 1e6, 1e7)]
-    # Without repetition some models have more parameters than their tokens feed, which the law of
-    # fresh tokens does not know; so that law is the true one here.
-    fresh = repeats.measure_fresh([row | {"params": 1.0} for row in curves[:3]] + curves)
-    fresh = type(fresh)(fresh.form, np.array(law.theta_P[:4]), np.array([law.theta_P[:4]] * 4),
-                        *(getattr(fresh, name) for name in ("residual_R", "objective",
-                                                            "num_starts", "num_agreeing")))
+    theta_P = np.array(law.theta_P[:4])
+    fresh = Fit(OVERTRAINING, theta_P, np.stack([theta_P] * 4), np.zeros(1), 0.0, 1, 1)
     found = repeats.estimate_repeats(curves, fresh)
     assert found["repeats"]["value"] == pytest.approx(repeated, rel=1e-2)
     assert found["excess"]["value"] == pytest.approx(excess, rel=1e-2)
     assert found["error"] < 1e-4 and found["most_epochs"] == 32
-    assert ("inside" in found["sentence"]) == (repeated > 15), found["sentence"]
+    assert f"R_D* is {repeated:.3g} " in found["sentence"]
+
+
+def test_the_law_of_fresh_tokens_is_that_of_the_first_epoch(every_point):
+    """Whatever happens in later ones."""
+    theta_P = np.array(DataLimited().theta_P[:4])
+    curves = []
+    for params in (1e6, 3e6, 1e7):
+        for unique in (1e7, 1e8):
+            tokens_R = unique * 2.0 ** np.arange(-3, 6)
+            loss_R = losses(OVERTRAINING, theta_P, params, tokens_R)
+            loss_R[tokens_R > unique] *= 0.99
+            curves.append(describe_curve(tokens_R, unique, loss_R, loss_R)
+                          | {"params": params, "unique": unique})
+    assert repeats.measure_fresh(curves).theta_P == pytest.approx(theta_P, rel=1e-3)
 
 
 def test_points_of_the_warmup_and_after_the_turn_are_left_out():
-    row = curve(DataLimited(), 1e6, 2**17, rise=1.0)
+    row = curve(DataLimited(), 1e6, 2**17, rise=10.0)
     points_R4 = repeats.list_points(row)
     assert points_R4[:, 1].tolist() == [2.0**n for n in range(15, 22)]
     assert (points_R4[:, 0] == 1e6).all() and (points_R4[:, 2] == 2**17).all()
@@ -76,10 +94,10 @@ def test_points_of_the_warmup_and_after_the_turn_are_left_out():
 
 def test_sentences_say_which_models_turn():
     law = DataLimited()
-    rows = [{"a": curve(law, 1e5, 1000, width=32), "b": curve(law, 1e6, 1000, width=64, rise=0.5)}]
+    rows = [{"a": curve(law, 1e5, 1000, width=32), "b": curve(law, 1e6, 1000, width=64, rise=10)}]
     line, = describe_turns(rows)
     assert line.startswith("1k unique tokens, 32 epochs: width 32 does not turn")
-    assert "width 64 turns after 16 and rises by 0." in line
+    assert "width 64 turns after 16 and rises by 4.25 nats" in line
 
 
 # The loop -----------------------------------------------------------------------------------------
@@ -140,9 +158,7 @@ def test_a_smaller_amount_is_part_of_a_larger_one(tokens):
         overfitting.read_texts(TINY._replace(unique_rows=(10**6,)), tokens, seed=0)
 
 
-def test_a_run_goes_on_where_it_stopped(tokens, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(repeats, "NUM_SAMPLES", 2)
-    monkeypatch.setattr(repeats, "MIN_TOKENS", 0)
+def test_a_run_goes_on_where_it_stopped(tokens, tmp_path, monkeypatch, every_point, capsys):
     for name in ("load_matplotlib", "draw"):
         monkeypatch.setattr(overfitting, name, lambda *given: None)
     first = run_plan(TINY, tokens, 1, tmp_path)
