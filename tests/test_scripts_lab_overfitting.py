@@ -21,6 +21,8 @@ from train.scaling.data_limited import DataLimited
 from train.scaling.forms import OVERTRAINING
 from train.scaling.surface import Fit
 
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")     # Daft's
+
 TINY = Plan("x", row_length=16, widths=(16, 32), num_layers=1, unique_rows=(4, 8), heldout_rows=4,
             recipe=Recipe(num_steps=8, batch_size=4, learning_rate=1e-2))
 
