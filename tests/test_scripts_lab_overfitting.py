@@ -98,7 +98,7 @@ def test_sentences_say_which_models_turn():
     law = DataLimited()
     rows = [{"a": curve(law, 1e5, 1000, width=32), "b": curve(law, 1e6, 1000, width=64, rise=10)}]
     line, = describe_turns(rows)
-    assert line.startswith("1k unique tokens, 32 epochs: width 32 does not turn")
+    assert line.startswith("1k unique tokens, read 32 times: width 32 does not turn")
     assert "width 64 turns after 16 and rises by 4.25 nats" in line
 
 

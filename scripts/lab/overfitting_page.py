@@ -44,7 +44,7 @@ def describe_turns(rows: Sequence[Mapping[str, Row]]) -> list[str]:
                 f"turns after {epoch:.3g} and rises by {rise:.2f} nats" if rise > RISE_NATS
                 else "does not turn") + f" (gap at the end {gap:.2f})")
         epochs = own[0]["epochs"]
-        lines.append(f"{format_count(unique)} unique tokens, {epochs:g} epochs: "
+        lines.append(f"{format_count(unique)} unique tokens, read {epochs:g} times: "
                      + "; ".join(turns))
     return lines
 
