@@ -15,6 +15,20 @@ cpu: 7.5e13 FLOPs (6 N D), 2.1M tokens for the largest run; the target, the next
 tokens for each parameter, is 4.5e13. At this size a ladder shows the method and saves nothing. By
 the quickstart's speed the ladder takes 30 minutes on two cores and the target 15, not run yet.
 
+cpu-transformer, cpu-lstm, cpu-experts: three architectures of equal width, depth and tokens, and
+nearly equal parameters in products. They forecast nothing, and are compared:
+
+    for name in transformer lstm experts; do
+      python -m train.scaling ladder --config=configs/ladder.py:cpu-$name --count=products \\
+        --parents=runs/quickstart-cpu --out=runs/architectures/$name
+    done
+    python -m train.scaling compare --runs=runs/architectures/transformer/runs --count=products \\
+      --against=runs/architectures/lstm/runs --against=runs/architectures/experts/runs \\
+      --law=overtraining --figures --out=runs/architectures/compared
+
+Each takes 7.7e12 FLOPs, 6 minutes on two cores by the quickstart's speed. Learning rates are those
+of the Transformer; an LSTM or experts may be better with their own.
+
 accelerator: 4.2e18 FLOPs, 2.2B tokens for the largest run; the target, depth 26 with 20 tokens for
 each of 0.92B parameters, is 1.0e20, so the ladder costs 4 % of it. At 45 % of an H100's peak 2.6
 and 64 hours on one GPU, not run yet; small models reach less.
@@ -37,6 +51,13 @@ LADDERS = {
                 target=dict(depth=6, tokens_per_param=0.8)),
     "accelerator": dict(depths=(4, 6, 8, 10, 12), tokens_per_param=(5.0, 10.0, 20.0),
                         target=dict(depth=26, tokens_per_param=20.0))}
+COMPARED = dict(depths=(1, 2, 3), tokens_per_param=(0.2, 0.4, 0.8),
+                target=dict(depth=0, tokens_per_param=1.0))     # no forecast
+# What differs from the Transformer. With half of its F each has nearly its parameters in products:
+# 9 D F in an LSTM's layer, for 4 D^2 + 3 D F with F = 8/3 D; two of eight experts, for one MLP.
+ARCHITECTURES = {"transformer": dict(F_frac=1.0), "lstm": dict(F_frac=0.5, family="lstm"),
+                 "experts": dict(F_frac=0.5, E=8, experts_per_token=2)}
+LADDERS |= {f"cpu-{name}": COMPARED for name in ARCHITECTURES}
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -52,8 +73,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         platform=platform, **LADDERS[platform],
         repeats="refuse"))          # or allow: runs that read a domain more than once
     try:
-        depth, tokens_per_param = (int(size[0]), float(size[1])) if size else (
-            ladder.target.depth, ladder.target.tokens_per_param)
+        depth, tokens_per_param = (int(size[0]), float(size[1])) if size else _largest(ladder)
     except ValueError:
         raise _fault(arg) from None
     if depth < 1 or not 0 < tokens_per_param < float("inf"):
@@ -63,14 +83,17 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 def make_run(ladder: ConfigDict, depth: int, tokens_per_param: float) -> ConfigDict:
     """The config of one run of the ladder."""
-    on_cpu = ladder.platform == "cpu"
-    scale = scale_by_depth(depth, ladder.platform, tokens_per_param)
+    platform, _, architecture = ladder.platform.partition("-")
+    on_cpu = platform == "cpu"
+    scale = scale_by_depth(depth, platform, tokens_per_param)
     c = ConfigDict()
     c.ladder = ladder
     c.update(make_tokens(vocab_size=scale.vocab_size,
                          tokenizer_bytes=20_000_000 if on_cpu else 1_000_000_000))
     c.mesh = make_mesh(data=1, fsdp=-1)
     c.model = make_model(**scale.model)
+    if architecture:
+        c.model.update(change_model(architecture, scale.model["F"]))
     c.pretrain = make_pretrain(
         corpus="",                  # only tasks asked while training need it
         row_length=scale.row_length, batch_size=scale.batch_size, num_steps=scale.num_steps,
@@ -82,6 +105,24 @@ def make_run(ladder: ConfigDict, depth: int, tokens_per_param: float) -> ConfigD
         run=make_training_run(scan_unroll=depth, loss_chunks=4 if on_cpu else 0, evaluate_every=0,
                               checkpoint_every=250, keep_checkpoints=1))
     return c
+
+
+def _largest(ladder: ConfigDict) -> tuple[int, float]:
+    """The target's size or, without a target, that of the largest run."""
+    if ladder.target.depth:
+        return ladder.target.depth, ladder.target.tokens_per_param
+    return max(ladder.depths), max(ladder.tokens_per_param)
+
+
+def change_model(architecture: str, mlp_width: int) -> dict:
+    """The fields of a model that make it one of `ARCHITECTURES`.
+
+    Args:
+        mlp_width: F of the Transformer of its depth.
+    """
+    changes = dict(ARCHITECTURES[architecture])
+    # An LSTM has no such embedding, so none of them has.
+    return dict(F=int(mlp_width * changes.pop("F_frac")), embed_previous=False) | changes
 
 
 def _fault(arg: str | None) -> ValueError:

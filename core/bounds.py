@@ -115,7 +115,8 @@ BOUNDS: Mapping[str, Bounds] = {
     "z_loss_coef": NOT_NEGATIVE, "balance_coef": NOT_NEGATIVE, "router_z_coef": NOT_NEGATIVE,
 
     # ladder
-    "target.depth": count(high=1000), "target.tokens_per_param": POSITIVE,
+    "target.depth": count(0, high=1000, note="0 forecasts nothing"),
+    "target.tokens_per_param": POSITIVE,
 
     # pairs, dpo, reward
     "pairs.num_samples": count(2), "pairs.min_margin": NOT_NEGATIVE,

@@ -1,4 +1,4 @@
-"""Two sets of runs at equal compute: multipliers of planted laws, intervals, refusals."""
+"""Sets of runs at equal compute: multipliers of planted laws, intervals, refusals."""
 
 import csv
 import dataclasses
@@ -13,7 +13,7 @@ from scaling_runs import KAPLANS, UNROUNDED, grid, losses, make, valleys
 
 from core.errors import UserError
 from train.scaling import __main__ as commands
-from train.scaling import compare
+from train.scaling import compare, figures
 from train.scaling.forms import HOFFMANN, KAPLAN, OVERTRAINING, optimal_sizes
 from train.scaling.surface import fit_law
 
@@ -124,27 +124,34 @@ def write_table(path, theta):
 def values(tmp_path):
     """The command's flags."""
     own = flags.FlagValues()
-    for name in ("runs", "against", "count", "law", "metric", "out"):
+    for name in ("runs", "count", "law", "metric", "out"):
         flags.DEFINE_string(name, None, "", flag_values=own)
+    flags.DEFINE_multi_string("against", None, "", flag_values=own)
     for name in ("columns", "only", "budgets"):
         flags.DEFINE_list(name, [], "", flag_values=own)
     flags.DEFINE_bool("figures", False, "", flag_values=own)
     own(["train.scaling", "--count=total", "--law=hoffmann", f"--out={tmp_path / 'out'}",
          f"--runs={write_table(tmp_path / 'ours.csv', UNROUNDED)}",
-         f"--against={write_table(tmp_path / 'theirs.csv', slower(UNROUNDED, 2.0))}"])
+         f"--against={write_table(tmp_path / 'theirs.csv', slower(UNROUNDED, 2.0))}",
+         f"--against={write_table(tmp_path / 'others.csv', slower(UNROUNDED, 0.5))}"])
     return own
 
 
 def test_the_command_writes_the_comparison(values, tmp_path, capsys):
     result = commands.compare(values)
     saved = json.loads((tmp_path / "out" / "compare.json").read_text())
-    assert saved["multiplier"]["value"] == result["multiplier"]["value"]
-    assert result["multiplier"]["value"] == pytest.approx(2.0, rel=1e-3)
-    assert saved["sides"]["against"]["constants"].keys() == {"A", "B", "E", "alpha", "beta"}
-    assert len(saved["multipliers"]) == compare.NUM_LOSSES and saved["count"] == "total"
+    assert saved == result
+    found = [each["multiplier"]["value"] for each in saved["comparisons"]]
+    assert found == pytest.approx([2.0, 0.5], rel=1e-3), "each is against --runs"
+    first = saved["comparisons"][0]
+    assert first["sides"]["against"]["constants"].keys() == {"A", "B", "E", "alpha", "beta"}
+    assert len(first["multipliers"]) == compare.NUM_LOSSES and first["count"] == "total"
+    assert [Path(path).name for path in saved["left_out"]] == ["ours.csv", "theirs.csv",
+                                                               "others.csv"]
     printed = capsys.readouterr().err
     assert "theirs.csv needs 2 times the compute of" in printed
-    assert "--against: not known whether all runs have the same tokenizer" in printed
+    assert "others.csv needs 0.5 times the compute of" in printed
+    assert "theirs.csv: not known whether all runs have the same tokenizer" in printed
     values.against = None
     with pytest.raises(UserError, match="--against: is missing"):
         commands.compare(values)
@@ -161,6 +168,13 @@ def test_a_flag_of_another_command_is_refused(monkeypatch):
     for words, shown in ((["fits"], "fits"), ([], "no command"), (["fit", "ladder"], "fit ladder")):
         with pytest.raises(UserError, match=f"{shown}: is not a command.*fit, ladder, compare"):
             commands.main(words)
+
+
+def test_names_in_a_figure_are_what_differs():
+    assert figures.shorten(["runs/a/lstm/runs", "runs/a/dense/runs"]) == ["lstm", "dense"]
+    assert figures.shorten(["a/x.csv", "a/b/x.csv"]) == ["x.csv", "b/x.csv"]
+    assert figures.shorten(["a", "a/b"]) == ["a", "a/b"]
+    assert figures.shorten(["x.csv", "x.csv"]) == ["x.csv", "x.csv"]
 
 
 @pytest.mark.full

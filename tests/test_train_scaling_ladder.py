@@ -84,6 +84,29 @@ def test_a_plan_has_every_size_and_length_by_the_dial(planned, parents):
     assert planned.target.point.folder.parent.name == "target"
 
 
+@pytest.mark.parametrize("name, family, num_experts", [
+    ("transformer", "decoder", 0), ("lstm", "lstm", 0), ("experts", "decoder", 8)])
+def test_architectures_are_compared_at_nearly_equal_sizes(name, family, num_experts, planned,
+                                                          parents, tmp_path):
+    """In products a run has the parameters and the tokens of its Transformer; none has a target."""
+    own = plan(parents, tmp_path, count="products",
+               given=(f"--config=configs/ladder.py:cpu-{name}",))
+    check_ladder(own, OVERTRAINING, with_target=False)
+    with pytest.raises(UserError, match="--run_target: this ladder has no target"):
+        check_ladder(own, OVERTRAINING, with_target=True)
+    for run in own.runs:
+        model, dial = run.config.model, scale_by_depth(run.depth, "cpu", 1.0).model
+        width, hidden, depth = dial["D"], dial["F"], dial["N"]
+        products = depth * (4 * width**2 + 3 * width * hidden) + width * 2048
+        assert run.params == pytest.approx(products, rel=0.07)
+        ratio = float(run.name.rpartition("=")[2])
+        assert run.tokens / products == pytest.approx(ratio, rel=0.02)
+        assert (model.family, model.E, model.D) == (family, num_experts, width)
+        assert not model.embed_previous
+    rows = describe_plan(own, [])
+    assert len(rows) == 9 and "% of the target" not in show_plan(rows)
+
+
 def test_the_count_decides_the_parameters(planned, parents, tmp_path):
     small = plan(parents, tmp_path, "--config.ladder.depths=(1,)",
                  "--config.ladder.target.depth=9", count="non_embedding")
@@ -176,7 +199,7 @@ def test_a_measure_of_held_out_pages_needs_some(planned, parents, tmp_path):
     ("ladder.tokens_per_param=(1.0,-2.0)", "ladder.tokens_per_param=(1.0, -2.0): is no list of n"),
     ("ladder.repeats=yes", "ladder.repeats='yes': is neither refuse nor allow"),
     ("pretrain.init_from=runs/x", "makes the runs begin with what another learned"),
-    ("ladder.target.depth=0", "ladder.target.depth=0: must be a whole number, at least 1")])
+    ("ladder.target.depth=-1", "ladder.target.depth=-1: must be a whole number, at least 0")])
 def test_a_section_without_sizes_is_refused(argument, line):
     with pytest.raises(UserError) as error:
         read_ladder(load_config([FILE, f"--config.{argument}"], "ladder"))
@@ -243,7 +266,7 @@ class Planting:
     def run(self, planned, points):
         """Plants the runs of these points."""
         self.calls.append([point.folder.name for point in points])
-        by_name = {run.point.folder: run for run in (*planned.runs, planned.target)}
+        by_name = {run.point.folder: run for run in planned.with_target}
         if by_name[points[0].folder] is planned.target:
             self.forecast = json.loads((self.out / "forecast.json").read_text())
         rng = np.random.default_rng(0)
@@ -305,6 +328,13 @@ def test_a_ladder_forecasts_its_target_and_is_not_trained_twice(command, tmp_pat
     assert printed.out.count("finished") == 15 and "0 are left, 0s" in printed.out
     assert "the forecast is off by" in printed.err
     assert json.loads((out / "forecast.json").read_text()) == again["forecast"]
+
+
+def test_a_ladder_without_a_target_ends_with_the_law(command, tmp_path):
+    result = command("--config.ladder.target.depth=0")
+    assert "forecast" not in result and not (tmp_path / "out" / "forecast.json").exists()
+    fitted = json.loads((tmp_path / "out" / "law" / "fit.json").read_text())
+    assert fitted["runs"] == 15 and fitted["forecast"] == []
 
 
 def test_a_run_that_failed_stops_the_ladder_until_it_is_trained(command, tmp_path):

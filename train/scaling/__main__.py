@@ -21,13 +21,13 @@ cannot be compared. Runs of several tokenizers, corpora or lengths of evaluation
 
 ladder: trains the runs that the config's section `ladder` names, of several sizes and lengths, on
 tokens in `--parents`; fits the law to them, and writes `forecast.json`, the loss of the target by
-it, before `--run_target` trains the target and adds how it came out. `--dry_run` prints the runs
-with their FLOPs and time, by `--flops_per_sec` or the speed of finished runs. The same command
-again trains what is not finished.
+it, before `--run_target` trains the target and adds how it came out; with no target it ends with
+the law. `--dry_run` prints the runs with their FLOPs and time, by `--flops_per_sec` or the speed of
+finished runs. The same command again trains what is not finished.
 
-compare: fits the law to `--runs` and to `--against`, and writes `compare.json`: the best loss of
-each by budget, and the compute multiplier, how many times the budget of the first the second needs
-for the same loss, each with its bootstrap interval.
+compare: fits the law to `--runs` and to each `--against`, of which there may be several, and writes
+`compare.json`: the best loss of each by budget, and the compute multiplier, how many times the
+budget of `--runs` the other needs for the same loss, each with its bootstrap interval.
 
 noise: measures gradients of a model on random rows of its training's mixture, or of `--domains`,
 in small and in large batches, and writes `noise.json`: the gradient noise scale in tokens with its
@@ -80,7 +80,7 @@ def fit(values: Any) -> dict[str, Any]:
     """Reads the runs, fits a law, writes it, and returns it."""
     if not values.out:
         raise UserError("--out", "is missing", "name a folder: --out=PATH")
-    runs, left_out = read_runs(values)
+    runs, left_out = read_runs(values, values.runs)
     runs, num_dropped = drop_highest(runs, values.drop_highest)
     if num_dropped:
         left_out = {**left_out, "highest": num_dropped}
@@ -97,38 +97,40 @@ def fit(values: Any) -> dict[str, Any]:
 
 
 def compare(values: Any) -> dict[str, Any]:
-    """Reads two sets of runs, compares them by a law, writes that, and returns it."""
+    """Reads sets of runs, compares the others with the first, writes that, and returns it."""
     if not values.out:
         raise UserError("--out", "is missing", "name a folder: --out=PATH")
+    given = [("runs", values.runs), *(("against", path) for path in values.against or [None])]
     sides, left_out = [], {}
-    for seed, flag in enumerate(("runs", "against")):
-        runs, left_out[flag] = read_runs(values, flag)
-        sides.append(make_side(str(getattr(values, flag)), runs, FORMS[values.law], seed))
-    found, loss_name = compare_sides(*sides), _loss_name(values)
-    result = {"loss": loss_name, "left_out": left_out} | describe_comparison(
-        found, _read_budgets(values.budgets))
+    for seed, (flag, path) in enumerate(given):
+        runs, left_out[str(path)] = read_runs(values, path, flag)
+        sides.append(make_side(str(path), runs, FORMS[values.law], seed))
+        for warning in sides[-1].warnings:
+            log(f"compare: --{flag}={path}: {warning}")
+    own, *others = sides
+    found, loss_name = [compare_sides(own, other) for other in others], _loss_name(values)
+    budgets = _read_budgets(values.budgets)
+    result = {"loss": loss_name, "left_out": left_out,
+              "comparisons": [describe_comparison(each, budgets) for each in found]}
     out = Path(values.out)
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "compare.json", result)
-    for key, side in result["sides"].items():
-        for warning in side["warnings"]:
-            log(f"compare: --{key}: {warning}")
-    overall = result["multiplier"]
-    log(f"compare: at equal {loss_name}, {sides[1].name} needs {overall['value']:.3g} times the "
-        f"compute of {sides[0].name}" + ("" if overall["low"] is None else
-                                         f" ({overall['low']:.3g} to {overall['high']:.3g})"))
+    for other, described in zip(others, result["comparisons"]):
+        overall = described["multiplier"]
+        log(f"compare: at equal {loss_name}, {other.name} needs {overall['value']:.3g} times the "
+            f"compute of {own.name}" + ("" if overall["low"] is None else
+                                        f" ({overall['low']:.3g} to {overall['high']:.3g})"))
     if values.figures:
         result["figures"] = [str(draw_comparison(out, found, loss_name))]
     return result
 
 
-def read_runs(values: Any, flag: str = "runs") -> tuple[Runs, dict[str, int]]:
-    """The runs that a flag names, and how many were left out by reason.
+def read_runs(values: Any, given: str | None, flag: str = "runs") -> tuple[Runs, dict[str, int]]:
+    """The runs that are given by a flag, and how many were left out by reason.
 
     Raises:
         UserError: a flag is missing, or does not fit what is read.
     """
-    given = getattr(values, flag)
     if not given:
         raise UserError(f"--{flag}", "is missing", "name a folder of runs, or a table")
     if not values.count:
@@ -194,7 +196,7 @@ COMMANDS = {
 
 if __name__ == "__main__":
     flags.DEFINE_string("runs", None, "Folder of runs, of a workdir or of a sweep; or a table.")
-    flags.DEFINE_string("against", None, "Compare: the other runs, as --runs.")
+    flags.DEFINE_multi_string("against", None, "Compare: other runs, as --runs; may be repeated.")
     flags.DEFINE_enum("count", None, list(COUNTS), "Parameters that are counted: "
                       + "; ".join(f"{name}: {words}" for name, words in COUNTS.items()) + ".")
     flags.DEFINE_enum("law", "hoffmann", list(FORMS), "Law of the loss over parameters and tokens.")

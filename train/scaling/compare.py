@@ -1,4 +1,4 @@
-"""Two sets of runs at equal compute, and how much more compute the one needs for equal losses.
+"""Sets of runs at equal compute, and how much more compute one needs for another's losses.
 
 The curve of a set is the loss of its best size by budget, C = 6 N D. The compute multiplier at a
 loss is the budget at which the other set's curve reaches it, over the budget at which its own does:
@@ -81,7 +81,7 @@ def make_side(name: str, runs: Runs, form: Form, seed: int) -> Side:
     """Fits the law to one side; raises `UserError` as `check_runs`.
 
     Args:
-        seed: of the bootstrap, which differs between the two sides, as their runs are no pairs.
+        seed: of the bootstrap, which differs between sides, as their runs are no pairs.
     """
     warnings = check_runs(runs, form)
     return Side(name, runs, fit_law(form, runs, seed=seed), warnings)

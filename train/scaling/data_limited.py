@@ -18,6 +18,8 @@ from train.scaling.forms import HOFFMANN, optimal_sizes
 from train.scaling.surface import DELTA
 
 START_REPEATS = (2.0, 6.0, 20.0)
+RANGE = (1e-3, 1e6)     # of R_D* and R_N*; where one ends at a limit, the runs do not decide it
+
 
 @dataclasses.dataclass(frozen=True)
 class DataLimited:
@@ -99,7 +101,7 @@ def fit_repeats(theta_P: Sequence[float], params_R: np.ndarray, tokens_R: np.nda
         return float(np.sum(huber(DELTA, residual_R)) / DELTA**2)
 
     ends = [minimize(objective, np.log([repeats, excess]), method="Nelder-Mead",
-                     options={"xatol": 1e-6, "fatol": 1e-10})
+                     bounds=[tuple(np.log(RANGE))] * 2, options={"xatol": 1e-6, "fatol": 1e-10})
             for repeats in START_REPEATS for excess in START_REPEATS]
     repeats, excess = np.exp(min(ends, key=lambda end: end.fun).x)
     return DataLimited(tuple(theta_P), float(repeats), float(excess))

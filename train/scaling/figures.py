@@ -3,7 +3,8 @@ and of a comparison and a noise scale."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,34 +45,40 @@ def draw_all(folder: Path, report: Report, loss_name: str,
     return paths
 
 
-def draw_comparison(folder: Path, found: Comparison, loss_name: str) -> Path:
-    """Draws both curves with their runs, and the multiplier over the loss; returns the file.
+def draw_comparison(folder: Path, found: Sequence[Comparison], loss_name: str) -> Path:
+    """Draws the curve of each side with its runs, and multipliers over the loss; returns the file.
+
+    Args:
+        found: comparisons of the same side with others.
 
     Raises:
         UserError: matplotlib is missing.
     """
     figure = load_matplotlib()(figsize=(13, 4.8), layout="constrained")
     curves, multipliers = figure.subplots(1, 2)
-    for side, colour in ((found.side, "C0"), (found.against, "C1")):
-        runs = side.runs
+    sides = [found[0].side, *(each.against for each in found)]
+    labels = shorten([side.name for side in sides])
+    for number, (side, label) in enumerate(zip(sides, labels)):
+        runs, colour = side.runs, f"C{number}"
         flops = np.geomspace(runs.flops_R.min(), runs.flops_R.max(), NUM_POINTS)
         loss, samples = side.losses_at(flops)
         curves.fill_between(flops, *np.nanquantile(samples, QUANTILES, axis=0), color=colour,
                             alpha=0.25, linewidth=0)
-        curves.plot(flops, loss, color=colour, label=side.name)
+        curves.plot(flops, loss, color=colour, label=label)
         curves.plot(runs.flops_R, runs.loss_R, ".", color=colour, markersize=4)
     _log(curves, "x")
     _log_losses(curves)
     _name(curves, "training compute, FLOPs", loss_name)
     curves.legend()
-    multipliers.fill_between(found.loss_R, *np.nanquantile(found.samples_SR, QUANTILES, axis=0),
-                             alpha=0.25, linewidth=0, label="95 % interval")
-    multipliers.plot(found.loss_R, found.multiplier_R, "o-")
-    multipliers.axhline(1, color="black", linewidth=0.8)
+    for number, (each, label) in enumerate(zip(found, labels[1:]), start=1):
+        multipliers.fill_between(each.loss_R, *np.nanquantile(each.samples_SR, QUANTILES, axis=0),
+                                 color=f"C{number}", alpha=0.25, linewidth=0)
+        multipliers.plot(each.loss_R, each.multiplier_R, "o-", color=f"C{number}", label=label)
+    multipliers.axhline(1, color="C0", linewidth=1)
     multipliers.invert_xaxis()
     _log(multipliers, "y")
     _name(multipliers, f"{loss_name}, from worse to better",
-          f"compute of {found.against.name} over that of {found.side.name}")
+          f"compute over that of {labels[0]}, with 95 % intervals")
     multipliers.legend()
     path = folder / "compare.png"
     figure.savefig(path, dpi=120)
@@ -114,6 +121,21 @@ def draw_noise(folder: Path, found: Mapping[str, Any]) -> Path:
     path = folder / "noise.png"
     figure.savefig(path, dpi=120)
     return path
+
+
+def shorten(names: Sequence[str]) -> list[str]:
+    """Paths without what all share at both ends, but never empty; equal ones stay whole."""
+    parts = [Path(name).parts for name in names]
+    if len(set(parts)) < len(parts):
+        return list(names)
+
+    def num_shared(columns: Iterable[tuple[str, ...]]) -> int:
+        return sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
+
+    first = min(num_shared(zip(*parts)), min(map(len, parts)) - 1)
+    rest = [own[first:] for own in parts]
+    last = min(num_shared(zip(*(own[::-1] for own in rest))), min(map(len, rest)) - 1)
+    return [str(Path(*own[first:len(own) - last])) for own in parts]
 
 
 def load_matplotlib() -> Any:

@@ -1,4 +1,4 @@
-"""What makes a ladder unfit for a forecast, refused before anything is trained."""
+"""What makes a ladder unfit for a law or a forecast, refused before anything is trained."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from train.scaling.checks import check_sizes
 from train.scaling.forms import Form
 from train.scaling.ladder.plan import Ladder, PlannedRun
 
-MIN_DEPTHS = 5
+MIN_DEPTHS = 5      # of a forecast; a law alone asks less, see `check_sizes`
 MIN_RATIOS = 2
 PLACES = 6      # of a domain's share, to which those of all runs agree
 
@@ -24,10 +24,13 @@ def check_ladder(ladder: Ladder, form: Form, *, with_target: bool) -> None:
 
     Raises:
         UserError: depths or lengths are too few or too much alike, a run would read data again,
-            the runs' mixtures differ, or the target is no larger than they are.
+            the runs' mixtures differ, or the target is missing or no larger than they are.
     """
     depths = sorted({run.depth for run in ladder.runs})
-    if len(depths) < MIN_DEPTHS:
+    if ladder.target is None and with_target:
+        raise UserError("--run_target", "this ladder has no target",
+                        "leave it out, or set --config.ladder.target.depth")
+    if ladder.target is not None and len(depths) < MIN_DEPTHS:
         raise UserError(f"ladder.depths={tuple(depths)}", f"are fewer than {MIN_DEPTHS} sizes",
                         "add some with --config.ladder.depths=(1,2,3,4,5)")
     if len(ladder.runs) < MIN_RATIOS * len(depths):
@@ -38,7 +41,7 @@ def check_ladder(ladder: Ladder, form: Form, *, with_target: bool) -> None:
     _check_same_sizes(ladder)
     _check_reading(ladder, with_target)
     largest = ladder.runs[-1]
-    if ladder.target.flops <= largest.flops:
+    if ladder.target is not None and ladder.target.flops <= largest.flops:
         raise UserError(f"ladder.target, {ladder.target.name}", f"takes {ladder.target.flops:.3g} "
                         f"FLOPs, no more than {largest.name} with {largest.flops:.3g}",
                         "raise --config.ladder.target.depth, or leave out large depths")
@@ -57,10 +60,10 @@ def _check_same_sizes(ladder: Ladder) -> None:
 
 def _check_reading(ladder: Ladder, with_target: bool) -> None:
     """All runs read the same mixture, and no domain twice."""
-    runs = (*ladder.runs, ladder.target)
-    for run in runs:
-        if _shares(run) != _shares(runs[0]):
-            raise UserError(f"run {run.name}", f"reads another mixture than {runs[0].name}",
+    first = ladder.runs[0]
+    for run in ladder.with_target:
+        if _shares(run) != _shares(first):
+            raise UserError(f"run {run.name}", f"reads another mixture than {first.name}",
                             "give more data, or set --config.pretrain.max_epochs=0")
         domain, passes = max(run.epochs.items(), key=lambda item: item[1])
         if passes <= 1 or ladder.may_repeat:
@@ -83,8 +86,8 @@ def _shares(run: PlannedRun) -> list[tuple[str, str, float]]:
 
 def check_metric(ladder: Ladder, metric: str) -> None:
     """Refuses a measure of held-out pages where the tokens have none."""
-    target = ladder.target
-    tokens = find_parents(STAGE, target.config, target.point.folder)["tokens"]
+    run = ladder.runs[0]    # all read the same
+    tokens = find_parents(STAGE, run.config, run.point.folder)["tokens"]
     if metric.startswith("heldout_") and not has_heldout(tokens):
         raise UserError(f"--metric={metric}", f"{tokens} holds no page out",
                         "curate the corpus with --config.curate.heldout.frac above 0")
@@ -92,7 +95,7 @@ def check_metric(ladder: Ladder, metric: str) -> None:
 
 def note_vocabulary(ladder: Ladder) -> None:
     """Logs where the tokens have another vocabulary than the dial's."""
-    config, found = ladder.target.config, ladder.target.reading.model["V"]
+    config, found = ladder.runs[0].config, ladder.runs[0].reading.model["V"]
     if found != config.tokenizer.vocab_size:
         log(f"ladder: the tokens have a vocabulary of {found}, and the config's sizes are for "
             f"{config.tokenizer.vocab_size}: the table's parameters and tokens are exact")

@@ -1,4 +1,4 @@
-"""The command `ladder`: plans the runs, trains them, fits the law, and forecasts the target."""
+"""The command `ladder`: plans the runs, trains them, fits the law, and forecasts a target."""
 
 from __future__ import annotations
 
@@ -49,12 +49,14 @@ def ladder(values: Any) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "plan.json", rows)
     train_unfinished(planned.runs, values.parallel)
-    report, forecast = forecast_target(planned, fit_ladder(planned, form, values.metric), values)
-    budgets = [planned.target.flops]
+    report, budgets = fit_ladder(planned, form, values.metric), []
+    result = {"runs": len(planned.runs), "flops": planned.flops,
+              "law": str(out / "law" / "fit.json")}
+    if planned.target is not None:
+        report, result["forecast"] = forecast_target(planned, report, values)
+        budgets = [planned.target.flops]
     fitted = {"loss": values.metric} | describe(report, budgets)
     write_fit(out / "law", report, fitted | {"source": str(out / "runs")})
-    result = {"runs": len(planned.runs), "flops": planned.flops, "forecast": forecast,
-              "law": str(out / "law" / "fit.json")}
     if values.figures:
         result["figures"] = [str(path) for path in
                              draw_all(out / "law", report, values.metric, budgets)]
@@ -94,8 +96,8 @@ def find_speeds(planned: Ladder, values: Any) -> list[Speed]:
     """The speed that the flags give, or those of finished runs: of the ladder, its target and the
     run of the same name in `--parents`."""
     if values.flops_per_sec:
-        return [Speed(planned.target.params, values.flops_per_sec)]
-    folders = [run.folder for run in (*planned.runs, planned.target)]
+        return [Speed(planned.runs[-1].params, values.flops_per_sec)]
+    folders = [run.folder for run in planned.with_target]
     folders.append(Path(values.parents) / values.config.pretrain.out)
     speeds = (measure_speed(folder, planned.count) for folder in folders)
     return [speed for speed in speeds if speed is not None]
@@ -108,11 +110,11 @@ def describe_plan(planned: Ladder, speeds: Sequence[Speed]) -> list[dict[str, An
              "tokens_per_param": run.tokens / run.params, "flops": run.flops,
              "epochs": max(run.epochs.values()),
              "secs": estimate_secs(run.params, run.flops, speeds),
-             "is_finished": run.is_finished} for run in (*planned.runs, planned.target)]
+             "is_finished": run.is_finished} for run in planned.with_target]
 
 
 def show_plan(rows: Sequence[dict[str, Any]]) -> str:
-    """The table of the plan, and the ladder's sum beside the target."""
+    """The table of the plan, and the ladder's sum beside the target, if there is one."""
     cells = [["run", "params", "tokens", "tokens/param", "FLOPs (6ND)", "epochs", "time", ""]]
     cells += [[row["run"], format_count(row["params"]), format_count(row["tokens"]),
                f"{row['tokens_per_param']:.3g}", f"{row['flops']:.3g}", f"{row['epochs']:.2f}",
@@ -120,12 +122,13 @@ def show_plan(rows: Sequence[dict[str, Any]]) -> str:
     widths = [max(map(len, column)) for column in zip(*cells)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip()
              for line in cells]
-    *runs, target = rows
+    runs = [row for row in rows if row["part"] == "ladder"]
     flops = sum(row["flops"] for row in runs)
+    share = "".join(f", {100 * flops / row['flops']:.3g} % of the target's"
+                    for row in rows if row["part"] == "target")
     left = [row["secs"] for row in runs if not row["is_finished"]]
     time = "an unknown time: give --flops_per_sec" if None in left else f"{format_secs(sum(left))}"
-    return "\n".join([*lines, f"{len(runs)} runs, {flops:.3g} FLOPs, "
-                      f"{100 * flops / target['flops']:.3g} % of the target's; {len(left)} are "
+    return "\n".join([*lines, f"{len(runs)} runs, {flops:.3g} FLOPs{share}; {len(left)} are "
                       f"left, {time}"])
 
 

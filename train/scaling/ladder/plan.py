@@ -71,14 +71,20 @@ class Ladder:
     """Runs in ascending order of FLOPs, and the run that they forecast.
 
     Attributes:
+        target: that run; None of runs that are for a comparison alone.
         count: which parameters are counted, one of `COUNTS`.
         may_repeat: whether runs may read a domain more than once.
     """
 
     runs: tuple[PlannedRun, ...]
-    target: PlannedRun
+    target: PlannedRun | None
     count: str
     may_repeat: bool
+
+    @property
+    def with_target(self) -> tuple[PlannedRun, ...]:
+        """The runs and, if there is one, the target as the last."""
+        return self.runs if self.target is None else (*self.runs, self.target)
 
     @property
     def flops(self) -> float:
@@ -127,7 +133,8 @@ def plan_ladder(config: ConfigDict, given: Sequence[str], count: str, *, parents
     runs = [plan("runs", depth, ratio)
             for depth in dict.fromkeys(section.depths)
             for ratio in dict.fromkeys(section.tokens_per_param)]
-    target = plan("target", section.target.depth, section.target.tokens_per_param)
+    target = (plan("target", section.target.depth, section.target.tokens_per_param)
+              if section.target.depth else None)
     return Ladder(tuple(sorted(runs, key=lambda run: run.flops)), target, count,
                   section.repeats == "allow")
 
