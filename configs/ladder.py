@@ -33,8 +33,8 @@ from configs.common import (
 )
 
 LADDERS = {
-    "cpu": dict(depths=(1, 2, 3, 4, 5), tokens_per_param=(0.2, 0.4, 0.8),
-                target=dict(depth=6, tokens_per_param=0.8)),
+    "cpu": dict(depths=(2, 3, 4, 5, 6), tokens_per_param=(1.0, 2.0, 4.0),
+                target=dict(depth=7, tokens_per_param=4.0)),
     "accelerator": dict(depths=(4, 6, 8, 10, 12), tokens_per_param=(5.0, 10.0, 20.0),
                         target=dict(depth=26, tokens_per_param=20.0))}
 
@@ -64,7 +64,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 def make_run(ladder: ConfigDict, depth: int, tokens_per_param: float) -> ConfigDict:
     """The config of one run of the ladder."""
     on_cpu = ladder.platform == "cpu"
-    scale = scale_by_depth(depth, ladder.platform, tokens_per_param)
+    scale = scale_by_depth(depth, "cpu_ladder" if on_cpu else "accelerator", tokens_per_param)
     c = ConfigDict()
     c.ladder = ladder
     c.update(make_tokens(vocab_size=scale.vocab_size,
