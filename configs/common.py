@@ -425,6 +425,8 @@ REFERENCES = {
     "accelerator": Reference(12, 64, 128, 32_768, 2048, 12.0, 2**19, 0.0036, 0.1),
     # The quickstart: the best of docs/benchmarks.md, with a horizon of five minutes on two cores.
     "cpu": Reference(4, 32, 64, 2048, 256, 1.75, 4096, 0.02, 0.1),
+    # The same width from twice the depth, in small heads: each depth has a width of its own.
+    "cpu_ladder": Reference(8, 16, 16, 2048, 256, 1.75, 4096, 0.02, 0.1),
 }
 BATCH_EXPONENT = 0.383      # of the best batch over the horizon: arXiv 2505.13738
 
@@ -449,7 +451,7 @@ def scale_by_depth(depth: int, platform: str, tokens_per_param: float | None = N
     matrices have the parameters of two with 4 (arXiv 2002.05202, section 2). The horizon is
     proportional to the parameters in matrix products (arXiv 2203.15556), as the reference's is or
     by `tokens_per_param`; the batch grows as the horizon to the power 0.383 (arXiv 2505.13738), as
-    a power of two. The learning rate grows as the square root of the batch, and falls as that of
+    a power of two but for `cpu_ladder`. The learning rate grows as the square root of the batch, and falls as that of
     the width: an orthogonal update keeps its norm, so the RMS of its entries falls. The weight
     decay keeps the number of epochs that an update is remembered, B / (learning rate x decay x
     horizon), as it is (arXiv 2405.13698).
@@ -459,8 +461,11 @@ def scale_by_depth(depth: int, platform: str, tokens_per_param: float | None = N
     width, num_params = _width_and_params(depth, reference)
     reference_width, reference_params = _width_and_params(reference.depth, reference)
     horizon_frac = num_params / reference_params * (per_param / reference.tokens_per_param)
-    batch_tokens = max(reference.row_length, 2 ** round(math.log2(
-        reference.batch_tokens * horizon_frac**BATCH_EXPONENT)))
+    batch_rows = reference.batch_tokens * horizon_frac**BATCH_EXPONENT / reference.row_length
+    # Devices share a batch evenly if it is a power of two; a smooth law needs no such steps.
+    batch_rows = max(1, round(batch_rows) if platform == "cpu_ladder"
+                     else 2 ** round(math.log2(batch_rows)))
+    batch_tokens = batch_rows * reference.row_length
     batch_root = (batch_tokens / reference.batch_tokens) ** 0.5
     width_root = (reference_width / width) ** 0.5
     num_heads = width // reference.head_size
@@ -468,7 +473,7 @@ def scale_by_depth(depth: int, platform: str, tokens_per_param: float | None = N
         model=dict(D=width, N=depth, H=num_heads, G=num_heads, K=reference.head_size,
                    F=_hidden_width(width), embed_previous=True),
         vocab_size=reference.vocab_size, row_length=reference.row_length,
-        batch_size=batch_tokens // reference.row_length,
+        batch_size=batch_rows,
         num_steps=max(1, round(per_param * num_params / batch_tokens)),
         learning_rate=reference.learning_rate * batch_root * width_root,
         weight_decay=reference.weight_decay * batch_root / (width_root * horizon_frac))

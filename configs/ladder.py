@@ -47,11 +47,11 @@ from configs.common import (
 )
 
 LADDERS = {
-    "cpu": dict(depths=(1, 2, 3, 4, 5), tokens_per_param=(0.2, 0.4, 0.8),
-                target=dict(depth=6, tokens_per_param=0.8)),
+    "cpu": dict(depths=(2, 3, 4, 5, 6), tokens_per_param=(1.0, 2.0, 4.0),
+                target=dict(depth=7, tokens_per_param=4.0)),
     "accelerator": dict(depths=(4, 6, 8, 10, 12), tokens_per_param=(5.0, 10.0, 20.0),
                         target=dict(depth=26, tokens_per_param=20.0))}
-COMPARED = dict(depths=(1, 2, 3), tokens_per_param=(0.2, 0.4, 0.8),
+COMPARED = dict(depths=(2, 3, 4), tokens_per_param=(1.0, 2.0, 4.0),
                 target=dict(depth=0, tokens_per_param=1.0))     # no forecast
 # What differs from the Transformer. With half of its F each has nearly its parameters in products:
 # 9 D F in an LSTM's layer, for 4 D^2 + 3 D F with F = 8/3 D; two of eight experts, for one MLP.
@@ -85,7 +85,7 @@ def make_run(ladder: ConfigDict, depth: int, tokens_per_param: float) -> ConfigD
     """The config of one run of the ladder."""
     platform, _, architecture = ladder.platform.partition("-")
     on_cpu = platform == "cpu"
-    scale = scale_by_depth(depth, platform, tokens_per_param)
+    scale = scale_by_depth(depth, "cpu_ladder" if on_cpu else platform, tokens_per_param)
     c = ConfigDict()
     c.ladder = ladder
     c.update(make_tokens(vocab_size=scale.vocab_size,
