@@ -7,6 +7,14 @@ regmix: trains a small model on each of `regmix.num_mixtures` sampled mixtures, 
 over the shares, and takes the mixture of the lowest predicted loss; it then trains on that and on
 the natural shares, so that the gain is measured (RegMix, arXiv 2407.01492).
 
+doremi: trains a reference on the natural shares, then a proxy that weighs the domains by how much
+it is behind the reference in each, and takes the mean of these weights (DoReMi, arXiv 2305.10429);
+checks them as regmix does. A reference that was killed goes on, a proxy begins anew.
+
+anneal: from `anneal.base`, or a small model trained for it, short runs that end on a share of each
+domain; takes shares for `pretrain.anneal_mixture` by what each gains (arXiv 2407.21783, section
+3.1.3; arXiv 2406.03476).
+
 The loss is `--metric` of a run's evaluation, by default bits per byte of the pages held out; the
 tokens have one such pool, so a search is for the text in it. `--dry_run` prints the runs. The same
 command again trains what is not finished. `mixture.json` in `--out` has the shares, the losses, the
@@ -24,9 +32,11 @@ from absl import flags
 from core import entry
 from core.errors import UserError
 from core.overrides import define_config_flag
+from train.mixture.anneal import anneal
+from train.mixture.doremi import doremi
 from train.mixture.regmix import regmix
 
-COMMANDS = {"regmix": regmix}
+COMMANDS = {"regmix": regmix, "doremi": doremi, "anneal": anneal}
 
 
 def main(words: list[str]) -> dict[str, Any]:

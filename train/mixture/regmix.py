@@ -13,13 +13,11 @@ from typing import Any
 import numpy as np
 
 from core.errors import UserError
-from core.progress import log
 from data.tokens.learned_mixture import LossModel, best_mixture, fit_losses, sample_mixtures
+from train.mixture.checks import check_mixture
 from train.mixture.runs import (
     ProxyRun,
     Search,
-    check_runs,
-    measure_gain,
     open_search,
     plan_run,
     read_losses,
@@ -29,10 +27,8 @@ from train.mixture.runs import (
 from train.mixture.shares import Shares, natural_shares, read_sizes, round_shares
 from train.mixture.written import (
     open_folder,
-    show_gain,
     show_plan,
     show_table,
-    warn_of_gain,
     write_mixture,
 )
 
@@ -91,10 +87,7 @@ def regmix(values: Any) -> dict[str, Any]:
                              "runs": [{"run": run.name, "weights": run.shares, "loss": float(loss)}
                                       for run, loss in zip(runs, fitted.losses)],
                              "warnings": warn_of_fit(fitted)}
-    check = check_mixture(search, fitted.best, natural)
-    if check is not None:
-        found["check"] = check
-        found["warnings"] += warn_of_gain(check)
+    check_mixture(search, fitted.best, natural, found)
     print(show_fit(fitted, natural, search.metric))
     return write_mixture(search, "pretrain.mixture", fitted.best, found)
 
@@ -170,20 +163,6 @@ def warn_of_fit(fitted: Fitted) -> list[str]:
         warnings.append(f"the predicted gain of {gain:.4f} is smaller than the leave-one-out error "
                         f"of {error:.4f}: the best mixture is not told from the natural one")
     return warnings
-
-
-def check_mixture(search: Search, best: Shares, natural: Shares) -> dict[str, Any] | None:
-    """Trains on a mixture and on the natural one, and measures the gain; None without checks."""
-    checks = check_runs(search, {"natural": natural, "best": best})
-    runs = [run for of_name in checks.values() for run in of_name]
-    if not runs:
-        return None
-    train_unfinished(search, runs)
-    losses = {name: read_losses(search, of_name) for name, of_name in checks.items()}
-    check = measure_gain(losses["natural"], losses["best"])
-    check["losses"] = {name: of_name.tolist() for name, of_name in losses.items()}
-    log(f"{search.name}: {show_gain(check, search.metric)}")
-    return check
 
 
 def show_fit(fitted: Fitted, natural: Shares, metric: str) -> str:

@@ -17,7 +17,6 @@ from core.points import Point, Runner, read_results
 from core.progress import format_count, log
 from core.stages import StageModule, config_arguments, load_config
 from eval.measures.likelihood import has_heldout
-from eval.statistics import mean_and_stderr
 from model.flops import matmul_params
 from model.section import read_section
 from train.mixture.shares import Shares, share_settings
@@ -185,19 +184,6 @@ def plan_run(search: Search, folder: str, part: str, shares: Shares,
     return ProxyRun(point, config, part, shares, epochs, tokens, matmul_params(model))
 
 
-def check_runs(search: Search, named: Mapping[str, Shares],
-               settings: Mapping[str, str] | None = None) -> dict[str, list[ProxyRun]]:
-    """Plans the runs that compare mixtures: of each name, one for each of `checks.num_seeds`.
-
-    Their seeds are the same for all mixtures, and not that of the search's own runs.
-    """
-    first = search.config.pretrain.seed + 1
-    return {name: [plan_run(search, f"checks/{name},seed={seed}", "check", shares,
-                            dict(settings or {}) | {"pretrain.seed": str(seed)})
-                   for seed in range(first, first + search.config.checks.num_seeds)]
-            for name, shares in named.items()}
-
-
 def train_unfinished(search: Search, runs: Sequence[ProxyRun]) -> None:
     """Trains the runs that are not finished; one that was killed goes on from its checkpoint."""
     points = [run.point for run in runs if not run.is_finished]
@@ -229,15 +215,3 @@ def read_losses(search: Search, runs: Sequence[ProxyRun]) -> np.ndarray:
                             f"name a loss that is positive; it has {', '.join(known)}")
         losses.append(loss)
     return np.array(losses)
-
-
-def measure_gain(baseline: Sequence[float], losses: Sequence[float]) -> dict[str, Any]:
-    """How much lower losses are than others of the same seeds.
-
-    Returns:
-        The means `baseline` and `loss`, and `gain`, that of the differences, with its `stderr`,
-        None for one seed.
-    """
-    gain, stderr = mean_and_stderr(np.subtract(baseline, losses), "losses")
-    return {"baseline": float(np.mean(baseline)), "loss": float(np.mean(losses)), "gain": gain,
-            "stderr": stderr if len(losses) > 1 else None}

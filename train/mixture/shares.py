@@ -18,7 +18,7 @@ Shares = dict[str, float]
 
 
 def read_sizes(tokens: Path, field: str, chosen: Sequence[str], *,
-               with_best: bool = False) -> dict[str, int]:
+               with_best: bool = False, least: int = 2) -> dict[str, int]:
     """Tokens of the domains that a search is about, in alphabetical order.
 
     Args:
@@ -26,9 +26,10 @@ def read_sizes(tokens: Path, field: str, chosen: Sequence[str], *,
         field: of the config that names them, for messages.
         chosen: their names; none takes all but the pools, which repeat documents of domains.
         with_best: whether `best`, the documents that annealing takes, is one of all.
+        least: how many there must be.
 
     Raises:
-        UserError: a domain is unknown or empty, or there are fewer than two.
+        UserError: a domain is unknown or empty, or there are too few.
     """
     described = read_json(tokens / "tokens.json")["domains"]
     sizes = {name: domain["tokens"] for name, domain in described.items() if name != "heldout"}
@@ -39,7 +40,7 @@ def read_sizes(tokens: Path, field: str, chosen: Sequence[str], *,
     if empty := sorted(name for name in names if not sizes[name]):
         raise UserError(f"{field}={tuple(chosen)!r}", f"the domain {empty[0]!r} holds no tokens",
                         f"name the others with --config.{field}")
-    if len(names) < 2:
+    if len(names) < least:
         raise UserError(f"{field}={tuple(chosen)!r}", "there is no choice between "
                         f"{len(names)} domain{'s' * (len(names) != 1)}",
                         f"name two of {', '.join(sorted(sizes))}")

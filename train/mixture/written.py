@@ -85,25 +85,6 @@ def show_table(cells: Sequence[Sequence[str]]) -> str:
                      for line in cells)
 
 
-def show_gain(check: Mapping[str, Any], metric: str) -> str:
-    """The sentence of a measured gain."""
-    error = ("from one seed" if check["stderr"] is None
-             else f"with a standard error of {check['stderr']:.4f}")
-    return (f"{metric} is {check['loss']:.4f} on this mixture and {check['baseline']:.4f} on the "
-            f"natural one: a gain of {check['gain']:.4f}, {error}")
-
-
-def warn_of_gain(check: Mapping[str, Any]) -> list[str]:
-    """A warning where the measured gain may be chance."""
-    if check["stderr"] is None:
-        return ["the gain is measured with one seed, so its error is not known: raise "
-                "--config.checks.num_seeds"]
-    if check["gain"] <= 2 * check["stderr"]:
-        return [f"the measured gain of {check['gain']:.4f} is at most twice its standard error of "
-                f"{check['stderr']:.4f}: this mixture may be no better than the natural one"]
-    return []
-
-
 def _flatten(path: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping | ConfigDict):
         return {path: value}
