@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,7 +30,7 @@ def read_sizes(tokens: Path, field: str, chosen: Sequence[str], *,
         least: how many there must be.
 
     Raises:
-        UserError: a domain is unknown or empty, or there are too few.
+        UserError: a domain is unknown or empty or no flag can hold its name, or there are too few.
     """
     described = read_json(tokens / "tokens.json")["domains"]
     sizes = {name: domain["tokens"] for name, domain in described.items() if name != "heldout"}
@@ -40,6 +41,10 @@ def read_sizes(tokens: Path, field: str, chosen: Sequence[str], *,
     if empty := sorted(name for name in names if not sizes[name]):
         raise UserError(f"{field}={tuple(chosen)!r}", f"the domain {empty[0]!r} holds no tokens",
                         f"name the others with --config.{field}")
+    if unwritten := sorted(name for name in names if re.search(r"[\s=]", name)):
+        raise UserError(f"{field}={tuple(chosen)!r}", f"no flag can hold the domain "
+                        f"{unwritten[0]!r}", f"name the others with --config.{field}, or give it "
+                        "a name without spaces in the corpus")
     if len(names) < least:
         raise UserError(f"{field}={tuple(chosen)!r}", "there is no choice between "
                         f"{len(names)} domain{'s' * (len(names) != 1)}",
