@@ -30,13 +30,22 @@ def _mean_losses(params, batch: Batch, setup: Setup):
     return weighted / counts, loss_BL
 
 
-def test_a_step_descends_the_losses_by_the_updated_weights(setup, params, batch):
+@pytest.fixture(scope="module")
+def step(setup):
+    """Compiled once: steps of 0.1 down the gradient."""
+    return make_proxy_step(setup, optax.sgd(0.1), step_size=2.0, smoothing=0.1)
+
+
+@pytest.fixture(scope="module")
+def first(setup):
+    """The state before the first step; a step gets a copy, which it may use up."""
+    return make_proxy_state(setup, optax.sgd(0.1), 2, seed=7)
+
+
+def test_a_step_descends_the_losses_by_the_updated_weights(setup, step, first, params, batch):
     """Against each domain's gradient alone, with weights by NumPy; clipping is by token."""
-    optimizer = optax.sgd(0.1)
-    state = make_proxy_state(setup, optimizer, 2, seed=7)
-    state = state.replace(log_weights_S=jnp.log(jnp.array([0.3, 0.7])))
-    before = jax.tree.map(jnp.copy, state.params)
-    step = make_proxy_step(setup, optimizer, step_size=2.0, smoothing=0.1)
+    state = jax.tree.map(jnp.copy, first).replace(log_weights_S=jnp.log(jnp.array([0.3, 0.7])))
+    before = first.params
     with jax.set_mesh(setup.mesh):
         after, measured = step(state, params, batch)
         jacobian, loss_BL = jax.jit(jax.jacrev(
@@ -57,12 +66,10 @@ def test_a_step_descends_the_losses_by_the_updated_weights(setup, params, batch)
         found, wanted, rtol=1e-3, atol=1e-5), after.params, expected)
 
 
-def test_a_domain_without_tokens_keeps_its_excess(setup, params, batch):
-    optimizer = optax.sgd(0.0)
-    state = make_proxy_state(setup, optimizer, 2, seed=7).replace(excess_S=jnp.array([0.0, 0.25]))
+def test_a_domain_without_tokens_keeps_its_excess(setup, step, first, params, batch):
+    state = jax.tree.map(jnp.copy, first).replace(excess_S=jnp.array([0.0, 0.25]))
     empty = np.array(batch.loss_weights_BL)
     empty[ROWS // 2:] = 0.0
-    step = make_proxy_step(setup, optimizer, step_size=2.0, smoothing=0.1)
     with jax.set_mesh(setup.mesh):
         after, measured = step(state, params, batch.replace(loss_weights_BL=empty))
     assert after.excess_S[1] == 0.25 and after.excess_S[0] > 0.0
@@ -84,22 +91,22 @@ def _batches(num: int, config, seed: int) -> list[Batch]:
 def test_the_domain_that_can_be_learned_gets_the_weight_and_noise_does_not(setup):
     """The reference can predict noise no better than the proxy, so noise has no excess loss."""
     optimizer = optax.adam(3e-3)
+    step = make_proxy_step(setup, optimizer, step_size=1.0, smoothing=1e-3)
 
-    def train(num_steps, reference, seed, step_size):
-        step = make_proxy_step(setup, optimizer, step_size=step_size, smoothing=1e-3)
+    def train(num_steps, seed, reference=None):
         state, history = make_proxy_state(setup, optimizer, 2, seed), []
         with jax.set_mesh(setup.mesh):
             for batch in _batches(num_steps, setup.config, seed):
-                state, measured = step(state, reference, batch)
+                own = jax.tree.map(jnp.copy, state.params) if reference is None else reference
+                state, measured = step(state, own, batch)
                 history.append(jax.device_get(measured))
         return state.params, history
 
-    start = make_proxy_state(setup, optimizer, 2, seed=1).params
-    reference, history = train(120, start, seed=1, step_size=0.0)
-    assert np.allclose(np.exp(history[-1]["log_weights_S"]), 0.5), "a plain uniform training"
+    reference, history = train(120, seed=1)
+    assert np.allclose(np.exp(history[-1]["log_weights_S"]), 0.5), "its own excess loss is 0"
     counting, noise = history[-1]["loss_S"]
     assert counting < 1.0 and noise > 0.95 * np.log(setup.config.V)
-    _, history = train(60, reference, seed=2, step_size=1.0)
+    _, history = train(60, seed=2, reference=reference)
     weights = doremi_average(np.array([row["log_weights_S"] for row in history]))
     assert weights[0] > 0.8 and np.exp(history[-1]["log_weights_S"])[1] < 0.05
-    assert history[0]["excess_S"][0] > 1.0 > 10 * history[-1]["excess_S"][1]
+    assert history[0]["excess_S"][0] > 1.0 > 3 * history[0]["excess_S"][1]
