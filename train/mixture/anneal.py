@@ -6,7 +6,8 @@ the domain is the loss after the same steps on the usual mixture alone, less tha
 
 The rule: with p proportional to the gains that exceed their standard errors, the shares are
 (1 - share) times the usual mixture plus share times p. They lie among the mixtures that were tried,
-and a run on them is trained too.
+and runs on them are trained too. Their gain is over the runs that chose them, so it is slightly too
+high where these were unlucky.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 from core.artifacts import parent
 from core.errors import UserError
 from core.progress import log
-from data.domains import by_domain
+from data.domains import by_domain, file_stem
 from train.mixture.checks import measure_gain, show_gain, warn_of_gain
 from train.mixture.runs import (
     ProxyRun,
@@ -126,7 +127,7 @@ def usual_shares(search: Search) -> Shares:
         sizes = read_sizes(search.tokens, "pretrain.mixture", sorted(given), with_best=True,
                            least=1)
         return round_shares(sizes, np.array([given[name] for name in sizes]))
-    return natural_shares(read_sizes(search.tokens, "anneal.domains", (), least=1))
+    return natural_shares(read_sizes(search.tokens, "pretrain.mixture", (), least=1))
 
 
 def plan_anneal(search: Search, source: str, name: str, shares: Shares, seed: int) -> ProxyRun:
@@ -136,7 +137,7 @@ def plan_anneal(search: Search, source: str, name: str, shares: Shares, seed: in
     """
     section = search.section
     rate = repr(float(section.learning_rate))
-    return plan_run(search, f"runs/{name},seed={seed}", name, shares, {
+    return plan_run(search, f"runs/{file_stem(name)},seed={seed}", name, shares, {
         "pretrain.init_from": source, "pretrain.seed": str(seed),
         "pretrain.num_steps": str(section.num_steps),
         "pretrain.optimizer.learning_rate": rate, "pretrain.optimizer.adam_learning_rate": rate,

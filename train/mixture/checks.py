@@ -35,19 +35,15 @@ def check_mixture(search: Search, best: Shares, natural: Shares, found: dict[str
     log(f"{search.name}: {show_gain(check, search.metric)}")
 
 
-def check_runs(search: Search, name: str, shares: Shares,
-               settings: Mapping[str, str] | None = None) -> list[ProxyRun]:
+def check_runs(search: Search, name: str, shares: Shares) -> list[ProxyRun]:
     """Plans a mixture's runs, one for each of `checks.num_seeds`.
 
     Their seeds are the same for all mixtures, and not that of the search's own runs.
-
-    Args:
-        settings: further ones of the runs.
     """
-    seeds = range(search.config.checks.num_seeds)
+    first = search.config.pretrain.seed + 1
     return [plan_run(search, f"checks/{name},seed={seed}", "check", shares,
-                     {**(settings or {}), "pretrain.seed": str(seed)})
-            for seed in (search.config.pretrain.seed + 1 + number for number in seeds)]
+                     {"pretrain.seed": str(seed)})
+            for seed in range(first, first + search.config.checks.num_seeds)]
 
 
 def measure_gain(baseline: Sequence[float], losses: Sequence[float]) -> dict[str, Any]:

@@ -48,6 +48,7 @@ def doremi(values: Any) -> dict[str, Any]:
     sizes = read_sizes(search.tokens, "doremi.domains", search.section.domains)
     natural, run = natural_shares(sizes), plan_reference(search, sizes)
     print(show_plan([run]))
+    print("and a proxy on as many tokens, as many of each domain")
     if values.dry_run:
         return {"runs": 2, "natural": natural, "planned": [run.describe()]}
     open_folder(search)

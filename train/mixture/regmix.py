@@ -87,8 +87,8 @@ def regmix(values: Any) -> dict[str, Any]:
                              "runs": [{"run": run.name, "weights": run.shares, "loss": float(loss)}
                                       for run, loss in zip(runs, fitted.losses)],
                              "warnings": warn_of_fit(fitted)}
-    check_mixture(search, fitted.best, natural, found)
     print(show_fit(fitted, natural, search.metric))
+    check_mixture(search, fitted.best, natural, found)
     return write_mixture(search, "pretrain.mixture", fitted.best, found)
 
 
