@@ -183,7 +183,7 @@ def check_result(search: Search, planned: Anneals, shares: Shares, usual_losses:
     check = measure_gain(usual_losses, losses)
     found["check"] = check | {"losses": losses.tolist()}
     found["warnings"] += warn_of_gain(check)
-    log(f"anneal: {show_gain(check, search.metric)}")
+    log(f"anneal: {show_gain(check, search.metric, USUAL)}")
 
 
 def show_gains(usual: Shares, shares: Shares, gains: Mapping[str, Mapping[str, Any]],

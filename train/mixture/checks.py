@@ -32,7 +32,7 @@ def check_mixture(search: Search, best: Shares, natural: Shares, found: dict[str
     check = measure_gain(losses["natural"], losses["best"])
     found["check"] = check | {"losses": {name: rows.tolist() for name, rows in losses.items()}}
     found["warnings"] += warn_of_gain(check)
-    log(f"{search.name}: {show_gain(check, search.metric)}")
+    log(f"{search.name}: {show_gain(check, search.metric, 'natural')}")
 
 
 def check_runs(search: Search, name: str, shares: Shares) -> list[ProxyRun]:
@@ -58,12 +58,12 @@ def measure_gain(baseline: Sequence[float], losses: Sequence[float]) -> dict[str
             "stderr": stderr if len(losses) > 1 else None}
 
 
-def show_gain(check: Mapping[str, Any], metric: str) -> str:
-    """The sentence of a measured gain."""
+def show_gain(check: Mapping[str, Any], metric: str, other: str) -> str:
+    """The sentence of a measured gain over the `other` mixture."""
     error = ("from one seed" if check["stderr"] is None
              else f"with a standard error of {check['stderr']:.4f}")
     return (f"{metric} is {check['loss']:.4f} on this mixture and {check['baseline']:.4f} on the "
-            f"natural one: a gain of {check['gain']:.4f}, {error}")
+            f"{other} one: a gain of {check['gain']:.4f}, {error}")
 
 
 def warn_of_gain(check: Mapping[str, Any]) -> list[str]:
@@ -73,5 +73,5 @@ def warn_of_gain(check: Mapping[str, Any]) -> list[str]:
                 "--config.checks.num_seeds"]
     if check["gain"] <= 2 * check["stderr"]:
         return [f"the measured gain of {check['gain']:.4f} is at most twice its standard error of "
-                f"{check['stderr']:.4f}: this mixture may be no better than the natural one"]
+                f"{check['stderr']:.4f}: this mixture may be no better"]
     return []
