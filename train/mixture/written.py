@@ -55,7 +55,7 @@ def write_mixture(search: Search, field: str, shares: Shares,
         found: what else is known of them; its `warnings` are logged.
     """
     flags = share_flags(field, shares)
-    result = {"command": search.name, "target": search.metric, "weights": shares, **found,
+    result = {"command": search.name, "metric": search.metric, "weights": shares, **found,
               "flags": flags, "path": str(search.out / "mixture.json")}
     write_json(search.out / "mixture.json", result | {
         "config": settings_of(search), "parents": {"tokens": str(search.tokens)}})
