@@ -16,7 +16,7 @@ from planted_ladder import write_tokens
 from small_tokens import write_artifacts
 
 from core import artifacts
-from core.artifacts import ROOT, read_json
+from core.artifacts import ROOT, read_json, write_jsonl
 from core.entry import run_next
 from core.errors import UserError
 from core.points import Runner
@@ -51,12 +51,14 @@ class Planting:
     Attributes:
         loss_of: `loss_of(shares, config)` of a run.
         weights: that a proxy of DoReMi finds.
+        steps: its record of its steps.
         trained: workdirs by name, in the order of their runs.
         skip: names of runs that are not trained.
     """
 
     def __init__(self):
-        self.loss_of, self.weights, self.trained, self.skip = lambda shares, config: 2.0, {}, [], ()
+        self.loss_of, self.weights, self.steps = lambda shares, config: 2.0, {}, []
+        self.trained, self.skip = [], ()
 
     def run(self, points):
         """Plants the runs of these points."""
@@ -70,6 +72,7 @@ class Planting:
                     name: self.weights for name in ("weights", "excess", "loss",
                                                     "reference_loss")}))[:len(point.modules)]:
                 def build(config, parents, folder, metrics=metrics):
+                    write_jsonl(folder / "steps.jsonl", self.steps)
                     return metrics
                 run_next(dataclasses.replace(stage, build=build), config, point.folder,
                          rebuild=False)
@@ -261,7 +264,11 @@ def test_a_run_that_failed_stops_the_search_until_it_is_trained(command):
 def test_doremi_gives_its_weights_and_checks_them(command):
     command.planting.weights = {"code": 0.2, "notes": 0.70004, "pages": 0.09996}
     command.planting.loss_of = _law
+    command.planting.steps = [{"weights": {"code": code, "notes": 0.9 - code, "pages": 0.1}}
+                              for code in (0.4, 0.4, 0.2, 0.1)]
     result = command("doremi", "pretrain.batch_size=9")
+    assert result["moved"] == pytest.approx(0.25)
+    assert "the weights have not settled: 25 % of them lie elsewhere" in result["warnings"][0]
     assert command.planting.trained == ["run", "natural,seed=1", "best,seed=1"]
     assert result["weights"] == {"code": 0.2, "notes": 0.7, "pages": 0.1}
     assert result["check"]["gain"] > 0 and result["losses"]["excess"] == command.planting.weights

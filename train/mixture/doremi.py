@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from core.artifacts import read_json
+from core.artifacts import read_json, read_jsonl
 from core.entry import is_built
 from core.errors import UserError
 from core.points import Runner, read_results
@@ -35,6 +35,7 @@ from train.pretrain import STAGE
 
 MODULES = (StageModule(MODULE, STAGE), StageModule("train.mixture.proxy", PROXY))
 REFERENCES = ("natural", "uniform")
+MAX_MOVED = 0.1     # share of the weight that may lie elsewhere in the other half of the steps
 
 
 def doremi(values: Any) -> dict[str, Any]:
@@ -57,7 +58,9 @@ def doremi(values: Any) -> dict[str, Any]:
     measured = read_proxy(run)
     weights = round_shares(sizes, np.array([measured["weights"][name] for name in sizes]))
     found = {"natural": natural, "reference_mixture": search.section.reference_mixture,
-             "losses": {name: measured[name] for name in LOSSES}, "warnings": []}
+             "losses": {name: measured[name] for name in LOSSES},
+             "moved": (moved := measure_moved(read_steps(run))),
+             "warnings": warn_of_moved(moved)}
     print(show_weights(weights, natural, measured))
     check_mixture(search, weights, natural, found)
     return write_mixture(search, "pretrain.mixture", weights, found)
@@ -98,6 +101,31 @@ def read_proxy(run: ProxyRun) -> dict[str, Any]:
                         f"{row.get('error', 'has not been run')}",
                         f"see {run.point.folder / 'log.txt'}, and run the same command again")
     return read_json(Path(run.point.folder) / run.config.doremi.out / "metrics.json")
+
+
+def read_steps(run: ProxyRun) -> np.ndarray:
+    """The proxy's weights at each step: [num_steps, num_domains]."""
+    rows = read_jsonl(run.point.folder / run.config.doremi.out / "steps.jsonl")
+    return np.array([[*row["weights"].values()] for row in rows])
+
+
+def measure_moved(weights: np.ndarray) -> float:
+    """The share of the weight, from 0 to 1, that the halves of the steps give to other domains.
+
+    Args:
+        weights: [num_steps, num_domains]; the middle step of an odd number is in both halves.
+    """
+    first, second = weights[:(len(weights) + 1) // 2], weights[len(weights) // 2:]
+    return float(np.abs(first.mean(axis=0) - second.mean(axis=0)).sum() / 2)
+
+
+def warn_of_moved(moved: float) -> list[str]:
+    """A warning where the weights are not settled, so that their mean depends on the length."""
+    if moved <= MAX_MOVED:
+        return []
+    return [f"the weights have not settled: {100 * moved:.0f} % of them lie elsewhere in the "
+            "second half of the steps than in the first; train longer with "
+            "--config.pretrain.num_steps, or lower --config.doremi.step_size"]
 
 
 def show_weights(weights: Shares, natural: Shares, measured: Mapping[str, Any]) -> str:
