@@ -241,11 +241,11 @@ def test_the_interval_of_a_rank_correlation_by_hand():
 def test_a_gain_within_its_error_is_warned_of():
     check = measure_gain([2.0, 2.2, 2.1], [1.9, 2.1, 2.0])
     assert check["gain"] == pytest.approx(0.1) and check["stderr"] == pytest.approx(0.0, abs=1e-9)
-    assert not warn_of_gain(check)
+    assert not warn_of_gain(check, "checks.num_seeds")
     vague = measure_gain([2.0, 2.2], [1.9, 2.2])
     assert (vague["gain"], vague["stderr"]) == (pytest.approx(0.05), pytest.approx(0.05))
-    assert "at most twice its standard error" in warn_of_gain(vague)[0]
-    assert "its error is not known" in warn_of_gain(measure_gain([2.0], [1.0]))[0]
+    assert "at most twice its standard error" in warn_of_gain(vague, "checks.num_seeds")[0]
+    assert "not known: raise --config.a.b" in warn_of_gain(measure_gain([2.0], [1.0]), "a.b")[0]
 
 
 def test_a_run_that_failed_stops_the_search_until_it_is_trained(command):
@@ -340,9 +340,9 @@ def test_annealing_without_a_gain_keeps_the_usual_mixture(command):
 # --- the command line, and real runs
 
 
-def _call(parents, out, *words):
-    return [sys.executable, "-m", "train.mixture", *words, SMOKE, f"--parents={parents}",
-            f"--out={out}"]
+def _call(parents, out, name, *arguments):
+    return [sys.executable, "-m", "train.mixture", name, SMOKE, *arguments,
+            f"--parents={parents}", f"--out={out}"]
 
 
 def _finish(arguments):

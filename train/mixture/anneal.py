@@ -84,9 +84,6 @@ def anneal(values: Any) -> dict[str, Any]:
     found: dict[str, Any] = {
         "usual": planned.usual, "base": planned.source, "gains": gains,
         "losses": {name: rows.tolist() for name, rows in losses.items()}, "warnings": []}
-    if search.section.num_seeds == 1:
-        found["warnings"].append("each domain has one run, so the errors of the gains are not "
-                                 "known: raise --config.anneal.num_seeds")
     check_result(search, planned, shares, losses[USUAL], found)
     print(show_gains(planned.usual, shares, gains, search.metric))
     return write_mixture(search, "pretrain.anneal_mixture", shares, found)
@@ -182,7 +179,7 @@ def check_result(search: Search, planned: Anneals, shares: Shares, usual_losses:
     losses = read_losses(search, runs)
     check = measure_gain(usual_losses, losses)
     found["check"] = check | {"losses": losses.tolist()}
-    found["warnings"] += warn_of_gain(check)
+    found["warnings"] += warn_of_gain(check, "anneal.num_seeds")
     log(f"anneal: {show_gain(check, search.metric, USUAL)}")
 
 

@@ -31,7 +31,7 @@ def check_mixture(search: Search, best: Shares, natural: Shares, found: dict[str
     losses = {name: read_losses(search, of_name) for name, of_name in checks.items()}
     check = measure_gain(losses["natural"], losses["best"])
     found["check"] = check | {"losses": {name: rows.tolist() for name, rows in losses.items()}}
-    found["warnings"] += warn_of_gain(check)
+    found["warnings"] += warn_of_gain(check, "checks.num_seeds")
     log(f"{search.name}: {show_gain(check, search.metric, 'natural')}")
 
 
@@ -66,11 +66,11 @@ def show_gain(check: Mapping[str, Any], metric: str, other: str) -> str:
             f"{other} one: a gain of {check['gain']:.4f}, {error}")
 
 
-def warn_of_gain(check: Mapping[str, Any]) -> list[str]:
-    """A warning where the measured gain may be chance."""
+def warn_of_gain(check: Mapping[str, Any], field: str) -> list[str]:
+    """A warning where the measured gain may be chance; `field` is that of the number of seeds."""
     if check["stderr"] is None:
         return ["the gain is measured with one seed, so its error is not known: raise "
-                "--config.checks.num_seeds"]
+                f"--config.{field}"]
     if check["gain"] <= 2 * check["stderr"]:
         return [f"the measured gain of {check['gain']:.4f} is at most twice its standard error of "
                 f"{check['stderr']:.4f}: this mixture may be no better"]
