@@ -451,10 +451,10 @@ def scale_by_depth(depth: int, platform: str, tokens_per_param: float | None = N
     matrices have the parameters of two with 4 (arXiv 2002.05202, section 2). The horizon is
     proportional to the parameters in matrix products (arXiv 2203.15556), as the reference's is or
     by `tokens_per_param`; the batch grows as the horizon to the power 0.383 (arXiv 2505.13738), as
-    a power of two but for `cpu_ladder`. The learning rate grows as the square root of the batch, and falls as that of
-    the width: an orthogonal update keeps its norm, so the RMS of its entries falls. The weight
-    decay keeps the number of epochs that an update is remembered, B / (learning rate x decay x
-    horizon), as it is (arXiv 2405.13698).
+    a power of two but for `cpu_ladder`. The learning rate grows as the square root of the batch,
+    and falls as that of the width: an orthogonal update keeps its norm, so the RMS of its entries
+    falls. The weight decay keeps the number of epochs that an update is remembered, B / (learning
+    rate x decay x horizon), as it is (arXiv 2405.13698).
     """
     reference = REFERENCES[platform]
     per_param = tokens_per_param or reference.tokens_per_param

@@ -118,6 +118,13 @@ BOUNDS: Mapping[str, Bounds] = {
     "target.depth": count(0, high=1000, note="0 forecasts nothing"),
     "target.tokens_per_param": POSITIVE,
 
+    # regmix, doremi, anneal
+    "regmix.num_mixtures": count(), "regmix.temperature": Bounds(note="0 begins at equal shares"),
+    "regmix.max_ratio": Bounds(1.0), "doremi.step_size": POSITIVE,
+    "doremi.smoothing": DECAY._replace(note="0 lets a weight vanish"),
+    "anneal.share": Bounds(high=1.0, without=0.0), "anneal.learning_rate": POSITIVE,
+    "anneal.num_seeds": count(), "checks.num_seeds": count(0, note="0 measures no gain"),
+
     # pairs, dpo, reward
     "pairs.num_samples": count(2), "pairs.min_margin": NOT_NEGATIVE,
     "pairs.temperature": POSITIVE, "dpo.beta": POSITIVE, "dpo.nll_coef": NOT_NEGATIVE,

@@ -43,3 +43,8 @@ def by_domain(section: Mapping[str, Value]) -> dict[str, Value]:
     Keys of a config hold no dots: a dot is written as ``%2E``, and ``%`` before it as ``%25``.
     """
     return {key.replace("%2E", ".").replace("%25", "%"): value for key, value in section.items()}
+
+
+def config_key(domain: str) -> str:
+    """The key of a domain in a section of a config; `by_domain` reads it."""
+    return domain.replace("%", "%25").replace(".", "%2E")
