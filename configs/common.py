@@ -398,7 +398,7 @@ class Reference:
     Attributes:
         depth: layers.
         aspect: width over depth.
-        head_size: K.
+        head_size: K; None gives two heads, of any size.
         vocab_size: of the tokenizer.
         row_length: inputs of a row.
         tokens_per_param: horizon over the parameters in matrix products.
@@ -409,7 +409,7 @@ class Reference:
 
     depth: int
     aspect: int
-    head_size: int
+    head_size: int | None
     vocab_size: int
     row_length: int
     tokens_per_param: float
@@ -425,8 +425,9 @@ REFERENCES = {
     "accelerator": Reference(12, 64, 128, 32_768, 2048, 12.0, 2**19, 0.0036, 0.1),
     # The quickstart: the best of docs/benchmarks.md, with a horizon of five minutes on two cores.
     "cpu": Reference(4, 32, 64, 2048, 256, 1.75, 4096, 0.02, 0.1),
-    # The same width from twice the depth, in small heads: each depth has a width of its own.
-    "cpu_ladder": Reference(8, 16, 16, 2048, 256, 1.75, 4096, 0.02, 0.1),
+    # The same width from twice the depth, so that each depth has a width of its own. Two heads, as
+    # the attention of many small ones takes more of a CPU's time than the products.
+    "cpu_ladder": Reference(8, 16, None, 2048, 256, 1.75, 4096, 0.02, 0.1),
 }
 BATCH_EXPONENT = 0.383      # of the best batch over the horizon: arXiv 2505.13738
 
@@ -468,9 +469,9 @@ def scale_by_depth(depth: int, platform: str, tokens_per_param: float | None = N
     batch_tokens = batch_rows * reference.row_length
     batch_root = (batch_tokens / reference.batch_tokens) ** 0.5
     width_root = (reference_width / width) ** 0.5
-    num_heads = width // reference.head_size
+    num_heads = width // reference.head_size if reference.head_size else 2
     return Scale(
-        model=dict(D=width, N=depth, H=num_heads, G=num_heads, K=reference.head_size,
+        model=dict(D=width, N=depth, H=num_heads, G=num_heads, K=width // num_heads,
                    F=_hidden_width(width), embed_previous=True),
         vocab_size=reference.vocab_size, row_length=reference.row_length,
         batch_size=batch_rows,
@@ -481,8 +482,8 @@ def scale_by_depth(depth: int, platform: str, tokens_per_param: float | None = N
 
 def _width_and_params(depth: int, reference: Reference) -> tuple[int, int]:
     """D, and the parameters in matrix products: 4 D^2 + 3 D F a layer, and the head."""
-    heads = max(1, math.ceil(depth * reference.aspect / reference.head_size))
-    width = heads * reference.head_size
+    unit = reference.head_size or reference.aspect
+    width = max(1, math.ceil(depth * reference.aspect / unit)) * unit
     layer = 4 * width**2 + 3 * width * _hidden_width(width)
     return width, depth * layer + width * reference.vocab_size
 
