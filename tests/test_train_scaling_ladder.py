@@ -18,8 +18,8 @@ from small_tokens import write_artifacts
 from configs.common import REFERENCES, scale_by_depth
 from core.artifacts import ROOT
 from core.errors import UserError
-from core.progress import format_secs
 from core.points import Runner
+from core.progress import format_secs
 from core.stages import load_config
 from train.pretrain import STAGE
 from train.scaling import report
