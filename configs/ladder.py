@@ -47,8 +47,8 @@ from configs.common import (
 )
 
 LADDERS = {
-    "cpu": dict(depths=(2, 3, 4, 5, 6), tokens_per_param=(1.0, 2.0, 4.0),
-                target=dict(depth=7, tokens_per_param=4.0)),
+    "cpu": dict(depths=(1, 2, 3, 4, 5), tokens_per_param=(1.0, 2.0, 4.0),
+                target=dict(depth=6, tokens_per_param=4.0)),
     "accelerator": dict(depths=(4, 6, 8, 10, 12), tokens_per_param=(5.0, 10.0, 20.0),
                         target=dict(depth=26, tokens_per_param=20.0))}
 COMPARED = dict(depths=(2, 3, 4), tokens_per_param=(1.0, 2.0, 4.0),
