@@ -11,9 +11,9 @@ else follows by `configs.common.scale_by_depth`, learning rate and weight decay 
 configs/ladder.py:PLATFORM,DEPTH,TOKENS_PER_PARAM. The tokens are those that `data.pack` wrote into
 `--parents`, of the quickstart or of configs/pretrain.py; losses are measured once, at the end.
 
-cpu: 7.5e13 FLOPs (6 N D), 2.1M tokens for the largest run; the target, the next depth with 0.8
-tokens for each parameter, is 4.5e13. At this size a ladder shows the method and saves nothing. By
-the quickstart's speed the ladder takes 30 minutes on two cores and the target 15, not run yet.
+cpu: 2.3e13 FLOPs (6 N D), 2.4M tokens for the largest run; the target, the next depth with 4 tokens
+for each parameter, is 1.8e13. At this size a ladder shows the method and saves nothing. On two
+cores the runs took 20 minutes and the target 10; docs/planning.md has how well it was forecast.
 
 cpu-transformer, cpu-lstm, cpu-experts: three architectures of equal width, depth and tokens, and
 nearly equal parameters in products. They forecast nothing, and are compared:
@@ -26,8 +26,8 @@ nearly equal parameters in products. They forecast nothing, and are compared:
       --against=runs/architectures/lstm/runs --against=runs/architectures/experts/runs \\
       --law=overtraining --figures --out=runs/architectures/compared
 
-Each takes 7.7e12 FLOPs, 6 minutes on two cores by the quickstart's speed. Learning rates are those
-of the Transformer; an LSTM or experts may be better with their own.
+Each takes 8.3e12 FLOPs, some 8 minutes on two cores by the speed of the ladder; not run yet at these
+sizes. Learning rates are those of the Transformer; an LSTM or experts may be better with their own.
 
 accelerator: 4.2e18 FLOPs, 2.2B tokens for the largest run; the target, depth 26 with 20 tokens for
 each of 0.92B parameters, is 1.0e20, so the ladder costs 4 % of it. At 45 % of an H100's peak 2.6
