@@ -382,7 +382,7 @@ def test_other_settings_are_other_runs(command):
 
 def test_the_interval_of_a_run_adds_the_scatter_of_the_runs(command):
     command.planting.noise = 0.02
-    found = command()["forecast"]
+    found = command("--config.ladder.target.depth=6")["forecast"]
     law, run = found["law"], found["run"]
     assert law["low"] < found["loss"] < law["high"]
     assert run["high"] - run["low"] > law["high"] - law["low"]
@@ -391,7 +391,7 @@ def test_the_interval_of_a_run_adds_the_scatter_of_the_runs(command):
 def test_smaller_sizes_forecast_the_largest(command):
     """Where the largest size goes wrong by 5 %, its losses are forecast too high by as much."""
     law = command.planting.loss_of
-    command.planting.loss_of = lambda run: law(run) * (0.95 if run.depth == 6 else 1.0)
+    command.planting.loss_of = lambda run: law(run) * (0.95 if run.depth == 5 else 1.0)
     found = command()["forecast"]["largest"]
     assert found["runs"] == 3 and found["inside"] == 0
     assert found["params"] == max(run.params for run in command.planned.runs)
