@@ -112,6 +112,7 @@ def rows_of(rng, num):
         (ones_BL, jnp.int32), (ones_BL.cumsum(axis=1) - 1, jnp.int32))))
 
 
+@pytest.mark.full
 def test_the_compiled_loop_is_a_loop_of_steps():
     """The same losses as steps one by one, on rows that are looked up by hand."""
     rng = np.random.default_rng(0)
@@ -160,6 +161,7 @@ def test_a_smaller_amount_is_part_of_a_larger_one(tokens):
         overfitting.read_texts(TINY._replace(unique_rows=(10**6,)), tokens, seed=0)
 
 
+@pytest.mark.full
 def test_a_run_goes_on_where_it_stopped(tokens, tmp_path, monkeypatch, every_point, capsys):
     for name in ("load_matplotlib", "draw"):
         monkeypatch.setattr(overfitting, name, lambda *given: None)

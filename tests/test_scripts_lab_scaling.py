@@ -90,6 +90,7 @@ def test_the_text_is_the_decoded_domain(tmp_path):
             read_text(given, "pages", 10)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("is_scaled", [pytest.param(False, marks=pytest.mark.full), True])
 def test_a_learning_rate_that_is_an_argument_trains_as_one_of_the_section(is_scaled):
     base, config = resize(OWN, 16, 1), resize(OWN, 32, 1)
@@ -217,6 +218,7 @@ def test_pieces_of_a_batch_train_as_the_batch():
                                                 rel=1e-4)
 
 
+@pytest.mark.full
 def test_a_batch_size_in_small():
     row = critical_batch.measure_batch(SMALL, PERIODIC, 0, 8)
     assert row["tokens"] == pytest.approx(128 * row["steps"]) and 1 < row["steps"] < 150

@@ -208,9 +208,9 @@ def test_the_count_must_be_named_and_some_run_must_be_left(tmp_path):
     path = write_csv(tmp_path / "runs.csv", [{"params": 1e8, "tokens": 1e9, "loss": 3.0}])
     values = SimpleNamespace(runs=str(path), count=None, columns=[], only=[])
     with pytest.raises(UserError, match=r"--count: is missing.*total, non_embedding, with_head"):
-        read_runs(values)
+        read_runs(values, values.runs)
     values.count = "total"
-    runs, _ = read_runs(values)
+    runs, _ = read_runs(values, values.runs)
     assert drop_highest(runs, 0) == (runs, 0)
     with pytest.raises(UserError, match="--drop_highest=1: leaves none of 1 runs"):
         drop_highest(runs, 1)
