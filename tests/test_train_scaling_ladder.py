@@ -418,7 +418,7 @@ def test_the_command_line_shows_a_plan(parents, tmp_path):
     *table, last = done.stdout.splitlines()
     result = json.loads(last)
     assert result["runs"] == 15 and len(table) == 18 and "depth=9,tokens" in table[-2]
-    assert result["planned"][0]["params"] == 2 * (4 * 32**2 + 3 * 32 * 128) + 32 * 2048
+    assert result["planned"][0]["params"] == 4 * 16**2 + 3 * 16 * 128 + 16 * 2048
     assert not (tmp_path / "out").exists()
 
 
