@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import UserError
-from data.tokenizers.bpe import SPECIAL_TOKENS, SPLIT_PATTERN, train
+from data.tokenizers.bpe import SPECIAL_TOKENS, train
 from data.tokenizers.load import load_tokenizer
+from data.tokenizers.patterns import HEARTWOOD
 
 TEXT = """def mean(values, axis=None):
     '''Returns the mean of the values; it's 12.5 for [10, 15].'''
@@ -27,7 +28,7 @@ def tokenizer():
 
 def test_merges_are_those_of_the_trainer(tokenizer):
     trainer = rustbpe.Tokenizer()
-    trainer.train_from_iterator(iter([TEXT]), 360 - len(SPECIAL_TOKENS), pattern=SPLIT_PATTERN)
+    trainer.train_from_iterator(iter([TEXT]), 360 - len(SPECIAL_TOKENS), pattern=HEARTWOOD)
     for text in SAMPLES:
         assert tokenizer.encode(text) == list(trainer.encode(text))
     assert len(tokenizer.encode(TEXT)) < len(TEXT.encode()) / 2, "it compresses"

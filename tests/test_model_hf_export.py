@@ -11,10 +11,11 @@ import pytest
 from real_models import fetch_smollm2
 
 from data.chat import Conversation, Message, render, render_prompt
-from data.tokenizers.bpe import SPLIT_PATTERN, train
+from data.tokenizers.bpe import train
 from data.tokenizers.export import hub_files
-from data.tokenizers.gguf import QWEN2_SPLIT, tokenizer_from_gguf
+from data.tokenizers.gguf import tokenizer_from_gguf
 from data.tokenizers.load import load_tokenizer
+from data.tokenizers.patterns import SPLITS
 from model.config import ModelConfig
 from model.directory import load_params, read_description, save_model
 from model.execution import Execution
@@ -129,7 +130,7 @@ def test_our_split_is_that_of_qwen2():
     rng, letters = np.random.default_rng(0), "aé東1 \n\r\t'sSdDlLrReEvVſ.,-\u00a0\u0301"
     for _ in range(3000):
         text = "".join(rng.choice(list(letters), 30))
-        assert regex.findall(SPLIT_PATTERN, text) == regex.findall(QWEN2_SPLIT, text)
+        assert regex.findall(SPLITS["heartwood"], text) == regex.findall(SPLITS["qwen"], text)
 
 
 @pytest.mark.parametrize("dtype, atol", [("float32", 2e-4), ("float16", 2e-2), ("q8_0", 0.5)])

@@ -18,7 +18,8 @@ from data.passes.clean import load_index
 from data.passes.decide import bin_edges
 from data.passes.roster import merge_tallies
 from data.tables import read_rows
-from data.tokenizers.bpe import SPLIT_PATTERN, BytePairTokenizer
+from data.tokenizers.bpe import BytePairTokenizer
+from data.tokenizers.patterns import HEARTWOOD
 
 ESTIMATE_VOCABULARY = 8192
 ESTIMATE_BYTES = 2_000_000      # sample of each domain for the estimate of tokens
@@ -120,7 +121,7 @@ def estimate_bytes_per_token(folder: Path) -> dict[str, float]:
                 sizes[row["domain"]] += len(row["text"].encode())
     trainer = rustbpe.Tokenizer()
     texts = [text for domain in sorted(samples) for text in samples[domain]]
-    trainer.train_from_iterator(iter(texts), ESTIMATE_VOCABULARY, pattern=SPLIT_PATTERN)
+    trainer.train_from_iterator(iter(texts), ESTIMATE_VOCABULARY, pattern=HEARTWOOD)
     tokenizer = BytePairTokenizer(
         {bytes(token): rank for token, rank in trainer.get_mergeable_ranks()})
     return {domain: round(sizes[domain] / sum(map(len, tokenizer.encode_batch(texts))), 4)

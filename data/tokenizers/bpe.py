@@ -23,12 +23,8 @@ import tiktoken
 
 from core.artifacts import write_json
 from core.errors import UserError
+from data.tokenizers.patterns import HEARTWOOD
 from data.tokenizers.tokenizer import TEMPLATE, Tokenizer
-
-# Digits are single tokens, for arithmetic; otherwise the split of GPT-4 (cl100k_base in
-# openai/tiktoken), with runs of spaces kept together for indented text.
-SPLIT_PATTERN = (r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}"
-                 r"| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+")
 
 KIND = "bpe"
 
@@ -55,7 +51,7 @@ class BytePairTokenizer(Tokenizer):
     """
 
     ranks: dict[bytes, int]
-    pattern: str = SPLIT_PATTERN
+    pattern: str = HEARTWOOD
     specials: tuple[str, ...] = SPECIAL_TOKENS
     chat_template: str = ""
 
@@ -189,7 +185,7 @@ def train(texts: Iterable[str], vocab_size: int, *, mask_token: bool = False,
                         f"must be at least {256 + len(specials)}",
                         "set --config.tokenizer.vocab_size")
     trainer = rustbpe.Tokenizer()
-    trainer.train_from_iterator(iter(texts), num_ordinary, pattern=SPLIT_PATTERN)
+    trainer.train_from_iterator(iter(texts), num_ordinary, pattern=HEARTWOOD)
     ranks = {bytes(token): rank for token, rank in trainer.get_mergeable_ranks()}
     if len(ranks) < num_ordinary:
         raise UserError(f"tokenizer.vocab_size={vocab_size}",

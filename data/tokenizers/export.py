@@ -8,9 +8,10 @@ from typing import Any
 
 from core.errors import UserError
 from data.templates.named import make_source
-from data.tokenizers.bpe import BOS, END, SPLIT_PATTERN, BytePairTokenizer
-from data.tokenizers.gguf import CONTROL, LLAMA3_SPLIT, NORMAL, QWEN2_SPLIT, USER_DEFINED
+from data.tokenizers.bpe import BOS, END, BytePairTokenizer
+from data.tokenizers.gguf import CONTROL, NORMAL, USER_DEFINED
 from data.tokenizers.huggingface import HuggingFaceTokenizer, byte_alphabet, steps_of
+from data.tokenizers.patterns import HEARTWOOD, LLAMA3, SPLITS
 from data.tokenizers.tokenizer import TEMPLATE, Tokenizer
 
 UNUSED = 5      # of `tokenizer.ggml.token_type`
@@ -95,7 +96,7 @@ def gguf_tokenizer(tokenizer: Tokenizer, *, num_rows: int, chat: bool) -> dict[s
         adds_bos = json.dumps(tokenizer.bos_name) in processor
     else:
         assert isinstance(tokenizer, BytePairTokenizer), type(tokenizer)
-        if tokenizer.pattern != SPLIT_PATTERN:
+        if tokenizer.pattern != HEARTWOOD:
             raise _no_split(tokenizer.pattern)
         # The split that llama.cpp has for Qwen2 cuts every text as ours does.
         pre, vocabulary, plain, merges = "qwen2", _vocabulary(tokenizer), (), _merges(tokenizer)
@@ -137,7 +138,7 @@ def _split_name(described: Mapping[str, Any]) -> str | None:
             return "smollm"
         case [{"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated"},
               {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}]:
-            return {LLAMA3_SPLIT: "llama-bpe", QWEN2_SPLIT: "qwen2"}.get(regex)
+            return {LLAMA3: "llama-bpe", SPLITS["qwen"]: "qwen2"}.get(regex)
     return None
 
 

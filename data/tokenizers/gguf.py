@@ -13,20 +13,19 @@ from typing import Any
 from core.errors import UserError, first_line
 from data.tokenizers.hub import make_tokenizer
 from data.tokenizers.huggingface import SPACE, HuggingFaceTokenizer, require_library
+from data.tokenizers.patterns import LLAMA3, SPLITS
 
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4        # of `tokenizer.ggml.token_type`
 NORMAL = 1
 
-# Splits before merging, by the names in `tokenizer.ggml.pre`. The expressions are those of the
-# tokenizer.json of Llama 3 and of Qwen2; `None` is the split of GPT-2, which the library knows.
-LLAMA3_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-                r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
-QWEN2_SPLIT = LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
+# Splits before merging, by the names in `tokenizer.ggml.pre`. `None` is the split of GPT-2, which
+# the library knows.
+QWEN = SPLITS["qwen"]
 DIGITS = "digits"       # every digit is a token, and the rest is split as by GPT-2
-SPLITS = {"gpt-2": None, "phi-2": None,
-          "smollm": DIGITS, "starcoder": DIGITS, "refact": DIGITS,
-          "llama-bpe": LLAMA3_SPLIT, "llama3": LLAMA3_SPLIT, "llama-v3": LLAMA3_SPLIT,
-          "qwen2": QWEN2_SPLIT, "deepseek-r1-qwen": QWEN2_SPLIT}
+PRE_SPLITS = {"gpt-2": None, "phi-2": None,
+              "smollm": DIGITS, "starcoder": DIGITS, "refact": DIGITS,
+              "llama-bpe": LLAMA3, "llama3": LLAMA3, "llama-v3": LLAMA3,
+              "qwen2": QWEN, "deepseek-r1-qwen": QWEN}
 NAMED = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding",
          "sep_token": "seperator", "cls_token": "cls", "mask_token": "mask"}    # spelled so
 STOPS = ("eos", "eot", "eom")
@@ -54,7 +53,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> HuggingFaceTokenizer:
     named = {role: _token(metadata, tokens, name) for role, name in NAMED.items()
              if f"tokenizer.ggml.{name}_token_id" in metadata}
     adds_bos = metadata.get("tokenizer.ggml.add_bos_token", model == "llama"
-                            or SPLITS.get(metadata.get("tokenizer.ggml.pre")) == LLAMA3_SPLIT)
+                            or PRE_SPLITS.get(metadata.get("tokenizer.ggml.pre")) == LLAMA3)
     library = require_library()
     try:
         backend = BUILDERS[model](library, metadata, tokens)
@@ -77,15 +76,15 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> HuggingFaceTokenizer:
 def _byte_level(library: Any, metadata: Mapping[str, Any], tokens: Sequence[str]) -> Any:
     """Byte-level BPE, with the merges and the split that the file names."""
     pre = metadata.get("tokenizer.ggml.pre")
-    if pre not in SPLITS:
-        raise _refuse("pre", f"is {pre!r}, which is none of {', '.join(SPLITS)}")
+    if pre not in PRE_SPLITS:
+        raise _refuse("pre", f"is {pre!r}, which is none of {', '.join(PRE_SPLITS)}")
     merges = [tuple(merge.split(" ")) for merge in _strings(metadata, "merges")]
     if any(len(merge) != 2 for merge in merges):
         raise _refuse("merges", "holds one that is no pair of tokens")
-    split, steps = SPLITS[pre], library.pre_tokenizers
+    split, steps = PRE_SPLITS[pre], library.pre_tokenizers
     backend = library.Tokenizer(library.models.BPE(
         vocab={token: i for i, token in enumerate(tokens)}, merges=merges,
-        ignore_merges=split == LLAMA3_SPLIT))   # a word that is a token needs no merges
+        ignore_merges=split == LLAMA3))   # a word that is a token needs no merges
     if split is None:
         backend.pre_tokenizer = steps.ByteLevel(add_prefix_space=False)
     elif split == DIGITS:
@@ -95,7 +94,7 @@ def _byte_level(library: Any, metadata: Mapping[str, Any], tokens: Sequence[str]
         backend.pre_tokenizer = steps.Sequence([
             steps.Split(library.Regex(split), behavior="isolated"),
             steps.ByteLevel(add_prefix_space=False, use_regex=False)])
-    if split == QWEN2_SPLIT:
+    if split == QWEN:
         backend.normalizer = library.normalizers.NFC()
     backend.decoder = library.decoders.ByteLevel()
     return backend
