@@ -11,7 +11,7 @@ import base64
 import dataclasses
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -23,16 +23,11 @@ import tiktoken
 
 from core.artifacts import write_json
 from core.errors import UserError
-from data.tokenizers.patterns import HEARTWOOD
-from data.tokenizers.tokenizer import TEMPLATE, Tokenizer
+from data.tokenizers.patterns import HEARTWOOD, NORMALIZATIONS
+from data.tokenizers.recipe import Recipe
+from data.tokenizers.tokenizer import BOS, END, SPECIAL_TOKENS, TEMPLATE, Tokenizer
 
 KIND = "bpe"
-
-# A document is <|bos|> text <|end|>; a turn is <|role|> text <|end|>: one stop token for both.
-BOS, END = "<|bos|>", "<|end|>"
-SPECIAL_TOKENS = (BOS, END, "<|system|>", "<|user|>", "<|assistant|>")
-MASK = "<|mask|>"       # further ones, for objectives of pretraining: data/tokens/corruption.py
-SENTINEL = "<|extra_{}|>"
 
 # A run of a million spaces overflows the stack of tiktoken's splitter, so such a text is encoded
 # in pieces, which decode to the same text.
@@ -48,12 +43,14 @@ class BytePairTokenizer(Tokenizer):
         pattern: regular expression that splits text before merging.
         specials: names of the special tokens; their ids follow the ordinary ones.
         chat_template: Jinja template of conversations; "" writes turns with their tokens.
+        normalization: of text before it is encoded, a name in `NORMALIZATIONS`.
     """
 
     ranks: dict[bytes, int]
     pattern: str = HEARTWOOD
     specials: tuple[str, ...] = SPECIAL_TOKENS
     chat_template: str = ""
+    normalization: str = "none"
 
     @cached_property
     def encoding(self) -> tiktoken.Encoding:
@@ -86,23 +83,28 @@ class BytePairTokenizer(Tokenizer):
         """Names of the tokens that end a turn: one."""
         return (END,)
 
-    @property
-    def turn_tokens(self) -> Mapping[str, int]:
-        """Ids of the tokens that begin a turn, by role."""
-        return {name.strip("<|>"): self.special(name) for name in SPECIAL_TOKENS[2:]}
-
     def encode(self, text: str) -> list[int]:
         """Encodes text; names of special tokens in it are encoded as ordinary text."""
-        return [*chain.from_iterable(map(self.encoding.encode_ordinary, _pieces(text)))]
+        return [*chain.from_iterable(map(self.encoding.encode_ordinary, self._pieces(text)))]
 
     def encode_array(self, text: str) -> np.ndarray:
         """As `encode`, without a list of Python integers."""
         return np.concatenate([self.encoding.encode_to_numpy(piece, disallowed_special=())
-                               for piece in _pieces(text)])
+                               for piece in self._pieces(text)])
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Encodes many texts on all cores."""
-        return self.encoding.encode_ordinary_batch(list(texts))
+        return self.encoding.encode_ordinary_batch([*map(self._normalize, texts)])
+
+    @property
+    def _normalize(self) -> Callable[[str], str]:
+        return NORMALIZATIONS[self.normalization]
+
+    def _pieces(self, text: str) -> list[str]:
+        text = self._normalize(text)
+        if len(text) < MAX_PIECE or not LONG_SPACE.search(text):
+            return [text]
+        return [text[i:i + MAX_PIECE] for i in range(0, len(text), MAX_PIECE)]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Decodes ids; special tokens become their names, invalid UTF-8 becomes U+FFFD."""
@@ -120,12 +122,19 @@ class BytePairTokenizer(Tokenizer):
             sizes[rank] = len(token)
         return sizes
 
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """What of a text decoding does not give back: what its normalisation changed."""
+        return () if self.normalization == "none" else (f"normalisation: {self.normalization}",)
+
     @cached_property
     def fingerprint(self) -> str:
         """Fingerprint of the vocabulary, 16 hex digits, which models store."""
         digest = hashlib.sha256(self.pattern.encode() + "\0".join(self.specials).encode())
         for token, _ in sorted(self.ranks.items(), key=lambda item: item[1]):
             digest.update(len(token).to_bytes(4, "little") + token)
+        if self.normalization != "none":
+            digest.update(self.normalization.encode())
         return digest.hexdigest()[:16]
 
     def save(self, folder: Path) -> None:
@@ -138,6 +147,7 @@ class BytePairTokenizer(Tokenizer):
             (folder / TEMPLATE).write_bytes(self.chat_template.encode())
         write_json(folder / "tokenizer.json",
                    {"kind": KIND, "pattern": self.pattern, "specials": list(self.specials),
+                    "normalization": self.normalization,
                     "vocab_size": self.vocab_size, "fingerprint": self.fingerprint})
 
 
@@ -159,42 +169,45 @@ def load(folder: Path, described: Mapping[str, Any]) -> BytePairTokenizer:
                         "train the tokenizer anew") from None
     template = folder / TEMPLATE
     tokenizer = BytePairTokenizer(ranks, described["pattern"], tuple(described["specials"]),
-                                  template.read_bytes().decode() if template.exists() else "")
+                                  template.read_bytes().decode() if template.exists() else "",
+                                  described.get("normalization", "none"))
     if tokenizer.fingerprint != described["fingerprint"]:
         raise UserError(str(folder), "tokenizer.json and ranks.tiktoken do not belong together",
                         "train the tokenizer anew")
     return tokenizer
 
 
-def train(texts: Iterable[str], vocab_size: int, *, mask_token: bool = False,
-          num_sentinels: int = 0) -> BytePairTokenizer:
+def train(texts: Iterable[str], recipe: Recipe) -> BytePairTokenizer:
     """Trains byte-level BPE (arXiv 1508.07909) on texts.
-
-    Args:
-        vocab_size: tokens in all, special ones included.
-        mask_token, num_sentinels: special tokens beside `SPECIAL_TOKENS`.
 
     Raises:
         UserError: `vocab_size` is below the number of bytes (256) and special tokens, or the text
         has too few distinct pairs to merge.
     """
-    specials = (*SPECIAL_TOKENS, *[MASK] * mask_token, *map(SENTINEL.format, range(num_sentinels)))
-    num_ordinary = vocab_size - len(specials)
-    if num_ordinary < 256:
-        raise UserError(f"tokenizer.vocab_size={vocab_size}",
-                        f"must be at least {256 + len(specials)}",
-                        "set --config.tokenizer.vocab_size")
     trainer = rustbpe.Tokenizer()
-    trainer.train_from_iterator(iter(texts), num_ordinary, pattern=HEARTWOOD)
-    ranks = {bytes(token): rank for token, rank in trainer.get_mergeable_ranks()}
-    if len(ranks) < num_ordinary:
-        raise UserError(f"tokenizer.vocab_size={vocab_size}",
-                        f"the text yields only {len(ranks) + len(specials)} tokens",
+    trainer.train_from_iterator(map(recipe.normalize, texts), check_room(recipe),
+                                pattern=recipe.pattern)
+    return make_tokenizer([bytes(token) for token, _ in trainer.get_mergeable_ranks()], recipe)
+
+
+def check_room(recipe: Recipe) -> int:
+    """The number of ordinary tokens; raises `UserError` if it is below the number of bytes, 256."""
+    if recipe.num_ordinary < 256:
+        raise UserError(f"tokenizer.vocab_size={recipe.vocab_size}",
+                        f"must be at least {256 + len(recipe.specials)}",
+                        "set --config.tokenizer.vocab_size")
+    return recipe.num_ordinary
+
+
+def make_tokenizer(tokens: Sequence[bytes], recipe: Recipe) -> BytePairTokenizer:
+    """The tokenizer with these ordinary tokens, in the order of their ids.
+
+    Raises:
+        UserError: they are fewer than `recipe` wants.
+    """
+    if len(tokens) < recipe.num_ordinary:
+        raise UserError(f"tokenizer.vocab_size={recipe.vocab_size}",
+                        f"the text yields only {len(tokens) + len(recipe.specials)} tokens",
                         "give more text or set a smaller --config.tokenizer.vocab_size")
-    return BytePairTokenizer(ranks, specials=specials)
-
-
-def _pieces(text: str) -> list[str]:
-    if len(text) < MAX_PIECE or not LONG_SPACE.search(text):
-        return [text]
-    return [text[i:i + MAX_PIECE] for i in range(0, len(text), MAX_PIECE)]
+    return BytePairTokenizer({token: i for i, token in enumerate(tokens)}, recipe.pattern,
+                             recipe.specials, normalization=recipe.normalization)
