@@ -5,8 +5,9 @@
 Writes the files that `data.tokens.rows` reads: one pair per domain of the corpus, `best` (the
 documents of highest quality in `best_domains`, for annealing) unless these are none, and `heldout`
 where the corpus holds pages out. `pack.tokenizer` names the tokenizer: an artifact or a model
-directory of ours, or a folder of the Hugging Face hub with a `tokenizer.json`. A domain that is
-itself called `best` or `heldout` is named `domain:best` or `domain:heldout` here and in mixtures.
+directory of ours, a folder of the Hugging Face hub, or a tokenizer's file: `tokenizer.json`, a rank
+file of tiktoken, a model of SentencePiece, or a GGUF file. A domain that is itself called `best` or
+`heldout` is named `domain:best` or `domain:heldout` here and in mixtures.
 
 Units of the corpus are encoded in worker processes; their runs are merged into one global order.
 Memory is bounded by one unit per worker, then by one bucket; the disk holds every token twice until
@@ -31,7 +32,7 @@ from core.errors import UserError
 from core.progress import Progress, log
 from data.domains import POOL_PREFIX, POOLS, file_stem
 from data.engine import assist, run_units
-from data.tokenizers.load import load_tokenizer
+from data.tokenizers.load import find_tokenizer, load_tokenizer
 from data.tokens.checked import write_sums
 from data.tokens.encode import encode_unit, plan_units, read_domains, token_dtype
 from data.tokens.shards import WORST_RANK, merge_runs, select_rank
@@ -145,8 +146,7 @@ def _best(section: ConfigDict, runs: Mapping[str, Sequence[Path]],
 
 def mark_tokenizer(source: Path) -> str | None:
     """The fingerprint of a tokenizer that no stage made; None where there is none."""
-    file = source if source.is_file() else source / "tokenizer.json"
-    return load_tokenizer(source).fingerprint if file.exists() else None
+    return load_tokenizer(source).fingerprint if find_tokenizer(source).exists() else None
 
 
 STAGE = Stage("pack", build, parents=("corpus", "tokenizer"), assist=assist,

@@ -1,19 +1,20 @@
 """Our own kind, byte-level BPE: trained by rustbpe, run by tiktoken, stored as plain text.
 
 Its folder holds `ranks.tiktoken` (base64 of each token's bytes and its rank, one per line) and
-`tokenizer.json` (split pattern, names of the special tokens); and `chat_template.jinja` where a
-model was taught with another template than the tokens of turns.
+`tokenizer.json` (split pattern, names of the special tokens; and, for a vocabulary of another
+program, their ids and which of them begin and end texts); and `chat_template.jinja` where a model
+was taught with another template than the tokens of turns.
 """
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import hashlib
+import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from itertools import chain
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +23,35 @@ import rustbpe
 import tiktoken
 
 from core.artifacts import write_json
-from core.errors import UserError
-from data.tokenizers.patterns import HEARTWOOD, NORMALIZATIONS
+from core.errors import UserError, first_line
+from data.tokenizers.patterns import HEARTWOOD, NORMALIZATIONS, SPLITS
+from data.tokenizers.ranks import find_encoding, format_ranks, read_ranks
 from data.tokenizers.recipe import Recipe
 from data.tokenizers.tokenizer import BOS, END, SPECIAL_TOKENS, TEMPLATE, Tokenizer
 
 KIND = "bpe"
+RANKS = "ranks.tiktoken"
 
 # A run of a million spaces overflows the stack of tiktoken's splitter, so such a text is encoded
 # in pieces, which decode to the same text.
 LONG_SPACE, MAX_PIECE = re.compile(r"\s{100000}"), 100_000
 
+MAX_GAP = 1 << 16                   # of ids without a token
+
 
 @dataclasses.dataclass(frozen=True)
 class BytePairTokenizer(Tokenizer):
-    """Byte-level BPE, whose special tokens follow the ordinary ones.
+    """Byte-level BPE with special tokens.
 
     Attributes:
         ranks: id of each ordinary token, by its bytes.
         pattern: regular expression that splits text before merging.
-        specials: names of the special tokens; their ids follow the ordinary ones.
+        specials: names of the special tokens, in the order of their ids.
         chat_template: Jinja template of conversations; "" writes turns with their tokens.
+        ids: of the special tokens; () if they follow the ordinary ones. Some ids up to the largest
+            may have no token.
+        bos_name, end_name: the tokens that begin and end a document.
+        stop_names: further tokens after which generation stops.
         normalization: of text before it is encoded, a name in `NORMALIZATIONS`.
     """
 
@@ -50,38 +59,61 @@ class BytePairTokenizer(Tokenizer):
     pattern: str = HEARTWOOD
     specials: tuple[str, ...] = SPECIAL_TOKENS
     chat_template: str = ""
+    ids: tuple[int, ...] = ()
+    bos_name: str = BOS
+    end_name: str = END
+    stop_names: tuple[str, ...] = ()
     normalization: str = "none"
 
     @cached_property
     def encoding(self) -> tiktoken.Encoding:
         """The tiktoken encoding of this tokenizer."""
-        special_ids = {name: len(self.ranks) + i for i, name in enumerate(self.specials)}
         return tiktoken.Encoding("heartwood", pat_str=self.pattern, mergeable_ranks=self.ranks,
-                                 special_tokens=special_ids)
+                                 special_tokens=self._numbers)
 
-    @property
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        """Ids of the special tokens, by their names."""
+        return dict(zip(self.specials, self.ids or count(len(self.ranks))))
+
+    @cached_property
+    def _known(self) -> frozenset[int]:
+        """Ids that have a token."""
+        return frozenset(chain(self.ranks.values(), self._numbers.values()))
+
+    @cached_property
     def vocab_size(self) -> int:
-        """Number of ordinary and special tokens."""
-        return len(self.ranks) + len(self.specials)
+        """Number of ids: the largest one plus 1."""
+        return max(self._known) + 1
 
     def special(self, name: str) -> int:
         """Id of a special token, e.g. ``special("<|end|>")``."""
-        return len(self.ranks) + self.specials.index(name)
+        return self._numbers[name]
 
     @property
     def bos(self) -> int:
         """Id of the token that begins every document and conversation."""
-        return self.special(BOS)
+        return self.special(self.bos_name)
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether its model was trained with `bos` before every text: not if it only ends texts."""
+        return self.bos_name != self.end_name
 
     @property
     def end(self) -> int:
-        """Id of the token that ends a document or a turn: the stop token."""
-        return self.special(END)
+        """Id of the token that ends a document or a turn."""
+        return self.special(self.end_name)
 
     @property
     def end_names(self) -> tuple[str, ...]:
-        """Names of the tokens that end a turn: one."""
-        return (END,)
+        """Names of the tokens that end a turn: `end_name` and `stop_names`."""
+        return self.end_name, *self.stop_names
+
+    @property
+    def stops(self) -> tuple[int, ...]:
+        """Ids after which generation stops."""
+        return (*map(self.special, self.end_names), *self.turn_tokens.values())
 
     def encode(self, text: str) -> list[int]:
         """Encodes text; names of special tokens in it are encoded as ordinary text."""
@@ -94,26 +126,25 @@ class BytePairTokenizer(Tokenizer):
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Encodes many texts on all cores."""
-        return self.encoding.encode_ordinary_batch([*map(self._normalize, texts)])
-
-    @property
-    def _normalize(self) -> Callable[[str], str]:
-        return NORMALIZATIONS[self.normalization]
+        pieces = [*map(self._pieces, texts)]
+        encoded = iter(self.encoding.encode_ordinary_batch([*chain.from_iterable(pieces)]))
+        return [next(encoded) if len(of_text) == 1 else
+                [*chain.from_iterable(islice(encoded, len(of_text)))] for of_text in pieces]
 
     def _pieces(self, text: str) -> list[str]:
-        text = self._normalize(text)
+        text = NORMALIZATIONS[self.normalization](text)
         if len(text) < MAX_PIECE or not LONG_SPACE.search(text):
             return [text]
         return [text[i:i + MAX_PIECE] for i in range(0, len(text), MAX_PIECE)]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Decodes ids; special tokens become their names, invalid UTF-8 becomes U+FFFD."""
-        return self.encoding.decode([int(i) for i in ids if i < self.vocab_size])
+        return self.encoding.decode([int(i) for i in ids if i in self._known])
 
     def stream(self, ids: Iterable[int]) -> Iterator[bytes]:
         """The UTF-8 bytes of each token as it comes."""
         to_bytes = self.encoding.decode_single_token_bytes
-        return (to_bytes(int(i)) if i < self.vocab_size else b"" for i in ids)
+        return (to_bytes(int(i)) if i in self._known else b"" for i in ids)
 
     def token_bytes(self) -> np.ndarray:
         """UTF-8 bytes of each token, shape [vocab_size]; 0 for special tokens."""
@@ -128,27 +159,36 @@ class BytePairTokenizer(Tokenizer):
         return () if self.normalization == "none" else (f"normalisation: {self.normalization}",)
 
     @cached_property
+    def _further(self) -> dict[str, Any]:
+        """What decides ids and is not as in most vocabularies that are trained here."""
+        found: dict[str, Any] = {}
+        if (self.ids, self.bos_name, self.end_name) != ((), BOS, END):
+            found |= {"ids": list(self.ids), "bos": self.bos_name, "end": self.end_name}
+        if self.normalization != "none":
+            found["normalization"] = self.normalization
+        return found
+
+    @cached_property
     def fingerprint(self) -> str:
         """Fingerprint of the vocabulary, 16 hex digits, which models store."""
         digest = hashlib.sha256(self.pattern.encode() + "\0".join(self.specials).encode())
+        if self._further:
+            digest.update(json.dumps(self._further).encode())
         for token, _ in sorted(self.ranks.items(), key=lambda item: item[1]):
             digest.update(len(token).to_bytes(4, "little") + token)
-        if self.normalization != "none":
-            digest.update(self.normalization.encode())
         return digest.hexdigest()[:16]
 
     def save(self, folder: Path) -> None:
         """Writes the tokenizer's files into `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
-        lines = [f"{base64.b64encode(token).decode()} {rank}\n"
-                 for token, rank in sorted(self.ranks.items(), key=lambda item: item[1])]
-        (folder / "ranks.tiktoken").write_text("".join(lines))
+        (folder / RANKS).write_bytes(format_ranks(self.ranks))
         if self.chat_template:
             (folder / TEMPLATE).write_bytes(self.chat_template.encode())
-        write_json(folder / "tokenizer.json",
-                   {"kind": KIND, "pattern": self.pattern, "specials": list(self.specials),
-                    "normalization": self.normalization,
-                    "vocab_size": self.vocab_size, "fingerprint": self.fingerprint})
+        stops = {"stops": list(self.stop_names)} if self.stop_names else {}
+        write_json(folder / "tokenizer.json", {
+            "kind": KIND, "pattern": self.pattern, "specials": list(self.specials),
+            **self._further, **stops,
+            "vocab_size": self.vocab_size, "fingerprint": self.fingerprint})
 
 
 def load(folder: Path, described: Mapping[str, Any]) -> BytePairTokenizer:
@@ -160,21 +200,61 @@ def load(folder: Path, described: Mapping[str, Any]) -> BytePairTokenizer:
     Raises:
         UserError: a file is missing, damaged, or changed since it was written.
     """
-    ranks_file = folder / "ranks.tiktoken"
-    try:
-        ranks = {base64.b64decode(token): int(rank) for token, rank in
-                 (line.split() for line in ranks_file.read_text().splitlines())}
-    except (OSError, ValueError) as error:
-        raise UserError(str(ranks_file), f"is not a readable rank file ({error})",
-                        "train the tokenizer anew") from None
+    remedy = "train the tokenizer anew"
+    ranks = read_ranks(folder / RANKS, remedy)
     template = folder / TEMPLATE
-    tokenizer = BytePairTokenizer(ranks, described["pattern"], tuple(described["specials"]),
-                                  template.read_bytes().decode() if template.exists() else "",
-                                  described.get("normalization", "none"))
-    if tokenizer.fingerprint != described["fingerprint"]:
-        raise UserError(str(folder), "tokenizer.json and ranks.tiktoken do not belong together",
-                        "train the tokenizer anew")
+    try:
+        tokenizer = BytePairTokenizer(
+            ranks, described["pattern"], tuple(described["specials"]),
+            template.read_bytes().decode() if template.exists() else "",
+            tuple(described.get("ids", ())), described.get("bos", BOS), described.get("end", END),
+            tuple(described.get("stops", ())), described.get("normalization", "none"))
+        _check_ids(tokenizer, str(folder), remedy)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(str(folder), f"is no readable tokenizer ({first_line(error)})", remedy) \
+            from None
+    if tokenizer.fingerprint != described.get("fingerprint"):
+        raise UserError(str(folder), f"tokenizer.json and {RANKS} do not belong together", remedy)
     return tokenizer
+
+
+def import_ranks(file: Path) -> BytePairTokenizer:
+    """Reads a rank file of another program: one of the field's encodings, see `ranks.py`.
+
+    Raises:
+        UserError: the file is missing or damaged, or no known encoding.
+    """
+    ranks = read_ranks(file, "fetch it anew")
+    encoding = find_encoding(file, ranks)
+    names = tuple(sorted(encoding.specials, key=encoding.specials.get))
+    tokenizer = BytePairTokenizer(
+        ranks, SPLITS[encoding.split], names, ids=tuple(encoding.specials[name] for name in names),
+        bos_name=encoding.bos, end_name=encoding.end, stop_names=encoding.stops)
+    _check_ids(tokenizer, str(file), "fetch it anew")
+    return tokenizer
+
+
+def _check_ids(tokenizer: BytePairTokenizer, where: str, remedy: str) -> None:
+    """Raises `UserError` if two tokens have one id, or an id below the last rank has no token."""
+    ranks, names = tokenizer.ranks, tokenizer.specials
+    ids = tokenizer.ids or tuple(range(len(ranks), len(ranks) + len(names)))
+    if len({*names}) != len(ids) or list(ids) != sorted({*ids}) or min(ids, default=0) < 0:
+        raise UserError(where, f"gives {len({*names})} special tokens the ids {ids[:8]}", remedy)
+    if missing := [name for name in (tokenizer.bos_name, *tokenizer.end_names)
+                   if name not in names]:
+        raise UserError(where, f"has no special token {missing[0]!r}", remedy)
+    by_id = {rank: token for token, rank in ranks.items()}
+    if taken := [(name, i) for name, i in zip(names, ids) if i in by_id]:
+        name, i = taken[0]
+        raise UserError(where, f"the special token {name!r} has the id {i}, which is that of the "
+                        f"ordinary token {by_id[i]!r}", remedy)
+    last = max(by_id)
+    if last + 1 - len(ranks) != sum(i < last for i in ids):
+        gap = next(i for i in count() if i not in by_id and i not in ids)
+        raise UserError(where, f"has no token of the rank {gap}, and ranks up to {last}", remedy)
+    if tokenizer.vocab_size > 2 * len(ranks) + MAX_GAP:
+        raise UserError(where, f"has {len(ranks)} ranks, and ids up to {tokenizer.vocab_size - 1}",
+                        remedy)
 
 
 def train(texts: Iterable[str], recipe: Recipe) -> BytePairTokenizer:

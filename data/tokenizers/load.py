@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from core.artifacts import read_json
 from core.errors import UserError
 from data.tokenizers import bpe, huggingface
 from data.tokenizers.hub import import_tokenizer
+from data.tokenizers.ranks import SUFFIXES
 from data.tokenizers.tokenizer import Tokenizer
 
 KINDS = {bpe.KIND: bpe.load, huggingface.KIND: huggingface.load}
+FILES = ("tokenizer.json", "tokenizer.model")       # of a folder, the first that it has
+RANKS_LINE = re.compile(rb"[A-Za-z0-9+/]+=* \d+\s")
+
+
+def find_tokenizer(source: Path) -> Path:
+    """The file that describes a tokenizer, which may be missing.
+
+    Args:
+        source: that file; or the folder that holds it, or whose folder `tokenizer` does.
+    """
+    source = Path(source)
+    if source.is_file() or source.name.endswith(SUFFIXES):
+        return source
+    places = [folder / name for folder in (source, source / "tokenizer") for name in FILES]
+    return next((place for place in places if place.exists()), places[0])
 
 
 def load_tokenizer(source: Path) -> Tokenizer:
@@ -18,23 +35,29 @@ def load_tokenizer(source: Path) -> Tokenizer:
 
     Args:
         source: such a folder; or a `tokenizer.json` of the Hugging Face hub, or the folder that
-            holds it.
+            holds it; or a rank file, as tiktoken has them and Llama 3 in its `tokenizer.model`.
 
     Raises:
         UserError: a file is missing, damaged, or changed since it was written; or its kind is
             unknown.
     """
-    source = Path(source)
-    if not source.is_file() and not (source / "tokenizer.json").exists() \
-            and (source / "tokenizer").exists():
-        source = source / "tokenizer"
-    file = source if source.is_file() else source / "tokenizer.json"
+    file = find_tokenizer(source)
+    if file.name.endswith(SUFFIXES) or RANKS_LINE.match(_start_of(file)):
+        return bpe.import_ranks(file)
     described = read_json(file)
     if not isinstance(described, dict):
         raise UserError(str(file), "describes no tokenizer", "name another folder")
     if "model" in described:
-        return import_tokenizer(source)
+        return import_tokenizer(file)
     if described.get("kind") not in KINDS:
         raise UserError(str(file), f"names no kind of tokenizer among {', '.join(KINDS)}",
                         "train the tokenizer anew, or name a tokenizer.json of the hub")
     return KINDS[described["kind"]](file.parent, described)
+
+
+def _start_of(file: Path) -> bytes:
+    """The first bytes of a file, which tell its format; none of one that is missing."""
+    if not file.is_file():
+        return b""
+    with open(file, "rb") as opened:
+        return opened.read(1024)
