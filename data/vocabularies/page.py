@@ -78,7 +78,8 @@ def render_report(report: Report) -> str:
     tiles = [("Tokenizers", count(len(names)), ", ".join(names)),
              ("Text", size(num_bytes), f"{count(len(texts))} domains, {count(report['languages'])} "
               "languages beside them"),
-             ("Most bytes a token", decimal(_of(report, best, "together.bytes_per_token"), 2), best),
+             ("Most bytes a token", decimal(_of(report, best, "together.bytes_per_token"), 2),
+              best),
              ("Least FLOPs of the head", format_count(
                  _of(report, cheapest, "cost.head_flops_per_byte")),
               f"a byte, at width {report['width']}: {cheapest}")]

@@ -206,17 +206,17 @@ def read_languages(folder: Path) -> dict[str, str]:
     """Texts by language: files ``LANGUAGE.txt`` of a folder, translations of one text.
 
     Raises:
-        UserError: the folder has no such file, or one that is empty or not UTF-8; or none of them
-            is English.
+        UserError: the folder has no such file with text, or one that is not UTF-8; or none of
+            them is English.
     """
     files: Iterable[Path] = sorted(folder.glob("*.txt")) if folder.is_dir() else ()
     texts = {file.stem: decode_utf8(str(file), file.read_bytes()) for file in files}
+    if empty := [name for name, text in texts.items() if not text.strip()]:
+        log(f"languages: left out {len(empty)} without text: {', '.join(empty)}")
+    texts = {name: text for name, text in texts.items() if name not in empty}
     if not texts:
-        raise UserError(f"--languages={str(folder)!r}", "holds no file LANGUAGE.txt",
+        raise UserError(f"--languages={str(folder)!r}", "holds no file LANGUAGE.txt with text",
                         "name a folder with one text for each language")
-    for name, text in texts.items():
-        if not text.strip():
-            raise UserError(str(folder / f"{name}.txt"), "is empty", "remove the file")
     english_name(texts)
     return texts
 

@@ -13,7 +13,8 @@ SAMPLES: Mapping[str, str] = {
              "but it re-examined every measurement from 1987 onwards.",
     "Code": "def mean_of(values, *, default=0.0):\n    if not values:\n        return default\n"
             "    total = sum(v for v in values)  # O(n)\n    return total / len(values)\n",
-    "Markup": '<a href="https://example.org/?q=1&amp;r=2" class="link">x &lt; y</a>\n{"id": [1, 2]}',
+    "Markup": '<a href="https://example.org/?q=1&amp;r=2" class="link">x &lt; y</a>\n'
+              '{"id": [1, 2]}',
     "Numbers": "7, 42, 365, 2048, 31415, 271828, 1234567; 3.14159, 1,000,000, 0xFF, 6.02e23, "
                "17:45, 2024-02-29, 12345678 + 87654321 = 99999999",
     "Formula": r"$\sum_{i=1}^{n} \alpha_i^2 \leq \left(\frac{1}{2}\right)^{n}$ and ∇·E = ρ/ε₀",
