@@ -88,6 +88,7 @@ class Sampler:
     def __init__(self, max_bytes: int = SAMPLE_BYTES):
         self._max_bytes = max_bytes
         self._heap: list[tuple[int, str]] = []      # the largest hash first
+        self._bound = 1 << 64           # hashes from here on are too large
         self._num_bytes = self.read_bytes = 0
 
     @property
@@ -100,10 +101,15 @@ class Sampler:
         for part in cut(text):
             content = part.encode("utf-8", "replace")
             self.read_bytes += len(content)
+            number = xxhash.xxh3_64_intdigest(content)
+            if number >= self._bound:
+                continue
             self._num_bytes += len(content)
-            heapq.heappush(self._heap, (-xxhash.xxh3_64_intdigest(content), content.decode()))
+            heapq.heappush(self._heap, (-number, content.decode()))
             while self._num_bytes > self._max_bytes and len(self._heap) > 1:
-                self._num_bytes -= len(heapq.heappop(self._heap)[1].encode())
+                number, left_out = heapq.heappop(self._heap)
+                self._bound = -number
+                self._num_bytes -= len(left_out.encode())
 
     def domain(self, name: str) -> Domain:
         """The sample; raises `UserError` where there is no text."""
