@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from data.tokenizers.tokenizer import Tokenizer
 
-MAX_BYTES, NUM_ROUNDS = 1_000_000, 3
+MAX_BYTES, NUM_ROUNDS = 300_000, 3
 
 
 def measure_speed(tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, float]:

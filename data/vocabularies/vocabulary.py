@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -29,22 +30,26 @@ def pieces_of(tokenizer: Tokenizer) -> list[bytes]:
 
 
 @functools.cache
-def script_of(letter: str) -> str | None:
-    """The script of a letter, `OTHERS` for one outside `SCRIPTS`; None for other characters."""
-    if letter.isascii():
-        return "Latin" if letter.isalpha() else None
-    return next((name for name, pattern in _script_patterns().items()
-                 if pattern.fullmatch(letter)), OTHERS) if letter.isalpha() else None
-
-
-@functools.cache
-def _script_patterns() -> dict[str, Any]:
-    return {name: re2.compile(rf"\p{{{name}}}") for name in SCRIPTS}
+def _script_numbers() -> bytes:
+    """For each code point the number of its letter's script, the last one for `OTHERS`; else 0."""
+    numbers = bytearray(sys.maxunicode + 1)
+    letters = "".join(filter(str.isalpha, map(chr, range(len(numbers)))))
+    for letter in letters:
+        numbers[ord(letter)] = len(SCRIPTS) + 1
+    for number, script in enumerate(SCRIPTS, start=1):
+        for run in re2.findall(rf"\p{{{script}}}+", letters):
+            for letter in run:
+                numbers[ord(letter)] = number
+    return bytes(numbers)
 
 
 def scripts_of(text: str) -> list[str]:
-    """The scripts of a text's letters, in their order."""
-    return list(dict.fromkeys(filter(None, map(script_of, text))))
+    """The scripts of a text's letters, in their order; `OTHERS` for one outside `SCRIPTS`."""
+    if text.isascii():
+        return ["Latin"] if any(map(str.isalpha, text)) else []
+    numbers = _script_numbers()
+    found = dict.fromkeys(number for letter in text if (number := numbers[ord(letter)]))
+    return [(*SCRIPTS, OTHERS)[number - 1] for number in found]
 
 
 def kind_of(piece: bytes) -> str:
