@@ -41,10 +41,10 @@ def test_a_larger_vocabulary_has_fewer_steps_of_the_same_compute(tmp_path):
     assert steps[512] / steps[32768] == pytest.approx(expected, rel=0.02)
 
 
-def test_a_line_of_the_table_has_an_interval_or_is_a_bound():
+def test_a_line_of_the_table_has_an_interval_and_says_what_is_kept():
     table = tokenizers.format_table([ROW, ROW | {"restored": 0.0, "losses": [1.5]}]).splitlines()
     assert table[2] == "| bpe | 2,048 | 2.50 | 1,234 | 3.2 | 100 | 2.000 ± 1.271 |"
-    assert table[3].endswith("| 0 | at least 1.500 |")
+    assert table[3].endswith("| 0 | 1.500 of what is kept |")
 
 
 def test_the_figure_is_drawn(tmp_path):

@@ -6,7 +6,8 @@ Each tokenizer is trained on the corpus in `--parents`, which is then encoded wi
 of always the same body is trained for `--flops`, of which a larger vocabulary spends more on the
 head and sees fewer tokens, each of which stands for more bytes. What is compared is the loss of
 held-out pages in bits per byte, which no tokenizer makes smaller by itself (arXiv 2404.09937). A
-tokenizer that does not restore its text leaves bits out, so its figure is only a lower bound.
+tokenizer that does not restore its text is scored on what it keeps of it, bytes and bits; a page
+may be lost almost whole, so that such a figure says nothing beside the others.
 
 BPE has a model for each of `--vocab_sizes`, the other kinds of configs/tokenizer.py have one of
 their own size. Intervals are Student's over seeds of weights and rows; the tokenizers and the pages
@@ -125,9 +126,9 @@ def format_table(rows: Sequence[dict[str, Any]]) -> str:
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for row in rows:
         cells = [format(row[name], form) for name, (_, form) in COLUMNS.items()]
-        bound = "" if row["restored"] == 100 else "at least "
-        lines.append(f"| {' | '.join([row['kind'], *cells])} | {bound}"
-                     f"{format_estimate(estimate(row['losses']))} |")
+        kept = "" if row["restored"] == 100 else " of what is kept"
+        lines.append(f"| {' | '.join([row['kind'], *cells])} | "
+                     f"{format_estimate(estimate(row['losses']))}{kept} |")
     return "\n".join(lines) + "\n"
 
 
