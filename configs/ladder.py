@@ -26,8 +26,9 @@ nearly equal parameters in products. They forecast nothing, and are compared:
       --against=runs/architectures/lstm/runs --against=runs/architectures/experts/runs \\
       --law=overtraining --figures --out=runs/architectures/compared
 
-Each takes 8.3e12 FLOPs, some 8 minutes on two cores by the ladder's speed, not run yet. Learning
-rates are those of the Transformer; an LSTM or experts may be better with their own.
+Each takes 8.3e12 to 8.8e12 FLOPs: 13 minutes on one core of a CPU for the Transformer and the LSTM,
+35 for the experts, whose small products a CPU does slowly. Learning rates are those of the
+Transformer; an LSTM or experts may be better with their own. docs/planning.md has what came out.
 
 accelerator: 4.2e18 FLOPs, 2.2B tokens for the largest run; the target, depth 26 with 20 tokens for
 each of 0.92B parameters, is 1.0e20, so the ladder costs 4 % of it. At 45 % of an H100's peak 2.6
