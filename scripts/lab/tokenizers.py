@@ -23,14 +23,14 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from configs.ladder import get_config
-from configs.tokenizer import VOCABULARIES
 from core import entry
 from core.artifacts import read_json
 from core.errors import UserError
 from core.points import Point, run_in_order
+from core.stages import load_config
 from data.documents import read_documents
 from data.tokenizers.load import load_tokenizer
+from data.train_tokenizer import KINDS
 from model.flops import train_flops_per_token
 from model.section import read_section
 from scripts.bench.frontier_page import open_figure, save_figure
@@ -70,7 +70,9 @@ class Line(NamedTuple):
 def list_lines(plan: Plan) -> list[Line]:
     """BPE in all sizes, then the other kinds."""
     return [Line("bpe", size) for size in plan.vocab_sizes if "bpe" in plan.kinds] + [
-        Line(kind, VOCABULARIES[kind]) for kind in plan.kinds if kind != "bpe"]
+        Line(kind, load_config([f"--config=configs/tokenizer.py:{kind}"],
+                               "the tokenizer").tokenizer.vocab_size)
+        for kind in plan.kinds if kind != "bpe"]
 
 
 def make_tokens(line: Line, plan: Plan, folder: Path) -> Point:
@@ -82,7 +84,7 @@ def make_tokens(line: Line, plan: Plan, folder: Path) -> Point:
 
 def make_training(plan: Plan, tokens: Path, seed: int, folder: Path) -> Point:
     """The stage that trains a model for the plan's compute."""
-    config = get_config(MODEL.partition(":")[2])
+    config = load_config([f"--config={MODEL}"], "the model")
     row_length, batch_size = config.pretrain.row_length, config.pretrain.batch_size
     size = read_section(config.model, read_json(tokens / "tokens.json")["vocab_size"])
     per_step = train_flops_per_token(size, row_length) * row_length * batch_size
@@ -160,9 +162,9 @@ def read_plan(values: Any) -> Plan:
     if not corpus.is_dir():
         raise UserError(f"--parents={values.parents}", "has no folder `corpus`",
                         "name a workdir in which data.curate has run")
-    if unknown := sorted(set(values.kinds) - set(VOCABULARIES)):
+    if unknown := sorted(set(values.kinds) - set(KINDS)):
         raise UserError(f"--kinds={','.join(values.kinds)}", f"names {unknown[0]!r}, which is none "
-                        f"of {', '.join(VOCABULARIES)}", "leave it out")
+                        f"of {', '.join(KINDS)}", "leave it out")
     if wrong := [size for size in values.vocab_sizes if not size.isdecimal()]:
         raise UserError(f"--vocab_sizes={','.join(values.vocab_sizes)}",
                         f"names {wrong[0]!r}, which is no number", "write --vocab_sizes=2048,8192")
@@ -187,5 +189,5 @@ if __name__ == "__main__":
     flags.DEFINE_float("flops", 2e12, "Of each training.", lower_bound=1e6)
     flags.DEFINE_integer("seeds", 2, "Seeds, from 0 on.", lower_bound=1)
     flags.DEFINE_list("vocab_sizes", ["512", "2048", "8192", "32768"], "Sizes of BPE.")
-    flags.DEFINE_list("kinds", [*VOCABULARIES], "Kinds of tokenizers.")
+    flags.DEFINE_list("kinds", [*KINDS], "Kinds of tokenizers.")
     entry.run(main)
