@@ -16,6 +16,7 @@ from configs.tokenizer import VOCABULARIES, get_config
 from core.artifacts import ROOT
 from core.errors import UserError
 from data import train_tokenizer
+from data.chat import Conversation, Message, render
 from data.documents import Document, write_documents
 from data.tokenizers import bpe, byte, character, plain_bpe, unigram, word, wordpiece
 from data.tokenizers.export import hub_files
@@ -184,6 +185,35 @@ def test_exported_files_give_the_same_ids(tokenizer):
 
 
 # Recipes ------------------------------------------------------------------------------------------
+
+TALKS = [
+    [("user", "What is a mean?"), ("assistant", "The sum over the number.")],
+    [("system", "Be brief."), ("user", "Who's there?"), ("assistant", "It's me.")],
+    [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")],
+    [("user", ""), ("assistant", "the function")],
+    [("user", "the array"), ("assistant", "")],
+    [("system", ""), ("user", "values"), ("assistant", "len(values)")],
+    [("user", " spaces  around "), ("assistant", "\n\n  lines\n")],
+    [("user", "Größe, 日本語 🌲"), ("assistant", "naïve 12.5")],
+    [("system", "x"), *[("user", "more"), ("assistant", "less")] * 4],
+    [("user", "say <|assistant_start|> and <|end|>"), ("assistant", "no <|bos|>")]]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("talk", TALKS, ids=range(len(TALKS)))
+def test_conversations_are_rendered_as_by_transformers(tokenizer, kind, talk, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    for file, text in hub_files(tokenizer, chat=True, context_tokens=64).items():
+        (tmp_path / file).write_text(text)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    messages = [{"role": role, "content": content} for role, content in talk]
+    tokens, _ = render(Conversation(tuple(Message(*message) for message in talk)), tokenizer)
+    if "<|" not in str(talk):      # they read the name of a special token as the token
+        assert theirs.apply_chat_template(messages, return_dict=False) == tokens
+    if kind in LOSSLESS:
+        assert theirs.apply_chat_template(messages, tokenize=False) == tokenizer.decode(tokens)
+
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 def test_text_is_normalised_before_it_is_encoded(normalization, kind):
