@@ -36,6 +36,7 @@ from eval.aggregate.win_rate import mean_win_rates
 from eval.benchmarks.registry import core_name
 from eval.measures.choices import encode_pairs
 from eval.records import METRICS, Record, verdict
+from eval.respond.local import begin_text
 from eval.statistics import paired_difference, sign_test
 from eval.suite_page import write_suite_page
 
@@ -112,7 +113,7 @@ def describe_choice(record: Record, tokenizer: Tokenizer) -> Iterator[str]:
     choices, contexts = record["choices"], record["contexts"]
     if record["is_literal"]:
         every = list(contexts) * (len(choices) if len(contexts) == 1 else 1)
-        pairs = encode_pairs(tokenizer, list(zip(every, choices)))
+        pairs = encode_pairs(tokenizer, list(zip(every, choices)), begin_text(tokenizer))
         shown = [(with_bars(pair.context, tokenizer), with_bars(pair.tokens, tokenizer))
                  for pair in pairs]
     else:

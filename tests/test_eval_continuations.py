@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -9,15 +10,23 @@ import numpy as np
 import pytest
 
 from core.errors import UserError
-from data.chat import ask
+from data.chat import ask, render
 from data.tokenizers.bpe import BytePairTokenizer
-from eval.measures.choices import NORMALISATIONS, ChoiceScore, encode_pairs, score_choices
+from data.tokenizers.hub import make_tokenizer
+from eval.measures.choices import (
+    NORMALISATIONS,
+    ChoiceScore,
+    _follow,
+    encode_pairs,
+    score_choices,
+)
 from eval.measures.continuations import Continuation, score_continuations
 from eval.measures.items import Asking, measure_task
 from eval.respond.loaded import LoadedModel, keeping
 from eval.tasks.task import Choice, Grade
 from model.families.registry import forward, init
 from model.heads.language import token_logps
+from tests import hub_tokenizers as hub
 
 # 93 ordinary tokens and 5 special ones: the 98 of the tiny model.
 RANKS = {bytes([b]): i for i, b in enumerate([10, *range(32, 124)])}
@@ -159,11 +168,12 @@ def test_a_token_across_the_boundary_is_scored_once():
     """A tokenizer that joins ":" with what follows: the joint token belongs to the option."""
     ranks = {bytes([b]): b for b in range(256)} | {b": ": 256}
     joined = BytePairTokenizer(ranks, pattern=r"(?s).+")
-    made, spaced, empty = encode_pairs(joined, [("a:", " b"), ("a: ", "b"), ("", "b")])
+    made, spaced, empty = encode_pairs(joined, [("a:", " b"), ("a: ", "b"), ("", "b")],
+                                       [joined.bos])
     assert made == spaced == Continuation((joined.bos, ord("a")), (256, ord("b")))
     assert empty == Continuation((joined.bos,), (ord("b"),))
     with pytest.raises(UserError, match="adds no token"):
-        encode_pairs(joined, [("a", "")])
+        encode_pairs(joined, [("a", "")], [joined.bos])
 
 
 def test_a_measurement_goes_on_where_it_was_ended(model, tmp_path, capfd):
@@ -245,3 +255,22 @@ def test_an_answer_to_a_literal_prompt_in_turns(model):
     assert record["prompt"] == "<|bos|><|user|>Say b:<|end|><|assistant|>"
     with pytest.raises(UserError, match="is a base model, which no template was taught"):
         measure_task(model, LiteralTask(), 1, Asking(in_turns=True))
+
+
+TURNS = "{% for message in messages %}{{ message.content + eos_token }}{% endfor %}"
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_options_are_encoded_as_in_the_whole_text(chat):
+    """A tokenizer of SentencePiece puts a space before a text, but not in its middle."""
+    pytest.importorskip("tokenizers")
+    tokenizer = make_tokenizer(hub.sentence_piece(), {"bos_token": "<s>", "eos_token": "</s>"},
+                               template=TURNS if chat else "")
+    question = Choice(ask("What is the cat?"), ("cat", "in the cat", "a 1"), 0)
+    model = SimpleNamespace(tokenizer=tokenizer, chat=chat)
+    for option, text in zip(_follow(model, question, []), question.choices):
+        whole = (render(ask("What is the cat?", text), tokenizer)[0] if chat else
+                 [tokenizer.bos, *tokenizer.encode(f"Question: What is the cat?\nAnswer: {text}")])
+        ids = [*option.context, *option.tokens]
+        assert whole[:len(ids)] == ids
+        assert tokenizer.decode(option.tokens).strip() == text

@@ -196,6 +196,10 @@ class HuggingFaceTokenizer(Tokenizer):
         return [ids if self._never_text.isdisjoint(ids) else self.encode(text)
                 for text, ids in zip(texts, (encoding.ids for encoding in found))]
 
+    def encode_continuing(self, text: str) -> list[int]:
+        """As `encode`, without the space that some tokenizers put before a text."""
+        return self._encode(self._continuing, text) if text else []
+
     def encode_rendered(self, text: str, mark: str, *, begins: bool) -> list[int]:
         """As `Tokenizer.encode_rendered`, with the spaces that some tokens take in beside them."""
         ids: list[int] = []

@@ -102,6 +102,10 @@ class Tokenizer(abc.ABC):
         """Encodes many texts, on several cores where that is possible."""
         return [self.encode(text) for text in texts]
 
+    def encode_continuing(self, text: str) -> list[int]:
+        """Encodes text that stands behind other text, whose last token ends where it begins."""
+        return self.encode(text)
+
     def encode_rendered(self, text: str, mark: str, *, begins: bool) -> list[int]:
         """Encodes text of a template, where the name of a special token stands for the token.
 

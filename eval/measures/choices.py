@@ -26,7 +26,7 @@ from data.chat import Conversation, ask, render_prompt
 from data.tokenizers.tokenizer import Tokenizer
 from eval.measures.continuations import Continuation, score_continuations
 from eval.respond.loaded import LoadedModel
-from eval.respond.local import begin_text, make_prompts
+from eval.respond.local import begin_text, write_plain
 from eval.tasks.task import Choice
 
 NORMALISATIONS = ("raw", "char", "byte", "token", "pmi")
@@ -120,11 +120,10 @@ Asked = tuple[tuple[str, ...], list[Continuation], list[Continuation]]
 def _ask(model: LoadedModel, questions: Sequence[Choice], examples: Sequence[Conversation],
          in_turns: bool) -> list[Asked]:
     """Of each question its contexts, its options after them, and these after the baseline."""
-    own = [question for question in questions if not question.contexts]
-    prompts = iter(make_prompts(model, [question.question for question in own], examples))
     pairs = [(context, choice) for question in questions if question.contexts
              for context, choice in _literal(question)]
-    literal = iter((encode_turns if in_turns else encode_pairs)(model.tokenizer, pairs))
+    literal = iter(encode_turns(model.tokenizer, pairs) if in_turns else
+                   encode_pairs(model.tokenizer, pairs, begin_text(model.tokenizer)))
     asked = []
     for question in questions:
         if question.contexts:
@@ -135,11 +134,21 @@ def _ask(model: LoadedModel, questions: Sequence[Choice], examples: Sequence[Con
             asked.append((contexts, options, [next(literal) for _ in question.choices]
                           if question.baseline else []))
             continue
-        prompt = tuple(next(prompts))
-        asked.append(((model.tokenizer.decode(prompt),), [
-            Continuation(prompt, tuple(model.tokenizer.encode(
-                choice if model.chat else f" {choice}"))) for choice in question.choices], []))
+        options = _follow(model, question, examples)
+        asked.append(((model.tokenizer.decode(options[0].context),), options, []))
     return asked
+
+
+def _follow(model: LoadedModel, question: Choice,
+            examples: Sequence[Conversation]) -> list[Continuation]:
+    """The options of a question without contexts of its own, after the model's prompt for it."""
+    tokenizer = model.tokenizer
+    if model.chat:
+        prompt = tuple(render_prompt(question.question, tokenizer))
+        return [Continuation(prompt, tuple(tokenizer.encode_continuing(choice)))
+                for choice in question.choices]
+    begin, text = write_plain(examples, question.question, tokenizer)
+    return encode_pairs(tokenizer, [(text, f" {choice}") for choice in question.choices], begin)
 
 
 def _literal(question: Choice) -> Iterable[tuple[str, str]]:
@@ -150,13 +159,16 @@ def _literal(question: Choice) -> Iterable[tuple[str, str]]:
         yield from ((question.baseline, choice) for choice in question.choices)
 
 
-def encode_pairs(tokenizer: Tokenizer,
-                 pairs: Sequence[tuple[str, str]]) -> list[Continuation]:
+def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]],
+                 begin: Sequence[int]) -> list[Continuation]:
     """Token ids of contexts and continuations, as they are encoded together.
 
     Spaces at the end of a context are taken to the continuation, whose tokens they begin. What the
     encodings of the context and of the whole have in common is the context: where a token spans the
     two, it is scored (`_encode_pair` of lm-eval would feed it twice; elsewhere both are equal).
+
+    Args:
+        begin: ids before every context.
 
     Raises:
         UserError: a continuation adds no token to its context.
@@ -166,7 +178,7 @@ def encode_pairs(tokenizer: Tokenizer,
     contexts = list(dict.fromkeys(context for context, _ in moved))
     ids = dict(zip(contexts, tokenizer.encode_batch(contexts)))
     wholes = tokenizer.encode_batch([context + text for context, text in moved])
-    begin, made = begin_text(tokenizer), []
+    made = []
     for (context, text), whole in zip(moved, wholes):
         size = _num_common(ids[context], whole)
         if size == len(whole):
@@ -191,7 +203,7 @@ def encode_turns(tokenizer: Tokenizer,
                for message in messages}
     made = []
     for message, text in pairs:
-        tokens = tuple(tokenizer.encode(text.lstrip(" ")))
+        tokens = tuple(tokenizer.encode_continuing(text.lstrip(" ")))
         if not tokens:
             raise UserError(f"an option {text!r}", "has no token",
                             "correct its item, or leave it out")

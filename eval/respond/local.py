@@ -23,14 +23,21 @@ FAULTS = {LENGTH: "truncated", REFUSED: "prompt_too_long"}      # of a `Reply`
 
 def render_plain(examples: Sequence[Conversation], question: Conversation,
                  tokenizer: Tokenizer) -> list[int]:
-    """The prompt of a base model: solved examples in plain text, then the question.
+    """The prompt of a base model; see `write_plain`."""
+    begin, text = write_plain(examples, question, tokenizer)
+    return [*begin, *tokenizer.encode(text)]
+
+
+def write_plain(examples: Sequence[Conversation], question: Conversation,
+                tokenizer: Tokenizer) -> tuple[tuple[int, ...], str]:
+    """What begins the prompt of a base model, and its text: solved examples, then the question.
 
     A question whose `meta` has a text `prompt` brings its own: that text, byte for byte.
     """
     if isinstance(own := question.meta.get("prompt"), str):
-        return [*begin_text(tokenizer), *tokenizer.encode(own)]
+        return begin_text(tokenizer), own
     solved = "".join(map(_write_plain, examples))
-    return [tokenizer.bos, *tokenizer.encode(f"{solved}{_write_plain(question)}Answer:")]
+    return (tokenizer.bos,), f"{solved}{_write_plain(question)}Answer:"
 
 
 def begin_text(tokenizer: Tokenizer) -> tuple[int, ...]:

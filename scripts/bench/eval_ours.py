@@ -15,6 +15,7 @@ import jax
 from eval.measures.choices import encode_pairs
 from eval.measures.continuations import score_continuations
 from eval.respond.loaded import load_model
+from eval.respond.local import begin_text
 from model.execution import Execution
 from scripts.bench.generate_engine import serve
 
@@ -32,7 +33,8 @@ class Ours:
     def score(self, pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
         """Log-probability of each continuation after its context, whether it is greedy; seconds."""
         began = time.perf_counter()
-        asked = encode_pairs(self._model.tokenizer, [tuple(pair) for pair in pairs])
+        tokenizer = self._model.tokenizer
+        asked = encode_pairs(tokenizer, [tuple(pair) for pair in pairs], begin_text(tokenizer))
         scores = score_continuations(self._model, asked, batch_tokens=self._batch_tokens)
         secs = time.perf_counter() - began
         return {"secs": secs, "logps_nats": [score.logp_nats for score in scores],
