@@ -4,53 +4,92 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
-
-import regex
+from collections.abc import Iterable, Sequence
+from itertools import count, islice
 
 from core.errors import UserError
+from core.json_text import parse_json
 from data.tokenizers.bpe import BytePairTokenizer
 from data.tokenizers.huggingface import HuggingFaceTokenizer
 from data.tokenizers.tokenizer import Tokenizer
 
+OTHERS = "leave it out"
+
 
 def extend(tokenizer: Tokenizer, tokens: Sequence[str]) -> Tokenizer:
-    """The tokenizer with further ordinary tokens, whose ids follow all others.
+    """The tokenizer with further ordinary tokens; their ids, in this order, had no token before.
 
-    A text that contains none of them has the ids that it had. A tokenizer of the hub finds them
-    wherever they stand; one of byte-level BPE where they are a whole piece of its split, e.g. a
-    word with the space before it.
+    A text that contains none of them is encoded as it was. A tokenizer of the hub finds them
+    wherever they stand, also within words, as `add_tokens` of its library does. One of byte-level
+    BPE finds them where they are a whole piece of its split, e.g. a word with the space before it,
+    and where two neighbours within a piece make one, after all other merges.
 
     Raises:
-        UserError: a token is empty, named twice or known already, or no piece of the split.
+        UserError: there are no tokens; or one is empty, named twice or known already, is never
+            found in a text, or is not decoded as it is written; or the ids cannot be given.
     """
+    if not tokens:
+        raise UserError("the new tokens", "are none", "name at least one")
     seen: set[str] = set()
     for token in tokens:
         fault = ("is empty" if not token else "is named twice" if token in seen else
-                 "is the name of a special token" if token in tokenizer.specials else
-                 "is a token already" if len(tokenizer.encode(token)) == 1 else "")
+                 "is a special token" if token in tokenizer.specials else
+                 "is a token already" if _is_known(tokenizer, token) else "")
         if fault:
-            raise UserError(f"the token {token!r}", fault, "leave it out")
+            raise UserError(f"the token {token!r}", fault, OTHERS)
         seen.add(token)
-    if not tokens:
-        raise UserError("the new tokens", "are none", "name a file with a token in each line")
-    if isinstance(tokenizer, HuggingFaceTokenizer):
-        return _extend_hub(tokenizer, tokens)
-    assert isinstance(tokenizer, BytePairTokenizer), type(tokenizer)
+    is_bpe = isinstance(tokenizer, BytePairTokenizer)
+    extended = (_extend_bpe if is_bpe else _extend_hub)(tokenizer, tokens)
     for token in tokens:
-        if regex.findall(tokenizer.pattern, token) != [token]:
-            raise UserError(f"the token {token!r}", "is no single piece of the tokenizer's split",
-                            f"name its pieces: {regex.findall(tokenizer.pattern, token)}")
-    first = tokenizer.vocab_size
+        _check_found(extended, token)
+    return extended
+
+
+def cut(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The ids of a text that other text precedes."""
+    return tokenizer.encode_rendered(text, "", begins=False)
+
+
+def list_bytes(tokenizer: Tokenizer, ids: Iterable[int]) -> list[bytes]:
+    """The UTF-8 bytes of each token where other text precedes it."""
+    return [*tokenizer.stream([0, *ids])][1:]
+
+
+def _is_known(tokenizer: Tokenizer, token: str) -> bool:
+    """Whether it is one token, and not the one for unknown text."""
+    ids = cut(tokenizer, token)
+    return len(ids) == 1 and list_bytes(tokenizer, ids) == [token.encode()]
+
+
+def _extend_bpe(tokenizer: BytePairTokenizer, tokens: Sequence[str]) -> BytePairTokenizer:
+    """Further ranks, the lowest that are free, so that no gap stays below the last one."""
+    ids = tuple(map(tokenizer.special, tokenizer.specials))
+    taken = {*tokenizer.ranks.values(), *ids}
+    free = islice((i for i in count() if i not in taken), len(tokens))
     return dataclasses.replace(
-        tokenizer, ids=tuple(map(tokenizer.special, tokenizer.specials)),
-        ranks=tokenizer.ranks | {token.encode(): first + i for i, token in enumerate(tokens)})
+        tokenizer, ids=ids, ranks=tokenizer.ranks | dict(zip(map(str.encode, tokens), free)))
 
 
-def _extend_hub(tokenizer: HuggingFaceTokenizer, tokens: Sequence[str]) -> Tokenizer:
-    described = json.loads(tokenizer.text)
-    described["added_tokens"] += [
-        {"id": tokenizer.vocab_size + i, "content": token, "single_word": False, "lstrip": False,
-         "rstrip": False, "normalized": False, "special": False}
-        for i, token in enumerate(tokens)]
-    return dataclasses.replace(tokenizer, text=json.dumps(described, ensure_ascii=False))
+def _extend_hub(tokenizer: HuggingFaceTokenizer, tokens: Sequence[str]) -> HuggingFaceTokenizer:
+    """Further `added_tokens`, to which the library itself gives ids as it reads them."""
+    described, first = parse_json(tokenizer.text), tokenizer.vocab_size
+    added = [{"id": i, "content": token, "single_word": False, "lstrip": False, "rstrip": False,
+              "normalized": False, "special": False} for i, token in enumerate(tokens, first)]
+    described["added_tokens"] = [*(described.get("added_tokens") or []), *added]
+    extended = dataclasses.replace(tokenizer, text=json.dumps(described, ensure_ascii=False))
+    if extended.vocab_size != first + len(tokens):
+        raise UserError("tokenizer.json", f"has ids below {first} without a token, which the "
+                        "library tokenizers would give to new ones",
+                        "give each of these ids a token first")
+    return extended
+
+
+def _check_found(extended: Tokenizer, token: str) -> None:
+    ids = cut(extended, token)
+    if len(ids) != 1:
+        pieces = [piece.decode(errors="replace") for piece in list_bytes(extended, ids)]
+        raise UserError(f"the token {token!r}", "would never be found: texts are normalised or "
+                        f"split before, and it becomes {pieces}", OTHERS)
+    if not extended.decode(ids * 2).endswith(token):    # the first may lose its space
+        raise UserError(f"the token {token!r}", f"would be decoded as {extended.decode(ids)!r}",
+                        f"{OTHERS}, or begin it with a space")
