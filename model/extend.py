@@ -1,16 +1,17 @@
-"""Gives a model more tokens, or another tokenizer, for pretraining that goes on.
+"""Gives a model more tokens, or another tokenizer, for pretraining that goes on from it.
 
-    python -m model.extend --model=runs/smollm2 --tokens=tokens.txt --out=runs/smollm2-more
+    python -m model.extend --model=runs/smollm2 --tokens=words.txt --out=runs/smollm2-words
     python -m model.extend --model=runs/smollm2 --tokenizer=runs/mine/tokenizer --out=runs/moved
 
 `--tokens` names a file with a new token in each line, a space before a word included. All ids stay
-as they are, so that a text without new tokens is encoded as before. `--tokenizer` replaces the
-tokenizer as a whole.
+as they are, so a text without new tokens is encoded as before, and its logits are the same; those
+of the new tokens join them in the softmax, so each log-probability falls by -log(1 - p), where p is
+what the new tokens get. `--tokenizer` replaces the tokenizer as a whole.
 
-A row of the embedding, and of the head where it has its own, that the model has a token for is
-copied. The row of another token is the mean of those of the tokens into which the model's tokenizer
-cuts it (arXiv 2402.09977): in a language model it begins with the meaning of its parts. Tokens that
-begin and end documents and turns keep their rows, whatever their names.
+A row of the embedding, and of the head where it has its own, for a token that the model has is
+copied. That of another token is the mean of the rows of the tokens into which the model's tokenizer
+cuts it (arXiv 2402.09977). Tokens that begin and end documents keep their rows, whatever their
+names; special tokens without a counterpart have the mean of all rows.
 """
 
 from __future__ import annotations
@@ -27,159 +28,184 @@ import numpy as np
 from absl import flags
 
 from core import artifacts, entry, locks
-from core.artifacts import code_digest, make_lineage, read_json, sum_file
-from core.errors import UserError, require_file
+from core.artifacts import code_digest, digest, make_lineage, read_json, read_lineage
+from core.errors import UserError, first_line, require_file
 from core.progress import log
-from data.tokenizers.extended import extend
+from data.tokenizers.extended import cut, extend, list_bytes
 from data.tokenizers.load import load_tokenizer
 from data.tokenizers.tokenizer import Tokenizer
 from model.config import ModelConfig
-from model.directory import load_params, read_description, save_model
+from model.directory import Description, load_params, read_description, save_model
 from model.families.registry import Params
+from model.parallel.sharding import letters_of, make_mesh
 
-MULTIPLE = 64       # that the number of rows is rounded up to
+Sources = list[list[int]]
 
 
-def list_sources(old: Tokenizer, new: Tokenizer) -> list[list[int]]:
-    """The old ids whose rows each new id's row is the mean of; none for an id without text."""
-    ours, theirs = list_bytes(old), list_bytes(new)
-    by_bytes = {piece: i for i, piece in reversed([*enumerate(ours)])
-                if i not in old.special_ids}
-    sources: list[list[int]] = []
-    roles = {new.special(name): old.special(ours_) for name, ours_ in _pair_specials(old, new)}
-    for i, piece in enumerate(theirs):
-        if i in roles:
-            sources.append([roles[i]])
-        elif i in new.special_ids or not piece:
-            sources.append([])
-        elif i < len(ours) and ours[i] == piece and i not in old.special_ids:
-            sources.append([i])
-        elif piece in by_bytes:
-            sources.append([by_bytes[piece]])
-        else:
-            sources.append(_cut(old, piece, by_bytes))
+def keep_rows(old: Tokenizer, new: Tokenizer, tokens: Sequence[str], num_rows: int) -> Sources:
+    """The sources of all rows of a model with further tokens; see `extend_params`.
+
+    Args:
+        new: `old` with these tokens.
+        num_rows: of the model, which may have more than `old` has ids.
+    """
+    sources = [[i] for i in range(max(num_rows, new.vocab_size))]
+    for token in tokens:
+        sources[cut(new, token)[0]] = cut(old, token)
     return sources
 
 
-def list_bytes(tokenizer: Tokenizer) -> list[bytes]:
-    """The UTF-8 bytes of every token, as within a text."""
-    return [*tokenizer.stream([0, *range(tokenizer.vocab_size)])][1:]
+def match_rows(old: Tokenizer, new: Tokenizer) -> Sources:
+    """The sources of the rows of a model whose tokenizer is replaced; see `extend_params`.
+
+    An id that means the same in both, or nothing in both, keeps its row.
+    """
+    ours, theirs = (list_bytes(each, range(each.vocab_size)) for each in (old, new))
+    # Of several the last one: SentencePiece has first the bytes for what it cannot spell.
+    by_bytes = {piece: i for i, piece in enumerate(ours) if piece and i not in old.special_ids}
+    roles = {new.bos: old.bos, new.end: old.end} | {
+        new.special(name): old.special(name) for name in new.specials if name in old.specials}
+
+    def find(i: int, piece: bytes) -> list[int]:
+        if i in roles:
+            return [roles[i]]
+        if i < len(ours) and ours[i] == piece and i not in old.special_ids:
+            return [i]
+        if piece in by_bytes:
+            return [by_bytes[piece]]
+        return [] if i in new.special_ids else _spell(old, piece, by_bytes)
+
+    return [find(i, piece) for i, piece in enumerate(theirs)]
 
 
-def _cut(old: Tokenizer, piece: bytes, by_bytes: Mapping[bytes, int]) -> list[int]:
+def _spell(old: Tokenizer, piece: bytes, by_bytes: Mapping[bytes, int]) -> list[int]:
     """The old tokens that spell a new one; byte by byte where it is no text by itself."""
     try:
-        return old.encode_rendered(piece.decode(), "", begins=False)
+        return cut(old, piece.decode())
     except UnicodeDecodeError:
-        own = [bytes([byte]) for byte in piece]
-        return [by_bytes[byte] for byte in own if byte in by_bytes]
+        bytes_ = (bytes([byte]) for byte in piece)
+        return [by_bytes[byte] for byte in bytes_ if byte in by_bytes]
 
 
-def _pair_specials(old: Tokenizer, new: Tokenizer) -> list[tuple[str, str]]:
-    """Special tokens, new and old, that have one name or one role."""
-    pairs = {name: name for name in new.specials if name in old.specials}
-    by_role = [(new.decode([new.end]), old.decode([old.end])),
-               (new.decode([new.bos]), old.decode([old.bos]))]
-    return [*pairs.items(), *(pair for pair in by_role if pair[0] not in pairs)]
-
-
-def grow(params: Params, config: ModelConfig, sources: Sequence[Sequence[int]]) -> \
-        tuple[Params, ModelConfig]:
-    """Parameters and sizes of the model with the rows of other tokens.
+def extend_params(params: Params, sources: Sources) -> Params:
+    """Parameters whose axes V have other rows.
 
     Args:
-        sources: see `list_sources`; the row of an id without sources, and of the ids beyond them,
-            is the mean of all rows.
+        sources: for each row of the result the rows whose mean it is: one is copied bit for bit,
+            and none stands for all.
     """
-    num_rows = -(-max(len(sources), 1) // MULTIPLE) * MULTIPLE
-    mean = list(range(config.V))
-    places, counts = [], np.zeros(num_rows, np.int64)
-    for i in range(num_rows):
-        own = sources[i] if i < len(sources) and sources[i] else mean
-        places.append(own)
-        counts[i] = len(own)
-    owners = jnp.asarray(np.repeat(np.arange(num_rows), counts))
-    taken = jnp.asarray(np.concatenate([np.asarray(own, np.int64) for own in places]))
+    firsts = np.array([own[0] if own else 0 for own in sources])
+    means = np.array([i for i, own in enumerate(sources) if len(own) != 1], np.int32)
+    sizes = np.array([len(sources[i]) for i in means], np.int32)
+    taken = np.array([row for i in means for row in sources[i]], np.int32)
+    owners = np.repeat(np.arange(len(means)), sizes)
 
-    @jax.jit
-    def mean_rows(table_VX: jax.Array) -> jax.Array:
-        sums = jax.ops.segment_sum(table_VX.astype(jnp.float32)[taken], owners, num_rows)
-        return (sums / jnp.asarray(counts)[:, None]).astype(table_VX.dtype)
+    def extend_table(table_VX: jax.Array) -> jax.Array:
+        sums_VX = jax.ops.segment_sum(table_VX[taken], owners, len(means))
+        sums_VX = jnp.where(sizes[:, None], sums_VX, jnp.sum(table_VX, axis=0, keepdims=True))
+        counts_V1 = np.where(sizes, sizes, len(table_VX))[:, None].astype(table_VX.dtype)
+        return table_VX[firsts].at[means].set(sums_VX / counts_V1)
 
-    def grow_array(path: Any, array: jax.Array) -> jax.Array:
-        axes = path[-1].key.rpartition("_")[2]
-        if "V" not in axes:
+    def extend_array(path: Any, array: jax.Array) -> jax.Array:
+        axis = letters_of(path, array.ndim).find("V")
+        if axis < 0:
             return array
-        axis = len(axes) - 1 - axes.rindex("V")     # from the end: layers may stand in front
-        moved = jnp.moveaxis(array, -1 - axis, 0)
-        grown = mean_rows(moved.reshape(len(moved), -1)).reshape(num_rows, *moved.shape[1:])
-        return jnp.moveaxis(grown, 0, -1 - axis)
+        moved = jnp.moveaxis(array, axis, 0)
+        rows = extend_table(moved.reshape(len(moved), -1))
+        return jnp.moveaxis(rows.reshape(-1, *moved.shape[1:]), 0, axis)
 
-    return (jax.tree_util.tree_map_with_path(grow_array, params),
-            dataclasses.replace(config, V=num_rows))
+    return jax.tree_util.tree_map_with_path(extend_array, params)
 
 
-def extend_model(source: Path, out: Path, *, tokens: Path | None = None,
+def extend_model(model: Path, out: Path, *, tokens: Path | None = None,
                  tokenizer: Path | None = None) -> dict[str, Any]:
     """Writes a model directory with more tokens, or with another tokenizer.
 
+    One that was made of the same is left as it is.
+
+    Args:
+        model: a model directory.
+        tokens: a file with a new token in each line.
+        tokenizer: that takes the place of the model's, where no tokens are given.
+
     Raises:
-        UserError: `source` is no model directory, or the tokens cannot be added.
+        UserError: `model` is no model directory or is damaged, `out` is `model`, or the tokens
+            cannot be added.
     """
-    given = tokens or tokenizer
-    require_file("--tokens" if tokens else "--tokenizer", given, "name an existing path")
-    described = read_description(source)
+    if out.resolve() == model.resolve():
+        raise UserError(f"--out={out}", "is the model that is extended", "name a new folder")
+    described = read_description(model)
+    added = _read_tokens(tokens) if tokens else []
+    new = None if tokens else load_tokenizer(require_file("--tokenizer", tokenizer,
+                                                          "name a tokenizer"))
+    given = {"tokens": digest(added)} if tokens else {
+        "tokenizer": digest([new.fingerprint, new.chat_template, new.end_names])}
     lineage = make_lineage(
-        stage="extend", config={"extend": {"run": {"source": str(source.resolve())}}},
-        inputs={"model": artifacts.read_lineage(source)["fingerprint"],
-                given.name: sum_file(tokens) if tokens else load_tokenizer(tokenizer).fingerprint},
-        code=code_digest(__file__))
-    partial_folder = out.with_name(f"{out.name}.partial")
+        stage="extend", config={"extend": {"run": {"model": str(model.resolve())}}},
+        inputs={"model": read_lineage(model)["build"]} | given, code=code_digest(__file__))
+    partial_folder, result = out.with_name(f"{out.name}.partial"), {"model": str(out)}
     with locks.locked(out):
         if artifacts.find_finished(out, lineage):
             log(f"extend: {out} is up to date")
-            return {"model": str(out), "skipped": True} | read_json(out / "metrics.json")
-        old = load_tokenizer(source)
-        new = load_tokenizer(tokenizer) if tokenizer else extend(old, _read_tokens(tokens))
-        sources = list_sources(old, new)
-        with artifacts.opened(partial_folder, lineage), \
-                tempfile.TemporaryDirectory() as temporary:
-            new.save(Path(temporary) / "tokenizer")
-            params, config = grow(load_params(source, described.config), described.config, sources)
-            save_model(partial_folder, params, config, Path(temporary) / "tokenizer",
-                       chat=described.chat, context_tokens=described.context_tokens)
-        sizes = np.array(list(map(len, sources)))
-        metrics = {"tokens": new.vocab_size, "rows": config.V, "copied": int((sizes == 1).sum()),
-                   "means": int((sizes > 1).sum()), "without_source": int((sizes == 0).sum()),
-                   "fingerprint": new.fingerprint}
+            return result | {"skipped": True} | read_json(out / "metrics.json")
+        with artifacts.opened(partial_folder, lineage):
+            old = load_tokenizer(model)
+            if new is None:
+                new = extend(old, added)
+                sources = keep_rows(old, new, added, described.config.V)
+            else:
+                sources = match_rows(old, new)
+            metrics = _write(partial_folder, model, described, new, sources)
         artifacts.finish(partial_folder, out, metrics)
-    return {"model": str(out), "skipped": False} | metrics
+    return result | {"skipped": False} | metrics
 
 
 def _read_tokens(path: Path) -> list[str]:
+    """The lines of a file that are not empty."""
+    require_file("--tokens", path, "name a file with a token in each line")
     try:
-        return [line for line in path.read_text().splitlines() if line]
-    except UnicodeDecodeError:
-        raise UserError(str(path), "is no UTF-8 text", "write a token in each line") from None
+        return [line for line in path.read_text("utf-8-sig").split("\n") if line]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--tokens={path}", f"is no text in UTF-8 ({first_line(error)})",
+                        "name a file with a token in each line") from None
+
+
+def _write(folder: Path, model: Path, described: Description, tokenizer: Tokenizer,
+           sources: Sources) -> dict[str, int]:
+    """Writes the model directory and counts its rows."""
+    config: ModelConfig = dataclasses.replace(described.config, V=len(sources))
+    has_turns = bool(tokenizer.chat_template or tokenizer.turn_tokens)
+    if described.chat and not has_turns:
+        log("extend: the new tokenizer has no chat template, so this is a chat model no more")
+    mesh = make_mesh({"fsdp": -1}) if jax.device_count() > 1 else None
+    params = extend_params(load_params(model, described.config, mesh), sources)
+    with tempfile.TemporaryDirectory() as temporary:
+        own = Path(temporary) / "tokenizer"
+        tokenizer.save(own)
+        save_model(folder, params, config, own, chat=described.chat and has_turns,
+                   context_tokens=described.context_tokens)
+    sizes = np.array([len(own) for own in sources])
+    return {"tokens": tokenizer.vocab_size, "rows": config.V, "copied": int(np.sum(sizes == 1)),
+            "averaged": int(np.sum(sizes > 1)), "without_source": int(np.sum(sizes == 0))}
 
 
 def main() -> dict[str, Any]:
     """Reads the flags."""
-    values = flags.FLAGS
-    for name, example in (("model", "runs/smollm2"), ("out", "runs/more")):
-        if not getattr(values, name):
-            raise UserError(f"--{name}", "is missing", f"try --{name}={example}")
-    if bool(values.tokens) == bool(values.tokenizer):
+    model, tokens, tokenizer, out = (
+        Path(value) if (value := flags.FLAGS[name].value) else None
+        for name in ("model", "tokens", "tokenizer", "out"))
+    for name, path in (("model", model), ("out", out)):
+        if path is None:
+            raise UserError(f"--{name}", "is missing", f"name a path: --{name}=PATH")
+    if (tokens is None) == (tokenizer is None):
         raise UserError("--tokens and --tokenizer", "exclude each other, and one is needed",
                         "name a file of new tokens, or a tokenizer")
-    return extend_model(Path(values.model), Path(values.out),
-                        tokens=Path(values.tokens) if values.tokens else None,
-                        tokenizer=Path(values.tokenizer) if values.tokenizer else None)
+    return extend_model(model, out, tokens=tokens, tokenizer=tokenizer)
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("model", "", "The model directory.")
-    flags.DEFINE_string("tokens", "", "A file with a new token in each line.")
-    flags.DEFINE_string("tokenizer", "", "The tokenizer that takes the place of the model's.")
-    flags.DEFINE_string("out", "", "The model directory that is written.")
+    flags.DEFINE_string("model", None, "The model directory.")
+    flags.DEFINE_string("tokens", None, "A file with a new token in each line.")
+    flags.DEFINE_string("tokenizer", None, "The tokenizer that takes the place of the model's.")
+    flags.DEFINE_string("out", None, "The model directory that is written.")
     entry.run(main)

@@ -10,7 +10,7 @@ from itertools import count, islice
 from core.errors import UserError
 from core.json_text import parse_json
 from data.tokenizers.bpe import BytePairTokenizer
-from data.tokenizers.huggingface import HuggingFaceTokenizer
+from data.tokenizers.huggingface import HuggingFaceTokenizer, make_backend
 from data.tokenizers.tokenizer import Tokenizer
 
 OTHERS = "leave it out"
@@ -73,6 +73,10 @@ def _extend_bpe(tokenizer: BytePairTokenizer, tokens: Sequence[str]) -> BytePair
 def _extend_hub(tokenizer: HuggingFaceTokenizer, tokens: Sequence[str]) -> HuggingFaceTokenizer:
     """Further `added_tokens`, to which the library itself gives ids as it reads them."""
     described, first = parse_json(tokenizer.text), tokenizer.vocab_size
+    backend = make_backend(tokenizer.text)
+    if written := [token for token in tokens if backend.token_to_id(token) is not None]:
+        raise UserError(f"the token {written[0]!r}", "is how the vocabulary writes one that it "
+                        "has", OTHERS)
     added = [{"id": i, "content": token, "single_word": False, "lstrip": False, "rstrip": False,
               "normalized": False, "special": False} for i, token in enumerate(tokens, first)]
     described["added_tokens"] = [*(described.get("added_tokens") or []), *added]
