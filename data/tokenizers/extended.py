@@ -34,7 +34,7 @@ def extend(tokenizer: Tokenizer, tokens: Sequence[str]) -> Tokenizer:
     for token in tokens:
         fault = ("is empty" if not token else "is named twice" if token in seen else
                  "is a special token" if token in tokenizer.specials else
-                 "is a token already" if _is_known(tokenizer, token) else "")
+                 "is a token already" if _is_one(tokenizer, token) else "")
         if fault:
             raise UserError(f"the token {token!r}", fault, OTHERS)
         seen.add(token)
@@ -55,10 +55,10 @@ def list_bytes(tokenizer: Tokenizer, ids: Iterable[int]) -> list[bytes]:
     return [*tokenizer.stream([0, *ids])][1:]
 
 
-def _is_known(tokenizer: Tokenizer, token: str) -> bool:
-    """Whether it is one token, and not the one for unknown text."""
-    ids = cut(tokenizer, token)
-    return len(ids) == 1 and list_bytes(tokenizer, ids) == [token.encode()]
+def _is_one(tokenizer: Tokenizer, token: str) -> bool:
+    """Whether a text is encoded as one token, which is decoded as that text."""
+    ids = cut(tokenizer, token)     # the first of a text may lose the space before it
+    return len(ids) == 1 and tokenizer.decode(ids * 2).endswith(token)
 
 
 def _extend_bpe(tokenizer: BytePairTokenizer, tokens: Sequence[str]) -> BytePairTokenizer:
@@ -89,11 +89,12 @@ def _extend_hub(tokenizer: HuggingFaceTokenizer, tokens: Sequence[str]) -> Huggi
 
 
 def _check_found(extended: Tokenizer, token: str) -> None:
+    if _is_one(extended, token):
+        return
     ids = cut(extended, token)
-    if len(ids) != 1:
-        pieces = [piece.decode(errors="replace") for piece in list_bytes(extended, ids)]
-        raise UserError(f"the token {token!r}", "would never be found: texts are normalised or "
-                        f"split before, and it becomes {pieces}", OTHERS)
-    if not extended.decode(ids * 2).endswith(token):    # the first may lose its space
+    if len(ids) == 1:
         raise UserError(f"the token {token!r}", f"would be decoded as {extended.decode(ids)!r}",
                         f"{OTHERS}, or begin it with a space")
+    pieces = [piece.decode(errors="replace") for piece in list_bytes(extended, ids)]
+    raise UserError(f"the token {token!r}", "would never be found: texts are normalised or split "
+                    f"before, and it becomes {pieces}", OTHERS)
