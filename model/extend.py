@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
@@ -94,25 +93,18 @@ def extend_params(params: Params, sources: Sources) -> Params:
         sources: for each row of the result the rows whose mean it is: one is copied bit for bit,
             and none stands for all.
     """
-    firsts = np.array([own[0] if own else 0 for own in sources])
-    means = np.array([i for i, own in enumerate(sources) if len(own) != 1], np.int32)
-    sizes = np.array([len(sources[i]) for i in means], np.int32)
-    taken = np.array([row for i in means for row in sources[i]], np.int32)
-    owners = np.repeat(np.arange(len(means)), sizes)
-
-    def extend_table(table_VX: jax.Array) -> jax.Array:
-        sums_VX = jax.ops.segment_sum(table_VX[taken], owners, len(means))
-        sums_VX = jnp.where(sizes[:, None], sums_VX, jnp.sum(table_VX, axis=0, keepdims=True))
-        counts_V1 = np.where(sizes, sizes, len(table_VX))[:, None].astype(table_VX.dtype)
-        return table_VX[firsts].at[means].set(sums_VX / counts_V1)
+    firsts = [own[0] if own else 0 for own in sources]
 
     def extend_array(path: Any, array: jax.Array) -> jax.Array:
         axis = letters_of(path, array.ndim).find("V")
         if axis < 0:
             return array
-        moved = jnp.moveaxis(array, axis, 0)
-        rows = extend_table(moved.reshape(len(moved), -1))
-        return jnp.moveaxis(rows.reshape(-1, *moved.shape[1:]), 0, axis)
+        table = np.moveaxis(np.asarray(array), axis, 0)
+        rows, mean = table[firsts], np.mean(table, axis=0, dtype=np.float64)
+        for i, own in enumerate(sources):
+            if len(own) != 1:
+                rows[i] = np.mean(table[own], axis=0, dtype=np.float64) if own else mean
+        return jax.device_put(np.moveaxis(rows, 0, axis), array.sharding)
 
     return jax.tree_util.tree_map_with_path(extend_array, params)
 
