@@ -4,9 +4,10 @@
     python -m model.extend --model=runs/smollm2 --tokenizer=runs/mine/tokenizer --out=runs/moved
 
 `--tokens` names a file with a new token in each line, a space before a word included. All ids stay
-as they are, so a text without new tokens is encoded as before, and its logits are the same; those
-of the new tokens join them in the softmax, so each log-probability falls by -log(1 - p), where p is
-what the new tokens get. `--tokenizer` replaces the tokenizer as a whole.
+as they are, so a text without new tokens is encoded as before, and the states before the head are
+those that it had, bit for bit. In the softmax new logits join the old ones: each log-probability
+falls by -log(1 - p), where p is what the new tokens get. `--tokenizer` replaces the tokenizer as a
+whole.
 
 A row of the embedding, and of the head where it has its own, for a token that the model has is
 copied. That of another token is the mean of the rows of the tokens into which the model's tokenizer
