@@ -127,27 +127,27 @@ BPE = BytePairTokenizer({bytes([i]): i for i in range(256)} | {b"th": 256})
 LOWER = BytePairTokenizer(BPE.ranks, normalization="lower")
 
 
-@pytest.mark.parametrize("tokenizer, tokens, line", [
-    (BPE, [], "the new tokens: are none"), (BPE, ["ab", ""], "the token '': is empty"),
-    (BPE, ["ab", "cd", "ab"], "the token 'ab': is named twice: leave it out"),
-    (BPE, ["<|end|>"], r"the token '<|end|>': is a special token"),
-    (BPE, ["ab", "th"], "the token 'th': is a token already"),
-    (BPE, ["x", "New York"], "the token 'x': is a token already"),
-    (BPE, ["New York"], "the token 'New York': would never be found: .* becomes ['N', 'e', 'w', "),
-    (LOWER, ["Hello"], "the token 'Hello': would never be found: texts are normalised or split "),
-], ids=str)
-def test_what_cannot_be_added_is_refused(tokenizer, tokens, line):
-    first, _, rest = line.partition(" .* ")
+@pytest.mark.parametrize("tokenizer, tokens, line, rest", [
+    (BPE, [], "the new tokens: are none", ""), (BPE, ["ab", ""], "the token '': is empty", ""),
+    (BPE, ["ab", "cd", "ab"], "the token 'ab': is named twice: leave it out", ""),
+    (BPE, ["<|end|>"], "the token '<|end|>': is a special token", ""),
+    (BPE, ["ab", "th"], "the token 'th': is a token already", ""),
+    (BPE, ["New York"], "the token 'New York': would never be found: ", "['N', 'e', 'w', ' ', "),
+    (LOWER, ["Hello"], "the token 'Hello': would never be found: texts are normalised or split ",
+     "['h', 'e', 'l', 'l', 'o']")],
+    ids=["none", "empty", "twice", "special", "known", "split", "normalised"])
+def test_what_cannot_be_added_is_refused(tokenizer, tokens, line, rest):
     with pytest.raises(UserError) as raised:
         extend(tokenizer, tokens)
-    assert str(raised.value).startswith(first) and rest in str(raised.value)
+    assert str(raised.value).startswith(line) and rest in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("token, line", [
     ("naïf", "the token 'naïf': would be decoded as 'na\ufffdf': leave it out, or begin it with a"),
     ("\u0120cat", "the token '\u0120cat': is how the vocabulary writes one that it has: leave it"),
-    ("<|im_start|>", "the token '<|im_start|>': is a special token")])
+    ("<|im_start|>", "the token '<|im_start|>': is a special token")],
+    ids=["decoded", "named", "special"])
 def test_what_the_library_would_take_for_something_else_is_refused(tmp_path, token, line):
     pytest.importorskip("tokenizers")
     tokenizer = load_tokenizer(write_hub(tmp_path, byte_level(), tokenizer_config=CONFIG))

@@ -13,7 +13,7 @@ from data.tokenizers.bpe import BytePairTokenizer
 from data.tokenizers.huggingface import HuggingFaceTokenizer, make_backend
 from data.tokenizers.tokenizer import Tokenizer
 
-OTHERS = "leave it out"
+REMEDY = "leave it out"
 
 
 def extend(tokenizer: Tokenizer, tokens: Sequence[str]) -> Tokenizer:
@@ -36,7 +36,7 @@ def extend(tokenizer: Tokenizer, tokens: Sequence[str]) -> Tokenizer:
                  "is a special token" if token in tokenizer.specials else
                  "is a token already" if _is_one(tokenizer, token) else "")
         if fault:
-            raise UserError(f"the token {token!r}", fault, OTHERS)
+            raise UserError(f"the token {token!r}", fault, REMEDY)
         seen.add(token)
     is_bpe = isinstance(tokenizer, BytePairTokenizer)
     extended = (_extend_bpe if is_bpe else _extend_hub)(tokenizer, tokens)
@@ -76,7 +76,7 @@ def _extend_hub(tokenizer: HuggingFaceTokenizer, tokens: Sequence[str]) -> Huggi
     backend = make_backend(tokenizer.text)
     if written := [token for token in tokens if backend.token_to_id(token) is not None]:
         raise UserError(f"the token {written[0]!r}", "is how the vocabulary writes one that it "
-                        "has", OTHERS)
+                        "has", REMEDY)
     added = [{"id": i, "content": token, "single_word": False, "lstrip": False, "rstrip": False,
               "normalized": False, "special": False} for i, token in enumerate(tokens, first)]
     described["added_tokens"] = [*(described.get("added_tokens") or []), *added]
@@ -94,7 +94,7 @@ def _check_found(extended: Tokenizer, token: str) -> None:
     ids = cut(extended, token)
     if len(ids) == 1:
         raise UserError(f"the token {token!r}", f"would be decoded as {extended.decode(ids)!r}",
-                        f"{OTHERS}, or begin it with a space")
-    pieces = [piece.decode(errors="replace") for piece in list_bytes(extended, ids)]
+                        f"{REMEDY}, or begin it with a space")
+    pieces = [piece.decode(errors="replace") for piece in list_bytes(extended, ids[:9])]
     raise UserError(f"the token {token!r}", "would never be found: texts are normalised or split "
-                    f"before, and it becomes {pieces}", OTHERS)
+                    f"before, and it begins with {pieces}", REMEDY)
