@@ -37,6 +37,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning") 
 
 BYTES = {bytes([i]): i for i in range(256)}
 OLD = BytePairTokenizer(BYTES | {b"th": 256}, chat_template="{{ messages[0].content }}")
+GAPS = BytePairTokenizer(OLD.ranks, ids=(257, 258, 259, 260, 270))      # 261 to 269 are free
 TOKENS = [" the", "weather"]        # the first is cut into three tokens, the second into six
 CUTS = [[32, 256, 101], [119, 101, 97, 256, 101, 114]]
 NUM_ROWS = 263                      # one more than `OLD` has ids
@@ -128,13 +129,13 @@ def test_rows_of_added_tokens_come_from_their_parts_and_padding_stays():
     assert keep_rows(OLD, new, TOKENS, 262) == [*([i] for i in range(262)), *CUTS]
     padded = keep_rows(OLD, new, TOKENS, 266)
     assert padded == [*([i] for i in range(262)), *CUTS, [264], [265]]
-    given = BytePairTokenizer(OLD.ranks, ids=(257, 258, 259, 260, 270))     # 261 to 269 are free
-    assert keep_rows(given, extend(given, TOKENS), TOKENS, 271) == [
+    assert keep_rows(GAPS, extend(GAPS, TOKENS), TOKENS, 271) == [
         *([i] for i in range(261)), *CUTS, *([i] for i in range(263, 271))]
 
 
 def test_rows_of_another_tokenizer_go_by_bytes_parts_and_roles():
     assert match_rows(OLD, OLD) == [[i] for i in range(262)]
+    assert match_rows(GAPS, GAPS) == [[i] for i in range(271)], "ids without a token too"
     new = BytePairTokenizer(
         {bytes([255 - i]): i for i in range(256)} | {b"the": 256, b"th": 257, b"\xe6\x97": 258},
         specials=("<|end|>", "<|a|>", "<|b|>", "<|start|>"), ids=(259, 260, 261, 262),
