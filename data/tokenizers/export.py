@@ -64,8 +64,8 @@ def describe_bpe(tokenizer: BytePairTokenizer) -> dict[str, Any]:
     model = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
              "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
              "ignore_merges": True, "vocab": _vocabulary(tokenizer), "merges": _merges(tokenizer)}
-    return describe(model, steps, tokenizer.normalization, tokenizer.specials,
-                    len(tokenizer.ranks))
+    return describe(model, steps, tokenizer.normalization,
+                    {name: tokenizer.special(name) for name in tokenizer.specials})
 
 
 def gguf_tokenizer(tokenizer: Tokenizer, *, num_rows: int, chat: bool) -> dict[str, Any]:
