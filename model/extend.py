@@ -31,7 +31,7 @@ from core import artifacts, entry, locks
 from core.artifacts import code_digest, digest, make_lineage, read_json, read_lineage
 from core.errors import UserError, first_line, require_file
 from core.progress import log
-from data.tokenizers.extended import cut, extend, list_bytes
+from data.tokenizers.extended import extend
 from data.tokenizers.load import load_tokenizer
 from data.tokenizers.tokenizer import Tokenizer
 from model.config import ModelConfig
@@ -51,7 +51,7 @@ def keep_rows(old: Tokenizer, new: Tokenizer, tokens: Sequence[str], num_rows: i
     """
     sources = [[i] for i in range(max(num_rows, new.vocab_size))]
     for token in tokens:
-        sources[cut(new, token)[0]] = cut(old, token)
+        sources[new.encode_continuing(token)[0]] = old.encode_continuing(token)
     return sources
 
 
@@ -60,7 +60,7 @@ def match_rows(old: Tokenizer, new: Tokenizer) -> Sources:
 
     An id that means the same in both, or nothing in both, keeps its row.
     """
-    ours, theirs = (list_bytes(each, range(each.vocab_size)) for each in (old, new))
+    ours, theirs = (each.list_bytes(range(each.vocab_size)) for each in (old, new))
     # Of several the last one: SentencePiece has first the bytes for what it cannot spell.
     by_bytes = {piece: i for i, piece in enumerate(ours) if piece and i not in old.special_ids}
     roles = {new.bos: old.bos, new.end: old.end} | {
@@ -81,7 +81,7 @@ def match_rows(old: Tokenizer, new: Tokenizer) -> Sources:
 def _spell(old: Tokenizer, piece: bytes, by_bytes: Mapping[bytes, int]) -> list[int]:
     """The old tokens that spell a new one; byte by byte where it is no text by itself."""
     try:
-        return cut(old, piece.decode())
+        return old.encode_continuing(piece.decode())
     except UnicodeDecodeError:
         bytes_ = (bytes([byte]) for byte in piece)
         return [by_bytes[byte] for byte in bytes_ if byte in by_bytes]

@@ -26,6 +26,7 @@ from data.tokenizer_report import (
 from data.tokenizers import bpe
 from data.tokenizers.bpe import BytePairTokenizer
 from data.tokenizers.patterns import SPLITS
+from data.tokenizers.recipe import Recipe
 from data.vocabularies import probes
 from data.vocabularies.compression import (
     join_domains,
@@ -51,7 +52,6 @@ from data.vocabularies.vocabulary import (
     find_odd,
     find_unreachable,
     kind_of,
-    pieces_of,
     rank_curve,
 )
 
@@ -130,7 +130,7 @@ def test_the_cost_follows_from_the_vocabulary_and_the_compression():
 def test_odd_and_unreachable_tokens_are_found():
     # Digits are split one by one, and no piece goes on after a space.
     odd = _with(b"12", b"  ", b"x1", "aя".encode(), b"cat", b"t c", "日の".encode(), b"\x1b[")
-    pieces = pieces_of(odd)
+    pieces = odd.list_bytes(range(odd.vocab_size))
     assert pieces[256:264] == [b"12", b"  ", b"x1", "aя".encode(), b"cat", b"t c",
                                "日の".encode(), b"\x1b["]
     found = find_odd(pieces, range(256, 264))
@@ -396,7 +396,7 @@ def test_unknown_tokens_are_counted_and_do_not_come_back():
 
 def test_tokens_within_words_are_reachable_where_a_space_is_put_before_a_text():
     tokenizer = _hub("sentence_piece")
-    pieces = pieces_of(tokenizer)
+    pieces = tokenizer.list_bytes(range(tokenizer.vocab_size))
     ordinary = [i for i, piece in enumerate(pieces) if piece and i not in tokenizer.special_ids]
     found = find_unreachable(tokenizer, pieces, ordinary)
     assert [pieces[i] for i in found if i > 258] == []
@@ -425,6 +425,6 @@ def test_published_properties_of_a_real_vocabulary(tmp_path):
 
 def test_training_text_is_compressed_better_by_a_larger_vocabulary(planted):
     texts = ["the cat sat on the mat and the dog ran to the cat " * 3]
-    small, large = (bpe.train(texts, size) for size in (265, 280))
+    small, large = (bpe.train(texts, Recipe(size)) for size in (265, 280))
     found = [measure_domain(one, _domain(*texts))[0]["bytes_per_token"] for one in (small, large)]
     assert found[0] < found[1]

@@ -11,7 +11,7 @@ from core.errors import UserError
 from data.tokenizers import bpe, byte, character, ranks, unigram, word, wordpiece
 from data.tokenizers.bpe import BytePairTokenizer
 from data.tokenizers.export import hub_files
-from data.tokenizers.extended import extend, list_bytes
+from data.tokenizers.extended import extend
 from data.tokenizers.load import load_tokenizer
 from data.tokenizers.recipe import Recipe
 
@@ -59,8 +59,8 @@ def test_all_ids_stay_and_texts_without_new_tokens_are_encoded_as_before(kind):
     old, words = kind
     new = extend(old, words)
     ids = [*range(old.vocab_size)]
-    known = [i for i, piece in zip(ids, list_bytes(old, ids)) if piece]
-    assert list_bytes(new, known) == list_bytes(old, known)
+    known = [i for i, piece in zip(ids, old.list_bytes(ids)) if piece]
+    assert new.list_bytes(known) == old.list_bytes(known)
     assert new.specials == old.specials and new.special_ids == old.special_ids
     assert (new.bos, new.end, new.stops, new.adds_bos) == (old.bos, old.end, old.stops,
                                                            old.adds_bos)
@@ -72,7 +72,7 @@ def test_all_ids_stay_and_texts_without_new_tokens_are_encoded_as_before(kind):
 def test_a_new_token_is_one_id_that_no_token_had_and_is_decoded_as_written(kind):
     old, words = kind
     new = extend(old, words)
-    before = {i for i in range(old.vocab_size) if list_bytes(old, [i]) != [b""]}
+    before = {i for i in range(old.vocab_size) if old.list_bytes([i]) != [b""]}
     found = [new.encode_rendered(token, "", begins=False) for token in words]
     assert all(len(ids) == 1 and not {*ids} & before for ids in found)
     assert [ids[0] for ids in found] == sorted(ids[0] for ids in found), "in their order"

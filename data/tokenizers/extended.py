@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import count, islice
 
 from core.errors import UserError
@@ -45,19 +45,9 @@ def extend(tokenizer: Tokenizer, tokens: Sequence[str]) -> Tokenizer:
     return extended
 
 
-def cut(tokenizer: Tokenizer, text: str) -> list[int]:
-    """The ids of a text that other text precedes."""
-    return tokenizer.encode_rendered(text, "", begins=False)
-
-
-def list_bytes(tokenizer: Tokenizer, ids: Iterable[int]) -> list[bytes]:
-    """The UTF-8 bytes of each token where other text precedes it."""
-    return [*tokenizer.stream([0, *ids])][1:]
-
-
 def _is_one(tokenizer: Tokenizer, token: str) -> bool:
     """Whether a text is encoded as one token, which is decoded as that text."""
-    ids = cut(tokenizer, token)     # the first of a text may lose the space before it
+    ids = tokenizer.encode_continuing(token)     # the first of a text may lose the space before it
     return len(ids) == 1 and tokenizer.decode(ids * 2).endswith(token)
 
 
@@ -91,10 +81,10 @@ def _extend_hub(tokenizer: HuggingFaceTokenizer, tokens: Sequence[str]) -> Huggi
 def _check_found(extended: Tokenizer, token: str) -> None:
     if _is_one(extended, token):
         return
-    ids = cut(extended, token)
+    ids = extended.encode_continuing(token)
     if len(ids) == 1:
         raise UserError(f"the token {token!r}", f"would be decoded as {extended.decode(ids)!r}",
                         f"{REMEDY}, or begin it with a space")
-    pieces = [piece.decode(errors="replace") for piece in list_bytes(extended, ids[:9])]
+    pieces = [piece.decode(errors="replace") for piece in extended.list_bytes(ids[:9])]
     raise UserError(f"the token {token!r}", "would never be found: texts are normalised or split "
                     f"before, and it begins with {pieces}", REMEDY)

@@ -146,6 +146,11 @@ class Tokenizer(abc.ABC):
     def stream(self, ids: Iterable[int]) -> Iterator[bytes]:
         """The UTF-8 bytes of each token as it comes; together they are the text of `decode`."""
 
+    def list_bytes(self, ids: Iterable[int]) -> list[bytes]:
+        """The UTF-8 bytes of each token where other text precedes it; b"" for ids without one."""
+        # Some tokenizers strip the space of a text's first token, so one stands before the others.
+        return [*self.stream([0, *ids])][1:]
+
     @abc.abstractmethod
     def token_bytes(self) -> np.ndarray:
         """UTF-8 bytes of each token, shape [vocab_size]; 0 for special tokens."""

@@ -23,12 +23,6 @@ NUM_EXAMPLES = 20
 NUM_RANKS = 36      # points of a curve of ranks
 
 
-def pieces_of(tokenizer: Tokenizer) -> list[bytes]:
-    """The UTF-8 bytes of every id, as it stands within a text; none for an id without a token."""
-    # Some tokenizers strip the space of a text's first token, so one stands before the others.
-    return list(tokenizer.stream([0, *range(tokenizer.vocab_size)]))[1:]
-
-
 @functools.cache
 def _script_numbers() -> bytes:
     """For each code point the number of its letter's script, the last one for `OTHERS`; else 0."""
@@ -92,7 +86,7 @@ def describe_vocabulary(tokenizer: Tokenizer, counts_V: np.ndarray) -> dict[str,
         `unreachable` ones of the ordinary tokens, the longest, the odd ones by reason, `scripts`
         (share of the ordinary tokens), and `ranks`, the share of the sample's tokens by rank.
     """
-    pieces = pieces_of(tokenizer)
+    pieces = tokenizer.list_bytes(range(tokenizer.vocab_size))
     ordinary = [i for i, piece in enumerate(pieces) if piece and i not in tokenizer.special_ids]
     used = [i for i in ordinary if counts_V[i]]
     unused = [i for i in ordinary if not counts_V[i]]
