@@ -202,7 +202,9 @@ def test_a_file_that_is_no_rank_file_is_refused(file, tmp_path, monkeypatch):
         load_tokenizer(_write(tmp_path, _tokens(), "mine.tiktoken"))
 
 
-def test_long_runs_of_spaces_are_encoded_in_batches_too(tokenizer):
+def test_what_tiktoken_refuses_is_encoded(tokenizer):
+    surrogate = "lone \ud800 x"
+    assert tokenizer.encode_array(surrogate).tolist() == tokenizer.encode(surrogate)
     long = "b " + " " * 250_000 + "a"
     assert tokenizer.encode_batch(["cat", long, ""]) == [*map(tokenizer.encode, ["cat", long, ""])]
     assert tokenizer.decode(tokenizer.encode(long)) == long
@@ -226,8 +228,10 @@ def test_published_encodings_are_those_of_tiktoken(name, tmp_path, monkeypatch):
     file = tmp_path / f"{name}.tiktoken.gz"
     file.write_bytes(packed.read_bytes())
     tokenizer = load_tokenizer(file)
-    assert {name: tokenizer.special(name) for name in tokenizer.specials} == \
-        reference._special_tokens
+    special_ids = {name: tokenizer.special(name) for name in tokenizer.specials}
+    # o200k_harmony has two names for one id, of which a tokenizer has one.
+    second = {"<|reserved_200018|>": 200018} if name == "o200k_harmony" else {}
+    assert special_ids | second == reference._special_tokens
     assert tokenizer.vocab_size == reference.n_vocab
     special = {*reference._special_tokens.values()}
     many = name == stored.get(name, name)
@@ -259,7 +263,7 @@ def test_the_rank_file_of_llama_3_is_its_file_of_the_hub(tmp_path):
                   "tokenizer.model")
     ours = load_tokenizer(file)
     assert ours.specials == theirs.specials and ours.vocab_size == theirs.vocab_size == 128256
-    assert (ours.bos, ours.end, ours.adds_bos) == (theirs.bos, 128001, theirs.adds_bos)
+    assert (ours.bos, ours.end, ours.adds_bos) == (theirs.bos, 128001, True)
     assert ours.stops == (128001, 128009)
     for text in (*texts.TRICKY, *texts.noise(5), *texts.real_texts()):
         assert ours.encode(text) == theirs.encode(text)

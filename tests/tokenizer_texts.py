@@ -21,8 +21,7 @@ TRICKY = [
 def every_code_point(size=4096):
     """All planes, assigned or not, in chunks; surrogates are no text."""
     for first in range(0, 0x110000, size):
-        if not 0xD800 <= first < 0xE000:
-            yield "".join(map(chr, range(first, first + size)))
+        yield "".join(chr(i) for i in range(first, first + size) if not 0xD800 <= i < 0xE000)
 
 
 def noise(count, seed=0):

@@ -130,8 +130,11 @@ class BytePairTokenizer(Tokenizer):
 
     def encode_array(self, text: str) -> np.ndarray:
         """As `encode`, without a list of Python integers."""
-        return np.concatenate([self.encoding.encode_to_numpy(piece, disallowed_special=())
-                               for piece in _pieces(text)])
+        try:
+            return np.concatenate([self.encoding.encode_to_numpy(piece, disallowed_special=())
+                                   for piece in _pieces(text)])
+        except UnicodeEncodeError:      # a surrogate that stands alone
+            return super().encode_array(text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Encodes many texts on all cores."""

@@ -46,19 +46,26 @@ def import_tokenizer(source: Path) -> HuggingFaceTokenizer:
     if not file.exists():
         raise UserError(str(source), "holds no tokenizer.json",
                         "name the folder of a model whose tokenizer is saved in that form")
-    config, special = (_read_optional(file.parent / name) for name in
-                       ("tokenizer_config.json", "special_tokens_map.json"))
-    generation = _read_optional(file.parent / "generation_config.json")
-    template = _read_template(file.parent, config)
-    stops = generation.get("eos_token_id")
+    beside = read_beside(file.parent)
     try:
-        return make_tokenizer(
-            file.read_bytes().decode(), {**special, **config}, template=template,
-            stops=stops if isinstance(stops, list) else [] if stops is None else [stops])
+        return make_tokenizer(file.read_bytes().decode(), **beside)
     except UnicodeDecodeError:
         raise UserError(str(file), "is no UTF-8 text", "fetch it anew") from None
     except UserError as error:
         raise UserError(str(file.parent), *str(error).split(": ", 1)) from None
+
+
+def read_beside(folder: Path) -> dict[str, Any]:
+    """What stands beside a tokenizer's file, as arguments of `make_tokenizer`.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    config, special, generation = (_read_optional(folder / name) for name in (
+        "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"))
+    stops = generation.get("eos_token_id")
+    return {"config": {**special, **config}, "template": _read_template(folder, config),
+            "stops": stops if isinstance(stops, list) else [] if stops is None else [stops]}
 
 
 def make_tokenizer(text: str, config: Mapping[str, Any], *, template: str = "",
