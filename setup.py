@@ -15,6 +15,7 @@ CORE = [
     "numpy>=2",
     "scipy>=1.13",
     "tiktoken>=0.14",
+    "regex>=2024.4",
     "rich>=14",
     # data engine
     "daft>=0.7.26",

@@ -325,8 +325,11 @@ def make_tokens(*, vocab_size: int, tokenizer_bytes: int, **changes) -> ConfigDi
         changes: of `pack`.
     """
     return ConfigDict(dict(
-        tokenizer=dict(out="tokenizer", corpus="corpus", vocab_size=vocab_size,
+        tokenizer=dict(out="tokenizer", corpus="corpus",
+                       kind="bpe",              # or unigram, wordpiece, word, character, byte
+                       vocab_size=vocab_size,   # special tokens included
                        max_bytes=tokenizer_bytes,
+                       split="heartwood", normalization="none",     # data/tokenizers/patterns.py
                        # Special tokens, within vocab_size, that pretrain.objective needs: <|mask|>
                        # for masked; for span <|extra_0|> and so on, one per span of a document.
                        mask_token=False, num_sentinels=0),

@@ -191,7 +191,7 @@ BOUNDS: Mapping[str, Bounds] = {
     **{f"mesh.{axis}": AXIS for axis in ("stage", "data", "fsdp", "expert", "context", "tensor")},
 
     # tokenizer, pack
-    "tokenizer.vocab_size": count(261),     # bytes, and special tokens
+    "tokenizer.vocab_size": count(1),
     "tokenizer.max_bytes": size(), "tokenizer.num_sentinels": count(0, note="0 adds none"),
     "pack.best_frac": Bounds(high=1.0, without=0.0),
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from configs.common import make_pretrain
 from core.errors import UserError
 from data.batch import Batch
-from data.tokenizers.bpe import MASK, SENTINEL, SPECIAL_TOKENS, BytePairTokenizer
+from data.tokenizers.bpe import BytePairTokenizer
+from data.tokenizers.tokenizer import MASK, SENTINEL, SPECIAL_TOKENS
 from data.tokens.corruption import SpanCorruption, make_corruption, span_sizes
 from data.tokens.rows import lay_out
 

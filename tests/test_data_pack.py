@@ -26,6 +26,7 @@ from data.documents import Document, read_documents, write_documents
 from data.engine import run_units
 from data.tokenizers import bpe
 from data.tokenizers.load import load_tokenizer
+from data.tokenizers.recipe import Recipe
 from data.tokens import shards
 from data.tokens.encode import encode_document, plan_units
 from data.tokens.rows import open_tokens
@@ -66,7 +67,7 @@ def workdir(tmp_path_factory) -> Path:
     """A corpus in three parts and a tokenizer trained on it."""
     folder = tmp_path_factory.mktemp("pack")
     _write_corpus(folder / "corpus", DOCUMENTS, 3)
-    bpe.train([d.text for d in DOCUMENTS], 300).save(folder / "tokenizer")
+    bpe.train([d.text for d in DOCUMENTS], Recipe(300)).save(folder / "tokenizer")
     for name in ("corpus", "tokenizer"):
         write_json(folder / name / "lineage.json",
                    make_lineage(stage=name, config={}, inputs={}, code=""))

@@ -6,11 +6,15 @@ import pytest
 import rustbpe
 from hypothesis import given
 from hypothesis import strategies as st
+from ml_collections import ConfigDict
 
+from configs.common import make_tokens
 from core.errors import UserError
-from data.tokenizers.bpe import SPECIAL_TOKENS, train
+from data.tokenizers.bpe import train
 from data.tokenizers.load import load_tokenizer
 from data.tokenizers.patterns import HEARTWOOD
+from data.tokenizers.recipe import Recipe, make_recipe
+from data.tokenizers.tokenizer import SPECIAL_TOKENS
 
 TEXT = """def mean(values, axis=None):
     '''Returns the mean of the values; it's 12.5 for [10, 15].'''
@@ -23,7 +27,7 @@ SAMPLES = [TEXT, "The arrays' mean is 1234567.", "   indented\n\n\n  text \t", "
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train([TEXT], 360)
+    return train([TEXT], Recipe(360))
 
 
 def test_merges_are_those_of_the_trainer(tokenizer):
@@ -64,7 +68,11 @@ def test_what_begins_another_turn_stops_an_answer_and_is_no_text(tokenizer):
 
 
 def test_special_tokens_of_objectives_are_part_of_the_vocabulary():
-    tokenizer = train([TEXT], 360, mask_token=True, num_sentinels=3)
+    def section(vocab_size):
+        tokens = make_tokens(vocab_size=vocab_size, tokenizer_bytes=1)
+        return ConfigDict(tokens.tokenizer.to_dict() | dict(mask_token=True, num_sentinels=3))
+
+    tokenizer = train([TEXT], make_recipe(section(360)))
     added = ("<|mask|>", "<|extra_0|>", "<|extra_1|>", "<|extra_2|>")
     assert tokenizer.specials == (*SPECIAL_TOKENS, *added) and tokenizer.vocab_size == 360
     assert len(tokenizer.ranks) == 360 - 9, "they take the place of ordinary ones"
@@ -72,7 +80,7 @@ def test_special_tokens_of_objectives_are_part_of_the_vocabulary():
     ids = tokenizer.encode("a <|mask|> and <|extra_0|>")
     assert all(i < len(tokenizer.ranks) for i in ids)
     with pytest.raises(UserError, match="must be at least 265"):
-        train([TEXT], 264, mask_token=True, num_sentinels=3)
+        train([TEXT], make_recipe(section(264)))
 
 
 def test_digits_are_single_tokens(tokenizer):
@@ -94,8 +102,9 @@ def test_a_saved_tokenizer_is_loaded_unchanged(tokenizer, tmp_path):
     tokenizer.save(tmp_path)
     loaded = load_tokenizer(tmp_path)
     assert loaded == tokenizer and loaded.fingerprint == tokenizer.fingerprint
-    assert train([TEXT], 360).fingerprint == tokenizer.fingerprint, "training is deterministic"
-    assert train([TEXT], 359).fingerprint != tokenizer.fingerprint
+    again = train([TEXT], Recipe(360))
+    assert again.fingerprint == tokenizer.fingerprint, "training is deterministic"
+    assert train([TEXT], Recipe(359)).fingerprint != tokenizer.fingerprint
 
 
 def _swap_two_ranks(folder):
@@ -132,6 +141,6 @@ def test_a_damaged_tokenizer_is_refused(tokenizer, tmp_path, damage):
 
 def test_impossible_vocabularies_are_refused():
     with pytest.raises(UserError, match="vocab_size=200: must be at least 261"):
-        train([TEXT], 200)
+        train([TEXT], Recipe(200))
     with pytest.raises(UserError, match="vocab_size=5000: the text yields only"):
-        train(["too short"], 5000)
+        train(["too short"], Recipe(5000))

@@ -20,6 +20,7 @@ from data.tokenizers.bpe import BytePairTokenizer, train
 from data.tokenizers.huggingface import byte_alphabet
 from data.tokenizers.load import load_tokenizer
 from data.tokenizers.patterns import SPLITS
+from data.tokenizers.recipe import Recipe
 
 # As p50k_base and cl100k_base: one special token amid the ranks, others behind a gap.
 TINY = ranks.Encoding("", "cl100k", {"<|endoftext|>": 300, "<|a|>": 400, "<|b|>": 420},
@@ -36,7 +37,7 @@ def tiny_encoding():
 def _tokens():
     """Tokens by their ranks, of which 300 has none."""
     words = " ".join(f"{a}{b}{c}" for a in "bcdfgl" for b in "aeiou" for c in "nrt")
-    trained = train([f"The cat's größer 日本語\n\n    x = x; {words}"] * 9, 330)
+    trained = train([f"The cat's größer 日本語\n\n    x = x; {words}"] * 9, Recipe(330))
     return {rank + (rank >= 300): token for token, rank in trained.ranks.items()}
 
 

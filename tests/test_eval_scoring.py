@@ -18,6 +18,7 @@ from data.chat import Conversation, Message, ask
 from data.documents import Document, write_documents
 from data.tokenizers import bpe
 from data.tokenizers.bpe import BytePairTokenizer
+from data.tokenizers.recipe import Recipe
 from data.tokens.checked import write_sums
 from data.tokens.rows import check_tokenizer
 from eval.measures.continuations import Continuation, score_continuations
@@ -213,7 +214,7 @@ def test_the_same_prompt_twice_gets_two_samples(model):
 
 
 def test_a_base_models_prompt_is_plain_text_with_solved_examples(model):
-    tokenizer = bpe.train(["Question: Answer: One Two Three Yes No " * 20], 270)
+    tokenizer = bpe.train(["Question: Answer: One Two Three Yes No " * 20], Recipe(270))
     base = dataclasses.replace(model, tokenizer=tokenizer, chat=False)
     prompt, = make_prompts(base, [ask("Three?")], [ask("One?", "Yes."), ask("Two?", "No.")])
     assert tokenizer.decode(prompt) == (

@@ -16,6 +16,7 @@ from data.tokenizers.export import hub_files
 from data.tokenizers.gguf import tokenizer_from_gguf
 from data.tokenizers.load import load_tokenizer
 from data.tokenizers.patterns import SPLITS
+from data.tokenizers.recipe import Recipe
 from model.config import ModelConfig
 from model.directory import load_params, read_description, save_model
 from model.execution import Execution
@@ -53,7 +54,7 @@ def tokenizer():
     rng = np.random.default_rng(0)
     words = ["the", "quick", "brown", "fox", "it's", "12", "Zürich", "東京", "return", "  ",
              "hello", "world", "Привет", "\n\n", "tokens", "tokenizer", "ation", "they'll"]
-    return train([" ".join(rng.choice(words, 200)) for _ in range(50)] + TEXTS * 5, 400)
+    return train([" ".join(rng.choice(words, 200)) for _ in range(50)] + TEXTS * 5, Recipe(400))
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import pytest
 from core.artifacts import ROOT, make_lineage, write_json
 from core.errors import UserError
 from data.tokenizers.bpe import train
+from data.tokenizers.recipe import Recipe
 from model.config import ModelConfig
 from model.directory import save_model
 from model.families.registry import init
@@ -178,7 +179,7 @@ def test_the_whole_benchmark_runs_and_its_last_line_ends_with_the_ratio(tmp_path
     for name in ("torch", "transformers"):
         if importlib.util.find_spec(name) is None:
             pytest.skip(f"{name} is missing")
-    tokenizer = train(["the quick brown fox jumps over the lazy dog"] * 20, 280)
+    tokenizer = train(["the quick brown fox jumps over the lazy dog"] * 20, Recipe(280))
     tokenizer.save(tmp_path / "tokenizer")
     config = ModelConfig(V=tokenizer.vocab_size, D=32, N=2, H=4, G=2, K=8, F=64, qk_norm=False)
     params = jax.tree.map(lambda w: w + 0.2 * jax.random.normal(jax.random.key(7), w.shape),

@@ -9,6 +9,7 @@ from core.artifacts import write_json
 from core.errors import UserError
 from data.domains import by_domain
 from data.tokenizers import bpe
+from data.tokenizers.recipe import Recipe
 from train.pretrain import make_evaluate, plan_phases
 from train.start import Start
 
@@ -61,7 +62,7 @@ def test_shares_of_an_annealing_that_never_comes_do_not_matter(tokens):
 
 
 def test_without_held_out_pages_nothing_is_measured_on_them(tokens, capfd):
-    bpe.train(["a b c d e f g"], 261).save(tokens / "tokenizer")
+    bpe.train(["a b c d e f g"], Recipe(261)).save(tokens / "tokenizer")
     evaluate = make_evaluate(_section(), SimpleNamespace(config=None, execution=None),
                              {"tokens": tokens})
     assert evaluate(None) == {} and evaluate(None) == {}

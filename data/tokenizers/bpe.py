@@ -24,18 +24,13 @@ import tiktoken
 
 from core.artifacts import write_json
 from core.errors import UserError, first_line
-from data.tokenizers.patterns import HEARTWOOD, SPLITS
+from data.tokenizers.patterns import HEARTWOOD, NORMALIZATIONS, SPLITS
 from data.tokenizers.ranks import find_encoding, format_ranks, read_ranks
-from data.tokenizers.tokenizer import TEMPLATE, Tokenizer
+from data.tokenizers.recipe import Recipe
+from data.tokenizers.tokenizer import BOS, END, SPECIAL_TOKENS, TEMPLATE, Tokenizer
 
 KIND = "bpe"
 RANKS = "ranks.tiktoken"
-
-# A document is <|bos|> text <|end|>; a turn is <|role|> text <|end|>: one stop token for both.
-BOS, END = "<|bos|>", "<|end|>"
-SPECIAL_TOKENS = (BOS, END, "<|system|>", "<|user|>", "<|assistant|>")
-MASK = "<|mask|>"       # further ones, for objectives of pretraining: data/tokens/corruption.py
-SENTINEL = "<|extra_{}|>"
 
 # A run of a million spaces overflows the stack of tiktoken's splitter, so such a text is encoded
 # in pieces, which decode to the same text.
@@ -57,6 +52,7 @@ class BytePairTokenizer(Tokenizer):
             may have no token.
         bos_name, end_name: the tokens that begin and end a document.
         stop_names: further tokens after which generation stops.
+        normalization: of text before it is encoded, a name in `NORMALIZATIONS`.
     """
 
     ranks: dict[bytes, int]
@@ -67,6 +63,7 @@ class BytePairTokenizer(Tokenizer):
     bos_name: str = BOS
     end_name: str = END
     stop_names: tuple[str, ...] = ()
+    normalization: str = "none"
 
     @cached_property
     def encoding(self) -> tiktoken.Encoding:
@@ -118,30 +115,30 @@ class BytePairTokenizer(Tokenizer):
         """Ids after which generation stops."""
         return (*map(self.special, self.end_names), *self.turn_tokens.values())
 
-    @property
-    def turn_tokens(self) -> Mapping[str, int]:
-        """Ids of the tokens that begin a turn, by role; none in vocabularies of other programs."""
-        turns = SPECIAL_TOKENS[2:] if {*SPECIAL_TOKENS} <= {*self.specials} else ()
-        return {name.strip("<|>"): self.special(name) for name in turns}
-
     def encode(self, text: str) -> list[int]:
         """Encodes text; names of special tokens in it are encoded as ordinary text."""
-        return [*chain.from_iterable(map(self.encoding.encode_ordinary, _pieces(text)))]
+        return [*chain.from_iterable(map(self.encoding.encode_ordinary, self._pieces(text)))]
 
     def encode_array(self, text: str) -> np.ndarray:
         """As `encode`, without a list of Python integers."""
         try:
             return np.concatenate([self.encoding.encode_to_numpy(piece, disallowed_special=())
-                                   for piece in _pieces(text)])
+                                   for piece in self._pieces(text)])
         except UnicodeEncodeError:      # a surrogate that stands alone
             return super().encode_array(text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Encodes many texts on all cores."""
-        pieces = [_pieces(text) for text in texts]
+        pieces = [*map(self._pieces, texts)]
         encoded = iter(self.encoding.encode_ordinary_batch([*chain.from_iterable(pieces)]))
         return [next(encoded) if len(of_text) == 1 else
                 [*chain.from_iterable(islice(encoded, len(of_text)))] for of_text in pieces]
+
+    def _pieces(self, text: str) -> list[str]:
+        text = NORMALIZATIONS[self.normalization](text)
+        if len(text) < MAX_PIECE or not LONG_SPACE.search(text):
+            return [text]
+        return [text[i:i + MAX_PIECE] for i in range(0, len(text), MAX_PIECE)]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Decodes ids; special tokens become their names, invalid UTF-8 becomes U+FFFD."""
@@ -159,19 +156,27 @@ class BytePairTokenizer(Tokenizer):
             sizes[rank] = len(token)
         return sizes
 
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """What of a text decoding does not give back: what its normalisation changed."""
+        return () if self.normalization == "none" else (f"normalisation: {self.normalization}",)
+
     @cached_property
-    def _foreign(self) -> dict[str, Any]:
-        """What a vocabulary of another program has that our own do not have."""
-        if (self.ids, self.bos_name, self.end_name) == ((), BOS, END):
-            return {}
-        return {"ids": list(self.ids), "bos": self.bos_name, "end": self.end_name}
+    def _further(self) -> dict[str, Any]:
+        """What decides ids and is not as in most vocabularies that are trained here."""
+        found: dict[str, Any] = {}
+        if (self.ids, self.bos_name, self.end_name) != ((), BOS, END):
+            found |= {"ids": list(self.ids), "bos": self.bos_name, "end": self.end_name}
+        if self.normalization != "none":
+            found["normalization"] = self.normalization
+        return found
 
     @cached_property
     def fingerprint(self) -> str:
         """Fingerprint of the vocabulary, 16 hex digits, which models store."""
         digest = hashlib.sha256(self.pattern.encode() + "\0".join(self.specials).encode())
-        if self._foreign:
-            digest.update(json.dumps(self._foreign).encode())
+        if self._further:
+            digest.update(json.dumps(self._further).encode())
         for token, _ in sorted(self.ranks.items(), key=lambda item: item[1]):
             digest.update(len(token).to_bytes(4, "little") + token)
         return digest.hexdigest()[:16]
@@ -185,7 +190,7 @@ class BytePairTokenizer(Tokenizer):
         stops = {"stops": list(self.stop_names)} if self.stop_names else {}
         write_json(folder / "tokenizer.json", {
             "kind": KIND, "pattern": self.pattern, "specials": list(self.specials),
-            **self._foreign, **stops,
+            **self._further, **stops,
             "vocab_size": self.vocab_size, "fingerprint": self.fingerprint})
 
 
@@ -206,7 +211,7 @@ def load(folder: Path, described: Mapping[str, Any]) -> BytePairTokenizer:
             ranks, described["pattern"], tuple(described["specials"]),
             template.read_bytes().decode() if template.exists() else "",
             tuple(described.get("ids", ())), described.get("bos", BOS), described.get("end", END),
-            tuple(described.get("stops", ())))
+            tuple(described.get("stops", ())), described.get("normalization", "none"))
         _check_ids(tokenizer, str(folder), remedy)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(str(folder), f"is no readable tokenizer ({first_line(error)})", remedy) \
@@ -255,35 +260,37 @@ def _check_ids(tokenizer: BytePairTokenizer, where: str, remedy: str) -> None:
                         remedy)
 
 
-def train(texts: Iterable[str], vocab_size: int, *, mask_token: bool = False,
-          num_sentinels: int = 0) -> BytePairTokenizer:
+def train(texts: Iterable[str], recipe: Recipe) -> BytePairTokenizer:
     """Trains byte-level BPE (arXiv 1508.07909) on texts.
-
-    Args:
-        vocab_size: tokens in all, special ones included.
-        mask_token, num_sentinels: special tokens beside `SPECIAL_TOKENS`.
 
     Raises:
         UserError: `vocab_size` is below the number of bytes (256) and special tokens, or the text
         has too few distinct pairs to merge.
     """
-    specials = (*SPECIAL_TOKENS, *[MASK] * mask_token, *map(SENTINEL.format, range(num_sentinels)))
-    num_ordinary = vocab_size - len(specials)
-    if num_ordinary < 256:
-        raise UserError(f"tokenizer.vocab_size={vocab_size}",
-                        f"must be at least {256 + len(specials)}",
-                        "set --config.tokenizer.vocab_size")
     trainer = rustbpe.Tokenizer()
-    trainer.train_from_iterator(iter(texts), num_ordinary, pattern=HEARTWOOD)
-    ranks = {bytes(token): rank for token, rank in trainer.get_mergeable_ranks()}
-    if len(ranks) < num_ordinary:
-        raise UserError(f"tokenizer.vocab_size={vocab_size}",
-                        f"the text yields only {len(ranks) + len(specials)} tokens",
+    trainer.train_from_iterator(map(recipe.normalize, texts), check_room(recipe),
+                                pattern=recipe.pattern)
+    return make_tokenizer([bytes(token) for token, _ in trainer.get_mergeable_ranks()], recipe)
+
+
+def check_room(recipe: Recipe) -> int:
+    """The number of ordinary tokens; raises `UserError` if it is below the number of bytes, 256."""
+    if recipe.num_ordinary < 256:
+        raise UserError(f"tokenizer.vocab_size={recipe.vocab_size}",
+                        f"must be at least {256 + len(recipe.specials)}",
+                        "set --config.tokenizer.vocab_size")
+    return recipe.num_ordinary
+
+
+def make_tokenizer(tokens: Sequence[bytes], recipe: Recipe) -> BytePairTokenizer:
+    """The tokenizer with these ordinary tokens, in the order of their ids.
+
+    Raises:
+        UserError: they are fewer than `recipe` wants.
+    """
+    if len(tokens) < recipe.num_ordinary:
+        raise UserError(f"tokenizer.vocab_size={recipe.vocab_size}",
+                        f"the text yields only {len(tokens) + len(recipe.specials)} tokens",
                         "give more text or set a smaller --config.tokenizer.vocab_size")
-    return BytePairTokenizer(ranks, specials=specials)
-
-
-def _pieces(text: str) -> list[str]:
-    if len(text) < MAX_PIECE or not LONG_SPACE.search(text):
-        return [text]
-    return [text[i:i + MAX_PIECE] for i in range(0, len(text), MAX_PIECE)]
+    return BytePairTokenizer({token: i for i, token in enumerate(tokens)}, recipe.pattern,
+                             recipe.specials, normalization=recipe.normalization)

@@ -8,11 +8,12 @@ from typing import Any
 
 from core.errors import UserError
 from data.templates.named import make_source
-from data.tokenizers.bpe import BOS, END, BytePairTokenizer
+from data.tokenizers.bpe import BytePairTokenizer
 from data.tokenizers.gguf import CONTROL, NORMAL, USER_DEFINED
 from data.tokenizers.huggingface import HuggingFaceTokenizer, byte_alphabet, steps_of
+from data.tokenizers.library import Steps, describe, isolate
 from data.tokenizers.patterns import HEARTWOOD, LLAMA3, SPLITS
-from data.tokenizers.tokenizer import TEMPLATE, Tokenizer
+from data.tokenizers.tokenizer import BOS, END, TEMPLATE, Tokenizer
 
 UNUSED = 5      # of `tokenizer.ggml.token_type`
 
@@ -31,10 +32,10 @@ def hub_files(tokenizer: Tokenizer, *, chat: bool, context_tokens: int) -> dict[
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": context_tokens,
               "clean_up_tokenization_spaces": False}
     if isinstance(tokenizer, HuggingFaceTokenizer):
-        text, template, named = tokenizer.text, tokenizer.chat_template, dict(tokenizer.named)
+        text, template, named = tokenizer.text, _template_of(tokenizer), dict(tokenizer.named)
     else:
         assert isinstance(tokenizer, BytePairTokenizer), type(tokenizer)
-        text = json.dumps(describe(tokenizer), ensure_ascii=False)
+        text = json.dumps(describe_bpe(tokenizer), ensure_ascii=False)
         template = _template_of(tokenizer)
         named = {"bos_token": BOS, "eos_token": END}
     files = {"tokenizer.json": text, "tokenizer_config.json": json.dumps(
@@ -42,9 +43,11 @@ def hub_files(tokenizer: Tokenizer, *, chat: bool, context_tokens: int) -> dict[
     return files | ({TEMPLATE: template} if chat and template else {})
 
 
-def _template_of(tokenizer: BytePairTokenizer) -> str:
-    """Jinja that renders as `data.chat` does with a tokenizer of Heartwood."""
-    return tokenizer.chat_template or make_source(tokenizer, "turns", END)
+def _template_of(tokenizer: Tokenizer) -> str:
+    """Jinja that renders as `data.chat` does: also of turns that it writes without a template."""
+    if tokenizer.chat_template or not tokenizer.turn_tokens:
+        return tokenizer.chat_template
+    return make_source(tokenizer, "turns", END)
 
 
 def bos_of(tokenizer: Tokenizer) -> int:
@@ -53,30 +56,16 @@ def bos_of(tokenizer: Tokenizer) -> int:
     return tokenizer.special(named["bos_token"]) if "bos_token" in named else tokenizer.bos
 
 
-def describe(tokenizer: BytePairTokenizer) -> dict[str, Any]:
+def describe_bpe(tokenizer: BytePairTokenizer) -> dict[str, Any]:
     """The `tokenizer.json` of the hub that gives the same ids, and begins texts with <|bos|>."""
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-    split = {"type": "Split", "pattern": {"Regex": tokenizer.pattern}, "behavior": "Isolated",
-             "invert": False}
-    added = [{"id": tokenizer.special(name), "content": name, "single_word": False,
-              "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-             for name in tokenizer.specials]
-    bos = {"SpecialToken": {"id": "<|bos|>", "type_id": 0}}
-    first, second = ({"Sequence": {"id": name, "type_id": i}} for i, name in enumerate("AB"))
-    return {
-        "version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
-        "normalizer": None,
-        "pre_tokenizer": {"type": "Sequence",
-                          "pretokenizers": [split, level | {"use_regex": False}]},
-        "post_processor": {
-            "type": "TemplateProcessing", "single": [bos, first], "pair": [bos, first, bos, second],
-            "special_tokens": {"<|bos|>": {"id": "<|bos|>", "ids": [tokenizer.bos],
-                                           "tokens": ["<|bos|>"]}}},
-        "decoder": level | {"use_regex": True},
-        "model": {"type": "BPE", "dropout": None, "unk_token": None,
-                  "continuing_subword_prefix": None, "end_of_word_suffix": None,
-                  "fuse_unk": False, "byte_fallback": False, "ignore_merges": True,
-                  "vocab": _vocabulary(tokenizer), "merges": _merges(tokenizer)}}
+    steps = Steps({"type": "Sequence", "pretokenizers": [
+        isolate(tokenizer.pattern), level | {"use_regex": False}]}, level | {"use_regex": True})
+    model = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+             "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
+             "ignore_merges": True, "vocab": _vocabulary(tokenizer), "merges": _merges(tokenizer)}
+    return describe(model, steps, tokenizer.normalization, tokenizer.specials,
+                    len(tokenizer.ranks))
 
 
 def gguf_tokenizer(tokenizer: Tokenizer, *, num_rows: int, chat: bool) -> dict[str, Any]:
@@ -96,7 +85,7 @@ def gguf_tokenizer(tokenizer: Tokenizer, *, num_rows: int, chat: bool) -> dict[s
         adds_bos = json.dumps(tokenizer.bos_name) in processor
     else:
         assert isinstance(tokenizer, BytePairTokenizer), type(tokenizer)
-        if tokenizer.pattern != HEARTWOOD:
+        if (tokenizer.pattern, tokenizer.normalization) != (HEARTWOOD, "none"):
             raise _no_split(tokenizer.pattern)
         # The split that llama.cpp has for Qwen2 cuts every text as ours does.
         pre, vocabulary, plain, merges = "qwen2", _vocabulary(tokenizer), (), _merges(tokenizer)

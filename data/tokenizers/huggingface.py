@@ -28,7 +28,7 @@ FILE = "huggingface.json"
 SPACE = "\u2581"                                # as SentencePiece writes a space
 BYTE = re.compile("<0x([0-9A-F]{2})>")          # as it writes a byte
 MAX_GAP = 1 << 16                               # of ids without a token
-DECODERS = ("ByteLevel", "Metaspace", "ByteFallback", "WordPiece")
+DECODERS = ("ByteLevel", "Metaspace", "ByteFallback", "WordPiece", "Fuse")
 
 
 def byte_alphabet() -> dict[str, int]:
@@ -122,8 +122,8 @@ class HuggingFaceTokenizer(Tokenizer):
     @cached_property
     def _pieces(self) -> list[bytes]:
         """UTF-8 bytes of each token."""
-        to_bytes = {"ByteLevel": _byte_level, "WordPiece": self._word_piece}.get(
-            self._decoder, _sentence_piece)
+        to_bytes = {"ByteLevel": _byte_level, "WordPiece": self._word_piece,
+                    "Fuse": str.encode}.get(self._decoder, _sentence_piece)
         pieces = [b""] * self.vocab_size
         for token, i in self._backend.get_vocab(with_added_tokens=True).items():
             is_text = i in self._added and self._decoder != "WordPiece"
@@ -174,7 +174,7 @@ class HuggingFaceTokenizer(Tokenizer):
     def stops(self) -> tuple[int, ...]:
         """Ids after which generation stops."""
         ids = map(self._backend.token_to_id, self.end_names)
-        return tuple(dict.fromkeys(ids))
+        return tuple(dict.fromkeys([*ids, *self.turn_tokens.values()]))
 
     @property
     def end_names(self) -> tuple[str, ...]:
@@ -247,6 +247,22 @@ class HuggingFaceTokenizer(Tokenizer):
         sizes = np.array([len(piece) for piece in self._pieces], np.int32)
         sizes[list(self._specials.values())] = 0
         return sizes
+
+    @cached_property
+    def losses(self) -> tuple[str, ...]:
+        """What of a text decoding does not give back."""
+        model, found = self._described["model"], []
+        if steps := steps_of(self._described.get("normalizer")):
+            kinds = ", ".join(dict.fromkeys(step["type"] for step in steps))
+            found.append(f"normalisation: {kinds}")
+        if self._decoder == "WordPiece":
+            found.append("white space: words are joined by single spaces")
+        elif self._decoder in ("Metaspace", "ByteFallback"):
+            found.append("the character U+2581, which becomes a space")
+        has_bytes = self._decoder == "ByteLevel" or model.get("byte_fallback")
+        if not has_bytes and (model.get("unk_token") or model.get("unk_id") is not None):
+            found.append("what the vocabulary cannot spell, which becomes the unknown token")
+        return tuple(found)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -17,6 +17,15 @@ import numpy as np
 
 TEMPLATE = "chat_template.jinja"    # in a folder of a tokenizer, as on the hub
 
+# The special tokens of tokenizers that are trained here. A document is <|bos|> text <|end|>; a turn
+# is <|role|> text <|end|>: one stop token for both.
+BOS, END = "<|bos|>", "<|end|>"
+TURNS = ("<|system|>", "<|user|>", "<|assistant|>")
+SPECIAL_TOKENS = (BOS, END, *TURNS)
+UNKNOWN = "<|unknown|>"         # of kinds that cannot write every text
+MASK = "<|mask|>"               # for objectives of pretraining: data/tokens/corruption.py
+SENTINEL = "<|extra_{}|>"
+
 
 class Tokenizer(abc.ABC):
     """Encodes text as token ids, and decodes them.
@@ -74,10 +83,12 @@ class Tokenizer(abc.ABC):
     def end_names(self) -> tuple[str, ...]:
         """Names of the tokens that end a turn, first that of `end`."""
 
-    @property
+    @functools.cached_property
     def turn_tokens(self) -> Mapping[str, int]:
         """Ids of the tokens that begin a turn, by role; empty where a template writes turns."""
-        return {}
+        if not {*SPECIAL_TOKENS} <= {*self.specials}:
+            return {}
+        return {name.strip("<|>"): self.special(name) for name in TURNS}
 
     @abc.abstractmethod
     def encode(self, text: str) -> list[int]:
@@ -134,6 +145,11 @@ class Tokenizer(abc.ABC):
     @abc.abstractmethod
     def token_bytes(self) -> np.ndarray:
         """UTF-8 bytes of each token, shape [vocab_size]; 0 for special tokens."""
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """What of a text decoding does not give back, in words; () where nothing is lost."""
+        return ()
 
     @property
     @abc.abstractmethod

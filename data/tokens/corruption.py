@@ -18,8 +18,7 @@ import numpy as np
 
 from core.errors import UserError
 from data.batch import Batch, Source
-from data.tokenizers.bpe import MASK, SENTINEL
-from data.tokenizers.tokenizer import Tokenizer
+from data.tokenizers.tokenizer import MASK, SENTINEL, Tokenizer
 
 TARGET_MULTIPLE = 8     # so that a mesh can cut the decoder's positions too
 

@@ -93,7 +93,7 @@ def encode_unit(output: Path, spans: Sequence[Span], tokenizer: str, seed: int,
     """
     encoder = _load(tokenizer)
     encoded: dict[str, list[tuple[int, float, int, np.ndarray]]] = defaultdict(list)
-    for row in _rows(spans):
+    for row in read_spans(spans):
         encoded[domain or token_domain(row["domain"])].append(
             (shuffle_key(row["id"], seed), _quality(row["meta"]), len(row["text"].encode()),
              encode_document(encoder, row["text"])))
@@ -141,7 +141,8 @@ def _row_groups(part: Path) -> Iterator[tuple[int, int, int]]:
                 yield number, group.num_rows, group.total_byte_size
 
 
-def _rows(spans: Iterable[Span]) -> Iterator[Mapping[str, Any]]:
+def read_spans(spans: Iterable[Span]) -> Iterator[Mapping[str, Any]]:
+    """The rows of a unit, with `COLUMNS`; raises `UserError` for a damaged part."""
     for part, group, first, num_rows in spans:
         with _reading(part):
             begin, stop = 0, first + num_rows  # of the batch, of the span
