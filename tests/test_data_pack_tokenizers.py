@@ -16,7 +16,8 @@ from data.tokenizers.load import load_tokenizer
 from data.tokens.rows import open_tokens
 from tests import hub_tokenizers as hub
 
-TEXTS = ["the cat is in the cat", "größer 日本語 🌲", "", "<|endoftext|> </s> <s> is text\n", "a 1 2"]
+TEXTS = ["the cat is in the cat", "größer 日本語 🌲", "", "<|endoftext|> </s> <s> is text\n",
+         "a 1 2"]
 
 
 def _ranks(folder: Path) -> Path:

@@ -60,7 +60,7 @@ class Model(NamedTuple):
     charsmap: bytes = b""
     has_prefix: bool = True
     trims: bool = True
-    named: Mapping[str, str] = {}       # noqa: RUF012
+    named: Mapping[str, str] = {}
 
 
 def import_sentence_piece(file: Path) -> HuggingFaceTokenizer:
