@@ -61,7 +61,7 @@ def read_beside(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: a file is damaged.
     """
-    config, special, generation = (_read_optional(folder / name) for name in (
+    config, special, generation = (read_optional(folder / name) for name in (
         "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"))
     stops = generation.get("eos_token_id")
     return {"config": {**special, **config}, "template": _read_template(folder, config),
@@ -81,7 +81,7 @@ def make_tokenizer(text: str, config: Mapping[str, Any], *, template: str = "",
         UserError: see `import_tokenizer`.
     """
     backend = make_backend(text)
-    named = {role: name for role in ROLES if (name := _token_name(config.get(role)))}
+    named = {role: name for role in ROLES if (name := token_name(config.get(role)))}
     stop_names = [backend.id_to_token(i) for i in stops if isinstance(i, int)]
     if None in stop_names or len(stop_names) < len(stops):
         raise UserError("generation_config.json", f"names ids without a token among {stops}",
@@ -114,7 +114,8 @@ def _putting_first(text: str, bos: str, number: int) -> str:
     return json.dumps(described, ensure_ascii=False)
 
 
-def _read_optional(file: Path) -> dict[str, Any]:
+def read_optional(file: Path) -> dict[str, Any]:
+    """A JSON object of a file, {} if there is none; raises `UserError` if it is damaged."""
     described = read_json(file) if file.exists() else {}
     if not isinstance(described, dict):
         raise UserError(str(file), "holds no JSON object", "fetch it anew")
@@ -137,7 +138,7 @@ def _read_template(folder: Path, config: Mapping[str, Any]) -> str:
     return template
 
 
-def _token_name(value: Any) -> str:
+def token_name(value: Any) -> str:
     """The token of a role, which is written as its name or as an object with it."""
     name = value.get("content") if isinstance(value, Mapping) else value
     return name if isinstance(name, str) else ""

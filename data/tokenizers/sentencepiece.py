@@ -22,13 +22,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from core.errors import UserError, first_line
-from data.tokenizers.hub import make_tokenizer, read_beside
+from data.tokenizers.hub import make_tokenizer, read_beside, read_optional, token_name
 from data.tokenizers.huggingface import BYTE, SPACE, HuggingFaceTokenizer, require_library
 from data.tokenizers.protobuf import as_float, as_int, as_text, read_fields
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, OF_BYTE = range(1, 7)       # types of pieces
 UNIGRAM, BPE = 1, 2                                                         # types of models
 MODEL_TYPES = {UNIGRAM: "unigram", BPE: "bpe", 3: "word", 4: "char"}
+PARTS = {2: "trainer_spec", 3: "normalizer_spec"}       # behind the pieces, by their fields
 MAX_BYTES = 100_000_000     # of a file; that of 256,000 pieces has 4,200,000
 REMEDY = "fetch it anew, or name the tokenizer.json of its model"
 
@@ -69,13 +70,10 @@ def import_sentence_piece(file: Path) -> HuggingFaceTokenizer:
     Raises:
         UserError: the file is missing or damaged, or has a part that we do not have.
     """
-    model = read_model(file)
-    if (added := file.parent / "added_tokens.json").exists():
-        raise UserError(str(added), "adds tokens to those of the model",
-                        "save the tokenizer as tokenizer.json, with transformers")
+    model, beside = read_model(file), read_beside(file.parent)
+    _check_added(file.parent, beside["config"], model)
     try:
         backend = make_piece_backend(model)
-        beside = read_beside(file.parent)
         config = {"add_bos_token": model.kind == BPE} | model.named | beside["config"]
         return make_tokenizer(backend.to_str(), **beside | {"config": config})
     except UserError as error:
@@ -93,16 +91,35 @@ def read_model(file: Path) -> Model:
             message = opened.read(MAX_BYTES + 1)
         if len(message) > MAX_BYTES:
             raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
-        pieces, trainer, normaliser = [], {}, {}
+        pieces, parts = [], {}
         for number, value in read_fields(message):
             if number == 1:
                 pieces.append(_read_piece(value))
-            elif number in (2, 3):
-                (trainer if number == 2 else normaliser).update(read_fields(value))
-        return _make_model(file, pieces, trainer, normaliser)
+            elif number in PARTS:
+                parts.setdefault(number, {}).update(read_fields(value))
+        if lacking := [name for number, name in PARTS.items() if number not in parts]:
+            raise ValueError(f"it has {len(pieces)} pieces, and lacks {' and '.join(lacking)}")
+        return _make_model(file, pieces, *map(parts.get, PARTS))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(str(file), f"is no model of SentencePiece ({first_line(error)})", REMEDY) \
             from None
+
+
+def _check_added(folder: Path, config: Mapping[str, Any], model: Model) -> None:
+    """Raises `UserError` if the hub's files add tokens to the model's, or number these otherwise.
+
+    The program of XLM-R, for one, gives pieces other ids, and that of T5 adds `<extra_id_0>`.
+    """
+    names, decoder = config.get("additional_special_tokens"), config.get("added_tokens_decoder")
+    ids = {piece.text: str(i) for i, piece in enumerate(model.pieces)}
+    added = [(token_name(name), None) for name in (names if isinstance(names, list) else ())]
+    added += [(name, str(i)) for name, i in read_optional(folder / "added_tokens.json").items()]
+    added += [(token_name(token), i) for i, token in
+              (decoder.items() if isinstance(decoder, Mapping) else ())]
+    if others := [name for name, i in added if name not in ids or i not in (None, ids[name])]:
+        raise UserError(str(folder), f"names {len({*others})} tokens that its model lacks or gives "
+                        f"other ids, as {others[0]!r}",
+                        "save the tokenizer as tokenizer.json, with transformers")
 
 
 def _read_piece(message: Any) -> Piece:
@@ -261,10 +278,6 @@ def _cut_names(model: Model) -> Iterator[tuple[str, str]]:
 
 def _set_decoder(library: Any, backend: Any, model: Model) -> None:
     part = library.decoders
-    if not model.has_bytes:
-        backend.decoder = part.Metaspace(
-            replacement=SPACE, prepend_scheme="always" if model.has_prefix else "never")
-        return
     backend.decoder = part.Sequence([
         part.Replace(SPACE, " "), part.ByteFallback(), part.Fuse(),
         *([part.Strip(content=" ", left=1)] if model.has_prefix else [])])
