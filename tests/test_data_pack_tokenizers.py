@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from piece_models import BYTES, NORMAL, SPECIALS, PieceModel, write_model
 
 from core.artifacts import parent, read_json
 from core.errors import UserError
@@ -13,6 +14,7 @@ from data import pack
 from data.documents import Document, write_documents
 from data.tokenizers import bpe
 from data.tokenizers.load import load_tokenizer
+from data.tokenizers.recipe import Recipe
 from data.tokens.rows import open_tokens
 from tests import hub_tokenizers as hub
 
@@ -22,7 +24,7 @@ TEXTS = ["the cat is in the cat", "größer 日本語 🌲", "", "<|endoftext|> 
 
 def _ranks(folder: Path) -> Path:
     """A rank file, read by its name: its special token has the id 50256."""
-    bpe.train([*hub.TEXT, *TEXTS], 270).save(folder)
+    bpe.train([*hub.TEXT, *TEXTS], Recipe(270)).save(folder)
     return (folder / bpe.RANKS).rename(folder / "r50k_base.tiktoken")
 
 
@@ -30,7 +32,19 @@ def _hub(folder: Path) -> Path:
     return hub.write_hub(folder, hub.byte_level(), tokenizer_config={"eos_token": "<|im_end|>"})
 
 
-MAKE = {"rank file": _ranks, "folder of the hub": _hub}
+def _pieces(folder: Path) -> Path:
+    model = PieceModel([*SPECIALS, *BYTES, *((letter, -1.0, NORMAL) for letter in "▁thecaisn")],
+                       has_bytes=True, trims=False)
+    (folder / "tokenizer.model").write_bytes(write_model(model))
+    return folder
+
+
+def _gguf(folder: Path) -> Path:
+    return hub.write_gguf(folder / "x.gguf", hub.gguf_metadata(hub.byte_level()))
+
+
+MAKE = {"rank file": _ranks, "folder of the hub": _hub, "model of SentencePiece": _pieces,
+        "GGUF file": _gguf}
 
 
 def _run_here(work, tasks, folder, *, key, num_workers):
@@ -67,6 +81,7 @@ def test_documents_are_packed_and_read_back(make, tmp_path, monkeypatch):
 
 def test_a_missing_tokenizer_is_refused(tmp_path):
     find = functools.partial(parent, tmp_path, "pack.tokenizer", foreign=pack.mark_tokenizer)
-    for name in ("none", str(tmp_path / "none.tiktoken"), str(tmp_path)):
+    for name in ("none", str(tmp_path / "none.tiktoken"), str(tmp_path / "none.model"),
+                 str(tmp_path / "none.gguf"), str(tmp_path)):
         with pytest.raises(UserError, match="no finished artifact at"):
             find(name)

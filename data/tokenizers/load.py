@@ -8,6 +8,8 @@ from pathlib import Path
 from core.artifacts import read_json
 from core.errors import UserError
 from data.tokenizers import bpe, huggingface
+from data.tokenizers.gguf import import_gguf
+from data.tokenizers.gguf_header import MAGIC
 from data.tokenizers.hub import import_tokenizer
 from data.tokenizers.ranks import SUFFIXES
 from data.tokenizers.sentencepiece import import_sentence_piece
@@ -15,7 +17,7 @@ from data.tokenizers.tokenizer import Tokenizer
 
 KINDS = {bpe.KIND: bpe.load, huggingface.KIND: huggingface.load}
 FILES = ("tokenizer.json", "tokenizer.model")       # of a folder, the first that it has
-MODEL = ".model"                                    # a suffix of files of several formats
+MODEL, GGUF = ".model", ".gguf"
 RANKS_LINE = re.compile(rb"[A-Za-z0-9+/]+=* \d+\s")
 PIECES = re.compile(rb"\n[\s\S]*[\0-\x08\x0e-\x1f]")    # as no text begins, a JSON file neither
 
@@ -27,7 +29,8 @@ def find_tokenizer(source: Path) -> Path:
         source: that file; or the folder that holds it, or whose folder `tokenizer` does.
     """
     source = Path(source)
-    if source.is_file() or (source.name.endswith((*SUFFIXES, MODEL)) and not source.exists()):
+    if source.is_file() or (source.name.endswith((*SUFFIXES, MODEL, GGUF))
+                            and not source.exists()):
         return source
     places = [folder / name for folder in (source, source / "tokenizer") for name in FILES]
     return next((place for place in places if place.exists()), places[0])
@@ -39,7 +42,7 @@ def load_tokenizer(source: Path) -> Tokenizer:
     Args:
         source: such a folder; or a `tokenizer.json` of the Hugging Face hub, a rank file as
             tiktoken has them and Llama 3 in its `tokenizer.model`, or a model of SentencePiece as
-            Llama 2 has in a file of that name; or the folder that holds it.
+            Llama 2 has in a file of that name; or the folder that holds it; or a GGUF file.
 
     Raises:
         UserError: a file is missing, damaged, or changed since it was written; or its kind is
@@ -49,6 +52,8 @@ def load_tokenizer(source: Path) -> Tokenizer:
     start = _start_of(file)
     if file.name.endswith(SUFFIXES) or RANKS_LINE.match(start):
         return bpe.import_ranks(file)
+    if start.startswith(MAGIC):
+        return import_gguf(file)
     if file.name.endswith(MODEL) or PIECES.match(start):
         return import_sentence_piece(file)
     described = read_json(file)
