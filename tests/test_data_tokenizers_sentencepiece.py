@@ -278,7 +278,8 @@ def test_llama_2_is_its_file_of_the_hub(llama2):
     assert {*map(tuple, merges[0])} == {*map(tuple, merges[1])}
     made = [["".join(pair) for pair in pairs if {*"".join(pair)} != {"▁"}] for pairs in merges]
     assert made[0] == made[1], "the order of merges follows from the scores"
-    for text in (*texts.TRICKY, *texts.noise(20), *texts.every_code_point(), *texts.real_texts()):
+    for text in (*texts.TRICKY, *texts.noise(4), *texts.every_code_point(),
+                 *islice(texts.real_texts(), 0, None, 8)):
         ids = ours.encode(text)
         assert ids == theirs.encode(text)
         assert ours.decode(ids) == text.replace("▁", " ")
@@ -303,7 +304,7 @@ def test_trained_models_give_the_ids_of_their_library(kind, normalization, tmp_p
     """Marks behind replaced characters and nearly equal sums are where they differ: see the module.
     """
     library = pytest.importorskip("sentencepiece")
-    samples = [*texts.TRICKY, *islice(texts.real_texts(), 40)]
+    samples = [*texts.TRICKY, *islice(texts.real_texts(), 15)]
     lines = [line for text in samples for line in text.splitlines() if line.strip()]
     for has_bytes in (False, True):
         library.SentencePieceTrainer.train(
@@ -320,5 +321,5 @@ def test_trained_models_give_the_ids_of_their_library(kind, normalization, tmp_p
                 assert ids == expected, text[:80]
             else:
                 assert sum(map(theirs.get_score, ids)) == pytest.approx(
-                    sum(map(theirs.get_score, expected)), rel=1e-6)
+                    sum(map(theirs.get_score, expected)), rel=1e-5)
                 assert ours.decode(ids) == ours.decode(expected)
