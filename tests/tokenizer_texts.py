@@ -32,6 +32,15 @@ def noise(count, seed=0):
         yield rng.integers(0x20, 0x110000, 512, np.uint32).tobytes().decode("utf-32-le", "replace")
 
 
+def short_texts(count, seed=0):
+    """Random texts of up to 40 characters, in several scripts and of what splits treat apart."""
+    rng = np.random.default_rng(seed)
+    alphabets = ["ab \n'", "the cat's 12,5 \r\n\t", "eéo\u0301ßſİıſ'S", "日本한ไข้ہे🌲\u200d👧",
+                 "\u00a0\u2003\u2581 \u3000x", "<|/s>[]_im0xA", "".join(map(chr, range(0x250)))]
+    for alphabet in rng.choice(alphabets, count):
+        yield "".join(rng.choice([*alphabet], rng.integers(0, 41)))
+
+
 def datasets() -> Path:
     """The folder of benchmark files; skips the test without it."""
     if not (folder := os.environ.get("HEARTWOOD_DATASETS")):

@@ -73,11 +73,11 @@ class HuggingFaceTokenizer(Tokenizer):
             if self._backend.token_to_id(name) is None:
                 raise UserError("tokenizer.json", f"lacks the token {name!r}",
                                 "put all files of one tokenizer together")
-        self._check_ids()
         num_tokens = self._backend.get_vocab_size(with_added_tokens=True)
         if self.vocab_size > 2 * num_tokens + MAX_GAP:
             raise UserError("tokenizer.json", f"has {num_tokens} tokens with ids up to "
                             f"{self.vocab_size - 1}", "fetch it anew")
+        self._check_ids()
         if self._decoder is None:
             raise UserError("tokenizer.json", "has none of the decoders "
                             f"{', '.join(DECODERS)}", "use another tokenizer")

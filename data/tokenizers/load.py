@@ -18,6 +18,7 @@ from data.tokenizers.tokenizer import Tokenizer
 KINDS = {bpe.KIND: bpe.load, huggingface.KIND: huggingface.load}
 FILES = ("tokenizer.json", "tokenizer.model")       # of a folder, the first that it has
 MODEL, GGUF = ".model", ".gguf"
+START_BYTES = 1024
 RANKS_LINE = re.compile(rb"[A-Za-z0-9+/]+=* \d+\s")
 PIECES = re.compile(rb"\n[\s\S]*[\0-\x08\x0e-\x1f]")    # as no text begins, a JSON file neither
 
@@ -49,7 +50,11 @@ def load_tokenizer(source: Path) -> Tokenizer:
             unknown.
     """
     file = find_tokenizer(source)
-    start = _start_of(file)
+    if not file.is_file():
+        raise UserError(str(file), "no such file", "name a tokenizer's folder or file, or build "
+                        "the artifact that should hold it")
+    with open(file, "rb") as opened:
+        start = opened.read(START_BYTES)        # which tell the format
     if file.name.endswith(SUFFIXES) or RANKS_LINE.match(start):
         return bpe.import_ranks(file)
     if start.startswith(MAGIC):
@@ -65,11 +70,3 @@ def load_tokenizer(source: Path) -> Tokenizer:
         raise UserError(str(file), f"names no kind of tokenizer among {', '.join(KINDS)}",
                         "train the tokenizer anew, or name a tokenizer.json of the hub")
     return KINDS[described["kind"]](file.parent, described)
-
-
-def _start_of(file: Path) -> bytes:
-    """The first bytes of a file, which tell its format; none of one that is missing."""
-    if not file.is_file():
-        return b""
-    with open(file, "rb") as opened:
-        return opened.read(1024)
