@@ -24,6 +24,7 @@ from core.artifacts import read_json
 from core.errors import UserError
 from core.progress import log
 from data.tokenizers.huggingface import HuggingFaceTokenizer, make_backend
+from data.tokenizers.patterns import splitting
 from data.tokenizers.tokenizer import TEMPLATE
 
 END_OF_TEXT = "<|endoftext|>"
@@ -91,8 +92,9 @@ def make_tokenizer(text: str, config: Mapping[str, Any], *, template: str = "",
     if end is None:
         raise UserError("tokenizer.json", "names no token that ends a text",
                         "put the tokenizer_config.json of its model beside it")
-    first = backend.encode("a").tokens[:1]      # with what the tokenizer puts before a text
-    puts_first = first != backend.encode("a", add_special_tokens=False).tokens[:1]
+    with splitting():
+        first = backend.encode("a").tokens[:1]      # with what the tokenizer puts before a text
+        puts_first = first != backend.encode("a", add_special_tokens=False).tokens[:1]
     bos = (first[0] if puts_first else
            named.get("bos_token") if config.get("add_bos_token") else None) or (
         END_OF_TEXT if END_OF_TEXT in known else named.get("bos_token") or end)

@@ -46,14 +46,21 @@ def read_fields(message: bytes | memoryview) -> Iterator[tuple[int, Value]]:
         place += size
 
 
+def as_bytes(value: Value) -> bytes:
+    """A value as bytes; raises `ValueError` where it is none."""
+    if isinstance(value, int):
+        raise ValueError("a whole number stands in place of bytes")
+    return bytes(value)
+
+
 def as_text(value: Value) -> str:
     """A value as text; raises `ValueError` where it is none."""
-    return _as_bytes(value).decode()
+    return as_bytes(value).decode()
 
 
 def as_float(value: Value) -> float:
     """A value as a number of 32 bits; raises `ValueError` where it is none."""
-    if len(data := _as_bytes(value)) != 4:
+    if len(data := as_bytes(value)) != 4:
         raise ValueError(f"a number has {len(data)} bytes, expected 4")
     return struct.unpack("<f", data)[0]
 
@@ -63,12 +70,6 @@ def as_int(value: Value) -> int:
     if not isinstance(value, int):
         raise ValueError("bytes stand in place of a whole number")
     return value - (1 << 64) if value >> 63 else value
-
-
-def _as_bytes(value: Value) -> bytes:
-    if isinstance(value, int):
-        raise ValueError("a whole number stands in place of bytes")
-    return bytes(value)
 
 
 def _read_varint(view: memoryview, place: int) -> tuple[int, int]:

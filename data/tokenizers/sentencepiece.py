@@ -21,10 +21,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from core.errors import UserError, first_line
+from core.errors import UserError, first_line, quote
 from data.tokenizers.hub import make_tokenizer, read_beside, read_optional, token_name
 from data.tokenizers.huggingface import BYTE, SPACE, HuggingFaceTokenizer, require_library
-from data.tokenizers.protobuf import as_float, as_int, as_text, read_fields
+from data.tokenizers.patterns import splitting
+from data.tokenizers.protobuf import as_bytes, as_float, as_int, as_text, read_fields
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, OF_BYTE = range(1, 7)       # types of pieces
 UNIGRAM, BPE = 1, 2                                                         # types of models
@@ -118,7 +119,7 @@ def _check_added(folder: Path, config: Mapping[str, Any], model: Model) -> None:
               (decoder.items() if isinstance(decoder, Mapping) else ())]
     if others := [name for name, i in added if name not in ids or i not in (None, ids[name])]:
         raise UserError(str(folder), f"names {len({*others})} tokens that its model lacks or gives "
-                        f"other ids, as {others[0]!r}",
+                        f"other ids, as {quote(others[0])}",
                         "save the tokenizer as tokenizer.json, with transformers")
 
 
@@ -127,7 +128,7 @@ def _read_piece(message: Any) -> Piece:
     piece = Piece(as_text(fields[1]) if 1 in fields else "",
                   as_float(fields[2]) if 2 in fields else 0.0, as_int(fields.get(3, NORMAL)))
     if not piece.text or not NORMAL <= piece.kind <= OF_BYTE or not abs(piece.score) < 1e30:
-        raise ValueError(f"the piece {piece.text[:40]!r} has the type {piece.kind} and the score "
+        raise ValueError(f"the piece {quote(piece.text)} has the type {piece.kind} and the score "
                          f"{piece.score}")
     return piece
 
@@ -160,7 +161,7 @@ def _make_model(file: Path, pieces: Sequence[Piece], trainer: Mapping[int, Any],
         if is_there:
             raise UserError(str(file), f"has {what}, which is not known here",
                             "name the tokenizer.json of its model")
-    return Model(pieces, kind, has_bytes, bytes(normaliser.get(2, b"")),
+    return Model(pieces, kind, has_bytes, as_bytes(normaliser.get(2, b"")),
                  bool(as_int(normaliser.get(3, 1))), bool(as_int(normaliser.get(4, 1))), named)
 
 
@@ -227,10 +228,11 @@ def _set_normalizer(library: Any, backend: Any, model: Model, symbols: Sequence[
         except Exception as error:      # the library raises no narrower one
             raise UserError("precompiled_charsmap", "is no table of replacements "
                             f"({first_line(error)})", REMEDY) from None
-        for symbol in symbols:
-            if steps[0].normalize_str(symbol) != symbol:
-                raise UserError(f"the user-defined piece {symbol!r}", "is changed by the model's "
-                                "own normaliser", "name the tokenizer.json of its model")
+        with splitting():
+            changed = [symbol for symbol in symbols if steps[0].normalize_str(symbol) != symbol]
+        if changed:
+            raise UserError(f"the user-defined piece {quote(changed[0])}", "is changed by the "
+                            "model's own normaliser", "name the tokenizer.json of its model")
     regex = library.Regex
     if model.trims:
         steps += [part.Replace(regex(r"\A +"), ""), part.Replace(regex(" {2,}"), " ")]
