@@ -1,6 +1,7 @@
 """Rank files: ids are tiktoken's, special tokens have ids of their own, faults are named."""
 
 import base64
+import dataclasses
 import gzip
 import hashlib
 import json
@@ -17,6 +18,7 @@ from core.errors import UserError
 from data.chat import ask, render
 from data.tokenizers import ranks
 from data.tokenizers.bpe import BytePairTokenizer, train
+from data.tokenizers.export import hub_files
 from data.tokenizers.huggingface import byte_alphabet
 from data.tokenizers.load import load_tokenizer
 from data.tokenizers.patterns import SPLITS
@@ -144,6 +146,19 @@ def test_tokenizers_of_ours_keep_their_files_and_fingerprints(tmp_path):
     described = json.loads((tmp_path / "tokenizer.json").read_text())
     assert set(described) == {"kind", "pattern", "specials", "vocab_size", "fingerprint"}
     assert load_tokenizer(tmp_path) == ours and ours.adds_bos and ours.stops[0] == ours.end == 257
+
+
+@pytest.mark.parametrize("bos", ["<|endoftext|>", "<|a|>"])
+def test_exported_files_are_the_same_tokenizer(tokenizer, bos, tmp_path):
+    pytest.importorskip("tokenizers")
+    given = dataclasses.replace(tokenizer, bos_name=bos)
+    for name, contents in hub_files(given, chat=False, context_tokens=64).items():
+        (tmp_path / name).write_text(contents)
+    found = load_tokenizer(tmp_path)
+    assert (found.bos, found.end, found.adds_bos) == (given.bos, given.end, bos == "<|a|>")
+    assert [*map(found.special, found.specials)] == [300, 400, 420]
+    for text in texts.TRICKY:       # with digits in threes
+        assert found.encode(text) == given.encode(text)
 
 
 def test_conversations_are_rendered_by_a_named_template(tokenizer):

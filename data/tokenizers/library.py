@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from core.errors import UserError
@@ -31,25 +31,29 @@ def isolate(pattern: str) -> Described:
             "invert": False}
 
 
-def describe(model: Described, steps: Steps, normalization: str, specials: Sequence[str],
-             first_special: int) -> Described:
+def describe(model: Described, steps: Steps, normalization: str, ids: Mapping[str, int]) -> \
+        Described:
     """A `tokenizer.json` of the hub, which begins texts with <|bos|>.
 
     Args:
-        specials: names of the special tokens, whose ids begin with `first_special`.
+        ids: of the special tokens.
     """
-    ids = {name: first_special + place for place, name in enumerate(specials)}
     added = [{"id": i, "content": name, "single_word": False, "lstrip": False, "rstrip": False,
               "normalized": False, "special": True} for name, i in ids.items()]
-    bos = {"SpecialToken": {"id": BOS, "type_id": 0}}
-    first, second = ({"Sequence": {"id": name, "type_id": i}} for i, name in enumerate("AB"))
     return {
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
         "normalizer": NORMALIZERS[normalization], "pre_tokenizer": steps.pre_tokenizer,
-        "post_processor": {
-            "type": "TemplateProcessing", "single": [bos, first], "pair": [bos, first, bos, second],
-            "special_tokens": {BOS: {"id": BOS, "ids": [ids[BOS]], "tokens": [BOS]}}},
+        "post_processor": begin_with(BOS, ids[BOS]) if BOS in ids else None,
         "decoder": steps.decoder, "model": model}
+
+
+def begin_with(name: str, number: int) -> Described:
+    """The step that puts a special token before a text, with its name and its id."""
+    bos = {"SpecialToken": {"id": name, "type_id": 0}}
+    first, second = ({"Sequence": {"id": part, "type_id": i}} for i, part in enumerate("AB"))
+    return {"type": "TemplateProcessing", "single": [bos, first],
+            "pair": [bos, first, bos, second],
+            "special_tokens": {name: {"id": name, "ids": [number], "tokens": [name]}}}
 
 
 def train_model(texts: Iterable[str], model: Described, trainer: Any, steps: Steps,
@@ -79,8 +83,8 @@ def finish(model: Described, steps: Steps, recipe: Recipe, num_ordinary: int) ->
     vocab_size = num_ordinary + 1 + len(recipe.specials)
     if vocab_size < recipe.vocab_size:
         log(f"tokenizer: the text yields only {vocab_size} of {recipe.vocab_size} tokens")
-    described = describe(model, steps, recipe.normalization, (UNKNOWN, *recipe.specials),
-                         num_ordinary)
+    ids = {name: num_ordinary + i for i, name in enumerate((UNKNOWN, *recipe.specials))}
+    described = describe(model, steps, recipe.normalization, ids)
     return HuggingFaceTokenizer(json.dumps(described, ensure_ascii=False), BOS, END,
                                 named={"bos_token": BOS, "eos_token": END, "unk_token": UNKNOWN})
 
