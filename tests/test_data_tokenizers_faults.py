@@ -76,7 +76,8 @@ def test_two_tokens_with_one_id_are_refused(tmp_path):
 @pytest.mark.parametrize("name, words", [
     ("tokenizer.json", "is not valid JSON ('utf-8' codec can't decode byte 0xff"),
     ("tokenizer_config.json", "is not valid JSON ('utf-8' codec can't decode byte 0xff"),
-    ("special_tokens_map.json", "is not valid JSON ('utf-8' codec can't decode byte 0xff")])
+    ("special_tokens_map.json", "is not valid JSON ('utf-8' codec can't decode byte 0xff"),
+    ("chat_template.jinja", "is no UTF-8 text")])
 def test_a_file_of_the_hub_that_is_no_text_is_refused(name, words, tmp_path):
     folder = _hub(tmp_path)
     (folder / name).write_bytes(b'{"a": "\xff"}')
@@ -126,8 +127,8 @@ def test_what_a_splitter_gives_up_is_one_line(tmp_path):
     """The engines of both libraries bound a match, and panic."""
     theirs = load_tokenizer(_hub(tmp_path / "hub", pre_tokenizer=_splitting_at(HIDDEN)))
     ours = load_tokenizer(_ours(tmp_path / "ours", r"(?:b|b)*(?!!)y|[\s\S]"))
-    for tokenizer in (theirs, ours):
-        for encode in (tokenizer.encode, tokenizer.encode_array,
+    for tokenizer, arrays in ((theirs, ()), (ours, (ours.encode_array,))):
+        for encode in (tokenizer.encode, *arrays,
                        lambda text, tokenizer=tokenizer: tokenizer.encode_batch(["a", text])):
             with pytest.raises(UserError, match="the tokenizer: its library fails on a text") as \
                     raised:

@@ -127,7 +127,10 @@ def read_optional(file: Path) -> dict[str, Any]:
 def _read_template(folder: Path, config: Mapping[str, Any]) -> str:
     """The template of conversations: a file of its own, or a field of the config."""
     if (folder / TEMPLATE).exists():
-        return (folder / TEMPLATE).read_bytes().decode(errors="replace")
+        try:
+            return (folder / TEMPLATE).read_bytes().decode()
+        except UnicodeDecodeError:
+            raise UserError(str(folder / TEMPLATE), "is no UTF-8 text", "fetch it anew") from None
     template = config.get("chat_template") or ""
     if isinstance(template, list):      # of several, for several purposes
         by_name = {entry.get("name"): entry.get("template") for entry in template
