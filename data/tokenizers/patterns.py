@@ -65,7 +65,7 @@ def check_split(pattern: str) -> None:
     of these expressions before a long run begins. Those of `SPLITS` are known.
 
     Raises:
-        ValueError: it splits none of some texts of 200 characters within seconds.
+        ValueError: it does not split a run of 200 characters within MAX_PROBE_SECS.
         regex.error: it is no expression of the library `regex`.
     """
     if pattern in SPLITS.values():
