@@ -170,6 +170,20 @@ class Runner:
         return process.returncode, printed, stderr
 
 
+def run_in_order(label: str, points: Sequence[Point]) -> None:
+    """Runs points one after the other, as each reads what those before it made.
+
+    Raises:
+        UserError: a stage failed; the points after it are not run.
+    """
+    for point in points:
+        Runner(label).run([point], parallel=1)
+        result = read_json(point.folder / "result.json")
+        if result["status"] != "finished":
+            raise UserError(result["stage"], f"failed: {result['error']}",
+                            f"see {point.folder / 'log.txt'}, and run the same command again")
+
+
 def _reason(code: int, stderr: str) -> str:
     """The most informative line about a stage's failure: its `error:` line, or the last."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]

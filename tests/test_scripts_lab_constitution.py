@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from core import points
 from core.artifacts import write_json, write_jsonl
 from core.errors import UserError
 from scripts.lab import constitution
@@ -79,7 +80,7 @@ def test_a_stage_that_failed_is_named(tmp_path, monkeypatch):
                 "status": "failed", "stage": "align.constitution", "error": "no such model"})
 
     (tmp_path / "corpus").mkdir()
-    monkeypatch.setattr(constitution, "Runner", Failing)
+    monkeypatch.setattr(points, "Runner", Failing)
     monkeypatch.setattr(constitution.flags, "FLAGS", SimpleNamespace(
         model="m", parents=str(tmp_path), out=str(tmp_path / "out"), prompts=1, rounds=1,
         new_tokens=1, max_words=1))

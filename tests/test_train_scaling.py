@@ -30,10 +30,11 @@ from train.scaling.noise_scale import (
     relative_examples,
     relative_steps,
 )
-from train.scaling.report import split_runs
+from train.scaling.report import split_runs, spread
 from train.scaling.runs import Curve
 from train.scaling.surface import fit_law, fit_projected
 from train.scaling.table import read_table
+from train.scaling.written import write_sentence
 
 DATASETS = Path(os.environ.get("HEARTWOOD_DATASETS", "/nonexistent"))
 CHINCHILLA = DATASETS / "scaling_chinchilla" / "svg_extracted_data.csv"
@@ -251,6 +252,17 @@ def test_small_runs_predict_the_two_large_ones():
         read_table(OVERTRAINED, "total", columns=columns, only={})
     link = fit_accuracy(fitted.loss_R, fitted.accuracy_R, 10042, link="sigmoid", chance=0.25)
     assert link.predict(fit.predict(**sizes)) == pytest.approx(held.accuracy_R, abs=0.03)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_constant_that_the_runs_do_not_determine_is_called_so():
+    assert spread(np.array([1.0, 3.0, np.inf])) == {
+        "stderr": pytest.approx(2**0.5), "low": pytest.approx(1.05), "high": pytest.approx(2.95)}
+    assert spread(np.array([1.0, 1e200]))["stderr"] is None
+    found = {"A": {"value": 897.4, "stderr": None}, "B": {"value": 14.0, "stderr": 2.5}}
+    sentence = write_sentence({"law": "hoffmann", "runs": 9, "counted": "all", "heldout": None,
+                               "constants": found})
+    assert sentence == "fit: hoffmann of 9 runs, all: A 897.4 (not determined), B 14 ± 2.5"
 
 
 @pytest.mark.parametrize("link, theta", [("sigmoid", (0.6, 4.0, 3.0)), ("power", (1.0, 0.8))])

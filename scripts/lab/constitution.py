@@ -24,9 +24,9 @@ import numpy as np
 from absl import flags
 
 from core import entry
-from core.artifacts import read_json, read_jsonl
+from core.artifacts import read_jsonl
 from core.errors import UserError
-from core.points import Point, Runner
+from core.points import Point, run_in_order
 from scripts.bench.frontier_page import open_figure, save_figure
 from scripts.lab.experiment import finish_chart
 
@@ -142,12 +142,7 @@ def main() -> dict[str, Any]:
     """Runs all stages, then writes the table and the figure."""
     values = flags.FLAGS
     plan, out = read_plan(values), Path(values.out).absolute()
-    for stage in list_stages(plan, out):
-        Runner("constitution").run([stage], parallel=1)
-        result = read_json(stage.folder / "result.json")
-        if result["status"] != "finished":
-            raise UserError(result["stage"], f"failed: {result['error']}",
-                            f"see {stage.folder / 'log.txt'}, and run the same command again")
+    run_in_order("constitution", list_stages(plan, out))
     lines = {line: read_line(out / line, plan.max_words) for line in LINES}
     table = format_table(lines)
     (out / "table.md").write_text(table)

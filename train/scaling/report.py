@@ -142,7 +142,8 @@ def describe(report: Report, budgets: Sequence[float]) -> dict[str, Any]:
 def describe_constants(fit: Fit) -> dict[str, dict[str, float]]:
     """Each constant with its bootstrap standard error and percentile 95 % interval."""
     values = fit.form.constants(fit.theta_P)
-    samples = [fit.form.constants(theta_P) for theta_P in fit.samples_SP]
+    with np.errstate(over="ignore"):    # what few runs do not determine may be of any size
+        samples = [fit.form.constants(theta_P) for theta_P in fit.samples_SP]
     return {name: {"value": value, **spread(np.array([sample[name] for sample in samples]))}
             for name, value in values.items()}
 
@@ -224,12 +225,15 @@ def describe_heldout(report: Report) -> dict[str, Any] | None:
 
 
 def spread(samples_S: np.ndarray) -> dict[str, float | None]:
-    """Standard error and 95 % interval of samples; None without any that is finite."""
+    """Standard error and 95 % interval of samples; None where there is no finite one."""
     finite_S = samples_S[np.isfinite(samples_S)]
     if len(finite_S) < 2:
         return {"stderr": None, "low": None, "high": None}
     low, high = np.quantile(finite_S, QUANTILES)
-    return {"stderr": float(finite_S.std(ddof=1)), "low": float(low), "high": float(high)}
+    with np.errstate(over="ignore"):
+        stderr = float(finite_S.std(ddof=1))
+    return {"stderr": stderr if np.isfinite(stderr) else None,
+            "low": float(low), "high": float(high)}
 
 
 def _fit_task(runs: Runs, task: Task | None) -> Accuracy | None:

@@ -25,7 +25,7 @@ def write_fit(folder: Path, report: Report, result: Mapping[str, Any]) -> None:
     write_jsonl(folder / "runs.jsonl", _rows(report))
     for warning in result["warnings"]:
         log(f"fit: {warning}")
-    log(_sentence(result))
+    log(write_sentence(result))
 
 
 def _rows(report: Report) -> list[Mapping[str, Any]]:
@@ -45,10 +45,12 @@ def _rows(report: Report) -> list[Mapping[str, Any]]:
     return rows
 
 
-def _sentence(result: Mapping[str, Any]) -> str:
+def write_sentence(result: Mapping[str, Any]) -> str:
     """The result in a line."""
-    constants = ", ".join(f"{name} {found['value']:.4g} ± {found['stderr']:.2g}"
-                          for name, found in result["constants"].items())
+    constants = ", ".join(
+        f"{name} {found['value']:.4g} " + (
+            "(not determined)" if found["stderr"] is None else f"± {found['stderr']:.2g}")
+        for name, found in result["constants"].items())
     held = result["heldout"]
     tail = "" if held is None else (f"; {held['runs']} held-out runs are predicted within "
                                     f"{100 * held['max_relative_error']:.2f} %")

@@ -1,0 +1,1 @@
+"""Measurements of `python -m data.tokenizer_report`: tokenizers side by side on the same texts."""
