@@ -226,7 +226,7 @@ def _set_normalizer(library: Any, backend: Any, model: Model, symbols: Sequence[
         try:
             steps.append(part.Precompiled(model.charsmap))
         except Exception as error:      # the library raises no narrower one
-            raise UserError("precompiled_charsmap", "is no table of replacements "
+            raise UserError("the model's normaliser", "is no table of replacements "
                             f"({first_line(error)})", REMEDY) from None
         with splitting():
             changed = [symbol for symbol in symbols if steps[0].normalize_str(symbol) != symbol]
