@@ -35,8 +35,7 @@ def sides_of(theta, other, noise=0.0, form=HOFFMANN):
     both = [dataclasses.replace(runs, loss_R=losses(HOFFMANN, one, runs.params_R, runs.tokens_R)
                                 * np.exp(noise * rng.normal(size=25)), origin={"corpus": "c"})
             for one in (theta, other)]
-    return [compare.make_side(name, own, form, seed)
-            for seed, (name, own) in enumerate(zip(("ours", "theirs"), both))]
+    return compare.make_sides([*zip(("ours", "theirs"), both)], form)
 
 
 @pytest.fixture(autouse=True)
@@ -93,6 +92,21 @@ def test_noise_gives_intervals_that_hold_the_multiplier():
     assert swapped.multiplier_R == pytest.approx(1 / found.multiplier_R)
 
 
+def test_what_pairs_have_in_common_cancels():
+    own, other = (side.runs for side in sides_of(UNROUNDED, slower(UNROUNDED, 1.5)))
+    common_R = np.exp(0.03 * np.random.default_rng(2).normal(size=25))
+    pairs = [dataclasses.replace(runs, loss_R=runs.loss_R * common_R) for runs in (own, other)]
+    stranger = dataclasses.replace(pairs[1], names=[f"other {name}" for name in other.names])
+
+    def width(*both):
+        sides = compare.make_sides([*zip(("ours", "theirs"), both)], HOFFMANN)
+        found = compare.describe_comparison(compare.compare_sides(*sides), [])["multiplier"]
+        assert found["low"] < 1.5 < found["high"]
+        return np.log(found["high"] / found["low"])
+
+    assert width(*pairs) < width(pairs[0], stranger) / 4
+
+
 def test_sides_that_cannot_be_compared_are_refused():
     side, other = sides_of(UNROUNDED, UNROUNDED)
     strange = dataclasses.replace(other, runs=dataclasses.replace(other.runs,
@@ -103,9 +117,9 @@ def test_sides_that_cannot_be_compared_are_refused():
     far = dataclasses.replace(far, loss_R=losses(HOFFMANN, UNROUNDED, far.params_R, far.tokens_R),
                               origin=side.runs.origin)
     with pytest.raises(UserError, match="have no loss in common: ours goes from"):
-        compare.compare_sides(side, compare.make_side("far", far, HOFFMANN, 1))
+        compare.compare_sides(side, *compare.make_sides([("far", far)], HOFFMANN))
     with pytest.raises(UserError, match="have one budget only"):
-        compare.make_side("one", valleys(UNROUNDED, 8, budgets=(1e18,)), HOFFMANN, 0)
+        compare.make_sides([("one", valleys(UNROUNDED, 8, budgets=(1e18,)))], HOFFMANN)
 
 
 # --- the command

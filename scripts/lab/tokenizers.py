@@ -184,7 +184,7 @@ def main() -> dict[str, Any]:
 if __name__ == "__main__":
     flags.DEFINE_string("parents", "", "A workdir with a corpus.")
     flags.DEFINE_string("out", "", "Folder of the results.")
-    flags.DEFINE_float("flops", 4e12, "Of each training.", lower_bound=1e6)
+    flags.DEFINE_float("flops", 2e12, "Of each training.", lower_bound=1e6)
     flags.DEFINE_integer("seeds", 2, "Seeds, from 0 on.", lower_bound=1)
     flags.DEFINE_list("vocab_sizes", ["512", "2048", "8192", "32768"], "Sizes of BPE.")
     flags.DEFINE_list("kinds", [*VOCABULARIES], "Kinds of tokenizers.")

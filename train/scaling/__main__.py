@@ -50,7 +50,7 @@ from core.errors import UserError, require_file
 from core.overrides import define_config_flag
 from core.pairs import parse_pairs
 from core.progress import log
-from train.scaling.compare import compare_sides, describe_comparison, make_side
+from train.scaling.compare import compare_sides, describe_comparison, make_sides
 from train.scaling.downstream import LINKS
 from train.scaling.figures import draw_all, draw_comparison
 from train.scaling.folders import read_folders
@@ -101,12 +101,14 @@ def compare(values: Any) -> dict[str, Any]:
     if not values.out:
         raise UserError("--out", "is missing", "name a folder: --out=PATH")
     given = [("runs", values.runs), *(("against", path) for path in values.against or [None])]
-    sides, left_out = [], {}
-    for seed, (flag, path) in enumerate(given):
+    sets, left_out = [], {}
+    for flag, path in given:
         runs, left_out[str(path)] = read_runs(values, path, flag)
-        sides.append(make_side(str(path), runs, FORMS[values.law], seed))
-        for warning in sides[-1].warnings:
-            log(f"compare: --{flag}={path}: {warning}")
+        sets.append((str(path), runs))
+    sides = make_sides(sets, FORMS[values.law])
+    for side in sides:
+        for warning in side.warnings:
+            log(f"compare: {side.name}: {warning}")
     own, *others = sides
     found, loss_name = [compare_sides(own, other) for other in others], _loss_name(values)
     budgets = _read_budgets(values.budgets)

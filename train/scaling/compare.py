@@ -77,14 +77,25 @@ class Comparison:
         return self.against_flops_R / self.flops_R
 
 
-def make_side(name: str, runs: Runs, form: Form, seed: int) -> Side:
-    """Fits the law to one side; raises `UserError` as `check_runs`.
+def make_sides(sets: Sequence[tuple[str, Runs]], form: Form) -> list[Side]:
+    """Fits the law to sets of runs, of which each has a name.
 
-    Args:
-        seed: of the bootstrap, which differs between sides, as their runs are no pairs.
+    Runs that have the names and the tokens of the first set's, as those of two ladders of one plan
+    have, are pairs. The bootstrap draws pairs as such: what both laws miss of a pair cancels.
+
+    Raises:
+        UserError: see `check_runs`.
     """
-    warnings = check_runs(runs, form)
-    return Side(name, runs, fit_law(form, runs, seed=seed), warnings)
+    sides: list[Side] = []
+    for number, (name, runs) in enumerate(sets):
+        warnings = check_runs(runs, form)
+        sides.append(Side(name, runs, fit_law(
+            form, runs, seed=0 if _are_pairs(sets[0][1], runs) else number), warnings))
+    return sides
+
+
+def _are_pairs(runs: Runs, others: Runs) -> bool:
+    return runs.names == others.names and np.array_equal(runs.tokens_R, others.tokens_R)
 
 
 def compare_sides(side: Side, against: Side) -> Comparison:
