@@ -111,13 +111,13 @@ def _merge(model: PieceModel, text: str) -> list[str]:
 def _most_likely(model: PieceModel, text: str) -> list[str]:
     """The pieces with the largest sum of scores (Viterbi, arXiv 1804.10959)."""
     normal = [score for _, score, kind in model.pieces if kind == NORMAL]
-    scores = {piece: len(piece) * max(normal) - 0.1 if kind == USER_DEFINED else score
+    scores = {piece: 0.1 * len(piece.encode()) - 0.1 if kind == USER_DEFINED else score
               for piece, score, kind in model.pieces if kind in (NORMAL, USER_DEFINED)}
     unknown = min(normal) - 10
-    best: list[tuple[float, list[str]]] = [(0.0, [])]
+    ends: list[tuple[float, list[str]]] = [(0.0, [])]
     for end in range(1, len(text) + 1):
-        ways = [(best[begin][0] + scores.get(text[begin:end], unknown),
-                 [*best[begin][1], text[begin:end]])
+        ways = [(ends[begin][0] + scores.get(text[begin:end], unknown),
+                 [*ends[begin][1], text[begin:end]])
                 for begin in range(end) if text[begin:end] in scores or end - begin == 1]
-        best.append(max(ways, key=lambda way: way[0]))
-    return best[-1][1]
+        ends.append(max(ways, key=lambda way: way[0]))
+    return ends[-1][1]

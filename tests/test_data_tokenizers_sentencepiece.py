@@ -40,8 +40,8 @@ MODELS = {
     "unigram and bytes": PieceModel([*SPECIALS, *BYTES, *SCORED], UNIGRAM, has_bytes=True,
                                     trims=False),
     "unigram and symbols": PieceModel([
-        *SPECIALS, *SYMBOLS, ("bt", 0.0, pieces.USER_DEFINED), ("abt", -5.0, NORMAL), *SCORED],
-        UNIGRAM)}
+        *SPECIALS, *SYMBOLS, ("bt", 0.0, pieces.USER_DEFINED), ("abt", -3.3125, NORMAL),
+        ("btc", -5.0, NORMAL), *SCORED], UNIGRAM)}
 TEXTS = st.lists(st.sampled_from([
     *"abct ▁.日é\n\0", "cat", " cat", "  ", "<m>", "a.b", "abab", "<s>", "</s>", "<unk>",
     "<0x41>"]), max_size=12).map("".join) | st.text(max_size=20)
@@ -86,7 +86,8 @@ def test_ids_are_those_of_the_plain_encoder(loaded, name, text):
     ("unigram", "abcab", ["▁", "abc", "ab"]),               # -5.5, and a + bcab -7.375
     ("unigram and bytes", "é", ["▁", "<0xC3>", "<0xA9>"]),
     ("unigram and symbols", "ca.b", ["▁c", "a.b"]),
-    ("unigram and symbols", "abt", ["▁", "abt"])])          # -8.25, and a + bt -9.225
+    ("unigram and symbols", "abt", ["▁", "a", "bt"]),       # -3.375 + 0.1
+    ("unigram and symbols", "btc", ["▁", "bt", "c"])])      # 0.1 - 3.625
 def test_ids_of_some_texts(loaded, name, text, expected):
     ids = {piece: i for i, (piece, *_) in enumerate(MODELS[name].pieces)}
     assert loaded[name].encode(text) == [ids[piece] for piece in expected]

@@ -196,11 +196,13 @@ def _bpe(library: Any, model: Model, *, is_whole: bool) -> Any:
 
 
 def _unigram(library: Any, model: Model) -> Any:
-    """The scores of a model; that of a user-defined piece grows with its length."""
-    best = max((piece.score for piece in model.pieces if piece.kind == NORMAL), default=0.0)
+    """The scores of a model; that of a user-defined piece grows with its length in bytes.
+
+    So it does in 0.2.3 of the library; in 0.2.0 it is -0.1 where all others are below 0.
+    """
     return library.models.Unigram(
-        [(piece.text, len(piece.text) * best - 0.1 if piece.kind == USER_DEFINED else piece.score)
-         for piece in model.pieces],
+        [(piece.text, 0.1 * len(piece.text.encode()) - 0.1 if piece.kind == USER_DEFINED
+          else piece.score) for piece in model.pieces],
         next((i for i, piece in enumerate(model.pieces) if piece.kind == UNKNOWN), None),
         model.has_bytes)
 
