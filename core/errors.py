@@ -5,7 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import re
+import reprlib
 from pathlib import Path
+from typing import Any
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxstring = 2, 8, 100
 
 
 class UserError(Exception):
@@ -28,6 +33,11 @@ class PassingError(UserError):
 def first_line(error: BaseException) -> str:
     """The first line of an error of another library, or its type, in at most 200 characters."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def quote(value: Any) -> str:
+    """A value that a file contains as it may stand in a message: on one line, and short."""
+    return _SHORT.repr(value).encode("ascii", "backslashreplace").decode()
 
 
 def require_file(field: str, path: str | Path, remedy: str) -> Path:

@@ -1,6 +1,7 @@
 """Small tokenizers in the form of the Hugging Face hub, made by its library."""
 
 import json
+import struct
 
 CHATML = (
     "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
@@ -98,3 +99,35 @@ def write_hub(folder, text, **files):
     for name, contents in files.items():
         (folder / f"{name}.json").write_text(json.dumps(contents))
     return folder
+
+
+def gguf_metadata(text, *, pre="gpt-2", **changes):
+    """The metadata of a GGUF file of a byte-level `tokenizer.json`."""
+    model = json.loads(text)["model"]
+    tokens = sorted(model["vocab"], key=model["vocab"].get)
+    made = {"model": "gpt2", "pre": pre, "tokens": tokens,
+            "merges": [" ".join(pair) for pair in model["merges"]],
+            "token_type": [3 if token in SPECIALS else 1 for token in tokens],
+            "bos_token_id": 1, "eos_token_id": 2, "add_bos_token": False} | changes
+    return {f"tokenizer.ggml.{name}": value for name, value in made.items()} | {
+        "tokenizer.chat_template": CHATML}
+
+
+def write_gguf(file, metadata):
+    """Writes a GGUF file without a tensor."""
+    kinds = {bool: (7, "?"), int: (4, "I"), float: (6, "f"), str: (8, "")}
+
+    def as_bytes(value):
+        if isinstance(value, str):
+            return struct.pack("<Q", len(value.encode())) + value.encode()
+        return struct.pack(f"<{kinds[type(value)][1]}", value)
+
+    written = b"GGUF" + struct.pack("<IQQ", 3, 0, len(metadata))
+    for name, value in metadata.items():
+        values = value if isinstance(value, list) else [value]
+        kind = struct.pack("<I", kinds[type(values[0])][0])
+        written += as_bytes(name) + (struct.pack("<I", 9) + kind + struct.pack("<Q", len(values))
+                                     if isinstance(value, list) else kind)
+        written += b"".join(map(as_bytes, values))
+    file.write_bytes(written)
+    return file

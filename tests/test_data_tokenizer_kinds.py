@@ -184,6 +184,17 @@ def test_exported_files_give_the_same_ids(tokenizer):
     assert "<|assistant|>" in files["chat_template.jinja"]
 
 
+@pytest.mark.parametrize("split", SPLITS)
+def test_an_exported_split_cuts_as_ours(split):
+    """Two digits in a row are merged first, wherever a split leaves them together."""
+    library = pytest.importorskip("tokenizers")
+    tokenizer = bpe.train([TEXT, "23 " * 99], Recipe(330, split=split))
+    backend = library.Tokenizer.from_str(
+        hub_files(tokenizer, chat=True, context_tokens=64)["tokenizer.json"])
+    for text in ("0123 123456 x0123", "日本語Привет \n\n  x \n", "it's HelloWorld'S", TEXT):
+        assert backend.encode(text, add_special_tokens=False).ids == tokenizer.encode(text)
+
+
 # Recipes ------------------------------------------------------------------------------------------
 
 TALKS = [

@@ -205,30 +205,39 @@ def test_a_missing_library_is_named(chatml, monkeypatch):
     assert importlib.import_module("tokenizers")
 
 
-def _metadata(text, *, pre="gpt-2", **changes):
-    """The metadata of a GGUF file of a byte-level `tokenizer.json`."""
-    model = json.loads(text)["model"]
-    tokens = sorted(model["vocab"], key=model["vocab"].get)
-    made = {"model": "gpt2", "pre": pre, "tokens": tokens,
-            "merges": [" ".join(pair) for pair in model["merges"]],
-            "token_type": [3 if token in hub.SPECIALS else 1 for token in tokens],
-            "bos_token_id": 1, "eos_token_id": 2, "add_bos_token": False} | changes
-    return {f"tokenizer.ggml.{name}": value for name, value in made.items()} | {
-        "tokenizer.chat_template": hub.CHATML}
-
-
 def test_a_gguf_file_describes_the_same_tokenizer(chatml):
-    found = tokenizer_from_gguf(_metadata(chatml.text))
+    found = tokenizer_from_gguf(hub.gguf_metadata(chatml.text))
     assert (found.bos, found.end, found.stops) == (chatml.bos, chatml.end, chatml.stops)
     assert found.named == chatml.named and found.chat_template == chatml.chat_template
     assert found.specials == chatml.specials and found.vocab_size == chatml.vocab_size
     for text in TEXTS:
         assert found.encode(text) == chatml.encode(text)
-    digits = tokenizer_from_gguf(_metadata(chatml.text, pre="smollm"))
+    digits = tokenizer_from_gguf(hub.gguf_metadata(chatml.text, pre="smollm"))
     assert [digits.decode([i]) for i in digits.encode("a 12.5")] == ["a", " ", "1", "2", ".", "5"]
-    stops = tokenizer_from_gguf(_metadata(chatml.text, eot_token_id=0)).stops
+    stops = tokenizer_from_gguf(hub.gguf_metadata(chatml.text, eot_token_id=0)).stops
     assert stops == (2, 0)
-    assert tokenizer_from_gguf(_metadata(chatml.text, add_bos_token=True)).bos == 1
+    assert tokenizer_from_gguf(hub.gguf_metadata(chatml.text, add_bos_token=True)).bos == 1
+
+
+def test_a_gguf_file_is_a_tokenizer(chatml, tmp_path):
+    metadata = hub.gguf_metadata(chatml.text)
+    file, expected = hub.write_gguf(tmp_path / "x.gguf", metadata), tokenizer_from_gguf(metadata)
+    assert load_tokenizer(file) == expected
+    file.with_name("renamed").write_bytes(file.read_bytes())
+    assert load_tokenizer(tmp_path / "renamed") == expected
+    load_tokenizer(file).save(tmp_path / "saved")
+    assert load_tokenizer(tmp_path / "saved") == expected
+    contents = file.read_bytes()
+    for size in range(4, len(contents), 101):
+        file.write_bytes(contents[:size])
+        with pytest.raises(UserError, match=r"needs .* bytes, and .* left") as raised:
+            load_tokenizer(file)
+        assert "\n" not in str(raised.value) and str(file) in str(raised.value)
+    hub.write_gguf(file, {"general.architecture": "llama"})
+    with pytest.raises(UserError, match=r"x\.gguf: tokenizer\.ggml\.model: is None, which is none"):
+        load_tokenizer(file)
+    with pytest.raises(UserError, match=r"missing\.gguf: no such file"):
+        load_tokenizer(tmp_path / "missing.gguf")
 
 
 def test_a_gguf_file_of_sentencepiece_merges_by_scores(tmp_path):
@@ -254,14 +263,20 @@ def test_a_gguf_file_of_sentencepiece_merges_by_scores(tmp_path):
     ({"pre": "unheard-of"}, "ggml.pre: is 'unheard-of', which is none of gpt-2"),
     ({"tokens": []}, "ggml.tokens: is no list of texts"),
     ({"tokens": ["a", "a"]}, "ggml.tokens: names a token twice"),
-    ({"token_type": [1]}, "ggml.token_type: has 1 values for 330 tokens"),
+    ({"token_type": [1]}, "ggml.token_type: does not hold one value for each of the 330 tokens"),
+    ({"token_type": 1}, "ggml.token_type: does not hold one value for each of the 330 tokens"),
+    ({"model": ["gpt2"]}, r"ggml.model: is \['gpt2'\], which is none of"),
+    ({"pre": 5}, "ggml.pre: is 5, and no text"),
+    ({"eot_token_id": "0"}, "ggml.eot_token_id: is '0', and there are 330 tokens"),
     ({"merges": ["a b c"]}, "ggml.merges: holds one that is no pair"),
     ({"merges": ["a 日"]}, "do not fit together"),
     ({"eos_token_id": 330}, "ggml.eos_token_id: is 330, and there are 330 tokens"),
-    ({"model": "llama", "scores": [0.0]}, "ggml.scores: does not hold one value per token")])
+    ({"model": "llama", "scores": [0.0]}, "ggml.scores: does not hold one number per token"),
+    ({"model": "llama", "scores": [float("nan")] * 330}, "ggml.scores: does not hold one number"),
+    ({"model": "llama", "scores": ["0"] * 330}, "ggml.scores: does not hold one number per")])
 def test_wrong_metadata_is_refused(chatml, changes, words):
     with pytest.raises(UserError, match=words) as raised:
-        tokenizer_from_gguf(_metadata(chatml.text, **changes))
+        tokenizer_from_gguf(hub.gguf_metadata(chatml.text, **changes))
     assert "\n" not in str(raised.value)
 
 
@@ -270,7 +285,7 @@ def test_wrong_metadata_is_refused(chatml, changes, words):
 def test_ids_of_a_gguf_file_are_those_of_transformers(chatml, tmp_path, pre):
     gguf = pytest.importorskip("gguf")
     transformers = pytest.importorskip("transformers")
-    metadata = _metadata(chatml.text, pre=pre)
+    metadata = hub.gguf_metadata(chatml.text, pre=pre)
     file = tmp_path / "model.gguf"
     writer = gguf.GGUFWriter(file, "llama")
     for name, value in metadata.items():

@@ -18,8 +18,9 @@ from real_models import fetch_smollm2
 
 from core.artifacts import ROOT
 from core.errors import UserError
-from model.hf.gguf_files import MAX_VALUES, open_gguf, write_gguf
-from model.hf.tensor_files import MAX_TENSORS, LazyTensor
+from data.tokenizers.gguf_header import MAX_COUNT, MAX_VALUES
+from model.hf.gguf_files import open_gguf, write_gguf
+from model.hf.tensor_files import LazyTensor
 
 METADATA = {"general.architecture": "llama", "llama.block_count": 2, "a.negative": -5,
             "a.large": 1 << 40, "llama.rope.freq_base": 0.5, "a.flag": True, "a.empty": "",
@@ -189,7 +190,7 @@ HOSTILE = {
     "no counts": (b"GGUF\3\0\0\0", "the number of tensors needs 8 bytes"),
     "tensors without end": (_file(counts=(2**63, 0)), "the number of tensors is 9,223,372"),
     "keys without end": (_file(counts=(0, 2**63)), "the number of keys is 9,223,372"),
-    "too many tensors": (_file(counts=(MAX_TENSORS + 1, 0)), "the number of tensors is 262,145"),
+    "too many tensors": (_file(counts=(MAX_COUNT + 1, 0)), "the number of tensors is 262,145"),
     "fewer keys": (_file([_key("a", 7, b"\1")], counts=(0, 9)), "a key of the metadata needs 8"),
     "fewer tensors": (_file(infos=[_info("t")], counts=(9, 0)), "the name of a tensor needs"),
     "key beyond the file": (_file([struct.pack("<Q", 2**62)]), "a key of the metadata needs 4,611"),

@@ -57,7 +57,7 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
 @pytest.fixture(autouse=True)
 def own_tokenizer(monkeypatch):
     """Imports take a tokenizer of ours: those of the hub need another library."""
-    monkeypatch.setattr(importing, "import_tokenizer", lambda source: TOKENIZER)
+    monkeypatch.setattr(importing, "load_tokenizer", lambda source: TOKENIZER)
 
 
 @pytest.fixture

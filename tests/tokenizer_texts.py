@@ -21,8 +21,7 @@ TRICKY = [
 def every_code_point(size=4096):
     """All planes, assigned or not, in chunks; surrogates are no text."""
     for first in range(0, 0x110000, size):
-        if not 0xD800 <= first < 0xE000:
-            yield "".join(map(chr, range(first, first + size)))
+        yield "".join(chr(i) for i in range(first, first + size) if not 0xD800 <= i < 0xE000)
 
 
 def noise(count, seed=0):
@@ -31,6 +30,15 @@ def noise(count, seed=0):
     for _ in range(count):
         yield rng.bytes(4096).decode(errors="replace")
         yield rng.integers(0x20, 0x110000, 512, np.uint32).tobytes().decode("utf-32-le", "replace")
+
+
+def short_texts(count, seed=0):
+    """Random texts of up to 40 characters, in several scripts and of what splits treat apart."""
+    rng = np.random.default_rng(seed)
+    alphabets = ["ab \n'", "the cat's 12,5 \r\n\t", "eéo\u0301ßſİıſ'S", "日本한ไข้ہे🌲\u200d👧",
+                 "\u00a0\u2003\u2581 \u3000x", "<|/s>[]_im0xA", "".join(map(chr, range(0x250)))]
+    for alphabet in rng.choice(alphabets, count):
+        yield "".join(rng.choice([*alphabet], rng.integers(0, 41)))
 
 
 def datasets() -> Path:

@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import regex
 import rustbpe
 import tiktoken
 
 from core.artifacts import write_json
 from core.errors import UserError, first_line
-from data.tokenizers.patterns import HEARTWOOD, NORMALIZATIONS, SPLITS
+from data.tokenizers.patterns import HEARTWOOD, NORMALIZATIONS, SPLITS, check_split, splitting
 from data.tokenizers.ranks import find_encoding, format_ranks, read_ranks
 from data.tokenizers.recipe import Recipe
 from data.tokenizers.tokenizer import BOS, END, SPECIAL_TOKENS, TEMPLATE, Tokenizer
@@ -117,17 +118,23 @@ class BytePairTokenizer(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         """Encodes text; names of special tokens in it are encoded as ordinary text."""
-        return [*chain.from_iterable(map(self.encoding.encode_ordinary, self._pieces(text)))]
+        with splitting():
+            return [*chain.from_iterable(map(self.encoding.encode_ordinary, self._pieces(text)))]
 
     def encode_array(self, text: str) -> np.ndarray:
         """As `encode`, without a list of Python integers."""
-        return np.concatenate([self.encoding.encode_to_numpy(piece, disallowed_special=())
-                               for piece in self._pieces(text)])
+        try:
+            with splitting():
+                return np.concatenate([self.encoding.encode_to_numpy(piece, disallowed_special=())
+                                       for piece in self._pieces(text)])
+        except UnicodeEncodeError:      # a surrogate that stands alone
+            return super().encode_array(text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Encodes many texts on all cores."""
         pieces = [*map(self._pieces, texts)]
-        encoded = iter(self.encoding.encode_ordinary_batch([*chain.from_iterable(pieces)]))
+        with splitting():
+            encoded = iter(self.encoding.encode_ordinary_batch([*chain.from_iterable(pieces)]))
         return [next(encoded) if len(of_text) == 1 else
                 [*chain.from_iterable(islice(encoded, len(of_text)))] for of_text in pieces]
 
@@ -209,8 +216,9 @@ def load(folder: Path, described: Mapping[str, Any]) -> BytePairTokenizer:
             template.read_bytes().decode() if template.exists() else "",
             tuple(described.get("ids", ())), described.get("bos", BOS), described.get("end", END),
             tuple(described.get("stops", ())), described.get("normalization", "none"))
+        _check_pattern(tokenizer.pattern)
         _check_ids(tokenizer, str(folder), remedy)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, regex.error) as error:
         raise UserError(str(folder), f"is no readable tokenizer ({first_line(error)})", remedy) \
             from None
     if tokenizer.fingerprint != described.get("fingerprint"):
@@ -232,6 +240,14 @@ def import_ranks(file: Path) -> BytePairTokenizer:
         bos_name=encoding.bos, end_name=encoding.end, stop_names=encoding.stops)
     _check_ids(tokenizer, str(file), "fetch it anew")
     return tokenizer
+
+
+def _check_pattern(pattern: str) -> None:
+    """Raises `ValueError` or `regex.error` for a split of other people that cannot be used."""
+    if pattern not in SPLITS.values():
+        check_split(pattern)
+        tiktoken.Encoding("split", pat_str=pattern, special_tokens={},     # it may know less
+                          mergeable_ranks={bytes([byte]): byte for byte in range(256)})
 
 
 def _check_ids(tokenizer: BytePairTokenizer, where: str, remedy: str) -> None:

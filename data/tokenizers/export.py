@@ -11,9 +11,9 @@ from data.templates.named import make_source
 from data.tokenizers.bpe import BytePairTokenizer
 from data.tokenizers.gguf import CONTROL, NORMAL, USER_DEFINED
 from data.tokenizers.huggingface import HuggingFaceTokenizer, byte_alphabet, steps_of
-from data.tokenizers.library import Steps, describe, isolate
+from data.tokenizers.library import Steps, begin_with, describe, isolate
 from data.tokenizers.patterns import HEARTWOOD, LLAMA3, SPLITS
-from data.tokenizers.tokenizer import BOS, END, TEMPLATE, Tokenizer
+from data.tokenizers.tokenizer import END, TEMPLATE, Tokenizer
 
 UNUSED = 5      # of `tokenizer.ggml.token_type`
 
@@ -37,7 +37,7 @@ def hub_files(tokenizer: Tokenizer, *, chat: bool, context_tokens: int) -> dict[
         assert isinstance(tokenizer, BytePairTokenizer), type(tokenizer)
         text = json.dumps(describe_bpe(tokenizer), ensure_ascii=False)
         template = _template_of(tokenizer)
-        named = {"bos_token": BOS, "eos_token": END}
+        named = {"bos_token": tokenizer.bos_name, "eos_token": tokenizer.end_name}
     files = {"tokenizer.json": text, "tokenizer_config.json": json.dumps(
         config | named, ensure_ascii=False, indent=2) + "\n"}
     return files | ({TEMPLATE: template} if chat and template else {})
@@ -57,15 +57,20 @@ def bos_of(tokenizer: Tokenizer) -> int:
 
 
 def describe_bpe(tokenizer: BytePairTokenizer) -> dict[str, Any]:
-    """The `tokenizer.json` of the hub that gives the same ids, and begins texts with <|bos|>."""
+    """The `tokenizer.json` of the hub that gives the same ids, and begins texts as its model does.
+    """
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    # Behind a number of times, the library reads a plus as "again" and not as "all at once".
+    pattern = tokenizer.pattern.replace("{1,3}+", "{1,3}")
     steps = Steps({"type": "Sequence", "pretokenizers": [
-        isolate(tokenizer.pattern), level | {"use_regex": False}]}, level | {"use_regex": True})
+        isolate(pattern), level | {"use_regex": False}]}, level | {"use_regex": True})
     model = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
              "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
              "ignore_merges": True, "vocab": _vocabulary(tokenizer), "merges": _merges(tokenizer)}
-    return describe(model, steps, tokenizer.normalization,
-                    {name: tokenizer.special(name) for name in tokenizer.specials})
+    described = describe(model, steps, tokenizer.normalization,
+                         {name: tokenizer.special(name) for name in tokenizer.specials})
+    begins = begin_with(tokenizer.bos_name, tokenizer.bos) if tokenizer.adds_bos else None
+    return described | {"post_processor": begins}
 
 
 def gguf_tokenizer(tokenizer: Tokenizer, *, num_rows: int, chat: bool) -> dict[str, Any]:

@@ -7,13 +7,17 @@ llama.cpp (src/llama-vocab.cpp). `gpt2` is byte-level BPE, `llama` the BPE of Se
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from core.errors import UserError, first_line
+from core.errors import UserError, first_line, quote
+from data.tokenizers.gguf_header import Header, read_metadata
 from data.tokenizers.hub import make_tokenizer
 from data.tokenizers.huggingface import SPACE, HuggingFaceTokenizer, require_library
 from data.tokenizers.patterns import LLAMA3, SPLITS
+from data.tokenizers.sentencepiece import merges_by_score
 
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4        # of `tokenizer.ggml.token_type`
 NORMAL = 1
@@ -31,6 +35,20 @@ NAMED = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_to
 STOPS = ("eos", "eot", "eom")
 
 
+def import_gguf(file: Path) -> HuggingFaceTokenizer:
+    """Reads the tokenizer of a GGUF file; its tensors may be missing.
+
+    Raises:
+        UserError: the file is damaged; or see `tokenizer_from_gguf`.
+    """
+    with open(file, "rb") as opened:
+        metadata, _ = read_metadata(Header(file, opened))
+    try:
+        return tokenizer_from_gguf(metadata)
+    except UserError as error:
+        raise UserError(str(file), *str(error).split(": ", 1)) from None
+
+
 def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> HuggingFaceTokenizer:
     """Makes a tokenizer of a GGUF file's metadata; its method `save` writes a tokenizer folder.
 
@@ -41,19 +59,22 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> HuggingFaceTokenizer:
         UserError: the metadata is incomplete or contradicts itself; or the kind or the split is
             unknown.
     """
-    model = metadata.get("tokenizer.ggml.model")
-    if model not in BUILDERS:
-        raise _refuse("model", f"is {model!r}, which is none of {', '.join(BUILDERS)}")
+    model, pre = (metadata.get(f"tokenizer.ggml.{name}") for name in ("model", "pre"))
+    if not isinstance(model, str) or model not in BUILDERS:
+        raise _refuse("model", f"is {quote(model)}, which is none of {', '.join(BUILDERS)}")
+    if not isinstance(pre, str | None):
+        raise _refuse("pre", f"is {quote(pre)}, and no text")
     tokens = _strings(metadata, "tokens")
     if len(set(tokens)) < len(tokens):
         raise _refuse("tokens", "names a token twice")
     types = metadata.get("tokenizer.ggml.token_type", [NORMAL] * len(tokens))
-    if len(types) != len(tokens):
-        raise _refuse("token_type", f"has {len(types)} values for {len(tokens)} tokens")
+    if not isinstance(types, Sequence) or len(types) != len(tokens):
+        raise _refuse("token_type", "does not hold one value for each of the "
+                      f"{len(tokens)} tokens")
     named = {role: _token(metadata, tokens, name) for role, name in NAMED.items()
              if f"tokenizer.ggml.{name}_token_id" in metadata}
     adds_bos = metadata.get("tokenizer.ggml.add_bos_token", model == "llama"
-                            or PRE_SPLITS.get(metadata.get("tokenizer.ggml.pre")) == LLAMA3)
+                            or PRE_SPLITS.get(pre) == LLAMA3)
     library = require_library()
     try:
         backend = BUILDERS[model](library, metadata, tokens)
@@ -67,17 +88,17 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> HuggingFaceTokenizer:
     template = metadata.get("tokenizer.chat_template", "")
     if not isinstance(template, str):
         raise UserError("tokenizer.chat_template", "is no text", "convert the model anew")
-    stops = [metadata[key] for name in STOPS
-             if (key := f"tokenizer.ggml.{name}_token_id") in metadata]
+    stops = [tokens.index(_token(metadata, tokens, name)) for name in STOPS
+             if f"tokenizer.ggml.{name}_token_id" in metadata]
     return make_tokenizer(backend.to_str(), {**named, "add_bos_token": bool(adds_bos)},
-                          template=template, stops=[int(i) for i in stops])
+                          template=template, stops=stops)
 
 
 def _byte_level(library: Any, metadata: Mapping[str, Any], tokens: Sequence[str]) -> Any:
     """Byte-level BPE, with the merges and the split that the file names."""
     pre = metadata.get("tokenizer.ggml.pre")
     if pre not in PRE_SPLITS:
-        raise _refuse("pre", f"is {pre!r}, which is none of {', '.join(PRE_SPLITS)}")
+        raise _refuse("pre", f"is {quote(pre)}, which is none of {', '.join(PRE_SPLITS)}")
     merges = [tuple(merge.split(" ")) for merge in _strings(metadata, "merges")]
     if any(len(merge) != 2 for merge in merges):
         raise _refuse("merges", "holds one that is no pair of tokens")
@@ -105,19 +126,15 @@ def _sentence_piece(library: Any, metadata: Mapping[str, Any], tokens: Sequence[
     if str(metadata.get("general.architecture", "")).startswith("gemma"):
         raise _refuse("scores", "does not hold the order of Gemma's merges")
     scores = metadata.get("tokenizer.ggml.scores")
-    if scores is None or len(scores) != len(tokens):
-        raise _refuse("scores", "does not hold one value per token")
-    ids = {token: i for i, token in enumerate(tokens)}
-    pairs = [(-float(score), cut, len(token) - cut, token[:cut], token[cut:])
-             for token, score in zip(tokens, scores) for cut in range(1, len(token))
-             if token[:cut] in ids and token[cut:] in ids]
-    # Of equal scores the longer left side, then the longer right side, merges first.
-    pairs.sort(key=lambda pair: (pair[0], -pair[1], -pair[2]))
+    if not isinstance(scores, Sequence) or len(scores) != len(tokens) or not all(
+            isinstance(score, float) and math.isfinite(score) for score in scores):
+        raise _refuse("scores", "does not hold one number per token")
     unknown = _token(metadata, tokens, "unknown") \
         if "tokenizer.ggml.unknown_token_id" in metadata else None
     backend = library.Tokenizer(library.models.BPE(
-        vocab=ids, merges=[(left, right) for *_, left, right in pairs], unk_token=unknown,
-        fuse_unk=True, byte_fallback=True))
+        vocab={token: i for i, token in enumerate(tokens)},
+        merges=merges_by_score(dict(zip(tokens, scores))), unk_token=unknown, fuse_unk=True,
+        byte_fallback=True))
     has_prefix = metadata.get("tokenizer.ggml.add_space_prefix", True)
     backend.pre_tokenizer = library.pre_tokenizers.Metaspace(
         replacement=SPACE, prepend_scheme="first" if has_prefix else "never", split=False)
@@ -142,7 +159,7 @@ def _strings(metadata: Mapping[str, Any], name: str) -> list[str]:
 def _token(metadata: Mapping[str, Any], tokens: Sequence[str], name: str) -> str:
     value = metadata[f"tokenizer.ggml.{name}_token_id"]
     if not isinstance(value, int) or not 0 <= value < len(tokens):
-        raise _refuse(f"{name}_token_id", f"is {value!r}, and there are {len(tokens)} tokens")
+        raise _refuse(f"{name}_token_id", f"is {quote(value)}, and there are {len(tokens)} tokens")
     return tokens[value]
 
 

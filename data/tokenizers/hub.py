@@ -24,6 +24,7 @@ from core.artifacts import read_json
 from core.errors import UserError
 from core.progress import log
 from data.tokenizers.huggingface import HuggingFaceTokenizer, make_backend
+from data.tokenizers.patterns import splitting
 from data.tokenizers.tokenizer import TEMPLATE
 
 END_OF_TEXT = "<|endoftext|>"
@@ -46,19 +47,26 @@ def import_tokenizer(source: Path) -> HuggingFaceTokenizer:
     if not file.exists():
         raise UserError(str(source), "holds no tokenizer.json",
                         "name the folder of a model whose tokenizer is saved in that form")
-    config, special = (_read_optional(file.parent / name) for name in
-                       ("tokenizer_config.json", "special_tokens_map.json"))
-    generation = _read_optional(file.parent / "generation_config.json")
-    template = _read_template(file.parent, config)
-    stops = generation.get("eos_token_id")
+    beside = read_beside(file.parent)
     try:
-        return make_tokenizer(
-            file.read_bytes().decode(), {**special, **config}, template=template,
-            stops=stops if isinstance(stops, list) else [] if stops is None else [stops])
+        return make_tokenizer(file.read_bytes().decode(), **beside)
     except UnicodeDecodeError:
         raise UserError(str(file), "is no UTF-8 text", "fetch it anew") from None
     except UserError as error:
         raise UserError(str(file.parent), *str(error).split(": ", 1)) from None
+
+
+def read_beside(folder: Path) -> dict[str, Any]:
+    """What stands beside a tokenizer's file, as arguments of `make_tokenizer`.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    config, special, generation = (read_optional(folder / name) for name in (
+        "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"))
+    stops = generation.get("eos_token_id")
+    return {"config": {**special, **config}, "template": _read_template(folder, config),
+            "stops": stops if isinstance(stops, list) else [] if stops is None else [stops]}
 
 
 def make_tokenizer(text: str, config: Mapping[str, Any], *, template: str = "",
@@ -74,7 +82,7 @@ def make_tokenizer(text: str, config: Mapping[str, Any], *, template: str = "",
         UserError: see `import_tokenizer`.
     """
     backend = make_backend(text)
-    named = {role: name for role in ROLES if (name := _token_name(config.get(role)))}
+    named = {role: name for role in ROLES if (name := token_name(config.get(role)))}
     stop_names = [backend.id_to_token(i) for i in stops if isinstance(i, int)]
     if None in stop_names or len(stop_names) < len(stops):
         raise UserError("generation_config.json", f"names ids without a token among {stops}",
@@ -84,8 +92,9 @@ def make_tokenizer(text: str, config: Mapping[str, Any], *, template: str = "",
     if end is None:
         raise UserError("tokenizer.json", "names no token that ends a text",
                         "put the tokenizer_config.json of its model beside it")
-    first = backend.encode("a").tokens[:1]      # with what the tokenizer puts before a text
-    puts_first = first != backend.encode("a", add_special_tokens=False).tokens[:1]
+    with splitting():
+        first = backend.encode("a").tokens[:1]      # with what the tokenizer puts before a text
+        puts_first = first != backend.encode("a", add_special_tokens=False).tokens[:1]
     bos = (first[0] if puts_first else
            named.get("bos_token") if config.get("add_bos_token") else None) or (
         END_OF_TEXT if END_OF_TEXT in known else named.get("bos_token") or end)
@@ -107,7 +116,8 @@ def _putting_first(text: str, bos: str, number: int) -> str:
     return json.dumps(described, ensure_ascii=False)
 
 
-def _read_optional(file: Path) -> dict[str, Any]:
+def read_optional(file: Path) -> dict[str, Any]:
+    """A JSON object of a file, {} if there is none; raises `UserError` if it is damaged."""
     described = read_json(file) if file.exists() else {}
     if not isinstance(described, dict):
         raise UserError(str(file), "holds no JSON object", "fetch it anew")
@@ -117,7 +127,10 @@ def _read_optional(file: Path) -> dict[str, Any]:
 def _read_template(folder: Path, config: Mapping[str, Any]) -> str:
     """The template of conversations: a file of its own, or a field of the config."""
     if (folder / TEMPLATE).exists():
-        return (folder / TEMPLATE).read_bytes().decode(errors="replace")
+        try:
+            return (folder / TEMPLATE).read_bytes().decode()
+        except UnicodeDecodeError:
+            raise UserError(str(folder / TEMPLATE), "is no UTF-8 text", "fetch it anew") from None
     template = config.get("chat_template") or ""
     if isinstance(template, list):      # of several, for several purposes
         by_name = {entry.get("name"): entry.get("template") for entry in template
@@ -130,7 +143,7 @@ def _read_template(folder: Path, config: Mapping[str, Any]) -> str:
     return template
 
 
-def _token_name(value: Any) -> str:
+def token_name(value: Any) -> str:
     """The token of a role, which is written as its name or as an object with it."""
     name = value.get("content") if isinstance(value, Mapping) else value
     return name if isinstance(name, str) else ""

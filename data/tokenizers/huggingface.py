@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import regex
 
 from core.artifacts import write_json
-from core.errors import UserError, first_line
+from core.errors import UserError, first_line, quote
 from core.json_text import parse_json
+from data.tokenizers.patterns import check_split, splitting
 from data.tokenizers.tokenizer import TEMPLATE, Tokenizer
 
 KIND = "huggingface"
@@ -75,9 +77,29 @@ class HuggingFaceTokenizer(Tokenizer):
         if self.vocab_size > 2 * num_tokens + MAX_GAP:
             raise UserError("tokenizer.json", f"has {num_tokens} tokens with ids up to "
                             f"{self.vocab_size - 1}", "fetch it anew")
+        self._check_ids()
         if self._decoder is None:
             raise UserError("tokenizer.json", "has none of the decoders "
                             f"{', '.join(DECODERS)}", "use another tokenizer")
+        for name in ("normalizer", "pre_tokenizer", "decoder"):
+            for step in steps_of(self._described.get(name)):
+                _check_pattern(step.get("pattern"))
+
+    def _check_ids(self) -> None:
+        """Raises `UserError` for what the library would renumber, or number twice, in silence."""
+        for token in self._described.get("added_tokens") or ():
+            name, i = token["content"], token["id"]
+            if (found := self._backend.token_to_id(name)) != i:
+                raise UserError("tokenizer.json", f"gives the added token {quote(name)} the id {i},"
+                                f" and the library {found}, as a token or an id is there twice or "
+                                "an id has no token", "fetch it anew")
+        vocabulary = self._backend.get_vocab(with_added_tokens=True)
+        by_id: dict[int, str] = {}
+        if len({*vocabulary.values()}) < len(vocabulary):
+            name, i = next((name, i) for name, i in vocabulary.items()
+                           if by_id.setdefault(i, name) != name)
+            raise UserError("tokenizer.json", f"gives the tokens {quote(by_id[i])} and "
+                            f"{quote(name)} the id {i}", "fetch it anew")
 
     @cached_property
     def _described(self) -> dict[str, Any]:
@@ -191,8 +213,9 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Encodes many texts on all cores."""
-        found = self._backend.encode_batch_fast([_valid(text) for text in texts],
-                                                add_special_tokens=False)
+        with splitting():
+            found = self._backend.encode_batch_fast([_valid(text) for text in texts],
+                                                    add_special_tokens=False)
         return [ids if self._never_text.isdisjoint(ids) else self.encode(text)
                 for text, ids in zip(texts, (encoding.ids for encoding in found))]
 
@@ -220,7 +243,8 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def _encode(self, backend: Any, text: str) -> list[int]:
         text = _valid(text)
-        encoding = backend.encode(text, add_special_tokens=False)
+        with splitting():
+            encoding = backend.encode(text, add_special_tokens=False)
         if self._never_text.isdisjoint(encoding.ids):
             return encoding.ids
         # Some models know the names of special tokens as pieces of text, e.g. `</s>` of T5: such a
@@ -333,6 +357,22 @@ def make_backend(text: str) -> Any:
     backend.no_padding()
     backend.encode_special_tokens = True
     return backend
+
+
+def _check_pattern(pattern: Any) -> None:
+    """Raises `UserError` for a regular expression of a `tokenizer.json` that `check_split` refuses.
+
+    One that is in Oniguruma's dialect alone is left to the library, which gives up by itself.
+    """
+    expression = pattern.get("Regex") if isinstance(pattern, Mapping) else None
+    if not isinstance(expression, str):
+        return
+    try:
+        check_split(expression)
+    except regex.error:
+        return
+    except ValueError as error:
+        raise UserError("tokenizer.json", str(error), "use another tokenizer") from None
 
 
 def steps_of(part: Mapping[str, Any] | None) -> list[dict[str, Any]]:

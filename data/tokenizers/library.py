@@ -40,15 +40,20 @@ def describe(model: Described, steps: Steps, normalization: str, ids: Mapping[st
     """
     added = [{"id": i, "content": name, "single_word": False, "lstrip": False, "rstrip": False,
               "normalized": False, "special": True} for name, i in ids.items()]
-    bos = {"SpecialToken": {"id": BOS, "type_id": 0}}
-    first, second = ({"Sequence": {"id": name, "type_id": i}} for i, name in enumerate("AB"))
     return {
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
         "normalizer": NORMALIZERS[normalization], "pre_tokenizer": steps.pre_tokenizer,
-        "post_processor": {
-            "type": "TemplateProcessing", "single": [bos, first], "pair": [bos, first, bos, second],
-            "special_tokens": {BOS: {"id": BOS, "ids": [ids[BOS]], "tokens": [BOS]}}},
+        "post_processor": begin_with(BOS, ids[BOS]) if BOS in ids else None,
         "decoder": steps.decoder, "model": model}
+
+
+def begin_with(name: str, number: int) -> Described:
+    """The step that puts a special token before a text, with its name and its id."""
+    bos = {"SpecialToken": {"id": name, "type_id": 0}}
+    first, second = ({"Sequence": {"id": part, "type_id": i}} for i, part in enumerate("AB"))
+    return {"type": "TemplateProcessing", "single": [bos, first],
+            "pair": [bos, first, bos, second],
+            "special_tokens": {name: {"id": name, "ids": [number], "tokens": [name]}}}
 
 
 def train_model(texts: Iterable[str], model: Described, trainer: Any, steps: Steps,

@@ -7,8 +7,13 @@ Llama 3 and of Qwen2 and later.
 
 from __future__ import annotations
 
+import contextlib
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+
+import regex
+
+from core.errors import UserError, first_line, quote
 
 # GPT-4's split (cl100k), with digits one by one, for arithmetic, and with runs of spaces kept
 # together, for indented text.
@@ -47,3 +52,41 @@ NORMALIZATIONS: Mapping[str, Callable[[str], str]] = {
     "nfkc": lambda text: unicodedata.normalize("NFKC", text),
     "lower": str.lower,
 }
+
+# Runs of letters, digits, spaces, line ends and marks, where expressions are slow.
+PROBES = tuple(letter * 200 + end for letter in "aA1 \n!_'\u00e9\u65e5" for end in ("", "\0"))
+MAX_PROBE_SECS = 2.0
+
+
+def check_split(pattern: str) -> None:
+    """Raises `ValueError` for an expression of other people that backtracks without end.
+
+    The engines of tiktoken and tokenizers give up such a match, see `splitting`; this finds most
+    of these expressions before a long run begins. Those of `SPLITS` are known.
+
+    Raises:
+        ValueError: it does not split a run of 200 characters within MAX_PROBE_SECS.
+        regex.error: it is no expression of the library `regex`.
+    """
+    if pattern in SPLITS.values():
+        return
+    compiled = regex.compile(pattern)
+    for probe in PROBES:
+        try:
+            for _ in compiled.finditer(probe, timeout=MAX_PROBE_SECS):
+                pass
+        except TimeoutError:
+            raise ValueError(f"the split {quote(pattern)} backtracks without end on a run of "
+                             f"{probe[0]!r}") from None
+
+
+@contextlib.contextmanager
+def splitting() -> Iterator[None]:
+    """Makes a `UserError` of the error or panic with which a library gives up a match or a text."""
+    try:
+        yield
+    except BaseException as error:      # a panic is no `Exception`
+        if type(error) is not ValueError and type(error).__name__ != "PanicException":
+            raise
+        raise UserError("the tokenizer", f"its library fails on a text ({first_line(error)})",
+                        "use another tokenizer, or remove the text") from None

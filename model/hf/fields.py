@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
-from core.errors import UserError
-from model.hf.tensor_files import quote
+from core.errors import UserError, quote
 
 # Fields that decide nothing in a forward pass: names, the start of training, output, generation.
 NEUTRAL = frozenset({

@@ -1,12 +1,8 @@
 """GGUF files, the format of llama.cpp: read and written tensor by tensor.
 
-    "GGUF" | version | number of tensors and of metadata | metadata: key, type, value ...
-    | tensors: name, sizes, number format, offset ... | padding | the tensors' blocks, each padded
-
-Number formats, their blocks and their arithmetic are those of the library `gguf`, and so is the
-writer. The header is read here: the library trusts its lengths and counts, and allocates or loops
-by them. The layout is that of the specification in https://github.com/ggml-org/ggml, and from its
-`gguf.cpp` is the rule that tensors follow one another in the header's order.
+`data.tokenizers.gguf_header` describes the layout. Number formats, their blocks and their
+arithmetic are those of the library `gguf`, and so is the writer. From `gguf.cpp` of ggml is the
+rule that tensors follow one another in the header's order.
 """
 
 from __future__ import annotations
@@ -18,35 +14,29 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache, partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from core.errors import UserError
+from core.errors import UserError, quote
 from core.progress import log
+from data.tokenizers.gguf_header import ARRAY, SCALARS, STRING, Header, read_metadata
 from model.hf.tensor_files import (
-    MAX_HEADER_BYTES,
     MAX_TENSOR_BYTES,
-    MAX_TENSORS,
     LazyTensor,
-    quote,
     read_bytes,
     refuse,
     require_tensor_file,
     whole_files,
 )
 
-MAX_VALUES = 1 << 22            # of all metadata; a vocabulary of 262,144 tokens needs 1,300,000
 MAX_DIMENSIONS = 4              # of ggml
-MAX_DEPTH = 4                   # of arrays in arrays
 DEFAULT_ALIGNMENT = 32
 MAX_NAME_BYTES = 63             # of a tensor, in llama.cpp
 CHUNK_VALUES = 1 << 20          # that are converted at once, or a row
 
-SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q",
-           12: "d"}             # types of metadata, as `struct` names them
-UINT32, INT32, FLOAT32, BOOL, STRING, ARRAY, UINT64 = 4, 5, 6, 7, 8, 9, 10
+UINT32, INT32, FLOAT32, BOOL, UINT64 = 4, 5, 6, 7, 10
 
 # Formats that are arrays as they are. All others are dequantised to float32.
 PLAIN = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64": np.float64,
@@ -71,15 +61,8 @@ def open_gguf(path: str | Path) -> tuple[dict[str, Any], dict[str, LazyTensor]]:
     path = Path(path)
     num_bytes, gguf = require_tensor_file(path), _library(path)
     with open(path, "rb") as file:
-        header = _Header(path, file, min(num_bytes, MAX_HEADER_BYTES))
-        num_tensors, num_keys = _read_counts(header)
-        metadata: dict[str, Any] = {}
-        for _ in range(num_keys):
-            key = header.text("a key of the metadata")
-            field = f"metadata {quote(key)}"
-            if key in metadata:
-                header.refuse(field, "is there twice")
-            metadata[key] = header.value(field, header.number("I", field))
+        header = Header(path, file)
+        metadata, num_tensors = read_metadata(header)
         infos = [_read_info(gguf, header) for _ in range(num_tensors)]
         alignment = _check_metadata(path, metadata)
         data_start = _pad(file.tell(), alignment)
@@ -149,67 +132,6 @@ def write_gguf(path: str | Path, metadata: Mapping[str, Any], tensors: Iterable[
             writer.close()
 
 
-class _Header:
-    """Reads a header's fields in turn; refuses, by its name, one that its file cannot hold."""
-
-    def __init__(self, path: Path, file: BinaryIO, limit: int):
-        self._path, self._file, self._left, self._num_values = path, file, limit, 0
-
-    def refuse(self, field: str, rule: str) -> NoReturn:
-        refuse(self._path, f"{field} {rule}")
-
-    def take(self, num_bytes: int, field: str) -> bytes:
-        if num_bytes > self._left:
-            self.refuse(field, f"needs {num_bytes:,} bytes, and {self._left:,} are left")
-        self._left -= num_bytes
-        return self._file.read(num_bytes)
-
-    def number(self, format: str, field: str) -> Any:  # noqa: A002
-        return struct.unpack(f"<{format}", self.take(struct.calcsize(f"<{format}"), field))[0]
-
-    def text(self, field: str) -> str:
-        text = self.take(self.number("Q", field), field)
-        try:
-            return text.decode()
-        except UnicodeDecodeError:
-            self.refuse(field, f"is not UTF-8 text ({quote(text)})")
-
-    def value(self, field: str, kind: int, depth: int = 0) -> Any:
-        """A value of the metadata, or a list of them."""
-        if kind == STRING:
-            return self.text(field)
-        if kind in SCALARS:
-            return self.number(SCALARS[kind], field)
-        if kind != ARRAY or depth == MAX_DEPTH:
-            self.refuse(field, f"has the type {kind}, expected one of 0 to 12"
-                        if kind != ARRAY else f"nests arrays more than {MAX_DEPTH} deep")
-        of, count = self.number("I", field), self.number("Q", field)
-        self._num_values += count
-        if self._num_values > MAX_VALUES:
-            self.refuse(field, f"has {count:,} values; the metadata may have {MAX_VALUES:,}")
-        if of in SCALARS:
-            data = self.take(count * struct.calcsize(SCALARS[of]), field)
-            return list(struct.unpack(f"<{count}{SCALARS[of]}", data))
-        return [self.value(field, of, depth + 1) for _ in range(count)]
-
-
-def _read_counts(header: _Header) -> tuple[int, int]:
-    """The numbers of tensors and of keys."""
-    if (magic := header.take(4, "the magic number")) != b"GGUF":
-        header.refuse("the magic number", f"is {magic!r}, expected b'GGUF'")
-    version = header.number("I", "the version")
-    if version not in (2, 3):
-        header.refuse("the version", f"is {version}, expected 2 or 3" + (
-            " (the file is big-endian)" if version & 0xFFFF == 0 else ""))
-    num_tensors = header.number("Q", "the number of tensors")
-    num_keys = header.number("Q", "the number of keys")
-    for count, what in ((num_tensors, "tensors"), (num_keys, "keys")):
-        if count > MAX_TENSORS:
-            header.refuse(f"the number of {what}", f"is {count:,}, expected at most "
-                          f"{MAX_TENSORS:,}")
-    return num_tensors, num_keys
-
-
 def _check_metadata(path: Path, metadata: Mapping[str, Any]) -> int:
     """Refuses one part of several; returns the alignment."""
     if metadata.get("split.count", 1) not in (0, 1):
@@ -221,7 +143,7 @@ def _check_metadata(path: Path, metadata: Mapping[str, Any]) -> int:
     return alignment
 
 
-def _read_info(gguf: Any, header: _Header) -> tuple[str, Any, tuple[int, ...], int]:
+def _read_info(gguf: Any, header: Header) -> tuple[str, Any, tuple[int, ...], int]:
     """A tensor's name, format, shape and offset."""
     name = header.text("the name of a tensor")
     field = f"tensor {quote(name)}"

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from core.errors import quote
 from model.config import ModelConfig
 from model.hf.fields import Fields
 from model.hf.gguf_files import open_gguf
 from model.hf.tables import Entry, Layout, Tensors
-from model.hf.tensor_files import quote, refuse
+from model.hf.tensor_files import refuse
 
 
 def open_gguf_model(path: Path) -> tuple[Layout, Fields, Tensors, dict[str, Any]]:

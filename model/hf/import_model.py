@@ -16,7 +16,7 @@ from core.errors import UserError, require_file
 from core.file_sums import sum_file
 from core.progress import log
 from data.tokenizers.gguf import tokenizer_from_gguf
-from data.tokenizers.hub import import_tokenizer
+from data.tokenizers.load import load_tokenizer
 from data.tokenizers.tokenizer import Tokenizer
 from model.config import ModelConfig
 from model.directory import save_model
@@ -30,8 +30,8 @@ from model.parallel.sharding import make_mesh
 
 # Files of a folder that decide what is imported.
 DECIDING = ("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json",
-            "tokenizer_config.json", "special_tokens_map.json", "generation_config.json",
-            "chat_template.jinja")
+            "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
+            "added_tokens.json", "generation_config.json", "chat_template.jinja")
 LENGTHS = ("max_position_embeddings", "n_positions", "context_length")
 RELATIVE_CONTEXT = 512      # of T5 where its config, as that of 1.1, names none (arXiv 1910.10683)
 
@@ -57,7 +57,7 @@ def import_model(source: Path, out: Path, tokenizer: Path | None = None) -> dict
     Args:
         source: a folder with ``config.json`` and safetensors, a GGUF file, or a folder with one.
         out: the model directory.
-        tokenizer: a folder with ``tokenizer.json``, or that file; None for the model's own.
+        tokenizer: see `load_tokenizer`; None for the model's own.
 
     Raises:
         UserError: a file is missing or damaged, or the model has parts that we do not have.
@@ -90,12 +90,12 @@ def _open(source: Path, tokenizer: Path | None) -> Source:
     if source.is_dir() and (source / "config.json").exists():
         fields = Fields(_read_object(source / "config.json"), str(source / "config.json"))
         return Source(find_layout(fields), fields, open_safetensors(source),
-                      partial(import_tokenizer, tokenizer or source))
+                      partial(load_tokenizer, tokenizer or source))
     if len(gguf) != 1 or gguf[0].suffix != ".gguf":
         raise UserError(f"--source={source}", "is neither a GGUF file nor a folder with one, and "
                         "has no config.json", "name the folder of a model")
     layout, fields, tensors, metadata = open_gguf_model(gguf[0])
-    return Source(layout, fields, tensors, partial(import_tokenizer, tokenizer) if tokenizer
+    return Source(layout, fields, tensors, partial(load_tokenizer, tokenizer) if tokenizer
                   else partial(tokenizer_from_gguf, metadata))
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from core.errors import UserError
+from core.errors import UserError, quote
 from model.hf.tensor_files import (
     MAX_DIMENSIONS,
     MAX_HEADER_BYTES,
@@ -30,7 +30,6 @@ from model.hf.tensor_files import (
     PICKLES,
     LazyTensor,
     bytes_of,
-    quote,
     read_bytes,
     refuse,
     require_tensor_file,

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import reprlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 
-from core.errors import UserError
+from core.errors import UserError, quote
 
 MAX_HEADER_BYTES = 100_000_000    # the limit of the library of safetensors
 MAX_TENSORS = 1 << 18             # twice what models of 10^12 parameters have
@@ -49,15 +48,6 @@ class LazyTensor(NamedTuple):
             raise UserError(f"tensor {quote(self.name)}", f"is {array.dtype} {array.shape}, not "
                             f"{self.dtype} {self.shape}", "correct what gives this tensor")
         return array
-
-
-_SHORT = reprlib.Repr()
-_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxstring = 2, 8, 100
-
-
-def quote(value: Any) -> str:
-    """A value that a file contains as it may stand in a message: on one line, and short."""
-    return _SHORT.repr(value).encode("ascii", "backslashreplace").decode()
 
 
 def refuse(path: Path, rule: str, *, tensor: str | None = None,
