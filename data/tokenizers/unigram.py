@@ -6,7 +6,8 @@ SentencePiece a space is written as U+2581, and what no token spells is written 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from data.tokenizers.huggingface import SPACE, HuggingFaceTokenizer, require_library
 from data.tokenizers.library import Steps, check_room, finish, isolate, train_model
@@ -17,6 +18,7 @@ DECODER = {"type": "Sequence", "decoders": [
     {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}, {"type": "ByteFallback"},
     {"type": "Fuse"}]}
 BYTE_SCORE = -100.0     # log probability of a byte, far below that of any token
+STEP = 1e-4             # between the characters that are kept in any case
 
 
 def train(texts: Iterable[str], recipe: Recipe) -> HuggingFaceTokenizer:
@@ -35,7 +37,21 @@ def train(texts: Iterable[str], recipe: Recipe) -> HuggingFaceTokenizer:
         show_progress=False)
     model = train_model(texts, {"type": "Unigram", "unk_id": None, "vocab": [],
                                 "byte_fallback": False}, trainer, steps, recipe.normalization)
-    pieces = [[piece, score] for piece, score in model["vocab"] if piece != UNKNOWN]
-    vocabulary = [*([byte, BYTE_SCORE] for byte in bytes_), *pieces, [UNKNOWN, 0.0]]
+    pieces = {piece: score for piece, score in model["vocab"] if piece != UNKNOWN}
+    vocabulary = [*([byte, BYTE_SCORE] for byte in bytes_), *settle(pieces), [UNKNOWN, 0.0]]
     return finish({"type": "Unigram", "unk_id": len(vocabulary) - 1, "vocab": vocabulary,
                    "byte_fallback": True}, steps, recipe, len(vocabulary) - 1)
+
+
+def settle(pieces: Mapping[str, float]) -> list[list[Any]]:
+    """Pieces and scores without what differs between trainings on the same text.
+
+    The library adds in an order of its own, so scores are rounded. To each character that it keeps
+    although none of its cuts has it, it gives the lowest score and 0.0001 more than to the one
+    before, in any order: all such have the lowest score here.
+    """
+    lowest = min(pieces.values(), default=0.0)
+    highest = lowest + STEP * sum(len(piece) == 1 for piece in pieces)
+    scores = {piece: round(lowest if len(piece) == 1 and score <= highest else score, 4)
+              for piece, score in pieces.items()}
+    return [[piece, scores[piece]] for piece in sorted(scores, key=lambda own: (-scores[own], own))]
