@@ -21,7 +21,6 @@ from data.tokenizers.bpe import BytePairTokenizer
 from data.tokenizers.recipe import Recipe
 from data.tokens.checked import write_sums
 from data.tokens.rows import check_tokenizer
-from eval.measures import likelihood
 from eval.measures.continuations import Continuation, score_continuations
 from eval.measures.likelihood import bits_per_byte, unigram_bits_per_byte, xz_bits_per_byte
 from eval.respond.loaded import LoadedModel
@@ -131,9 +130,7 @@ def test_a_measurement_can_be_left_before_each_batch(model, tokens, measure):
     assert len(calls) == 3
 
 
-def test_unigram_and_xz_by_an_independent_count(tokens, tokenizer, tmp_path, monkeypatch):
-    # One that lacks most bytes, as here, is not read from a folder.
-    monkeypatch.setattr(likelihood, "load_tokenizer", lambda _: tokenizer)
+def test_unigram_and_xz_by_an_independent_count(tokens, tmp_path):
     train = np.fromfile(tokens / "pages.tokens", "<u2")
     heldout = np.fromfile(tokens / "heldout.tokens", "<u2")
     counts = {t: 1 + int(np.sum(train == t)) for t in range(93)}

@@ -26,7 +26,7 @@ import tiktoken
 from core.artifacts import write_json
 from core.errors import UserError, first_line
 from data.tokenizers.patterns import HEARTWOOD, NORMALIZATIONS, SPLITS, check_split, splitting
-from data.tokenizers.ranks import find_encoding, format_ranks, read_ranks
+from data.tokenizers.ranks import check_bytes, find_encoding, format_ranks, read_ranks
 from data.tokenizers.recipe import Recipe
 from data.tokenizers.tokenizer import BOS, END, SPECIAL_TOKENS, TEMPLATE, Tokenizer
 
@@ -230,9 +230,10 @@ def import_ranks(file: Path) -> BytePairTokenizer:
     """Reads a rank file of another program: one of the field's encodings, see `ranks.py`.
 
     Raises:
-        UserError: the file is missing or damaged, or no known encoding.
+        UserError: the file is missing or damaged, lacks a byte, or is no known encoding.
     """
     ranks = read_ranks(file, "fetch it anew")
+    check_bytes(file, ranks)
     encoding = find_encoding(file, ranks)
     names = tuple(sorted(encoding.specials, key=encoding.specials.get))
     tokenizer = BytePairTokenizer(

@@ -108,7 +108,7 @@ def read_ranks(file: Path, remedy: str) -> dict[bytes, int]:
         remedy: for a file that is refused.
 
     Raises:
-        UserError: it is missing or damaged, names a token or a rank twice, or lacks a byte.
+        UserError: it is missing or damaged, or names a token or a rank twice.
     """
     ranks: dict[bytes, int] = {}
     used: set[int] = set()
@@ -128,10 +128,14 @@ def read_ranks(file: Path, remedy: str) -> dict[bytes, int]:
             raise UserError(f"{file}, line {number}", fault, remedy)
         ranks[token] = rank
         used.add(rank)
+    return ranks
+
+
+def check_bytes(file: Path, ranks: Mapping[bytes, int]) -> None:
+    """Raises `UserError` where a single byte is no token, so that not every text can be encoded."""
     if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
         raise UserError(str(file), f"lacks the tokens of {len(missing)} single bytes, the first "
-                        f"{missing[0]:#04x}", remedy)
-    return ranks
+                        f"{missing[0]:#04x}", "fetch it anew")
 
 
 def format_ranks(ranks: Mapping[bytes, int]) -> bytes:
