@@ -1,0 +1,130 @@
+"""Comparisons of models, aggregated to how often each outcome was voted for."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from scipy import sparse
+from scipy.sparse import csgraph
+
+WIN, TIE, LOSS = 1.0, 0.5, 0.0      # scores of the model that is named first
+
+
+@dataclasses.dataclass(frozen=True)
+class Ballots:
+    """What was voted for, each different ballot once with its count.
+
+    A vote between two models is a ballot of one outcome; a ranking of several has an outcome for
+    every two of them, which are not independent of each other and are drawn together.
+
+    Attributes:
+        first, second: numbers of an outcome's models, first < second, int64 [outcomes]; sorted by
+            both, so that the outcomes of a pair of models are neighbours.
+        scores: `WIN`, `TIE` or `LOSS` of the first, [outcomes].
+        incidence: how often a ballot holds an outcome, sparse [ballots, outcomes].
+        counts: votes for each ballot, float64 [ballots].
+        num_models: that the numbers count.
+    """
+
+    first: np.ndarray
+    second: np.ndarray
+    scores: np.ndarray
+    incidence: sparse.csr_array
+    counts: np.ndarray
+    num_models: int
+
+    def weights(self, counts: np.ndarray | None = None) -> np.ndarray:
+        """Votes for each outcome, [..., outcomes], for counts of ballots, [..., ballots]."""
+        return (self.counts if counts is None else counts) @ self.incidence
+
+    def pair_starts(self) -> np.ndarray:
+        """The first outcome of each pair of models, int64 [pairs]."""
+        codes = self.first * self.num_models + self.second
+        return np.flatnonzero(np.diff(codes, prepend=-1))
+
+    def games(self) -> np.ndarray:
+        """Comparisons of each model, [models]."""
+        weights = self.weights()
+        return sum(np.bincount(side, weights, self.num_models)
+                   for side in (self.first, self.second))
+
+    def wins(self) -> np.ndarray:
+        """Share-wise wins of each model over each other, a tie counting half, [models, models]."""
+        table, weights = np.zeros((self.num_models, self.num_models)), self.weights()
+        np.add.at(table, (self.first, self.second), weights * self.scores)
+        np.add.at(table, (self.second, self.first), weights * (1 - self.scores))
+        return table
+
+
+def count_ballots(first: np.ndarray, second: np.ndarray, scores: np.ndarray, votes: np.ndarray,
+                  num_models: int) -> Ballots:
+    """Aggregates comparisons.
+
+    Args:
+        first, second: numbers of each comparison's two models, which differ, [comparisons].
+        scores: of the first, [comparisons].
+        votes: of each comparison its vote, ascending, [comparisons].
+    """
+    is_swapped = first > second
+    low, high = np.minimum(first, second), np.maximum(first, second)
+    losses = np.rint(2 * np.where(is_swapped, scores, 1 - scores)).astype(np.int64)
+    codes, outcomes = np.unique((low * num_models + high) * 3 + losses, return_inverse=True)
+    starts = np.flatnonzero(np.diff(votes, prepend=-1)) if len(votes) else np.zeros(0, np.int64)
+    ends = np.append(starts[1:], len(votes))[:len(starts)]
+    is_single = ends - starts == 1
+    counted = np.bincount(outcomes[starts[is_single]], minlength=len(codes))
+    found = {(int(code),): int(counted[code]) for code in np.flatnonzero(counted)}
+    for start, end in zip(starts[~is_single], ends[~is_single]):
+        ballot = tuple(sorted(outcomes[start:end].tolist()))
+        found[ballot] = found.get(ballot, 0) + 1
+    rows = np.repeat(np.arange(len(found)), [len(ballot) for ballot in found])
+    columns = np.array([code for ballot in found for code in ballot], np.int64)
+    incidence = sparse.csr_array((np.ones(len(columns)), (rows, columns)),
+                                 shape=(len(found), len(codes)))
+    pairs, losses = np.divmod(codes, 3)
+    return Ballots(*np.divmod(pairs, num_models), 1 - losses / 2, incidence,
+                   np.array(list(found.values()), np.float64), num_models)
+
+
+def split_components(ballots: Ballots) -> list[tuple[np.ndarray, Ballots]]:
+    """The parts of the graph of comparisons that no vote connects, those of more votes first.
+
+    Returns:
+        Of each part with votes the numbers of its models, ascending, and its ballots, in which
+        models are numbered by their place there.
+    """
+    graph = sparse.coo_array((np.ones(len(ballots.first)), (ballots.first, ballots.second)),
+                             shape=(ballots.num_models,) * 2)
+    num_parts, labels = csgraph.connected_components(graph, directed=False)
+    if num_parts == 1:
+        return [(np.arange(ballots.num_models), ballots)]
+    parts = []
+    for label in np.unique(labels[ballots.first]):
+        models, kept = np.flatnonzero(labels == label), labels[ballots.first] == label
+        incidence = ballots.incidence[:, np.flatnonzero(kept)]
+        held = np.diff(incidence.indptr) > 0
+        parts.append((models, Ballots(
+            np.searchsorted(models, ballots.first[kept]),
+            np.searchsorted(models, ballots.second[kept]), ballots.scores[kept],
+            incidence[np.flatnonzero(held)], ballots.counts[held], len(models))))
+    return sorted(parts, key=lambda part: -part[1].counts.sum())
+
+
+def has_maximum(first: np.ndarray, second: np.ndarray, won: np.ndarray, lost: np.ndarray,
+                num_models: int) -> bool:
+    """Whether finite ratings of largest likelihood exist (Ford 1957).
+
+    They do where no group of models lost or tied nothing against the others: every model can be
+    reached from every other along wins and ties.
+
+    Args:
+        first, second: of each pair, [pairs].
+        won, lost: wins and half ties of the first and of the second, [pairs].
+    """
+    wins, losses = won > 0, lost > 0
+    graph = sparse.coo_array(
+        (np.ones(int(wins.sum() + losses.sum())),
+         (np.concatenate([first[wins], second[losses]]),
+          np.concatenate([second[wins], first[losses]]))), shape=(num_models, num_models))
+    return csgraph.connected_components(graph, connection="strong")[0] == 1
