@@ -38,6 +38,14 @@ class Ballots:
         """Votes for each outcome, [..., outcomes], for counts of ballots, [..., ballots]."""
         return (self.counts if counts is None else counts) @ self.incidence
 
+    def recount(self, counts: np.ndarray) -> Ballots:
+        """The same ballots with other counts, [ballots], without those that nobody voted for."""
+        held = np.flatnonzero(counts)
+        incidence = self.incidence[held]
+        kept = np.unique(incidence.indices)
+        return Ballots(self.first[kept], self.second[kept], self.scores[kept],
+                       incidence[:, kept], counts[held].astype(np.float64), self.num_models)
+
     def pair_starts(self) -> np.ndarray:
         """The first outcome of each pair of models, int64 [pairs]."""
         codes = self.first * self.num_models + self.second
@@ -58,33 +66,38 @@ class Ballots:
 
 
 def count_ballots(first: np.ndarray, second: np.ndarray, scores: np.ndarray, votes: np.ndarray,
-                  num_models: int) -> Ballots:
+                  num_models: int) -> tuple[Ballots, np.ndarray]:
     """Aggregates comparisons.
 
     Args:
         first, second: numbers of each comparison's two models, which differ, [comparisons].
         scores: of the first, [comparisons].
-        votes: of each comparison its vote, ascending, [comparisons].
+        votes: of each comparison its vote, from 0 on without a gap, ascending, [comparisons].
+
+    Returns:
+        The ballots, and the number of each vote's ballot, [votes].
     """
     is_swapped = first > second
     low, high = np.minimum(first, second), np.maximum(first, second)
     losses = np.rint(2 * np.where(is_swapped, scores, 1 - scores)).astype(np.int64)
     codes, outcomes = np.unique((low * num_models + high) * 3 + losses, return_inverse=True)
-    starts = np.flatnonzero(np.diff(votes, prepend=-1)) if len(votes) else np.zeros(0, np.int64)
-    ends = np.append(starts[1:], len(votes))[:len(starts)]
-    is_single = ends - starts == 1
-    counted = np.bincount(outcomes[starts[is_single]], minlength=len(codes))
-    found = {(int(code),): int(counted[code]) for code in np.flatnonzero(counted)}
-    for start, end in zip(starts[~is_single], ends[~is_single]):
-        ballot = tuple(sorted(outcomes[start:end].tolist()))
-        found[ballot] = found.get(ballot, 0) + 1
+    starts = np.flatnonzero(np.diff(votes, prepend=-1))
+    is_single = np.diff(starts, append=len(votes)) == 1
+    held, numbers = np.unique(outcomes[starts], return_inverse=True)     # right where it is single
+    found: dict[tuple[int, ...], int] = {(code,): place for place, code in
+                                         enumerate(held.tolist())}
+    for vote in np.flatnonzero(~is_single):
+        end = starts[vote + 1] if vote + 1 < len(starts) else len(votes)
+        ballot = tuple(sorted(outcomes[starts[vote]:end].tolist()))
+        numbers[vote] = found.setdefault(ballot, len(found))
     rows = np.repeat(np.arange(len(found)), [len(ballot) for ballot in found])
     columns = np.array([code for ballot in found for code in ballot], np.int64)
     incidence = sparse.csr_array((np.ones(len(columns)), (rows, columns)),
                                  shape=(len(found), len(codes)))
     pairs, losses = np.divmod(codes, 3)
-    return Ballots(*np.divmod(pairs, num_models), 1 - losses / 2, incidence,
-                   np.array(list(found.values()), np.float64), num_models)
+    ballots = Ballots(*np.divmod(pairs, num_models), 1 - losses / 2, incidence,
+                      np.bincount(numbers, minlength=len(found)).astype(np.float64), num_models)
+    return ballots, numbers
 
 
 def split_components(ballots: Ballots) -> list[tuple[np.ndarray, Ballots]]:
@@ -99,15 +112,14 @@ def split_components(ballots: Ballots) -> list[tuple[np.ndarray, Ballots]]:
     num_parts, labels = csgraph.connected_components(graph, directed=False)
     if num_parts == 1:
         return [(np.arange(ballots.num_models), ballots)]
-    parts = []
+    parts, ballot_labels = [], labels[ballots.first[ballots.incidence.indices[
+        ballots.incidence.indptr[:-1]]]]
     for label in np.unique(labels[ballots.first]):
-        models, kept = np.flatnonzero(labels == label), labels[ballots.first] == label
-        incidence = ballots.incidence[:, np.flatnonzero(kept)]
-        held = np.diff(incidence.indptr) > 0
-        parts.append((models, Ballots(
-            np.searchsorted(models, ballots.first[kept]),
-            np.searchsorted(models, ballots.second[kept]), ballots.scores[kept],
-            incidence[np.flatnonzero(held)], ballots.counts[held], len(models))))
+        part = ballots.recount(ballots.counts * (ballot_labels == label))
+        models = np.flatnonzero(labels == label)
+        parts.append((models, dataclasses.replace(
+            part, first=np.searchsorted(models, part.first),
+            second=np.searchsorted(models, part.second), num_models=len(models))))
     return sorted(parts, key=lambda part: -part[1].counts.sum())
 
 

@@ -23,7 +23,9 @@ SCALE, CENTRE = 400 / math.log(10), 1000.0      # of ratings
 # ties with an opponent of strength 0.
 PRIOR_TIES = 1.0
 MAX_STEPS, TOLERANCE = 200, 1e-10               # of Newton's method; of strengths
-BATCH_NUMBERS = 4_000_000                       # in the Hessians of samples fitted at once
+BATCH_NUMBERS = 1_000_000                       # counts of ballots in samples fitted at once
+MULTINOMIAL_FROM = 40                           # votes for a ballot on average
+NEAR_STEPS, NEAR_TOLERANCE = 30, 1e-7           # of the bootstrap; of strengths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +35,8 @@ class Fit:
     Attributes:
         strengths: log odds, with mean 0, [models].
         covariance: of the strengths, [models, models].
-        inverse: of the Hessian of the negative log-likelihood, up to a constant, [models, models].
+        inverse: of the Hessian of the negative log-likelihood, up to a constant without a prior,
+            [models, models].
         prior_ties: 0, or `PRIOR_TIES` where the likelihood has no maximum.
     """
 
@@ -97,29 +100,35 @@ def fit(ballots: Ballots) -> Fit:
     middle = (gradients.T @ sparse.diags_array(ballots.counts) @ gradients).toarray()
     covariance = inverse if prior[0] else inverse @ middle @ inverse
     centring = np.eye(ballots.num_models) - 1 / ballots.num_models
-    return Fit(centring @ strengths[0], centring @ covariance @ centring,
-               centring @ inverse @ centring, float(prior[0]))
+    return Fit(centring @ strengths[0], centring @ covariance @ centring, inverse,
+               float(prior[0]))
 
 
 def bootstrap(ballots: Ballots, fitted: Fit, *, num_samples: int, seed: int) -> Samples:
-    """Ratings of samples of as many votes, drawn with replacement.
-
-    Drawn are counts of the different ballots, multinomially, not votes one by one.
-    """
+    """Ratings of samples of as many votes, drawn with replacement."""
     pairs, rng = _Pairs(ballots), np.random.default_rng(seed)
-    num_votes = round(ballots.counts.sum())
-    batch = max(1, BATCH_NUMBERS // max(ballots.num_models**2, len(ballots.first)))
+    batch = max(1, BATCH_NUMBERS // len(ballots.counts))
     found, num_prior = [], 0
     for start in range(0, num_samples, batch):
         size = min(batch, num_samples - start)
-        drawn = rng.multinomial(num_votes, ballots.counts / num_votes, size=size)
-        num, won = pairs.count(ballots.weights(drawn.astype(np.float64)))
+        num, won = pairs.count(ballots.weights(_draw(ballots.counts, size, rng)))
         prior = (np.full(size, fitted.prior_ties) if fitted.prior_ties
                  else pairs.prior_ties(num, won))
         num_prior += int(np.count_nonzero(prior))
-        strengths, _ = pairs.maximise(num, won, prior, np.tile(fitted.strengths, (size, 1)))
+        strengths = pairs.maximise_near(num, won, prior, fitted)
         found.append(strengths - strengths.mean(axis=1, keepdims=True))
     return Samples(CENTRE + SCALE * np.concatenate(found), num_prior)
+
+
+def _draw(counts: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Counts of as many votes drawn with replacement, float64 [size, ballots]."""
+    num_votes = round(counts.sum())
+    if num_votes > MULTINOMIAL_FROM * len(counts):
+        return rng.multinomial(num_votes, counts / num_votes, size=size).astype(np.float64)
+    # Few votes for each ballot: they are drawn one by one, which is the same and faster.
+    votes = np.repeat(np.arange(len(counts)), counts.astype(np.int64))
+    return np.stack([np.bincount(votes[rng.integers(num_votes, size=num_votes)],
+                                 minlength=len(counts)) for _ in range(size)]).astype(np.float64)
 
 
 def design(first: np.ndarray, second: np.ndarray, num_models: int) -> sparse.csr_array:
@@ -179,25 +188,59 @@ class _Pairs:
         """
         strengths = start
         for _ in range(MAX_STEPS):
-            slope, hessian = self._derive(num, won, prior, strengths)
+            slope, curvature = self._derive(num, won, prior, strengths)
+            hessian = self._hessian(curvature, prior, strengths)
             step = np.linalg.solve(hessian, slope[..., None])[..., 0]
-            width = step.max(axis=1, initial=0.0) - step.min(axis=1, initial=0.0)
+            width = _width(step)
             if width.max(initial=0.0) < TOLERANCE:
                 break
             strengths = strengths + step * damp(width)[:, None]
         return strengths, hessian
 
+    def maximise_near(self, num: np.ndarray, won: np.ndarray, prior: np.ndarray,
+                      fitted: Fit) -> np.ndarray:
+        """The strengths of `maximise`, of samples of the fitted votes, [samples, models].
+
+        The Hessian of the fit serves all samples; where that does not converge, and where a prior
+        is not that of the fit, Newton's method does.
+        """
+        strengths = np.tile(fitted.strengths, (len(num), 1))
+        todo = np.flatnonzero(prior == fitted.prior_ties)
+        for _ in range(NEAR_STEPS):
+            slope, _ = self._derive(num[todo], won[todo], prior[todo], strengths[todo])
+            step = slope @ fitted.inverse
+            width = _width(step)
+            strengths[todo] += step * damp(width)[:, None]
+            todo = todo[width >= NEAR_TOLERANCE]
+            if not len(todo):
+                break
+        left = np.union1d(todo, np.flatnonzero(prior != fitted.prior_ties))
+        for place in left:
+            rows = slice(place, place + 1)
+            strengths[rows], _ = self.maximise(num[rows], won[rows], prior[rows],
+                                               fitted.strengths[None])
+        return strengths
+
     def _derive(self, num: np.ndarray, won: np.ndarray, prior: np.ndarray,
                 strengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Gradients of the log-likelihood, [samples, models], and the curvature of each pair."""
         p = expit(strengths[:, self._first] - strengths[:, self._second])
-        p_prior = expit(strengths)
-        slope = (self._design.T @ (won - num * p).T).T + prior[:, None] * (0.5 - p_prior)
-        curvature = num * p * (1 - p)
-        size = self._num_models
-        hessian = np.zeros((len(num), size, size))
+        slope = (self._design.T @ (won - num * p).T).T
+        return slope + prior[:, None] * (0.5 - expit(strengths)), num * p * (1 - p)
+
+    def _hessian(self, curvature: np.ndarray, prior: np.ndarray,
+                 strengths: np.ndarray) -> np.ndarray:
+        """Of the negative log-likelihood, see `maximise`."""
+        size, p = self._num_models, expit(strengths)
+        hessian = np.zeros((len(curvature), size, size))
         hessian[:, self._first, self._second] = hessian[:, self._second, self._first] = -curvature
-        diagonal = -hessian.sum(axis=2) + prior[:, None] * p_prior * (1 - p_prior)
+        diagonal = -hessian.sum(axis=2) + prior[:, None] * p * (1 - p)
         hessian[:, np.arange(size), np.arange(size)] = diagonal
         # Without a prior the strengths are known up to a constant, which is kept.
         constant = np.where(prior > 0, 0.0, diagonal.mean(axis=1) / size)
-        return slope, hessian + constant[:, None, None]
+        return hessian + constant[:, None, None]
+
+
+def _width(step: np.ndarray) -> np.ndarray:
+    """The most by which a step can move log odds of two models, or of one and 0, [samples]."""
+    return step.max(axis=1, initial=0.0) - step.min(axis=1, initial=0.0)

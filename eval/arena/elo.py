@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from eval.arena.ballots import count_ballots, split_components
+from eval.arena.ballots import Ballots, split_components
 from eval.arena.bradley_terry import CENTRE, fit
 
 STEP, SPREAD = 4.0, 400.0     # points that a vote moves at most; that odds of ten to one differ by
@@ -39,27 +39,25 @@ def online_elo(first: np.ndarray, second: np.ndarray, scores: np.ndarray, num_mo
     return np.array(found)
 
 
-def ratings_over_time(first: np.ndarray, second: np.ndarray, scores: np.ndarray,
-                      votes: np.ndarray, final: np.ndarray,
+def ratings_over_time(ballots: Ballots, numbers: np.ndarray, final: np.ndarray,
                       marks: Sequence[int]) -> np.ndarray:
-    """Bradley-Terry ratings of the first comparisons, for several numbers of them.
+    """Bradley-Terry ratings of the first votes, for several numbers of them.
 
     They are of the models that most of these votes connect, and their mean is that of the same
     models' final ratings: a model that joins moves none of the others.
 
     Args:
-        first, second, scores, votes: see `count_ballots`, in the order of the votes.
-        final: ratings of all votes, NaN where a model has none, [models].
-        marks: numbers of comparisons.
+        numbers: of each vote's ballot, in the order of the votes, [votes].
+        final: ratings of all votes, [models].
+        marks: numbers of votes.
 
     Returns:
         Ratings, NaN where a model has none yet, [marks, models].
     """
     found = np.full((len(marks), len(final)), np.nan)
     for row, mark in enumerate(marks):
-        ballots = count_ballots(first[:mark], second[:mark], scores[:mark], votes[:mark],
-                                len(final))
-        models, part = split_components(ballots)[0]
+        counts = np.bincount(numbers[:mark], minlength=len(ballots.counts))
+        models, part = split_components(ballots.recount(counts))[0]
         ratings = fit(part).ratings()
-        found[row, models] = ratings - ratings.mean() + np.nanmean(final[models])
+        found[row, models] = ratings - ratings.mean() + final[models].mean()
     return found

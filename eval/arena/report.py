@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,9 @@ from eval.arena.votes import Votes
 NUM_MARKS = 24          # points of the ratings over time
 NUM_NEXT = 12           # pairs that are named as the next to show
 VOTER_SAMPLES = 200     # of the bootstrap of the agreement
+
+# `rate_some(kept) -> models, fit, shift`: see `_rate_some`.
+RateSome = Callable[[np.ndarray], tuple[np.ndarray, Fit, float]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,15 +67,15 @@ def make_report(votes: Votes, settings: Settings) -> dict[str, Any]:
     Raises:
         UserError: an anchor is no rated model, or two are connected.
     """
-    ballots = count_ballots(votes.first, votes.second, votes.scores, votes.votes,
-                            len(votes.models))
+    ballots, numbers = count_ballots(votes.first, votes.second, votes.scores, votes.votes,
+                                     len(votes.models))
     components = _rate(votes, ballots, settings)
     ratings = np.full(len(votes.models), np.nan)
     for part in components:
         ratings[part.models] = part.fit.ratings() + part.shift
-    order = _in_order(votes)
-    over_time = _over_time(votes, order, ratings)
-    style = _style(votes, components, settings.penalty)
+    rate_some = partial(_rate_some, ballots, numbers, ratings)
+    over_time = _over_time(votes, ballots, numbers, ratings)
+    style = _style(votes, ballots, numbers, components, settings.penalty)
     rows = _model_rows(votes, components, over_time.pop("elo_now"), style)
     return {
         "votes": votes.num_votes, "comparisons": len(votes.scores),
@@ -84,8 +88,8 @@ def make_report(votes: Votes, settings: Settings) -> dict[str, Any]:
             for part in components],
         "unrated": [votes.models[i] for i in np.flatnonzero(np.isnan(ratings))],
         "win_rates": _win_rates(votes, ballots, components), "style": style,
-        "order": measure_order(votes), "quality": _quality(votes, ratings, settings),
-        "categories": _categories(votes, ratings),
+        "order": measure_order(votes), "quality": _quality(votes, rate_some, ratings, settings),
+        "categories": _categories(votes, rate_some),
         "next_pairs": _next_pairs(votes, ballots, components), "over_time": over_time}
 
 
@@ -155,7 +159,7 @@ def _win_rates(votes: Votes, ballots: Ballots,
             "predicted": predicted[np.ix_(order, order)]}
 
 
-def _style(votes: Votes, components: Sequence[Component],
+def _style(votes: Votes, ballots: Ballots, numbers: np.ndarray, components: Sequence[Component],
            penalty: Penalty) -> dict[str, Any] | None:
     """Ratings at equal style within the component of most votes; None without counts of style.
 
@@ -163,13 +167,11 @@ def _style(votes: Votes, components: Sequence[Component],
         `votes`, comparisons with counts; `penalty`; `coefficients` by measure, with intervals; and
         `ratings` by model, with intervals.
     """
-    known = np.isfinite(votes.styles).all(axis=(1, 2))
-    rows = np.flatnonzero(known)
+    rows = np.flatnonzero(np.isfinite(votes.styles).all(axis=(1, 2)))
     if not len(rows):
         return None
-    ballots = count_ballots(votes.first[rows], votes.second[rows], votes.scores[rows],
-                            votes.votes[rows], len(votes.models))
-    models, _ = split_components(ballots)[0]
+    counts = np.bincount(numbers[np.unique(votes.votes[rows])], minlength=len(ballots.counts))
+    models, _ = split_components(ballots.recount(counts))[0]
     rows = rows[np.isin(votes.first[rows], models)]
     found = fit_style(np.searchsorted(models, votes.first[rows]),
                       np.searchsorted(models, votes.second[rows]), votes.scores[rows],
@@ -186,19 +188,17 @@ def _style(votes: Votes, components: Sequence[Component],
                             models, found.ratings, found.bounds)}}
 
 
-def _rate_part(votes: Votes, kept: np.ndarray,
-               ratings: np.ndarray) -> tuple[np.ndarray, Fit, float] | None:
-    """Models of the largest component of some votes, their fit, and the shift that gives them the
-    mean of their ratings by all votes; None without a comparison."""
-    chosen = votes.choose(kept)
-    if not len(chosen[0]):
-        return None
-    models, part = split_components(count_ballots(*chosen, len(votes.models)))[0]
-    fitted = fit(part)
-    return models, fitted, float(np.mean(ratings[models])) - CENTRE
+def _rate_some(ballots: Ballots, numbers: np.ndarray, ratings: np.ndarray,
+               kept: np.ndarray) -> tuple[np.ndarray, Fit, float]:
+    """Models that most of some votes connect, their fit, and the shift that gives them the mean of
+    their ratings by all votes; of a mask of votes of which one is kept, [votes]."""
+    counts = np.bincount(numbers[kept], minlength=len(ballots.counts))
+    models, part = split_components(ballots.recount(counts))[0]
+    return models, fit(part), float(np.mean(ratings[models])) - CENTRE
 
 
-def _quality(votes: Votes, ratings: np.ndarray, settings: Settings) -> dict[str, Any]:
+def _quality(votes: Votes, rate_some: RateSome, ratings: np.ndarray,
+             settings: Settings) -> dict[str, Any]:
     """Suspicious votes, the voters, their agreement, and what the ratings are without these votes.
 
     Returns:
@@ -213,8 +213,8 @@ def _quality(votes: Votes, ratings: np.ndarray, settings: Settings) -> dict[str,
     found: dict[str, Any] = {name: int(mask.sum()) if is_known[name] else None
                              for name, mask in suspicious.items()}
     is_suspicious = np.any(list(suspicious.values()), axis=0)
-    if is_suspicious.any() and (rated := _rate_part(votes, ~is_suspicious, ratings)):
-        models, fitted, shift = rated
+    if is_suspicious.any() and not is_suspicious.all():
+        models, fitted, shift = rate_some(~is_suspicious)
         without = fitted.ratings() + shift
         found["without"] = {votes.models[i]: rating for i, rating in zip(models, without)}
         found["largest_shift"] = float(np.abs(without - ratings[models]).max())
@@ -225,7 +225,7 @@ def _quality(votes: Votes, ratings: np.ndarray, settings: Settings) -> dict[str,
                         settings.seed, min(settings.num_samples, VOTER_SAMPLES)))}
 
 
-def _categories(votes: Votes, ratings: np.ndarray) -> dict[str, Any]:
+def _categories(votes: Votes, rate_some: RateSome) -> dict[str, Any]:
     """Ratings by category, of the models that most of its votes connect.
 
     Their mean is that of the same models' overall ratings, so that a difference is one of the
@@ -234,11 +234,9 @@ def _categories(votes: Votes, ratings: np.ndarray) -> dict[str, Any]:
     found = {}
     for number, name in enumerate(votes.categories):
         kept = votes.category == number
-        rated = _rate_part(votes, kept, ratings)
-        if rated is None:
-            continue
-        models, fitted, shift = rated
-        named = np.unique(np.concatenate(votes.choose(kept)[:2]))
+        models, fitted, shift = rate_some(kept)
+        rows = kept[votes.votes]
+        named = np.unique(np.concatenate([votes.first[rows], votes.second[rows]]))
         found[name] = {
             "votes": int(kept.sum()), "interval": fitted.interval,
             "ratings": {votes.models[i]: {"rating": rating + shift, "low": low + shift,
@@ -265,27 +263,23 @@ def _next_pairs(votes: Votes, ballots: Ballots,
             for i, j in zip(*np.unravel_index(best, shares.shape)) if i < j]
 
 
-def _in_order(votes: Votes) -> np.ndarray | None:
-    """Comparisons in the order of their votes' times; None unless all have one."""
-    if not np.isfinite(votes.times).all():
-        return None
-    return np.argsort(votes.times[votes.votes], kind="stable")
-
-
-def _over_time(votes: Votes, order: np.ndarray | None, ratings: np.ndarray) -> dict[str, Any]:
+def _over_time(votes: Votes, ballots: Ballots, numbers: np.ndarray,
+               ratings: np.ndarray) -> dict[str, Any]:
     """Ratings after parts of the votes, in the order of time, or of the file.
 
     Returns:
-        `by`, time or file; `comparisons`, how many; `ratings` and `elo`, by model, None before a
-        model is connected with most others; `elo_now`, an array [models].
+        `by`: time where every vote has one, else file; `votes`, how many; `ratings` and `elo`, by
+        model, None before most of the votes connect a model; `elo_now`, an array [models].
     """
-    rows = np.arange(len(votes.scores)) if order is None else order
-    first, second, scores = votes.first[rows], votes.second[rows], votes.scores[rows]
-    numbers = np.unique(votes.votes[rows], return_inverse=True)[1]
-    ends = np.flatnonzero(np.diff(votes.votes[rows], append=-1)) + 1      # of the votes
-    marks = ends[np.unique(np.linspace(0, len(ends) - 1, NUM_MARKS + 1).astype(int)[1:])]
-    elo = online_elo(first, second, scores, len(votes.models), marks)
-    rated = ratings_over_time(first, second, scores, numbers, ratings, marks)
-    return {"by": "file" if order is None else "time", "comparisons": marks.tolist(),
+    by_time = bool(np.isfinite(votes.times).all())
+    order = np.argsort(votes.times, kind="stable") if by_time else np.arange(votes.num_votes)
+    marks = np.unique(np.linspace(0, votes.num_votes, NUM_MARKS + 1).astype(int)[1:])
+    marks = marks[marks > 0]
+    places = np.argsort(order)[votes.votes]         # of each comparison's vote in that order
+    rows = np.argsort(places, kind="stable")
+    elo = online_elo(votes.first[rows], votes.second[rows], votes.scores[rows],
+                     len(votes.models), np.searchsorted(places[rows], marks).tolist())
+    rated = ratings_over_time(ballots, numbers[order], ratings, marks.tolist())
+    return {"by": "time" if by_time else "file", "votes": marks.tolist(),
             "ratings": {name: rated[:, i] for i, name in enumerate(votes.models)},
             "elo": {name: elo[:, i] for i, name in enumerate(votes.models)}, "elo_now": elo[-1]}

@@ -32,10 +32,12 @@ from data.layouts.rows import Damaged, find_files, read_rows
 from data.layouts.turns import Fault
 from eval.arena.style import MEASURES, measure_style
 
-SCORES = {"1": (1, 2), "2": (2, 1), "3": (1, 1)}      # of the score that stands for a winner
+SCORES = {"1": "model_a", "2": "model_b", "3": "tie"}      # that stand for a winner
 IDS, TIMES = ("id", "vote_id"), ("time", "tstamp")
 PROMPTS = ("messages", "prompt", "question", "question_id")
-STYLES = ("words", "header", "list", "bold")            # columns of `MEASURES`
+# Fields of `MEASURES`, by side.
+STYLES = tuple(tuple(f"{name}_{side}" for name in ("words", "header", "list", "bold"))
+               for side in "ab")
 
 
 class Vote(NamedTuple):
@@ -101,11 +103,6 @@ class Votes:
         """Votes that were kept."""
         return len(self.annotator)
 
-    def choose(self, kept: np.ndarray) -> tuple[np.ndarray, ...]:
-        """`first`, `second`, `scores` and `votes` of chosen votes, a mask [votes]."""
-        rows = kept[self.votes]
-        return self.first[rows], self.second[rows], self.scores[rows], self.votes[rows]
-
 
 def read_votes(path: Path, faults: Faults) -> Votes:
     """Reads a file, or the files of a folder, of the formats of `data.layouts.rows`.
@@ -123,12 +120,13 @@ def read_votes(path: Path, faults: Faults) -> Votes:
             faults.add(row.reason, place, row.what)
             continue
         try:
-            models = _models_of(row)
+            fields = _fields_of(row)
+            models = _models_of(fields)
             names.update(models)
-            mark = _find(row, IDS)
+            mark = _find(fields, IDS)
             if mark is not None and str(mark) in ids:
                 raise Fault("repeated_id", f"has the id {quote(mark)} of an earlier vote")
-            votes.append(_read(row, models))
+            votes.append(_read(fields, models))
             if mark is not None:
                 ids.add(str(mark))
         except Fault as fault:
@@ -140,20 +138,27 @@ def read_votes(path: Path, faults: Faults) -> Votes:
     return _make_votes(votes, tuple(sorted(names)))
 
 
-def _find(row: Mapping[str, Any], names: Sequence[str]) -> Any:
-    """The first of several fields that the row, or its `meta`, has; None if there is none."""
+def _fields_of(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The fields of a row and, where it lacks them, those of its `meta`."""
     meta = row.get("meta")
-    for fields in (row, meta if isinstance(meta, Mapping) else {}):
-        for name in names:
-            if fields.get(name) is not None:
-                return fields[name]
+    if not isinstance(meta, Mapping):
+        return row
+    return {**meta, **{name: value for name, value in row.items() if value is not None}}
+
+
+def _find(fields: Mapping[str, Any], names: Sequence[str]) -> Any:
+    """The first of several fields that there is; None if there is none."""
+    for name in names:
+        value = fields.get(name)
+        if value is not None:
+            return value
     return None
 
 
-def _models_of(row: Mapping[str, Any]) -> tuple[str, ...]:
-    models = _find(row, ("models",))
+def _models_of(fields: Mapping[str, Any]) -> tuple[str, ...]:
+    models = fields.get("models")
     if models is None:
-        models = [_find(row, (name,)) for name in ("model_a", "model_b")]
+        models = [fields.get("model_a"), fields.get("model_b")]
         if models == [None, None]:
             raise Fault("no_models", "names no models: write model_a and model_b, or models")
     if (not isinstance(models, list) or len(models) < 2
@@ -162,55 +167,60 @@ def _models_of(row: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(name.strip() for name in models)
 
 
-def _read(row: Mapping[str, Any], models: tuple[str, ...]) -> Vote:
-    ranks = _ranks_of(row, len(models))
+def _read(fields: Mapping[str, Any], models: tuple[str, ...]) -> Vote:
+    ranks = _ranks_of(fields, len(models))
     if len(set(models)) == 1:
         raise Fault("same_model", f"compares {quote(models[0])} with itself")
-    texts = _texts_of(row, len(models))
-    styles = tuple(map(measure_style, texts)) or _styles_of(row)
-    prompt, category = _find(row, PROMPTS), _find(row, ("category",))
-    if prompt is None and isinstance(row.get("conversation_a"), list):
-        prompt = [turn for turn in row["conversation_a"] if _role(turn) == "user"]
-    annotator = _find(row, ANNOTATORS)
-    return Vote(models, ranks, styles,
-                "" if prompt is None else prompt if isinstance(prompt, str) else json.dumps(prompt),
-                texts, "" if annotator is None else str(annotator).strip(),
-                "" if category is None else str(category).strip(),
-                _seconds(_find(row, TIMES), "time"), _seconds(_find(row, ("secs",)), "secs"))
+    texts = _texts_of(fields, len(models))
+    styles = tuple(map(measure_style, texts)) or _styles_of(fields)
+    prompt = _find(fields, PROMPTS)
+    if prompt is None and isinstance(fields.get("conversation_a"), list):
+        prompt = [turn for turn in fields["conversation_a"] if _role(turn) == "user"]
+    return Vote(models, ranks, styles, _text(prompt), texts, _text(_find(fields, ANNOTATORS)),
+                _text(fields.get("category")), _seconds(_find(fields, TIMES), "time"),
+                _seconds(fields.get("secs"), "secs"))
 
 
-def _ranks_of(row: Mapping[str, Any], num: int) -> tuple[int, ...]:
-    if "ranks" in row:
-        ranks = row["ranks"]
+def _text(value: Any) -> str:
+    """A name or a prompt as text; "" of none."""
+    if isinstance(value, str):
+        return value.strip()
+    return "" if value is None else json.dumps(value)
+
+
+def _ranks_of(fields: Mapping[str, Any], num: int) -> tuple[int, ...]:
+    if "ranks" in fields:
+        ranks = fields["ranks"]
         if ranks is None or (isinstance(ranks, list) and None in ranks):
             raise Fault("not_voted", "has no order yet")
         if (not isinstance(ranks, list) or len(ranks) != num
                 or not all(type(rank) is int and rank > 0 for rank in ranks)):
             raise Fault("broken_ranks", "needs one rank from 1 on, for the best, for each model")
         return tuple(ranks)
-    winner, score = _find(row, ("winner",)), str(_find(row, ("score",))).removesuffix(".0")
-    if num == 2 and isinstance(winner, str) and winner in VOTES:
-        return VOTES[winner]
-    if winner is None and score in SCORES and num == 2:
-        return SCORES[score]
-    if winner is None and score == "-1":
-        raise Fault("no_verdict", "its score is -1: no verdict")
-    raise Fault("unknown_vote", f"its winner {quote(winner if winner is not None else score)} is "
-                f"none of {', '.join(VOTES)}")
+    winner = fields.get("winner")
+    if winner is None:
+        score = str(fields.get("score")).removesuffix(".0")
+        if score == "-1":
+            raise Fault("no_verdict", "its score is -1: no verdict")
+        winner = SCORES.get(score)
+    if num != 2 or not isinstance(winner, str) or winner not in VOTES:
+        raise Fault("unknown_vote", f"its winner {quote(fields.get('winner'))} is none of "
+                    f"{', '.join(VOTES)}")
+    return VOTES[winner]
 
 
-def _texts_of(row: Mapping[str, Any], num: int) -> tuple[str, ...]:
+def _texts_of(fields: Mapping[str, Any], num: int) -> tuple[str, ...]:
     """The answers' texts; none if there are none."""
-    texts = row.get("responses")
-    sides = [row.get(name) for name in ("conversation_a", "conversation_b")]
-    if all(isinstance(side, list) for side in sides):
+    texts = fields.get("responses")
+    if isinstance(fields.get("conversation_a"), list):
         texts = ["\n".join(str(turn.get("content", "")) for turn in side
-                           if _role(turn) == "assistant") for side in sides]
+                           if _role(turn) == "assistant") if isinstance(side, list) else None
+                 for side in (fields["conversation_a"], fields.get("conversation_b"))]
     if texts is None:
         return ()
     if (not isinstance(texts, list) or len(texts) != num
             or not all(isinstance(text, str) for text in texts)):
-        raise Fault("broken_responses", "has not one text of `responses` for each model")
+        raise Fault("broken_responses", "has not one text of an answer for each model")
     return tuple(texts)
 
 
@@ -218,16 +228,19 @@ def _role(turn: Any) -> str:
     return str(turn.get("role", "")) if isinstance(turn, Mapping) else ""
 
 
-def _styles_of(row: Mapping[str, Any]) -> tuple[tuple[float, ...], ...]:
-    """Counts of style beside a battle; none if one is missing."""
+def _styles_of(fields: Mapping[str, Any]) -> tuple[tuple[float, ...], ...]:
+    """Counts of style beside a battle; none if one is missing or no count."""
+    if STYLES[0][0] not in fields:
+        return ()
     try:
-        found = tuple(tuple(float(row[f"{name}_{side}"]) for name in STYLES) for side in "ab")
+        found = tuple(tuple([float(fields[name]) for name in side]) for side in STYLES)
     except (KeyError, TypeError, ValueError):
         return ()
     return found if all(0 <= value < math.inf for side in found for value in side) else ()
 
 
 def _seconds(value: Any, field: str) -> float:
+    """A number of seconds, or the time of a text as of ISO 8601; NaN of none."""
     if value is None:
         return math.nan
     try:
@@ -256,27 +269,30 @@ def _make_votes(votes: Sequence[Vote], models: tuple[str, ...]) -> Votes:
     items, prompts = _Numbers(), _Numbers()
     prompt_of_item: list[int] = []
     rows, styles, num_same_model = [], [], 0
-    unknown = (math.nan,) * len(MEASURES)
+    unknown = ((math.nan,) * len(MEASURES),) * 2
     for place, vote in enumerate(votes):
         for i, j in itertools.combinations(range(len(vote.models)), 2):
-            if vote.models[i] == vote.models[j]:
+            one, other = vote.models[i], vote.models[j]
+            if one == other:
                 num_same_model += 1
                 continue
             item = -1
             if vote.prompt:
-                sides = sorted((vote.models[k], vote.texts[k] if vote.texts else "")
-                               for k in (i, j))
-                item = items[vote.prompt, *sides]
+                sides = ((one, vote.texts[i]), (other, vote.texts[j])) if vote.texts else (
+                    one, other)
+                item = items[(vote.prompt, *sorted(sides))]
                 if item == len(prompt_of_item):
                     prompt_of_item.append(prompts[vote.prompt])
-            score = (1 + np.sign(vote.ranks[j] - vote.ranks[i])) / 2
-            rows.append((number[vote.models[i]], number[vote.models[j]], score, place, item))
-            styles.append((vote.styles[i], vote.styles[j]) if vote.styles else (unknown, unknown))
-    first, second, scores, of_vote, of_item = (np.array(column) for column in zip(*rows))
+            better, worse = vote.ranks[i], vote.ranks[j]
+            rows.append((number[one], number[other],
+                         1.0 if better < worse else 0.0 if better > worse else 0.5, place, item))
+            styles.append((vote.styles[i], vote.styles[j]) if vote.styles else unknown)
+    first, second, scores, of_vote, of_item = (
+        np.array(column, kind) for column, kind in zip(zip(*rows), (int, int, float, int, int)))
     annotators, annotator = _code([vote.annotator for vote in votes])
     categories, category = _code([vote.category for vote in votes])
-    return Votes(models, annotators, categories, first, second, scores.astype(np.float64), of_vote,
-                 of_item, np.array(styles, np.float64), annotator, category,
+    return Votes(models, annotators, categories, first, second, scores, of_vote, of_item,
+                 np.array(styles, np.float64), annotator, category,
                  np.array([vote.time for vote in votes]), np.array([vote.secs for vote in votes]),
                  np.array(prompt_of_item, np.int64), num_same_model)
 
