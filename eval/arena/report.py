@@ -164,15 +164,18 @@ def _style(votes: Votes, ballots: Ballots, numbers: np.ndarray, components: Sequ
     """Ratings at equal style within the component of most votes; None without counts of style.
 
     Returns:
-        `votes`, comparisons with counts; `penalty`; `coefficients` by measure, with intervals; and
-        `ratings` by model, with intervals.
+        `comparisons` with counts; `penalty`, on strengths too where `fit` needs a prior;
+        `coefficients` by measure, and `ratings` by model, both with intervals.
     """
     rows = np.flatnonzero(np.isfinite(votes.styles).all(axis=(1, 2)))
     if not len(rows):
         return None
     counts = np.bincount(numbers[np.unique(votes.votes[rows])], minlength=len(ballots.counts))
-    models, _ = split_components(ballots.recount(counts))[0]
+    models, part = split_components(ballots.recount(counts))[0]
     rows = rows[np.isin(votes.first[rows], models)]
+    if prior_ties := fit(part).prior_ties:      # a tie has a curvature of 1/4
+        scale = 1 if penalty.reduction == "sum" else len(rows)
+        penalty = penalty._replace(strengths=max(penalty.strengths, prior_ties / 4 / scale))
     found = fit_style(np.searchsorted(models, votes.first[rows]),
                       np.searchsorted(models, votes.second[rows]), votes.scores[rows],
                       style_differences(votes.styles[rows, 0], votes.styles[rows, 1]),

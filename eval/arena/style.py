@@ -110,15 +110,16 @@ def fit_style(first: np.ndarray, second: np.ndarray, scores: np.ndarray, styles:
         slope = np.concatenate([sides.T @ residuals, styles.T @ residuals]) - ridge * values
         hessian += np.diag(ridge)
         hessian[:num_models, :num_models] += len(scores) / num_models**2   # keeps their sum
-        step = np.linalg.solve(hessian, slope)
-        width = np.abs(sides @ step[:num_models] + styles @ step[num_models:]).max()
-        if not np.isfinite(width) or np.abs(values).max() > 50:
-            raise UserError("style", "the loss has no minimum: style or models decide every vote",
-                            "raise --style_penalty")
-        values = values + step * damp(width)
-        if width < TOLERANCE:
+        try:
+            step = np.linalg.solve(hessian, slope)
+        except np.linalg.LinAlgError:       # far out, where the loss is flat
             break
-    return _describe(sides, residuals, styles, values, np.linalg.inv(hessian))
+        width = np.abs(sides @ step[:num_models] + styles @ step[num_models:]).max()
+        if width < TOLERANCE:
+            return _describe(sides, residuals, styles, values, np.linalg.inv(hessian))
+        values = values + step * damp(width)
+    raise UserError(f"--style_penalty={penalty.coefficients:g}", "the loss has no minimum: style "
+                    "or models decide every vote", "raise it")
 
 
 def _derive(sides, scores: np.ndarray, styles: np.ndarray,
