@@ -12,7 +12,7 @@ from core.artifacts import write_jsonl
 from core.errors import UserError
 from data.layouts.faults import Faults
 from eval.arena.__main__ import format_leaderboard, rate_file
-from eval.arena.ballots import count_ballots, split_components
+from eval.arena.ballots import count_ballots, find_extremes, split_components
 from eval.arena.bradley_terry import SCALE, bootstrap, fit
 from eval.arena.elo import online_elo
 from eval.arena.report import Settings, make_report
@@ -221,8 +221,19 @@ def test_groups_that_votes_connect_are_named(path, tmp_path, capsys):
     result = rate_file(path, tmp_path / "out", FEW)
     said = capsys.readouterr().err
     assert "no vote connects these 2 groups of models" in said and "c, d; a, b" in said
-    assert "no rating: e" in said and "is given 1 tie with an opponent of rating 1000: a, b" in said
+    assert "no loss or tie of a against the others, and no win or tie of b; each" in said
+    assert "no rating: e" in said
     assert result["components"] == 2 and result["unrated"] == ["e"]
+
+
+def test_models_that_never_lose_or_never_win_are_named():
+    """The first two never lose against the others, but one against the other."""
+    ballots = ballots_of([(0, 1, 1.0, 2), (1, 0, 0.5, 1), (1, 2, 1.0, 3), (2, 3, 1.0, 1),
+                          (0, 3, 1.0, 1)], 4)
+    undefeated, winless = find_extremes(ballots)
+    assert undefeated.tolist() == [0, 1] and winless.tolist() == [3]
+    level = ballots_of([(0, 1, 0.5, 1), (1, 2, 1.0, 1), (1, 2, 0.0, 1)], 3)
+    assert not any(len(found) for found in find_extremes(level))
 
 
 def test_components_keep_their_ballots():

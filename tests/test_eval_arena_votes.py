@@ -206,6 +206,14 @@ def draw_styled(num, seed):
     return first, second, (rng.random(num) < p).astype(float), styles
 
 
+def test_differences_are_relative_and_of_one_size():
+    first, second = np.array([[3.0, 0], [1, 0], [2, 0]]), np.array([[1.0, 0], [1, 0], [6, 0]])
+    found = np.array([2 / 5, 0, -4 / 9])
+    differences = style_differences(first, second)
+    np.testing.assert_allclose(differences[:, 0], found / np.sqrt(np.mean(found**2)))
+    assert not differences[:, 1].any()
+
+
 def test_a_planted_effect_of_length_is_found_and_taken_out():
     votes = draw_styled(6000, seed=0)
     found = fit_style(*votes, 3, Penalty(0.0))
@@ -301,6 +309,7 @@ def test_the_gain_of_a_vote_is_that_of_the_determinant():
         more = (log_det([*rows, (i, j)]) - log_det(rows)) / 2
         assert gains[i, j] == pytest.approx(more) and gains[j, i] == gains[i, j]
     shares = pair_probabilities(gains)
+    assert not np.tril(shares).any()
     assert shares.sum() == pytest.approx(1) and 3 in np.unravel_index(shares.argmax(), (4, 4))
     assert shares[0, 1] == np.min(shares[np.triu_indices(4, 1)])
 
@@ -362,7 +371,7 @@ def test_the_command_writes_a_report_and_a_page(path, tmp_path):
 
 
 @pytest.mark.parametrize("words, message", [
-    ([], "no file: one file or folder of votes is needed"),
+    (["votes.jsonl", "--out=x", "--anchor=a=nan"], "--anchor='a=nan': is not of the form"),
     (["none.jsonl", "--out=x"], "none.jsonl: no such file: correct the name")])
 def test_the_command_refuses_in_one_line(words, message, tmp_path):
     done = subprocess.run([sys.executable, "-m", "eval.arena", *words], capture_output=True,

@@ -14,6 +14,7 @@ far the voters agree, and which pairs to show next.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from core.errors import UserError
 from core.pairs import parse_pairs
 from core.progress import log
 from data.layouts.faults import Faults
+from eval.arena.bradley_terry import CENTRE
 from eval.arena.page import render_arena
 from eval.arena.report import Settings, make_report
 from eval.arena.style import REDUCTIONS, Penalty
@@ -86,10 +88,18 @@ def _announce(report: dict[str, Any]) -> None:
         log(f"arena: no vote that counts, so no rating: {', '.join(report['unrated'])}")
     for part in components:
         if part["prior_ties"]:
-            log("arena: some of these models win or lose against the others without exception, so "
-                "that the likelihood has no maximum; each of them is given "
-                f"{part['prior_ties']:g} tie with an opponent of rating 1000: "
-                f"{', '.join(part['models'])}")
+            log("arena: the likelihood has no maximum, as the votes hold no loss or tie of "
+                f"{', '.join(part['undefeated'])} against the others, and no win or tie of "
+                f"{', '.join(part['winless'])}; each of the {len(part['models'])} models is given "
+                f"{part['prior_ties']:g} tie with an opponent of rating {CENTRE:g}")
+
+
+def _read_rating(text: str) -> float:
+    """A number; raises `ValueError` for what is none, or not finite."""
+    rating = float(text)
+    if not math.isfinite(rating):
+        raise ValueError
+    return rating
 
 
 def main(words: Sequence[str]) -> dict[str, Any]:
@@ -101,9 +111,9 @@ def main(words: Sequence[str]) -> dict[str, Any]:
     if not values.out:
         raise UserError("--out", "is missing", "name a folder: --out=DIR")
     penalty = Penalty(values.style_penalty, values.style_reduction, values.strength_penalty)
+    anchors = parse_pairs("anchor", values.anchor, _read_rating)
     return rate_file(Path(words[0]), Path(values.out), Settings(
-        penalty, parse_pairs("anchor", values.anchor, float), values.num_samples, values.seed,
-        values.instant_secs))
+        penalty, anchors, values.num_samples, values.seed, values.instant_secs))
 
 
 if __name__ == "__main__":

@@ -123,20 +123,35 @@ def split_components(ballots: Ballots) -> list[tuple[np.ndarray, Ballots]]:
     return sorted(parts, key=lambda part: -part[1].counts.sum())
 
 
-def has_maximum(first: np.ndarray, second: np.ndarray, won: np.ndarray, lost: np.ndarray,
-                num_models: int) -> bool:
-    """Whether finite ratings of largest likelihood exist (Ford 1957).
+def find_levels(winners: np.ndarray, losers: np.ndarray, num_models: int) -> np.ndarray:
+    """Numbers of the groups in which every model can be reached from every other along wins.
 
-    They do where no group of models lost or tied nothing against the others: every model can be
-    reached from every other along wins and ties.
+    Finite ratings of largest likelihood exist where there is one group (Ford 1957). A tie is a win
+    of each.
 
     Args:
-        first, second: of each pair, [pairs].
-        won, lost: wins and half ties of the first and of the second, [pairs].
+        winners, losers: models of each win, [wins].
+
+    Returns:
+        Group of each model, [models].
     """
-    wins, losses = won > 0, lost > 0
-    graph = sparse.coo_array(
-        (np.ones(int(wins.sum() + losses.sum())),
-         (np.concatenate([first[wins], second[losses]]),
-          np.concatenate([second[wins], first[losses]]))), shape=(num_models, num_models))
-    return csgraph.connected_components(graph, connection="strong")[0] == 1
+    graph = sparse.csr_array((np.ones(len(winners)), (winners, losers)),
+                             shape=(num_models, num_models))
+    return csgraph.connected_components(graph, connection="strong")[1]
+
+
+def find_extremes(ballots: Ballots) -> tuple[np.ndarray, np.ndarray]:
+    """Models of the groups that never lost or tied against the others, and that never won or tied.
+
+    Returns:
+        Their numbers, ascending; none where there is one group.
+    """
+    wins, losses = ballots.scores > 0, ballots.scores < 1
+    winners = np.concatenate([ballots.first[wins], ballots.second[losses]])
+    losers = np.concatenate([ballots.second[wins], ballots.first[losses]])
+    levels = find_levels(winners, losers, ballots.num_models)
+    apart = levels[winners] != levels[losers]
+    if not apart.any():
+        return (np.zeros(0, np.int64),) * 2
+    return tuple(np.flatnonzero(~np.isin(levels, levels[side[apart]]))
+                 for side in (losers, winners))

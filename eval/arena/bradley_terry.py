@@ -15,7 +15,7 @@ import numpy as np
 from scipy import sparse
 from scipy.special import expit
 
-from eval.arena.ballots import Ballots, has_maximum
+from eval.arena.ballots import Ballots, find_levels
 from eval.statistics import Z_95
 
 SCALE, CENTRE = 400 / math.log(10), 1000.0      # of ratings
@@ -169,9 +169,12 @@ class _Pairs:
 
     def prior_ties(self, num: np.ndarray, won: np.ndarray) -> np.ndarray:
         """0, or `PRIOR_TIES` where the likelihood has no maximum, [samples]."""
-        return np.array([0.0 if has_maximum(self._first, self._second, wins, games - wins,
-                                            self._num_models) else PRIOR_TIES
-                         for games, wins in zip(num, won)])
+        winners, losers = (np.concatenate(sides) for sides in (
+            (self._first, self._second), (self._second, self._first)))
+        held = np.concatenate([won, num - won], axis=1) > 0
+        return np.array([PRIOR_TIES if find_levels(winners[row], losers[row],
+                                                   self._num_models).any() else 0.0
+                         for row in held])
 
     def maximise(self, num: np.ndarray, won: np.ndarray, prior: np.ndarray,
                  start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

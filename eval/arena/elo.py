@@ -9,7 +9,7 @@ import numpy as np
 from eval.arena.ballots import Ballots, split_components
 from eval.arena.bradley_terry import CENTRE, fit
 
-STEP, SPREAD = 4.0, 400.0     # points that a vote moves at most; that odds of ten to one differ by
+K, SPREAD = 4.0, 400.0        # points that a vote moves at most; that odds of ten to one differ by
 
 
 def online_elo(first: np.ndarray, second: np.ndarray, scores: np.ndarray, num_models: int,
@@ -31,7 +31,7 @@ def online_elo(first: np.ndarray, second: np.ndarray, scores: np.ndarray, num_mo
     rows = list(zip(first.tolist(), second.tolist(), scores.tolist()))
     for mark in marks:
         for i, j, score in rows[done:mark]:
-            step = STEP * (score - 1 / (1 + 10 ** ((ratings[j] - ratings[i]) / SPREAD)))
+            step = K * (score - 1 / (1 + 10 ** ((ratings[j] - ratings[i]) / SPREAD)))
             ratings[i] += step
             ratings[j] -= step
         found.append(list(ratings))

@@ -11,7 +11,7 @@ from core.page.charts import Line, Panel, Scale, draw_panel, nice_ticks
 from core.page.layout import headline, render_page, section, table
 from core.page.markup import Markup, count, decimal, join, percent, tag
 from eval.arena.bradley_terry import CENTRE
-from eval.arena.elo import STEP
+from eval.arena.elo import K
 
 WIDTH, ROW, LEFT, RIGHT, TOP, BOTTOM = 760, 22, 190, 24, 8, 26      # of the chart of intervals
 NAME_CHARS, LINE_CHARS = 26, 11     # of a name in a chart, and beside a curve
@@ -103,12 +103,16 @@ def _leaderboards(report: Report) -> list[Markup]:
 
 def _prior(part: Mapping[str, Any]) -> Markup | None:
     if part["prior_ties"]:
-        return tag("p", "Some of these models win or lose against the others without exception, so "
-                   f"each is given {part['prior_ties']:g} tie with an opponent of rating "
-                   f"{CENTRE:g}. Intervals are those of the curvature.", class_="warning")
+        extremes = "; ".join(f"{title}: {', '.join(part[name])}" for name, title in (
+            ("undefeated", "never lost or tied against the others"),
+            ("winless", "never won or tied against the others")))
+        return tag("p", "The likelihood has no maximum, so each model is given "
+                   f"{part['prior_ties']:g} tie with an opponent of rating {CENTRE:g}, and "
+                   f"intervals are those of the curvature. {extremes}.", class_="warning")
     if part["samples_with_prior"]:
-        return tag("p", f"The same holds in {count(part['samples_with_prior'])} samples of the "
-                   "bootstrap, which got such ties.", class_="note")
+        return tag("p", f"In {count(part['samples_with_prior'])} samples of the bootstrap the "
+                   "likelihood has no maximum; there each model is given a tie with an opponent of "
+                   f"rating {CENTRE:g}.", class_="note")
     return None
 
 
@@ -185,7 +189,7 @@ def _over_time(report: Report) -> Markup:
     return section("Over time", f"After so many votes, in the order of {order}; the first "
                    f"{len(best)} models.",
                    tag("div", panel("Bradley-Terry", "all votes so far", "ratings"),
-                       panel("Online Elo", f"K = {STEP:g}: depends on the order of the votes",
+                       panel("Online Elo", f"K = {K:g}: depends on the order of the votes",
                              "elo"), class_="panels"))
 
 
@@ -247,7 +251,11 @@ def _quality(report: Report) -> Markup:
                   ("repeated", "votes of a voter on answers that they had judged in this order"),
                   ("instant", f"votes in less than {found['instant_secs']:g} seconds"),
                   ("without_voter", "votes that name no voter"))]
-    counts += [[f"left out: {reason}", count(num)] for reason, num in report["left_out"].items()]
+    counts += [[f"lines left out: {reason}", count(num)]
+               for reason, num in report["left_out"].items()]
+    if report["same_model"]:
+        counts.append(["comparisons left out: two answers of one model",
+                       count(report["same_model"])])
     if "largest_shift" in found:
         counts.append(["largest shift of a rating without repeated and instant votes",
                        f"{decimal(found['largest_shift'], 1)} points"])

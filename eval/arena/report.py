@@ -11,7 +11,7 @@ import numpy as np
 
 from core.errors import UserError
 from eval.agreement import Bootstrap
-from eval.arena.ballots import Ballots, count_ballots, split_components
+from eval.arena.ballots import Ballots, count_ballots, find_extremes, split_components
 from eval.arena.bradley_terry import CENTRE, Fit, Samples, bootstrap, fit
 from eval.arena.elo import online_elo, ratings_over_time
 from eval.arena.quality import describe_voters, find_repeated, measure_order, measure_voters
@@ -81,11 +81,7 @@ def make_report(votes: Votes, settings: Settings) -> dict[str, Any]:
         "votes": votes.num_votes, "comparisons": len(votes.scores),
         "ties_frac": float(np.mean(votes.scores == 0.5)),
         "same_model": votes.num_same_model, "models": rows,
-        "components": [
-            {"models": [votes.models[i] for i in part.models],
-             "votes": round(part.ballots.counts.sum()), "interval": part.fit.interval,
-             "prior_ties": part.fit.prior_ties, "samples_with_prior": part.samples.num_prior}
-            for part in components],
+        "components": [_describe_component(votes, part) for part in components],
         "unrated": [votes.models[i] for i in np.flatnonzero(np.isnan(ratings))],
         "win_rates": _win_rates(votes, ballots, components), "style": style,
         "order": measure_order(votes), "quality": _quality(votes, rate_some, ratings, settings),
@@ -116,6 +112,15 @@ def _rate(votes: Votes, ballots: Ballots, settings: Settings) -> list[Component]
         raise UserError(f"--anchor={sorted(lost)[0]}", "this model has no vote that counts",
                         "choose another")
     return found
+
+
+def _describe_component(votes: Votes, part: Component) -> dict[str, Any]:
+    extremes = dict(zip(("undefeated", "winless"), find_extremes(part.ballots)))
+    return {"models": [votes.models[i] for i in part.models],
+            "votes": round(part.ballots.counts.sum()), "interval": part.fit.interval,
+            "prior_ties": part.fit.prior_ties, "samples_with_prior": part.samples.num_prior,
+            **{name: [votes.models[part.models[i]] for i in found]
+               for name, found in extremes.items()}}
 
 
 def _model_rows(votes: Votes, components: Sequence[Component], elo: np.ndarray,

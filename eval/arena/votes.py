@@ -134,7 +134,7 @@ def read_votes(path: Path, faults: Faults) -> Votes:
     if not votes:
         counts = ", ".join(f"{num} {reason}" for reason, num in faults.counts.items())
         raise UserError(str(path), "holds no vote" + f" (left out: {counts})" * bool(counts),
-                        'write lines like {"model_a": "x", "model_b": "y", "winner": "model_a"}')
+                        'write lines like {"models": ["x", "y"], "ranks": [1, 2]}')
     return _make_votes(votes, tuple(sorted(names)))
 
 
@@ -241,7 +241,7 @@ def _styles_of(fields: Mapping[str, Any]) -> tuple[tuple[float, ...], ...]:
 
 def _seconds(value: Any, field: str) -> float:
     """A number of seconds, or the time of a text as of ISO 8601; NaN of none."""
-    if value is None:
+    if value is None or value == "":
         return math.nan
     try:
         if isinstance(value, str) and "-" in value[1:]:
