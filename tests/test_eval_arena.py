@@ -11,6 +11,7 @@ from scipy.special import expit, logit
 from core.artifacts import write_jsonl
 from core.errors import UserError
 from data.layouts.faults import Faults
+from eval.arena import bradley_terry
 from eval.arena.__main__ import format_leaderboard, rate_file
 from eval.arena.ballots import count_ballots, find_extremes, split_components
 from eval.arena.bradley_terry import SCALE, bootstrap, fit
@@ -176,6 +177,21 @@ def test_few_kinds_of_votes_are_drawn_as_counts():
     stderr = SCALE / 2 / math.sqrt(400 * p * (1 - p))
     assert drawn.std() == pytest.approx(stderr, rel=0.06)
     assert drawn.mean() == pytest.approx(1000 + SCALE / 2 * logit(p), abs=1.5)
+
+
+@pytest.mark.parametrize("num_rare", [40, 6, 1])
+def test_samples_are_fitted_to_their_own_maximum(monkeypatch, num_rare):
+    """With the Hessian of all votes as with each sample's own, also for a model of few votes."""
+    first, second, scores = draw_votes(TRUE, 300, seed=8)
+    rare = np.full(2 * num_rare, 5)
+    ballots = count(np.append(first, rare), np.append(second, np.arange(2 * num_rare) % 5),
+                    np.append(scores, np.arange(2 * num_rare) // num_rare), 6)
+    fitted = fit(ballots)
+    near = bootstrap(ballots, fitted, num_samples=60, seed=0)
+    monkeypatch.setattr(bradley_terry, "NEAR_STEPS", 0)
+    exact = bootstrap(ballots, fitted, num_samples=60, seed=0)
+    np.testing.assert_allclose(near.ratings, exact.ratings, atol=1e-3)
+    assert (near.num_prior > 0) == (num_rare == 1)
 
 
 def test_samples_without_a_maximum_get_the_prior_and_are_counted():

@@ -69,6 +69,7 @@ def path(tmp_path):
     ('{"models": ["a", "b"], "ranks": [true, 1]}', "broken_ranks"),
     ('{"models": ["a", "b"], "ranks": null}', "not_voted"),
     ('{"models": ["a", "b"], "ranks": [null, null]}', "not_voted"),
+    ('{"meta": {"models": ["a", "b"]}, "ranks": null}', "not_voted"),
     ('{"models": ["a", "b"], "ranks": [1, 2], "responses": ["one"]}', "broken_responses"),
     ('{"model_a": "a", "model_b": "b", "winner": "tie", "time": "soon"}', "broken_time"),
     ('{"model_a": "a", "model_b": "b", "winner": "tie", "secs": NaN}', "broken_secs"),

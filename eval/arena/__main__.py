@@ -25,10 +25,10 @@ from absl import flags
 from core import entry
 from core.artifacts import write_json
 from core.errors import UserError
+from core.page.markup import visible
 from core.pairs import parse_pairs
 from core.progress import log
 from data.layouts.faults import Faults
-from eval.arena.bradley_terry import CENTRE
 from eval.arena.page import render_arena
 from eval.arena.report import Settings, make_report
 from eval.arena.style import REDUCTIONS, Penalty
@@ -67,13 +67,13 @@ def rate_file(path: Path, out: Path, settings: Settings) -> dict[str, Any]:
 
 def format_leaderboard(report: dict[str, Any]) -> str:
     """The leaderboard as lines of text, with a heading for each of several components."""
-    width = max(len(row["model"]) for row in report["models"])
+    width = max(len(visible(row["model"])) for row in report["models"])
     lines = []
     for number, part in enumerate(report["components"]):
         if len(report["components"]) > 1:
             lines.append(f"component {number + 1}: {part['votes']:,} votes")
-        lines += [ROW.format(width=width, **row) for row in report["models"]
-                  if row["component"] == number]
+        lines += [ROW.format(width=width, **row | {"model": visible(row["model"])})
+                  for row in report["models"] if row["component"] == number]
     return "\n".join(lines)
 
 
@@ -81,17 +81,21 @@ def _announce(report: dict[str, Any]) -> None:
     """Logs what limits the ratings."""
     components = report["components"]
     if len(components) > 1:
-        named = "; ".join(", ".join(part["models"]) for part in components)
+        named = "; ".join(_list(part["models"]) for part in components)
         log(f"arena: no vote connects these {len(components)} groups of models, so ratings compare "
             f"only within each: {named}")
     if report["unrated"]:
-        log(f"arena: no vote that counts, so no rating: {', '.join(report['unrated'])}")
+        log(f"arena: no vote that counts, so no rating: {_list(report['unrated'])}")
     for part in components:
         if part["prior_ties"]:
             log("arena: the likelihood has no maximum, as the votes hold no loss or tie of "
-                f"{', '.join(part['undefeated'])} against the others, and no win or tie of "
-                f"{', '.join(part['winless'])}; each of the {len(part['models'])} models is given "
-                f"{part['prior_ties']:g} tie with an opponent of rating {CENTRE:g}")
+                f"{_list(part['undefeated'])} against the others, and no win or tie of "
+                f"{_list(part['winless'])}; each of the {len(part['models'])} models is given "
+                f"{part['prior_ties']:g} tie with an opponent of average strength")
+
+
+def _list(names: Sequence[str]) -> str:
+    return visible(", ".join(names))
 
 
 def _read_rating(text: str) -> float:

@@ -35,14 +35,11 @@ class Fit:
     Attributes:
         strengths: log odds, with mean 0, [models].
         covariance: of the strengths, [models, models].
-        inverse: of the Hessian of the negative log-likelihood, up to a constant without a prior,
-            [models, models].
         prior_ties: 0, or `PRIOR_TIES` where the likelihood has no maximum.
     """
 
     strengths: np.ndarray
     covariance: np.ndarray
-    inverse: np.ndarray
     prior_ties: float
 
     @property
@@ -100,8 +97,7 @@ def fit(ballots: Ballots) -> Fit:
     middle = (gradients.T @ sparse.diags_array(ballots.counts) @ gradients).toarray()
     covariance = inverse if prior[0] else inverse @ middle @ inverse
     centring = np.eye(ballots.num_models) - 1 / ballots.num_models
-    return Fit(centring @ strengths[0], centring @ covariance @ centring, inverse,
-               float(prior[0]))
+    return Fit(centring @ strengths[0], centring @ covariance @ centring, float(prior[0]))
 
 
 def bootstrap(ballots: Ballots, fitted: Fit, *, num_samples: int, seed: int) -> Samples:
@@ -115,7 +111,7 @@ def bootstrap(ballots: Ballots, fitted: Fit, *, num_samples: int, seed: int) -> 
         prior = (np.full(size, fitted.prior_ties) if fitted.prior_ties
                  else pairs.prior_ties(num, won))
         num_prior += int(np.count_nonzero(prior))
-        strengths = pairs.maximise_near(num, won, prior, fitted)
+        strengths = pairs.maximise_near(num, won, prior, fitted.strengths)
         found.append(strengths - strengths.mean(axis=1, keepdims=True))
     return Samples(CENTRE + SCALE * np.concatenate(found), num_prior)
 
@@ -152,11 +148,13 @@ class _Pairs:
     """The pairs of models of ballots, and fits of many counts of them at once."""
 
     def __init__(self, ballots: Ballots):
+        """Takes the pairs, and the comparisons of each, from ballots of connected models."""
         self._starts, self._scores = ballots.pair_starts(), ballots.scores
         self._first = ballots.first[self._starts]
         self._second = ballots.second[self._starts]
         self._num_models = ballots.num_models
         self._design = design(self._first, self._second, ballots.num_models)
+        self._num, _ = self.count(ballots.weights()[None])
 
     def count(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Comparisons of each pair, and wins of its first with half its ties, [samples, pairs].
@@ -201,27 +199,40 @@ class _Pairs:
         return strengths, hessian
 
     def maximise_near(self, num: np.ndarray, won: np.ndarray, prior: np.ndarray,
-                      fitted: Fit) -> np.ndarray:
-        """The strengths of `maximise`, of samples of the fitted votes, [samples, models].
+                      start: np.ndarray) -> np.ndarray:
+        """The strengths of `maximise`, of samples of the ballots, [samples, models].
 
-        The Hessian of the fit serves all samples; where that does not converge, and where a prior
-        is not that of the fit, Newton's method does.
+        All samples share the inverse Hessian of the ballots, scaled by the ratio of each sample's
+        diagonal to theirs. Samples that converge too slowly so are left to Newton's method.
+
+        Args:
+            num, won, prior: as of `maximise`.
+            start: the ballots' own strengths, [models].
         """
-        strengths = np.tile(fitted.strengths, (len(num), 1))
-        todo = np.flatnonzero(prior == fitted.prior_ties)
-        for _ in range(NEAR_STEPS):
-            slope, _ = self._derive(num[todo], won[todo], prior[todo], strengths[todo])
-            step = slope @ fitted.inverse
-            width = _width(step)
-            strengths[todo] += step * damp(width)[:, None]
-            todo = todo[width >= NEAR_TOLERANCE]
-            if not len(todo):
-                break
-        left = np.union1d(todo, np.flatnonzero(prior != fitted.prior_ties))
-        for place in left:
-            rows = slice(place, place + 1)
+        strengths = np.tile(start, (len(num), 1))
+        p = expit(start[self._first] - start[self._second])
+        left = []
+        for ties in np.unique(prior):
+            todo, ties = np.flatnonzero(prior == ties), np.array([ties])
+            hessian = self._hessian(self._num * p * (1 - p), ties, start[None])[0]
+            inverse = np.linalg.inv(hessian)
+            diagonals = ((abs(self._design).T @ (num[todo] * p * (1 - p)).T).T
+                         + ties * expit(start) * expit(-start))
+            scales = np.sqrt(np.diag(hessian) / diagonals)
+            for _ in range(NEAR_STEPS):
+                slope, _ = self._derive(num[todo], won[todo], prior[todo], strengths[todo])
+                step = ((slope * scales) @ inverse) * scales
+                width = _width(step)
+                strengths[todo] += step * damp(width)[:, None]
+                todo, scales = todo[width >= NEAR_TOLERANCE], scales[width >= NEAR_TOLERANCE]
+                if not len(todo):
+                    break
+            left.append(todo)
+        left = np.concatenate(left)
+        batch = max(1, BATCH_NUMBERS // self._num_models**2)
+        for rows in np.split(left, range(batch, len(left), batch)):
             strengths[rows], _ = self.maximise(num[rows], won[rows], prior[rows],
-                                               fitted.strengths[None])
+                                               np.tile(start, (len(rows), 1)))
         return strengths
 
     def _derive(self, num: np.ndarray, won: np.ndarray, prior: np.ndarray,

@@ -10,7 +10,6 @@ import numpy as np
 from core.page.charts import Line, Panel, Scale, draw_panel, nice_ticks
 from core.page.layout import headline, render_page, section, table
 from core.page.markup import Markup, count, decimal, join, percent, tag
-from eval.arena.bradley_terry import CENTRE
 from eval.arena.elo import K
 
 WIDTH, ROW, LEFT, RIGHT, TOP, BOTTOM = 760, 22, 190, 24, 8, 26      # of the chart of intervals
@@ -107,12 +106,12 @@ def _prior(part: Mapping[str, Any]) -> Markup | None:
             ("undefeated", "never lost or tied against the others"),
             ("winless", "never won or tied against the others")))
         return tag("p", "The likelihood has no maximum, so each model is given "
-                   f"{part['prior_ties']:g} tie with an opponent of rating {CENTRE:g}, and "
+                   f"{part['prior_ties']:g} tie with an opponent of average strength, and "
                    f"intervals are those of the curvature. {extremes}.", class_="warning")
     if part["samples_with_prior"]:
         return tag("p", f"In {count(part['samples_with_prior'])} samples of the bootstrap the "
                    "likelihood has no maximum; there each model is given a tie with an opponent of "
-                   f"rating {CENTRE:g}.", class_="note")
+                   "average strength.", class_="note")
     return None
 
 

@@ -41,10 +41,11 @@ STYLES = tuple(tuple(f"{name}_{side}" for name in ("words", "header", "list", "b
 
 
 class Vote(NamedTuple):
-    """One line: models in the order shown, their ranks, and what is known besides.
+    """One line of votes.
 
     Attributes:
-        ranks: 1 for the best; equal ranks are a tie.
+        models: of the answers, in the order in which they were shown.
+        ranks: of the answers, 1 for the best; equal ranks are a tie.
         styles: the measures of each answer; empty if unknown.
         prompt: marks the prompt; "" if unknown.
         texts: of the answers; empty if unknown.
@@ -143,7 +144,7 @@ def _fields_of(row: Mapping[str, Any]) -> Mapping[str, Any]:
     meta = row.get("meta")
     if not isinstance(meta, Mapping):
         return row
-    return {**meta, **{name: value for name, value in row.items() if value is not None}}
+    return {**row, **{name: value for name, value in meta.items() if row.get(name) is None}}
 
 
 def _find(fields: Mapping[str, Any], names: Sequence[str]) -> Any:
