@@ -12,8 +12,8 @@ from core.page.layout import headline, render_page, section, table
 from core.page.markup import Markup, count, decimal, join, percent, tag
 from eval.arena.elo import K
 
-WIDTH, ROW, LEFT, RIGHT, TOP, BOTTOM = 760, 22, 190, 24, 8, 26      # of the chart of intervals
-NAME_CHARS, LINE_CHARS = 26, 11     # of a name in a chart, and beside a curve
+WIDTH, ROW, LEFT, RIGHT, TOP, BOTTOM = 1100, 24, 230, 24, 8, 28    # of the chart of intervals
+NAME_CHARS, LINE_CHARS = 32, 11     # of a name in a chart, and beside a curve
 COLOURS = ("base", "sft", "dpo", "rl", "wood", "quiet")     # of the curves, best model first
 MAX_DRAWN, MAX_MATRIX, MAX_CATEGORIES, MAX_VOTERS = 60, 24, 10, 40
 STYLE = """
