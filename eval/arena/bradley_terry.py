@@ -154,6 +154,7 @@ class _Pairs:
         self._second = ballots.second[self._starts]
         self._num_models = ballots.num_models
         self._design = design(self._first, self._second, ballots.num_models)
+        self._sides = abs(self._design)
         self._num, _ = self.count(ballots.weights()[None])
 
     def count(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -202,8 +203,9 @@ class _Pairs:
                       start: np.ndarray) -> np.ndarray:
         """The strengths of `maximise`, of samples of the ballots, [samples, models].
 
-        All samples share the inverse Hessian of the ballots, scaled by the ratio of each sample's
-        diagonal to theirs. Samples that converge too slowly so are left to Newton's method.
+        All samples share the inverse Hessian of the ballots, scaled to the diagonal of each
+        sample's own, which differs most for models of few votes. Samples that converge too slowly
+        so are left to Newton's method.
 
         Args:
             num, won, prior: as of `maximise`.
@@ -214,17 +216,17 @@ class _Pairs:
         left = []
         for ties in np.unique(prior):
             todo, ties = np.flatnonzero(prior == ties), np.array([ties])
-            hessian = self._hessian(self._num * p * (1 - p), ties, start[None])[0]
-            inverse = np.linalg.inv(hessian)
-            diagonals = ((abs(self._design).T @ (num[todo] * p * (1 - p)).T).T
-                         + ties * expit(start) * expit(-start))
-            scales = np.sqrt(np.diag(hessian) / diagonals)
+            own = self._num * p * (1 - p)
+            inverse = np.linalg.inv(self._hessian(own, ties, start[None])[0])
+            diagonal = self._diagonals(own, ties, start)
             for _ in range(NEAR_STEPS):
-                slope, _ = self._derive(num[todo], won[todo], prior[todo], strengths[todo])
+                here = strengths[todo]
+                slope, curvature = self._derive(num[todo], won[todo], prior[todo], here)
+                scales = np.sqrt(diagonal / self._diagonals(curvature, ties, here))
                 step = ((slope * scales) @ inverse) * scales
                 width = _width(step)
-                strengths[todo] += step * damp(width)[:, None]
-                todo, scales = todo[width >= NEAR_TOLERANCE], scales[width >= NEAR_TOLERANCE]
+                strengths[todo] = here + step * damp(width)[:, None]
+                todo = todo[width >= NEAR_TOLERANCE]
                 if not len(todo):
                     break
             left.append(todo)
@@ -242,13 +244,18 @@ class _Pairs:
         slope = (self._design.T @ (won - num * p).T).T
         return slope + prior[:, None] * (0.5 - expit(strengths)), num * p * (1 - p)
 
+    def _diagonals(self, curvature: np.ndarray, prior: np.ndarray,
+                   strengths: np.ndarray) -> np.ndarray:
+        """Of the Hessians of the negative log-likelihood, [samples, models]."""
+        return (self._sides.T @ curvature.T).T + prior * expit(strengths) * expit(-strengths)
+
     def _hessian(self, curvature: np.ndarray, prior: np.ndarray,
                  strengths: np.ndarray) -> np.ndarray:
         """Of the negative log-likelihood, see `maximise`."""
-        size, p = self._num_models, expit(strengths)
+        size = self._num_models
         hessian = np.zeros((len(curvature), size, size))
         hessian[:, self._first, self._second] = hessian[:, self._second, self._first] = -curvature
-        diagonal = -hessian.sum(axis=2) + prior[:, None] * p * (1 - p)
+        diagonal = self._diagonals(curvature, prior[:, None], strengths)
         hessian[:, np.arange(size), np.arange(size)] = diagonal
         # Without a prior the strengths are known up to a constant, which is kept.
         constant = np.where(prior > 0, 0.0, diagonal.mean(axis=1) / size)
