@@ -283,7 +283,9 @@ def test_a_model_that_always_wins_has_a_rating_at_equal_style(path):
               many(60) if "a" in (row["model_a"], row["model_b"])]
     style = make_report(read(path, always)[0], FEW)["style"]
     assert style["penalty"]["strengths"] == PRIOR_TIES / 4
-    assert 1100 < style["ratings"]["a"]["rating"] < 2500
+    best = style["ratings"]["a"]
+    assert 1100 < best["rating"] < 2500 and best["high"] - best["low"] > 200
+    assert style["interval"] == "posterior"
 
 
 def test_style_is_counted_outside_of_code():

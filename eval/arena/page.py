@@ -92,7 +92,8 @@ def _leaderboards(report: Report) -> list[Markup]:
             f"{count(part['votes'])} votes. Intervals are of 95 %; models share a rank where "
             "intervals do not tell them apart." + (
                 " No vote connects this group with the others: ratings compare only within it."
-                if several else ""),
+                if several else "")
+            + f" The chart shows the first {MAX_DRAWN}." * (len(rows) > MAX_DRAWN),
             _prior(part), _draw_intervals(rows[:MAX_DRAWN]), _rating_table(rows)))
     if report["unrated"]:
         found.append(tag("p", f"Without a vote that counts: {', '.join(report['unrated'])}.",

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from core.errors import UserError
+from core.page.markup import visible
 from eval.agreement import Bootstrap
 from eval.arena.ballots import Ballots, count_ballots, find_extremes, split_components
 from eval.arena.bradley_terry import CENTRE, Fit, Samples, bootstrap, fit
@@ -93,7 +94,7 @@ def _rate(votes: Votes, ballots: Ballots, settings: Settings) -> list[Component]
     unknown = [name for name in settings.anchors if name not in votes.models]
     if unknown:
         raise UserError(f"--anchor={unknown[0]}", "no vote names this model",
-                        f"choose among {', '.join(votes.models[:8])}")
+                        f"choose among {visible(', '.join(votes.models[:8]))}")
     found, anchored = [], set()
     for models, part in split_components(ballots):
         fitted = fit(part)
@@ -115,6 +116,7 @@ def _rate(votes: Votes, ballots: Ballots, settings: Settings) -> list[Component]
 
 
 def _describe_component(votes: Votes, part: Component) -> dict[str, Any]:
+    """Models, votes, how the ratings were found, and who never lost, or never won, by groups."""
     extremes = dict(zip(("undefeated", "winless"), find_extremes(part.ballots)))
     return {"models": [votes.models[i] for i in part.models],
             "votes": round(part.ballots.counts.sum()), "interval": part.fit.interval,
@@ -170,7 +172,7 @@ def _style(votes: Votes, ballots: Ballots, numbers: np.ndarray, components: Sequ
 
     Returns:
         `comparisons` with counts; `penalty`, on strengths too where `fit` needs a prior;
-        `coefficients` by measure, and `ratings` by model, both with intervals.
+        `coefficients` by measure and `ratings` by model, with intervals of the kind `interval`.
     """
     rows = np.flatnonzero(np.isfinite(votes.styles).all(axis=(1, 2)))
     if not len(rows):
@@ -187,6 +189,7 @@ def _style(votes: Votes, ballots: Ballots, numbers: np.ndarray, components: Sequ
                       len(models), penalty)
     shift = next((part.shift for part in components if models[0] in part.models), 0.0)
     return {"comparisons": len(rows), "penalty": penalty._asdict(),
+            "interval": "posterior" if penalty.strengths else "sandwich",
             "coefficients": {name: {"value": value, "low": low, "high": high}
                              for name, value, (low, high) in zip(
                                  MEASURES, found.coefficients, found.coefficient_bounds)},

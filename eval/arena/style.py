@@ -12,6 +12,7 @@ import re
 from typing import NamedTuple
 
 import numpy as np
+from scipy import sparse
 from scipy.special import expit
 
 from core.errors import UserError
@@ -84,8 +85,8 @@ def fit_style(first: np.ndarray, second: np.ndarray, scores: np.ndarray, styles:
               num_models: int, penalty: Penalty) -> StyleFit:
     """Strengths and coefficients of least penalised loss, by Newton's method.
 
-    Intervals are of the sandwich, with each comparison as a unit; the penalty is part of the
-    Hessian.
+    Intervals are of the sandwich, with each comparison as a unit and the penalty in the Hessian;
+    where strengths are penalised, of the inverse Hessian, as those of a prior in `fit`.
 
     Args:
         first, second: numbers of the models, which comparisons connect, [comparisons].
@@ -116,13 +117,16 @@ def fit_style(first: np.ndarray, second: np.ndarray, scores: np.ndarray, styles:
             break
         width = np.abs(sides @ step[:num_models] + styles @ step[num_models:]).max()
         if width < TOLERANCE:
-            return _describe(sides, residuals, styles, values, np.linalg.inv(hessian))
+            inverse = np.linalg.inv(hessian)
+            covariance = inverse if penalty.strengths else (
+                inverse @ _square(sides, styles, residuals) @ inverse)
+            return _describe(values, covariance, num_models)
         values = values + step * damp(width)
     raise UserError(f"--style_penalty={penalty.coefficients:g}", "the loss has no minimum: style "
                     "or models decide every vote", "raise it")
 
 
-def _derive(sides, scores: np.ndarray, styles: np.ndarray,
+def _derive(sides: sparse.csr_array, scores: np.ndarray, styles: np.ndarray,
             values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Residuals, [comparisons], and the Hessian of the summed loss."""
     num_models = sides.shape[1]
@@ -134,20 +138,21 @@ def _derive(sides, scores: np.ndarray, styles: np.ndarray,
     return scores - p, np.block([[among, cross], [cross.T, styles.T @ weighted]])
 
 
-def _describe(sides, residuals: np.ndarray, styles: np.ndarray, values: np.ndarray,
-              inverse: np.ndarray) -> StyleFit:
-    num_models = sides.shape[1]
+def _square(sides: sparse.csr_array, styles: np.ndarray, residuals: np.ndarray) -> np.ndarray:
+    """Sum over comparisons of the outer products of their gradients."""
     scored = sides.multiply(residuals[:, None]).tocsr()
     styled = styles * residuals[:, None]
     cross = scored.T @ styled
-    middle = np.block([[(scored.T @ scored).toarray(), cross], [cross.T, styled.T @ styled]])
-    covariance = inverse @ middle @ inverse
+    return np.block([[(scored.T @ scored).toarray(), cross], [cross.T, styled.T @ styled]])
+
+
+def _describe(values: np.ndarray, covariance: np.ndarray, num_models: int) -> StyleFit:
+    """The fit of strengths, then coefficients, and their covariance."""
     centring = np.eye(num_models) - 1 / num_models
-    strengths = centring @ values[:num_models]
+    ratings = CENTRE + SCALE * centring @ values[:num_models]
     among = centring @ covariance[:num_models, :num_models] @ centring
+    half, half_of_measures = (Z_95 * np.sqrt(np.maximum(variances, 0.0))[:, None] for variances in (
+        np.diag(among), np.diag(covariance)[num_models:]))
     signs = np.array([-1.0, 1.0])
-    half = Z_95 * np.sqrt(np.maximum(np.diag(among), 0.0))
-    half_of_measures = Z_95 * np.sqrt(np.maximum(np.diag(covariance)[num_models:], 0.0))
-    ratings = CENTRE + SCALE * strengths
-    return StyleFit(ratings, ratings[:, None] + SCALE * half[:, None] * signs, values[num_models:],
-                    values[num_models:, None] + half_of_measures[:, None] * signs)
+    return StyleFit(ratings, ratings[:, None] + SCALE * half * signs, values[num_models:],
+                    values[num_models:, None] + half_of_measures * signs)
