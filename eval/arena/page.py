@@ -224,7 +224,7 @@ def _order(report: Report) -> Markup:
             title, percent(found["value"], 2), f"{percent(found['low'])} to "
             f"{percent(found['high'])}", f"{count(found[part])} of {count(found['num'])}"])
     return section("Order", "50 % of the decided comparisons are expected without a bias; verdicts "
-                   "in both orders are of one voter on the same answers.",
+                   "in both orders are of one voter, or of nameless ones, on the same answers.",
                    table(["measure", "share", "95 %", "counts"], rows, "numbers"))
 
 
