@@ -1,6 +1,7 @@
 """Votes of the arena: reading, order and quality, style, next pairs, the report, real battles."""
 
 import csv
+import datetime
 import gzip
 import json
 import math
@@ -10,6 +11,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from scipy.special import expit
 
@@ -126,6 +129,15 @@ def test_conversations_of_an_arena_are_votes(path):
                                   tstamp=5.0, judge="arena_user_3")])
     assert votes.styles[0, :, 0].tolist() == [2, 1] and votes.annotators == ("arena_user_3",)
     assert votes.times.tolist() == [5.0] and votes.items.tolist() == [0]
+
+
+def test_times_of_a_table_are_read(tmp_path):
+    """Without a zone they are of UTC."""
+    moment = datetime.datetime(2026, 1, 2)
+    rows = [battle("a", "b", timestamp=moment), battle("a", "b", timestamp=moment)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "votes.parquet")
+    votes = read_votes(tmp_path / "votes.parquet", Faults("arena"))
+    assert votes.times.tolist() == [1767312000.0] * 2
 
 
 # --- order and quality ---------------------------------------------------------------------------

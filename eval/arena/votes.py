@@ -33,7 +33,7 @@ from data.layouts.turns import Fault
 from eval.arena.style import MEASURES, measure_style
 
 SCORES = {"1": "model_a", "2": "model_b", "3": "tie"}      # that stand for a winner
-IDS, TIMES = ("id", "vote_id"), ("time", "tstamp")
+IDS, TIMES = ("id", "vote_id"), ("time", "tstamp", "timestamp")
 PROMPTS = ("messages", "prompt", "question", "question_id")
 # Fields of `MEASURES`, by side.
 STYLES = tuple(tuple(f"{name}_{side}" for name in ("words", "header", "list", "bold"))
@@ -241,14 +241,14 @@ def _styles_of(fields: Mapping[str, Any]) -> tuple[tuple[float, ...], ...]:
 
 
 def _seconds(value: Any, field: str) -> float:
-    """A number of seconds, or the time of a text as of ISO 8601; NaN of none."""
+    """A number of seconds, or a time since 1970, as a text by ISO 8601; NaN of none."""
     if value is None or value == "":
         return math.nan
     try:
         if isinstance(value, str) and "-" in value[1:]:
-            moment = datetime.datetime.fromisoformat(value)
-            zone = moment.tzinfo or datetime.UTC
-            return moment.replace(tzinfo=zone).timestamp()
+            value = datetime.datetime.fromisoformat(value)
+        if isinstance(value, datetime.datetime):        # as tables of Arrow have it, too
+            return value.replace(tzinfo=value.tzinfo or datetime.UTC).timestamp()
         number = float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
