@@ -31,6 +31,8 @@ class Preference:
         ranks: rank of each response, 1 for the best; equal ranks are a tie.
         source: who ordered them: a task, a judge, a person.
         meta: whatever else is known, as plain JSON; `annotator` names the person who ordered them.
+            Of a vote in an arena, `models` names who gave each response, which are in the order
+            shown, and there may be `id`, `time`, `secs` and `category`; see `eval.arena.votes`.
         finishes: how each response ended, stop or length (cut at a limit); empty if unknown.
         scores: the number that each response was given; empty if unknown.
     """

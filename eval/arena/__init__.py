@@ -1,0 +1,1 @@
+"""Arena: votes between models' answers become ratings with intervals, and a page."""
