@@ -92,7 +92,7 @@ def measure_file(annotations: Path, difficulty: Path | None, gamed: Path | None,
             row = {"model": model} | measure(own, difficulties, tied)
             rows.append(row | _differences(row, leaderboard.get(model)))
             progress.update(len(rows))
-    rows.sort(key=lambda row: -(row["length_controlled_winrate"] or row["win_rate"]))
+    rows.sort(key=_order)
     print(format_table(rows))
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
@@ -101,6 +101,11 @@ def measure_file(annotations: Path, difficulty: Path | None, gamed: Path | None,
     return {"models": {row["model"]: {name: row.get(name) for name in COMPARED} for row in rows},
             "terms": terms, "left_out": dict(faults.counts), "compared": sum(
                 "differences" in row for row in rows), "largest_differences": _largest(rows)}
+
+
+def _order(row: Mapping[str, Any]) -> float:
+    controlled = row["length_controlled_winrate"]
+    return -(row["win_rate"] if controlled is None else controlled)
 
 
 def _differences(row: Mapping[str, Any], published: Mapping[str, Any] | None) -> dict[str, Any]:
