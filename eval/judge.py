@@ -1,0 +1,252 @@
+"""Stage: judges answers, and measures how far the judge can be trusted.
+
+    python -m eval.judge --config=configs/judge.py --workdir=runs/mine \\
+        --config.judge.answers=mine=mine.jsonl,theirs=theirs.jsonl \\
+        --config.judge.endpoint=http://127.0.0.1:8000/v1 --config.judge.endpoint_model=NAME
+    python -m eval.judge --config=configs/judge.py --workdir=runs/mine \\
+        --config.judge.votes=votes.jsonl --config.judge.reward=reward
+
+The judge is a chat endpoint, a chat model in a folder, or a reward model. It compares each
+candidate's answers with the baseline's in both orders (`form` pairwise), rates each answer from 1
+to 10 (single), or by each criterion of a file (rubric); right answers in `references` are shown
+beside. Without `answers`, the responses in a file of people's `votes` are judged. A reply that
+gives no verdict, or several, is counted as unparsed, by the reason, and is neither a loss nor a
+win. With every result come the judge's bias by position, by length and for its own answers (`own`
+names the candidate that it wrote), and with `votes` its agreement with people. `experiments`
+compares the baseline's answers with themselves: `verbose`, `concise`, or `injected`, with an
+instruction for the judge.
+
+Writes `verdicts.jsonl`, every prompt with its reply and verdict; `annotations.jsonl`, which
+`eval.alpaca_eval` reads; `preferences.jsonl`, which `eval.agreement` and `align.dpo` read;
+`judge.json` and `page.html`. Replies are kept in WORKDIR/known: a run that was ended, or had used
+up `max_requests` or `max_cost`, goes on with what it lacks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from core.artifacts import write_json, write_jsonl
+from core.bounds import check_numbers
+from core.entry import Stage, run_stage
+from core.errors import UserError
+from core.file_sums import sum_file
+from core.pairs import parse_pairs
+from core.progress import log
+from data.layouts.faults import Faults
+from data.layouts.rows import find_files
+from data.preferences import write_preferences
+from eval.judges.bias import (
+    Outcome,
+    measure_length,
+    measure_position,
+    measure_self_preference,
+    measure_win_rate,
+)
+from eval.judges.candidates import (
+    Answers,
+    Pair,
+    pair_up,
+    read_answers,
+    read_voted,
+    reference_of,
+)
+from eval.judges.experiments import EXPERIMENTS, make_variants
+from eval.judges.judge import Judge, check_judge, open_judge
+from eval.judges.people import Votes, as_preferences, mean_votes, measure_agreement, read_votes
+from eval.judges.prompts import read_rubric
+from eval.judges.ratings import rate_answers
+
+FORMS = ("pairwise", "single", "rubric")
+ONE_SHOWN = {"value": None, "why": "the judge reads one answer at a time"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Material:
+    """What is judged: `candidates` with their answers by question, none where the answers are those
+    of a file of votes; `pairs`; `votes` of people, and their agreement with each other."""
+
+    candidates: Mapping[str, Answers]
+    references: Answers
+    pairs: Sequence[Pair]
+    votes: Votes
+    people_agreement: float | None
+
+
+def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict[str, Any]:
+    """Judges by ``config.judge``; see the module's docstring.
+
+    Returns:
+        `candidates`, win rates against the baseline; `scores` of the forms that rate; `bias` by
+        `position`, `length` and `self_preference`; `agreement` with people; `experiments`;
+        `unparsed`, verdicts by the reason; `left_out`, rows by the reason; usage and cost.
+
+    Raises:
+        UserError: the config is contradictory, a file is damaged, there is nothing to judge, or not
+            one verdict could be read.
+    """
+    section = config.judge
+    _check(section)
+    faults = Faults("judge", section.faulty)
+    material = read_material(section, faults)
+    faults.report()
+    judge = open_judge(section, parents, folder.parent / "known")
+    if section.form == "pairwise":
+        outcomes = judge_pairs(material.pairs, judge)
+        rows, scores = list(_verdict_rows(outcomes, "")), {}
+    else:
+        criteria = read_rubric(Path(section.rubric)) if section.form == "rubric" else [None]
+        outcomes, rows, scores = rate_answers(material.candidates, material.references,
+                                              material.pairs, criteria, judge)
+    _check_verdicts(rows, judge)
+    experiments, more = _experiment(section, material.pairs, judge)
+    rows += more
+    metrics = {"judge": judge.name, "form": section.form, **scores,
+               **measure(outcomes, material, section, judge), "experiments": experiments,
+               "unparsed": dict(Counter(row["reason"] for row in rows if row["reason"])),
+               "verdicts": len(rows), "left_out": dict(faults.counts), **judge.usage()}
+    _write(folder, outcomes, rows, metrics, section.num_shown)
+    _report(metrics)
+    return metrics
+
+
+def read_material(section: ConfigDict, faults: Faults) -> Material:
+    """Reads the answers, right answers and votes that a section names."""
+    votes, agreed = read_votes(Path(section.votes), faults) if section.votes else ({}, None)
+    references = read_answers(Path(section.references), faults) if section.references else {}
+    if not section.answers:
+        # Its faults were counted when the votes were read.
+        pairs = [dataclasses.replace(pair, reference=reference_of(references, pair.question))
+                 for pair in read_voted(Path(section.votes), Faults("judge.votes"))]
+        return Material({}, references, pairs, votes, agreed)
+    named = parse_pairs("config.judge.answers", section.answers.split(","))
+    candidates = {name: read_answers(Path(path), faults) for name, path in named.items()}
+    baseline = section.baseline or next(reversed(candidates))
+    if section.own and section.own not in candidates:
+        raise UserError(f"judge.own={section.own!r}", "is no candidate",
+                        f"name one of {', '.join(candidates)}, or set it to \"\"")
+    if len(candidates) == 1 and section.form != "pairwise":
+        return Material(candidates, references, [], votes, agreed)
+    return Material(candidates, references, pair_up(candidates, baseline, references, faults),
+                    votes, agreed)
+
+
+def judge_pairs(pairs: Sequence[Pair], judge: Judge) -> list[Outcome]:
+    """Compares the answers of each pair in both orders."""
+    shown = [part for pair in pairs for part in (pair, pair.swapped())]
+    verdicts = judge.compare(shown)
+    return [Outcome(pair, (verdicts[2 * number], verdicts[2 * number + 1]))
+            for number, pair in enumerate(pairs)]
+
+
+def measure(outcomes: Sequence[Outcome], material: Material, section: ConfigDict,
+            judge: Judge) -> dict[str, Any]:
+    """Win rates, biases and agreement; see `build`."""
+    people = mean_votes(outcomes, material.votes)
+    by_name: dict[str, list[Outcome]] = {}
+    for one in outcomes if material.candidates else ():
+        by_name.setdefault(one.pair.names[0], []).append(one)
+    reads_order = judge.reads_order and section.form == "pairwise"
+    agreement = None
+    if section.votes:
+        agreement = measure_agreement(outcomes, material.votes, section.seed)
+        agreement["people_agreement"] = material.people_agreement
+    return {"baseline": outcomes[0].pair.names[1] if by_name else "",
+            "candidates": {name: measure_win_rate(own) for name, own in by_name.items()},
+            "bias": {"position": measure_position(outcomes) if reads_order else ONE_SHOWN,
+                     "length": measure_length(outcomes, people),
+                     "self_preference": measure_self_preference(outcomes, section.own, people)},
+            "agreement": agreement}
+
+
+def _experiment(section: ConfigDict, pairs: Sequence[Pair],
+                judge: Judge) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The win rates of answers in other forms, and the rows of their verdicts."""
+    found, rows = {}, []
+    for name in section.experiments:
+        variants, left_out = make_variants(name, pairs, judge, section.seed)
+        outcomes = judge_pairs(variants, judge)
+        rows += _verdict_rows(outcomes, name)
+        found[name] = {"left_out": dict(left_out)} | (
+            measure_win_rate(outcomes) if outcomes else {"win_rate": None, "pairs": 0})
+    return found, rows
+
+
+def _verdict_rows(outcomes: Sequence[Outcome], experiment: str) -> Iterator[dict[str, Any]]:
+    """A row for each order of each pair."""
+    for one in outcomes:
+        for pair, verdict in zip((one.pair, one.pair.swapped()), one.verdicts):
+            yield {"question": pair.question, "models": list(pair.names),
+                   "lengths": list(pair.lengths), "experiment": experiment,
+                   **verdict._asdict()}
+
+
+def _check_verdicts(rows: Sequence[Mapping[str, Any]], judge: Judge) -> None:
+    reasons = Counter(row["reason"] for row in rows)
+    if rows and not reasons[""]:
+        raise UserError(judge.name, f"gave no verdict in {len(rows)} replies ({dict(reasons)})",
+                        "use a better judge, raise --config.judge.max_new_tokens, or check the "
+                        "endpoint")
+
+
+def _write(folder: Path, outcomes: Sequence[Outcome], rows: Sequence[Mapping[str, Any]],
+           metrics: Mapping[str, Any], num_shown: int) -> None:
+    write_jsonl(folder / "verdicts.jsonl", rows)
+    write_jsonl(folder / "annotations.jsonl", (
+        {"model": one.pair.names[0], "index": one.pair.question,
+         "len_model": one.pair.lengths[0], "len_baseline": one.pair.lengths[1],
+         "preference": None if one.share is None else 1 + one.share} for one in outcomes))
+    write_preferences(folder / "preferences.jsonl", as_preferences(outcomes, metrics["judge"]))
+    write_json(folder / "judge.json", metrics)
+
+
+def _report(metrics: Mapping[str, Any]) -> None:
+    for name, found in metrics["candidates"].items():
+        rate = found["win_rate"]
+        if rate["value"] is not None:
+            log(f"judge: {name} wins {rate['value']:.1%} ({rate['low']:.1%} to {rate['high']:.1%}) "
+                f"of {found['pairs']} against {metrics['baseline']}")
+    num = sum(metrics["unparsed"].values())
+    if num:
+        log(f"judge: {num} of {metrics['verdicts']} replies give no verdict: {metrics['unparsed']}")
+
+
+def _check(section: ConfigDict) -> None:
+    check_numbers(section, "judge")
+    if section.form not in FORMS:
+        raise UserError(f"judge.form={section.form!r}", f"is none of {', '.join(FORMS)}",
+                        "choose one of them")
+    if (section.form == "rubric") != bool(section.rubric):
+        raise UserError(f"judge.form={section.form!r}, rubric={section.rubric!r}",
+                        "a rubric is read by the form rubric, and by no other",
+                        "name a file of criteria, or set rubric to \"\"")
+    if not section.answers and not section.votes:
+        raise UserError("judge: answers, votes", "name nothing to judge",
+                        "write --config.judge.answers=NAME=FILE,NAME=FILE")
+    for name in section.experiments:
+        if name not in EXPERIMENTS:
+            raise UserError(f"judge.experiments={name!r}", f"is none of {', '.join(EXPERIMENTS)}",
+                            "choose among them")
+    check_judge(section)
+
+
+def _fingerprint(config: ConfigDict) -> dict[str, str]:
+    """The contents of all files that are read."""
+    section, named = config.judge, {}
+    if section.answers:
+        named = parse_pairs("config.judge.answers", section.answers.split(","))
+    named |= {name: section[name] for name in ("votes", "references", "rubric") if section[name]}
+    return {f"{name} {file.name}": sum_file(file) for name, path in named.items()
+            for file in find_files(Path(path))}
+
+
+STAGE = Stage("judge", build, parents=("model", "reward"), inputs=_fingerprint)
+
+if __name__ == "__main__":
+    run_stage(STAGE)
