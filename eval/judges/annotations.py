@@ -79,7 +79,7 @@ def read_difficulties(path: Path) -> dict[str, float]:
     found = {}
     for place, row in _rows(path, faults):
         if "index" not in row:
-            raise UserError(place, "has no `index`", "add that column, which says whose difficulty a row is")
+            raise UserError(place, "has no `index`", "add it: it says which instruction it is")
         found[str(row["index"])] = _number(row, "instruction_difficulty", place)
     return found
 

@@ -155,7 +155,7 @@ def measure_self_preference(outcomes: Sequence[Outcome], own: str,
     if not own or not mine:
         return {"value": None, "why": "no candidate is the judge's own" if not own else
                 f"no verdict on an answer of {own}"}
-    found = {"own_win_rate": _plain(estimate_share([share for _, share in mine]))}
+    found = {"own_win_rate": _plain(estimate_share([share for share, _ in mine]))}
     both = [(share, voted) for share, voted in mine if voted is not None]
     if not both:
         return found | {"value": None, "why": "no votes of people on its pairs"}
