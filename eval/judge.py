@@ -59,6 +59,7 @@ from eval.judges.candidates import (
 )
 from eval.judges.experiments import EXPERIMENTS, make_variants
 from eval.judges.judge import Judge, check_judge, open_judge
+from eval.judges.page import render_judge
 from eval.judges.people import Votes, as_preferences, mean_votes, measure_agreement, read_votes
 from eval.judges.prompts import read_rubric
 from eval.judges.ratings import rate_answers
@@ -204,6 +205,7 @@ def _write(folder: Path, outcomes: Sequence[Outcome], rows: Sequence[Mapping[str
          "preference": None if one.share is None else 1 + one.share} for one in outcomes))
     write_preferences(folder / "preferences.jsonl", as_preferences(outcomes, metrics["judge"]))
     write_json(folder / "judge.json", metrics)
+    (folder / "page.html").write_text(render_judge(metrics, rows, num_shown), encoding="utf-8")
 
 
 def _report(metrics: Mapping[str, Any]) -> None:

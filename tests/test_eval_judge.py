@@ -402,6 +402,22 @@ def test_a_rubric_is_a_weighted_mean_and_lacks_no_criterion(judge, server, tmp_p
         read_rubric(tmp_path / "bad.jsonl")
 
 
+@pytest.mark.parametrize("form", ["pairwise", "single"])
+def test_the_page_shows_what_was_measured_and_quotes_what_is_hostile(judge, server, tmp_path, form):
+    rows = read_jsonl(tmp_path / "mine.jsonl")
+    rows[3]["completion"] = "<script>alert(1)</script>"
+    write_jsonl(tmp_path / "mine.jsonl", rows)
+    server.reply = lambda prompt, number: server.completion(
+        "Both." if "question 5" in prompt else prefer_longer(prompt))
+    folder, metrics = judge(form=form)
+    page = (folder / "page.html").read_text()
+    assert "<script" not in page and "&lt;script&gt;alert(1)" in page
+    assert f"{metrics['candidates']['mine']['win_rate']['value']:.1%}".replace("%", " %") in page
+    first = page.index("<details>")
+    assert page.index("no_verdict", first) < page.index("</summary>", first)
+    assert "no candidate is the judge&#x27;s own" in page
+
+
 def test_the_same_answers_longer_and_shorter(judge):
     _, metrics = judge(experiments=("verbose", "concise"))
     verbose, concise = (metrics["experiments"][name] for name in ("verbose", "concise"))
