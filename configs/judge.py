@@ -27,6 +27,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
                                     # where `answers` is empty
         references="",              # file of conversations that end with right answers
         rubric="",                  # file of criteria
+        questions="", prompts="",   # MT-Bench's, whose files of answers are then read
         faulty="drop",              # or fail: rows that cannot be read
         model="",                   # a chat model's folder; or
         endpoint="", endpoint_model="", key_variable="",    # URL, model, environment variable; or

@@ -9,12 +9,14 @@
 The judge is a chat endpoint, a chat model in a folder, or a reward model. It compares each
 candidate's answers with the baseline's in both orders (`form` pairwise), rates each answer from 1
 to 10 (single), or by each criterion of a file (rubric); right answers in `references` are shown
-beside. Without `answers`, the responses in a file of people's `votes` are judged. A reply that
-gives no verdict, or several, is counted as unparsed, by the reason, and is neither a loss nor a
-win. With every result come the judge's bias by position, by length and for its own answers (`own`
-names the candidate that it wrote), and with `votes` its agreement with people. `experiments`
-compares the baseline's answers with themselves: `verbose`, `concise`, or `injected`, with an
-instruction for the judge.
+beside. Without `answers`, the responses in a file of people's `votes` are judged. With `prompts`, a
+file of FastChat's, it is asked as in MT-Bench, whose files of answers are read with `questions`.
+
+A reply that gives no verdict, or several, is counted as unparsed, by the reason, and is neither a
+loss nor a win. With every result come the judge's bias by position, by length and for its own
+answers (`own` names the candidate that it wrote), and with `votes` its agreement with people.
+`experiments` compares the baseline's answers with themselves: `verbose`, `concise`, or `injected`,
+with an instruction for the judge.
 
 Writes `verdicts.jsonl`, every prompt with its reply and verdict; `annotations.jsonl`, which
 `eval.alpaca_eval` reads; `preferences.jsonl`, which `eval.agreement` and `align.dpo` read;
@@ -27,6 +29,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +62,13 @@ from eval.judges.candidates import (
 )
 from eval.judges.experiments import EXPERIMENTS, make_variants
 from eval.judges.judge import Judge, check_judge, open_judge
+from eval.judges.mt_bench import read_turns
 from eval.judges.page import render_judge
 from eval.judges.people import Votes, as_preferences, mean_votes, measure_agreement, read_votes
 from eval.judges.prompts import read_rubric
 from eval.judges.ratings import rate_answers
 
+FILES = ("votes", "references", "rubric", "questions", "prompts")
 FORMS = ("pairwise", "single", "rubric")
 ONE_SHOWN = {"value": None, "why": "the judge reads one answer at a time"}
 
@@ -120,14 +125,15 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
 def read_material(section: ConfigDict, faults: Faults) -> Material:
     """Reads the answers, right answers and votes that a section names."""
     votes, agreed = read_votes(Path(section.votes), faults) if section.votes else ({}, None)
-    references = read_answers(Path(section.references), faults) if section.references else {}
+    read = partial(read_turns, Path(section.questions)) if section.questions else read_answers
+    references = read(Path(section.references), faults) if section.references else {}
     if not section.answers:
         # Its faults were counted when the votes were read.
         pairs = [dataclasses.replace(pair, reference=reference_of(references, pair.question))
                  for pair in read_voted(Path(section.votes), Faults("judge.votes"))]
         return Material({}, references, pairs, votes, agreed)
     named = parse_pairs("config.judge.answers", section.answers.split(","))
-    candidates = {name: read_answers(Path(path), faults) for name, path in named.items()}
+    candidates = {name: read(Path(path), faults) for name, path in named.items()}
     baseline = section.baseline or next(reversed(candidates))
     if section.own and section.own not in candidates:
         raise UserError(f"judge.own={section.own!r}", "is no candidate",
@@ -243,7 +249,7 @@ def _fingerprint(config: ConfigDict) -> dict[str, str]:
     section, named = config.judge, {}
     if section.answers:
         named = parse_pairs("config.judge.answers", section.answers.split(","))
-    named |= {name: section[name] for name in ("votes", "references", "rubric") if section[name]}
+    named |= {name: section[name] for name in FILES if section[name]}
     return {f"{name} {file.name}": sum_file(file) for name, path in named.items()
             for file in find_files(Path(path))}
 

@@ -170,13 +170,75 @@ def test_every_published_judgment_of_mt_bench_is_read():
     assert found["mistralai/Mixtral-8x7B-Instruct-v0.1", 1] == (80, 8.6937)
 
 
+@needs_data
+def test_published_judgments_give_the_published_scores(judge, server, tmp_path):
+    """A judge that replies with GPT-4's judgments, asked with MT-Bench's own prompts."""
+    folder = Path(DATASETS) / "mt_bench"
+    with gzip.open(folder / "gpt4_single_judgments.jsonl.gz", "rt") as file:
+        rows = [json.loads(line) for line in file]
+    models = {row["model"] for row in rows}
+    said = {f"{row['model']} on {row['question_id']}, {row['turn']}": row["judgment"]
+            for row in rows}
+    paths = {}
+    for number, model in enumerate(sorted(models)):
+        paths[model] = tmp_path / f"{number}.jsonl"
+        write_jsonl(paths[model], [
+            {"question_id": number, "choices": [{"turns": [f"{model} on {number}, 1",
+                                                           f"{model} on {number}, 2"]}]}
+            for number in range(81, 161)])
+    asked = []
+
+    def answer(prompt, number):
+        asked.append(prompt)
+        return server.completion(said[max((name for name in said if name in prompt),
+                                          key=prompt.index)])
+    server.reply = answer
+    _, metrics = judge(
+        form="single", answers=",".join(f"{name}={path}" for name, path in paths.items()),
+        questions=f"{folder}/question.jsonl", prompts=f"{folder}/judge_prompts.jsonl",
+        references=f"{folder}/reference_answer_gpt-4.jsonl")
+    turns = {name: one["turns"] for name, one in metrics["scores"].items()}
+    assert turns["gpt-4-1106-preview"] == pytest.approx({"1": 9.40625, "2": 9.05})
+    assert turns["mistralai/Mixtral-8x7B-Instruct-v0.1"] == pytest.approx(
+        {"1": 8.69375, "2": 7.9875})
+    assert metrics["unparsed"] == {} and len(asked) == 320
+    with_reference = sum("Reference Answer" in prompt for prompt in asked)
+    assert with_reference == 2 * 2 * 30
+    assert not any(re.search(r"\{(question|answer|ref_answer)\w*\}", prompt) for prompt in asked)
+
+
+def test_published_verdicts_are_read_without_a_code_and_two_are_none(judge, server, tmp_path):
+    prompts = [{"name": name, "system_prompt": "Judge.", "prompt_template": "{question} {answer_a} "
+                "| {answer_b}"} for name in (
+        "pair-v2", "pair-v2-multi-turn", "pair-math-v1", "pair-math-v1-multi-turn", "single-v1",
+        "single-v1-multi-turn", "single-math-v1", "single-math-v1-multi-turn")]
+    write_jsonl(tmp_path / "prompts.jsonl", prompts)
+    rows = read_jsonl(tmp_path / "mine.jsonl")
+    rows[0]["completion"] = "{answer_b}"
+    write_jsonl(tmp_path / "mine.jsonl", rows)
+
+    def answer(prompt, number):
+        first = prompt.partition(" | ")[0].split()[-1]
+        both = "question 7" in prompt
+        return server.completion("[[A]] or [[B]]" if both else
+                                 "[[B]]" if first.startswith("t") else "[[A]]")
+    server.reply = answer
+    _, metrics = judge(prompts=f"{tmp_path}/prompts.jsonl")
+    assert metrics["unparsed"] == {"several": 2} and metrics["candidates"]["mine"]["wins"] == 11
+    assert "question 0 {answer_b} | ttt" in [prompt for prompt, _, _ in server.requests]
+    write_jsonl(tmp_path / "prompts.jsonl", prompts[1:])
+    with pytest.raises(UserError, match="has no prompt 'pair-v2'"):
+        judge("other", prompts=f"{tmp_path}/prompts.jsonl")
+
+
 def test_a_reference_and_a_criterion_are_shown():
     criterion = Criterion("short", "Is it short? {not a field}")
-    asked = ask_to_rate(ask("q").messages, (Message("assistant", "a"),), "the truth", criterion, 0)
+    asked = ask_to_rate(ask("q").messages, (Message("assistant", "a"),), ("the truth",), criterion,
+                        0)
     text = asked.prompt.messages[-1].content
     assert parts(text)[1]["REFERENCE"] == "the truth"
     assert "Is it short? {not a field}" in text and "comparing with it" in text
-    plain = ask_to_rate(ask("q").messages, (Message("assistant", "a"),), "", None, 0)
+    plain = ask_to_rate(ask("q").messages, (Message("assistant", "a"),), (), None, 0)
     assert "REFERENCE" not in plain.prompt.messages[-1].content
 
 

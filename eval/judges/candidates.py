@@ -29,14 +29,14 @@ class Pair:
         names: of the candidates.
         prompt: the messages that both conversations begin with.
         answers: the messages that follow: an answer, or several turns that end with one.
-        reference: a right answer; "" if there is none.
+        reference: right answers to all questions of the conversation; none if it is not known.
     """
 
     question: str
     names: tuple[str, str]
     prompt: Messages
     answers: tuple[Messages, Messages]
-    reference: str = ""
+    reference: tuple[str, ...] = ()
 
     @property
     def lengths(self) -> tuple[int, int]:
@@ -121,16 +121,17 @@ def pair_up(candidates: Mapping[str, Answers], baseline: str, references: Answer
 
 
 def make_pair(mark: str, names: tuple[str, str], both: tuple[Messages, Messages],
-              reference: str = "") -> Pair:
+              reference: tuple[str, ...] = ()) -> Pair:
     """A pair of conversations, which is split where they begin to differ, or before the last."""
     shortest = min(map(len, both)) - 1
     num = next((at for at in range(shortest) if both[0][at] != both[1][at]), shortest)
     return Pair(mark, names, both[0][:num], (both[0][num:], both[1][num:]), reference)
 
 
-def reference_of(references: Answers, mark: str) -> str:
-    """The right answer to a question; "" where none is known."""
-    return references[mark].messages[-1].content if mark in references else ""
+def reference_of(references: Answers, mark: str) -> tuple[str, ...]:
+    """The right answers to a question and those before it; none where they are not known."""
+    messages = references[mark].messages if mark in references else ()
+    return tuple(message.content for message in messages if message.role == "assistant")
 
 
 def read_voted(path: Path, faults: Faults) -> list[Pair]:

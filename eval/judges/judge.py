@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -13,8 +13,15 @@ from core.artifacts import digest
 from core.errors import UserError
 from data.chat import Conversation
 from eval.judges.candidates import Messages, Pair
+from eval.judges.mt_bench import PublishedPrompts
 from eval.judges.prompts import Asked, Criterion, ask_to_compare, ask_to_rate
-from eval.judges.verdicts import Verdict, read_choice, read_rating
+from eval.judges.verdicts import (
+    Verdict,
+    read_choice,
+    read_published_choice,
+    read_published_rating,
+    read_rating,
+)
 from eval.respond.asked import RUN_FIELDS, Budget, cost_of, open_endpoint, sampling_of
 from eval.respond.kept_replies import KeptReplies
 from eval.respond.loaded import load_model
@@ -31,7 +38,7 @@ class Rated(NamedTuple):
 
     prompt: Messages
     answer: Messages
-    reference: str = ""
+    reference: tuple[str, ...] = ()
     criterion: Criterion | None = None
 
 
@@ -63,21 +70,28 @@ class ModelJudge:
         replies: writes them.
         seed: of the codes and of the replies.
         run: the subsection with the prices; None where tokens cost nothing.
+        published: prompts of MT-Bench, which it is asked with; None for our own.
     """
 
     reads_order = True
 
-    def __init__(self, replies: KeptReplies, seed: int, run: ConfigDict | None = None):
-        self._replies, self._seed, self._run = replies, seed, run
+    def __init__(self, replies: KeptReplies, seed: int, run: ConfigDict | None = None,
+                 published: PublishedPrompts | None = None):
+        self._replies, self._seed, self._run, self._published = replies, seed, run, published
         self.name = replies.name
 
     def compare(self, pairs: Sequence[Pair]) -> list[Verdict]:
         """See `Judge`."""
-        asked = [ask_to_compare(pair, self._seed) for pair in pairs]
-        return self._read(asked, read_choice)
+        if self._published is not None:
+            return self._read([self._published.compare(pair) for pair in pairs],
+                              lambda reply, code: read_published_choice(reply))
+        return self._read([ask_to_compare(pair, self._seed) for pair in pairs], read_choice)
 
     def rate(self, rated: Sequence[Rated]) -> list[Verdict]:
         """See `Judge`."""
+        if self._published is not None:
+            return self._read([self._published.rate(*one[:3]) for one in rated],
+                              lambda reply, code: read_published_rating(reply))
         return self._read([ask_to_rate(*one, self._seed) for one in rated], read_rating)
 
     def write(self, prompts: Sequence[Conversation]) -> list[Reply]:
@@ -90,7 +104,8 @@ class ModelJudge:
         return {"usage": dict(sorted(usage.items())),
                 "cost": 0.0 if self._run is None else cost_of(usage, self._run)}
 
-    def _read(self, asked: Sequence[Asked], read: Any) -> list[Verdict]:
+    def _read(self, asked: Sequence[Asked],
+              read: Callable[[Reply, str], Verdict]) -> list[Verdict]:
         replies = self.write([one.prompt for one in asked])
         return [read(reply, one.code)._replace(prompt=one.prompt.messages[-1].content)
                 for one, reply in zip(asked, replies, strict=True)]
@@ -156,7 +171,8 @@ def open_judge(section: ConfigDict, parents: Mapping[str, Path], work: Path) -> 
         responder, run = LocalResponder(model, sampling, section.run.batch_size), None
     budget = Budget(section.max_requests, section.max_cost, section.run)
     return ModelJudge(KeptReplies(responder, sampling, work, "verdicts", section.run.chunk_prompts,
-                                  budget.allows), section.seed, run)
+                                  budget.allows), section.seed, run,
+                      PublishedPrompts(Path(section.prompts)) if section.prompts else None)
 
 
 def check_judge(section: ConfigDict) -> None:
@@ -165,6 +181,10 @@ def check_judge(section: ConfigDict) -> None:
     if len(named) != 1:
         raise UserError(f"judge: {', '.join(named) or 'no judge'}", f"exactly one of "
                         f"{', '.join(KINDS)} must be set", "set the others to \"\"")
-    if section.reward and (section.form == "rubric" or section.experiments):
-        raise UserError(f"judge.reward={section.reward!r}", "reads no rubric and writes no text",
-                        "name a chat model, or set form to pairwise and experiments to ()")
+    if section.prompts and section.form == "rubric":
+        raise UserError(f"judge.prompts={section.prompts!r}", "knows no rubric",
+                        "set form to pairwise or single, or prompts to \"\"")
+    if section.reward and (section.form == "rubric" or section.experiments or section.prompts):
+        raise UserError(f"judge.reward={section.reward!r}", "reads no prompts and writes no text",
+                        "name a chat model, or set form to pairwise, experiments to () and "
+                        "prompts to \"\"")

@@ -50,7 +50,7 @@ class Criterion(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """A request of a judge, and the code that its verdict must carry."""
+    """A request of a judge, and the code that its verdict must carry; "" where it needs none."""
 
     prompt: Conversation
     code: str
@@ -60,18 +60,18 @@ def ask_to_compare(pair: Pair, seed: int) -> Asked:
     """Asks which answer is better, in the order of the pair."""
     answers = [write_answer(answer) for answer in pair.answers]
     prompt = write_dialogue(pair.prompt)
-    code = make_code(seed, [prompt, pair.reference, *answers])
+    code = make_code(seed, [prompt, *pair.reference, *answers])
     blocks = [quote("CONVERSATION", prompt, code), *_reference(pair.reference, code)]
     blocks += [quote(f"ANSWER {name}", text, code) for name, text in zip(NAMES, answers)]
     return _asked(blocks, COMPARE.format(code=code), bool(pair.reference), code)
 
 
-def ask_to_rate(prompt: Messages, answer: Messages, reference: str, criterion: Criterion | None,
-                seed: int) -> Asked:
+def ask_to_rate(prompt: Messages, answer: Messages, reference: tuple[str, ...],
+                criterion: Criterion | None, seed: int) -> Asked:
     """Asks how good an answer is, by a criterion; None for its quality as a whole."""
     dialogue, text = write_dialogue(prompt), write_answer(answer)
     asked = QUALITY if criterion is None else criterion.text
-    code = make_code(seed, [dialogue, reference, text, asked])
+    code = make_code(seed, [dialogue, *reference, text, asked])
     blocks = [quote("CONVERSATION", dialogue, code), *_reference(reference, code),
               quote("ANSWER", text, code)]
     return _asked(blocks, RATE.format(code=code, criterion=asked), bool(reference), code)
@@ -96,8 +96,8 @@ def quote(name: str, text: str, code: str) -> str:
     return f"BEGIN {name} {code}\n{text}\nEND {name} {code}"
 
 
-def _reference(reference: str, code: str) -> list[str]:
-    return [quote("REFERENCE", reference, code)] if reference else []
+def _reference(reference: tuple[str, ...], code: str) -> list[str]:
+    return [quote("REFERENCE", text, code) for text in reference[-1:]]
 
 
 def _asked(blocks: Sequence[str], request: str, has_reference: bool, code: str) -> Asked:

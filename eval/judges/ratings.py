@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from core.artifacts import digest
@@ -64,8 +64,9 @@ def rate_answers(candidates: Mapping[str, Answers], references: Answers, pairs: 
 
     Returns:
         The outcomes of the pairs; a row for each rating; and `scores`: of each candidate its mean
-        with a 95 % interval, the means by criterion, `answers` with a score, `unparsed` ones by the
-        reason, and Spearman's correlation of score and length.
+        with a 95 % interval, the means by criterion and by turn, which is the number of questions
+        of a conversation, `answers` with a score, `unparsed` ones by the reason, and Spearman's
+        correlation of score and length.
     """
     asked = _asked(candidates, references, pairs)
     todo = [(name, mark, one._replace(criterion=criterion))
@@ -101,23 +102,32 @@ def _asked(candidates: Mapping[str, Answers], references: Answers,
 def _summarise(rated: Sequence[Rated], rows: Sequence[Mapping[str, Any]],
                ratings: Ratings) -> dict[str, Any]:
     verdicts = [ratings.of((*one.prompt, *one.answer)) for one in rated]
-    scored = [(verdict.value, len(one.answer[-1].content))
-              for verdict, one in zip(verdicts, rated) if verdict.value is not None]
+    scored = [(verdict.value, one) for verdict, one in zip(verdicts, rated)
+              if verdict.value is not None]
     found: dict[str, Any] = {
         "answers": len(scored), "mean": None, "length_correlation": None,
         "unparsed": dict(Counter(one.reason for one in verdicts if one.value is None))}
     if not scored:
         return found
-    estimate = estimate_mean([score for score, _ in scored])
-    by_criterion: dict[str, list[float]] = {}
-    for row in rows:
-        if row["value"] is not None and row["criterion"]:
-            by_criterion.setdefault(row["criterion"], []).append(row["value"])
+    values = [value for value, _ in scored]
+    estimate = estimate_mean(values)
     return found | {
         "mean": {"value": estimate.value, "low": estimate.low, "high": estimate.high,
                  "items": estimate.items},
-        "length_correlation": correlate_length(*zip(*scored)),
-        "criteria": {name: sum(values) / len(values) for name, values in by_criterion.items()}}
+        "length_correlation": correlate_length(
+            values, [len(one.answer[-1].content) for _, one in scored]),
+        "criteria": _means((row["criterion"], row["value"]) for row in rows
+                           if row["value"] is not None and row["criterion"]),
+        "turns": _means((str(sum(message.role == "user" for message in one.prompt)), value)
+                        for value, one in scored)}
+
+
+def _means(values: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """Means by name."""
+    found: dict[str, list[float]] = {}
+    for name, value in values:
+        found.setdefault(name, []).append(value)
+    return {name: sum(given) / len(given) for name, given in found.items()}
 
 
 def _mark(messages: Messages) -> str:

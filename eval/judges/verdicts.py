@@ -14,6 +14,7 @@ SHARES = {"A": 1.0, "B": 0.0, "C": 0.5}     # of the answer that is shown first
 REASONS = ("no_verdict", "no_code", "several", "out_of_range", "truncated", "prompt_too_long",
            "rejected", "unreachable", "over_budget")
 
+_CHOICE = re.compile(r"\[\[([ABC])\]\]")
 _LETTER, _RATING = "[ABC]", r"-?[0-9]+(?:\.[0-9]+)?"
 # FastChat's `one_score_pattern` and its backup (lm-sys/FastChat@0e6d3e4).
 _MT_BENCH = (re.compile(r"\[\[(\d+\.?\d*)\]\]"), re.compile(r"\[(\d+\.?\d*)\]"))
@@ -55,6 +56,24 @@ def read_rating(reply: Reply, code: str) -> Verdict:
     return Verdict(float(found), "", reply.text)
 
 
+def read_published_choice(reply: Reply) -> Verdict:
+    """The verdict ``[[A]]``, ``[[B]]`` or ``[[C]]`` of a reply to a prompt of MT-Bench.
+
+    FastChat takes A where both are named, which here is no verdict.
+    """
+    found, reason = ("", _fault(reply)) if reply.fault else _only(
+        set(_CHOICE.findall(reply.text)), "no_verdict")
+    return Verdict(None if reason else SHARES[found], reason, reply.text)
+
+
+def read_published_rating(reply: Reply) -> Verdict:
+    """The rating of a reply to a prompt of MT-Bench, see `read_mt_bench`, from 1 to 10."""
+    score = read_mt_bench(reply.text)
+    reason = _fault(reply) or ("no_verdict" if score is None else
+                               "" if LOW <= score <= HIGH else "out_of_range")
+    return Verdict(None if reason else score, reason, reply.text)
+
+
 def read_mt_bench(text: str) -> float | None:
     """The score in a judgment of MT-Bench: the first ``[[n]]``, else the first ``[n]``.
 
@@ -66,18 +85,25 @@ def read_mt_bench(text: str) -> float | None:
     return None
 
 
+def _fault(reply: Reply) -> str:
+    return "rejected" if reply.fault.startswith("rejected_") else reply.fault
+
+
+def _only(found: set[str], otherwise: str) -> tuple[str, str]:
+    """The only verdict of several equal ones; or "" and why there is none."""
+    if len(found) == 1:
+        return found.pop(), ""
+    return "", "several" if found else otherwise
+
+
 def _find(reply: Reply, pattern: str, code: str) -> tuple[str, str]:
     """The one verdict with the code; or "" and the reason why there is none.
 
     A reply that was cut has none: its judge might have gone on to another one.
     """
     if reply.fault:
-        return "", "rejected" if reply.fault.startswith("rejected_") else reply.fault
+        return "", _fault(reply)
     found = {verdict.upper() for verdict in re.findall(
         rf"\[\[\s*({pattern})[\s:,]+{code}\s*\]\]", reply.text, re.IGNORECASE)}
-    if len(found) > 1:
-        return "", "several"
-    if found:
-        return found.pop(), ""
     has_verdict = re.search(rf"\[\[\s*{pattern}\b", reply.text, re.IGNORECASE)
-    return "", "no_code" if has_verdict else "no_verdict"
+    return _only(found, "no_code" if has_verdict else "no_verdict")
