@@ -32,7 +32,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         model="",                   # a chat model's folder; or
         endpoint="", endpoint_model="", key_variable="",    # URL, model, environment variable; or
         reward="",                  # a reward model's folder
-        own="",                     # the candidate that the judge itself wrote
+        own="",                     # the candidate that the judge wrote; "" = the one of its name
         experiments=(),             # verbose, concise, injected
         max_new_tokens=1024, temperature=0.0, top_p=1.0, seed=0,
         max_requests=0, max_cost=0.0,       # of an endpoint; 0 sets no limit

@@ -75,10 +75,19 @@ ONE_SHOWN = {"value": None, "why": "the judge reads one answer at a time"}
 
 @dataclasses.dataclass(frozen=True)
 class Material:
-    """What is judged: `candidates` with their answers by question, none where the answers are those
-    of a file of votes; `pairs`; `votes` of people, and their agreement with each other."""
+    """What is judged.
+
+    Attributes:
+        candidates: their answers by question; none where the answers are those of a file of votes.
+        baseline: the candidate that the others are compared with; "" if there is none.
+        references: conversations that end with right answers.
+        pairs: of answers.
+        votes: of people.
+        people_agreement: how far they agree with each other; None where that is not known.
+    """
 
     candidates: Mapping[str, Answers]
+    baseline: str
     references: Answers
     pairs: Sequence[Pair]
     votes: Votes
@@ -111,7 +120,7 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
         outcomes, rows, scores = rate_answers(material.candidates, material.references,
                                               material.pairs, criteria, judge)
     _check_verdicts(rows, judge)
-    experiments, more = _experiment(section, material.pairs, judge)
+    experiments, more = _experiment(section, material, judge)
     rows += more
     metrics = {"judge": judge.name, "form": section.form, **scores,
                **measure(outcomes, material, section, judge), "experiments": experiments,
@@ -131,17 +140,16 @@ def read_material(section: ConfigDict, faults: Faults) -> Material:
         # Its faults were counted when the votes were read.
         pairs = [dataclasses.replace(pair, reference=reference_of(references, pair.question))
                  for pair in read_voted(Path(section.votes), Faults("judge.votes"))]
-        return Material({}, references, pairs, votes, agreed)
+        return Material({}, "", references, pairs, votes, agreed)
     named = parse_pairs("config.judge.answers", section.answers.split(","))
     candidates = {name: read(Path(path), faults) for name, path in named.items()}
     baseline = section.baseline or next(reversed(candidates))
     if section.own and section.own not in candidates:
         raise UserError(f"judge.own={section.own!r}", "is no candidate",
                         f"name one of {', '.join(candidates)}, or set it to \"\"")
-    if len(candidates) == 1 and section.form != "pairwise":
-        return Material(candidates, references, [], votes, agreed)
-    return Material(candidates, references, pair_up(candidates, baseline, references, faults),
-                    votes, agreed)
+    is_alone = len(candidates) == 1 and section.form != "pairwise"
+    pairs = [] if is_alone else pair_up(candidates, baseline, references, faults)
+    return Material(candidates, baseline, references, pairs, votes, agreed)
 
 
 def judge_pairs(pairs: Sequence[Pair], judge: Judge) -> list[Outcome]:
@@ -164,20 +172,22 @@ def measure(outcomes: Sequence[Outcome], material: Material, section: ConfigDict
     if section.votes:
         agreement = measure_agreement(outcomes, material.votes, section.seed)
         agreement["people_agreement"] = material.people_agreement
-    return {"baseline": outcomes[0].pair.names[1] if by_name else "",
+    own = section.own or (judge.name if judge.name in material.candidates else "")
+    return {"baseline": material.baseline,
             "candidates": {name: measure_win_rate(own) for name, own in by_name.items()},
             "bias": {"position": measure_position(outcomes) if reads_order else ONE_SHOWN,
                      "length": measure_length(outcomes, people),
-                     "self_preference": measure_self_preference(outcomes, section.own, people)},
+                     "self_preference": measure_self_preference(outcomes, own, people)},
             "agreement": agreement}
 
 
-def _experiment(section: ConfigDict, pairs: Sequence[Pair],
+def _experiment(section: ConfigDict, material: Material,
                 judge: Judge) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The win rates of answers in other forms, and the rows of their verdicts."""
     found, rows = {}, []
     for name in section.experiments:
-        variants, left_out = make_variants(name, pairs, judge, section.seed)
+        variants, left_out = make_variants(name, material.candidates[material.baseline],
+                                           material.references, judge, section.seed)
         outcomes = judge_pairs(variants, judge)
         rows += _verdict_rows(outcomes, name)
         found[name] = {"left_out": dict(left_out)} | (
@@ -237,6 +247,9 @@ def _check(section: ConfigDict) -> None:
     if not section.answers and not section.votes:
         raise UserError("judge: answers, votes", "name nothing to judge",
                         "write --config.judge.answers=NAME=FILE,NAME=FILE")
+    if section.experiments and not section.answers:
+        raise UserError("judge.experiments", "are made with the answers of a candidate",
+                        "name some: --config.judge.answers=NAME=FILE")
     for name in section.experiments:
         if name not in EXPERIMENTS:
             raise UserError(f"judge.experiments={name!r}", f"is none of {', '.join(EXPERIMENTS)}",

@@ -27,6 +27,7 @@ from eval.judges.bias import (
 from eval.judges.candidates import make_pair, mark_question, read_answers
 from eval.judges.judge import ModelJudge, Rated, RewardJudge
 from eval.judges.prompts import Criterion, ask_to_compare, ask_to_rate, make_code, read_rubric
+from eval.judges.ratings import Ratings
 from eval.judges.verdicts import Verdict, read_choice, read_mt_bench, read_rating
 from eval.respond.responder import Reply
 
@@ -74,7 +75,7 @@ def judge(server, tmp_path):
         section = config.judge
         section.update(answers=f"mine={tmp_path}/mine.jsonl,theirs={tmp_path}/theirs.jsonl",
                        endpoint=server.url, endpoint_model="tiny")
-        section.run.update(timeout_secs=5.0, max_retries=1, backoff_secs=0.001, num_connections=3)
+        section.run.update(timeout_secs=60.0, max_retries=1, backoff_secs=0.001, num_connections=3)
         for field, value in changes.items():
             (section.run if field in section.run else section)[field] = value
         folder = tmp_path / name
@@ -328,9 +329,15 @@ def test_the_preference_for_own_answers_is_against_peoples():
     assert "no candidate" in measure_self_preference(outcomes, "", people)["why"]
 
 
+def test_the_judges_own_answers_are_those_of_its_name(judge, tmp_path):
+    _, metrics = judge(answers=f"tiny={tmp_path}/mine.jsonl,theirs={tmp_path}/theirs.jsonl")
+    own = metrics["bias"]["self_preference"]
+    assert own["own_win_rate"] == metrics["candidates"]["tiny"]["win_rate"]
+
+
 # --- the stage -------------------------------------------------------------------------------
 
-def test_a_judge_that_prefers_length_is_found_out(judge, server):
+def test_a_judge_that_prefers_length_is_found_out(judge, server, tmp_path):
     folder, metrics = judge()
     found = metrics["candidates"]["mine"]
     # 9 characters against 3 to 14: six shorter, one as long, five longer.
@@ -346,7 +353,11 @@ def test_a_judge_that_prefers_length_is_found_out(judge, server):
     assert len(rows) == 2 * NUM and all(row["prompt"] and row["text"] for row in rows)
     assert rows[0]["models"] == rows[1]["models"][::-1] == ["mine", "theirs"]
     assert read_json(folder / "judge.json")["bias"] == bias
-    again = measure_file(folder / "annotations.jsonl", None, None, None, None)
+    write_jsonl(tmp_path / "difficulties.jsonl", [
+        {"instruction": f"question {number}", "instruction_difficulty": 0.0}
+        for number in range(NUM)])
+    again = measure_file(folder / "annotations.jsonl", tmp_path / "difficulties.jsonl", None, None,
+                         None)
     assert again["models"]["mine"]["win_rate"] == pytest.approx(100 * 6.5 / 12)
     assert again["models"]["mine"]["length_controlled_winrate"] == pytest.approx(
         100 * found["length_controlled"])
@@ -442,6 +453,9 @@ def test_answers_are_rated_one_at_a_time(judge, tmp_path):
     assert len(read_jsonl(folder / "verdicts.jsonl")) == 2 * NUM
     _, one = judge("one", form="single", answers=f"mine={tmp_path}/mine.jsonl")
     assert one["scores"]["mine"] == mine and one["candidates"] == {}
+    _, longer = judge("longer", form="single", answers=f"mine={tmp_path}/mine.jsonl",
+                      experiments=("verbose",))
+    assert longer["experiments"]["verbose"]["wins"] == NUM
 
 
 def test_a_rubric_is_a_weighted_mean_and_lacks_no_criterion(judge, server, tmp_path):
@@ -528,6 +542,17 @@ def test_a_reward_model_gives_probabilities_in_whichever_order():
     assert not judge.reads_order and ModelJudge.reads_order
 
 
+def test_only_equal_scores_of_a_reward_model_are_ties():
+    def ratings(tied):
+        found = Ratings(tied)
+        for text, score in (("x", 0.05), ("y", 0.02)):
+            found.add(Rated(ask("q").messages, (Message("assistant", text),)), Verdict(score))
+        return found
+    pair = pair_of("x", "y")
+    assert ratings(RewardJudge.tied).decide(pair).share == 1.0
+    assert ratings(ModelJudge.tied).decide(pair).share == 0.5
+
+
 @pytest.mark.parametrize("changes, message", [
     ({"endpoint": ""}, "no judge: exactly one of model, endpoint, reward must be set"),
     ({"reward": "r"}, "endpoint, reward: exactly one"),
@@ -537,6 +562,7 @@ def test_a_reward_model_gives_probabilities_in_whichever_order():
     ({"answers": ""}, "name nothing to judge"), ({"answers": "mine"}, "is not of the form NAME="),
     ({"own": "nobody"}, "judge.own='nobody': is no candidate"),
     ({"baseline": "nobody"}, "has no baseline 'nobody'"),
+    ({"experiments": ("verbose",), "answers": "", "votes": "v"}, "answers of a candidate"),
     ({"experiments": ("louder",)}, "judge.experiments='louder': is none of"),
     ({"max_cost": -1.0}, "judge.max_cost=-1.0: must be")])
 def test_what_is_contradictory_is_refused(judge, changes, message):

@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from core.errors import UserError, quote
+from data.chat import Message
 from data.layouts.faults import Faults
 from data.layouts.rows import Damaged, find_files, read_rows
+from eval.judges.candidates import mark_question
 from eval.judges.length_control import Comparisons
 
 DRAWS = (0.0, 1.5)
@@ -22,7 +24,7 @@ class Annotation(NamedTuple):
     """A comparison of a model's answer with the baseline's.
 
     Attributes:
-        index: of the instruction; "" where the file has none.
+        index: of the instruction, or the mark of its text; "" where the file has neither.
         preference: probability that the model's answer is better, from 0 to 1.
         length, baseline_length: characters of the answers.
         place: the row, for messages.
@@ -39,9 +41,9 @@ def read_annotations(path: Path, faults: Faults) -> dict[str, list[Annotation]]:
     """The comparisons of each model, in the order of the rows.
 
     A row has `preference` (1 for the baseline to 2 for the model; 0 and 1.5 are draws) or
-    `pseudo_preference01` (from 0 to 1), the model as `model` or `generator_2`, its instruction as
-    `index`, and the lengths as `len_baseline` and `len_model`, or the answers themselves as
-    `output_1` and `output_2`.
+    `pseudo_preference01` (from 0 to 1), the model as `model` or `generator_2`, its instruction's
+    `index` or the `instruction` itself, and the lengths as `len_baseline` and `len_model`, or the
+    answers themselves as `output_1` and `output_2`.
 
     Args:
         faults: counts damaged rows, and those without a preference as `unparsed`.
@@ -60,7 +62,7 @@ def read_annotations(path: Path, faults: Faults) -> dict[str, list[Annotation]]:
         if preference is None:
             faults.add("unparsed", place, "has no preference")
             continue
-        index = str(row.get("index", ""))
+        index = _index(row)
         if index and (before := seen.setdefault((model, index), place)) != place:
             raise UserError(place, f"compares {model} on the instruction {index} as {before} does",
                             "remove one of them")
@@ -74,13 +76,16 @@ def read_annotations(path: Path, faults: Faults) -> dict[str, list[Annotation]]:
 
 
 def read_difficulties(path: Path) -> dict[str, float]:
-    """The column `instruction_difficulty` by `index`; raises `UserError` where one is missing."""
-    faults = Faults("difficulty", "fail")
+    """The column `instruction_difficulty` by `index` or `instruction`.
+
+    Raises:
+        UserError: a row has neither, or no difficulty.
+    """
     found = {}
-    for place, row in _rows(path, faults):
-        if "index" not in row:
+    for place, row in _rows(path, Faults("difficulty", "fail")):
+        if not (index := _index(row)):
             raise UserError(place, "has no `index`", "add it: it says which instruction it is")
-        found[str(row["index"])] = _number(row, "instruction_difficulty", place)
+        found[index] = _number(row, "instruction_difficulty", place)
     return found
 
 
@@ -121,6 +126,14 @@ def _rows(path: Path, faults: Faults) -> Iterator[tuple[str, dict[str, Any]]]:
                 faults.add(row.reason, place, row.what)
             else:
                 yield place, row
+
+
+def _index(row: Mapping[str, Any]) -> str:
+    """What marks the instruction: `eval.judge` has the mark of its text as the index."""
+    if "index" in row:
+        return str(row["index"])
+    text = row.get("instruction")
+    return mark_question([Message("user", text)]) if isinstance(text, str) else ""
 
 
 def _preference(row: Mapping[str, Any], place: str) -> float | None:

@@ -48,10 +48,12 @@ class Judge(Protocol):
     Attributes:
         name: for records.
         reads_order: whether it sees two answers at once, so that their order may matter.
+        tied: ratings that differ by less are a tie; 0 where only equal ones are.
     """
 
     name: str
     reads_order: bool
+    tied: float
 
     def compare(self, pairs: Sequence[Pair]) -> list[Verdict]:
         """The share of each pair's first answer, which is shown first."""
@@ -73,7 +75,7 @@ class ModelJudge:
         published: prompts of MT-Bench, which it is asked with; None for our own.
     """
 
-    reads_order = True
+    reads_order, tied = True, 0.1       # as in MT-Bench
 
     def __init__(self, replies: KeptReplies, seed: int, run: ConfigDict | None = None,
                  published: PublishedPrompts | None = None):
@@ -118,7 +120,7 @@ class RewardJudge:
     reference nor the criterion of a rubric.
     """
 
-    reads_order = False
+    reads_order, tied = False, 0.0
 
     def __init__(self, model: RewardModel, batch_size: int):
         self._model, self._batch_size = model, batch_size

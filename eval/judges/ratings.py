@@ -15,16 +15,18 @@ from eval.judges.prompts import Criterion
 from eval.judges.verdicts import Verdict
 from eval.statistics import estimate_mean
 
-TIED = 0.1      # scores that differ by less are a tie, as in MT-Bench
-
 
 class Ratings:
     """The scores of answers: each the weighted mean over the criteria.
 
     An answer that has no rating by one of them has no score.
+
+    Args:
+        tied: see `eval.judges.judge.Judge`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tied: float):
+        self._tied = tied
         self._verdicts: dict[str, list[tuple[Verdict, float]]] = {}
 
     def add(self, one: Rated, verdict: Verdict) -> None:
@@ -49,7 +51,8 @@ class Ratings:
             if verdict.value is None:
                 return Outcome(pair, (verdict, verdict))
         first, second = (verdict.value for verdict in scores)
-        share = 0.5 if abs(first - second) < TIED else float(first > second)
+        is_tie = first == second or abs(first - second) < self._tied
+        share = 0.5 if is_tie else float(first > second)
         return Outcome(pair, (Verdict(share), Verdict(1 - share)))
 
 
@@ -72,7 +75,7 @@ def rate_answers(candidates: Mapping[str, Answers], references: Answers, pairs: 
     todo = [(name, mark, one._replace(criterion=criterion))
             for name, mark, one in asked for criterion in criteria]
     verdicts = judge.rate([one for _, _, one in todo])
-    ratings, rows = Ratings(), []
+    ratings, rows = Ratings(judge.tied), []
     for (name, mark, one), verdict in zip(todo, verdicts, strict=True):
         ratings.add(one, verdict)
         criterion = "" if one.criterion is None else one.criterion.name
