@@ -141,8 +141,8 @@ def read_material(section: ConfigDict, faults: Faults) -> Material:
         pairs = [dataclasses.replace(pair, reference=reference_of(references, pair.question))
                  for pair in read_voted(Path(section.votes), Faults("judge.votes"))]
         return Material({}, "", references, pairs, votes, agreed)
-    named = parse_pairs("config.judge.answers", section.answers.split(","))
-    candidates = {name: read(Path(path), faults) for name, path in named.items()}
+    candidates = {name: read(Path(path), faults)
+                  for name, path in _name_answers(section).items()}
     baseline = section.baseline or next(reversed(candidates))
     if section.own and section.own not in candidates:
         raise UserError(f"judge.own={section.own!r}", "is no candidate",
@@ -150,6 +150,12 @@ def read_material(section: ConfigDict, faults: Faults) -> Material:
     is_alone = len(candidates) == 1 and section.form != "pairwise"
     pairs = [] if is_alone else pair_up(candidates, baseline, references, faults)
     return Material(candidates, baseline, references, pairs, votes, agreed)
+
+
+def _name_answers(section: ConfigDict) -> dict[str, str]:
+    """The file of each candidate."""
+    return parse_pairs("config.judge.answers", section.answers.split(",")) \
+        if section.answers else {}
 
 
 def judge_pairs(pairs: Sequence[Pair], judge: Judge) -> list[Outcome]:
@@ -259,10 +265,9 @@ def _check(section: ConfigDict) -> None:
 
 def _fingerprint(config: ConfigDict) -> dict[str, str]:
     """The contents of all files that are read."""
-    section, named = config.judge, {}
-    if section.answers:
-        named = parse_pairs("config.judge.answers", section.answers.split(","))
-    named |= {name: section[name] for name in FILES if section[name]}
+    section = config.judge
+    named = {name: section[name] for name in FILES if section[name]}
+    named |= {f"answers.{name}": path for name, path in _name_answers(section).items()}
     return {f"{name} {file.name}": sum_file(file) for name, path in named.items()
             for file in find_files(Path(path))}
 

@@ -274,6 +274,7 @@ def test_a_model_in_a_folder_judges(judge, config, tmp_path, kind):
     ({"form": "both"}, "judge.form='both': is none of pairwise, single, rubric"),
     ({"form": "rubric"}, "a rubric is read by the form rubric"),
     ({"answers": ""}, "name nothing to judge"), ({"answers": "mine"}, "is not of the form NAME="),
+    ({"answers": "mine=a.jsonl,mine=b.jsonl"}, "names mine a second time"),
     ({"own": "nobody"}, "judge.own='nobody': is no candidate"),
     ({"baseline": "nobody"}, "has no baseline 'nobody'"),
     ({"experiments": ("verbose",), "answers": "", "votes": "v"}, "answers of a candidate"),
