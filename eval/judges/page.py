@@ -36,7 +36,7 @@ def render_judge(metrics: Found, rows: Sequence[Found], num_shown: int) -> str:
              section("Scores", "Means with their 95 % intervals.", _scores(metrics["scores"]))
              if metrics.get("scores") else None,
              section("Bias", "How the verdicts depend on what should not decide.",
-                     table(["measure", "value", "without a bias"], list(_biases(metrics)),
+                     table(["measure", "value", "to compare with"], list(_biases(metrics)),
                            "biases")),
              section("Experiments", "Answers of the baseline in another form, against "
                      "themselves.", _candidates(metrics["experiments"]))
@@ -76,18 +76,23 @@ def _biases(metrics: Found) -> Iterator[list[Any]]:
     position, length, own = (metrics["bias"][name]
                              for name in ("position", "length", "self_preference"))
     if "first" in position:
-        yield ["verdicts for the answer shown first", _share(position["first"]), percent(0.5)]
-        yield ["pairs judged alike in both orders", _share(position["consistent"]), percent(1.0)]
+        yield ["verdicts for the answer shown first", _share(position["first"]),
+               f"{percent(0.5)} without a bias"]
+        yield ["pairs judged alike in both orders", _share(position["consistent"]),
+               f"{percent(1.0)} without a bias"]
     else:
         yield ["position", position["why"], NONE]
-    yield ["pairs in which the longer answer wins", _share(length["longer"]), _share(
-        length["people_longer"])]
+    people = length["people_longer"]
+    yield ["pairs in which the longer answer wins", _share(length["longer"]),
+           join(_share(people), " by people") if people else NONE]
     if length["excess"]:
-        yield ["excess over people's preference for it", _number(length["excess"]), decimal(0.0)]
+        yield ["excess over people's preference for it", _number(length["excess"]),
+               "0 without a bias"]
     if own["value"] is None:
         yield ["preference for its own answers", own["why"], NONE]
     else:
-        yield ["preference for its own answers, beyond people's", _number(own), decimal(0.0)]
+        yield ["preference for its own answers, beyond people's", _number(own),
+               "0 without a bias"]
     agreement = metrics["agreement"]
     if agreement:
         yield ["agreement with people, ties left out", _share(agreement["decided"]), NONE]
@@ -101,9 +106,15 @@ def _verdicts(rows: Sequence[Found], num_shown: int) -> Iterator[Markup]:
     for row in sorted(rows, key=lambda row: not row["reason"])[:num_shown]:
         who = " against ".join(row["models"]) if "models" in row else join(
             row["model"], f", {row['criterion']}" if row["criterion"] else "")
-        verdict = row["reason"] or decimal(row["value"], 2)
-        yield tag("details", tag("summary", who, " · ", verdict), tag("pre", row["prompt"]),
-                  tag("pre", f"→ {row['text']}"))
+        yield tag("details", tag("summary", who, " · ", row["reason"] or _verdict(row)),
+                  tag("pre", row["prompt"]), tag("pre", f"→ {row['text']}"))
+
+
+def _verdict(row: Found) -> str:
+    """A verdict in words; of a rating and of a probability the number."""
+    if "models" not in row or row["value"] not in (0.0, 0.5, 1.0):
+        return decimal(row["value"], 2)
+    return "tie" if row["value"] == 0.5 else f"for {row['models'][row['value'] == 0.0]}"
 
 
 def _share(found: Found | None) -> Markup | str:
