@@ -48,7 +48,7 @@ def measure(annotations: Sequence[Annotation], difficulties: Mapping[str, float]
         has the error of the fit that `lc_standard_error` lacks, `strength` and `coefficients`. The
         length-controlled ones are None of fewer than five comparisons.
     """
-    compared = compare(list(annotations), difficulties)
+    compared = compare(annotations, difficulties)
     shares = compared.preferences
     mean, stderr = mean_and_stderr(shares, "preferences")
     wins, losses = int(np.sum(shares > 0.5)), int(np.sum(shares < 0.5))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,7 +98,7 @@ def read_leaderboard(path: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def compare(annotations: list[Annotation], difficulties: Mapping[str, float]) -> Comparisons:
+def compare(annotations: Sequence[Annotation], difficulties: Mapping[str, float]) -> Comparisons:
     """A model's comparisons as arrays.
 
     The difficulty is that of the row's own `index`. The reference joins it by the row's position,

@@ -84,11 +84,8 @@ def write_answer(messages: Messages) -> str:
 
 def make_code(seed: int, texts: Sequence[str]) -> str:
     """Six hex digits by the digest of seed and texts, which stand in none of them."""
-    for number in itertools.count():
-        code = digest([seed, number, *texts])[:CODE_DIGITS]
-        if not any(code in text.lower() for text in texts):
-            return code
-    raise AssertionError
+    codes = (digest([seed, number, *texts])[:CODE_DIGITS] for number in itertools.count())
+    return next(code for code in codes if not any(code in text.lower() for text in texts))
 
 
 def quote(name: str, text: str, code: str) -> str:
