@@ -16,12 +16,13 @@ A reply that gives no verdict, or several, is counted as unparsed, by the reason
 loss nor a win. With every result come the judge's bias by position, by length and for its own
 answers (`own` names the candidate that it wrote), and with `votes` its agreement with people.
 `experiments` compares the baseline's answers with themselves: `verbose`, `concise`, or `injected`,
-with an instruction for the judge.
+with an instruction for the judge. The first two also tell length from quality in the win rates at
+equal lengths, as the gamed baselines of AlpacaEval do.
 
-Writes `verdicts.jsonl`, every prompt with its reply and verdict; `annotations.jsonl`, which
-`eval.alpaca_eval` reads; `preferences.jsonl`, which `eval.agreement` and `align.dpo` read;
-`judge.json` and `page.html`. Replies are kept in WORKDIR/known: a run that was ended, or had used
-up `max_requests` or `max_cost`, goes on with what it lacks.
+Writes `verdicts.jsonl`, every prompt with its reply and verdict; `annotations.jsonl` and
+`gamed.jsonl`, which `eval.alpaca_eval` reads; `preferences.jsonl`, which `eval.agreement` and
+`align.dpo` read; `judge.json` and `page.html`. Replies are kept in WORKDIR/known: a run that was
+ended, or had used up `max_requests` or `max_cost`, goes on with what it lacks.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ from data.layouts.rows import find_files
 from data.preferences import write_preferences
 from eval.judges.bias import (
     Outcome,
+    as_comparisons,
     measure_length,
     measure_position,
     measure_self_preference,
@@ -60,7 +62,7 @@ from eval.judges.candidates import (
     read_voted,
     reference_of,
 )
-from eval.judges.experiments import EXPERIMENTS, make_variants
+from eval.judges.experiments import EXPERIMENTS, REWRITES, make_variants
 from eval.judges.judge import Judge, check_judge, open_judge
 from eval.judges.mt_bench import read_turns
 from eval.judges.page import render_judge
@@ -98,7 +100,8 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
     """Judges by ``config.judge``; see the module's docstring.
 
     Returns:
-        `candidates`, win rates against the baseline; `scores` of the forms that rate; `bias` by
+        `candidates`, win rates against the baseline, and `length_terms`, what those at equal
+        lengths are estimated by; `scores` of the forms that rate; `bias` by
         `position`, `length` and `self_preference`; `agreement` with people; `experiments`;
         `unparsed`, verdicts by the reason; `left_out`, rows by the reason; usage and cost.
 
@@ -120,13 +123,18 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
         outcomes, rows, scores = rate_answers(material.candidates, material.references,
                                               material.pairs, criteria, judge)
     _check_verdicts(rows, judge)
-    experiments, more = _experiment(section, material, judge)
-    rows += more
+    variants, left_out = _experiment(section, material, judge)
+    for name, own in variants.items():
+        rows += _verdict_rows(own, name)
+    gamed = [one for name in REWRITES for one in variants.get(name, ()) if one.share is not None]
     metrics = {"judge": judge.name, "form": section.form, **scores,
-               **measure(outcomes, material, section, judge), "experiments": experiments,
+               **measure(outcomes, material, section, judge, gamed),
+               "experiments": {name: measure_win_rate(own) | {"left_out": left_out[name]}
+                               for name, own in variants.items()},
                "unparsed": dict(Counter(row["reason"] for row in rows if row["reason"])),
                "verdicts": len(rows), "left_out": dict(faults.counts), **judge.usage()}
-    _write(folder, outcomes, rows, metrics, section.num_shown)
+    _write(folder, outcomes, gamed, rows, metrics)
+    (folder / "page.html").write_text(render_judge(metrics, rows, section.num_shown), "utf-8")
     _report(metrics)
     return metrics
 
@@ -166,10 +174,16 @@ def judge_pairs(pairs: Sequence[Pair], judge: Judge) -> list[Outcome]:
             for number, pair in enumerate(pairs)]
 
 
-def measure(outcomes: Sequence[Outcome], material: Material, section: ConfigDict,
-            judge: Judge) -> dict[str, Any]:
-    """Win rates, biases and agreement; see `build`."""
+def measure(outcomes: Sequence[Outcome], material: Material, section: ConfigDict, judge: Judge,
+            gamed: Sequence[Outcome] = ()) -> dict[str, Any]:
+    """Win rates, biases and agreement; see `build`.
+
+    Args:
+        gamed: of the baseline's answers longer and shorter, which tie the regression by length.
+    """
     people = mean_votes(outcomes, material.votes)
+    ties = [as_comparisons([one for one in gamed if one.pair.names[0] == name])
+            for name in dict.fromkeys(one.pair.names[0] for one in gamed)]
     by_name: dict[str, list[Outcome]] = {}
     for one in outcomes if material.candidates else ():
         by_name.setdefault(one.pair.names[0], []).append(one)
@@ -180,7 +194,8 @@ def measure(outcomes: Sequence[Outcome], material: Material, section: ConfigDict
         agreement["people_agreement"] = material.people_agreement
     own = section.own or (judge.name if judge.name in material.candidates else "")
     return {"baseline": material.baseline,
-            "candidates": {name: measure_win_rate(own) for name, own in by_name.items()},
+            "candidates": {name: measure_win_rate(pairs, ties) for name, pairs in by_name.items()},
+            "length_terms": ["length"] + ["gamed"] * bool(ties),
             "bias": {"position": measure_position(outcomes) if reads_order else ONE_SHOWN,
                      "length": measure_length(outcomes, people),
                      "self_preference": measure_self_preference(outcomes, own, people)},
@@ -188,17 +203,14 @@ def measure(outcomes: Sequence[Outcome], material: Material, section: ConfigDict
 
 
 def _experiment(section: ConfigDict, material: Material,
-                judge: Judge) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The win rates of answers in other forms, and the rows of their verdicts."""
-    found, rows = {}, []
+                judge: Judge) -> tuple[dict[str, list[Outcome]], dict[str, dict[str, int]]]:
+    """The outcomes of answers in other forms, and how many of these are left out by the reason."""
+    found, left_out = {}, {}
     for name in section.experiments:
-        variants, left_out = make_variants(name, material.candidates[material.baseline],
-                                           material.references, judge, section.seed)
-        outcomes = judge_pairs(variants, judge)
-        rows += _verdict_rows(outcomes, name)
-        found[name] = {"left_out": dict(left_out)} | (
-            measure_win_rate(outcomes) if outcomes else {"win_rate": None, "pairs": 0})
-    return found, rows
+        pairs, counts = make_variants(name, material.candidates[material.baseline],
+                                      material.references, judge, section.seed)
+        found[name], left_out[name] = judge_pairs(pairs, judge), dict(counts)
+    return found, left_out
 
 
 def _verdict_rows(outcomes: Sequence[Outcome], experiment: str) -> Iterator[dict[str, Any]]:
@@ -218,16 +230,20 @@ def _check_verdicts(rows: Sequence[Mapping[str, Any]], judge: Judge) -> None:
                         "endpoint")
 
 
-def _write(folder: Path, outcomes: Sequence[Outcome], rows: Sequence[Mapping[str, Any]],
-           metrics: Mapping[str, Any], num_shown: int) -> None:
+def _write(folder: Path, outcomes: Sequence[Outcome], gamed: Sequence[Outcome],
+           rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, Any]) -> None:
     write_jsonl(folder / "verdicts.jsonl", rows)
-    write_jsonl(folder / "annotations.jsonl", (
-        {"model": one.pair.names[0], "index": one.pair.question,
-         "len_model": one.pair.lengths[0], "len_baseline": one.pair.lengths[1],
-         "preference": None if one.share is None else 1 + one.share} for one in outcomes))
+    for name, own in (("annotations", outcomes), ("gamed", gamed)):
+        write_jsonl(folder / f"{name}.jsonl", map(_annotate, own))
     write_preferences(folder / "preferences.jsonl", as_preferences(outcomes, metrics["judge"]))
     write_json(folder / "judge.json", metrics)
-    (folder / "page.html").write_text(render_judge(metrics, rows, num_shown), encoding="utf-8")
+
+
+def _annotate(one: Outcome) -> dict[str, Any]:
+    """A row of `eval.judges.annotations`."""
+    return {"model": one.pair.names[0], "index": one.pair.question,
+            "len_model": one.pair.lengths[0], "len_baseline": one.pair.lengths[1],
+            "preference": None if one.share is None else 1 + one.share}
 
 
 def _report(metrics: Mapping[str, Any]) -> None:

@@ -217,12 +217,28 @@ def test_the_page_shows_what_was_measured_and_quotes_what_is_hostile(judge, serv
 
 
 def test_the_same_answers_longer_and_shorter(judge):
-    _, metrics = judge(experiments=("verbose", "concise"))
+    folder, metrics = judge(experiments=("verbose", "concise"))
     verbose, concise = (metrics["experiments"][name] for name in ("verbose", "concise"))
     assert verbose["win_rate"]["value"] == 1.0
     assert verbose["lengths"][0] == 2 * verbose["lengths"][1]
     assert concise["win_rate"]["value"] == 0.0 and concise["lengths"][0] < concise["lengths"][1]
     assert metrics["candidates"]["mine"]["pairs"] == NUM
+    rows = read_jsonl(folder / "gamed.jsonl")
+    assert [row["model"] for row in rows] == ["verbose"] * NUM + ["concise"] * NUM
+    again = measure_file(folder / "annotations.jsonl", None, folder / "gamed.jsonl", None, None)
+    assert metrics["length_terms"] == again["terms"] == ["length", "gamed"]
+    assert again["models"]["mine"]["length_controlled_winrate"] == pytest.approx(
+        100 * metrics["candidates"]["mine"]["length_controlled"])
+
+
+def test_the_same_answers_longer_tell_length_from_quality(judge, tmp_path):
+    """All answers are longer than the baseline's, and win by that alone."""
+    write_jsonl(tmp_path / "mine.jsonl", [
+        {"prompt": f"question {number}", "completion": "m" * 30} for number in range(NUM)])
+    alone, tied = (judge(name, experiments=experiments)[1]["candidates"]["mine"]
+                   for name, experiments in (("alone", ()), ("tied", ("verbose", "concise"))))
+    assert alone["win_rate"]["value"] == tied["win_rate"]["value"] == 1.0
+    assert tied["length_controlled"] < alone["length_controlled"] - 0.01
 
 
 @pytest.mark.parametrize("obeys", [True, False])

@@ -57,12 +57,17 @@ class Outcome:
         return next((verdict.reason for verdict in self.verdicts if verdict.value is None), "")
 
 
-def measure_win_rate(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def measure_win_rate(outcomes: Sequence[Outcome],
+                     gamed: Sequence[Comparisons] = ()) -> dict[str, Any]:
     """The win rate of the pairs' first candidate over the second.
 
+    Args:
+        gamed: see `eval.judges.length_control.control_length`.
+
     Returns:
-        `win_rate` with its 95 % interval; `length_controlled`, what it would be at equal lengths
-        (`eval.judges.length_control`, without difficulties), None of fewer than five pairs;
+        `win_rate` with its 95 % interval; `length_controlled`, what it would be at equal lengths,
+        by a regression without difficulties, None of fewer than five pairs. Where one candidate's
+        answers are nearly all longer, it is a guess without the gamed ones. Further
         `pairs`, those with verdicts; `wins`, `losses`, `ties`; and `unparsed`, pairs by the reason.
     """
     judged = [one for one in outcomes if one.share is not None]
@@ -75,10 +80,14 @@ def measure_win_rate(outcomes: Sequence[Outcome]) -> dict[str, Any]:
              "unparsed": dict(Counter(one.reason for one in outcomes if one.share is None)),
              "lengths": _mean_lengths(outcomes)}
     if len(judged) >= NUM_FOLDS:
-        lengths = np.array([one.pair.lengths for one in judged], np.float64).T
-        found["length_controlled"] = control_length(Comparisons(
-            np.array(shares), *lengths, np.zeros(len(judged)))).win_rate
+        found["length_controlled"] = control_length(as_comparisons(judged), gamed).win_rate
     return found
+
+
+def as_comparisons(outcomes: Sequence[Outcome]) -> Comparisons:
+    """The outcomes that have a share, for a regression; no difficulty is known."""
+    rows = [(one.share, *one.pair.lengths, 0.0) for one in outcomes if one.share is not None]
+    return Comparisons(*np.array(rows, np.float64).reshape(-1, 4).T)
 
 
 def measure_position(outcomes: Sequence[Outcome]) -> dict[str, Any]:

@@ -31,7 +31,9 @@ def render_judge(metrics: Found, rows: Sequence[Found], num_shown: int) -> str:
              ("Agreement", _share(agreement.get("agreement")), "with the votes of people"),
              ("Cost", decimal(metrics["cost"], 2), _usage(metrics["usage"]))]
     parts = [section("Win rates", f"Against {metrics['baseline']}; ties count half, and pairs "
-                     "without a verdict do not count.", _candidates(metrics["candidates"]))
+                     "without a verdict do not count. At equal lengths: by a regression on "
+                     f"{' and '.join(metrics['length_terms'])}.",
+                     _candidates(metrics["candidates"]))
              if metrics["candidates"] else None,
              section("Scores", "Means with their 95 % intervals.", _scores(metrics["scores"]))
              if metrics.get("scores") else None,
