@@ -174,15 +174,11 @@ def _minimise_quadratic(at: np.ndarray, slope: np.ndarray, hessian: np.ndarray) 
     three coefficients have 27 such patterns, of which the best is taken. Coordinate descent takes
     many steps where lengths nearly tell the models apart.
     """
-    num, linear, found = len(at), slope - hessian @ at, [np.zeros((1, len(at)))]
-    for size in range(1, num + 1):
-        for kept in map(list, itertools.combinations(range(num), size)):
-            signs = np.array(list(itertools.product((-1.0, 1.0), repeat=size)))
-            solved = np.zeros((len(signs), num))
-            solved[:, kept] = -(linear[kept] + signs) @ np.linalg.pinv(
-                hessian[np.ix_(kept, kept)], hermitian=True)
-            found.append(solved)
-    w = np.concatenate(found)
+    linear = slope - hessian @ at
+    signs = np.array(list(itertools.product((-1.0, 0.0, 1.0), repeat=len(at))))
+    kept = signs != 0
+    systems = hessian * (kept[:, :, None] & kept[:, None, :])
+    w = -np.einsum("pij,pj->pi", np.linalg.pinv(systems, hermitian=True), (linear + signs) * kept)
     values = np.abs(w).sum(axis=1) + w @ linear + ((w @ hessian) * w).sum(axis=1) / 2
     return w[np.argmin(values)]
 
