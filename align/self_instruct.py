@@ -22,7 +22,6 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from align.sources import fingerprint_inputs, open_seeds
-from align.synthetic.model import add_cost, check_model, make_responder, sampling_of
 from align.synthetic.similar import SimilarityIndex
 from align.synthetic.tasks import PROMPT_ID, Judged, judge_task, make_prompt, parse_tasks
 from core.artifacts import digest, write_jsonl
@@ -32,6 +31,7 @@ from core.errors import UserError
 from core.progress import log
 from data.layouts.faults import Faults
 from data.layouts.instructions import Instruction
+from eval.respond.asked import add_cost, check_model, make_responder, sampling_of
 from eval.respond.kept_replies import KeptReplies
 from eval.respond.responder import Reply
 

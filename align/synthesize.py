@@ -22,7 +22,6 @@ import xxhash
 from ml_collections import ConfigDict
 
 from align.synthetic.filters import Verdict, judge
-from align.synthetic.model import add_cost, check_model, count_usage, make_responder
 from align.synthetic.prompts import STYLES, Style, split_passages
 from core.artifacts import digest, read_json, write_json
 from core.bounds import check_numbers
@@ -32,6 +31,7 @@ from core.progress import format_count, log
 from data.dedup.shingles import exact_key
 from data.documents import Document, read_documents, write_documents
 from data.filters.language import identify
+from eval.respond.asked import add_cost, check_model, count_usage, make_responder
 from eval.respond.responder import Reply, Responder
 
 DOMAIN = "synthetic"

@@ -165,6 +165,11 @@ BOUNDS: Mapping[str, Bounds] = {
                              note="0 shows none, -1 is the benchmark's own number"),
     "eval.examples_seed": count(0),
 
+    # judge
+    "judge.max_requests": count(0, note="0 sets no limit"),
+    "judge.max_cost": Bounds(note="0 sets no limit"),
+    "judge.num_shown": count(0, note="0 shows none"),
+
     # model, mesh
     **{f"model.{letter}": count() for letter in "DNHGKF"},
     "model.E": count(0, note="0 is a dense MLP"), "model.experts_per_token": count(),

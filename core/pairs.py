@@ -13,11 +13,15 @@ def parse_pairs(field: str, entries: Sequence[str],
     """The value of a flag like `piqa=0.5,sciq=0.25`.
 
     Raises:
-        UserError: an entry is no NAME=VALUE, or `convert` refuses its value with a `ValueError`.
+        UserError: an entry is no NAME=VALUE, or `convert` refuses its value with a `ValueError`; or
+            a name comes twice.
     """
     found = {}
     for text in entries:
         name, equals, value = text.partition("=")
+        if name in found:
+            raise UserError(f"--{field}={text!r}", f"names {name} a second time",
+                            "give each a name of its own")
         try:
             if not equals or not name:
                 raise ValueError

@@ -18,6 +18,7 @@ from data.tokenizers.tokenizer import Tokenizer
 
 ROLES = ("system", "user", "assistant", "tool")
 TRAIN_ON = ("assistant", "all")
+SPEAKERS = {"system": "System", "user": "Human", "assistant": "Assistant", "tool": "Tool"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +85,11 @@ def ask(question: str, answer: str | None = None, **meta: object) -> Conversatio
     if answer is not None:
         messages.append(Message("assistant", answer))
     return Conversation(tuple(messages), meta)
+
+
+def write_dialogue(messages: Sequence[Message]) -> str:
+    """Messages in plain text, each behind its speaker, as a judge or a critic is shown them."""
+    return "\n\n".join(f"{SPEAKERS[message.role]}: {message.content}" for message in messages)
 
 
 def render(conversation: Conversation, tokenizer: Tokenizer, *, template: str = "",

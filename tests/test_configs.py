@@ -14,6 +14,7 @@ from configs import (
     constitution,
     curate,
     gpt2_124m,
+    judge,
     ladder,
     llama3_8b,
     mixture,
@@ -62,7 +63,7 @@ EVERY_CONFIG = {**CONFIGS, **{f"{module.__name__}:{variant}": (module.get_config
                                             "cpu-lstm", "cpu-experts,2,0.4")),
                                   (mixture, mixture.VARIANTS),
                                   (synthesize, ("default",)),
-                                  (self_instruct, ("default",)),
+                                  (self_instruct, ("default",)), (judge, ("default",)),
                                   (constitution, constitution.VARIANTS),
                                   (objectives, objectives.VARIANTS),
                                   (classifier, ("reference", "scores", "labels")))

@@ -22,9 +22,9 @@ from ml_collections import ConfigDict
 
 from align.rl.answers import Answer
 from align.sources import digest_file
-from align.synthetic.constitution import write_dialogue
-from align.synthetic.model import check_model, cost_of, count_usage, open_endpoint
 from core.errors import UserError
+from data.chat import write_dialogue
+from eval.respond.asked import check_model, cost_of, count_usage, open_endpoint
 from eval.respond.endpoint import UNREACHABLE
 from eval.respond.loaded import load_model
 from eval.respond.local import LocalResponder

@@ -14,13 +14,12 @@ from typing import TypeVar
 from align.synthetic.filters import is_refusal, without_preface
 from align.synthetic.principles import Example, Principle
 from core.artifacts import digest
-from data.chat import Conversation, Message
+from data.chat import Conversation, Message, write_dialogue
 from data.preferences import Preference
 from eval.respond.responder import Reply
 
 LETTERS = ("(A)", "(B)")
 BARE = "Write the new answer only, as the person who asked shall read it."
-SPEAKERS = {"system": "System", "user": "Human", "assistant": "Assistant", "tool": "Tool"}
 
 # What a model writes before its text, and where it goes on with turns that nobody asked for.
 _LABEL = re.compile(r"(?i)^(?:critique|revision|revised (?:answer|response)|new answer|assistant)"
@@ -104,11 +103,6 @@ def _question(prompt: Conversation, answers: Sequence[str], preference: str) -> 
             f"the assistant could go on.\n\n{write_dialogue(prompt.messages)}\n\n{preference}\n\n"
             f"Options:\n\n{options}\n\n"
             f"Reply with {LETTERS[0]} or {LETTERS[1]}, and nothing else.")
-
-
-def write_dialogue(messages: Sequence[Message]) -> str:
-    """Messages in plain text, each behind its speaker."""
-    return "\n\n".join(f"{SPEAKERS[message.role]}: {message.content}" for message in messages)
 
 
 def read_text(text: str) -> str:

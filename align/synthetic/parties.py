@@ -10,10 +10,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from align.synthetic.critics import Critic, ModelCritic, RuleCritic
-from align.synthetic.model import RUN_FIELDS, cost_of, open_endpoint, sampling_of
 from align.synthetic.principles import Constitution
 from align.synthetic.rules import make_rule
 from core.errors import UserError
+from eval.respond.asked import RUN_FIELDS, cost_of, open_endpoint, sampling_of
 from eval.respond.kept_replies import KeptReplies
 from eval.respond.loaded import LoadedModel, keeping, load_model
 from eval.respond.local import LocalResponder

@@ -17,6 +17,7 @@ import numpy as np
 
 from core.artifacts import digest
 from core.errors import UserError
+from data.chat import Message
 from data.layouts.faults import Faults
 from data.layouts.read import read_examples
 from data.preferences import Labelled, Preference
@@ -74,7 +75,7 @@ class Repeats(NamedTuple):
     conflicting: list[tuple[str, tuple[str, ...]]]
 
 
-def read_ratings(path: Path, subject: str, *, ties: str = "category",
+def read_ratings(path: Path, subject: str, *, ties: str = "category", needs_name: bool = True,
                  faults: Faults) -> Iterator[Rating]:
     """The ratings of a file or folder in any layout of `data.layouts`, as a stream.
 
@@ -83,6 +84,7 @@ def read_ratings(path: Path, subject: str, *, ties: str = "category",
             `labels`, whether a response is good.
         ties: of choices; `category`: a tie is an answer like others; `drop`: it is none, and
             counted as `tie`.
+        needs_name: whether a row without an annotator is none; otherwise its place names one.
         faults: counts rows that name no annotator, and responses without a score or equal ones.
 
     Raises:
@@ -95,12 +97,22 @@ def read_ratings(path: Path, subject: str, *, ties: str = "category",
     kind = "labels" if subject == "labels" else "preferences"
     for example in read_examples(path, kind, faults=faults):
         place, annotator = str(example.meta.get("place", path)), example.meta.get("annotator")
+        annotator = annotator if needs_name else annotator or place
         if not isinstance(annotator, str | int) or not str(annotator).strip():
             faults.add("no_annotator", place, "does not name its annotator as `annotator`")
             continue
-        prompt = digest([[message.role, message.content] for message in example.prompt.messages])
+        prompt = _mark_prompt(example.prompt.messages)
         for responses, value in _VALUES[subject](example, place, ties, faults):
             yield Rating(digest([prompt, *responses]), prompt, str(annotator).strip(), value, place)
+
+
+def mark_item(prompt: Sequence[Message], responses: Sequence[str]) -> str:
+    """The `item` of a choice between two responses, in whichever order they are given."""
+    return digest([_mark_prompt(prompt), *sorted(responses)])
+
+
+def _mark_prompt(messages: Sequence[Message]) -> str:
+    return digest([[message.role, message.content] for message in messages])
 
 
 def merge_repeats(ratings: Iterable[Rating]) -> tuple[list[Rating], Repeats]:

@@ -11,15 +11,19 @@ from typing import Any
 
 from core.errors import UserError
 from core.progress import Progress
+from eval.respond.endpoint import UNREACHABLE
 from eval.respond.kept import Kept, key_of
 from eval.respond.responder import Prompt, Reply, Responder, as_conversation
 from model.generation.sampling import Sampling
+
+OVER_BUDGET = "over_budget"     # fault of a reply that was not asked for
 
 
 class KeptReplies:
     """A `Responder` that keeps the replies of another one.
 
-    Equal prompts with the same seed are one request.
+    Equal prompts with the same seed are one request. What was unreachable or beyond the budget is
+    not kept: it is asked again the next time.
 
     Args:
         responder: which answers what is not known yet.
@@ -27,6 +31,8 @@ class KeptReplies:
         folder: of the files.
         label: names the replies in the log and their file.
         chunk_prompts: sent at once; where all of a chunk are rejected, the run ends.
+        allows: how many more prompts may be sent after what was used; None sends all. The others
+            have the fault ``over_budget``.
 
     Attributes:
         usage: requests, prompt_tokens and answer_tokens of all that was asked, now or before, and
@@ -34,8 +40,9 @@ class KeptReplies:
     """
 
     def __init__(self, responder: Responder, sampling: Sampling, folder: Path, label: str,
-                 chunk_prompts: int):
+                 chunk_prompts: int, allows: Callable[[Mapping[str, int]], int] | None = None):
         self._responder, self._label, self._chunk_prompts = responder, label, chunk_prompts
+        self._allows = allows
         self.name = responder.name
         self._kept = Kept(folder, {"name": self.name, "sampling": dataclasses.asdict(sampling)},
                           label)
@@ -54,30 +61,46 @@ class KeptReplies:
         unknown = {key: prompt for key, prompt in zip(keys, prompts) if key not in self._kept}
         num_known = len(set(keys)) - len(unknown)
         self._kept.note_found(num_known, len(set(keys)), f"{self._label} replies")
-        self._send(unknown, seed)
-        replies = [_read(self._kept[key]) for key in keys]
-        for number, (key, reply) in enumerate(zip(keys, replies)):
-            self._count(key, reply)
-            if keep is not None:
-                keep(number, reply)
+        for key in set(keys) - set(unknown):
+            self._count(key, _read(self._kept[key]))
+        lost = self._send(unknown, seed)
+        replies = [lost[key] if key in lost else _read(self._kept[key]) for key in keys]
+        for number, reply in enumerate(replies if keep is not None else ()):
+            keep(number, reply)
         return replies
 
-    def _send(self, prompts: Mapping[str, Prompt], seed: int) -> None:
-        keys, faults = list(prompts), Counter()
+    def _send(self, prompts: Mapping[str, Prompt], seed: int) -> dict[str, Reply]:
+        """Sends prompts by their keys, and keeps the replies; returns those that are not kept."""
+        keys, lost, first = list(prompts), {}, 0
         with Progress(self._label, len(keys), "replies") as progress:
-            for first in range(0, len(keys), self._chunk_prompts):
-                chunk = keys[first:first + self._chunk_prompts]
+            while first < len(keys):
+                num = self._chunk_prompts if self._allows is None else min(
+                    self._chunk_prompts, self._allows(self.usage))
+                if num < 1:
+                    return lost | dict.fromkeys(keys[first:], Reply("", OVER_BUDGET))
+                lost |= self._send_chunk({key: prompts[key] for key in keys[first:first + num]},
+                                         seed)
+                first += num
+                progress.update(min(first, len(keys)))
+        return lost
 
-                def keep(number: int, reply: Reply, chunk: Sequence[str] = chunk) -> None:
-                    self._kept.add({chunk[number]: reply._asdict()})
+    def _send_chunk(self, prompts: Mapping[str, Prompt], seed: int) -> dict[str, Reply]:
+        keys, lost = list(prompts), {}
 
-                replies = self._responder.respond([prompts[key] for key in chunk], seed, keep)
-                faults = Counter(reply.fault for reply in replies)
-                if all(fault.startswith("rejected_") for fault in faults):
-                    raise UserError(self.name, f"rejects every prompt ({', '.join(faults)})",
-                                    "check the endpoint, its model, and max_new_tokens against "
-                                    "the model's context")
-                progress.update(first + len(chunk))
+        def keep(number: int, reply: Reply) -> None:
+            self._count(keys[number], reply)
+            if reply.fault == UNREACHABLE:
+                lost[keys[number]] = reply
+            else:
+                self._kept.add({keys[number]: reply._asdict()})
+
+        replies = self._responder.respond(list(prompts.values()), seed, keep)
+        faults = Counter(reply.fault for reply in replies)
+        if all(fault.startswith("rejected_") for fault in faults):
+            raise UserError(self.name, f"rejects every prompt ({', '.join(faults)})",
+                            "check the endpoint, its model, and max_new_tokens against "
+                            "the model's context")
+        return lost
 
     def _count(self, key: str, reply: Reply) -> None:
         if key in self._counted:

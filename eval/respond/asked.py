@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -77,6 +78,27 @@ def add_cost(usage: Mapping[str, int], section: ConfigDict) -> dict[str, Any]:
     """Requests and tokens, and what they cost of an endpoint; see `cost_of`."""
     cost = cost_of(usage, section.run) if section.endpoint else 0.0
     return {"usage": dict(sorted(usage.items())), "cost": cost}
+
+
+class Budget(NamedTuple):
+    """What may be spent on an endpoint.
+
+    Attributes:
+        max_requests: 0 sets no limit.
+        max_cost: in the currency of the prices; 0 sets no limit. The requests that are sent at
+            once may exceed it.
+        run: the subsection with the prices.
+    """
+
+    max_requests: int
+    max_cost: float
+    run: ConfigDict
+
+    def allows(self, usage: Mapping[str, int]) -> int:
+        """How many more requests may be sent, after those that were counted."""
+        if self.max_cost and cost_of(usage, self.run) >= self.max_cost:
+            return 0
+        return max(self.max_requests - usage["requests"], 0) if self.max_requests else sys.maxsize
 
 
 def cost_of(usage: Mapping[str, int], run: ConfigDict) -> float:
