@@ -7,7 +7,7 @@
         --config.judge.votes=votes.jsonl --config.judge.reward=runs/quickstart-cpu/reward
 
 Two answers in both orders are two requests, so that 805 of AlpacaEval are 1,610; an endpoint's
-speed decides the time. A reward model judges hundreds of answers a minute on two cores.
+speed decides the time.
 """
 
 from ml_collections import ConfigDict
