@@ -82,15 +82,6 @@ def name_of(path: Path) -> str:
     return parts[-1] if parts else str(path)
 
 
-def parse_texts(entries: Sequence[str]) -> dict[str, str]:
-    """Texts given as ``NAME=PATH``; raises `UserError` where two have one name."""
-    found = parse_pairs("text", entries)
-    if len(found) < len(entries):
-        raise UserError(f"--text={','.join(entries)!r}", "names two of one name",
-                        "choose another name for one of them, or a glob for both")
-    return found
-
-
 def read_domains(texts: Mapping[str, str], corpus: Path | None) -> list[Domain]:
     """The samples of all texts that are named, or those that need no download.
 
@@ -170,7 +161,7 @@ def main() -> dict[str, Any]:
     tokenizers = read_tokenizers(values.tokenizers)
     corpus = Path(values.corpus) if values.corpus else None
     languages = read_languages(Path(values.languages)) if values.languages else {}
-    domains = read_domains(parse_texts(values.text), corpus)
+    domains = read_domains(parse_pairs("text", values.text), corpus)
     report, out = make_report(tokenizers, domains, languages, values.width), Path(values.out)
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "report.json", report)

@@ -19,7 +19,6 @@ from data.tokenizer_report import (
     format_table,
     make_report,
     name_of,
-    parse_texts,
     read_domains,
     read_tokenizers,
 )
@@ -348,14 +347,6 @@ def test_tokenizers_that_cannot_be_read_are_one_clear_line(planted, entries, mes
     with pytest.raises(UserError, match=re.escape(message)) as error:
         read_tokenizers([entry.format(planted) for entry in entries])
     assert "\n" not in str(error.value)
-
-
-def test_two_texts_of_one_name_are_refused(planted):
-    assert parse_texts(["a=x", "b=repo:y=z"]) == {"a": "x", "b": "repo:y=z"}
-    with pytest.raises(UserError, match="two of one name"):
-        parse_texts(["a=x", "a=y"])
-    with pytest.raises(UserError, match="is not of the form NAME=VALUE"):
-        parse_texts(["a"])
 
 
 def test_texts_that_cannot_be_read_are_one_clear_line(planted, tmp_path):
