@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import regex
 import rustbpe
+import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +22,7 @@ from data.documents import Document, write_documents
 from data.tokenizers import bpe, byte, character, plain_bpe, unigram, word, wordpiece
 from data.tokenizers.export import hub_files
 from data.tokenizers.load import load_tokenizer
+from data.tokenizers.marks import MARK, mark, without_look_ahead
 from data.tokenizers.merging import learn_merges, spell_tokens
 from data.tokenizers.patterns import NORMALIZATIONS, SPLITS
 from data.tokenizers.recipe import Recipe
@@ -74,6 +76,27 @@ def test_merges_are_those_of_rustbpe_and_of_the_plain_trainer(split):
 @given(text=st.text("ab ", max_size=60))
 def test_ties_and_overlaps_are_settled_as_by_the_plain_trainer(text):
     assert learn_merges(count(text), 20) == plain_bpe.train(text, 20, SPLITS["heartwood"])
+
+
+@pytest.mark.parametrize("split", SPLITS.values(), ids=SPLITS)
+@settings(max_examples=150)
+@given(text=st.one_of(st.text("ab1 !'/\t\n\r\xa0\u2028\u3000日\u0301", max_size=24),
+                      st.text(st.characters(exclude_characters=MARK), max_size=24)))
+def test_marked_texts_have_the_same_pieces_without_look_ahead(split, text):
+    fast = without_look_ahead(split)
+    assert "(?!" not in fast
+    assert regex.findall(fast, mark(text, split)) == regex.findall(split, text)
+
+
+@pytest.mark.parametrize("text", ["a  b", "a\uffffb  \uffff c \n d", "\ud800  x", "  ", ""])
+def test_a_text_with_the_mark_has_the_ids_of_tiktoken(text):
+    tokenizer = bpe.train([TEXT], Recipe(300 + len(SPECIAL_TOKENS)))
+    plain = tiktoken.Encoding("plain", pat_str=tokenizer.pattern, special_tokens={},
+                              mergeable_ranks=tokenizer.ranks)
+    ids = plain.encode_ordinary(text)
+    assert tokenizer.encode(text) == ids == [*tokenizer.encode_array(text)]
+    assert tokenizer.encode_batch(["a  a", text, "b"])[1] == ids
+    assert tokenizer.decode(ids) == text.replace("\ud800", "\ufffd")
 
 
 def test_the_plain_encoder_gives_the_ids_of_tiktoken():

@@ -25,6 +25,7 @@ import tiktoken
 
 from core.artifacts import write_json
 from core.errors import UserError, first_line
+from data.tokenizers.marks import MARK, mark, without_look_ahead
 from data.tokenizers.patterns import HEARTWOOD, NORMALIZATIONS, SPLITS, check_split, splitting
 from data.tokenizers.ranks import check_bytes, find_encoding, format_ranks, read_ranks
 from data.tokenizers.recipe import Recipe
@@ -67,9 +68,22 @@ class BytePairTokenizer(Tokenizer):
     normalization: str = "none"
 
     @cached_property
-    def encoding(self) -> tiktoken.Encoding:
-        """The tiktoken encoding of this tokenizer."""
-        return tiktoken.Encoding("heartwood", pat_str=self.pattern, mergeable_ranks=self.ranks,
+    def _is_marked(self) -> bool:
+        """Whether texts are marked and split without look-ahead, see `data.tokenizers.marks`."""
+        return self.pattern in SPLITS.values()
+
+    @cached_property
+    def _encoding(self) -> tiktoken.Encoding:
+        return self._make_encoding(
+            without_look_ahead(self.pattern) if self._is_marked else self.pattern)
+
+    @cached_property
+    def _unmarked(self) -> tiktoken.Encoding:
+        """The encoding of texts that contain the mark themselves."""
+        return self._make_encoding(self.pattern)
+
+    def _make_encoding(self, pattern: str) -> tiktoken.Encoding:
+        return tiktoken.Encoding("heartwood", pat_str=pattern, mergeable_ranks=self.ranks,
                                  special_tokens=self._numbers)
 
     @cached_property
@@ -118,39 +132,50 @@ class BytePairTokenizer(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         """Encodes text; names of special tokens in it are encoded as ordinary text."""
+        encoding, pieces = self._prepare(text)
         with splitting():
-            return [*chain.from_iterable(map(self.encoding.encode_ordinary, self._pieces(text)))]
+            return [*chain.from_iterable(map(encoding.encode_ordinary, pieces))]
 
     def encode_array(self, text: str) -> np.ndarray:
         """As `encode`, without a list of Python integers."""
+        encoding, pieces = self._prepare(text)
         try:
             with splitting():
-                return np.concatenate([self.encoding.encode_to_numpy(piece, disallowed_special=())
-                                       for piece in self._pieces(text)])
+                return np.concatenate([encoding.encode_to_numpy(piece, disallowed_special=())
+                                       for piece in pieces])
         except UnicodeEncodeError:      # a surrogate that stands alone
             return super().encode_array(text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Encodes many texts on all cores."""
-        pieces = [*map(self._pieces, texts)]
+        prepared = [*map(self._prepare, texts)]
+        usual = [*chain.from_iterable(pieces for encoding, pieces in prepared
+                                      if encoding is self._encoding)]
         with splitting():
-            encoded = iter(self.encoding.encode_ordinary_batch([*chain.from_iterable(pieces)]))
-        return [next(encoded) if len(of_text) == 1 else
-                [*chain.from_iterable(islice(encoded, len(of_text)))] for of_text in pieces]
+            encoded = iter(self._encoding.encode_ordinary_batch(usual))
+        return [[*chain.from_iterable(islice(encoded, len(pieces)))]
+                if encoding is self._encoding else self.encode(text)
+                for text, (encoding, pieces) in zip(texts, prepared)]
 
-    def _pieces(self, text: str) -> list[str]:
+    def _prepare(self, text: str) -> tuple[tiktoken.Encoding, list[str]]:
+        """The pieces of a text that are encoded one by one, and the encoding for them."""
         text = NORMALIZATIONS[self.normalization](text)
-        if len(text) < MAX_PIECE or not LONG_SPACE.search(text):
-            return [text]
-        return [text[i:i + MAX_PIECE] for i in range(0, len(text), MAX_PIECE)]
+        pieces = [text]
+        if len(text) >= MAX_PIECE and LONG_SPACE.search(text):
+            pieces = [text[i:i + MAX_PIECE] for i in range(0, len(text), MAX_PIECE)]
+        if not self._is_marked:
+            return self._encoding, pieces
+        if MARK in text:
+            return self._unmarked, pieces
+        return self._encoding, [mark(piece, self.pattern) for piece in pieces]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Decodes ids; special tokens become their names, invalid UTF-8 becomes U+FFFD."""
-        return self.encoding.decode([int(i) for i in ids if i in self._known])
+        return self._encoding.decode([int(i) for i in ids if i in self._known])
 
     def stream(self, ids: Iterable[int]) -> Iterator[bytes]:
         """The UTF-8 bytes of each token as it comes."""
-        to_bytes = self.encoding.decode_single_token_bytes
+        to_bytes = self._encoding.decode_single_token_bytes
         return (to_bytes(int(i)) if i in self._known else b"" for i in ids)
 
     def token_bytes(self) -> np.ndarray:
@@ -277,13 +302,16 @@ def _check_ids(tokenizer: BytePairTokenizer, where: str, remedy: str) -> None:
 def train(texts: Iterable[str], recipe: Recipe) -> BytePairTokenizer:
     """Trains byte-level BPE (arXiv 1508.07909) on texts.
 
+    U+FFFF, which is no character, ends a piece and is in none.
+
     Raises:
         UserError: `vocab_size` is below the number of bytes (256) and special tokens, or the text
         has too few distinct pairs to merge.
     """
     trainer = rustbpe.Tokenizer()
-    trainer.train_from_iterator(map(recipe.normalize, texts), check_room(recipe),
-                                pattern=recipe.pattern)
+    marked = (mark(recipe.normalize(text), recipe.pattern) for text in texts)
+    trainer.train_from_iterator(marked, check_room(recipe),
+                                pattern=without_look_ahead(recipe.pattern))
     return make_tokenizer([bytes(token) for token, _ in trainer.get_mergeable_ranks()], recipe)
 
 

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import regex
 
 from data.engine import run_units
+from data.tokenizers.marks import mark, without_look_ahead
 from data.tokenizers.patterns import NORMALIZATIONS
 from data.tokenizers.recipe import Recipe
 from data.tokens.encode import Span, plan_units, read_spans
@@ -54,11 +55,12 @@ def count_unit(output: Path, spans: Sequence[Span], pattern: str, normalization:
     Returns:
         Documents and bytes of text.
     """
-    find, normalize = regex.compile(pattern).findall, NORMALIZATIONS[normalization]
+    find = regex.compile(without_look_ahead(pattern)).findall
+    normalize = NORMALIZATIONS[normalization]
     counts: Counter[str] = Counter()
     num_documents = num_bytes = 0
     for row in read_spans(spans):
-        counts.update(find(normalize(row["text"])))
+        counts.update(find(mark(normalize(row["text"]), pattern)))
         num_documents, num_bytes = num_documents + 1, num_bytes + len(row["text"].encode())
     pieces = sorted((piece.encode(), count) for piece, count in counts.items())
     pq.write_table(pa.table({
