@@ -21,6 +21,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.judge = ConfigDict(dict(
         out="judge",
         form="pairwise",            # or single, rubric
+        verdict="written",          # or likelihood: that of the letters A and B, of a local model
         answers="",                 # files of conversations by candidate: NAME=FILE,NAME=FILE
         baseline="",                # the candidate that the others are compared with; "" = the last
         votes="",                   # file of people's preferences, whose responses are judged
@@ -39,7 +40,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
         num_shown=20,               # verdicts on the page
         **make_inference(),
         run=make_inference_run(
-            batch_size=16, num_connections=8, timeout_secs=120.0, max_retries=5, backoff_secs=1.0,
+            batch_size=16,          # prompts that are answered at once
+            batch_tokens=4096,      # of prompts, that are read at once for likelihoods
+            num_connections=8, timeout_secs=120.0, max_retries=5, backoff_secs=1.0,
             chunk_prompts=64,       # sent at once; where all are rejected, the run ends
             prompt_price=0.0, answer_price=0.0)))    # of a million tokens of endpoints
     return c

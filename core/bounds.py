@@ -166,6 +166,7 @@ BOUNDS: Mapping[str, Bounds] = {
     "eval.examples_seed": count(0),
 
     # judge
+    "judge.run.batch_tokens": count(),
     "judge.max_requests": count(0, note="0 sets no limit"),
     "judge.max_cost": Bounds(note="0 sets no limit"),
     "judge.num_shown": count(0, note="0 shows none"),

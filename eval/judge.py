@@ -9,8 +9,10 @@
 The judge is a chat endpoint, a chat model in a folder, or a reward model. It compares each
 candidate's answers with the baseline's in both orders (`form` pairwise), rates each answer from 1
 to 10 (single), or by each criterion of a file (rubric); right answers in `references` are shown
-beside. Without `answers`, the responses in a file of people's `votes` are judged. With `prompts`, a
-file of FastChat's, it is asked as in MT-Bench, whose files of answers are read with `questions`.
+beside. Of a model in a folder the verdict can be how likely it finds the letters A and B (`verdict`
+likelihood), so that it writes nothing. Without `answers`, the responses in a file of people's
+`votes` are judged. With `prompts`, a file of FastChat's, it is asked as in MT-Bench, whose files of
+answers are read with `questions`.
 
 A reply that gives no verdict, or several, is counted as unparsed, by the reason, and is neither a
 loss nor a win. With every result come the judge's bias by position, by length and for its own

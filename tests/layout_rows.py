@@ -42,6 +42,10 @@ def turns(*pairs) -> tuple[Message, ...]:
 
 
 CHATS = {
+    "answered": [
+        ({"messages": [USER], "prompt": "<|user|>1+1?", "completion": "2"}, SOLVED.messages),
+        ({"messages": [USER, WRONG, USER], "completion": "2"},
+         (*SOLVED.messages[:1], Message("assistant", "3"), *SOLVED.messages))],
     "messages": [
         ({"messages": [USER, ANSWER]}, SOLVED.messages),
         ({"messages": [USER, ANSWER], "system": "Be brief."}, (SYSTEM, *SOLVED.messages)),

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from chat_server import serve
 from judge_replies import parts, prefer_longer
@@ -16,14 +17,18 @@ from judge_replies import parts, prefer_longer
 from configs.judge import get_config
 from core.artifacts import make_lineage, read_json, read_jsonl, write_json, write_jsonl
 from core.errors import UserError
+from data.chat import Conversation, Message, render_prompt
 from data.layouts.faults import Faults
 from data.tokenizers.bpe import BytePairTokenizer
 from eval.alpaca_eval import measure_file
 from eval.judge import build
 from eval.judges.candidates import read_answers
-from eval.judges.prompts import read_rubric
+from eval.judges.prompts import SYSTEM, read_rubric
+from eval.respond.loaded import load_model
 from model.directory import save_model
-from model.families.registry import init
+from model.execution import Execution
+from model.families.registry import forward, init
+from model.heads.language import logits
 
 DATASETS = os.environ.get("HEARTWOOD_DATASETS")
 NUM = 12
@@ -262,7 +267,7 @@ def test_right_answers_are_shown_beside(judge, server, tmp_path):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("kind", ["reward", "model"])
+@pytest.mark.parametrize("kind", ["reward", "model", "likelihood"])
 def test_a_model_in_a_folder_judges(judge, config, tmp_path, kind):
     tokenizer = BytePairTokenizer({bytes([b]): b for b in range(256)})
     config = dataclasses.replace(config, V=tokenizer.vocab_size, score_head=kind == "reward")
@@ -273,18 +278,44 @@ def test_a_model_in_a_folder_judges(judge, config, tmp_path, kind):
     write_json(folder / "lineage.json", make_lineage(stage=kind, config={}, inputs={}, code=""))
     save_model(folder, jax.jit(partial(init, config))(jax.random.key(0)), config,
                saved, chat=True, context_tokens=2048)
-    settings = {kind: "tiny", "endpoint": "", "parents": {kind: folder}, "max_new_tokens": 4}
+    field = "reward" if kind == "reward" else "model"
+    settings = {field: "tiny", "endpoint": "", "parents": {field: folder}, "max_new_tokens": 4}
+    if kind == "likelihood":
+        settings["verdict"] = kind
     if kind == "model":     # of random parameters, which write no verdict
         with pytest.raises(UserError, match=r"tiny@\w+: gave no verdict in 24 replies"):
             judge(**settings)
         return
-    _, metrics = judge(**settings)
-    assert metrics["judge"].startswith("tiny@") and metrics["usage"] == {"scored": 2 * NUM}
+    written, metrics = judge(**settings)
+    assert metrics["judge"].startswith("tiny@")
     assert metrics["candidates"]["mine"]["pairs"] == NUM
+    if kind == "likelihood":
+        _check_likelihoods(read_jsonl(written / "verdicts.jsonl"), folder)
+        return
+    assert metrics["usage"] == {"scored": 2 * NUM}
     assert "one answer at a time" in metrics["bias"]["position"]["why"]
 
 
+def _check_likelihoods(rows, folder):
+    """The verdict is the probability of A among the two letters, by the plain forward pass."""
+    model = load_model(folder, Execution())
+    for row in rows[:3]:
+        system, user = SYSTEM.format(code=parts(row["prompt"])[0]), row["prompt"]
+        tokens = render_prompt(Conversation((Message("system", system), Message("user", user))),
+                               model.tokenizer)
+        tokens_BL = np.array([tokens])
+        x_BLD = forward(model.params, tokens_BL, np.arange(len(tokens))[None], tokens_BL * 0 + 1,
+                        config=model.config, execution=model.execution)
+        logits_V = logits(model.params, x_BLD, config=model.config,
+                          execution=model.execution)[0, -1]
+        chances = np.exp([logits_V[model.tokenizer.encode(letter)[0]] for letter in "AB"])
+        assert row["value"] == pytest.approx(chances[0] / chances.sum(), abs=1e-5)
+    assert 0 < min(row["value"] for row in rows) < max(row["value"] for row in rows) < 1
+
+
 @pytest.mark.parametrize("changes, message", [
+    ({"verdict": "likelihood"}, "judge.verdict='likelihood': is that of a local model"),
+    ({"verdict": "guess"}, "judge.verdict='guess': is none of written, likelihood"),
     ({"endpoint": ""}, "no judge: exactly one of model, endpoint, reward must be set"),
     ({"reward": "r"}, "endpoint, reward: exactly one"),
     ({"endpoint": "", "reward": "r", "experiments": ("verbose",)}, "writes no text"),

@@ -9,6 +9,7 @@ from data.chat import Conversation, Message
 from data.layouts.turns import (
     Fault,
     check_conversation,
+    check_text,
     is_transcript,
     read_answer,
     read_messages,
@@ -47,6 +48,19 @@ def instruction_of(row: Row, field: str) -> Any:
 def has_messages(row: Row) -> bool:
     """Whether a row holds turns with `role` and `content`."""
     return _has_turns(row, "role")
+
+
+def has_answered(row: Row) -> bool:
+    """Whether a row holds turns with `role` and `content`, and a text that answers the last."""
+    return (has_messages(row) and isinstance(row.get("completion"), str)
+            and turns_of(row)[1][-1].get("role") == "user")
+
+
+def read_answered(row: Row) -> Conversation:
+    """The conversation of turns and the answer to the last one; raises `Fault`."""
+    field, turns = turns_of(row)
+    answer = Message("assistant", check_text(row["completion"], "completion"))
+    return _make([*read_prompt(turns, field, system_of(row)), answer], row)
 
 
 def has_sharegpt(row: Row) -> bool:

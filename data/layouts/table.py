@@ -11,6 +11,7 @@ What a row holds, where `messages` are turns with role and content, or with from
     scores      prompt or messages; responses or completions, with scores beside or inside them
     corrects    prompt; corrects, incorrects: lists of texts
     label       messages, or prompt and completion; label: true, false, 1 or 0
+    answered    messages that end with a question, and its completion: the answers of `eval.run`
     messages    messages, conversations or conversation: turns with role and content; system, tools
     sharegpt    the same with from (human, gpt, function_call, observation) and value
     alpaca      instruction, output; input, history, system
@@ -59,6 +60,7 @@ LAYOUTS = {
     "scores": Layout(PREFERENCES, orders.has_scores, orders.read_scores),
     "corrects": Layout(PREFERENCES, orders.has_corrects, orders.read_corrects),
     "label": Layout(LABELS, orders.has_label, orders.read_label),
+    "answered": Layout(CONVERSATIONS, chats.has_answered, chats.read_answered),
     "messages": Layout(CONVERSATIONS, chats.has_messages, chats.read_turns),
     "sharegpt": Layout(CONVERSATIONS, chats.has_sharegpt, chats.read_turns),
     "alpaca": Layout(CONVERSATIONS, chats.has_alpaca, chats.read_alpaca),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from math import exp
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -14,7 +15,7 @@ from core.errors import UserError
 from data.chat import Conversation
 from eval.judges.candidates import Messages, Pair
 from eval.judges.mt_bench import PublishedPrompts
-from eval.judges.prompts import Asked, Criterion, ask_to_compare, ask_to_rate
+from eval.judges.prompts import CHOOSE, NAMES, Asked, Criterion, ask_to_compare, ask_to_rate
 from eval.judges.verdicts import (
     Verdict,
     read_choice,
@@ -22,15 +23,18 @@ from eval.judges.verdicts import (
     read_published_rating,
     read_rating,
 )
+from eval.measures.choices import ChoiceScore, score_choices
 from eval.respond.asked import RUN_FIELDS, Budget, cost_of, open_endpoint, sampling_of
 from eval.respond.kept_replies import KeptReplies
-from eval.respond.loaded import load_model
+from eval.respond.loaded import LoadedModel, keeping, load_model
 from eval.respond.local import LocalResponder
 from eval.respond.responder import Reply
 from eval.respond.reward import RewardModel, load_reward
+from eval.tasks.task import Choice
 from model.execution import make_execution
 
 KINDS = ("model", "endpoint", "reward")
+VERDICTS = WRITTEN, LIKELIHOOD = ("written", "likelihood")
 
 
 class Rated(NamedTuple):
@@ -113,6 +117,36 @@ class ModelJudge:
                 for one, reply in zip(asked, replies, strict=True)]
 
 
+class LikelihoodJudge(ModelJudge):
+    """A local chat model whose verdict is how likely it finds either letter as its answer.
+
+    The share of answer A is P(A) / (P(A) + P(B)), as AlpacaEval 2 weighs the letters of its judge
+    (arXiv 2404.04475). A comparison reads the prompt once and writes nothing, and every one that
+    the model's context holds has a verdict.
+    """
+
+    def __init__(self, model: LoadedModel, replies: KeptReplies, section: ConfigDict):
+        super().__init__(replies, section.seed)
+        self._model, self._batch_tokens = model, section.run.batch_tokens
+
+    def compare(self, pairs: Sequence[Pair]) -> list[Verdict]:
+        """See `Judge`."""
+        prompts = [ask_to_compare(pair, self._seed, CHOOSE).prompt for pair in pairs]
+        scores = score_choices(self._model, [Choice(prompt, NAMES, 0) for prompt in prompts],
+                               batch_tokens=self._batch_tokens)
+        return [_weigh(score)._replace(prompt=prompt.messages[-1].content)
+                for score, prompt in zip(scores, prompts, strict=True)]
+
+
+def _weigh(score: ChoiceScore) -> Verdict:
+    """The verdict of two letters' log-probabilities."""
+    first, second = score.logps_nats
+    text = f"P(A) = {exp(first):.3g}, P(B) = {exp(second):.3g}"
+    if score.is_cut:        # an answer may be missing
+        return Verdict(None, "prompt_too_long", text)
+    return Verdict(float(expit(first - second)), "", text)
+
+
 class RewardJudge:
     """A reward model; the share of an answer is the sigmoid of the difference of the scores.
 
@@ -162,7 +196,8 @@ def open_judge(section: ConfigDict, parents: Mapping[str, Path], work: Path) -> 
         UserError: there is no judge, or there are two; or it cannot be opened.
     """
     check_judge(section)
-    execution = make_execution(section, also=(*RUN_FIELDS, "chunk_prompts"))
+    execution = make_execution(section, also=(*RUN_FIELDS, "chunk_prompts",
+                                              "batch_tokens"))
     if section.reward:
         return RewardJudge(load_reward(parents["reward"], execution), section.run.batch_size)
     sampling = sampling_of(section)
@@ -172,8 +207,11 @@ def open_judge(section: ConfigDict, parents: Mapping[str, Path], work: Path) -> 
         model = load_model(parents["model"], execution, weights=section.weights)
         responder, run = LocalResponder(model, sampling, section.run.batch_size), None
     budget = Budget(section.max_requests, section.max_cost, section.run)
-    return ModelJudge(KeptReplies(responder, sampling, work, "verdicts", section.run.chunk_prompts,
-                                  budget.allows), section.seed, run,
+    replies = KeptReplies(responder, sampling, work, "verdicts", section.run.chunk_prompts,
+                          budget.allows)
+    if section.verdict == LIKELIHOOD:
+        return LikelihoodJudge(keeping(model, work), replies, section)
+    return ModelJudge(replies, section.seed, run,
                       PublishedPrompts(Path(section.prompts)) if section.prompts else None)
 
 
@@ -183,6 +221,14 @@ def check_judge(section: ConfigDict) -> None:
     if len(named) != 1:
         raise UserError(f"judge: {', '.join(named) or 'no judge'}", f"exactly one of "
                         f"{', '.join(KINDS)} must be set", "set the others to \"\"")
+    if section.verdict not in VERDICTS:
+        raise UserError(f"judge.verdict={section.verdict!r}", f"is none of {', '.join(VERDICTS)}",
+                        "choose one of them")
+    if section.verdict == LIKELIHOOD and (not section.model or section.form != "pairwise"
+                                          or section.prompts):
+        raise UserError(f"judge.verdict={LIKELIHOOD!r}", "is that of a local model which compares "
+                        "two answers", "set model, form to pairwise and prompts to \"\", or set "
+                        "verdict to written")
     if section.prompts and section.form == "rubric":
         raise UserError(f"judge.prompts={section.prompts!r}", "knows no rubric",
                         "set form to pairwise or single, or prompts to \"\"")
