@@ -367,6 +367,21 @@ def test_a_step_that_was_killed_amid_its_deletion_is_no_step(copy, monkeypatch):
     assert {path.name for path in copy.iterdir()} == {"8"}
 
 
+def test_files_that_a_failed_save_still_writes_are_deleted_too(tmp_path, monkeypatch):
+    folders = retention.StepFolders(tmp_path, keep=1, keep_every=0)
+    late, sleeps = tmp_path / f"4{retention.TMP_SUFFIX}" / "state", []
+
+    def sleep(secs):        # in which threads of the save write another file, three times
+        sleeps.append(secs)
+        if len(sleeps) <= 3:
+            late.mkdir(parents=True)
+            (late / "late").write_bytes(b"late")
+    late.mkdir(parents=True)
+    monkeypatch.setattr(retention.time, "sleep", sleep)
+    folders.remove_leftovers()
+    assert not list(tmp_path.iterdir()) and len(sleeps) == 4
+
+
 def test_room_is_made_from_what_is_old(copy, one_device, monkeypatch, capsys):
     """A disk that holds two steps and not three."""
     size = sum(retention._size_bytes(copy / step) for step in ("4", "8")) + (1 << 20)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from pathlib import Path
 
 from core.artifacts import free_name
@@ -11,6 +12,7 @@ from core.progress import log
 
 TMP_SUFFIX = ".orbax-checkpoint-tmp"    # Orbax's suffix of a step that is being written
 DELETED_SUFFIX = f".deleted{TMP_SUFFIX}"
+LEFTOVER_TRIES, LEFTOVER_SECS = 50, 0.1     # of looking for leftovers, and the time between two
 
 
 class StepFolders:
@@ -66,9 +68,17 @@ class StepFolders:
         return self._free_bytes() >= need_bytes
 
     def remove_leftovers(self) -> None:
-        """Deletes files left by failed saves and killed processes."""
-        for path in self._folder.glob(f"*{TMP_SUFFIX}*"):
-            shutil.rmtree(path, ignore_errors=True)
+        """Deletes files left by failed saves and killed processes.
+
+        A save fails with its first array; others may still be written for a moment.
+        """
+        for _ in range(LEFTOVER_TRIES):
+            left = [*self._folder.glob(f"*{TMP_SUFFIX}*")]
+            if not left:
+                return
+            for path in left:
+                shutil.rmtree(path, ignore_errors=True)
+            time.sleep(LEFTOVER_SECS)
 
     def _expired(self, num_newest: int) -> list[Path]:
         """The steps before the newest ones that are not kept forever, the oldest first."""
