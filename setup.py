@@ -17,6 +17,7 @@ CORE = [
     "tiktoken>=0.14",
     "regex>=2024.4",
     "rich>=14",
+    "prompt_toolkit>=3.0.50",
     # data engine
     "daft>=0.7.26",
     "pyarrow>=20",

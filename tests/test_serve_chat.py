@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import os
+import pty
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +19,8 @@ from hypothesis import strategies as st
 from core.artifacts import ROOT, make_lineage, write_json
 from core.errors import UserError
 from data.chat import Conversation, Message, ask, render_prompt
+from data.layouts.faults import Faults
+from data.layouts.read import read_examples
 from data.tokenizers.bpe import BytePairTokenizer
 from data.tokenizers.hub import import_tokenizer
 from eval.respond.loaded import LoadedModel
@@ -27,7 +31,7 @@ from model.generation.requests import Request
 from model.generation.sampling import Sampling
 from model.heads.language import logits
 from serve import chat
-from serve.chat import Session, stream_text
+from serve.session import CHUNK_TOKENS, Session, stream_text
 from tests import hub_tokenizers as hub
 
 # No merges: letters are cut into bytes.
@@ -91,7 +95,7 @@ def test_the_conversation_continues_after_a_stopped_answer(model, next_token):
     pieces = session.answer("Hello.")
     next(pieces), next(pieces)
     pieces.close()
-    assert session.num_tokens == chat.CHUNK_TOKENS
+    assert session.num_tokens == CHUNK_TOKENS
     before = len(session.tokens)
     "".join(session.answer("Go on."))
     assert _answer_is_greedy(session.tokens, before, next_token)
@@ -252,6 +256,83 @@ def test_each_line_of_stdin_is_answered(folder, model):
     assert "was trained on rows of 80" in done.stderr.decode()
 
 
+def test_what_is_piped_in_can_be_one_message(folder, tmp_path):
+    text = "Hello.\n\nAnd then?"
+    saved = tmp_path / "chats.jsonl"
+    done = _chat(f"--model={folder / 'chat'}", "--max_new_tokens=4", "--one_message",
+                 text=f"//reset\n{text}")
+    assert json.loads(done.stdout.decode().splitlines()[-1])["turns"] == 1
+    done = _chat(f"--model={folder / 'chat'}", "--max_new_tokens=4",
+                 text=f"/etc/hosts\n//reset\n/save {saved}\n/quit\n")
+    assert done.returncode == 0, done.stderr.decode()
+    messages = json.loads(saved.read_text())["messages"]
+    assert [one["content"] for one in messages if one["role"] == "user"] == ["/etc/hosts", "/reset"]
+    assert [row.messages[0].content for row in read_examples(
+        saved, "conversations", faults=Faults("test"))] == ["/etc/hosts"]
+
+
+@pytest.mark.parametrize("text, line", [
+    ("/rest", "/rest: is no command: /help lists them; //rest is a message"),
+    ("/reset now", "/reset: takes nothing behind its name"), ("/regen", "/regen: no message was"),
+    ("/save", "/save: names no file"), ("/system " + "x" * 200, "does not hold")])
+def test_a_command_that_cannot_be_run_is_refused(model, text, line):
+    session = _session(model, system="Be brief.")
+    before = session.conversation
+    with pytest.raises(UserError, match=re.escape(line)):
+        chat.respond(session, text)
+    assert session.conversation == before
+
+
+def test_commands(model, capsys):
+    session = _session(model, temperature=1.0, max_new_tokens=20)
+    assert chat.respond(session, "Hello.") and chat.respond(session, "More.")
+    first = session.conversation
+    assert chat.respond(session, "/regen")
+    second = session.conversation
+    assert second.messages[:3] == first.messages[:3] and second.messages[3] != first.messages[3]
+    assert chat.respond(session, "/help")
+    shown = capsys.readouterr().err
+    assert all(f"/{name}" in shown for name in chat.COMMANDS)
+    chat.respond(session, "/system Be brief.\nVery.")
+    assert session.conversation.messages == (Message("system", "Be brief.\nVery."),)
+    assert not chat.respond(session, "/quit")
+
+
+def test_the_keyboard(folder, tmp_path):
+    """In a real terminal: a long paste of several lines is one message, arrow keys recall it, and
+    Alt-Enter begins a new line."""
+    main, terminal = pty.openpty()
+    paste = "\n".join(f"line {number} of a long paste" for number in range(200))
+    assert len(paste) > 4096
+    saved = tmp_path / "chats.jsonl"
+    keys = [f"\x1b[200~{paste}\x1b[201~\r", "one\x1b\rtwo!\x7f\r", "\x1b[A three\r",
+            f"/save {saved}\r", "/quit\r"]
+    environment = os.environ | {"PROMPT_TOOLKIT_NO_CPR": "1", "TERM": "xterm",
+                                "XDG_STATE_HOME": str(tmp_path)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "serve.chat", f"--model={folder / 'chat'}", "--temperature=0",
+         "--max_new_tokens=4", "--context_tokens=16384"], cwd=ROOT, env=environment,
+        stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True)
+    os.close(terminal)
+    for key in keys:
+        _read_until(main, b"\x1b[?2004h")      # that pastes shall be marked: it awaits a message
+        os.write(main, key.encode())
+    assert b'"turns": 3' in _read_until(main, b"}")
+    assert process.wait(60) == 0
+    users = [one["content"] for one in json.loads(saved.read_text())["messages"]
+             if one["role"] == "user"]
+    history = tmp_path / "heartwood" / "chat_history"
+    assert history.stat().st_mode & 0o777 == 0o600 and "+two three" in history.read_text()
+    assert users == [paste, "one\ntwo", "one\ntwo three"]
+
+
+def _read_until(terminal, words):
+    shown = b""
+    while words not in shown:
+        shown += os.read(terminal, 65536)
+    return shown
+
+
 def test_wrong_input_is_one_line(folder, tmp_path):
     for flags, line in [
             ((f"--model={tmp_path}",), "is no model directory"),
@@ -268,14 +349,14 @@ def test_an_interrupt_stops_the_answer_and_not_the_chat(model, monkeypatch, caps
     step = session._engine.step
 
     def interrupted():
-        if session.num_tokens == chat.CHUNK_TOKENS:
+        if session.num_tokens == CHUNK_TOKENS:
             os.kill(os.getpid(), signal.SIGINT)
         return step()
 
     monkeypatch.setattr(session._engine, "step", interrupted)
-    chat._print_answer(session, "Hello.")
-    assert session.num_tokens == 2 * chat.CHUNK_TOKENS
-    assert len(session._turns[0][1]) == chat.CHUNK_TOKENS + 1, "what was not shown is not kept"
+    chat.respond(session, "Hello.")
+    assert session.num_tokens == 2 * CHUNK_TOKENS
+    assert len(session._turns[0][1]) == CHUNK_TOKENS + 1, "what was not shown is not kept"
     monkeypatch.setattr(session._engine, "step", step)
-    chat._print_answer(session, "Again.")
+    chat.respond(session, "Again.")
     assert session.num_turns == 2
