@@ -27,7 +27,8 @@ from core.errors import UserError
 from core.progress import Progress, log
 from data.classify import labelled
 from data.classify.calibration import calibrate
-from data.classify.classifier import KINDS, Classifier, Features, featurise
+from data.classify.classifier import KINDS, Classifier, Features, Grams, featurise
+from data.classify.dialect import compare_false_positives
 from data.classify.labelled import Example
 from data.classify.metrics import evaluate_classes, evaluate_regression
 from data.readers.storage import fingerprint
@@ -48,20 +49,37 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
     if left_out:
         log(f"classifier: {len(examples)} documents{labelled.describe_left_out(left_out)}")
     targets = {name: labelled.targets_of(part, labels) for name, part in parts.items()}
-    positive = "reference" if section.kind == "reference" else section.positive_label
+    positive, negative = (("reference", "") if section.kind == "reference" else
+                          (section.positive_label, section.negative_label))
     weights, bias = train(_featurise(parts["train"], section), targets["train"], section,
                           num_outputs=max(len(labels) - 1, 1))
-    raw = Classifier(section.kind, labels, positive, section.max_words, weights, bias)
+    raw = Classifier(section.kind, labels, positive, _grams(section), weights, bias, negative,
+                     section.limits)
     classifier = calibrate(raw, raw.outputs(_texts(parts["calibration"])), targets["calibration"])
     classifier.save(folder)
-    outputs = classifier.outputs(_texts(parts["heldout"]))
-    measured = (evaluate_classes(outputs, targets["heldout"], labels, positive) if labels
-                else evaluate_regression(outputs[:, 0], targets["heldout"],
-                                         section.min_positive_score))
-    return {"kind": section.kind, "positive_label": positive,
-            "fingerprint": classifier.fingerprint,
+    measured = _measure(classifier, _texts(parts["heldout"]), targets["heldout"], section)
+    if section.limits:
+        log(f"classifier: known limits: {section.limits}")
+    return {"kind": section.kind, "positive_label": positive, "negative_label": negative,
+            "fingerprint": classifier.fingerprint, "known_limits": section.limits,
             "documents": {name: len(part) for name, part in parts.items()},
             "left_out": dict(sorted(left_out.items())), **measured}
+
+
+def _measure(classifier: Classifier, texts: list[str], targets: np.ndarray,
+             section: ConfigDict) -> dict[str, Any]:
+    """Metrics on held-out documents, see `data.classify.metrics` and `data.classify.dialect`."""
+    outputs, labels = classifier.outputs(texts), classifier.labels
+    if not labels:
+        return evaluate_regression(outputs[:, 0], targets, section.min_positive_score)
+    measured = evaluate_classes(outputs, targets, labels, classifier.positive, classifier.negative)
+    if section.dialect_markers:
+        is_scored = targets == labels.index(classifier.positive or classifier.negative)
+        harmless = np.flatnonzero(is_scored if classifier.negative else ~is_scored)
+        harmless_texts = [texts[i] for i in harmless]
+        measured["dialect"] = compare_false_positives(
+            harmless_texts, classifier.score(harmless_texts) >= 0.5, section.dialect_markers)
+    return measured
 
 
 def fingerprint_inputs(config: ConfigDict) -> dict[str, str]:
@@ -150,11 +168,15 @@ def _batches(features: Features, targets: np.ndarray, section: ConfigDict,
 def _featurise(examples: list[Example], section: ConfigDict) -> Features:
     texts = _texts(examples)
     parts = [featurise(texts[start:start + FEATURISE_DOCUMENTS], section.num_buckets,
-                       section.max_words) for start in range(0, len(texts), FEATURISE_DOCUMENTS)]
+                       _grams(section)) for start in range(0, len(texts), FEATURISE_DOCUMENTS)]
     sizes = np.concatenate([np.diff(part.offsets) for part in parts])
     return Features(np.concatenate([part.buckets for part in parts]),
                     np.concatenate([part.values for part in parts]),
                     np.concatenate([[0], np.cumsum(sizes)]))
+
+
+def _grams(section: ConfigDict) -> Grams:
+    return Grams(section.max_words, section.min_chars, section.max_chars)
 
 
 def _texts(examples: list[Example]) -> list[str]:
@@ -186,10 +208,11 @@ def _labels(section: ConfigDict, examples: list[Example]) -> tuple[str, ...]:
         raise UserError(f"classifier.labelled={section.labelled!r}",
                         f"holds the labels {list(labels)} in `{section.target_field}`",
                         "give documents of two labels or more")
-    if section.kind == "classes" and section.positive_label not in ("", *labels):
-        raise UserError(f"classifier.positive_label={section.positive_label!r}",
-                        f"is not one of the labels {', '.join(labels)}",
-                        "set --config.classifier.positive_label to one of them, or to ''")
+    for field in ("positive_label", "negative_label"):
+        if section.kind == "classes" and section[field] not in ("", *labels):
+            raise UserError(f"classifier.{field}={section[field]!r}",
+                            f"is not one of the labels {', '.join(labels)}",
+                            f"set --config.classifier.{field} to one of them, or to ''")
     return labels
 
 
@@ -202,6 +225,18 @@ def _check(section: ConfigDict) -> None:
         raise UserError(f"classifier.split_by={section.split_by!r}", "there is no such split",
                         "choose host or document")
     check_numbers(section, "classifier")
+    if bool(section.min_chars) != bool(section.max_chars) or section.min_chars > section.max_chars:
+        raise UserError(f"classifier.min_chars={section.min_chars} and "
+                        f"max_chars={section.max_chars}", "bound no length of n-grams",
+                        "set e.g. 2 and 5, or both to 0 for none")
+    scored = [field for field in ("positive_label", "negative_label") if section[field]]
+    if len(scored) == 2:
+        raise UserError("classifier.positive_label and negative_label", "both name a label",
+                        "set one of them to ''")
+    if section.dialect_markers and not (section.kind == "reference" or (
+            section.kind == "classes" and scored)):
+        raise UserError("classifier.dialect_markers", "needs documents of which a label says that "
+                        "they are harmless", "set --config.classifier.negative_label, or no marker")
     if section.num_buckets.bit_count() != 1:
         raise UserError(f"classifier.num_buckets={section.num_buckets}",
                         "must be a power of two", "set e.g. 1048576")
