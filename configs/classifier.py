@@ -43,7 +43,7 @@ DIALECT_MARKERS = (     # spelt as African-American English is spoken
     "sholl", "talmbout", "tryna", "wit")
 # Chosen by cross-validation outside the held-out documents; see docs/curation.md.
 TOXICITY = dict(kind="classes", negative_label="neither", split_by="document", heldout_frac=0.2,
-                max_words=1, min_chars=2, max_chars=5, num_epochs=5, learning_rate=0.02,
+                min_chars=2, max_chars=5, num_epochs=5, learning_rate=0.02,
                 limits=TOXICITY_LIMITS, dialect_markers=DIALECT_MARKERS)
 
 

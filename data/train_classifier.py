@@ -48,28 +48,42 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
     _check_parts(parts, labels, left_out)
     if left_out:
         log(f"classifier: {len(examples)} documents{labelled.describe_left_out(left_out)}")
-    targets = {name: labelled.targets_of(part, labels) for name, part in parts.items()}
+    classifier = fit(parts, labels, section)
+    classifier.save(folder)
+    if section.limits:
+        log(f"classifier: known limits: {section.limits}")
+    return {"kind": section.kind, "positive_label": classifier.positive,
+            "negative_label": classifier.negative, "fingerprint": classifier.fingerprint,
+            "known_limits": section.limits,
+            "documents": {name: len(part) for name, part in parts.items()},
+            "left_out": dict(sorted(left_out.items())),
+            **_measure(classifier, parts["heldout"], section)}
+
+
+def fit(parts: Mapping[str, list[Example]], labels: tuple[str, ...],
+        section: ConfigDict) -> Classifier:
+    """Trains a classifier on one part of the documents and calibrates it on another.
+
+    Args:
+        parts: `train` and `calibration`, see `data.classify.labelled.split`.
+        labels: names of the classes; none for a regression.
+        section: ``config.classifier``.
+    """
     positive, negative = (("reference", "") if section.kind == "reference" else
                           (section.positive_label, section.negative_label))
+    targets = {name: labelled.targets_of(parts[name], labels) for name in ("train", "calibration")}
     weights, bias = train(_featurise(parts["train"], section), targets["train"], section,
                           num_outputs=max(len(labels) - 1, 1))
     raw = Classifier(section.kind, labels, positive, _grams(section), weights, bias, negative,
                      section.limits)
-    classifier = calibrate(raw, raw.outputs(_texts(parts["calibration"])), targets["calibration"])
-    classifier.save(folder)
-    measured = _measure(classifier, _texts(parts["heldout"]), targets["heldout"], section)
-    if section.limits:
-        log(f"classifier: known limits: {section.limits}")
-    return {"kind": section.kind, "positive_label": positive, "negative_label": negative,
-            "fingerprint": classifier.fingerprint, "known_limits": section.limits,
-            "documents": {name: len(part) for name, part in parts.items()},
-            "left_out": dict(sorted(left_out.items())), **measured}
+    return calibrate(raw, raw.outputs(_texts(parts["calibration"])), targets["calibration"])
 
 
-def _measure(classifier: Classifier, texts: list[str], targets: np.ndarray,
+def _measure(classifier: Classifier, examples: list[Example],
              section: ConfigDict) -> dict[str, Any]:
     """Metrics on held-out documents, see `data.classify.metrics` and `data.classify.dialect`."""
-    outputs, labels = classifier.outputs(texts), classifier.labels
+    labels, texts = classifier.labels, _texts(examples)
+    outputs, targets = classifier.outputs(texts), labelled.targets_of(examples, labels)
     if not labels:
         return evaluate_regression(outputs[:, 0], targets, section.min_positive_score)
     measured = evaluate_classes(outputs, targets, labels, classifier.positive, classifier.negative)
