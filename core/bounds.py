@@ -221,7 +221,7 @@ BOUNDS: Mapping[str, Bounds] = {
 
     # classifier
     "classifier.max_documents": size("0 takes all"), "classifier.max_words": count(1, 5),
-    "classifier.min_chars": count(0, 16, "0, as max_chars, takes none"),
+    "classifier.min_chars": count(0, 16, "0 takes none, as max_chars=0 does"),
     "classifier.max_chars": count(0, 16, "0 takes no n-grams of characters"),
     "classifier.num_buckets": count(2, 1 << 30), "classifier.learning_rate": POSITIVE,
     "classifier.heldout_frac": Bounds(0.001, 0.5),
