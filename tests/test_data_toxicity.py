@@ -265,9 +265,10 @@ def test_equal_texts_are_never_on_both_sides(tmp_path):
     texts = [_post(key, "neither") for _ in range(200)]
     rows = [{"text": form(text), "label": label} for label, text in zip(
         itertools.cycle(("neither", "hate")), texts) for form in (str, str.upper, "  {} ".format)]
-    path = _write(tmp_path / "posts.jsonl", rows)
+    contested = rows[0] | {"label": "hate"}
+    path = _write(tmp_path / "posts.jsonl", [*rows, contested])
     examples, left_out = labelled.read_targets([path], "label", False, 0, 0)
-    assert left_out == {"exact duplicate": 400}
+    assert left_out == {"exact duplicate": 400, "exact duplicate with another target": 1}
     parts = labelled.split(examples, by="document", calibration_frac=0.2, heldout_frac=0.2, seed=0)
     sides = [{" ".join(one.text.lower().split()) for one in part} for part in parts.values()]
     assert sum(map(len, sides)) == len(set.union(*sides)) == 200
