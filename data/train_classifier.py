@@ -109,7 +109,7 @@ def train(features: Features, targets: np.ndarray, section: ConfigDict,
 
     Args:
         features: of the documents; `targets` as from `data.classify.labelled.targets_of`.
-        section: num_buckets, num_epochs, batch_size, learning_rate, seed.
+        section: num_buckets, num_epochs, batch_size, learning_rate, eps, seed.
 
     Returns:
         weights [num_outputs, num_buckets] and bias [num_outputs], float32.
@@ -117,7 +117,8 @@ def train(features: Features, targets: np.ndarray, section: ConfigDict,
     is_regression = section.kind == "regression"
     batch_size = min(section.batch_size, len(targets))
     num_steps = section.num_epochs * (len(targets) // batch_size)
-    optimizer = optax.adam(optax.linear_schedule(section.learning_rate, 0.0, num_steps))
+    optimizer = optax.adam(optax.linear_schedule(section.learning_rate, 0.0, num_steps),
+                           eps=section.eps)
     start = float(targets.mean()) if is_regression else 0.0
     params = {"weights": jnp.zeros((num_outputs, section.num_buckets)),
               "bias": jnp.full(num_outputs, start)}

@@ -181,7 +181,7 @@ def _section(**changes):
         target_field="label", positive_label="", negative_label="", min_positive_score=3.0,
         max_documents=0, split_by="host", calibration_frac=0.2, heldout_frac=0.2, max_words=2,
         min_chars=0, max_chars=0, num_buckets=2**14, num_epochs=8, batch_size=16,
-        learning_rate=0.1, seed=0, limits="", dialect_markers=()) | changes})
+        learning_rate=0.1, eps=1e-8, seed=0, limits="", dialect_markers=()) | changes})
 
 
 def _build(folder, **changes):
