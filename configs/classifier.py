@@ -20,11 +20,11 @@ toxicity suits short posts whose label is hate, offensive or neither (`text` and
 Davidson et al., arXiv:1703.04009). The score is 1 minus the probability of `neither`; curation
 removes documents above `max_score`. N-grams of characters recognise misspelt words.
 
-Known bias: raters label posts in African-American English as hateful or offensive far more often
-than others, and classifiers trained on such labels follow them (arXiv:1905.12516). The metrics
-compare false positives of held-out harmless posts with and without spellings of that dialect
-(`dialect`; the list is ours, after the spellings that Jones, American Speech 90, 2015, and Blodgett
-et al., arXiv:1608.08868, study). Read them before you remove anything by this score.
+Known bias: classifiers trained on such labels call posts in African-American English abusive at
+substantially higher rates than others (arXiv:1905.12516). The metrics compare false positives of
+held-out harmless posts with and without spellings of that dialect (`dialect`; the list is ours,
+of the kind that Blodgett et al., arXiv:1608.08868, study). Read them before you remove anything by
+this score.
 """
 
 from ml_collections import ConfigDict
