@@ -222,7 +222,10 @@ BOUNDS: Mapping[str, Bounds] = {
 
     # classifier
     "classifier.max_documents": size("0 takes all"), "classifier.max_words": count(1, 5),
+    "classifier.min_chars": count(0, 16, "0 takes none, as max_chars=0 does"),
+    "classifier.max_chars": count(0, 16, "0 takes no n-grams of characters"),
     "classifier.num_buckets": count(2, 1 << 30), "classifier.learning_rate": POSITIVE,
+    "classifier.eps": Bounds(1e-30),
     "classifier.heldout_frac": Bounds(0.001, 0.5),
     "classifier.calibration_frac": Bounds(0.001, 0.5), "classifier.min_positive_score": FINITE,
 

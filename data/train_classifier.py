@@ -27,7 +27,8 @@ from core.errors import UserError
 from core.progress import Progress, log
 from data.classify import labelled
 from data.classify.calibration import calibrate
-from data.classify.classifier import KINDS, Classifier, Features, featurise
+from data.classify.classifier import KINDS, Classifier, Features, Grams, featurise
+from data.classify.dialect import compare_false_positives
 from data.classify.labelled import Example
 from data.classify.metrics import evaluate_classes, evaluate_regression
 from data.readers.storage import fingerprint
@@ -47,21 +48,52 @@ def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict
     _check_parts(parts, labels, left_out)
     if left_out:
         log(f"classifier: {len(examples)} documents{labelled.describe_left_out(left_out)}")
-    targets = {name: labelled.targets_of(part, labels) for name, part in parts.items()}
-    positive = "reference" if section.kind == "reference" else section.positive_label
+    classifier = fit(parts, labels, section)
+    classifier.save(folder)
+    if section.limits:
+        log(f"classifier: known limits: {section.limits}")
+    return {"kind": section.kind, "positive_label": classifier.positive,
+            "negative_label": classifier.negative, "fingerprint": classifier.fingerprint,
+            "known_limits": section.limits,
+            "documents": {name: len(part) for name, part in parts.items()},
+            "left_out": dict(sorted(left_out.items())),
+            **_measure(classifier, parts["heldout"], section)}
+
+
+def fit(parts: Mapping[str, list[Example]], labels: tuple[str, ...],
+        section: ConfigDict) -> Classifier:
+    """Trains a classifier on one part of the documents and calibrates it on another.
+
+    Args:
+        parts: `train` and `calibration`, see `data.classify.labelled.split`.
+        labels: names of the classes; none for a regression.
+        section: ``config.classifier``.
+    """
+    positive, negative = (("reference", "") if section.kind == "reference" else
+                          (section.positive_label, section.negative_label))
+    targets = {name: labelled.targets_of(parts[name], labels) for name in ("train", "calibration")}
     weights, bias = train(_featurise(parts["train"], section), targets["train"], section,
                           num_outputs=max(len(labels) - 1, 1))
-    raw = Classifier(section.kind, labels, positive, section.max_words, weights, bias)
-    classifier = calibrate(raw, raw.outputs(_texts(parts["calibration"])), targets["calibration"])
-    classifier.save(folder)
-    outputs = classifier.outputs(_texts(parts["heldout"]))
-    measured = (evaluate_classes(outputs, targets["heldout"], labels, positive) if labels
-                else evaluate_regression(outputs[:, 0], targets["heldout"],
-                                         section.min_positive_score))
-    return {"kind": section.kind, "positive_label": positive,
-            "fingerprint": classifier.fingerprint,
-            "documents": {name: len(part) for name, part in parts.items()},
-            "left_out": dict(sorted(left_out.items())), **measured}
+    raw = Classifier(section.kind, labels, positive, _grams(section), weights, bias, negative,
+                     section.limits)
+    return calibrate(raw, raw.outputs(_texts(parts["calibration"])), targets["calibration"])
+
+
+def _measure(classifier: Classifier, examples: list[Example],
+             section: ConfigDict) -> dict[str, Any]:
+    """Metrics on held-out documents, see `data.classify.metrics` and `data.classify.dialect`."""
+    labels, texts = classifier.labels, _texts(examples)
+    outputs, targets = classifier.outputs(texts), labelled.targets_of(examples, labels)
+    if not labels:
+        return evaluate_regression(outputs[:, 0], targets, section.min_positive_score)
+    measured = evaluate_classes(outputs, targets, labels, classifier.positive, classifier.negative)
+    if section.dialect_markers:
+        is_scored = targets == labels.index(classifier.positive or classifier.negative)
+        harmless = np.flatnonzero(is_scored if classifier.negative else ~is_scored)
+        harmless_texts = [texts[i] for i in harmless]
+        measured["dialect"] = compare_false_positives(
+            harmless_texts, classifier.score(harmless_texts) >= 0.5, section.dialect_markers)
+    return measured
 
 
 def fingerprint_inputs(config: ConfigDict) -> dict[str, str]:
@@ -77,7 +109,7 @@ def train(features: Features, targets: np.ndarray, section: ConfigDict,
 
     Args:
         features: of the documents; `targets` as from `data.classify.labelled.targets_of`.
-        section: num_buckets, num_epochs, batch_size, learning_rate, seed.
+        section: num_buckets, num_epochs, batch_size, learning_rate, eps, seed.
 
     Returns:
         weights [num_outputs, num_buckets] and bias [num_outputs], float32.
@@ -85,7 +117,8 @@ def train(features: Features, targets: np.ndarray, section: ConfigDict,
     is_regression = section.kind == "regression"
     batch_size = min(section.batch_size, len(targets))
     num_steps = section.num_epochs * (len(targets) // batch_size)
-    optimizer = optax.adam(optax.linear_schedule(section.learning_rate, 0.0, num_steps))
+    optimizer = optax.adam(optax.linear_schedule(section.learning_rate, 0.0, num_steps),
+                           eps=section.eps)
     start = float(targets.mean()) if is_regression else 0.0
     params = {"weights": jnp.zeros((num_outputs, section.num_buckets)),
               "bias": jnp.full(num_outputs, start)}
@@ -150,11 +183,15 @@ def _batches(features: Features, targets: np.ndarray, section: ConfigDict,
 def _featurise(examples: list[Example], section: ConfigDict) -> Features:
     texts = _texts(examples)
     parts = [featurise(texts[start:start + FEATURISE_DOCUMENTS], section.num_buckets,
-                       section.max_words) for start in range(0, len(texts), FEATURISE_DOCUMENTS)]
+                       _grams(section)) for start in range(0, len(texts), FEATURISE_DOCUMENTS)]
     sizes = np.concatenate([np.diff(part.offsets) for part in parts])
     return Features(np.concatenate([part.buckets for part in parts]),
                     np.concatenate([part.values for part in parts]),
                     np.concatenate([[0], np.cumsum(sizes)]))
+
+
+def _grams(section: ConfigDict) -> Grams:
+    return Grams(section.max_words, section.min_chars, section.max_chars)
 
 
 def _texts(examples: list[Example]) -> list[str]:
@@ -186,10 +223,11 @@ def _labels(section: ConfigDict, examples: list[Example]) -> tuple[str, ...]:
         raise UserError(f"classifier.labelled={section.labelled!r}",
                         f"holds the labels {list(labels)} in `{section.target_field}`",
                         "give documents of two labels or more")
-    if section.kind == "classes" and section.positive_label not in ("", *labels):
-        raise UserError(f"classifier.positive_label={section.positive_label!r}",
-                        f"is not one of the labels {', '.join(labels)}",
-                        "set --config.classifier.positive_label to one of them, or to ''")
+    for field in ("positive_label", "negative_label"):
+        if section.kind == "classes" and section[field] not in ("", *labels):
+            raise UserError(f"classifier.{field}={section[field]!r}",
+                            f"is not one of the labels {', '.join(labels)}",
+                            f"set --config.classifier.{field} to one of them, or to ''")
     return labels
 
 
@@ -202,6 +240,18 @@ def _check(section: ConfigDict) -> None:
         raise UserError(f"classifier.split_by={section.split_by!r}", "there is no such split",
                         "choose host or document")
     check_numbers(section, "classifier")
+    if bool(section.min_chars) != bool(section.max_chars) or section.min_chars > section.max_chars:
+        raise UserError(f"classifier.min_chars={section.min_chars} and "
+                        f"max_chars={section.max_chars}", "bound no length of n-grams",
+                        "set e.g. 2 and 5, or both to 0 for none")
+    scored = [field for field in ("positive_label", "negative_label") if section[field]]
+    if len(scored) == 2:
+        raise UserError("classifier.positive_label and negative_label", "both name a label",
+                        "set one of them to ''")
+    if section.dialect_markers and not (section.kind == "reference" or (
+            section.kind == "classes" and scored)):
+        raise UserError("classifier.dialect_markers", "needs documents of which a label says that "
+                        "they are harmless", "set --config.classifier.negative_label, or no marker")
     if section.num_buckets.bit_count() != 1:
         raise UserError(f"classifier.num_buckets={section.num_buckets}",
                         "must be a power of two", "set e.g. 1048576")

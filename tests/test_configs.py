@@ -66,7 +66,7 @@ EVERY_CONFIG = {**CONFIGS, **{f"{module.__name__}:{variant}": (module.get_config
                                   (self_instruct, ("default",)), (judge, ("default",)),
                                   (constitution, constitution.VARIANTS),
                                   (objectives, objectives.VARIANTS),
-                                  (classifier, ("reference", "scores", "labels")))
+                                  (classifier, ("reference", "scores", "labels", "toxicity")))
                               for variant in variants}}
 HUGE = 1e300, 10**30
 # Endings of fields at which 0 is a number like others, beside those whose bounds note its meaning.

@@ -23,7 +23,13 @@ from data.classify import classifier as classifiers
 from data.classify import labelled
 from data.classify import metrics as measures
 from data.classify.calibration import calibrate
-from data.classify.classifier import Classifier, featurise, load_classifier, to_probabilities
+from data.classify.classifier import (
+    Classifier,
+    Grams,
+    featurise,
+    load_classifier,
+    to_probabilities,
+)
 from data.classify.labelled import Example
 from data.dedup.words import normalise_words
 from data.documents import Document, write_documents
@@ -34,7 +40,7 @@ TEXTS = ["The cat sat on the mat; the cat sat.", "", "Ünïcode: ΑΒΓ 猫 12 9
 
 @pytest.mark.parametrize("max_words", [1, 2, 3])
 def test_features_are_root_shares_of_ngrams(max_words):
-    features = featurise(TEXTS, 2**30, max_words)
+    features = featurise(TEXTS, 2**30, Grams(max_words))
     for i, text in enumerate(TEXTS):
         words = normalise_words(text)
         grams = Counter(tuple(words[k:k + n]) for n in range(1, max_words + 1)
@@ -49,18 +55,18 @@ def test_features_are_root_shares_of_ngrams(max_words):
 
 def test_buckets_do_not_depend_on_position():
     def buckets(*texts):
-        return set(featurise(texts, 2**20, 2).buckets.tolist())
+        return set(featurise(texts, 2**20, Grams(2)).buckets.tolist())
 
     assert buckets("a b", "c") == buckets("a b") | buckets("c"), "no n-gram crosses documents"
     assert buckets("a b") < buckets("x a b")
     assert buckets("a b") != buckets("b a") and len(buckets("a b") & buckets("b a")) == 2
-    assert max(featurise(["many words of all kinds " * 9], 8, 2).buckets) < 8
+    assert max(featurise(["many words of all kinds " * 9], 8, Grams(2)).buckets) < 8
 
 
 def _random_classifier(labels=("random", "reference"), positive="reference", num_buckets=2**12):
     key = np.random.default_rng(0)
     num_outputs = max(len(labels) - 1, 1)
-    return Classifier("classes" if labels else "regression", tuple(labels), positive, 2,
+    return Classifier("classes" if labels else "regression", tuple(labels), positive, Grams(2),
                       key.normal(size=(num_outputs, num_buckets)).astype(np.float32),
                       key.normal(size=num_outputs).astype(np.float32))
 
@@ -69,7 +75,7 @@ def test_scores_equal_hand_computed_ones_and_do_not_depend_on_the_batch():
     model = _random_classifier()
     scores = model.score(TEXTS)
     for text, score in zip(TEXTS, scores):
-        features = featurise([text], 2**12, 2)
+        features = featurise([text], 2**12, Grams(2))
         logit = model.weights[0, features.buckets] @ features.values + model.bias[0]
         assert np.isclose(score, 1 / (1 + np.exp(-logit)))
         assert score == model.score([text])[0], "the texts beside it do not matter"
@@ -172,9 +178,10 @@ def _text(key, favourite, share=0.5, length=40):
 def _section(**changes):
     return ConfigDict({"classifier": dict(
         out="classifier", kind="reference", positives="", negatives="", labelled="",
-        target_field="label", positive_label="", min_positive_score=3.0, max_documents=0,
-        split_by="host", calibration_frac=0.2, heldout_frac=0.2, max_words=2, num_buckets=2**14,
-        num_epochs=8, batch_size=16, learning_rate=0.1, seed=0) | changes})
+        target_field="label", positive_label="", negative_label="", min_positive_score=3.0,
+        max_documents=0, split_by="host", calibration_frac=0.2, heldout_frac=0.2, max_words=2,
+        min_chars=0, max_chars=0, num_buckets=2**14, num_epochs=8, batch_size=16,
+        learning_rate=0.1, eps=1e-8, seed=0, limits="", dialect_markers=()) | changes})
 
 
 def _build(folder, **changes):
@@ -261,7 +268,7 @@ def test_calibration_corrects_an_overconfident_classifier():
     key = np.random.default_rng(0)
     logits = key.normal(0, 2, 4000)
     targets = (key.random(4000) < 1 / (1 + np.exp(-(logits + 1)))).astype(np.int32)
-    model = Classifier("classes", ("no", "yes"), "yes", 1, np.ones((1, 2), np.float32),
+    model = Classifier("classes", ("no", "yes"), "yes", Grams(1), np.ones((1, 2), np.float32),
                        np.array([2.0], np.float32))
     calibrated = calibrate(model, 8 * logits[:, None], targets)     # eight times too steep, shifted
     scale = float(calibrated.weights[0, 0])
@@ -278,7 +285,7 @@ def test_calibration_of_many_labels():
     logits += [0, 0, 0.5, -1]
     targets = (logits + key.gumbel(size=logits.shape)).argmax(axis=1)
     labels = ("a", "b", "c", "d")
-    model = Classifier("classes", labels, "", 1, np.ones((3, 2), np.float32), np.zeros(3))
+    model = Classifier("classes", labels, "", Grams(1), np.ones((3, 2), np.float32), np.zeros(3))
     calibrated = calibrate(model, 3 * (logits[:, 1:] - [0, 0.5, -1]), targets)
     assert calibrated.weights[0, 0] == pytest.approx(1 / 3, rel=0.05)
     assert np.allclose(calibrated.bias, [0, 0.5, -1], atol=0.1)

@@ -22,7 +22,7 @@ WORD = f"[\\w{HOLE}]+"
 VARIANTS = {"quickstart": ("cpu", "accelerator", "portable", "smoke"), "curate": ("local", "warc"),
             "constitution": ("rule", "endpoint", "self"),
             "rounds": ("task", "reward", "judge", "rule", "votes", "ppo", "rl"),
-            "classifier": ("reference", "scores", "labels"), "pretrain": ("4", "4,cpu")}
+            "classifier": ("reference", "scores", "labels", "toxicity"), "pretrain": ("4", "4,cpu")}
 # Flags of other programs, and names of results, rules and optimizers.
 FOREIGN_FLAGS = {"--partition", "--array", "--output"}
 FOREIGN_NAMES = {"schedule_free", "near_duplicate", "heldout_bpb", "tie_word_embeddings"}

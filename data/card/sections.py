@@ -186,12 +186,14 @@ def _classifier(one: Mapping[str, Any]) -> Markup:
     bins = [(row["predicted"], row["observed"]) for row in one.get("calibration", ())
             if row["documents"]]
     title = " · ".join([one["name"], *([one["kind"]] if one.get("kind") else [])])
+    limits = one.get("known_limits")
+    note = tag("p", f"Known limits: {limits}", class_="note") if limits else None
     if not bins:
-        return tag("figure", tag("figcaption", tag("b", title)), values)
+        return tag("figure", tag("figcaption", tag("b", title)), values, note)
     drawing = draw_panel(Panel(title, "observed share by predicted score", [
         Line("observed", bins, "wood"), Line("ideal", [(0.0, 0.0), (1.0, 1.0)], "quiet dashed")],
         x_name="predicted score", x_digits=1))
-    return tag("div", drawing, values)
+    return tag("div", drawing, values, note)
 
 
 def speed(corpus: Corpus) -> Markup:

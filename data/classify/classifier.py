@@ -1,9 +1,10 @@
-"""Classifier of documents: a linear model over hashed word n-grams, run in numpy.
+"""Classifier of documents: a linear model over hashed n-grams, run in numpy.
 
 A document is a sparse vector over n-grams. Its entries are the square roots of the n-grams' shares
 of the document, so every vector has length 1 (the Hellinger kernel). fastText (arXiv:1607.01759)
 applies a linear layer to averaged embeddings; that too is linear in the n-grams, so the table here
-holds the products, one column per n-gram. It is trained by `data.train_classifier`.
+holds the products, one column per n-gram. N-grams of characters, as fastText's subwords
+(arXiv:1607.04606), recognise misspelt words in short posts. `data.train_classifier` trains it.
 
 A folder holds `weights.npy` and `classifier.json`, which describes it.
 """
@@ -13,21 +14,23 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from core.artifacts import read_json, write_json
 from core.errors import UserError
 from data.dedup.shingles import hash_grams
-from data.dedup.words import hash_words
+from data.dedup.words import hash_chars, hash_words
 from data.tables import write_array
 
 KINDS = ("reference", "regression", "classes")
 MAX_CHARS = 500_000         # a longer text is truncated
-CHUNK_CHARS = 1 << 20       # text per batch; memory is about 30 bytes a character
+CHUNK_CHARS = 1 << 20       # text per batch; memory is about 30 bytes per character, and
+                            # 20 more per length of n-grams of characters
 
 _OWNER_SHIFT = np.uint64(32)
 
@@ -52,22 +55,33 @@ class Features:
         return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
 
 
-def featurise(texts: Sequence[str], num_buckets: int, max_words: int) -> Features:
-    """Turns texts into vectors of their n-grams of 1 to `max_words` words.
+@dataclasses.dataclass(frozen=True)
+class Grams:
+    """Which n-grams are features.
+
+    Attributes:
+        max_words: 1 to so many words.
+        min_chars, max_chars: of the characters of the words, a blank between and around them;
+            0 and 0 for none.
+    """
+
+    max_words: int
+    min_chars: int = 0
+    max_chars: int = 0
+
+
+def featurise(texts: Sequence[str], num_buckets: int, grams: Grams) -> Features:
+    """Turns texts into vectors of their n-grams.
 
     Args:
         num_buckets: a power of two; n-grams with one bucket are not distinguished.
     """
-    words, word_offsets = hash_words([text[:MAX_CHARS] for text in texts])
-    owners = np.repeat(np.arange(len(texts), dtype=np.uint64), np.diff(word_offsets))
-    shift = np.uint64(64 - (num_buckets.bit_length() - 1))
-    keys_by_length = []
-    for length in range(1, max_words + 1):
-        grams = hash_grams(words, length)
-        first, last = owners[:len(grams)], owners[length - 1:]
-        keys = (first << _OWNER_SHIFT) | (grams >> shift)
-        keys_by_length.append(keys[first == last])
-    keys = np.sort(np.concatenate(keys_by_length))
+    texts = [text[:MAX_CHARS] for text in texts]
+    lengths = [(hash_words, range(1, grams.max_words + 1))]
+    if grams.max_chars:
+        lengths.append((hash_chars, range(grams.min_chars, grams.max_chars + 1)))
+    keys = np.sort(np.concatenate([keys for hash_units, wanted in lengths
+                                   for keys in _keys(*hash_units(texts), wanted, num_buckets)]))
     begins = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]])[:len(keys)])
     counts = np.diff(begins, append=len(keys))
     distinct = keys[begins]
@@ -78,6 +92,21 @@ def featurise(texts: Sequence[str], num_buckets: int, max_words: int) -> Feature
     return Features(buckets, np.sqrt(counts / totals[owners]).astype(np.float32), offsets)
 
 
+def _keys(units: np.ndarray, offsets: np.ndarray, lengths: Iterable[int],
+          num_buckets: int) -> Iterator[np.ndarray]:
+    """For each length, document and bucket of every n-gram within a document, as one uint64.
+
+    Args:
+        units, offsets: as `hash_words` gives them.
+    """
+    owners = np.repeat(np.arange(len(offsets) - 1, dtype=np.uint64), np.diff(offsets))
+    shift = np.uint64(64 - (num_buckets.bit_length() - 1))
+    for length in lengths:
+        grams = hash_grams(units, length)
+        first, last = owners[:len(grams)], owners[length - 1:]
+        yield ((first << _OWNER_SHIFT) | (grams >> shift))[first == last]
+
+
 @dataclasses.dataclass(frozen=True)
 class Classifier:
     """Linear classifier of texts.
@@ -86,28 +115,29 @@ class Classifier:
         kind: "reference" (reference documents against random ones), "regression" (a number)
             or "classes".
         labels: names of the classes; none for a regression.
-        positive: the label whose probability is the score; "" scores the confidence, which is
-            the probability of the most probable label.
-        max_words: longest n-gram.
+        positive: the label whose probability is the score; "" where `negative` is given, or to
+            score the confidence, which is the probability of the most probable label.
+        grams: the features.
         weights: [num_outputs, num_buckets] float32. The first label's logit is 0 and has no row.
         bias: [num_outputs] float32.
+        negative: the label such that the score is 1 minus its probability, or "".
+        limits: what a user has to know about its judgements, a paragraph; may be empty.
     """
 
     kind: str
     labels: tuple[str, ...]
     positive: str
-    max_words: int
+    grams: Grams
     weights: np.ndarray
     bias: np.ndarray
+    negative: str = ""
+    limits: str = ""
 
     def score(self, texts: Sequence[str]) -> np.ndarray:
         """Probability of the positive class, or the value of a regression: [num_texts] float64."""
         if self.kind == "regression":
             return self.outputs(texts)[:, 0]
-        probabilities = self.probabilities(texts)
-        if not self.positive:
-            return probabilities.max(axis=1)
-        return probabilities[:, self.labels.index(self.positive)]
+        return scores_of(self.probabilities(texts), self.labels, self.positive, self.negative)
 
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
         """Probability of each label: [num_texts, num_labels] float64.
@@ -133,7 +163,7 @@ class Classifier:
         return np.concatenate([np.zeros((0, len(self.bias))), *chunks])
 
     def _outputs(self, texts: Sequence[str]) -> np.ndarray:
-        features = featurise(texts, self.weights.shape[1], self.max_words)
+        features = featurise(texts, self.weights.shape[1], self.grams)
         owners = features.owners
         return np.stack([np.bincount(owners, row[features.buckets] * features.values, len(texts))
                          for row in self.weights], axis=1) + self.bias
@@ -145,10 +175,15 @@ class Classifier:
         state.update(np.ascontiguousarray(self.weights, "<f4"))
         return state.hexdigest()[:16]
 
-    def _description(self) -> dict:
+    def _description(self) -> dict[str, Any]:
+        """What is written beside the weights; a field at its default is left out, so that the
+        fingerprint of a classifier does not depend on fields that came after it."""
+        later = {"min_chars": self.grams.min_chars, "max_chars": self.grams.max_chars,
+                 "negative": self.negative, "limits": self.limits}
         return {"kind": self.kind, "labels": list(self.labels), "positive": self.positive,
-                "max_words": self.max_words, "num_buckets": self.weights.shape[1],
-                "bias": self.bias.tolist()}
+                "max_words": self.grams.max_words, "num_buckets": self.weights.shape[1],
+                "bias": self.bias.tolist(), **{name: value for name, value in later.items()
+                                               if value}}
 
     def save(self, folder: Path) -> None:
         """Writes the classifier's two files into `folder`."""
@@ -169,7 +204,10 @@ def load_classifier(folder: Path) -> Classifier:
         weights = np.load(Path(folder) / "weights.npy", allow_pickle=False)
         classifier = Classifier(
             described["kind"], tuple(described["labels"]), described["positive"],
-            described["max_words"], weights, np.array(described["bias"], np.float32))
+            Grams(described["max_words"], described.get("min_chars", 0),
+                  described.get("max_chars", 0)),
+            weights, np.array(described["bias"], np.float32),
+            described.get("negative", ""), described.get("limits", ""))
         intact = classifier.fingerprint == described["fingerprint"]
     except (OSError, EOFError, ValueError, LookupError, TypeError) as error:
         raise UserError(str(folder), f"is not a readable classifier ({error})",
@@ -185,6 +223,16 @@ def to_probabilities(outputs: np.ndarray) -> np.ndarray:
     logits = np.pad(outputs, ((0, 0), (1, 0)))
     odds = np.exp(logits - logits.max(axis=1, keepdims=True))
     return odds / odds.sum(axis=1, keepdims=True)
+
+
+def scores_of(probabilities: np.ndarray, labels: Sequence[str], positive: str,
+              negative: str) -> np.ndarray:
+    """Scores from the probabilities of the labels, see `Classifier`: [n, num_labels] -> [n]."""
+    if positive:
+        return probabilities[:, list(labels).index(positive)]
+    if negative:
+        return 1 - probabilities[:, list(labels).index(negative)]
+    return probabilities.max(axis=1)
 
 
 def _chunks(texts: Sequence[str]) -> Iterator[Sequence[str]]:

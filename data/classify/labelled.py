@@ -97,8 +97,9 @@ class Sample:
 
     def add(self, example: Example) -> None:
         """Adds an example; beyond `max_documents` the one of highest hash is dropped."""
-        if example.key in self._examples:
-            self.left_out["exact duplicate"] += 1
+        if (first := self._examples.get(example.key)) is not None:
+            same = "" if example.target == first.target else " with another target"
+            self.left_out[f"exact duplicate{same}"] += 1
             return
         self._examples[example.key] = example
         heapq.heappush(self._order, (-_hash(example.key, self._seed), example.key))

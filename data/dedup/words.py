@@ -19,6 +19,7 @@ PLANE = 1 << 16          # code points of a Unicode plane
 
 _SEPARATOR, _DROPPED, _EXPANDS = 0, 0xFFFFFFFF, 0xFFFFFFFE
 _BASE = 0xD6E8FEB86659FD93
+_BLANK = np.uint64(0x2545F4914F6CDD1D)      # between words, where characters are hashed
 
 
 def normalise_words(text: str, keep_digits: bool = False) -> list[str]:
@@ -64,6 +65,26 @@ def hash_words(texts: Sequence[str], keep_digits: bool = False) -> tuple[np.ndar
     if block:
         flush()
     return np.concatenate(hashes), np.cumsum(num_words)
+
+
+def hash_chars(texts: Sequence[str], keep_digits: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Hashes of the characters of the words that `normalise_words` gives.
+
+    Returns:
+        hashes: [num_chars] uint64, text after text. Those of one blank lie between words, before
+            the first and after the last; a text without words has none.
+        offsets: [num_texts + 1] int64; text i has the characters ``offsets[i]:offsets[i + 1]``.
+    """
+    hashes = [np.zeros(0, np.uint64)]
+    for text in texts:
+        values = np.concatenate([_values(piece, keep_digits) for piece in _pieces(text)])
+        kept = values != 0
+        kept[1:] |= kept[:-1].copy()        # the blank after a word
+        values = values[kept]
+        hashes.append(np.where(values == 0, _BLANK, values))
+        if len(values):
+            hashes[-1] = np.concatenate([[_BLANK], hashes[-1]])
+    return np.concatenate(hashes), np.cumsum([0, *map(len, hashes[1:])])
 
 
 def hash_runs(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

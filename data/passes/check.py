@@ -8,6 +8,7 @@ from typing import Any
 
 from core.bounds import check_numbers
 from core.errors import UserError
+from core.progress import log_once
 from data.classify.classifier import load_classifier
 from data.extraction.extract import MODES
 from data.filters import harm
@@ -41,9 +42,9 @@ def check(section: Mapping[str, Any]) -> None:
         harm.load_url_list(path)
     for path in section["harm"]["word_lists"]:
         harm.load_word_list(path)
-    for model in section["classifiers"].values():
-        if model["model"]:
-            load_classifier(Path(model["model"]))
+    for name, model in section["classifiers"].items():
+        if model["model"] and (limits := load_classifier(Path(model["model"])).limits):
+            log_once(f"curate: known limits of the classifier {name}: {limits}")
     for path in section["filters"]:
         load_filter(path)
     for corpus in section["against"]:
