@@ -18,7 +18,8 @@ from scripts.chaos import road
 from scripts.chaos.faults import Stage
 from scripts.chaos.process import environment
 
-FAULTS = chaos.make_faults(trials=2)
+# Of a flipped bit in every file: tests/test_train_checkpoints.py.
+FAULTS = chaos.make_faults(trials=2, flips=6)
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from core.entry import EXIT_IO_ERROR
 from scripts.chaos.process import CHECKPOINT_EVERY, TINY, Run, differences, final_bits, make_tokens
 
 MIDDLE = 2 * CHECKPOINT_EVERY + 1   # a step at which two checkpoints should be on disk
+FLIPS = 24
 
 
 @dataclasses.dataclass
@@ -153,18 +154,18 @@ def terminate_twice(stage: Stage) -> Outcome:
     return outcome
 
 
-def flip_files(stage: Stage, trials: int) -> Outcome:
+def flip_files(stage: Stage, trials: int = 0) -> Outcome:
     """Flips one bit in a file of the newest checkpoint, in a run for each.
 
-    Every file has its turn, the largest first, and further turns until there are `trials`: into
-    how many files Orbax divides the arrays varies from save to save.
+    The largest files have their turns first. Without `trials` every file has one, and further ones
+    until there are `FLIPS`: into how many files Orbax divides the arrays varies from save to save.
     """
     outcome, stopped = Outcome(), stage.stopped("flipped")
     step = max(stopped.committed())
     folder = stopped.checkpoints / str(step)
     paths = sorted((path for path in folder.rglob("*") if path.is_file()),
                    key=lambda path: path.stat().st_size, reverse=True)
-    for number in range(max(trials, len(paths))):
+    for number in range(trials or max(FLIPS, len(paths))):
         name = paths[number % len(paths)].relative_to(folder)
         run = _copy(stage, stopped, f"flipped{number}_{'_'.join(name.parts)}")
         _flip_bit(run.checkpoints / str(step) / name, stage.random)

@@ -29,16 +29,20 @@ from scripts.chaos.faults import Outcome, Stage
 from scripts.chaos.process import CHECKPOINT_EVERY
 
 NEED_ROOT = ("fill_disk", "forbid_writing")     # they mount folders
-FLIPS = 24      # flipped bits; more only where a checkpoint has more files
 
 
-def make_faults(trials: int) -> dict[str, Callable[[Stage], Outcome]]:
-    """Every fault of the matrix by name."""
+def make_faults(trials: int, flips: int = 0) -> dict[str, Callable[[Stage], Outcome]]:
+    """Every fault of the matrix by name.
+
+    Args:
+        trials: random kills.
+        flips: see `flip_files`.
+    """
     return {
         "kill": partial(chaos_faults.kill, trials=trials),
         "kill_amid_save": partial(chaos_faults.kill, trials=max(trials // 2, 1), amid_save=True),
         "terminate": partial(chaos_faults.terminate, trials=max(trials // 3, 2)),
-        "flip_files": partial(chaos_faults.flip_files, trials=FLIPS),
+        "flip_files": partial(chaos_faults.flip_files, trials=flips),
         **{name: getattr(chaos_faults, name) for name in (
             "terminate_twice", "cut_files", "damage_shards", "fill_disk", "limit_files",
             "forbid_writing", "spoil_batch", "kill_reader")}}
