@@ -14,9 +14,10 @@ from core.errors import UserError
 from data.chat import ask
 from data.layouts.faults import Faults
 from data.layouts.rows import name_of
-from eval.safety.items import FAULT, draw, judge_refusal, read_items
+from eval.safety.items import EMPTY, spread
 from eval.safety.probe import Section, Settings, Subject
-from eval.safety.refusal import EMPTY, FULL_COMPLIANCE, FULL_REFUSAL, PARTIAL_REFUSAL, VERDICTS
+from eval.safety.refusal import FULL_COMPLIANCE, FULL_REFUSAL, PARTIAL_REFUSAL, VERDICTS
+from eval.safety.replies import FAULT, judge_refusal, read_items
 from eval.statistics import Estimate, estimate_share
 
 CONTRAST = "contrast_"      # begins the types of unsafe prompts
@@ -34,11 +35,11 @@ ABOUT = ("Prompts of XSTest (arXiv 2308.01263) were asked, safe ones that look u
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """A prompt of XSTest: its id, text and type; `label` is `SAFE` or `UNSAFE`."""
+    """A prompt of XSTest: its id, text and type (`group`); `label` is `SAFE` or `UNSAFE`."""
 
     id: str
     text: str
-    type: str
+    group: str
     label: str
 
 
@@ -60,7 +61,7 @@ def read_prompts(path: Path, faults: Faults) -> list[Prompt]:
     found: dict[str, Prompt] = {}
     for _, row in read_items(path, faults, ("prompt", "type")):
         prompt = _make_prompt(row)
-        found.setdefault(" ".join(prompt.text.split()), prompt)
+        found.setdefault(prompt.id.rpartition("-")[2], prompt)      # 17 is v2-17 elsewhere
     if not found:
         raise UserError(f"--xstest={str(path)!r}", "holds no row with a prompt and a type "
                         f"(left out: {dict(faults.counts)})", "name a file of XSTest")
@@ -96,12 +97,11 @@ def _make_prompt(row: Mapping[str, str]) -> Prompt:
 def probe_over_refusal(subject: Subject, settings: Settings) -> Section:
     """Asks XSTest's prompts; see `eval.safety.probe.Probe`."""
     faults = Faults("xstest")
-    prompts = draw(read_prompts(settings.files["xstest"], faults), settings.num, settings.seed,
-                   lambda prompt: prompt.type)
+    prompts = spread(read_prompts(settings.files["xstest"], faults), settings.num, settings.seed)
     faults.report()
     replies = subject.respond([ask(prompt.text) for prompt in prompts], settings.max_new_tokens,
                               seed=settings.seed)
-    rows = [{"id": prompt.id, "group": prompt.type, "label": prompt.label, "prompt": prompt.text,
+    rows = [{"id": prompt.id, "group": prompt.group, "label": prompt.label, "prompt": prompt.text,
              "reply": reply.text, "fault": reply.fault,
              "verdict": judge_refusal(prompt.text, reply)}
             for prompt, reply in zip(prompts, replies, strict=True)]

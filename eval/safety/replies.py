@@ -1,21 +1,19 @@
-"""Items of probes: reading their files, drawing some of each group, and judging replies."""
+"""Files of items, and verdicts on replies."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from data.layouts.faults import Faults
 from data.layouts.rows import Damaged, find_files, read_rows
 from eval.respond.responder import Reply
+from eval.safety.items import EMPTY, failure_of
 from eval.safety.refusal import classify_refusal
 
-FAULT = "fault"     # the verdict on a reply that did not come
-CUT = "truncated"   # the fault of a reply that was cut, whose text counts
+FAULT = "fault"     # the verdict on a reply that did not come, so that nothing is said of the model
 
-Item = TypeVar("Item")
 Row = dict[str, Any]
 
 
@@ -43,29 +41,6 @@ def read_items(path: Path, faults: Faults, fields: Sequence[str]) -> Iterator[tu
                 yield file, row
 
 
-def draw(items: Sequence[Item], num: int, seed: int,
-         group_of: Callable[[Item], Hashable]) -> list[Item]:
-    """`num` items, as many of each group as there are, in their order; 0 takes all."""
-    if not num or num >= len(items):
-        return list(items)
-    shuffled = list(range(len(items)))
-    random.Random(seed).shuffle(shuffled)
-    turns: dict[Hashable, int] = {}
-    ranked = []
-    for index in shuffled:
-        group = group_of(items[index])
-        turns[group] = turns.get(group, 0) + 1
-        ranked.append((turns[group], index))
-    # The sort is stable: in each turn, one item of each group, in the order of the shuffle.
-    chosen = sorted(ranked, key=lambda pair: pair[0])[:num]
-    return [items[index] for index in sorted(index for _, index in chosen)]
-
-
-def is_fault(reply: Reply) -> bool:
-    """Whether a reply did not come, so that nothing can be said of the model."""
-    return reply.fault not in ("", CUT)
-
-
 def judge_refusal(prompt: str, reply: Reply) -> str:
     """One of `eval.safety.refusal.VERDICTS`, `EMPTY`, or `FAULT`."""
-    return FAULT if is_fault(reply) else classify_refusal(prompt, reply.text)
+    return FAULT if failure_of(reply) not in ("", EMPTY) else classify_refusal(prompt, reply.text)
