@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from core.errors import UserError
+from eval.safety.bbq import probe_bias
 from eval.safety.probe import Probe, Settings, Subject
+from eval.safety.red_team import probe_red_team
+from eval.safety.xstest import probe_over_refusal
 
 
 class Entry(NamedTuple):
@@ -22,14 +25,13 @@ class Entry(NamedTuple):
     likelihoods: bool = False
 
 
-# Flags of optional files, with their help.
-FILES: Mapping[str, str] = {
-    "xstest": "XSTest's prompts (CSV), or completions of it with labels (JSONL), a file or a "
-              "folder.",
-    "bbq": "BBQ's items (JSONL), a file or a folder.",
-}
+FILES = ("xstest", "bbq")       # flags of `eval.safety`, each the path of a file or folder
 
-PROBES: Mapping[str, Entry] = {}
+PROBES: Mapping[str, Entry] = {
+    "over_refusal": Entry(probe_over_refusal, file="xstest"),
+    "red_team": Entry(probe_red_team),
+    "bias": Entry(probe_bias, file="bbq", likelihoods=True),
+}
 
 
 def choose(names: Sequence[str]) -> dict[str, Entry]:
