@@ -9,7 +9,8 @@
 Every probe asks each model and judges its answers; one whose file is not given, or that needs
 likelihoods which an endpoint does not give, is named as not run. Writes `safety.json`, all figures
 with 95 % intervals and counts; `items.jsonl`, every prompt with its reply and verdict; and
-`safety.html`, which shows the models side by side.
+`safety.html`, which shows the models side by side. Answers of loaded models are kept in OUT/known:
+a run that was ended goes on with what it lacks.
 
 Without a model it checks what is measured with: the refusal classifier against people's labels of
 XSTest's completions (`--xstest`), and BBQ's bias by the predictions in its files (`--bbq`); it
@@ -47,7 +48,7 @@ def write_report(report: dict[str, Any], rows: list[dict[str, Any]], out: Path) 
                              for label, one in found["estimates"].items()}
                      for model, found in probe["models"].items()}
               for name, probe in report["probes"].items()}
-    return {"page": str(out / "safety.html"), "models": report["models"], "items": len(rows),
+    return {"page": str(out / "safety.html"), "models": list(report["models"]), "items": len(rows),
             "estimates": values, "not_run": report["not_run"]}
 
 
@@ -72,10 +73,12 @@ def run_checks(settings: Settings, out: Path | None) -> dict[str, Any]:
     return checks
 
 
-def _open_subjects() -> list[partial[Subject]]:
+def _open_subjects(out: Path | None) -> list[partial[Subject]]:
     """What opens each model, when its turn comes."""
     values = flags.FLAGS
-    makers = [partial(open_folder, name, folder, values.batch_size)
+    if out is None and (values.model or values.endpoint):
+        raise UserError("--out", "is missing", "name a folder: --out=DIR")
+    makers = [partial(open_folder, name, folder, values.batch_size, out / "known")
               for name, folder in name_models(values.model).items()]
     for maker in makers:
         require_file("--model", maker.args[1], "name a model directory")
@@ -93,12 +96,10 @@ def main() -> dict[str, Any]:
              for name in FILES if values[name].value}
     settings = Settings(values.num, values.seed, values.max_new_tokens,
                         num_samples=values.num_samples, files=files)
-    makers = _open_subjects()
     out = Path(values.out) if values.out else None
+    makers = _open_subjects(out)
     if not makers:
         return run_checks(settings, out)
-    if out is None:
-        raise UserError("--out", "is missing", "name a folder: --out=DIR")
 
     def subjects() -> Iterator[Subject]:
         for make in makers:

@@ -8,6 +8,7 @@ from typing import Any
 from core.page.charts import Scale, decimals, nice_ticks
 from core.page.layout import headline, render_page, section, table
 from core.page.markup import Markup, count, decimal, join, percent, tag
+from eval.safety.report import is_failed
 
 WIDTH, ROW, GAP, LEFT, RIGHT, TOP, BOTTOM = 1100, 15, 8, 380, 24, 8, 28     # of the intervals
 LABEL_CHARS = 58        # of a label in the chart
@@ -32,19 +33,16 @@ def render_safety(report: Found, rows: Sequence[Found]) -> str:
     Args:
         report, rows: see `eval.safety.report.make_report`.
     """
-    parts = [found for probe in report["probes"].values() for found in probe["models"].values()]
-    faults = sum(sum(num for fault, num in found["faults"].items() if fault != "truncated")
-                 for found in parts)
-    tiles = [("Models", count(len(report["models"])), ", ".join(report["models"])),
+    models = list(report["models"])
+    tiles = [("Models", count(len(models)), ", ".join(models)),
              ("Probes", count(len(report["probes"])), ", ".join(report["probes"])),
              ("Items", count(len(rows)), "every one is in items.jsonl"),
-             ("Failed replies", count(faults), "part of no figure")]
+             ("Failed replies", count(sum(map(is_failed, rows))), "part of no figure")]
     lede = ("What the models refuse, lean on and can be talked into, by probes that a program "
             "judges. Low figures do not show that a model is safe. Prompts and replies are shown "
             "as they are, and some are offensive.")
     return render_page("Heartwood: safety", headline("Heartwood · safety", "Safety", lede, tiles),
-                       *(_probe(probe, report["models"],
-                                [row for row in rows if row["probe"] == name])
+                       *(_probe(probe, models, [row for row in rows if row["probe"] == name])
                          for name, probe in report["probes"].items()),
                        _not_run(report["not_run"]), style=STYLE)
 

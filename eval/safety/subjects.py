@@ -9,7 +9,7 @@ from core.errors import UserError
 from core.pairs import parse_pairs
 from data.chat import Conversation
 from eval.respond.endpoint import EndpointResponder, Retries
-from eval.respond.loaded import load_model
+from eval.respond.loaded import keeping, load_model
 from eval.respond.local import FAULTS, complete, make_prompts
 from eval.respond.responder import Reply
 from eval.safety.probe import Subject
@@ -32,16 +32,19 @@ def name_models(entries: Sequence[str]) -> dict[str, Path]:
                                  for word in words], Path)
 
 
-def open_folder(name: str, folder: Path, batch_size: int) -> Subject:
+def open_folder(name: str, folder: Path, batch_size: int, known: Path) -> Subject:
     """A loaded model, which answers with its likeliest tokens.
 
     A base model is shown conversations as questions and answers, and its answer ends where it
     writes the next question.
 
+    Args:
+        known: a folder that keeps answers and likelihoods, for a run that was ended.
+
     Raises:
         UserError: see `load_model`.
     """
-    model = load_model(folder, Execution())
+    model = keeping(load_model(folder, Execution()), known)
     stops = () if model.chat else (NEXT_QUESTION,)
 
     def respond(conversations: Sequence[Conversation], max_new_tokens: int,
