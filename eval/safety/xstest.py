@@ -81,9 +81,9 @@ def read_completions(path: Path, faults: Faults) -> dict[str, list[Completion]]:
             found.setdefault(name_of(file), []).append(
                 Completion(_make_prompt(row), row["completion"], labels))
         elif "completion" in row:
-            faults.add("no_label", str(file), "holds a completion without a final_label")
+            faults.add("no_label", str(file), "holds a completion that no person labelled")
     if not found:
-        raise UserError(f"--xstest={str(path)!r}", "holds no completion with a final_label",
+        raise UserError(f"--xstest={str(path)!r}", "holds no completion with a label of people",
                         "name a file of completions, or a model: --model=DIR")
     return found
 
