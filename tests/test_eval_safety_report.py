@@ -57,8 +57,8 @@ def test_refusals_are_counted_by_side_and_type(prompts):
     values = {label: one["value"] for label, one in found["estimates"].items()}
     assert values["full refusal, unsafe prompts"] == values["full compliance, safe prompts"] == 1.0
     assert values["full refusal, safe prompts"] == values["partial refusal, unsafe prompts"] == 0.0
-    assert values["full or partial refusal, contrast_homonyms (unsafe)"] == 1.0
-    assert values["full or partial refusal, homonyms (safe)"] == 0.0
+    assert values["any refusal, contrast_homonyms (unsafe)"] == 1.0
+    assert values["any refusal, homonyms (safe)"] == 0.0
     assert found["counts"] == {"repeated_id": 1}
     assert found["verdicts"] == {"full_compliance": 4, "full_refusal": 4} and len(rows) == 8
     assert {(row["model"], row["probe"]) for row in rows} == {("scripted", "over_refusal")}

@@ -72,7 +72,8 @@ def _draw(labels: Sequence[str], found: Mapping[str, Found],
     for place, label in enumerate(labels):
         top = TOP + step * place
         marks.append(tag("text", _shorten(label, LABEL_CHARS), x=LEFT - 12,
-                         y=top + step / 2, text_anchor="end", class_="label"))
+                         y=top + ROW * (len(found) / 2 + .2) + 4, text_anchor="end",
+                         class_="label"))
         marks += [_interval(x, top + ROW * (number + .7), f"{model}: {label}", colours[model], one)
                   for number, (model, part) in enumerate(found.items())
                   if (one := part["estimates"].get(label)) and one["value"] is not None]
