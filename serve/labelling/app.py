@@ -27,6 +27,7 @@ from serve.labelling.forms import (
 )
 from serve.labelling.gate import Gate, read_body
 from serve.labelling.progress import Agreement, render_progress
+from serve.labelling.store import Event
 from serve.labelling.work import Work
 from serve.pages.static import LABELLING, load_files
 
@@ -76,8 +77,7 @@ class Routes:
     async def undo(self, request: Request) -> Response:
         """Undoes the last label or skipping, and gives its item."""
         name = self._check(parse_undo(parse_body(await read_body(request))))
-        self._work.undo(name)
-        return self._show(name)
+        return self._show(name, self._work.undo(name))
 
     async def progress(self, _request: Request) -> Response:
         """The page of counts, speed and agreement."""
@@ -91,8 +91,9 @@ class Routes:
             raise Refused(403, f"only {only} labels here", "other_annotator")
         return annotator
 
-    def _show(self, annotator: str) -> Response:
-        return JSONResponse(self._work.show(annotator) | {"flags": FLAGS, "skips": SKIPS})
+    def _show(self, annotator: str, undone: Event | None = None) -> Response:
+        shown = self._work.show(annotator, undone)
+        return JSONResponse(shown | {"flags": FLAGS, "skips": SKIPS})
 
 
 class Server(uvicorn.Server):

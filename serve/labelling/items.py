@@ -91,16 +91,21 @@ def _find_work(path: Path) -> str:
     for file in find_files(path):
         for _, row in read_rows(file):
             if not isinstance(row, Damaged):
-                return COMPARE if _layout_of(row) else WRITE
+                return COMPARE if _order(row) else WRITE
     return WRITE
 
 
-def _layout_of(row: Mapping[str, Any]) -> str | None:
-    """The layout of a row with answers to compare; None of others."""
+def _order(row: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | None:
+    """A row of preferences and its layout; one of answers that nobody ordered yet gets equal ranks.
+
+    None of others.
+    """
     name = find_layout(row)
-    if name is None and isinstance(row.get("responses"), list):
-        return "ranking"
-    return name if name and "preferences" in LAYOUTS[name].kinds else None
+    if name and "preferences" in LAYOUTS[name].kinds:
+        return name, row
+    if isinstance(row.get("responses"), list):
+        return "ranking", {**row, "ranks": [1] * len(row["responses"])}
+    return None
 
 
 def _read_comparisons(path: Path, faults: Faults) -> Iterator[tuple[str, Item]]:
@@ -115,11 +120,10 @@ def _read_comparisons(path: Path, faults: Faults) -> Iterator[tuple[str, Item]]:
 def _read_row(row: Damaged | Mapping[str, Any]) -> Item:
     if isinstance(row, Damaged):
         raise Fault(row.reason, row.what)
-    name = _layout_of(row)
-    if name is None:
+    ordered = _order(row)
+    if ordered is None:
         raise Fault("other_layout", "holds no answers to compare")
-    if find_layout(row) is None:    # not ordered yet
-        row = {**row, "ranks": [1] * len(row["responses"])}
+    name, row = ordered
     found: Preference = LAYOUTS[name].read(row)
     num = len(found.responses)
     if num > MAX_ANSWERS:

@@ -72,7 +72,8 @@ class Store:
             else:
                 _append(self._files[file], event["row"])
         except OSError as error:    # it is in the journal, and so not lost
-            self._files.pop(file, None)
+            if file in self._files:
+                self._files.pop(file).close()
             log(f"{self.folder / file}: {(error.strerror or str(error)).lower()}: it is written "
                 "anew with the next label, or at the next start")
 

@@ -63,13 +63,18 @@ class Work:
         for event in store.live.values():
             self._count(event, 1)
 
-    def show(self, annotator: str) -> dict[str, Any]:
-        """What the page of an annotator shows: their item, if one is left, and how far they are."""
+    def show(self, annotator: str, undone: Event | None = None) -> dict[str, Any]:
+        """What the page of an annotator shows: their item, if one is left, and how far they are.
+
+        Args:
+            undone: an event that they have just undone; what they said then is `given`.
+        """
         wanted = self._wanted(annotator)
         item = self._hold(annotator, wanted)
         num_done = sum(name == annotator for name, _ in self._done)
         return {"annotator": annotator, "done": num_done, "left": len(wanted),
-                "item": item and self._describe(item, annotator)}
+                "item": item and self._describe(item, annotator),
+                "given": self._given(item, annotator, undone) if item and undone else None}
 
     def label(self, sent: Sent) -> None:
         """Stores a label."""
@@ -85,8 +90,11 @@ class Work:
         self._find(sent)
         self._add(SKIP, sent, reason=sent.reason)
 
-    def undo(self, annotator: str) -> None:
+    def undo(self, annotator: str) -> Event:
         """Undoes the last label, or the last skipping, of an annotator, who is at its item again.
+
+        Returns:
+            The event that is undone.
         """
         last = next((event for event in reversed(self.store.live.values())
                      if event["annotator"] == annotator), None)
@@ -96,6 +104,7 @@ class Work:
         self._count(last, -1)
         if last["item"] in self.items:
             self._held[annotator] = Held(last["item"], self.settings.clock())
+        return last
 
     def num_done_items(self) -> int:
         """Items that have all their labels."""
@@ -169,6 +178,20 @@ class Work:
                 "messages": messages, "answers": [
                     visible(item.answers[number])
                     for number in item.order(self.settings.seed, annotator)]}
+
+    def _given(self, item: Item, annotator: str, event: Event) -> dict[str, Any] | None:
+        """What a label said, as it was sent; None of others, and where the order has changed."""
+        if event["event"] != LABEL or event["item"] != item.id:
+            return None
+        row = event["row"]
+        meta, order = row["meta"], item.order(self.settings.seed, annotator)
+        if meta.get("order", []) != order:
+            return None
+        said = {name: meta.get(name, empty)
+                for name, empty in (("both_bad", False), ("reason", ""), ("flags", []))}
+        if item.kind == WRITE:
+            return said | {"text": row["messages"][-1]["content"]}
+        return said | {"ranks": row["ranks"]}
 
     def _preference(self, item: Item, sent: Sent) -> dict[str, Any]:
         """The preference of a label: its answers are in the order in which they were shown."""

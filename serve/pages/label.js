@@ -71,17 +71,29 @@ function show(value, done) {
   $("choices").hidden = !isPair;
   $("choices").replaceChildren(...(isPair ? CHOICES.map(showChoice) : []));
   $("writing").hidden = item?.kind !== "write";
-  for (const id of ["reason", "submit", "skip"]) {
-    const part = id === "submit" ? $(id) : $(id).parentElement;
+  for (const part of [$("reason").parentElement, $("submit"), $("skip").parentElement]) {
     part.hidden = !item;
   }
   $("text").value = $("reason").value = "";
   $("skip-reason").replaceChildren(make("option", {value: "", textContent: "why?"}),
     ...value.skips.map((word) => make("option", {textContent: word})));
   $("undo").disabled = value.done === 0;
+  if (value.given) restore(value.given);
   say(done || "");
   $("task").focus({preventScroll: true});     // a screen reader goes on from there
   scrollTo(0, 0);
+}
+
+function restore(given) {     // what was said before it was undone
+  $("text").value = given.text || "";
+  $("reason").value = given.reason;
+  if (shown.item.kind === "rank") given.ranks.forEach((rank, index) => setRank(index, rank));
+  if (shown.item.kind === "pair") {
+    const place = given.both_bad ? 3 : CHOICES.findIndex((one) => `${one[1]}` === `${given.ranks}`);
+    $("choices").children[place].click();
+  }
+  [...$("answers").children].forEach((card, index) => card.querySelectorAll("input").forEach(
+    (box) => { box.checked = given.flags[index]?.includes(box.value); }));
 }
 
 function showTurn({role, content}) {
