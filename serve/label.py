@@ -9,7 +9,10 @@ and authors are not shown, or prompts alone, to each of which an answer is writt
 says a name and sees the answers in an order of their own. `/progress` shows counts, speed and
 agreement. `preferences.jsonl` in `--out` is what `align.reward`, `align.dpo` and `eval.agreement`
 read, and `eval.arena` where the input names `models`; `demonstrations.jsonl` what `align.sft` does.
-A label is on the disk before the page shows the next item; the same command goes on with the rest.
+Their `meta` names the `annotator` and the `item`, with `time`, `secs`, `reason` and `flags` of each
+answer; the answers are in the order in which they were shown, and `order` has their places in the
+input. A label is on the disk before the page shows the next item; the same command goes on with the
+rest.
 
 Only this machine can connect, and names are taken on trust. To let others in, forward the port
 (`ssh -L`), or put a proxy with a login before it and name it with `--allowed_hosts`.

@@ -422,6 +422,12 @@ def test_a_label_in_the_journal_is_stored_though_its_file_cannot_be_written(serv
     assert len(read_preferences(server.out / PREFERENCES)) == 3
 
 
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"--out=.*: cannot be used \(not a directory\)"):
+        Store(tmp_path / "file" / "out")
+
+
 def test_a_folder_of_others_and_a_damaged_journal_are_refused(tmp_path, serve):
     server = serve()
     server.ok(server.label(server.next("ana"), ranks=[1, 2]))
@@ -458,5 +464,7 @@ def test_progress_has_counts_speed_and_agreement(serve):
     assert "16" in page and "100.0 %" in page and "8 of 8" in page and "Krippendorff" in page
     for name in ("ana", "bo"):
         assert f"<td>{name}</td><td>8</td><td>0</td><td>10.0</td><td>360</td>" in page
+    back = server.client.get("/progress", params={"annotator": '"><script>'}).text
+    assert 'href="/?annotator=%22%3E%3Cscript%3E"' in back and "<script" not in back
     server.ok(server.post("undo", annotator="bo"))
     assert "on 7 comparisons" in server.client.get("/progress").text, "measured anew"

@@ -79,10 +79,11 @@ class Routes:
         name = self._check(parse_undo(parse_body(await read_body(request))))
         return self._show(name, self._work.undo(name))
 
-    async def progress(self, _request: Request) -> Response:
+    async def progress(self, request: Request) -> Response:
         """The page of counts, speed and agreement."""
         measured = await self._agreement.measure(self._work)
-        return HTMLResponse(render_progress(self._work, measured))
+        name = request.query_params.get("annotator", "")
+        return HTMLResponse(render_progress(self._work, measured, name))
 
     def _check(self, annotator: str) -> str:
         """The name, if it may label here."""

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 from core.page.layout import headline, section, table
 from core.page.markup import Markup, count, decimal, join, percent, tag
@@ -59,11 +60,12 @@ def measure(path: Path) -> Mapping[str, Any] | None:
     return measure_agreement(ratings, "choices", Bootstrap(0, NUM_SAMPLES))
 
 
-def render_progress(work: Work, measured: Mapping[str, Any] | None) -> str:
+def render_progress(work: Work, measured: Mapping[str, Any] | None, annotator: str) -> str:
     """The page as HTML; its style is that of `/page.css`.
 
     Args:
         measured: see `measure`.
+        annotator: who comes from labelling, and goes back there; "" if unknown.
     """
     by_name: dict[str, list[Event]] = {}
     for event in work.store.live.values():
@@ -71,7 +73,7 @@ def render_progress(work: Work, measured: Mapping[str, Any] | None) -> str:
     num_labels = sum(event["event"] == LABEL for event in work.store.live.values())
     num_items, num_done = len(work.items), work.num_done_items()
     raw = measured and measured["raw"]
-    tiles = [("Labels", count(num_labels), f"by {count(len(by_name))} annotators"),
+    tiles = [("Labels", count(num_labels), f"annotators: {count(len(by_name))}"),
              ("Items done", percent(num_done / num_items),
               f"{count(num_done)} of {count(num_items)}, with "
               f"{count(work.settings.labels_per_item)} labels each"),
@@ -87,7 +89,8 @@ def render_progress(work: Work, measured: Mapping[str, Any] | None) -> str:
     body = (headline("Heartwood · labelling", "Progress", "Labels that nobody has undone, and how "
                      "far those who labelled the same answers agree.", tiles),
             _annotators(by_name, measured), _coefficients(measured),
-            tag("p", tag("a", "Back to labelling", href="/")))
+            tag("p", tag("a", "Back to labelling", href="/?" + urlencode(
+                {"annotator": annotator} if annotator else {}))))
     page = tag("html", tag("head", head), tag("body", body), lang="en")
     return f"<!doctype html>\n{page}\n"
 

@@ -37,15 +37,20 @@ class Store:
         live: events that nobody has undone, by their ids, in their order.
 
     Raises:
-        UserError: another process has the folder, or its files are damaged or of other origin.
+        UserError: the folder cannot be written, another process has it, or its files are damaged or
+            of other origin.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
         if not (folder / JOURNAL).exists():
             _check_is_free(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        self._journal = _open_locked(folder / JOURNAL)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._journal = _open_locked(folder / JOURNAL)
+        except OSError as error:
+            raise UserError(f"--out={folder}", f"cannot be used ({error.strerror.lower()})", "choose "
+                            "a folder where files can be written and locked") from None
         self.live: dict[str, Event] = {}
         self._files: dict[str, BinaryIO] = {}
         try:

@@ -97,7 +97,8 @@ function restore(given) {     // what was said before it was undone
 }
 
 function showTurn({role, content}) {
-  return make("div", {className: `turn ${role}`}, make("div", {className: "who", textContent: role}),
+  return make("div", {className: `turn ${role}`},
+    make("div", {className: "who", textContent: role}),
     make("div", {className: "text", dir: "auto", textContent: content}));
 }
 
@@ -117,6 +118,7 @@ function showAnswer(text, index) {
     ...ranks.map((_, k) => make("option", {value: k + 1, textContent: k + 1})));
   heading.append(make("label", {}, "Rank ", select));
   select.setAttribute("aria-label", `Rank of answer ${letter}`);
+  card.setAttribute("aria-label", `Answer ${letter}`);
   Object.assign(card, {tabIndex: 0, draggable: true,
     ondragstart: (event) => event.dataTransfer.setData("text/plain", index),
     ondragover: (event) => { event.preventDefault(); card.classList.add("over"); },
@@ -128,7 +130,8 @@ function showAnswer(text, index) {
 function drop(card, event) {
   const cards = [...$("answers").children];
   cards.forEach((one) => one.classList.remove("over"));
-  const dragged = cards.find((one) => one.dataset.index === event.dataTransfer.getData("text/plain"));
+  const index = event.dataTransfer.getData("text/plain");
+  const dragged = cards.find((one) => one.dataset.index === index);
   if (!dragged || dragged === card) return;
   if (cards.indexOf(dragged) < cards.indexOf(card)) card.after(dragged);
   else card.before(dragged);
@@ -222,12 +225,13 @@ function choose(key, at) {
     return true;
   }
   const rank = Number(key);
-  if (!$("keys").checked || !Number.isInteger(rank) || rank < 1 || rank > ranks.length) return false;
+  if (!$("keys").checked || !ranks.some((_, k) => k + 1 === rank)) return false;
   const index = place >= 0 ? Number(cards[place].dataset.index) : ranks.indexOf(0);
   if (index >= 0) setRank(index, rank);
   return true;
 }
 
+$("to-progress").search = location.search;
 $("submit").onclick = submit;
 $("skip").onclick = skip;
 $("undo").onclick = undo;
