@@ -13,15 +13,6 @@ from urllib.parse import urlencode
 from core.page.layout import headline, section, table
 from core.page.markup import Markup, count, decimal, join, percent, tag
 from data.layouts.faults import Faults
-from eval.agreement import Bootstrap, measure_agreement
-from eval.measures.annotations import (
-    FIRST,
-    SECOND,
-    TIE,
-    make_ratings,
-    merge_repeats,
-    read_ratings,
-)
 from serve.labelling.store import LABEL, PREFERENCES, Event
 from serve.labelling.work import Work
 
@@ -51,6 +42,16 @@ class Agreement:
 def measure(path: Path) -> Mapping[str, Any] | None:
     """The coefficients of `eval.agreement` of the choices in a file; None where no two annotators
     share an item."""
+    # They take longer to import than the server to start.
+    from eval.agreement import Bootstrap, measure_agreement
+    from eval.measures.annotations import (
+        FIRST,
+        SECOND,
+        TIE,
+        make_ratings,
+        merge_repeats,
+        read_ratings,
+    )
     kept, _ = merge_repeats(read_ratings(path, "choices", faults=Faults("progress")))
     if not kept:
         return None

@@ -49,8 +49,8 @@ class Store:
             folder.mkdir(parents=True, exist_ok=True)
             self._journal = _open_locked(folder / JOURNAL)
         except OSError as error:
-            raise UserError(f"--out={folder}", f"cannot be used ({error.strerror.lower()})", "choose "
-                            "a folder where files can be written and locked") from None
+            raise UserError(f"--out={folder}", f"cannot be used ({error.strerror.lower()})",
+                            "choose a folder where files can be written and locked") from None
         self.live: dict[str, Event] = {}
         self._files: dict[str, BinaryIO] = {}
         try:
