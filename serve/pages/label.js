@@ -32,7 +32,7 @@ async function ask(path, body, done) {
       headers: {"Content-Type": "application/json"}});
     const value = await reply.json();
     if (reply.ok) show(value, done);
-    else refuse(value.error);
+    else await refuse(value.error);
   } catch {
     say("The server does not answer. What you entered is still here: try again.", true);
   } finally {
@@ -61,7 +61,7 @@ function show(value, done) {
   $("count").textContent = `${value.annotator}: ${value.done} done, ${value.left} left`;
   Object.assign($("bar"), {max: total || 1, value: value.done, hidden: false});
   $("work").hidden = false;
-  $("task").textContent = item ? TASKS[item.kind] : "Nothing is left to label. Thank you!";
+  $("task").textContent = item ? TASKS[item.kind] : "Nothing is left for you to label now. Thank you!";
   $("prompt").replaceChildren(...(item ? item.messages.map(showTurn) : []));
   ranks = item ? item.answers.map(() => 0) : [];
   bothBad = false;
@@ -119,8 +119,9 @@ function showAnswer(text, index) {
   heading.append(make("label", {}, "Rank ", select));
   select.setAttribute("aria-label", `Rank of answer ${letter}`);
   card.setAttribute("aria-label", `Answer ${letter}`);
-  Object.assign(card, {tabIndex: 0, draggable: true,
-    ondragstart: (event) => event.dataTransfer.setData("text/plain", index),
+  Object.assign(heading, {draggable: true,    // not the text, which can be selected
+    ondragstart: (event) => event.dataTransfer.setData("text/plain", index)});
+  Object.assign(card, {tabIndex: 0,
     ondragover: (event) => { event.preventDefault(); card.classList.add("over"); },
     ondragleave: () => card.classList.remove("over"),
     ondrop: (event) => { event.preventDefault(); drop(card, event); }});
