@@ -61,7 +61,7 @@ function show(value, done) {
   $("count").textContent = `${value.annotator}: ${value.done} done, ${value.left} left`;
   Object.assign($("bar"), {max: total || 1, value: value.done, hidden: false});
   $("work").hidden = false;
-  $("task").textContent = item ? TASKS[item.kind] : "Nothing is left for you to label now. Thank you!";
+  $("task").textContent = item ? TASKS[item.kind] : "Nothing is left for you now. Thank you!";
   $("prompt").replaceChildren(...(item ? item.messages.map(showTurn) : []));
   ranks = item ? item.answers.map(() => 0) : [];
   bothBad = false;
