@@ -38,7 +38,7 @@ from serve.labelling.store import EXPORTS, Store
 def label() -> dict[str, Any]:
     """Serves the page until a signal comes; returns the command's result."""
     try:
-        from serve.labelling.app import Server, bind_socket, make_app
+        from serve.labelling.app import Server, make_app, open_socket
     except ImportError as error:
         raise UserError("the labelling page", f"needs the package {error.name}",
                         "pip install -e '.[serve]'") from None
@@ -51,7 +51,7 @@ def label() -> dict[str, Any]:
     items = read_items(Path(values.inputs), values.work, faults)
     faults.report()
     settings = Settings(values.labels_per_item, values.seed, _only_annotator())
-    listener = bind_socket(values.port)
+    listener = open_socket(values.port)
     store = Store(Path(values.out))
     work = Work(items, store, settings)
     kinds = ", ".join(f"{num} to {kind}" for kind, num in Counter(

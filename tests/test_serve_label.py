@@ -1,5 +1,6 @@
 """The labelling page: whole sessions, what is stored and who reads it, refusals, kill -9, disks."""
 
+import contextlib
 import errno
 import json
 import os
@@ -7,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 
@@ -17,6 +19,7 @@ from data.layouts.read import read_examples
 from data.preferences import read_preferences
 from eval.agreement import Bootstrap, measure_file
 from eval.arena.votes import read_votes
+from serve.label import label
 from serve.labelling import store as store_module
 from serve.labelling.items import WRITE, read_items
 from serve.labelling.store import DEMONSTRATIONS, JOURNAL, PREFERENCES, Store
@@ -208,9 +211,19 @@ def test_an_item_goes_to_as_many_annotators_as_are_asked_for(serve):
     late = server.next("cy")
     assert late["item"]["id"] == one["item"]["id"], "it is kept for a while only"
     server.ok(server.label(late, ranks=[1, 2]))
-    assert server.label(one, ranks=[1, 2]).json()["error"]["code"] == "full"
-    assert [len(server.run(name, by_length)) for name in ("dee", "ana", "cy")] == [6, 0, 1]
-    assert len(read_preferences(server.out / PREFERENCES)) == 8
+    server.ok(server.label(one, ranks=[2, 1]))      # nobody's work is lost
+    assert [len(server.run(name, by_length)) for name in ("dee", "ana", "cy")] == [5, 1, 1]
+    items = Counter(row.meta["item"] for row in read_preferences(server.out / PREFERENCES))
+    assert items.pop(one["item"]["id"]) == 2 and list(items.values()) == [1] * 7
+
+
+def test_after_a_restart_an_item_that_another_labelled_is_full(serve):
+    server = serve(PAIRS[:1])
+    shown = server.next("ana")
+    server.store.close()
+    server = serve(PAIRS[:1])
+    server.ok(server.label(server.next("bo"), ranks=[1, 2]))
+    assert server.label(shown, ranks=[1, 2]).json()["error"]["code"] == "full"
 
 
 def test_a_skipped_item_goes_to_others(serve):
@@ -338,28 +351,41 @@ def test_one_annotator_alone_may_label(serve):
 
 # --- the disk --------------------------------------------------------------------------------
 
-def test_kill_between_two_labels_loses_none(tmp_path, serve):
-    write_jsonl(tmp_path / "inputs.jsonl", PAIRS)
+@contextlib.contextmanager
+def running(folder):
+    """A server in a process of its own, and a client of it."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "serve.label", f"--inputs={tmp_path / 'inputs.jsonl'}",
-         f"--out={tmp_path / 'out'}", "--port=0"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    try:
-        url = next(found[0] for line in process.stderr
-                   if (found := re.search(r"http://[\d.:]+", line)))
-        with httpx.Client(base_url=url, trust_env=False) as client:
-            shown = client.get("/api/next", params={"annotator": "ana"}).json()
-            for _ in range(2):
-                shown = client.post("/api/label", json={**head(shown), "ranks": [1, 2]}).json()
-            process.send_signal(signal.SIGKILL)
-    finally:
+        [sys.executable, "-m", "serve.label", f"--inputs={folder / 'inputs.jsonl'}",
+         f"--out={folder / 'out'}", "--port=0"], cwd=ROOT, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE)
+    with process:
+        try:
+            url = next(found[0] for line in process.stderr
+                       if (found := re.search(r"http://[\d.:]+", line)))
+            with httpx.Client(base_url=url, trust_env=False) as client:
+                yield process, client
+        finally:
+            process.kill()
+
+
+def test_kill_between_two_labels_loses_none_and_the_same_command_goes_on(tmp_path):
+    write_jsonl(tmp_path / "inputs.jsonl", PAIRS)
+    with running(tmp_path) as (process, client):
+        shown = client.get("/api/next", params={"annotator": "ana"}).json()
+        for _ in range(2):
+            shown = client.post("/api/label", json={**head(shown), "ranks": [1, 2]}).json()
         process.kill()
-        process.wait()
-        process.stderr.close()
     rows = read_jsonl(tmp_path / "out" / PREFERENCES)
     assert len(rows) == len(read_jsonl(tmp_path / "out" / JOURNAL)) == 2
-    server = serve(folder=tmp_path)
-    assert server.next("ana")["item"] == shown["item"], "in the same order, too"
-    server.ok(server.label(shown, ranks=[2, 1]))
+    with running(tmp_path) as (process, client):
+        back = client.get("/api/next", params={"annotator": "ana"}).json()
+        assert back["item"] == shown["item"], "in the same order, too"
+        client.post("/api/label", json={**head(back), "ranks": [2, 1]}).raise_for_status()
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate(timeout=20)
+    assert process.returncode == 0 and json.loads(out.splitlines()[-1]) == {
+        "out": str(tmp_path / "out"), "items": 8, "items_done": 3, "preferences": 3,
+        "demonstrations": 0, "annotators": {"ana": 3}, "left_out": {}}
     assert read_jsonl(tmp_path / "out" / PREFERENCES)[:2] == rows
 
 
@@ -441,6 +467,13 @@ def test_a_folder_of_others_and_a_damaged_journal_are_refused(tmp_path, serve):
     (server.out / JOURNAL).unlink()
     with pytest.raises(UserError, match=r"holds preferences\.jsonl but no journal"):
         Store(server.out)
+
+
+def test_without_the_extra_one_line_says_so(monkeypatch):
+    monkeypatch.delitem(sys.modules, "serve.labelling.app")
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(UserError, match=r"labelling page: needs the package uvicorn: pip install"):
+        label()
 
 
 # --- inputs and progress ---------------------------------------------------------------------

@@ -110,8 +110,8 @@ class Server(uvicorn.Server):
         self.force_exit, self.should_exit = self.should_exit, True
 
 
-def bind_socket(port: int) -> socket.socket:
-    """A socket that this machine alone can reach; port 0 is any free one.
+def open_socket(port: int) -> socket.socket:
+    """A socket that listens to this machine alone; port 0 is any free one.
 
     Raises:
         UserError: the port cannot be used.
@@ -120,6 +120,7 @@ def bind_socket(port: int) -> socket.socket:
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind(("127.0.0.1", port))
+        bound.listen()
     except OSError as error:
         bound.close()
         raise UserError(f"--port={port}", f"cannot be listened on ({error.strerror.lower()})",

@@ -162,7 +162,10 @@ class Work:
                           "other_order")
         if (sent.annotator, sent.item) in self._done:
             raise Refused(409, "you have labelled or skipped this item already", "done_already")
-        if self._num_labels[sent.item] >= self.settings.labels_per_item:
+        # Who was at it for so long that others were given it as well does not lose the label.
+        held = self._held.get(sent.annotator)
+        is_at_it = held is not None and held.item == sent.item
+        if self._num_labels[sent.item] >= self.settings.labels_per_item and not is_at_it:
             raise Refused(409, "others have labelled this item meanwhile", "full")
         return item
 
