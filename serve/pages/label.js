@@ -25,31 +25,30 @@ function say(text, isFault = false) {
 
 async function ask(path, body, done) {
   if (isBusy) return;
-  isBusy = true;
-  $("submit").disabled = true;
+  isBusy = $("submit").disabled = true;
+  let reply, value;
   try {
-    const reply = await fetch(path, body && {method: "POST", body: JSON.stringify(body),
+    reply = await fetch(path, body && {method: "POST", body: JSON.stringify(body),
       headers: {"Content-Type": "application/json"}});
-    const value = await reply.json();
-    if (reply.ok) show(value, done);
-    else await refuse(value.error);
+    value = await reply.json();
   } catch {
     say("The server does not answer. What you entered is still here: try again.", true);
+    return;
   } finally {
-    isBusy = false;
-    $("submit").disabled = false;
+    isBusy = $("submit").disabled = false;
   }
+  if (reply.ok) show(value, done);
+  else refuse(value.error);
 }
 
-async function refuse(error) {
+function refuse(error) {
   if (error.code === "no_name") {
     $("start").hidden = false;
     $("annotator").value = name;
     say(name ? error.message : "", true);
     $("annotator").focus();
   } else if (["done_already", "full", "unknown_item"].includes(error.code)) {
-    isBusy = false;
-    await ask(next(), null, `Not saved: ${error.message}. Here is the next one.`);
+    ask(next(), null, `Not saved: ${error.message}. Here is the next one.`);
   } else say(error.message, true);
 }
 
