@@ -11,7 +11,7 @@ from typing import Any
 # act on them. Those of ISO 8859 have no picture.
 _VISIBLE = ({code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
             | {127: 0x2421} | dict.fromkeys(range(128, 160), 0xFFFD))
-_VOID = ("meta", "input")  # elements without content and end tag
+_VOID = ("link", "meta", "input")  # elements without content and end tag
 NOT_A_NUMBER = "n/a"
 
 

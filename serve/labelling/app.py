@@ -1,0 +1,157 @@
+"""The routes of the labelling page, and its server."""
+
+from __future__ import annotations
+
+import socket
+import traceback
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from core.errors import UserError
+from serve.labelling.forms import (
+    FLAGS,
+    SKIPS,
+    Refused,
+    parse_body,
+    parse_label,
+    parse_name,
+    parse_skip,
+    parse_undo,
+)
+from serve.labelling.gate import Gate, read_body
+from serve.labelling.progress import Agreement, render_progress
+from serve.labelling.store import Event
+from serve.labelling.work import Work
+from serve.pages.static import LABELLING, load_files
+
+LAST_SECS = 5       # for connections to end when the server is stopped
+
+
+def make_app(work: Work, *, hosts: Sequence[str] = ()) -> Gate:
+    """The application; see `Gate` for hosts."""
+    routes, files = Routes(work), load_files(LABELLING)
+    pages = {path: _send(file.body, file.media_type) for path, file in files.items()}
+    pages["/progress"] = _guarded(routes.progress)
+    posts = {"/api/label": routes.label, "/api/skip": routes.skip, "/api/undo": routes.undo}
+    app = Starlette(
+        routes=[*(Route(path, page) for path, page in pages.items()),
+                Route("/api/next", _guarded(routes.next)),
+                *(Route(path, _guarded(handler), methods=["POST"])
+                  for path, handler in posts.items())],
+        exception_handlers={HTTPException: _unknown})
+    return Gate(app, hosts=hosts, open_paths=("/", "/progress"))
+
+
+class Routes:
+    """The handlers; all that change something run in one thread, one after the other."""
+
+    def __init__(self, work: Work):
+        self._work, self._agreement = work, Agreement()
+
+    async def next(self, request: Request) -> Response:
+        """The item that an annotator is at."""
+        return self._show(self._check(parse_name(
+            request.query_params.get("annotator") or self._work.settings.annotator)))
+
+    async def label(self, request: Request) -> Response:
+        """Stores a label, and gives the next item."""
+        sent = parse_label(parse_body(await read_body(request)))
+        self._check(sent.annotator)
+        self._work.label(sent)
+        return self._show(sent.annotator)
+
+    async def skip(self, request: Request) -> Response:
+        """Skips an item, and gives the next one."""
+        sent = parse_skip(parse_body(await read_body(request)))
+        self._check(sent.annotator)
+        self._work.skip(sent)
+        return self._show(sent.annotator)
+
+    async def undo(self, request: Request) -> Response:
+        """Undoes the last label or skipping, and gives its item."""
+        name = self._check(parse_undo(parse_body(await read_body(request))))
+        return self._show(name, self._work.undo(name))
+
+    async def progress(self, request: Request) -> Response:
+        """The page of counts, speed and agreement."""
+        measured = await self._agreement.measure(self._work)
+        name = request.query_params.get("annotator", "")
+        return HTMLResponse(render_progress(self._work, measured, name))
+
+    def _check(self, annotator: str) -> str:
+        """The name, if it may label here."""
+        only = self._work.settings.annotator
+        if only and annotator != only:
+            raise Refused(403, f"only {only} labels here", "other_annotator")
+        return annotator
+
+    def _show(self, annotator: str, undone: Event | None = None) -> Response:
+        shown = self._work.show(annotator, undone)
+        return JSONResponse(shown | {"flags": FLAGS, "skips": SKIPS})
+
+
+class Server(uvicorn.Server):
+    """Serves until SIGTERM or Ctrl-C; a second one does not wait for open connections."""
+
+    def __init__(self, app: Gate):
+        super().__init__(uvicorn.Config(
+            app, log_level="warning", access_log=False, server_header=False, lifespan="off",
+            timeout_graceful_shutdown=LAST_SECS))
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """See `uvicorn.Server`: called with a signal."""
+        self.force_exit, self.should_exit = self.should_exit, True
+
+
+def open_socket(port: int) -> socket.socket:
+    """A socket that listens to this machine alone; port 0 is any free one.
+
+    Raises:
+        UserError: the port cannot be used.
+    """
+    bound = socket.socket()
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind(("127.0.0.1", port))
+        bound.listen()
+    except OSError as error:
+        bound.close()
+        raise UserError(f"--port={port}", f"cannot be listened on ({error.strerror.lower()})",
+                        "choose another --port") from None
+    return bound
+
+
+def _send(body: bytes, media_type: str) -> Callable[[Request], Awaitable[Response]]:
+    async def handle(_request: Request) -> Response:
+        return Response(body, media_type=media_type)
+
+    return handle
+
+
+def _guarded(handler: Callable[[Request], Awaitable[Response]]) -> Any:
+    """A handler whose every failure is a line for the annotator."""
+    async def handle(request: Request) -> Response:
+        try:
+            return await handler(request)
+        except Refused as error:
+            return JSONResponse(error.body, error.status)
+        except ClientDisconnect:
+            return Response(status_code=400)
+        except Exception:       # a fault of ours: the page learns no more than that
+            traceback.print_exc()
+            return JSONResponse(Refused(500, "the server failed: see its log",
+                                        "internal_error").body, 500)
+
+    return handle
+
+
+async def _unknown(_request: Request, error: HTTPException) -> Response:
+    return JSONResponse(Refused(error.status_code, error.detail, "unknown_url").body,
+                        error.status_code)

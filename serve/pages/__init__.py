@@ -1,0 +1,1 @@
+"""The files of the pages that are served, by a fixed table."""
