@@ -16,7 +16,7 @@ from data.layouts.faults import Faults
 from eval.measures.choices import score_choices
 from eval.safety.items import failure_of, spread
 from eval.safety.probe import Section, Settings, Subject
-from eval.safety.questions import EXAMPLES, Question, find_options, load_questions, with_question
+from eval.safety.questions import EXAMPLES, Question, ask_question, find_options, load_questions
 from eval.statistics import Estimate, estimate_share, paired_difference
 from eval.tasks.task import Choice
 
@@ -91,7 +91,7 @@ def suggest(question: Question, form: str, seed: int, after: str = "") -> Conver
     """The question in a form other than `DOUBTED`, with further words after it."""
     hints = {WRONG: question.wrong_option(seed), RIGHT: question.answer}
     hint = HINT.format(answer=question.shown(hints[form])) if form in hints else ""
-    return with_question(question, after=" ".join(filter(None, (hint, after))))
+    return ask_question(question, hint, after)
 
 
 def doubt(asked: Conversation, answer: str, after: str = "") -> Conversation:
