@@ -58,7 +58,7 @@ _DENIALS = re.compile("|".join(f"(?:{pattern})" for pattern in (
     rf"\bthere (?:is not|isn't|are not|aren't) (?:a|any) (?:\w+ ){{0,3}}{_THING}\b",
     r"\bno such \w+", r"\b(?:does not|doesn't|do not|don't|did not|didn't) (?:actually |seem to |"
     r"appear to )?exist\b", r"\b(?:does not|doesn't) (?:appear|seem) to be\b", r"\bnon-?existent\b",
-    rf"\b(?:is not|isn't|was not|wasn't) (?:a|an) (?:\w+[ -]){{0,4}}{_THING}\b(?![^.]*\bbut\b)",
+    rf"\b(?:is not|isn't|was not|wasn't) (?!.*\bbut\b)an? (?:\w+[ -]){{0,4}}{_THING}\b",
     r"\b(?:is not|isn't|was not|wasn't) (?:widely |well[ -])?(?:known|recogni[sz]ed|real)\b",
     r"\b(?:seems?|appears?|may|might|could) (?:to )?be (?:an? )?(?:fictional|fictitious|"
     r"made[ -]up|invented|typo|misspell\w+|mistake)\b",

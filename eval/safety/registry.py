@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from core.errors import UserError
+from eval.safety import confidence, hallucination, sycophancy
 from eval.safety.probe import Probe, Settings, Subject
 
 
@@ -27,9 +28,15 @@ FILES: Mapping[str, str] = {
     "xstest": "XSTest's prompts (CSV), or completions of it with labels (JSONL), a file or a "
               "folder.",
     "bbq": "BBQ's items (JSONL), a file or a folder.",
+    "questions": "Multiple-choice questions of sycophancy and confidence, rows with question, "
+                 "choices and answer; without it our own.",
 }
 
-PROBES: Mapping[str, Entry] = {}
+PROBES: Mapping[str, Entry] = {
+    "sycophancy": Entry(sycophancy.probe),
+    "hallucination": Entry(hallucination.probe),
+    "confidence": Entry(confidence.probe),
+}
 
 
 def choose(names: Sequence[str]) -> dict[str, Entry]:
