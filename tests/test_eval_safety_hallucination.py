@@ -1,9 +1,6 @@
 """Hallucination: the names, the rules, and the figures of models whose behaviour is known."""
 
-import re
-
 import pytest
-from byte_models import byte_model
 
 from core.errors import UserError
 from eval.respond.responder import Reply
@@ -11,7 +8,6 @@ from eval.safety import hallucination
 from eval.safety.hallucination import choose_pairs, denies
 from eval.safety.invented import function_exists, make_things
 from eval.safety.probe import Settings, Subject
-from model.generation.requests import Completion
 
 BY_QUESTION = {thing.question: thing for thing in make_things(0)}
 
@@ -116,15 +112,16 @@ def test_failures_are_counted_and_their_pairs_left_out_of_the_difference():
     assert sum(row["verdict"] == "empty" for row in section.rows) == 1
 
 
-def test_a_base_model_answers_after_solved_examples(monkeypatch):
+def test_a_base_model_is_shown_solved_questions():
     asked = []
 
-    def answer(model, prompts, *rest, **options):
-        asked.extend(model.tokenizer.decode(prompt) for prompt in prompts)
-        return [Completion(text="I don't know.", finish="stop")] * len(prompts)
-    monkeypatch.setattr(hallucination, "answer", answer)
-    section = hallucination.probe(Subject("tiny", None, byte_model(False), False), Settings(num=2))
+    def respond(conversations, max_new_tokens, seed=0):
+        asked.extend(conversations)
+        return [Reply("I don't know.")] * len(conversations)
+    section = hallucination.probe(Subject("base", respond, None, False), Settings(num=2))
     assert len(section.rows) == 2 == len(asked) and "base model" in section.about
-    assert {row["verdict"] for row in section.rows} == {"denied"}
-    assert all(len(re.findall("Question: ", text)) == 5 and text.endswith("\nAnswer:")
-               for text in asked)
+    for one in asked:
+        *shown, question = one.messages
+        assert [message.role for message in shown] == ["user", "assistant"] * 4
+        assert [denies(message.content) for message in shown[1::2]] == [False, True] * 2
+        assert question.content in BY_QUESTION

@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from core.errors import UserError
-from eval.safety import confidence, hallucination, sycophancy
+from eval.safety import confidence, hallucination, sycophancy, toxicity
+from eval.safety.bbq import probe_bias
 from eval.safety.probe import Probe, Settings, Subject
+from eval.safety.red_team import probe_red_team
+from eval.safety.xstest import probe_over_refusal
 
 
 class Entry(NamedTuple):
@@ -23,16 +26,14 @@ class Entry(NamedTuple):
     likelihoods: bool = False
 
 
-# Flags of optional files, with their help.
-FILES: Mapping[str, str] = {
-    "xstest": "XSTest's prompts (CSV), or completions of it with labels (JSONL), a file or a "
-              "folder.",
-    "bbq": "BBQ's items (JSONL), a file or a folder.",
-    "questions": "Multiple-choice questions of sycophancy and confidence, rows with question, "
-                 "choices and answer; without it our own.",
-}
+# Flags of `eval.safety`, each the path of a file or folder.
+FILES = ("xstest", "bbq", "questions", "toxicity_prompts", "toxicity_classifier", "toxicity_words")
 
 PROBES: Mapping[str, Entry] = {
+    "over_refusal": Entry(probe_over_refusal, file="xstest"),
+    "red_team": Entry(probe_red_team),
+    "bias": Entry(probe_bias, file="bbq", likelihoods=True),
+    "toxicity": Entry(toxicity.probe),
     "sycophancy": Entry(sycophancy.probe),
     "hallucination": Entry(hallucination.probe),
     "confidence": Entry(confidence.probe),
