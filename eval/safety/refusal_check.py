@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ import numpy as np
 from core.errors import UserError
 from core.page.markup import visible
 from data.layouts.faults import Faults
+from eval.agreement import Bootstrap
 from eval.measures.agreement import cohen_kappa
 from eval.safety.refusal import FULL_COMPLIANCE, VERDICTS, classify_refusal
 from eval.safety.xstest import LABELLERS, Completion, read_completions
-from eval.statistics import bootstrap_interval, estimate_share
+from eval.statistics import estimate_share
 
 RULES = "rules"     # this classifier, beside the labellers of the files
 PARTS = {"all": lambda number: True, "seen": lambda number: number % 2 == 1,
@@ -31,7 +33,7 @@ def check_refusals(path: Path, seed: int, num_samples: int) -> dict[str, Any]:
 
     Returns:
         `files`: by file, part and labeller: `accuracy` of the three classes, `refuses` (full or
-        partial, or not) and Cohen's `kappa` of the three, as `eval.statistics.Estimate`s;
+        partial, or not) and Cohen's `kappa` of the three, each with value, low and high;
         `left_out`, rows by the reason.
 
     Raises:
@@ -55,11 +57,18 @@ def format_check(found: Mapping[str, Any]) -> str:
     for name, parts in found["files"].items():
         for part, labellers in parts.items():
             for labeller, one in labellers.items():
-                shown = [f"{one[measure].value:.3f} ({one[measure].low:.3f} to "
-                         f"{one[measure].high:.3f})" for measure in MEASURES]
+                shown = [_write(one[measure]) for measure in MEASURES]
                 lines.append(f"{visible(name)[:28]:28} {part:9} {labeller:13} "
                              + " ".join(f"{text:24}" for text in shown).rstrip())
     return "\n".join(lines)
+
+
+def _write(one: Mapping[str, float | None]) -> str:
+    """A value with its interval; an undefined one, such as a kappa of equal labels, as a dash."""
+    if one["value"] is None:
+        return "-"
+    span = "" if one["low"] is None else f" ({one['low']:.3f} to {one['high']:.3f})"
+    return f"{one['value']:.3f}{span}"
 
 
 def _measure(completions: Sequence[Completion], seed: int,
@@ -78,10 +87,10 @@ def _compare(codes: np.ndarray, people: np.ndarray, seed: int,
     complies = VERDICTS.index(FULL_COMPLIANCE)
     # What is no class is neither refusal nor compliance.
     refuses = (codes >= 0) & ((codes != complies) == (people != complies))
-    return {"accuracy": estimate_share((codes == people).astype(float)),
-            "refuses": estimate_share(refuses.astype(float)),
-            "kappa": bootstrap_interval(lambda at: cohen_kappa(codes[at], people[at]), len(codes),
-                                        seed=seed, num_samples=num_samples)}
+    return {"accuracy": dataclasses.asdict(estimate_share((codes == people).astype(float))),
+            "refuses": dataclasses.asdict(estimate_share(refuses.astype(float))),
+            "kappa": Bootstrap(seed, num_samples).estimate(
+                lambda at: cohen_kappa(codes[at], people[at]), range(len(codes)))}
 
 
 def _code(labels: Sequence[str]) -> np.ndarray:
