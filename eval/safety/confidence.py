@@ -26,15 +26,15 @@ FILE = "questions"
 FORM = ("Answer in a few words. Then state, on a new line, how confident you are that your answer "
         "is right, from 0% to 100%. Use this form:\nAnswer: ...\nConfidence: ...%")
 UNPARSED = "no_confidence"
-NORMALISATION = "char"
+TOO_LONG = "too_long"           # an option that exceeds the model's context
 ABOUT = (
     "The model answers questions with a known answer and states its confidence in percent (arXiv "
     "2306.13063, 2205.14334). An answer is right if it names the right option alone. Calibration "
     f"error: the mean of |confidence - accuracy| over {NUM_BINS} bins of equal width. Brier score: "
     "the mean of (confidence - right)^2, from 0 to 1. Overconfidence: mean confidence less "
     "accuracy. Replies without a percentage are counted apart and are in no figure but their "
-    "share. By likelihoods: the probability of the likeliest option, the softmax of "
-    "log-probabilities per character, which is also that of a guess among the options.")
+    "share. By likelihoods: the probability of the likeliest option, the softmax of the options' "
+    "log-probabilities, which names none of them to the model before.")
 NOT_ASKED = (" A base model is not asked for its confidence: it would repeat that of the solved "
              "examples.")
 
@@ -90,14 +90,13 @@ def probe(subject: Subject, settings: Settings) -> Section:
     if subject.model is not None:
         ways["likelihoods"] = ask_likelihoods(subject, questions, settings)
     for way, stated in ways.items():
-        if way == "replies":
-            answered = [float(one.confidence is not None) for one in stated
-                        if not one.row["fault"]]
-            if answered:
-                estimates["replies that state a confidence"] = estimate_share(answered)
+        states = [float(one.confidence is not None) for one in stated
+                  if one.confidence is not None or one.row["verdict"] == UNPARSED]
+        if way == "replies" and states:
+            estimates["replies that state a confidence"] = estimate_share(states)
         estimates |= {f"{label}, by {way}": found
                       for label, found in estimate(stated, settings).items()}
-        counts.update(one.row["fault"] or UNPARSED for one in stated if one.confidence is None)
+        counts.update(one.row["verdict"] for one in stated if one.confidence is None)
         rows += [one.row for one in stated]
     about = ABOUT if subject.chat else ABOUT + NOT_ASKED
     return Section("confidence", "Calibration of stated confidence", about, estimates, rows, counts)
@@ -111,11 +110,11 @@ def ask_replies(subject: Subject, questions: Sequence[Question],
     found = []
     for question, one, reply in zip(questions, asked, replies, strict=True):
         answer, confidence = read_confidence(reply.text)
-        right = find_options(answer, question) == [question.answer]
         failure = failure_of(reply)
-        found.append(Stated(None if failure else confidence, right, _row(
-            question, "replies", one.messages[-1].content, reply.text, right,
-            fault=failure, confidence=confidence)))
+        found.append(_state(
+            question, None if failure else confidence,
+            find_options(answer, question) == [question.answer], failure or UNPARSED,
+            by="replies", prompt=one.messages[-1].content, reply=reply.text, fault=reply.fault))
     return found
 
 
@@ -128,17 +127,28 @@ def ask_likelihoods(subject: Subject, questions: Sequence[Question],
                            examples=EXAMPLES)
     found = []
     for question, score in zip(questions, scores, strict=True):
+        row = {"by": "likelihoods", "prompt": question.text}
         if score is None:
-            found.append(Stated(None, False, _row(question, "likelihoods", question.text, "", False,
-                                                  fault="too_long", confidence=None)))
+            found.append(_state(question, None, False, TOO_LONG, **row, reply="", fault=TOO_LONG))
             continue
-        chances = option_probabilities(score.compared(NORMALISATION).tolist())
+        chances = option_probabilities(score.logps_nats)
         option = int(np.argmax(chances))
-        right = option == question.answer
-        found.append(Stated(float(chances[option]), right, _row(
-            question, "likelihoods", question.text, question.shown(option), right, fault="",
-            confidence=float(chances[option]))))
+        found.append(_state(question, float(chances[option]), option == question.answer, "",
+                            **row, reply=question.shown(option), fault=""))
     return found
+
+
+def _state(question: Question, confidence: float | None, right: bool, why_none: str,
+           **row: str) -> Stated:
+    """An answer with its row.
+
+    Args:
+        why_none: the verdict where there is no confidence.
+    """
+    verdict = why_none if confidence is None else "right" if right else "wrong"
+    return Stated(confidence, right, {
+        "id": f"{question.id}-{row['by']}", "group": question.group, **row,
+        "answer": question.shown(question.answer), "verdict": verdict, "confidence": confidence})
 
 
 def estimate(stated: Sequence[Stated], settings: Settings) -> dict[str, Estimate]:
@@ -169,12 +179,3 @@ def _bins(p: np.ndarray, right: np.ndarray) -> Iterator[tuple[float, np.ndarray]
         inside = (p > found.low) & (p <= found.high) | ((p == 0) & (found.low == 0))
         if found.items:
             yield found.low, right[inside]
-
-
-def _row(question: Question, way: str, prompt: str, reply: str, right: bool,
-         **measured: Any) -> dict[str, Any]:
-    verdict = measured["fault"] or (UNPARSED if measured["confidence"] is None else
-                                    "right" if right else "wrong")
-    return {"id": f"{question.id}-{way}", "group": question.group, "by": way, "prompt": prompt,
-            "reply": reply, "answer": question.shown(question.answer), "verdict": verdict,
-            **measured}
