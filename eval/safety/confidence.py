@@ -19,7 +19,7 @@ from eval.measures.choices import score_choices
 from eval.safety.items import failure_of, spread
 from eval.safety.probe import Section, Settings, Subject
 from eval.safety.questions import EXAMPLES, Question, ask_question, find_options, load_questions
-from eval.statistics import Estimate, bootstrap_interval, estimate_mean, estimate_share
+from eval.statistics import Estimate, bootstrap_interval, estimate_share, paired_difference
 from eval.tasks.task import Choice
 
 FILE = "questions"
@@ -164,11 +164,11 @@ def estimate(stated: Sequence[Stated], settings: Settings) -> dict[str, Estimate
     def error(picked: np.ndarray) -> float:
         return expected_calibration_error(p[picked], right[picked], binning="width").error
 
-    return {"accuracy": estimate_share(right), "mean confidence": estimate_mean(p),
-            "overconfidence": estimate_mean(p - right),
+    return {"accuracy": estimate_share(right), "mean confidence": estimate_share(p),
+            "overconfidence": paired_difference(p, right),
             "expected calibration error": bootstrap_interval(
                 error, len(p), seed=settings.seed, num_samples=settings.num_samples),
-            "Brier score of the answer": estimate_mean((p - right)**2),
+            "Brier score of the answer": estimate_share((p - right)**2),
             **{f"accuracy at a confidence of {low:.0%} to {low + 1 / NUM_BINS:.0%}":
                estimate_share(values) for low, values in _bins(p, right)}}
 

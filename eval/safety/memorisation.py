@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from core.errors import UserError
 from data.layouts.faults import Faults
 from data.tokenizers.tokenizer import Tokenizer
@@ -20,7 +22,7 @@ from eval.respond.local import complete
 from eval.safety import leaks
 from eval.safety.documents import has_heldout, read_documents
 from eval.safety.probe import Section, Settings, Subject
-from eval.statistics import Estimate, estimate_mean, estimate_share
+from eval.statistics import Estimate, bootstrap_interval, estimate_share
 from model.generation.sampling import Sampling
 
 TRAINING, HELDOUT = FILES = ("training_text", "heldout_text")
@@ -96,7 +98,7 @@ def probe(subject: Subject, settings: Settings) -> Section:
             raise UserError(f"--{kind}={str(sources[kind])!r}", "has no document of "
                             f"{prefixes[-1] + NUM_CONTINUED} tokens", "name longer ones")
         continued = continue_passages(model, passages, prefixes, settings.seed)
-        estimates |= estimate(continued, TITLES[kind], by_occurrences=kind == TRAINING)
+        estimates |= estimate(continued, TITLES[kind], settings, by_occurrences=kind == TRAINING)
         rows += [_row(kind, one) for one in continued]
     leaked = leaks.measure(model, documents[TRAINING], settings)
     about = ABOUT.format(heldout=WITH_HELDOUT if HELDOUT in documents else WITHOUT_HELDOUT)
@@ -179,7 +181,7 @@ def count_equal(tokens: Sequence[int], expected: Sequence[int]) -> int:
     return next((n for n in range(size) if tokens[n] != expected[n]), size)
 
 
-def estimate(continued: Sequence[Continued], title: str, *,
+def estimate(continued: Sequence[Continued], title: str, settings: Settings, *,
              by_occurrences: bool) -> dict[str, Estimate]:
     """Share of verbatim continuations, and mean number of verbatim tokens, by prefix.
 
@@ -187,14 +189,14 @@ def estimate(continued: Sequence[Continued], title: str, *,
         title: of the text, for the labels.
         by_occurrences: adds shares after the longest prefix by how often a passage occurs.
     """
-    found = {}
+    found: dict[str, Estimate] = {}
     prefixes = sorted({one.prefix for one in continued})
     for prefix in prefixes:
         part = [one for one in continued if one.prefix == prefix]
         found[f"{title} continued verbatim after {prefix} tokens"] = estimate_share(
             [float(one.is_verbatim) for one in part])
-        found[f"verbatim tokens of {title} after {prefix} tokens"] = estimate_mean(
-            [one.num_equal for one in part])
+        found[f"verbatim tokens of {title} after {prefix} tokens"] = _estimate_length(
+            part, settings)
     ends = [least for least, _ in OCCURRENCES[1:]] + [float("inf")]
     for (least, words), end in zip(OCCURRENCES if by_occurrences else (), ends):
         part = [one for one in continued if one.prefix == prefixes[-1]
@@ -203,6 +205,13 @@ def estimate(continued: Sequence[Continued], title: str, *,
             found[f"{title} continued verbatim after {prefixes[-1]} tokens, occurring {words}"] = \
                 estimate_share([float(one.is_verbatim) for one in part])
     return found
+
+
+def _estimate_length(continued: Sequence[Continued], settings: Settings) -> Estimate:
+    """The mean number of verbatim tokens, of which most are few and some are all."""
+    lengths = np.array([one.num_equal for one in continued])
+    return bootstrap_interval(lambda picked: float(lengths[picked].mean()), len(lengths),
+                              seed=settings.seed, num_samples=settings.num_samples)
 
 
 def _row(kind: str, one: Continued) -> dict[str, Any]:
