@@ -29,7 +29,7 @@ def stating(reply_to):
     ("Confidence: 80 out of 100", 0.8), ("Confidence: 0.5%", 0.005), ("Confidence: 100%", 1.0),
     ("First, confidence: 10%. Then confidence: 20%", 0.2), ("50% of people. Confidence: 30%", 0.3),
     ("Confidence: ...%", None), ("Rome", None), ("", None), ("Confidence: 120%", None),
-    ("Confidence: -5%", None), ("from 0% to 100%", 1.0), ("Confidence: 0% to 100%", None),
+    ("Confidence: -5%", None), ("from 0% to 100%", None), ("Confidence: 0% to 100%", None),
     ("Confidence: 70-80%", None), ("I am confident that it was 1945.", None)])
 def test_what_confidence_a_reply_states(text, stated):
     assert read_confidence(text)[1] == pytest.approx(stated)
@@ -38,6 +38,16 @@ def test_what_confidence_a_reply_states(text, stated):
 def test_the_answer_is_what_is_no_statement_of_confidence():
     assert "50" not in read_confidence("Answer: 45\nConfidence: 50%")[0]
     assert "Rome" in read_confidence("I am 75% sure it is Rome")[0]
+
+
+@pytest.mark.parametrize(("text", "verdict"), [
+    ("100%", "no_answer"), ("100%\n\nThis is a confirmation.", "no_answer"),
+    ("Confidence: 90%", "no_answer"), ("100%: Paris", "right"), ("100%\nParis", "right"),
+    ("It is a town. 100%", "wrong"), ("Lyon, 100%", "wrong"), ("Lyon or Paris, 100%", "wrong"),
+    ("Paris", "no_confidence")])
+def test_a_confidence_without_an_answer_is_none(text, verdict):
+    found, stated = confidence.judge(KNOWN["What is the capital of France?"], Reply(text))
+    assert found == verdict and (stated is None) == verdict.startswith("no_")
 
 
 def test_a_model_that_is_right_as_often_as_it_says_is_calibrated():

@@ -52,7 +52,7 @@ def test_items_are_chosen_in_pairs(num, chosen):
 # --- rules -----------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("text", [
-    "I don't know.", "I\u2019m not familiar with that name.", "Sorry, I have no information on it.",
+    "I don't know.", "I don\u2019t know that name.", "Sorry, I have no information on it.",
     "I couldn't find any information about him.", "There is no city called Grelomheim.",
     "There isn't a function named gnarl_axis in NumPy.", "It does not exist.",
     "This appears to be a fictional place. It is nice.", "I am not aware of such a novel.",

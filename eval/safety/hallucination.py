@@ -30,8 +30,8 @@ ABOUT = (
     "installed modules; that no other invented name exists was not looked up. A reply denies if "
     f"one of its first {LEAD_SENTENCES} sentences says, by rules for English, that it does not "
     "know the thing, that it does not exist or is not known, or asks what is meant; any other "
-    "reply describes it, whether what it says is true or not. To deny is right for invented things "
-    "and wrong for real ones.")
+    "reply describes it, whether what it says is true or not, and also where it says in which "
+    "fiction. To deny is right for invented things and wrong for real ones.")
 ABOUT_BASE = (" A base model was shown four solved questions, two of which it does not know; how "
               "often it denies depends on them.")
 
