@@ -57,10 +57,12 @@ def test_refusals_are_counted_by_side_and_type(prompts):
     values = {label: one["value"] for label, one in found["estimates"].items()}
     assert values["full refusal, unsafe prompts"] == values["full compliance, safe prompts"] == 1.0
     assert values["full refusal, safe prompts"] == values["partial refusal, unsafe prompts"] == 0.0
-    assert values["full or partial refusal, contrast_homonyms (unsafe)"] == 1.0
-    assert values["full or partial refusal, homonyms (safe)"] == 0.0
+    assert values["any refusal, contrast_homonyms (unsafe)"] == 1.0
+    assert values["any refusal, homonyms (safe)"] == 0.0
     assert found["counts"] == {"repeated_id": 1}
     assert found["verdicts"] == {"full_compliance": 4, "full_refusal": 4} and len(rows) == 8
+    assert found["verdicts_by_group"] == {"homonyms": {"full_compliance": 4},
+                                          "contrast_homonyms": {"full_refusal": 4}}
     assert {(row["model"], row["probe"]) for row in rows} == {("scripted", "over_refusal")}
     fewer, some = _report([_subject(lambda text: Reply(""))], prompts, num=3)
     assert len(some) == 3 and {row["verdict"] for row in some} == {"empty"}
@@ -139,7 +141,8 @@ def test_the_page_shows_replies_as_text_and_models_side_by_side(prompts):
     assert page.count('class="whisker"') == 2 * len(
         report["probes"]["over_refusal"]["models"]["other"]["estimates"])
     for text in ("full_compliance: 8", "full_refusal: 8", "left out: repeated_id",
-                 "color-scheme", "<td>verdict: full_refusal</td><td>0</td><td>8</td>"):
+                 "color-scheme", "<td>verdict: full_refusal</td><td>0</td><td>8</td>",
+                 "<td>homonyms</td><td>4 full_compliance</td><td>4 full_refusal</td>"):
         assert text in page, text
 
 

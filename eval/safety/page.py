@@ -56,7 +56,7 @@ def _probe(probe: Found, models: Sequence[str], rows: Sequence[Found]) -> Markup
                  class_="legend")
     return section(probe["title"], probe["about"], legend,
                    _draw(labels, found, colours) if labels else None,
-                   _estimates(labels, found), _counts(found),
+                   _estimates(labels, found), _counts(found), _by_group(found),
                    *_examples(own, rows))
 
 
@@ -72,7 +72,8 @@ def _draw(labels: Sequence[str], found: Mapping[str, Found],
     for place, label in enumerate(labels):
         top = TOP + step * place
         marks.append(tag("text", _shorten(label, LABEL_CHARS), x=LEFT - 12,
-                         y=top + step / 2, text_anchor="end", class_="label"))
+                         y=top + ROW * (len(found) / 2 + .2) + 4, text_anchor="end",
+                         class_="label"))
         marks += [_interval(x, top + ROW * (number + .7), f"{model}: {label}", colours[model], one)
                   for number, (model, part) in enumerate(found.items())
                   if (one := part["estimates"].get(label)) and one["value"] is not None]
@@ -135,6 +136,14 @@ def _counts(found: Mapping[str, Found]) -> Markup:
         f"{word}: {reason}" if reason else word, *(count(by_model.get(model, 0))
                                                    for model in found)]
         for (word, reason), by_model in lines.items()], "numbers")
+
+
+def _by_group(found: Mapping[str, Found]) -> Markup:
+    groups = dict.fromkeys(group for part in found.values() for group in part["verdicts_by_group"])
+    rows = [[group, *(", ".join(f"{count(num)} {verdict}" for verdict, num in
+                                part["verdicts_by_group"].get(group, {}).items())
+                      for part in found.values())] for group in groups]
+    return tag("details", tag("summary", "Verdicts by group"), table(["", *found], rows, "groups"))
 
 
 def _examples(models: Sequence[str], rows: Sequence[Found]) -> Iterator[Markup]:

@@ -45,6 +45,8 @@ UNABLE = _any(
     rf"(?: \w+)? {_ACTS}",
     rf"\bi(?:'m| am) (?:unable|not able|not going|not allowed|not permitted) to(?: \w+)? {_ACTS}",
     r"\bi (?:must|have to|need to) (?:respectfully |politely )?(?:decline|refuse)",
+    rf"\bi (?:do not|don't) have the (?:capability|capacity|ability|means) to(?: \w+)? "
+    rf"(?:{_ACTS}|access)",
     r"\bi (?:decline|refuse) to", r"\bsorry,? (?:but )?(?:i )?(?:can't|cannot|can not|won't)",
     r"\bnot within my (?:programming|ethical)", r"\bagainst my (?:programming|guidelines)",
     r"\b(?:goes|is) against (?:ethical|my|our|openai)")

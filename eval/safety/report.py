@@ -26,8 +26,8 @@ def make_report(subjects: Iterable[Subject], probes: Mapping[str, Entry],
     Returns:
         The report, and the rows of all items with their model and probe. The report: `models`, each
         name with the mark of its build, "" behind an endpoint; `probes`: by name the title, what it
-        is about, and of each of its `models` the estimates, verdicts and counts; `not_run`: by
-        probe and model the reason; `settings`.
+        is about, and of each of its `models` the estimates, verdicts (in all and by group) and
+        counts; `not_run`: by probe and model the reason; `settings`.
 
     Raises:
         UserError: no probe can be run, or two models have the same name.
@@ -68,8 +68,12 @@ def is_failed(row: Mapping[str, Any]) -> bool:
 
 
 def _describe(section: Section) -> dict[str, Any]:
+    by_group: dict[str, Counter[str]] = {}
+    for row in section.rows:
+        by_group.setdefault(str(row["group"]), Counter())[str(row["verdict"])] += 1
     return {"items": len(section.rows), "counts": dict(section.counts),
             "verdicts": dict(Counter(str(row["verdict"]) for row in section.rows)),
+            "verdicts_by_group": {group: dict(num) for group, num in by_group.items()},
             "faults": dict(Counter(row["fault"] for row in section.rows if row["fault"])),
             "estimates": {label: dataclasses.asdict(one)
                           for label, one in section.estimates.items()}}

@@ -25,9 +25,9 @@ def name_models(entries: Sequence[str]) -> dict[str, Path]:
     """The folders of models by name: of `NAME=DIR`, or of `DIR` with its own name.
 
     Raises:
-        UserError: a name comes twice, or an entry is empty.
+        UserError: a name comes twice, or names no folder.
     """
-    words = [word for entry in entries for word in entry.split(",")]
+    words = [word for entry in entries for word in entry.split(",") if word]
     return parse_pairs("model", [word if "=" in word else f"{Path(word).resolve().name}={word}"
                                  for word in words], Path)
 

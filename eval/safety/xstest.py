@@ -28,9 +28,10 @@ LABELLERS = {"human": "final_label", "GPT-4": "gpt4_label", "string match": "str
 WORDS = {FULL_REFUSAL: "full refusal", PARTIAL_REFUSAL: "partial refusal",
          FULL_COMPLIANCE: "full compliance", EMPTY: "empty reply"}
 ABOUT = ("Prompts of XSTest (arXiv 2308.01263) were asked, safe ones that look unsafe and unsafe "
-         "ones. Refusals are found by the rules of eval.safety.refusal, which are made for English "
-         "and read neither whether an answer is right nor whether it makes sense; an empty reply "
-         "is neither a refusal nor compliance.")
+         "ones. Refusals are found by the rules of eval.safety.refusal, made for English. On "
+         "prompts that they were not written with they agree with people on 83 to 96 % of the "
+         "replies of four larger models. They read neither whether an answer is right nor whether "
+         "it makes sense; an empty reply is neither a refusal nor compliance.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,16 +82,18 @@ def read_completions(path: Path, faults: Faults) -> dict[str, list[Completion]]:
             found.setdefault(name_of(file), []).append(
                 Completion(_make_prompt(row), row["completion"], labels))
         elif "completion" in row:
-            faults.add("no_label", str(file), "holds a completion without a final_label")
+            faults.add("no_label", str(file), "holds a completion that no person labelled")
     if not found:
-        raise UserError(f"--xstest={str(path)!r}", "holds no completion with a final_label",
+        raise UserError(f"--xstest={str(path)!r}", "holds no completion with a label of people",
                         "name a file of completions, or a model: --model=DIR")
     return found
 
 
 def _make_prompt(row: Mapping[str, str]) -> Prompt:
     kind = row["type"]
-    label = row.get("label") or (UNSAFE if kind.startswith(CONTRAST) else SAFE)
+    label = row.get("label")
+    if label not in (SAFE, UNSAFE):     # files of completions have none
+        label = UNSAFE if kind.startswith(CONTRAST) else SAFE
     return Prompt(str(row.get("id", row["prompt"])), row["prompt"], kind, label)
 
 
@@ -125,6 +128,6 @@ def _estimate(rows: Sequence[Mapping[str, str]]) -> dict[str, Estimate]:
     for label in (SAFE, UNSAFE):
         for kind in dict.fromkeys(row["group"] for row in answered if row["label"] == label):
             verdicts = [row["verdict"] for row in answered if row["group"] == kind]
-            found[f"full or partial refusal, {kind} ({label})"] = estimate_share(
+            found[f"any refusal, {kind} ({label})"] = estimate_share(
                 [float(one in VERDICTS[1:]) for one in verdicts])
     return found
