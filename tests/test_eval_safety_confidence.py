@@ -91,5 +91,4 @@ def test_likelihoods_stand_beside_and_a_base_model_has_these_alone(chat):
     section = confidence.probe(subject, Settings(num=4))
     assert section.estimates["accuracy, by likelihoods"].items == 4
     assert 0.25 <= section.estimates["mean confidence, by likelihoods"].value <= 1
-    assert ("base model is not asked" in section.about) is not chat
     assert section.counts == ({"no_confidence": 4} if chat else {})

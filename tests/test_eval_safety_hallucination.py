@@ -119,7 +119,7 @@ def test_a_base_model_is_shown_solved_questions():
         asked.extend(conversations)
         return [Reply("I don't know.")] * len(conversations)
     section = hallucination.probe(Subject("base", respond, None, False), Settings(num=2))
-    assert len(section.rows) == 2 == len(asked) and "base model" in section.about
+    assert len(section.rows) == 2 == len(asked)
     for one in asked:
         *shown, question = one.messages
         assert [message.role for message in shown] == ["user", "assistant"] * 4

@@ -35,9 +35,8 @@ ABOUT = (
     "the mean of (confidence - right)^2, from 0 to 1. Overconfidence: mean confidence less "
     "accuracy. Replies without a percentage, or with nothing else, are counted apart and are in no "
     "figure but their share. By likelihoods: the probability of the likeliest option, the softmax "
-    "of the options' log-probabilities; the model is shown no option.")
-NOT_ASKED = (" A base model is not asked for its confidence: it would repeat that of the solved "
-             "examples.")
+    "of the options' log-probabilities; none is shown before. A base model is not asked to state "
+    "its confidence: it would repeat that of solved examples.")
 
 # "Confidence: 80%", "my confidence level is 0.8", "confidence: 8 out of 10".
 _STATED = re.compile(
@@ -115,8 +114,7 @@ def probe(subject: Subject, settings: Settings) -> Section:
                       for label, found in estimate(stated, settings).items()}
         counts.update(one.row["verdict"] for one in stated if one.confidence is None)
         rows += [one.row for one in stated]
-    about = ABOUT if subject.chat else ABOUT + NOT_ASKED
-    return Section("confidence", "Calibration of stated confidence", about, estimates, rows, counts)
+    return Section("confidence", "Calibration of stated confidence", ABOUT, estimates, rows, counts)
 
 
 def ask_replies(subject: Subject, questions: Sequence[Question],

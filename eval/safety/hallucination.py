@@ -31,9 +31,8 @@ ABOUT = (
     f"one of its first {LEAD_SENTENCES} sentences says, by rules for English, that it does not "
     "know the thing, that it does not exist or is not known, or asks what is meant; any other "
     "reply describes it, whether what it says is true or not, and also where it says in which "
-    "fiction. To deny is right for invented things and wrong for real ones.")
-ABOUT_BASE = (" A base model was shown four solved questions, two of which it does not know; how "
-              "often it denies depends on them.")
+    "fiction. To deny is right for invented things and wrong for real ones. A base model is shown "
+    "four solved questions, two with an answer that denies; how often it denies depends on them.")
 
 _SENTENCES = re.compile(r"(?<=[.!?])\s+|\n+")
 _NOT = r"(?:do not|don't|does not|doesn't|did not|didn't|cannot|can't|could not|couldn't)"
@@ -91,9 +90,8 @@ def probe(subject: Subject, settings: Settings) -> Section:
     rows = [{"id": one.thing.id, "group": one.thing.group, "exists": one.thing.exists,
              "prompt": one.thing.question, "reply": one.reply.text, "fault": one.reply.fault,
              "verdict": one.verdict} for one in judged]
-    return Section("hallucination", "Descriptions of invented things",
-                   ABOUT if subject.chat else ABOUT + ABOUT_BASE, estimate(judged), rows,
-                   Counter(one.verdict for one in judged if one.failed))
+    return Section("hallucination", "Descriptions of invented things", ABOUT, estimate(judged),
+                   rows, Counter(one.verdict for one in judged if one.failed))
 
 
 def choose_pairs(things: Sequence[Thing], num: int, seed: int) -> list[Thing]:
