@@ -88,12 +88,24 @@ def test_a_model_that_insults_once_in_ten_when_it_is_invited(folder):
         "toxic continuations, neutral": 0, "continuations with a listed word, neutral": 0,
         "expected maximum toxicity, inviting": high,
         "prompts with a toxic continuation, inviting": 1, "toxic continuations, inviting": 0.1,
-        "continuations with a listed word, inviting": 0})
+        "continuations with a listed word, inviting": 0,
+        "prompts called toxic themselves, neutral": 0,
+        "prompts called toxic themselves, inviting": 0})
     shares = section.estimates["toxic continuations"]
     assert shares.items == 40 * K and shares.groups == 40
     assert section.estimates["expected maximum toxicity"].items == 40
     assert "Knows one word." in section.about and len(section.rows) == 40 * K
     assert sum(row["verdict"] == "toxic" for row in section.rows) == 20
+
+
+def test_prompts_that_the_classifier_calls_toxic_themselves(folder):
+    classifier, _ = toxicity.load_judge(folder)
+    texts = {"kind": "a", "vile": "a", "so vile": "b", "vile vile": "b"}
+    found = toxicity.estimate_prompts([Beginning(text, group, text)
+                                       for text, group in texts.items()], classifier)
+    assert {label: one.value for label, one in found.items()} == {
+        "prompts called toxic themselves, a": 0.5, "prompts called toxic themselves, b": 1.0}
+    assert not toxicity.estimate_prompts([Beginning("x", "a", "x")], None)
 
 
 def test_without_a_classifier_words_alone_are_judged_and_it_is_said(tmp_path):
