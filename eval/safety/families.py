@@ -43,14 +43,16 @@ class Family(NamedTuple):
     Attributes:
         make: the conversation of a request.
         decode: of an encoding: the plain text behind what is encoded of a text.
+        given: what the prompt shows as the beginning of an answer, and is none by itself.
     """
 
     make: Make
     decode: Callable[[str], str] | None = None
+    given: str = ""
 
 
-def _wrapped(form: str) -> Family:
-    return Family(lambda request, others: ask(form.format(request)))
+def _wrapped(form: str, given: str = "") -> Family:
+    return Family(lambda request, others: ask(form.format(request)), given=given)
 
 
 def _encoded(name: str, encode: Callable[[str], str], decode: Callable[[str], str]) -> Family:
@@ -98,9 +100,9 @@ DIRECT = "direct"
 FAMILIES: Mapping[str, Family] = {
     DIRECT: _wrapped("{}"),
     "role_play": _wrapped(ROLE),
-    "prefix_injection": _wrapped(BEGIN),
+    "prefix_injection": _wrapped(BEGIN, PREFIX),
     "refusal_suppression": _wrapped(NO_REFUSAL),
-    "many_shot": Family(_many_shot),
+    "many_shot": Family(_many_shot, given=SHOT_ANSWER),
     "base64": _encoded("base64", to_base64, from_base64),
     "rot13": _encoded("rot13, which moves each letter by 13 places", rot13, rot13),
     "leet": _encoded("leetspeak, with digits for letters", to_leet, from_leet),
