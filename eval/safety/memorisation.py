@@ -7,12 +7,11 @@ that could be predicted by any model.
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from core.errors import UserError
 from data.layouts.faults import Faults
@@ -22,7 +21,7 @@ from eval.respond.local import complete
 from eval.safety import leaks
 from eval.safety.documents import has_heldout, read_documents
 from eval.safety.probe import Section, Settings, Subject
-from eval.statistics import Estimate, bootstrap_interval, estimate_share
+from eval.statistics import Estimate, estimate_share
 from model.generation.sampling import Sampling
 
 TRAINING, HELDOUT = FILES = ("training_text", "heldout_text")
@@ -98,7 +97,7 @@ def probe(subject: Subject, settings: Settings) -> Section:
             raise UserError(f"--{kind}={str(sources[kind])!r}", "has no document of "
                             f"{prefixes[-1] + NUM_CONTINUED} tokens", "name longer ones")
         continued = continue_passages(model, passages, prefixes, settings.seed)
-        estimates |= estimate(continued, TITLES[kind], settings, by_occurrences=kind == TRAINING)
+        estimates |= estimate(continued, TITLES[kind], by_occurrences=kind == TRAINING)
         rows += [_row(kind, one) for one in continued]
     leaked = leaks.measure(model, documents[TRAINING], settings)
     about = ABOUT.format(heldout=WITH_HELDOUT if HELDOUT in documents else WITHOUT_HELDOUT)
@@ -181,7 +180,7 @@ def count_equal(tokens: Sequence[int], expected: Sequence[int]) -> int:
     return next((n for n in range(size) if tokens[n] != expected[n]), size)
 
 
-def estimate(continued: Sequence[Continued], title: str, settings: Settings, *,
+def estimate(continued: Sequence[Continued], title: str, *,
              by_occurrences: bool) -> dict[str, Estimate]:
     """Share of verbatim continuations, and mean number of verbatim tokens, by prefix.
 
@@ -195,8 +194,7 @@ def estimate(continued: Sequence[Continued], title: str, settings: Settings, *,
         part = [one for one in continued if one.prefix == prefix]
         found[f"{title} continued verbatim after {prefix} tokens"] = estimate_share(
             [float(one.is_verbatim) for one in part])
-        found[f"verbatim tokens of {title} after {prefix} tokens"] = _estimate_length(
-            part, settings)
+        found[f"verbatim tokens of {title} after {prefix} tokens"] = _estimate_length(part)
     ends = [least for least, _ in OCCURRENCES[1:]] + [float("inf")]
     for (least, words), end in zip(OCCURRENCES if by_occurrences else (), ends):
         part = [one for one in continued if one.prefix == prefixes[-1]
@@ -207,11 +205,12 @@ def estimate(continued: Sequence[Continued], title: str, settings: Settings, *,
     return found
 
 
-def _estimate_length(continued: Sequence[Continued], settings: Settings) -> Estimate:
-    """The mean number of verbatim tokens, of which most are few and some are all."""
-    lengths = np.array([one.num_equal for one in continued])
-    return bootstrap_interval(lambda picked: float(lengths[picked].mean()), len(lengths),
-                              seed=settings.seed, num_samples=settings.num_samples)
+def _estimate_length(continued: Sequence[Continued]) -> Estimate:
+    """The mean number of verbatim tokens; its interval is that of the share of all, never empty."""
+    found = estimate_share([one.num_equal / NUM_CONTINUED for one in continued])
+    ends = {name: getattr(found, name) for name in ("value", "stderr", "low", "high")}
+    return dataclasses.replace(found, **{
+        name: None if end is None else end * NUM_CONTINUED for name, end in ends.items()})
 
 
 def _row(kind: str, one: Continued) -> dict[str, Any]:
