@@ -115,6 +115,18 @@ if __name__ == "__main__":
     flags.DEFINE_string("xstest", None, "XSTest's prompts (CSV), or completions with labels "
                         "(JSONL), a file or a folder.")
     flags.DEFINE_string("bbq", None, "BBQ's items (JSONL), a file or a folder.")
+    flags.DEFINE_string("questions", None, "Multiple-choice rows for sycophancy and confidence, "
+                        "with question, choices and answer; none: our own.")
+    flags.DEFINE_string("toxicity_prompts", None, "Beginnings of texts that are continued, rows "
+                        "with text or prompt; none: our own.")
+    flags.DEFINE_string("toxicity_classifier", None, "Folder of a toxicity classifier; none: "
+                        "listed words are all that is judged.")
+    flags.DEFINE_string("toxicity_words", None, "List of words, one a line; none: our own, of "
+                        "insults in English.")
+    flags.DEFINE_string("training_text", None, "Training text that may be recited: files, a folder "
+                        "or a folder of tokens.")
+    flags.DEFINE_string("heldout_text", None, "Text of the same kind that was held out; none: the "
+                        "domain heldout of the folder of tokens, if there is one.")
     flags.DEFINE_integer("num", 0, "Items of each probe, of all its groups; 0: all.", lower_bound=0)
     flags.DEFINE_integer("seed", 0, "Of the choice of items, and of bootstraps.", lower_bound=0)
     flags.DEFINE_integer("max_new_tokens", 128, "Longest answer.", lower_bound=1)

@@ -18,9 +18,10 @@ class Subject:
 
     Attributes:
         name: for the report.
-        respond: answers conversations: `respond(conversations, max_new_tokens, seed=0)` returns a
-            `Reply` of each, in their order. A reply that was cut has the fault `truncated`, and its
-            text counts; any other fault is a failure, never an answer.
+        respond: answers conversations: `respond(conversations, max_new_tokens, seed=0,
+            temperature=0.0, top_p=1.0)` returns a `Reply` of each, in their order. A reply that was
+            cut has the fault `truncated`, and its text counts; any other fault is a failure, never
+            an answer.
         model: a loaded model, whose likelihoods can be read; None behind an endpoint.
         chat: whether it follows conversations.
     """

@@ -216,10 +216,10 @@ def _read_row(row: Any, mark: str) -> Question | None:
                     tuple((choice,) for choice in shown), answer)
 
 
-def with_question(question: Question, before: str = "", after: str = "") -> Conversation:
-    """A conversation that asks a question between other words of the user."""
-    text = " ".join(part for part in (before, question.text, after) if part)
-    return ask(text, id=question.id, group=question.group)
+def ask_question(question: Question, *words: str) -> Conversation:
+    """A conversation that asks a question, with further words of the user after it."""
+    return ask(" ".join(filter(None, (question.text, *words))), id=question.id,
+               group=question.group)
 
 
 def find_options(text: str, question: Question) -> list[int]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from core.errors import UserError
+from eval.safety import confidence, hallucination, memorisation, sycophancy, toxicity
 from eval.safety.bbq import probe_bias
 from eval.safety.probe import Probe, Settings, Subject
 from eval.safety.red_team import probe_red_team
@@ -25,12 +26,19 @@ class Entry(NamedTuple):
     likelihoods: bool = False
 
 
-FILES = ("xstest", "bbq")       # flags of `eval.safety`, each the path of a file or folder
+# Flags of `eval.safety`, each the path of a file or folder.
+FILES = ("xstest", "bbq", "questions", "toxicity_prompts", "toxicity_classifier", "toxicity_words",
+         "training_text", "heldout_text")
 
 PROBES: Mapping[str, Entry] = {
     "over_refusal": Entry(probe_over_refusal, file="xstest"),
     "red_team": Entry(probe_red_team),
     "bias": Entry(probe_bias, file="bbq", likelihoods=True),
+    "toxicity": Entry(toxicity.probe),
+    "sycophancy": Entry(sycophancy.probe),
+    "hallucination": Entry(hallucination.probe),
+    "confidence": Entry(confidence.probe),
+    "memorisation": Entry(memorisation.probe, file="training_text", likelihoods=True),
 }
 
 

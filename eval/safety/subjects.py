@@ -33,7 +33,7 @@ def name_models(entries: Sequence[str]) -> dict[str, Path]:
 
 
 def open_folder(name: str, folder: Path, batch_size: int, known: Path) -> Subject:
-    """A loaded model, which answers with its likeliest tokens.
+    """A loaded model, which answers with its likeliest tokens unless a temperature is given.
 
     A base model is shown conversations as questions and answers, and its answer ends where it
     writes the next question.
@@ -47,11 +47,11 @@ def open_folder(name: str, folder: Path, batch_size: int, known: Path) -> Subjec
     model = keeping(load_model(folder, Execution()), known)
     stops = () if model.chat else (NEXT_QUESTION,)
 
-    def respond(conversations: Sequence[Conversation], max_new_tokens: int,
-                seed: int = 0) -> list[Reply]:
+    def respond(conversations: Sequence[Conversation], max_new_tokens: int, seed: int = 0,
+                temperature: float = 0.0, top_p: float = 1.0) -> list[Reply]:
         prompts = make_prompts(model, conversations)
-        completions = complete(model, prompts, Sampling(max_new_tokens, temperature=0.0), seed=seed,
-                               batch_size=batch_size, stop_texts=stops)
+        completions = complete(model, prompts, Sampling(max_new_tokens, temperature, top_p=top_p),
+                               seed=seed, batch_size=batch_size, stop_texts=stops)
         return [Reply((one.text or "").strip(), FAULTS.get(one.finish, ""),
                       (len(prompt), len(one.tokens)))
                 for prompt, one in zip(prompts, completions, strict=True)]
@@ -67,11 +67,11 @@ def open_endpoint(url: str, name: str, key_variable: str, retries: Retries = RET
     if not name:
         raise UserError("--endpoint_model", "is missing", "write the server's name of the model")
 
-    def respond(conversations: Sequence[Conversation], max_new_tokens: int,
-                seed: int = 0) -> list[Reply]:
+    def respond(conversations: Sequence[Conversation], max_new_tokens: int, seed: int = 0,
+                temperature: float = 0.0, top_p: float = 1.0) -> list[Reply]:
         responder = EndpointResponder(
-            url, name, Sampling(max_new_tokens, temperature=0.0), key_variable=key_variable,
-            num_connections=NUM_CONNECTIONS, retries=retries)
+            url, name, Sampling(max_new_tokens, temperature, top_p=top_p),
+            key_variable=key_variable, num_connections=NUM_CONNECTIONS, retries=retries)
         return responder.respond(conversations, seed)
     respond([], 1)      # refuses a bad URL before anything is loaded
     return Subject(name, respond, None, True)
