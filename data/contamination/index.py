@@ -150,9 +150,14 @@ class TaskIndex:
             owners += [number] * len(long)
         return texts, owners
 
-    def find(self, text: str) -> list[Hit]:
-        """The items that occur in a text, one hit each, in the order of the task files."""
-        words, _ = hash_words([text], keep_digits=True)
+    def find(self, text: str, words: np.ndarray | None = None) -> list[Hit]:
+        """The items that occur in a text, one hit each, in the order of the task files.
+
+        Args:
+            words: its `hash_words`, digits kept, where they are known already.
+        """
+        if words is None:
+            words, _ = hash_words([text], keep_digits=True)
         best: dict[int, tuple[float, str, int, int]] = {}
         # Every exact match begins with MIN_WORDS words that begin one of the texts' n-grams.
         begins, _ = self._openings.find(hash_grams(words, MIN_WORDS))

@@ -38,11 +38,13 @@ class Span(NamedTuple):
     Attributes:
         value: see the module.
         start, stop: normalised words of the document.
+        text: the beginning of these words.
     """
 
     value: float
     start: int
     stop: int
+    text: str = ""
 
 
 @dataclasses.dataclass
@@ -79,12 +81,13 @@ class Detector:
     def find(self, text: str) -> dict[int, Candidate]:
         """What a document holds, by the item's number."""
         found: dict[int, dict[str, Span]] = {}
+        hashes, _ = hash_words([text], keep_digits=True)
 
         def note(number: int, method: str, span: Span) -> None:
             found.setdefault(number, {})[method] = span
 
         for index, method in ((self._short, "ngram_8"), (self._long, "ngram_13")):
-            for hit in index.find(text):
+            for hit in index.find(text, hashes):
                 note(self._numbers[hit.task, hit.item], "near" if hit.kind == "near" else method,
                      Span(hit.overlap, hit.start, hit.start + len(hit.text.split())))
         for one in self._chars.find(text):
@@ -92,7 +95,6 @@ class Detector:
                 note(one.item, method, Span(one.share, one.start, one.stop))
         if not found:
             return {}
-        hashes, _ = hash_words([text], keep_digits=True)
         words = normalise_words(text, keep_digits=True)
         return {number: self._describe(number, spans, hashes, words)
                 for number, spans in sorted(found.items())}
@@ -108,7 +110,9 @@ class Detector:
         spans["edit"] = self.edit_similarity(number, words, place.start, place.stop)
         share = float(covered.sum() / max(self.num_words[number], 1))
         spans["overlap_8"] = Span(share, place.start, place.stop)
-        return Candidate(spans, covered)
+        return Candidate({method: span._replace(
+            text=" ".join(words[span.start:span.stop])[:MAX_TEXT_CHARS])
+            for method, span in spans.items()}, covered)
 
     def edit_similarity(self, number: int, words: Sequence[str], start: int, stop: int) -> Span:
         """Of the nearest passage of normalised words around a place to one of the item's texts."""
@@ -124,6 +128,12 @@ class Detector:
             best = max(best, Span(1 - near.distance / len(pattern), begin,
                                   begin + len(inside.split())))
         return best
+
+    def edit_in(self, number: int, passage: str) -> Span:
+        """`edit_similarity` of a whole passage."""
+        words = normalise_words(passage, keep_digits=True)
+        span = self.edit_similarity(number, words, 0, len(words))
+        return span._replace(text=" ".join(words[span.start:span.stop])[:MAX_TEXT_CHARS])
 
     def report(self) -> dict[str, object]:
         """What is searched for: as `TaskIndex.report`, of the 13-grams; and items without any
