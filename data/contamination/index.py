@@ -138,7 +138,7 @@ class TaskIndex:
                     f"{', '.join(item.names)} hold fewer than {MIN_WORDS} words or those of a "
                     f"template, e.g. {' | '.join(item.fields)[:60]!r} (other fields: "
                     f"{', '.join(item.others) or 'none'})",
-                    "name others in config.curate.contamination.fields, or leave this file out")
+                    "name other fields, or leave this file out")
 
     def _choose_texts(self, items: Sequence[Item]) -> tuple[list[str], list[int]]:
         """Texts to match, and the index of the item of each."""

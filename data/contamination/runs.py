@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data.contamination.index import searched_texts
 from data.contamination.task_files import Item
 from data.dedup.shingles import hash_grams
 from data.dedup.words import hash_words
@@ -43,8 +44,8 @@ class Runs(NamedTuple):
 
 
 def item_words(item: Item) -> np.ndarray:
-    """Hashes of the words of all fields, `BORDER` between them: [n] uint64."""
-    words, offsets = hash_words(item.fields, keep_digits=True)
+    """Hashes of the words of the item's searched texts, `BORDER` between them: [n] uint64."""
+    words, offsets = hash_words(searched_texts(item), keep_digits=True)
     return np.insert(words, offsets[1:-1], BORDER)
 
 

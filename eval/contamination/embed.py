@@ -31,7 +31,7 @@ from model.heads.embedding import mean_embedding
 WINDOW_WORDS, STRIDE_WORDS = 64, 32     # between white space
 MIN_WINDOW_WORDS = 8        # a shorter text means too little
 MAX_TOKENS = 256            # all-MiniLM-L6-v2 was trained on no longer texts
-ROW_TOKENS = (32, 64, 128, MAX_TOKENS)      # rows of a batch have one of these lengths
+ROW_TOKENS = (32, 64, 96, 128, 192, MAX_TOKENS)      # rows of a batch have one of these lengths
 BATCH_TOKENS = 8192
 CHUNK_WINDOWS = 1024        # of the corpus that are embedded and compared together
 BEGIN, END = "[CLS]", "[SEP]"
@@ -106,12 +106,13 @@ class Nearby:
     """The nearest windows of a corpus to each item, found in one pass over it.
 
     Args:
-        items: their searched texts are cut into windows as documents are.
+        items: the first searched text of each, usually its question, is cut into windows as
+            documents are.
     """
 
     def __init__(self, encoder: Encoder, items: Sequence[Item]):
         pairs = [(number, window.text) for number, item in enumerate(items)
-                 for text in searched_texts(item) for window in cut_windows(text)]
+                 for text in searched_texts(item)[:1] for window in cut_windows(text)]
         self._encoder, self._waiting = encoder, []
         self._owner = np.array([number for number, _ in pairs], np.int64)
         self._items_ND = encoder.embed([text for _, text in pairs])

@@ -32,16 +32,20 @@ def read_tasks(names: Sequence[str], *, fields: Sequence[str] = (), corpus: Path
         UserError: there is no such file or task, or it has no item to search for.
     """
     skipped: Counter[str] = Counter()
-    items: list[Item] = []
+    items: dict[str, list[Item]] = {}
     for name in names:
         if Path(name).exists() or "/" in name:
-            items += [item for path in find_files([name])
-                      for item in read_items(path, fields, skipped)]
+            found = [list(read_items(path, fields, skipped)) for path in find_files([name])]
         else:
-            items += _open(name, corpus, data)
+            found = [_open(name, corpus, data)]
+        for task in found:
+            if task[0].task in items:
+                raise UserError(f"--tasks={name}", f"a second task is called {task[0].task}",
+                                "name each once, and rename one of two files of one name")
+            items[task[0].task] = task
     if not items:
         raise UserError("--tasks", "names no task", "name a task file, or a task: --tasks=gsm8k")
-    return items, skipped
+    return [item for task in items.values() for item in task], skipped
 
 
 def _open(name: str, corpus: Path | None, data: Path | None) -> list[Item]:
