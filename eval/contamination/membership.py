@@ -34,6 +34,7 @@ from model.heads.language import logits
 
 K = 0.2                 # share of a text's tokens
 CHUNK_TOKENS = 256      # whose logits are held at once
+MIN_SIGMA = 1e-5        # in nats
 MEASURES = ("loss", "min_k", "min_k_pp")
 
 
@@ -92,7 +93,9 @@ def _moments(params: Params, batch: Batch, *, config: ModelConfig,
 
 def membership_scores(tokens: TokenScores, share: float = K) -> dict[str, float | None]:
     """The scores of `MEASURES` of a text; None where it is too short for one."""
-    standard = (tokens.logp - tokens.mean) / np.where(tokens.sigma > 0, tokens.sigma, 1)
+    # Of a uniform distribution the deviation is but rounding.
+    sigma = np.where(tokens.sigma > MIN_SIGMA, tokens.sigma, 1)
+    standard = (tokens.logp - tokens.mean) / sigma
     return {"loss": float(np.mean(tokens.logp, dtype=np.float64)) if len(tokens.logp) else None,
             "min_k": min_k(tokens.logp, share), "min_k_pp": min_k(standard, share)}
 
