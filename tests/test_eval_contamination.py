@@ -209,7 +209,8 @@ def test_exposure_of_ranks():
 
 def test_candidates_differ_in_the_random_part_alone():
     rng = np.random.default_rng(0)
-    for text, pattern in ((f"x 12 canary GUID {GUID}", r"x 12 canary GUID [0-9a-f-]{36}"),
+    for text, pattern in ((f"x 12 canary GUID {GUID}",
+                           r"x 12 canary GUID [0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"),
                           ("The code is 281-26.", r"The code is \d{3}-\d{2}\.")):
         drawn = draw_candidates(text, 50, rng)
         assert len(set(drawn)) == 50 and all(re.fullmatch(pattern, one) for one in drawn)
@@ -312,6 +313,22 @@ def test_bad_input_is_one_clear_line(tmp_path, call, name, message):
     write_jsonl(tmp_path / "other.jsonl", [record("other", 0, text_of(9, 12), 1)])
     with pytest.raises(UserError, match=re.escape(message)):
         call(str(tmp_path / name))
+
+
+@needs_datasets
+def test_items_of_the_registry_are_joined_with_records_of_their_questions():
+    """By name, and by the files that the names stand for."""
+    names = ("gsm8k", "humaneval", "hellaswag")
+    items, _ = read_tasks(names, data=DATASETS)
+    assert {name: sum(item.task == name for item in items) for name in names} == {
+        "gsm8k": 1319, "humaneval": 164, "hellaswag": 1000}
+    first = {name: next(item for item in items if item.task == name) for name in names}
+    records = {name: [record(name, 0, item.fields[0], 1)] for name, item in first.items()}
+    joined = join_results(records, items)
+    assert all(items[joined[name][0][1][0]] is first[name] for name in names)
+    files, _ = read_tasks([f"{DATASETS}/gsm8k/test.jsonl.gz",
+                           f"{DATASETS}/humaneval/HumanEval.jsonl.gz"])
+    assert list(join_results(records, files)) == ["gsm8k", "humaneval"]
 
 
 def plant(text, rng):

@@ -134,8 +134,6 @@ class Nearby:
 
     def _compare(self, windows: Sequence[tuple[str, Window]]) -> None:
         self.num_windows += len(windows)
-        if not len(self._owner):
-            return
         cosines = self.cosines([window.text for _, window in windows])
         for item, window in enumerate(cosines.argmax(axis=1).tolist()):
             if cosines[item, window] > self.nearest[item].cosine:
@@ -145,7 +143,10 @@ class Nearby:
         """Of each item's best window with each of some texts: [num_items, num_texts]; -1 for an
         item without windows."""
         best = np.full((len(self.nearest), len(texts)), -1, np.float32)
-        np.maximum.at(best, self._owner, self._items_ND @ self._encoder.embed(texts).T)
+        if len(self._owner):
+            first = np.flatnonzero(np.diff(self._owner, prepend=-1))
+            best[self._owner[first]] = np.maximum.reduceat(
+                self._items_ND @ self._encoder.embed(texts).T, first, axis=0)
         return best
 
 

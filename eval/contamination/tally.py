@@ -21,8 +21,8 @@ class Found(NamedTuple):
     Attributes:
         value: see `eval.contamination.detect`.
         source: of the document.
-        start, stop: words of the document; of the method `embedding` between white space,
-            otherwise normalised.
+        start, stop: words of the document: normalised ones, but between white space for
+            `embedding`, and for `edit` in a window that this found.
         text: the beginning of these words.
     """
 
