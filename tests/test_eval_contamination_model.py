@@ -138,8 +138,12 @@ def test_thresholds_are_chosen_by_the_control():
     control = np.arange(300) / 100.0
     values = Values(np.full(300, 5.0), np.full(300, MISSING), control)
     chosen = choose_threshold(values)
-    assert shares(values, chosen) == {"own": 1.0, "any": 1.0, "wrong": 0.0, "control": 0.01}
+    assert shares(values, chosen) == {"own": 1.0, "any": 1.0, "wrong": 0.0, "control": 0.01,
+                                      "best": 1.0}
     assert shares(values, np.nextafter(chosen, 0))["control"] == 0.01
+    nearer = Values(np.array([0.9, 0.8, 0.7]), np.array([0.5, 0.9, 0.1]), np.array([0.2, 0.1, 0.8]))
+    assert shares(nearer, 0.75) == {"own": 2 / 3, "any": 2 / 3, "wrong": 1 / 3, "control": 1 / 3,
+                                    "best": 1 / 3}
     none = Values(np.full(9, MISSING), np.full(9, MISSING), np.full(9, MISSING))
     assert shares(none, choose_threshold(none))["own"] == 0
 
@@ -174,8 +178,8 @@ def test_rephrased_items_are_near_by_their_meaning(minilm):
     nearby = Nearby(encoder, read_tasks([f"{DATASETS}/gsm8k/test.jsonl.gz"])[0][:40])
     cosines = nearby.cosines(copies)
     assert np.mean(cosines.argmax(axis=1) == np.arange(40)) >= 0.95
-    assert np.mean(np.diag(cosines) >= 0.75) >= 0.9
-    assert np.mean(cosines[~np.eye(40, dtype=bool)] >= 0.75) < 0.01
+    assert np.mean(np.diag(cosines) > 0.77) > 0.9
+    assert np.mean(cosines[~np.eye(40, dtype=bool)] > 0.77) < 0.01
     np.testing.assert_allclose(np.linalg.norm(encoder.embed(copies), axis=1), 1, atol=1e-5)
     np.testing.assert_allclose(encoder.embed(copies[:1]), encoder.embed(copies)[:1], atol=1e-5)
 

@@ -4,13 +4,15 @@
 
 PATH holds the folders `contamination` (the rephrased and translated items of lm-decontaminator),
 `gsm8k`, `humaneval` and `mmlu`. Row i of a file of rephrased items is a copy of item i; empty rows
-are no copies and count nowhere. Four shares, of the items that have a copy:
+are no copies and count nowhere. Five shares, of the items that have a copy:
 
     own       found by the rule in its own copy
     any       found in any of the copies
     wrong     found in a copy of another item: false, but for items that are alike
-    control   found in texts of the same kind that are no copies: GSM8K's training questions,
-              CodeAlpaca's programs nearest to HumanEval, MMLU's European and world history
+    control   found in texts of the same kind that are no copies: GSM8K's training questions; MMLU's
+              European and world history; the programs of CodeAlpaca nearest to HumanEval, by
+              embedding, without those that lm-decontaminator judged to be copies
+    best      nothing else, copy or control, is as near as its own copy
 
 Thresholds are those of the rules. Beside them stand thresholds that find at most one item in a
 hundred in the control of GSM8K, chosen there alone and applied to the other sets. Prints tables in
@@ -59,17 +61,22 @@ class Values(NamedTuple):
     control: np.ndarray
 
 
-def read_beds(folder: Path, num_controls: int) -> list[Bed]:
-    """The four sets."""
+def read_beds(folder: Path, num_items: int, num_controls: int) -> list[Bed]:
+    """The four sets.
+
+    Args:
+        num_items: of each, the first ones; 0: all.
+        num_controls: texts of each control, the first ones.
+    """
     beds, copies = folder / "contamination", {}
     for name in ("rephrase_gsm8k", "rephrase_humaneval_python", "translated_humaneval_js",
                  "rephrase_mmlu_us_history"):
-        copies[name] = [row["text"] for row in _rows(beds / f"{name}.jsonl.gz")]
-    items = {name: read_tasks([str(folder / path)])[0] for name, path in (
+        copies[name] = [row["text"] for row in _rows(beds / f"{name}.jsonl.gz")][:num_items or None]
+    items = {name: read_tasks([str(folder / path)])[0][:num_items or None] for name, path in (
         ("gsm8k", "gsm8k/test.jsonl.gz"), ("humaneval", "humaneval/HumanEval.jsonl.gz"),
         ("mmlu", "contamination/mmlu_us_history_test.csv.gz"))}
     programs = [row["train"][0] for row in _rows(
-        beds / "humaneval_vs_codealpaca_nearest.jsonl.gz")]
+        beds / "humaneval_vs_codealpaca_nearest.jsonl.gz") if not row["results"][0]]
     controls = {
         "gsm8k": [f"Question: {row['question']}\nAnswer: {row['answer']}"
                   for row in _rows(folder / "gsm8k" / "train.jsonl.gz")],
@@ -135,23 +142,25 @@ def _add_edits(detector: Detector, edits_IC: np.ndarray, windows: Sequence[tuple
 
 
 def shares(values: Values, at_least: float) -> dict[str, float]:
-    """The four shares at a threshold."""
+    """The shares at a threshold."""
     own, wrong, control = (part >= at_least for part in values)
+    best = own & (values.own > np.maximum(values.wrong, values.control))
     return {"own": float(own.mean()), "any": float((own | wrong).mean()),
-            "wrong": float(wrong.mean()), "control": float(control.mean())}
+            "wrong": float(wrong.mean()), "control": float(control.mean()),
+            "best": float(best.mean())}
 
 
 def choose_threshold(values: Values) -> float:
-    """The least value that finds at most `CONTROL_FRAC` of the items in the control."""
+    """The least value above 0 that finds at most `CONTROL_FRAC` of the items in the control."""
     allowed = int(CONTROL_FRAC * len(values.control))
     limit = np.sort(values.control)[::-1][allowed]
     above = np.unique(np.concatenate([values.own, values.control]))
-    above = above[above > max(limit, MISSING)]
+    above = above[above > max(limit, 0)]
     return float(above[0]) if len(above) else float("inf")
 
 
 def format_table(found: Mapping[str, Mapping[str, Values]], rules: Mapping[str, Rule]) -> str:
-    """A table of all sets: own, any, wrong and control in percent, by rule."""
+    """A table of all sets: own, any, wrong, control and best in percent, by rule."""
     head = ["rule", *(f"{name} ({len(next(iter(values.values())).own):,})"
                       for name, values in found.items())]
     lines = [" | ".join(head), " | ".join(["---"] * len(head))]
@@ -173,13 +182,13 @@ def main() -> dict[str, Any]:
         raise UserError("--datasets", "is missing", "name the folder of the benchmarks' files")
     encoder = load_encoder(Path(values.encoder)) if values.encoder else None
     found = {}
-    for bed in read_beds(Path(values.datasets), values.num_controls):
+    for bed in read_beds(Path(values.datasets), values.num_items, values.num_controls):
         found[bed.name] = measure(bed, encoder)
         log(f"contamination: measured {bed.name}")
     first = next(iter(found.values()))
     chosen = {method: Rule(method, choose_threshold(first[method]))
               for method in FEATURES if method in first}
-    print("own / any / wrong / control, in percent\n")
+    print("own / any / wrong / control / best, in percent\n")
     print(format_table(found, RULES))
     print("\nat thresholds chosen on the first set\n")
     print(format_table(found, chosen))
@@ -195,5 +204,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("datasets", None, "Folder of the benchmarks' files.")
     flags.DEFINE_string("encoder", None, "Model directory of all-MiniLM-L6-v2; none: without "
                         "embeddings.")
+    flags.DEFINE_integer("num_items", 0, "Items of each set, the first ones; 0: all.",
+                         lower_bound=0)
     flags.DEFINE_integer("num_controls", 500, "Texts of each control.", lower_bound=1)
     entry.run(main)
