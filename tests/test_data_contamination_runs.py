@@ -6,20 +6,8 @@ import pytest
 from data.contamination.index import TaskIndex
 from data.contamination.runs import BORDER, MIN_RUN, common_runs, item_words
 from data.contamination.substrings import SubstringIndex
-from data.contamination.task_files import Item
 from data.dedup.words import hash_characters, hash_words, normalise_words
-
-ALPHABET = np.array(list("abcdefghijklmnopqrstuvwxyz"))
-
-
-def text_of(seed, count):
-    letters = ALPHABET[np.random.default_rng(seed).integers(0, 26, (count, 6))]
-    return " ".join("".join(row) for row in letters)
-
-
-def items_of(*texts, task="a/b"):
-    return [Item(task, number, (text,) if isinstance(text, str) else text)
-            for number, text in enumerate(texts)]
+from tests.contamination_texts import items_of, text_of
 
 
 def maximal_runs(item, document):

@@ -31,7 +31,7 @@ from eval.contamination.embed import (
 from eval.contamination.items import read_tasks
 from eval.contamination.scores import compare, join_results, read_results, split_scores
 from eval.contamination.tally import RULES, Tally, overlap_class, set_thresholds
-from tests.test_data_contamination_runs import items_of, text_of
+from tests.contamination_texts import Letters, items_of, text_of
 
 DATASETS = os.environ.get("HEARTWOOD_DATASETS")
 needs_datasets = pytest.mark.skipif(not DATASETS, reason="needs the folder HEARTWOOD_DATASETS")
@@ -103,21 +103,6 @@ def test_every_hit_has_its_place():
         assert span.text == " ".join(words[span.start:span.stop])[:160], method
         assert (span.start, span.stop) == (30, 70), method
     assert candidate.spans["edit"].value == 1 and candidate.covered.all()
-
-
-class Letters:
-    """An encoder of a text's first letters, for what does not depend on meaning."""
-
-    def __init__(self):
-        self.sizes = []
-
-    def embed(self, texts):
-        self.sizes.append(len(texts))
-        found = np.zeros((len(texts), 26), np.float32)
-        for row, text in zip(found, texts):
-            for word in text.lower().split():
-                row[ord(word[0]) - 97] += 1
-        return found / np.linalg.norm(found, axis=1, keepdims=True)
 
 
 def test_windows_overlap_and_hold_every_word():

@@ -11,9 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from core.artifacts import write_jsonl
 from core.errors import UserError
 from data.tokenizers.bpe import BytePairTokenizer
 from eval.contamination.canaries import Canaries
+from eval.contamination.detect import Detector
 from eval.contamination.embed import Nearby, load_encoder
 from eval.contamination.items import read_tasks
 from eval.contamination.membership import (
@@ -25,11 +27,15 @@ from eval.contamination.membership import (
     score_texts,
     score_tokens,
 )
+from eval.contamination.page import render_contamination
+from eval.contamination.report import Evidence, make_report, search
+from eval.contamination.tally import RULES
 from eval.respond.loaded import LoadedModel
 from eval.statistics import Z_95
 from model.families.registry import forward
 from model.heads.language import logits
 from scripts.bench.contamination import MISSING, Values, choose_threshold, shares
+from tests.contamination_texts import Letters, items_of, text_of
 
 DATASETS = os.environ.get("HEARTWOOD_DATASETS")
 # 91 characters and two pairs, with the 5 special tokens the 98 of the tiny model.
@@ -146,6 +152,34 @@ def test_thresholds_are_chosen_by_the_control():
                                     "best": 1 / 3}
     none = Values(np.full(9, MISSING), np.full(9, MISSING), np.full(9, MISSING))
     assert shares(none, choose_threshold(none))["own"] == 0
+
+
+def test_the_whole_report_with_an_encoder_a_model_and_canaries(tmp_path, model):
+    """Every part of the report, and of the page, in one pass over a corpus."""
+    items = items_of(*[text_of(seed, 30) for seed in range(3)])
+    hostile = "<img src=x>"
+    for name, seeds in (("corpus", [1]), ("members", [1, 5, 6]), ("nonmembers", [7, 8])):
+        write_jsonl(tmp_path / f"{name}.jsonl", [
+            {"text": f"{text_of(seed, 30)} the code is 3 {hostile}"} for seed in seeds])
+    detector, canaries = Detector(items), Canaries(["the code is 3", f"{hostile} 4"])
+    searched = search(detector, str(tmp_path / "corpus.jsonl"), encoder=Letters(),
+                      canaries=canaries)
+    results = {"mine": [{"question": text_of(seed, 30), "score": 1} for seed in range(3)]}
+    report, rows = make_report(detector, searched, RULES, canaries, Evidence(
+        model, str(tmp_path / "members.jsonl"), str(tmp_path / "nonmembers.jsonl"),
+        num_candidates=7, results=results))
+    assert [len(row["found_by"]) for row in rows][1] == len(RULES) - 1, "all but near"
+    assert report["corpus"]["windows"] == 1 and report["tasks"]["a/b"]["rules"]["ngram_13"] == 1
+    assert report["scores"]["mine"]["rules"]["embedding"]["dirty"]["items"] >= 1
+    assert report["model"]["means"]["members"]["items"] == 3
+    assert report["model"]["auroc"]["min_k"]["positives"] == 3
+    assert [row["documents"] for row in report["canaries"]] == [1, 0]
+    assert report["canaries"][0]["model"]["max_bits"] == 3
+    assert rows[0]["membership"] == score_texts(model, [items[0].fields[0]], batch_size=1)[0]
+    page = render_contamination(report, rows)
+    assert "<img" not in page and "&lt;img src=x&gt;" in page
+    for heading in ("Items found", "Scores", "What the model says", "Canaries", "Min-K %++"):
+        assert heading in page
 
 
 @pytest.fixture(scope="module")
