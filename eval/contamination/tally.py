@@ -40,7 +40,7 @@ class Rule(NamedTuple):
     at_least: float
 
 
-# Those of `edit` and `embedding` find one item in a hundred of GSM8K in its training questions
+# Those of `edit` and `embedding` find about 1 % of GSM8K items in its training questions
 # (scripts/bench/contamination.py); both mistake other short programs for HumanEval's.
 # Items of which more than 80 % of the tokens are matched are "dirty" and those of less than 20 %
 # "clean" (Llama 2, arXiv 2307.09288, appendix A.6); there, too, runs have more than 10 tokens.
