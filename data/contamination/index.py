@@ -43,6 +43,7 @@ class Hit:
         overlap: share of the text's n-grams in the document; for a near match, of the weight of
             its rare words.
         text: the matching words of the document, normalised.
+        start: the number of the first of them among the document's words.
     """
 
     task: str
@@ -50,6 +51,7 @@ class Hit:
     kind: str
     overlap: float
     text: str
+    start: int
 
 
 def load_tasks(paths: Sequence[str | Path], fields: Sequence[str] = (), *, ngram_words: int = 13,
@@ -64,6 +66,14 @@ def load_tasks(paths: Sequence[str | Path], fields: Sequence[str] = (), *, ngram
     items = [item for path in find_files(paths) for item in read_items(path, fields, skipped)]
     return TaskIndex(items, ngram_words=ngram_words, near_overlap=near_overlap,
                      max_items=max_items, skipped=skipped)
+
+
+def searched_texts(item: Item) -> list[str]:
+    """The fields that are searched for, each by itself: those of at least `MIN_WORDS` words, or all
+    fields joined where none has as many; none of an item that is still shorter."""
+    long = [text for text in item.fields if len(normalise_words(text)) >= MIN_WORDS]
+    whole = "\n".join(item.fields)
+    return long or [whole] * (len(normalise_words(whole)) >= MIN_WORDS)
 
 
 class TaskIndex:
@@ -107,7 +117,7 @@ class TaskIndex:
             length: _Postings(words, offsets, lengths == length, length, own_pairs,
                               self._owner[text_of], max_items)
             for length in np.unique(lengths).tolist()}
-        self._openings = _KeySet(hash_grams(words, MIN_WORDS))
+        self._openings = KeySet(hash_grams(words, MIN_WORDS))
         near = self._num_words >= ngram_words
         self._near_texts = np.flatnonzero(near)
         is_near = np.repeat(near, self._num_words)
@@ -128,24 +138,26 @@ class TaskIndex:
                     f"{', '.join(item.names)} hold fewer than {MIN_WORDS} words or those of a "
                     f"template, e.g. {' | '.join(item.fields)[:60]!r} (other fields: "
                     f"{', '.join(item.others) or 'none'})",
-                    "name others in config.curate.contamination.fields, or leave this file out")
+                    "name other fields, or leave this file out")
 
     def _choose_texts(self, items: Sequence[Item]) -> tuple[list[str], list[int]]:
         """Texts to match, and the index of the item of each."""
         texts, owners = [], []
         for number, item in enumerate(items):
-            whole = "\n".join(item.fields)
-            long = [text for text in item.fields if len(normalise_words(text)) >= MIN_WORDS]
-            if not long and len(normalise_words(whole)) >= MIN_WORDS:
-                long = [whole]
+            long = searched_texts(item)
             self._skipped["too_short"] += not long
             texts += long
             owners += [number] * len(long)
         return texts, owners
 
-    def find(self, text: str) -> list[Hit]:
-        """The items that occur in a text, one hit each, in the order of the task files."""
-        words, _ = hash_words([text], keep_digits=True)
+    def find(self, text: str, words: np.ndarray | None = None) -> list[Hit]:
+        """The items that occur in a text, one hit each, in the order of the task files.
+
+        Args:
+            words: its `hash_words`, digits kept, where they are known already.
+        """
+        if words is None:
+            words, _ = hash_words([text], keep_digits=True)
         best: dict[int, tuple[float, str, int, int]] = {}
         # Every exact match begins with MIN_WORDS words that begin one of the texts' n-grams.
         begins, _ = self._openings.find(hash_grams(words, MIN_WORDS))
@@ -163,7 +175,7 @@ class TaskIndex:
             return []
         document_words = normalise_words(text, keep_digits=True)
         return [Hit(self._items[owner].task, self._items[owner].number, kind, round(overlap, 4),
-                    " ".join(document_words[start:stop]))
+                    " ".join(document_words[start:stop]), start)
                 for owner, (overlap, kind, start, stop) in sorted(best.items())]
 
     def _note(self, best: dict[int, tuple], passage: int, match: tuple) -> None:
@@ -191,7 +203,7 @@ class TaskIndex:
                 + (f"; left out: {skipped}" if skipped else ""))
 
 
-class _KeySet:
+class KeySet:
     """Distinct uint64 keys, with a table that rejects most absent keys in one lookup."""
 
     def __init__(self, keys: np.ndarray):
@@ -296,7 +308,7 @@ class _Postings:
         self.num_common = int(is_common.sum())
         self.length = length
         keys, self._starts = np.unique(grams[keep], return_index=True)
-        self.keys = _KeySet(keys)
+        self.keys = KeySet(keys)
         self._texts, self._is_enough = text_of[keep], num_own[keep] >= MIN_WORDS - 1
         self._stops = np.append(self._starts[1:], len(self._texts))
         self._sizes = np.bincount(self._texts, minlength=len(chosen))

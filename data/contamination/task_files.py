@@ -34,7 +34,7 @@ MAX_NAME_WORDS = 4          # of a cell in a header
 MAX_CELL_CHARS = 1 << 24    # the csv module's own limit is 128 KiB
 MAX_DEPTH = 4               # of objects in a row that may hold fields
 
-REMEDY = "fix config.curate.contamination.tasks"
+REMEDY = "correct the list of task files"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -87,6 +87,19 @@ def hash_chars(texts: Sequence[str], keep_digits: bool = False) -> tuple[np.ndar
     return np.concatenate(hashes), np.cumsum([0, *map(len, hashes[1:])])
 
 
+def hash_unspaced(text: str, keep_digits: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """The characters of a text's words, as `normalise_words` gives them, without the spaces.
+
+    Returns:
+        values: [num_chars] uint64, a random number for each character, for `hash_spans`.
+        words: [num_chars] int64, the number of the word that each is of.
+    """
+    values = np.concatenate([_values(piece, keep_digits) for piece in _pieces(text)])
+    inside = values != 0
+    words = np.cumsum(inside[1:] & ~inside[:-1])     # the first value is of no word
+    return values[inside], words[inside[1:]] - 1
+
+
 def hash_runs(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Hashes of the runs between zeros.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -37,6 +37,10 @@ class Piece(NamedTuple):
     num_scored: int
 
 
+# Figures of each target, [B, L] or [B, L, n], of parameters and a batch.
+Score = Callable[..., jax.Array]
+
+
 @partial(jax.jit, static_argnames=("config", "execution"))
 def _logps(params: Params, batch: Batch, *, config: ModelConfig,
            execution: Execution) -> jax.Array:
@@ -52,12 +56,13 @@ def row_lengths(longest: int) -> list[int]:
 
 
 def score_pieces(model: LoadedModel, pieces: Sequence[Piece], *, longest: int,
-                 batch_size: int) -> list[np.ndarray]:
+                 batch_size: int, score: Score = _logps) -> list[np.ndarray]:
     """Log-probabilities of the scored tokens of each piece, in nats, float32.
 
     Args:
         longest: inputs of the longest possible piece, which decides the lengths of rows.
         batch_size: rows of this length in a batch; of shorter rows, as many as have its tokens.
+        score: what is computed in place of log-probabilities.
     """
     found: list[np.ndarray] = [np.empty(0, np.float32)] * len(pieces)
     in_flight: deque[tuple[list[np.ndarray], jax.Array]] = deque()
@@ -75,8 +80,8 @@ def score_pieces(model: LoadedModel, pieces: Sequence[Piece], *, longest: int,
     with Progress("likelihood", sum(piece.num_scored for piece in pieces), "tokens") as progress:
         for members, batch in _batches(pieces, longest, batch_size):
             model.between_batches()
-            in_flight.append((members, _logps(model.params, batch, config=model.config,
-                                              execution=model.execution)))
+            in_flight.append((members, score(model.params, batch, config=model.config,
+                                             execution=model.execution)))
             if len(in_flight) > 1:      # one computes while another is prepared
                 num_done += fetch()
                 progress.update(num_done)

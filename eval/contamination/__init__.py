@@ -1,0 +1,1 @@
+"""Contamination: which benchmark items a corpus holds, and whether it matters to scores."""
