@@ -41,6 +41,7 @@ EXTRAS = {
     "cloud": ["s3fs>=2025", "gcsfs>=2025", "huggingface_hub>=0.34"],
     "ray": ["ray>=2.50"],
     "hf": ["tokenizers>=0.22", "jinja2>=3.1.6", "gguf>=0.19", "pyyaml>=6"],
+    "serve": ["starlette>=0.50", "uvicorn>=0.38", "llguidance>=1.3"],
     "tb": ["tensorboardX>=2.6"],
     "notebooks": ["jupyterlab>=4", "nbconvert>=7.16", "ipykernel>=6.29"],
     "wandb": ["wandb>=0.20"],
@@ -50,7 +51,7 @@ EXTRAS = {
               "regex", "torch==2.13.0", "transformers>=5", "accelerate>=1.10", "trl>=1.16",
               "peft>=0.21", "lm_eval>=0.4.13", "sentencepiece>=0.2.1"],
     "dev": ["pytest>=9", "pytest-xdist>=3.8", "ruff>=0.14", "hypothesis>=6", "pyyaml>=6",
-            "safetensors>=0.8"],
+            "safetensors>=0.8", "openai>=2", "httpx>=0.28"],
 }
 
 setup(
