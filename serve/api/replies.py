@@ -90,7 +90,12 @@ class Reply:
                 "text_offset": [mark.offset for mark in marks]}
 
     def _name(self, token: int) -> str:
-        return self._bytes(token).decode(errors="replace")
+        """Its text; of a part of a character its bytes, as OpenAI names it."""
+        found = self._bytes(token)
+        try:
+            return found.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in found)
 
     def _bytes(self, token: int) -> bytes:
         if token in self._tokenizer.special_ids:
