@@ -247,7 +247,7 @@ WRONG = [
     (openai.BadRequestError, {"extra_body": {"best": 2}}, "unsupported_field"),
     (openai.BadRequestError, {"messages": [{"role": "tool", "content": "x"}]}, "invalid_value"),
     (openai.BadRequestError, {"tools": [{"type": "function", "function": {"name": "f"}}]},
-     "unsupported_field")]
+     "invalid_value")]
 
 
 @pytest.mark.parametrize("kind, changes, code", WRONG, ids=lambda value: str(value)[:40])

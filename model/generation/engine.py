@@ -131,8 +131,7 @@ class Engine:
         return sum(slot.request is not None for slot in self._slots)
 
     def warm_up(self) -> None:
-        """Compiles what an engine without speculation runs, for every size of the slots' caches,
-        so that no request waits for it. To be called before the first one."""
+        """Compiles what requests need of an engine without speculation; before the first one."""
         num_slots, none = len(self._slots), self._rows([])
         sizes = [min(self._capacity, SMALLEST_SIZE)]
         while sizes[-1] < self._capacity:

@@ -50,12 +50,10 @@ def render_chat(model: LoadedModel, request: ChatRequest) -> list[int]:
         raise ApiError(400, f"{request.model} is a base model: use /v1/completions", param="model",
                        code="no_chat_model")
     try:
-        if request.tools:
-            raise ApiError(400, "tools are not supported by the model's chat template",
-                           param="tools", code="unsupported_field")
-        return render_prompt(request.conversation, model.tokenizer)
+        return render_prompt(request.conversation, model.tokenizer, tools=request.tools)
     except UserError as error:
-        raise ApiError(400, str(error), param="messages", code="invalid_value") from None
+        param = "tools" if str(error).startswith("tools") else "messages"
+        raise ApiError(400, str(error), param=param, code="invalid_value") from None
 
 
 def read_prompt(model: LoadedModel, prompt: str | tuple[int, ...]) -> list[int]:
