@@ -100,6 +100,7 @@ def serve() -> dict[str, Any]:
     listener = bind_socket(values.host, values.port)    # before minutes of compiling
     served = open_models(folders)
     port = listener.getsockname()[1]
+    listener.listen()       # those who connect now are answered once the server runs
     log(f"{', '.join(folders)}: http://{values.host}:{port}/v1, ready after "
         f"{time.monotonic() - began:.1f} s; SIGTERM or Ctrl-C ends it")
     server = Server(served, keys=keys, hosts=[values.host, *values.allowed_hosts],

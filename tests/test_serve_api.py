@@ -135,6 +135,7 @@ def test_a_stream_is_the_same_answer_in_pieces(client, changes):
         **asked, stream=True, stream_options={"include_usage": True})]
     assert chunks[-1].usage == whole.usage and not chunks[-1].choices
     assert all(chunk.usage is None for chunk in chunks[:-1])
+    assert len({choice.message.content for choice in whole.choices}) == changes.get("n", 1)
     for choice in whole.choices:
         parts = [part for chunk in chunks for part in chunk.choices
                  if part.index == choice.index]
@@ -229,6 +230,10 @@ def test_json_and_regular_expressions_are_followed(client):
         assert other.result().choices[0].message.content == free
     for choice in guided.choices:
         assert re.fullmatch("[0-9]{3}-(cat|dog)", choice.message.content)
+    trees = client.chat.completions.create(**asked, stream=True, extra_body={
+        "guided_regex": "(🌲é){4}"})        # of which each byte is a token
+    pieces = [part.choices[0].delta.content or "" for part in trees]
+    assert "".join(pieces) == 4 * "🌲é" and len(pieces) > 3
     with pytest.raises(openai.BadRequestError, match="guided_regex is refused"):
         client.chat.completions.create(**GREEDY, extra_body={"guided_regex": "("})
 

@@ -179,6 +179,9 @@ def bench(model: Path, given: Any) -> dict[str, Any]:
         bodies = make_bodies(given.num_requests, given.num_tokens)
         ours = summarise(*asyncio.run(send_all(server.url, bodies, given.concurrency)))
     log(f"ours: {json.dumps(ours)}")
+    if not ours["tokens"]:
+        raise UserError(f"--model={model}", f"no request is answered ({ours['faults']})",
+                        "try python -m serve.run")
     peers = time_peers(model, given, prompts[::max(1, NUM_TEXTS // given.peer_requests)])
     theirs = peers.get("transformers", {}).get("tokens_per_sec")
     return {"num_threads": len(os.sched_getaffinity(0)), "concurrency": given.concurrency,

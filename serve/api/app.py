@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from core.json_text import format_json
 from serve.api.embeddings import Encoder
 from serve.api.errors import ApiError
 from serve.api.fields import parse_body
@@ -34,6 +35,7 @@ from serve.api.schema import (
 from serve.api.worker import Worker
 
 GONE_STATUS = 499       # of a request whose client is gone, as nginx has it
+MAX_EMBEDDING = 64      # requests for embeddings that run or wait
 
 
 @dataclasses.dataclass
@@ -107,7 +109,7 @@ class Routes:
 
     def __init__(self, served: Served):
         self._served = served
-        self._embedding = asyncio.Semaphore(1)      # one batch at a time is on the device
+        self._embedding, self._num_embedding = asyncio.Lock(), 0   # one at a time on the device
 
     async def health(self, _request: Request) -> Response:
         """Whether requests are taken."""
@@ -179,9 +181,15 @@ class Routes:
                            code="no_encoder")
         if asked.model not in self._served.encoders:
             raise _unknown_model(asked.model)
-        async with self._embedding:
-            return JSONResponse(await asyncio.to_thread(
-                self._served.encoders[asked.model].answer, asked))
+        if self._num_embedding >= MAX_EMBEDDING:
+            raise ApiError(429, "the queue is full: try again", code="queue_full")
+        self._num_embedding += 1
+        try:
+            async with self._embedding:
+                return JSONResponse(await asyncio.to_thread(
+                    self._served.encoders[asked.model].answer, asked))
+        finally:
+            self._num_embedding -= 1
 
 
 def _unknown_model(name: str) -> ApiError:
@@ -191,14 +199,14 @@ def _unknown_model(name: str) -> ApiError:
 
 def _prepare_chat(worker: Worker, asked: ChatRequest) -> tuple[list[int], list[Any]]:
     prompt = render_chat(worker.model, asked)
-    return prompt, make_requests(worker, prompt, asked.settings)
+    return prompt, make_requests(worker, prompt, asked.settings, "messages")
 
 
 def _prepare_completion(worker: Worker, asked: CompletionRequest) -> tuple[list[list[int]],
                                                                            list[Any]]:
     prompts = [read_prompt(worker.model, one) for one in asked.prompts]
     return prompts, [made for prompt in prompts
-                     for made in make_requests(worker, prompt, asked.settings)]
+                     for made in make_requests(worker, prompt, asked.settings, "prompt")]
 
 
 async def _respond(request: Request, job: Job, reply: Reply, settings: Settings,
@@ -211,7 +219,8 @@ async def _respond(request: Request, job: Job, reply: Reply, settings: Settings,
             first = await anext(pieces)
         return EventStream(job, reply, first, pieces, num_prompt)
     with _watched(request, job):
-        return JSONResponse(reply.whole(await job.wholes(), num_prompt))
+        whole = reply.whole(await job.wholes(), num_prompt)
+        return Response(format_json(whole), media_type="application/json")
 
 
 @contextlib.contextmanager

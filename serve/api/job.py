@@ -67,8 +67,9 @@ def read_prompt(model: LoadedModel, prompt: str | tuple[int, ...]) -> list[int]:
     return tokens
 
 
-def make_requests(worker: Worker, prompt: Sequence[int], settings: Settings) -> list[Request]:
-    """A request to the engine for each answer to a prompt.
+def make_requests(worker: Worker, prompt: Sequence[int], settings: Settings,
+                  param: str) -> list[Request]:
+    """A request to the engine for each answer to a prompt, which the field `param` holds.
 
     Raises:
         ApiError: prompt and answer exceed the context, or a number of the settings is refused.
@@ -77,7 +78,7 @@ def make_requests(worker: Worker, prompt: Sequence[int], settings: Settings) -> 
     if room < (settings.max_tokens or 1):
         raise ApiError(
             400, f"the model's context is {worker.capacity} tokens, which {len(prompt)} of the "
-            f"prompt and {settings.max_tokens or 1} of the answer exceed", param="messages",
+            f"prompt and {settings.max_tokens or 1} of the answer exceed", param=param,
             code="context_length_exceeded")
     try:
         sampling = Sampling(settings.max_tokens or room, **settings.draws)

@@ -15,7 +15,8 @@ from core.errors import UserError, require_file
 from serve.api.errors import ApiError
 from serve.api.metrics import Metrics
 
-MAX_BODY_BYTES = 8 << 20
+MAX_BODY_BYTES = 4 << 20
+MAX_REQUESTS = 512      # in progress at once
 BODY_SECS = 30.0        # in which a body must have come
 OPEN_PATHS = ("/health",)
 
@@ -64,6 +65,7 @@ class Gate:
                  is_closing: Callable[[], bool], metrics: Metrics, paths: Sequence[str]):
         self._app, self._is_closing, self._metrics = app, is_closing, metrics
         self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
+        self._num_requests = 0
         self._hosts, self._paths = {"localhost", *(host.lower() for host in hosts)}, {*paths}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -80,13 +82,15 @@ class Gate:
 
         from starlette.responses import JSONResponse
 
+        self._num_requests += 1
         try:
             self.check(scope)
+            await self._app(scope, receive, counted)
         except ApiError as error:
             response = JSONResponse(error.body, error.status, error.headers)
             await response(scope, receive, counted)
-        else:
-            await self._app(scope, receive, counted)
+        finally:
+            self._num_requests -= 1
 
     def check(self, scope: Any) -> None:
         """Raises `ApiError` if a request may not pass."""
@@ -100,6 +104,8 @@ class Gate:
             self._check_key(headers.get(b"authorization", ""))
         if scope["method"] == "POST" and self._is_closing():
             raise ApiError(503, "the server is closing", code="closing")
+        if self._num_requests > MAX_REQUESTS:
+            raise ApiError(429, "too many requests are in progress: try again", code="queue_full")
 
     def _is_known(self, host: str) -> bool:
         try:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import time
 from collections.abc import Sequence
 from typing import Any
 
+from core.json_text import format_json
 from data.tokenizers.tokenizer import Tokenizer
 from serve.api.job import Whole
 from serve.api.schema import Settings
@@ -22,7 +22,7 @@ def count_usage(num_prompt: int, num_drawn: int) -> dict[str, int]:
 
 def event(data: Any) -> bytes:
     """An event of a stream (server-sent events)."""
-    return b"data: " + json.dumps(data).encode() + b"\n\n"
+    return b"data: " + format_json(data).encode() + b"\n\n"
 
 
 DONE = b"data: [DONE]\n\n"
