@@ -145,6 +145,18 @@ def test_an_engine_that_fails_is_opened_anew(model, monkeypatch, capfd):
         assert "is opened anew" in capfd.readouterr().err and await_idle(served)
 
 
+def test_a_model_whose_engine_cannot_be_opened_anew_answers_no_more(model, monkeypatch, capfd):
+    with serving_model(model) as (url, served):
+        worker = served.workers["tiny"]
+        monkeypatch.setattr(worker, "_open_engine", lambda: 1 / 0)
+        monkeypatch.setattr(worker._engine, "_admit", lambda: 1 / 0)
+        statuses = [httpx.post(f"{url}/v1/chat/completions", json=GREEDY).status_code
+                    for _ in range(2)]
+        assert statuses == [500, 503] and not worker.num_open
+        assert httpx.get(f"{url}/health").json() == {"status": "failed"}
+    assert "answers no more" in capfd.readouterr().err
+
+
 def _fuzzed(rng):
     """A body that is wrong somewhere, or not."""
     values = (None, True, False, -1, 0, 1, 2, 0.5, 1e400, -0.0, "", "x", "🌲", "\x00", [], {}, [1],

@@ -125,8 +125,8 @@ class Worker:
             traceback.print_exc()
             log(f"{self.model.name}: its engine cannot be opened anew, and answers no more")
             with self._change:
-                self._is_closing = True
-            self._fail_all()
+                self._is_closing = True     # nothing comes into the inbox after it
+            self._fail_all([*self._answers.values(), *self._inbox])
 
     def _loop(self) -> None:
         while True:
@@ -228,14 +228,13 @@ class Worker:
         del self._engine    # first, as memory may not hold both
         self._engine = self._open_engine()
         self._counts.clear()
-        self._fail_all()
+        self._fail_all([*self._answers.values()])
+        self._answers.clear()
 
-    def _fail_all(self) -> None:
-        for answer in (*self._answers.values(), *self._inbox):
+    def _fail_all(self, answers: list[Answer]) -> None:
+        for answer in answers:
             if not answer.is_over:
                 self._fail(answer, RuntimeError())
-        self._answers.clear()
-        self._inbox.clear()
 
     def _count(self) -> None:
         """Passes the engine's counts on to the metrics."""
