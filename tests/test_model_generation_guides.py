@@ -169,11 +169,15 @@ def test_a_guide_that_fails_ends_its_request_alone(open_engine, config, place):
     assert engine.num_busy == 0
 
 
-def test_warming_up_compiles_all_that_requests_need(open_engine, config):
-    engine = open_engine()
+@pytest.mark.parametrize("num_slots, capacity, pieces, lengths", [
+    pytest.param(1, 64, (8,), (3, 50, 3, 20, 3, 3), marks=pytest.mark.full),    # three sizes
+    (3, 24, (4, 8), (1, 3, 9, 15, 14, 5, 5))])
+def test_warming_up_compiles_all_that_requests_need(open_engine, config, monkeypatch, num_slots,
+                                                    capacity, pieces, lengths):
+    monkeypatch.setattr(engine_module, "PIECES", pieces)
+    how = dict(num_slots=num_slots, capacity=capacity)
+    engine, rng = open_engine(**how), np.random.default_rng(0)
     engine.warm_up()
-    rng = np.random.default_rng(0)
-    lengths = (1, 3, 9, 15, 14, 5, 5)
     requests = [Request(tuple(rng.integers(0, config.V, length).tolist()), sampling)
                 for length in lengths for sampling in (GREEDY, Sampling(
                     7, 0.8, 5, 0.9, 0.1, repetition_penalty=1.2))]
@@ -186,7 +190,7 @@ def test_warming_up_compiles_all_that_requests_need(open_engine, config):
         engine.cancel(number)
         engine.step()
     assert not compilations.programs
-    cold = open_engine().run(requests)
+    cold = open_engine(**how).run(requests)
     assert [one.tokens for one in found] == [one.tokens for one in cold]
 
 
