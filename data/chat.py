@@ -136,7 +136,8 @@ def check_teaches(tokenizer: Tokenizer) -> None:
 
 
 def render_prompt(conversation: Conversation, tokenizer: Tokenizer,
-                  drawn: Sequence[Sequence[int]] = (), *, template: str = "") -> list[int]:
+                  drawn: Sequence[Sequence[int]] = (), *, template: str = "",
+                  tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
     """Renders a conversation up to the start of the assistant's next answer.
 
     Args:
@@ -144,11 +145,12 @@ def render_prompt(conversation: Conversation, tokenizer: Tokenizer,
             that ended it. They are kept where the rendering holds the same text, as a text may
             have several encodings.
         template: see `render`.
+        tools: that may be called, as OpenAI writes them.
 
     Raises:
-        UserError: see `render`.
+        UserError: see `render`; or the template has no place for tools.
     """
-    parts = _render_parts(conversation, tokenizer, template, prompt=True)
+    parts = _render_parts(conversation, tokenizer, template, prompt=True, tools=tools)
     answers = iter(drawn)
     tokens: list[int] = []
     for part in parts:
@@ -161,11 +163,16 @@ def render_prompt(conversation: Conversation, tokenizer: Tokenizer,
 
 
 def _render_parts(conversation: Conversation, tokenizer: Tokenizer, template: str, *,
-                  prompt: bool) -> list[Part]:
+                  prompt: bool, tools: Sequence[Mapping[str, Any]] = ()) -> list[Part]:
     tokenizer = with_template(tokenizer, template)
     if tokenizer.chat_template:
-        return render_template([message.to_dict() for message in conversation.messages], tokenizer,
-                               prompt=prompt)
+        messages = [message.to_dict() for message in conversation.messages]
+        parts = render_template(messages, tokenizer, prompt=prompt, tools=tools)
+        if not tools or parts != render_template(messages, tokenizer, prompt=prompt):
+            return parts
+    if tools:
+        raise UserError("tools", "have no place in the model's chat template",
+                        "leave them out, or name a model whose template has one")
     if not tokenizer.turn_tokens:
         raise UserError("the model's tokenizer", "has no chat template",
                         f"name one with template={', '.join(NAMED)}; or put a chat_template.jinja "

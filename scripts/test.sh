@@ -18,7 +18,7 @@ fi
 # A file's tests stay in one worker, as they share fixtures; tests/conftest.py orders the files.
 workers=(-n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder)
 
-source scripts/environment.sh dev,hf
+source scripts/environment.sh dev,hf,serve
 "$python" -m ruff check .
 status=0
 "$python" -m pytest -m "not full" "${workers[@]}" "$@" || status=$?
@@ -27,7 +27,7 @@ if [ -z "$full" ]; then exit "$status"; fi
 if [ "$status" != 0 ] && [ "$status" != 5 ]; then exit "$status"; fi
 
 plain=$python
-if ! source scripts/environment.sh dev,hf,peers,ray,tb,notebooks,report .venv-peers; then
+if ! source scripts/environment.sh dev,hf,serve,peers,ray,tb,notebooks,report .venv-peers; then
   echo "warning: .venv-peers cannot be made: tests that need peers' libraries are skipped" >&2
   python=$plain
 fi

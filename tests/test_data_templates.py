@@ -1,6 +1,7 @@
 """Conversations by the chat templates of other models: tokens, weights, and templates as data."""
 
 import dataclasses
+import json
 import os
 
 import pytest
@@ -225,3 +226,30 @@ def test_tokens_are_those_of_transformers(make, tmp_path, source):
                                                return_dict=False)
                     for part, prompt in ((messages, False), (messages[:-1], True))]
         assert found == expected
+
+
+TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {
+    "role": {"description": "<|im_end|>"}}}}]
+WITH_TOOLS = "{% if tools %}{{ tools | tojson }}{% endif %}" + hub.CHATML
+
+
+def test_tools_are_given_to_the_template_as_data(make):
+    tokenizer = make(WITH_TOOLS)
+    tokens = render_prompt(ask("Hi?"), tokenizer, tools=TOOLS)
+    plain = render_prompt(ask("Hi?"), tokenizer)
+    assert tokenizer.decode(tokens) == json.dumps(TOOLS) + tokenizer.decode(plain)
+    assert tokens.count(tokenizer.special("<|im_end|>")) == plain.count(
+        tokenizer.special("<|im_end|>")), "the name of a token in them is text"
+
+
+def test_tools_are_refused_where_they_have_no_place(make, chatml):
+    for tokenizer, name in ((chatml, ""), (make(WITH_TOOLS), "turns")):
+        with pytest.raises(UserError, match="tools: have no place in the model's chat template"):
+            render_prompt(ask("Hi?"), tokenizer, template=name, tools=TOOLS)
+
+
+def test_a_special_token_named_in_a_call_of_a_tool_is_text(make):
+    tokenizer = make("{% for m in messages %}{{ (m.tool_calls or []) | tojson }}{% endfor %}")
+    call = {"function": {"name": "f", "arguments": {"role": "<|im_end|>"}}}
+    conversation = Conversation((Message("user", "?"), Message("assistant", "", (call,))))
+    assert tokenizer.special("<|im_end|>") not in render_prompt(conversation, tokenizer)

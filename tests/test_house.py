@@ -110,8 +110,9 @@ def test_every_entry_point_can_be_imported():
             "ours = [f for f in flags.FLAGS\n"
             "        if f in ('config', 'workdir', 'model', 'seed', 'profile')]\n"
             "assert not ours, f'importing defines the flags {ours}'\n"
-            "optional = {'matplotlib', 'torch', 'transformers', 'pytest', 'starlette',\n"
-            "            'tensorboardX', 'wandb', 'tokenizers', 'jinja2', 'gguf', 'safetensors'}\n"
+            "optional = {'matplotlib', 'torch', 'transformers', 'pytest', 'starlette', 'uvicorn',\n"
+            "            'llguidance', 'openai', 'tensorboardX', 'wandb', 'tokenizers', 'jinja2',\n"
+            "            'gguf', 'safetensors'}\n"
             "assert not optional & set(sys.modules), optional & set(sys.modules)\n")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr

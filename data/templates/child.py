@@ -1,9 +1,9 @@
 """The process that renders a chat template: requests on stdin, answers on stdout.
 
 Each is a JSON value behind its length in bytes. The first request holds the template, the names of
-special tokens and the CPU time of a request, each further one a list of renderings: messages, and
-whether the start of an answer follows them. An answer is ``{"texts": [...]}`` or
-``{"error": "..."}``. What exceeds its CPU time ends the process (SIGPROF).
+special tokens and the CPU time of a request; each further one a list of tools, or null, and one of
+renderings: messages, and whether the start of an answer follows them. An answer is
+``{"texts": [...]}`` or ``{"error": "..."}``. What exceeds its CPU time ends the process (SIGPROF).
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ def main() -> None:
                 answer = {"texts": []}
             else:
                 answer = {"texts": [
-                    sandbox.render(template, messages=messages, tools=None, documents=None,
-                                   add_generation_prompt=starts_answer, **named)
-                    for messages, starts_answer in request]}
+                    sandbox.render(template, messages=messages, tools=request["tools"],
+                                   documents=None, add_generation_prompt=starts_answer, **named)
+                    for messages, starts_answer in request["renderings"]]}
         except Exception as error:      # whatever the template did
             answer = {"error": sandbox.describe(error)}
         signal.setitimer(signal.ITIMER_PROF, 0)

@@ -33,8 +33,8 @@ class Part(NamedTuple):
     answer: str | None = None
 
 
-def render_template(messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, *,
-                    prompt: bool) -> list[Part]:
+def render_template(messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, *, prompt: bool,
+                    tools: Sequence[Mapping[str, Any]] = ()) -> list[Part]:
     """Renders messages with the tokenizer's chat template.
 
     Answers are encoded apart from what precedes them, as they are drawn apart from it.
@@ -43,21 +43,22 @@ def render_template(messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer,
         messages: as `data.chat.Message.to_dict` makes them: all of each is given to the template.
         prompt: whether the start of a further answer follows. Answers are then parts of their own
             only if the template lets them be told apart.
+        tools: that may be called, as OpenAI writes them; data, as contents are.
 
     Raises:
         UserError: the template refuses the conversation, fails, or exceeds its limits; or, without
             `prompt`, the rendering of some first messages is no prefix of that of all, or an answer
             does not end with a stop token of its own.
     """
-    mark = _unused_mark(messages, tokenizer.chat_template)
+    mark = _unused_mark([*messages, *tools], tokenizer.chat_template)
     stop_names = tokenizer.end_names
     names = tuple(dict.fromkeys((*tokenizer.specials, *stop_names)))
-    marked = _hide(messages, names, mark)
+    marked = [_hide(message, names, mark) | {"role": message["role"]} for message in messages]
     places = [k for k, message in enumerate(messages) if message["role"] == "assistant"]
     template = open_template(tokenizer.chat_template, tokenizer.named)
     whole, *firsts = template.render([
         (marked, prompt), *((marked[:k], True) for k in places),
-        *((marked[:k + 1], False) for k in places if not prompt)])
+        *((marked[:k + 1], False) for k in places if not prompt)], _hide(tools, names, mark))
     stop = _any_of(stop_names)
     starts, answered = firsts[:len(places)], firsts[len(places):] or [whole] * len(places)
     edges = [0]
@@ -137,11 +138,11 @@ def _name_parts(names: tuple[str, ...]) -> tuple[re.Pattern, tuple[str, ...], tu
 
 
 def _hide(value: Any, names: tuple[str, ...], mark: str) -> Any:
-    """Messages with `hide_names` applied to all texts in them, the roles aside."""
+    """A value with `hide_names` applied to all texts in it."""
     if isinstance(value, str):
         return hide_names(value, names, mark)
     if isinstance(value, Mapping):
-        return {hide_names(key, names, mark): item if key == "role" else _hide(item, names, mark)
+        return {hide_names(key, names, mark): _hide(item, names, mark)
                 for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_hide(item, names, mark) for item in value]

@@ -49,13 +49,14 @@ class ChatTemplate:
         weakref.finalize(self, _end, self._child)
         self._ask({"template": source, "named": dict(named), "max_secs": MAX_SECS})
 
-    def render(self, renderings: Sequence[Rendering]) -> list[str]:
-        """Renders conversations.
+    def render(self, renderings: Sequence[Rendering],
+               tools: Sequence[Mapping[str, Any]] = ()) -> list[str]:
+        """Renders conversations, with the tools that may be called in them.
 
         Raises:
             UserError: the template refuses one, fails, or exceeds its limits.
         """
-        return self._ask(renderings)
+        return self._ask({"tools": tools or None, "renderings": renderings})
 
     def _ask(self, request: Any) -> list[str]:
         text = json.dumps(request).encode()

@@ -10,13 +10,13 @@ order of arrival change them.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
-import xxhash
 
 from core.errors import UserError
 from model.config import ModelConfig
@@ -24,14 +24,16 @@ from model.execution import Execution
 from model.families.registry import Params
 from model.generation.cache import PIECE, layer_capacity
 from model.generation.generate import (
-    Ask,
     Drawn,
+    Slots,
+    Top,
     copy,
     decode,
     make_slots,
     mark_seen,
     place,
     prefill,
+    rank,
     resize,
     rewind,
     start,
@@ -39,14 +41,17 @@ from model.generation.generate import (
 )
 from model.generation.requests import (
     CANCELLED,
+    FAILED,
     LENGTH,
     NUM_STOPS,
     REFUSED,
     STOP,
     Completion,
     Request,
+    RequestFailed,
 )
-from model.generation.sampling import stack_sampling
+from model.generation.sampling import Sampling
+from model.generation.slot import Slot, ask_of
 from model.generation.speculative import (
     DraftModel,
     Speculation,
@@ -61,30 +66,6 @@ PIECES = (32, 128, PIECE)   # tokens that prefill reads at once, padded to one o
 GROUP_SIZE = 8              # prompts that are read at once where they do not fill all slots
 SMALLEST_SIZE = 256         # of a slot's cache; it doubles when a request needs more
 MIN_SHARED_TOKENS = 16      # a shorter beginning of a prompt costs more to copy than to read again
-
-
-@dataclasses.dataclass(eq=False)
-class _Slot:
-    """What the host knows of a slot.
-
-    Attributes:
-        held_M: the tokens that its cache holds, whose next one its logits are of; -1 behind them.
-        length: how many these are.
-        request: number of the request that it answers; None if it is idle.
-        last_used: time at which it was last filled or freed.
-    """
-
-    number: int
-    held_M: np.ndarray
-    length: int = 0
-    request: int | None = None
-    last_used: int = 0
-
-    def hold(self, tokens: np.ndarray, start: int) -> None:
-        """Makes the slot's tokens end with these, after its first `start`."""
-        self.length = start + len(tokens)
-        self.held_M[start:self.length] = tokens
-        self.held_M[self.length:] = -1
 
 
 class Engine:
@@ -122,7 +103,7 @@ class Engine:
         self._capacity, self._chunk_tokens = capacity, chunk_tokens
         self._to_text = to_text
         self._held_BM = np.full((num_slots, capacity), -1, np.int32)
-        self._slots = [_Slot(number, held_M) for number, held_M in enumerate(self._held_BM)]
+        self._slots = [Slot(number, held_M) for number, held_M in enumerate(self._held_BM)]
         self._size = min(capacity, SMALLEST_SIZE)
         self._state = make_slots(config, execution, num_slots, self._size, num_stops=NUM_STOPS,
                                  piece=PIECES[-1])
@@ -135,6 +116,7 @@ class Engine:
         self._waiting: deque[int] = deque()
         self._requests: dict[int, Request] = {}
         self._completions: dict[int, Completion] = {}
+        self._faults: deque[Exception] = deque()
         self._num_submitted = self._clock = 0
         self.counts: Counter[str] = Counter()
 
@@ -143,12 +125,41 @@ class Engine:
         """Whether a request is not finished."""
         return bool(self._completions)
 
+    @property
+    def num_busy(self) -> int:
+        """Slots in which a request is answered."""
+        return sum(slot.request is not None for slot in self._slots)
+
+    def warm_up(self) -> None:
+        """Compiles what requests need of an engine without speculation; before the first one."""
+        num_slots, none = len(self._slots), self._rows([])
+        sizes = [min(self._capacity, SMALLEST_SIZE)]
+        while sizes[-1] < self._capacity:
+            sizes.append(min(2 * sizes[-1], self._capacity))
+        for size in sizes:
+            self._resize(size)
+            for num_rows in {num_slots, min(GROUP_SIZE, num_slots), 1}:
+                for length in PIECES:
+                    self._read_piece([], length, num_rows)
+            self._state = rewind(self._state, none, self._column([]), self._column([]))
+            self._state = copy(self._state, none, none, 0)
+            self._state = stop(self._state, none)
+            self._state = mark_seen(self._state, 0, np.zeros(self._bound["config"].V, bool))
+            self._state = start(self._state, none, ask_of([Request((0,), Sampling())],
+                                                          num_slots))
+            for is_close in (False, True):      # none draws, as all slots are idle
+                self._decode([], num_slots, self._chunk_tokens, is_close=is_close)
+            for other in sizes:
+                if not size // 4 < other <= size:
+                    self._resized(other)
+        self._resize(sizes[0])
+
     def submit(self, request: Request) -> int:
         """Queues a request; returns its number.
 
         Raises:
             UserError: it has stop texts and the engine no `to_text`, or a token that the model
-                does not have.
+                does not have, or asks of speculation what that does not know.
         """
         num_tokens = self._bound["config"].V
         if not 0 <= min(request.prompt) <= max(request.prompt) < num_tokens:
@@ -157,6 +168,9 @@ class Engine:
         if request.stop_texts and self._to_text is None:
             raise UserError("stop texts", "need an engine that knows the text of tokens",
                             "make it with to_text")
+        if self._speculation is not None and request.is_close:
+            raise UserError("a guide, or the likeliest tokens", "are not known where tokens are "
+                            "drafted", "make the engine without speculation")
         number, self._num_submitted = self._num_submitted, self._num_submitted + 1
         self._completions[number] = Completion()
         room = self._capacity - request.sampling.max_new_tokens
@@ -193,12 +207,18 @@ class Engine:
         Returns:
             The requests whose completions changed, by their number; those that are finished come
             here for the last time.
+
+        Raises:
+            RequestFailed: `to_text` or a guide raised an exception. Its request has failed and its
+                slot is idle; the others go on, and what is finished comes with the next call.
         """
         changed = self._end_undrawn()
         self._admit()
         busy = [slot for slot in self._slots if slot.request is not None]
         if busy:
             changed |= self._draw(busy)
+        if self._faults:
+            raise RequestFailed from self._faults.popleft()
         finished = [number for number in changed if self._completions[number].finish]
         result = {number: self._completions[number] for number in changed}
         for number in finished:
@@ -209,12 +229,13 @@ class Engine:
         """Frees slots of cancelled requests; returns their numbers and those of refused ones."""
         ended = {number for number, completion in self._completions.items() if completion.finish}
         for number in ended:
-            self._add_text(number)
+            with self._contained(number):
+                self._add_text(number)
         self._waiting = deque(number for number in self._waiting if number not in ended)
         self._free([slot for slot in self._slots if slot.request in ended], are_active=True)
         return ended
 
-    def _free(self, slots: Sequence[_Slot], *, are_active: bool = False) -> None:
+    def _free(self, slots: Sequence[Slot], *, are_active: bool = False) -> None:
         """Makes slots idle; what they hold stays for prompts that begin with it.
 
         Args:
@@ -238,7 +259,7 @@ class Engine:
                     self._state = mark_seen(self._state, slot.number, seen_V)
             self._start([slot for slot, _ in placed])
 
-    def _place(self) -> list[tuple[_Slot, int]]:
+    def _place(self) -> list[tuple[Slot, int]]:
         """Gives waiting requests to idle slots, each with the longest beginning that a slot holds.
 
         A prompt that shares more with one that is placed at the same time waits until that one is
@@ -247,8 +268,8 @@ class Engine:
         Returns:
             The slots, and how many tokens of the prompt, which they now hold, are read already.
         """
-        placed: list[tuple[_Slot, int]] = []
-        copied: list[tuple[_Slot, _Slot]] = []
+        placed: list[tuple[Slot, int]] = []
+        copied: list[tuple[Slot, Slot]] = []
         idle = [slot for slot in self._slots if slot.request is None]
         is_new_B = np.zeros(len(self._slots), bool)
         later: list[int] = []
@@ -291,7 +312,7 @@ class Engine:
         lengths_B = np.array([slot.length for slot in self._slots])
         return shared_B, np.where(shared_B == lengths_B, shared_B, 0)
 
-    def _read(self, placed: Sequence[tuple[_Slot, int]]) -> None:
+    def _read(self, placed: Sequence[tuple[Slot, int]]) -> None:
         """Reads prompts from where the slots' caches end, in pieces of a few lengths."""
         slots, shared = [slot for slot, _ in placed], [shared for _, shared in placed]
         newest = [slot.held_M[at - 1] if at else -1 for slot, at in placed]
@@ -301,7 +322,7 @@ class Engine:
         self.counts["read"] += sum(slot.length for slot in slots) - sum(shared)
         unread = [(slot, at) for slot, at in placed if at < slot.length]
         while unread:
-            by_length: dict[int, list[tuple[_Slot, int]]] = {}
+            by_length: dict[int, list[tuple[Slot, int]]] = {}
             for slot, at in unread:
                 missing = slot.length - at
                 length = next((size for size in PIECES if size >= missing), PIECES[-1])
@@ -318,7 +339,7 @@ class Engine:
         sizes = {len(self._slots), min(GROUP_SIZE, len(self._slots))}
         return max((size for size in sizes if 2 * num_prompts > size), default=1)
 
-    def _read_piece(self, group: Sequence[tuple[_Slot, int]], length: int, num_rows: int) -> None:
+    def _read_piece(self, group: Sequence[tuple[Slot, int]], length: int, num_rows: int) -> None:
         rows_P = np.full(num_rows, len(self._slots), np.int32)
         tokens_PL, count_P = np.zeros((num_rows, length), np.int32), np.zeros(num_rows, np.int32)
         for row, (slot, at) in enumerate(group):
@@ -330,32 +351,47 @@ class Engine:
             self._state = prefill_draft(self._speculation, self._state, rows_P, tokens_PL, count_P,
                                         execution=self._bound["execution"])
 
-    def _start(self, slots: Sequence[_Slot]) -> None:
+    def _start(self, slots: Sequence[Slot]) -> None:
         """Begins the answers of requests whose prompts are read."""
-        requests = [self._requests[slot.request] for slot in slots]
-        padded = [*requests, *requests[:1] * (len(self._slots) - len(requests))]
-        stops_BS = np.full((len(self._slots), NUM_STOPS), -1, np.int32)
-        for row, request in enumerate(padded):
-            stops_BS[row, :len(request.stops)] = request.stops
-        seed_B3 = np.array([_key_words(request) for request in padded], np.uint32)
-        limits = [request.sampling.max_new_tokens for request in padded]
-        ask = Ask(stack_sampling([request.sampling for request in padded]), seed_B3, stops_BS,
-                  np.array(limits, np.int32), np.zeros(len(padded), np.int32))
+        ask = ask_of([self._requests[slot.request] for slot in slots], len(self._slots))
         self._state = start(self._state, self._rows(slots), ask)
         if self._speculation is not None:
             rows = self._rows(slots)
             self._state = start_draft(self._state, rows,
                                       self._held_BM[rows % len(rows), :self._size])
 
-    def _draw(self, busy: Sequence[_Slot]) -> set[int]:
+    def _draw(self, busy: Sequence[Slot]) -> set[int]:
         """Draws a chunk; returns the numbers of the busy slots' requests."""
+        is_close = any(self._requests[slot.request].is_close for slot in busy)
         step_tokens = 1 if self._speculation is None else 1 + self._speculation.num_tokens
-        num_steps = -(-self._chunk_tokens // step_tokens)
+        num_steps = 1 if is_close else -(-self._chunk_tokens // step_tokens)
         self._resize(max(slot.length for slot in busy) + num_steps * step_tokens)
         num_slots = len(self._slots)
         # With requests waiting, a quarter of idle slots is worth a look.
         num_idle = num_slots - 3 * len(busy) // 4 if self._waiting else num_slots
-        if self._speculation is None:
+        drawn, top = self._decode(busy, num_idle, num_steps, is_close=is_close)
+        self.counts["drawn"] += int(drawn.count_B.sum())
+        numbers = {slot.request for slot in busy}
+        self._free([slot for slot in busy if self._take(slot, drawn, top)], are_active=True)
+        self._free([slot for slot in busy if slot.request is not None
+                    and self._completions[slot.request].finish])
+        return numbers
+
+    def _decode(self, busy: Sequence[Slot], num_idle: int, num_steps: int, *,
+                is_close: bool) -> tuple[Drawn, Top | None]:
+        """Draws tokens in the busy slots.
+
+        Args:
+            num_idle: see `decode`.
+            is_close: whether one is drawn, by the guides of the requests, and the likeliest ones
+                are returned as well.
+        """
+        top = None
+        if is_close:
+            top = rank(self._state.logits_BV)
+            self._state, drawn = decode(self._params, self._state, num_idle, self._allowed(busy),
+                                        num_steps=1, **self._bound)
+        elif self._speculation is None:
             self._state, drawn = decode(self._params, self._state, num_idle, num_steps=num_steps,
                                         **self._bound)
         else:
@@ -363,17 +399,20 @@ class Engine:
                 self._params, self._speculation, self._state, num_idle, num_steps=num_steps,
                 **self._bound)
             self.counts.update({name: int(count) for name, count in counts.items()})
-        drawn = jax.device_get(drawn)
-        self.counts["drawn"] += int(drawn.count_B.sum())
-        numbers = {slot.request for slot in busy}
-        self._free([slot for slot in busy if self._take(slot, drawn)], are_active=True)
-        self._free([slot for slot in busy if slot.request is not None
-                    and self._completions[slot.request].finish])
-        return numbers
+        return jax.device_get((drawn, top))
 
-    def _take(self, slot: _Slot, drawn: Drawn) -> bool:
-        """Adds a chunk to a slot's completion; returns whether it ended by a text, that is while
-        the slot is still drawn in."""
+    def _allowed(self, busy: Sequence[Slot]) -> np.ndarray:
+        """is_allowed_BV: the tokens that the guides of the busy slots' requests allow."""
+        is_allowed_BV = np.ones((len(self._slots), self._bound["config"].V), bool)
+        for slot in busy:
+            if (guide := self._requests[slot.request].guide) is not None:
+                with self._contained(slot.request):
+                    is_allowed_BV[slot.number] = guide.allowed()
+        return is_allowed_BV
+
+    def _take(self, slot: Slot, drawn: Drawn, top: Top | None) -> bool:
+        """Adds a chunk to a slot's completion; returns whether it ended by a text or a failure,
+        that is while the slot is still drawn in."""
         request, completion = self._requests[slot.request], self._completions[slot.request]
         count, is_over = drawn.count_B[slot.number], drawn.left_B[slot.number] == 0
         tokens = drawn.tokens_BT[slot.number, :count]
@@ -382,12 +421,28 @@ class Engine:
         first_new = len(completion.tokens)
         completion.tokens += tokens.tolist()
         completion.logps += drawn.logps_BT[slot.number, :count].tolist()
-        if is_over:
+        if request.num_top:
+            completion.tops.append([*zip(top.tokens_BN[slot.number, :request.num_top].tolist(),
+                                         top.logps_BN[slot.number, :request.num_top].tolist())])
+        if is_over and not completion.finish:
             completion.finish = STOP if completion.tokens[-1] in request.stops else LENGTH
-        is_cut = bool(request.stop_texts) and self._cut_at_text(request, completion, first_new)
-        if completion.finish:
-            self._add_text(slot.request)
-        return is_cut and not is_over
+        is_cut = False
+        with self._contained(slot.request):
+            for token in tokens.tolist() if request.guide is not None else ():
+                request.guide.take(token)
+            is_cut = bool(request.stop_texts) and self._cut_at_text(request, completion, first_new)
+            if completion.finish:
+                self._add_text(slot.request)
+        return (is_cut or completion.finish == FAILED) and not is_over
+
+    @contextlib.contextmanager
+    def _contained(self, number: int) -> Iterator[None]:
+        """Makes an exception the end of its request alone; `step` raises it."""
+        try:
+            yield
+        except Exception as error:      # of code that others wrote
+            self._completions[number].finish = FAILED
+            self._faults.append(error)
 
     def _cut_at_text(self, request: Request, completion: Completion, first_new: int) -> bool:
         """Ends an answer at the first stop text that the new tokens complete, if they do."""
@@ -402,13 +457,13 @@ class Engine:
 
     def _add_text(self, number: int) -> None:
         completion = self._completions[number]
-        if self._to_text is not None and completion.text is None:
+        if self._to_text is not None and completion.text is None and completion.finish != FAILED:
             completion.text = self._text(self._requests[number], completion.tokens)
 
     def _text(self, request: Request, tokens: Sequence[int]) -> str:
         return self._to_text([token for token in tokens if token not in request.stops])
 
-    def _rows(self, slots: Sequence[_Slot]) -> np.ndarray:
+    def _rows(self, slots: Sequence[Slot]) -> np.ndarray:
         """Their numbers, padded with the number of no slot."""
         return self._column([slot.number for slot in slots], len(self._slots))
 
@@ -426,12 +481,13 @@ class Engine:
             size = min(2 * size, self._capacity)
         if self._size // 4 < size <= self._size:
             return
-        self._state = resize(self._state, config=self._bound["config"], capacity=size,
-                             piece=PIECES[-1])
-        self._size = size
+        self._state, self._size = self._resized(size), size
         for slot in self._slots:
             if slot.length > size:      # an idle one
                 slot.hold(slot.held_M[:0], 0)
+
+    def _resized(self, size: int) -> Slots:
+        return resize(self._state, config=self._bound["config"], capacity=size, piece=PIECES[-1])
 
     def _tick(self) -> int:
         self._clock += 1
@@ -442,8 +498,3 @@ def _can_rewind(config: ModelConfig, capacity: int) -> bool:
     """Whether a slot can end earlier: windows and recurrent states forget what came before."""
     return config.family != "lstm" and all(
         layer_capacity(config, n, capacity, PIECES[-1]) == capacity for n in range(config.N))
-
-
-def _key_words(request: Request) -> tuple[int, int, int]:
-    prompt = np.array(request.prompt, np.int64).tobytes()
-    return request.seed % 2**32, xxhash.xxh32_intdigest(prompt), request.sample

@@ -17,7 +17,8 @@ from model.config import ModelConfig
 from model.execution import Execution
 from model.families.registry import Params, extend, make_cache
 from model.generation.cache import PIECE, put_rows
-from model.generation.sampling import RowSampling, sample
+from model.generation.requests import NUM_TOP
+from model.generation.sampling import FILTERED, RowSampling, sample
 from model.heads.language import logits
 from model.parallel.sharding import ACTIVATION_RULES, Rules, constrain, letters_of
 
@@ -76,6 +77,18 @@ class Drawn(NamedTuple):
     logps_BT: jax.Array
     count_B: jax.Array
     left_B: jax.Array
+
+
+class Top(NamedTuple):
+    """The likeliest next tokens of each slot, the first first.
+
+    Attributes:
+        tokens_BN: the tokens.
+        logps_BN: their log-probabilities in nats, as in `Drawn`.
+    """
+
+    tokens_BN: jax.Array
+    logps_BN: jax.Array
 
 
 # Of the state: rows and heads as activations are sharded. Each draw needs a whole row of logits.
@@ -188,14 +201,23 @@ def stop(slots: Slots, rows_P: jax.Array) -> Slots:
     return place(slots.replace(ask=slots.ask.replace(left_B=left_B)))
 
 
+@jax.jit
+def rank(logits_BV: jax.Array) -> Top:
+    """The `NUM_TOP` likeliest tokens of each row; all where there are fewer."""
+    logits_BN, tokens_BN = jax.lax.top_k(logits_BV, min(NUM_TOP, logits_BV.shape[1]))
+    return to_host(Top(tokens_BN, logits_BN - jax.nn.logsumexp(logits_BV, axis=-1, keepdims=True)))
+
+
 @partial(jax.jit, static_argnames=("config", "execution", "num_steps"), donate_argnames="slots")
-def decode(params: Params, slots: Slots, num_idle: jax.Array, *, config: ModelConfig,
+def decode(params: Params, slots: Slots, num_idle: jax.Array,
+           is_allowed_BV: jax.Array | None = None, *, config: ModelConfig,
            execution: Execution, num_steps: int) -> tuple[Slots, Drawn]:
     """Draws up to `num_steps` tokens in every slot that is not idle.
 
     Args:
         params: see `model.generation.weights.unstack`.
         num_idle: it ends earlier once so many slots are idle, which others may fill.
+        is_allowed_BV: the tokens that may be drawn, at least one of each row; None is all.
     """
     def is_running(carry):
         step, slots, _ = carry
@@ -204,8 +226,11 @@ def decode(params: Params, slots: Slots, num_idle: jax.Array, *, config: ModelCo
     def draw(carry):
         step, slots, drawn = carry
         is_active_B = slots.ask.left_B > 0
-        token_B = sample(slots.logits_BV, sampling_of(slots.ask, is_active_B),
-                         draw_keys(slots.ask), slots.seen_BV)
+        allowed_BV = slots.logits_BV
+        if is_allowed_BV is not None:
+            allowed_BV = jnp.where(is_allowed_BV, allowed_BV, FILTERED)
+        token_B = sample(allowed_BV, sampling_of(slots.ask, is_active_B), draw_keys(slots.ask),
+                         slots.seen_BV)
         logp_B = log_probability(slots.logits_BV, token_B)
         slots, goes_on_B = count_token(slots, token_B, is_active_B)
         x_BLD, cache = extend(params, token_B[:, None], goes_on_B.astype(jnp.int32), slots.cache,

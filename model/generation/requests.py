@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Protocol
+
+import numpy as np
 
 from core.errors import UserError
 from model.generation.sampling import Sampling, is_whole
 
 NUM_STOPS = 8       # stop tokens that a request may have
+NUM_TOP = 20        # likeliest tokens that it may ask for
 OVERLONG = ("refuse", "cut")
 
 STOP, LENGTH, REFUSED, CANCELLED = "stop", "length", "refused", "cancelled"
+FAILED = "failed"
+
+
+class Guide(Protocol):
+    """Follows one answer, and knows which tokens may come next, e.g. by a grammar."""
+
+    def allowed(self) -> np.ndarray:
+        """is_allowed_V of the next token; at least one is."""
+
+    def take(self, token: int) -> None:
+        """Adds a token to the answer."""
+
+
+class RequestFailed(Exception):
+    """Code that belongs to one request raised an exception, the cause of this one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,11 +45,14 @@ class Request:
         sample: number among several answers to the same prompt and seed.
         overlong: what happens if prompt and answer exceed the engine's capacity: refuse, or cut
             the prompt, of which the first token and the newest ones stay.
+        num_top: the likeliest tokens that are reported at each place, with their probabilities.
+        guide: restricts what is drawn; of this answer alone. With it or `num_top` the tokens of all
+            slots are drawn one by one, each after a look by the host.
 
     Raises:
         UserError: the prompt is empty or holds what is no token, a stop text is empty, there are
-            too many stop tokens or one that no model has, `seed` or `sample` is no such number, or
-            `overlong` is another word.
+            too many stop tokens or one that no model has, `seed`, `sample` or `num_top` is no such
+            number, or `overlong` is another word.
     """
 
     prompt: tuple[int, ...]
@@ -40,6 +62,13 @@ class Request:
     seed: int = 0
     sample: int = 0
     overlong: str = "refuse"
+    num_top: int = dataclasses.field(default=0, repr=False)
+    guide: Guide | None = dataclasses.field(default=None, repr=False)
+
+    @property
+    def is_close(self) -> bool:
+        """Whether the host looks at each place of the answer."""
+        return self.num_top > 0 or self.guide is not None
 
     def __post_init__(self):
         if not self.prompt:
@@ -62,6 +91,9 @@ class Request:
         if not (is_whole(self.sample) and 0 <= self.sample < 2**32):
             raise UserError(f"sample={self.sample}", "must be a whole number from 0 to 2^32 - 1",
                             "number the samples from 0 on")
+        if not (is_whole(self.num_top) and 0 <= self.num_top <= NUM_TOP):
+            raise UserError(f"num_top={self.num_top}", f"must be a whole number up to {NUM_TOP}",
+                            "ask for fewer")
         if self.overlong not in OVERLONG:
             raise UserError(f"overlong={self.overlong!r}", f"is none of {', '.join(OVERLONG)}",
                             "choose one of them")
@@ -75,9 +107,11 @@ class Completion:
         tokens: drawn tokens; the last one is the stop token if `finish` is so.
         logps: their log-probabilities under the model, in nats.
         finish: stop (a stop token or text was drawn), length (the limit was reached), refused (the
-            prompt does not fit), cancelled; "" while it is drawn.
+            prompt does not fit), cancelled, failed (see `Engine.step`); "" while it is drawn.
         text: of the tokens, without stop tokens; None if the engine has no `to_text`.
         num_cut: tokens of the prompt that were cut off.
+        tops: of each token, the likeliest ones in its place with their log-probabilities, if the
+            request asks for them.
     """
 
     tokens: list[int] = dataclasses.field(default_factory=list)
@@ -85,3 +119,4 @@ class Completion:
     finish: str = ""
     text: str | None = None
     num_cut: int = 0
+    tops: list[list[tuple[int, float]]] = dataclasses.field(default_factory=list)

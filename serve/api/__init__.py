@@ -1,0 +1,1 @@
+"""The OpenAI-compatible server: routes, checks of requests, and the workers that own engines."""
