@@ -191,7 +191,7 @@ def _fuzz(server, client, count):
     with httpx.Client() as http, ThreadPoolExecutor(8) as pool:
         statuses = [*pool.map(post, jobs)]
     assert not {*statuses} - {200, 400, 404, 429, 499}, {*statuses}
-    assert {200, 400} < {*statuses}
+    assert {200, 400} <= {*statuses}
     assert await_idle(served)
     assert client.chat.completions.create(**GREEDY).choices[0].message == expected
 
