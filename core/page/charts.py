@@ -40,6 +40,7 @@ class Panel:
         digits: decimals of the values printed beside the curves.
         x_name: quantity on the axis.
         x_digits: decimals of its ticks.
+        labels: whether names and last values stand beside the curves; else a legend names them.
     """
 
     title: str
@@ -50,6 +51,7 @@ class Panel:
     digits: int = 2
     x_name: str = "optimizer steps"
     x_digits: int = 0
+    labels: bool = True
 
 
 class Scale:
@@ -88,7 +90,8 @@ def draw_panel(panel: Panel) -> Markup:
     drawing = tag("svg", _phase(panel.phase, x), _axes(panel, x, y),
                   [tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y(value), y2=y(value), class_="level")
                    for _, value in levels],
-                  [_curve(line, x, y) for line in lines], _names(lines, levels, y, panel.digits),
+                  [_curve(line, x, y) for line in lines],
+                  _names(lines if panel.labels else (), levels, y, panel.digits),
                   viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=panel.title)
     return tag("figure", heading, drawing)
 
