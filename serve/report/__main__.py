@@ -25,7 +25,11 @@ from core import entry
 from core.errors import UserError
 from core.progress import log
 from serve.report.book import render_run
-from serve.report.runs import find_run
+from serve.report.compare import Comparison
+from serve.report.compare_page import render_comparison
+from serve.report.evaluations import series
+from serve.report.runs import find_run, short_names
+from serve.report.sweep import Sweep, is_sweep, render_sweep
 
 
 def show_run(folder: Path) -> tuple[str, dict[str, Any]]:
@@ -38,6 +42,27 @@ def show_run(folder: Path) -> tuple[str, dict[str, Any]]:
                   "left_out": dict(run.left_out)}
 
 
+def show_comparison(folders: Sequence[Path]) -> tuple[str, dict[str, Any]]:
+    """The page of several runs, and the figures for the last line."""
+    runs = [find_run(folder) for folder in folders]
+    for run, name in zip(runs, short_names(folders)):
+        run.name = name
+    comparison = Comparison(runs, [series(number) for number in range(len(runs))])
+    comparison.check()
+    for reason in comparison.reasons():
+        log(f"report: not compared: {reason}")
+    return (render_comparison(comparison, " and ".join(run.name for run in runs)),
+            {"runs": [run.name for run in runs], **comparison.numbers()})
+
+
+def show_sweep(folder: Path) -> tuple[str, dict[str, Any]]:
+    """The page of a sweep, and the figures for the last line."""
+    sweep = Sweep(folder)
+    for reason in sweep.comparison.reasons():
+        log(f"report: not compared: {reason}")
+    return render_sweep(sweep), sweep.numbers()
+
+
 def main(words: Sequence[str]) -> dict[str, Any]:
     """Reads the flags and writes the page."""
     out = flags.FLAGS.out
@@ -46,7 +71,11 @@ def main(words: Sequence[str]) -> dict[str, Any]:
                         "write `python -m serve.report RUN_DIR --out=DIR`")
     if not out:
         raise UserError("--out", "is missing", "name a folder: --out=DIR")
-    page, result = show_run(Path(words[0]))
+    folders = [Path(word) for word in words]
+    if len(folders) > 1:
+        page, result = show_comparison(folders)
+    else:
+        page, result = (show_sweep if is_sweep(folders[0]) else show_run)(folders[0])
     Path(out).mkdir(parents=True, exist_ok=True)
     path = Path(out) / "report.html"
     path.write_text(page, encoding="utf-8")

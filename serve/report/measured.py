@@ -143,8 +143,7 @@ def lengths(evaluations: Sequence[Evaluation]) -> Markup | None:
     """Length of the answers of each model, and how many were cut at the limit."""
     parts = []
     for task in (*all_tasks(evaluations), OPEN):
-        asked = [one for one in evaluations if one.answers(task)]
-        for members, unlike in group_alike(asked, lambda a, b: unlike_task(task, a, b)):
+        for members, unlike in groups([one for one in evaluations if one.answers(task)], task):
             limit = members[0].artifact.config.get("max_new_tokens")
             note = f"limit: {limit} tokens" + (f"; apart, as {unlike}" if unlike else "")
             parts.append(tag("div", tag("h3", "Open answers" if task == OPEN else task.capitalize(),
@@ -167,10 +166,10 @@ def _length(one: Evaluation, task: str) -> tuple[str, str, float, str]:
 
 def answers(evaluations: Sequence[Evaluation]) -> Markup | None:
     """The same questions answered by every model."""
-    asked = {task: [members for members, _ in group_alike(
-        [one for one in evaluations if one.answers(task)],
-        lambda a, b: unlike_task(task, a, b))] for task in (*all_tasks(evaluations), OPEN)}
-    largest = {task: max(groups, key=len)[:MAX_COLUMNS] for task, groups in asked.items() if groups}
+    answered = {task: groups([one for one in evaluations if one.answers(task)], task)
+                for task in (*all_tasks(evaluations), OPEN)}
+    largest = {task: max((members for members, _ in found), key=len)[:MAX_COLUMNS]
+               for task, found in answered.items() if found}
     if not largest:
         return None
     each = max(1, NUM_QUESTIONS // len(largest))

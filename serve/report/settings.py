@@ -15,18 +15,19 @@ DATA: Mapping[str, tuple[str, ...]] = {
     "pretrain": ("inputs.tokens", "pretrain.row_length", "pretrain.mixture",
                  "pretrain.anneal_mixture", "pretrain.objective", "pretrain.corruption"),
     "sft": ("tokenizer", "inputs.corpus", "sft.tasks", "sft.inputs", "sft.heldout_frac",
-            "sft.seed", "sft.row_length", "sft.train_on", "sft.weighting", "sft.template"),
+            "sft.row_length", "sft.train_on", "sft.weighting", "sft.template"),
     "dpo": ("tokenizer", "inputs.pairs", "dpo.inputs", "dpo.heldout_frac", "dpo.row_length",
             "dpo.template"),
-    "reward": ("inputs.pairs", "reward.inputs", "reward.heldout_frac", "reward.seed",
+    "reward": ("inputs.pairs", "reward.inputs", "reward.heldout_frac",
                "reward.row_length", "reward.template"),
-    "rl": ("inputs.corpus", "rl.tasks", "rl.inputs", "rl.seed", "rl.max_new_tokens",
-           "rl.template")}
+    "rl": ("inputs.corpus", "rl.tasks", "rl.inputs", "rl.max_new_tokens", "rl.template")}
+SEEDED = ("sft", "rl")      # whose held-out questions are drawn by the seed
 # What a measure depends on besides.
 ALSO: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("dpo", "loss"): ("dpo.loss", "dpo.beta", "dpo.gamma", "dpo.label_smoothing"),
     ("dpo", "heldout_loss"): ("dpo.loss", "dpo.beta", "dpo.gamma", "dpo.label_smoothing"),
     **{("dpo", key): ("dpo.beta",) for key in ("margin", "chosen_reward", "rejected_reward")},
+    ("rl", "loss"): ("rl.algorithm", "rl.kl_coef", "rl.vf_coef"),
     ("rl", "reward"): ("rl.rewards", "rl.pattern", "rl.temperature", "rl.missing_end_penalty",
                        "inputs.reward", "inputs.judge"),
     ("rl", "kl"): ("inputs.model", "tokenizer", "rl.temperature"),
@@ -86,7 +87,12 @@ def unlike_training(runs: tuple[Run, Run], ours: Artifact, theirs: Artifact,
     if stage not in DATA:
         return find_unlike(ours, theirs, (stage, *(f"inputs.{name}" for name in sorted(
             {*ours.lineage["inputs"], *theirs.lineage["inputs"]}))))
-    return find_unlike(ours, theirs, (*DATA[stage], *ALSO.get((stage, key), ())))
+    found = find_unlike(ours, theirs, (*DATA[stage], *ALSO.get((stage, key), ())))
+    if found is None and key.startswith("heldout_"):
+        items = [one.metrics.get(f"{key}_items") for one in (ours, theirs)]
+        found = (find_unlike(ours, theirs, (f"{stage}.seed",)) if stage in SEEDED else None) or (
+            Unlike(f"{key}_items", *items) if items[0] != items[1] else None)
+    return found
 
 
 def unlike_heldout(runs: tuple[Run, Run], ours: Artifact, theirs: Artifact) -> Unlike | None:

@@ -71,6 +71,11 @@ def curve(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, floa
     return finite((row["step"], row.get(key)) for row in rows)
 
 
+def make_line(name: str, key: str, rows: Sequence[Mapping[str, Any]], style: str) -> Line:
+    """A measure over the steps as a line of a chart."""
+    return Line(name, curve(rows, key), style, is_exact=key == "learning_rate")
+
+
 def draw_chart(title: str, unit: str, lines: Sequence[Line],
                levels: Sequence[tuple[str, float]] = (), *,
                phase: tuple[float, float, str] | None = None, labels: bool = True) -> Markup:
@@ -79,7 +84,7 @@ def draw_chart(title: str, unit: str, lines: Sequence[Line],
     largest = max([*values, *(abs(value) for _, value in levels)], default=1.0)
     power = math.floor(math.log10(largest)) if 0 < largest < 0.05 else 0
     if power:
-        lines = [Line(line.name, [(x, y * 10.0**-power) for x, y in line.points], line.style)
+        lines = [dataclasses.replace(line, points=[(x, y * 10.0**-power) for x, y in line.points])
                  for line in lines]
         unit = f"{unit}{', ' if unit else ''}times 10{str(power).translate(SUPERSCRIPTS)}"
         largest *= 10.0**-power
@@ -113,7 +118,7 @@ def training(run: Run) -> Markup | None:
 
 
 def _panel(run: Run, artifact: Artifact, chart: Chart, rows: Sequence[Mapping[str, Any]]) -> Markup:
-    lines = [Line(name, curve(rows, key), style)
+    lines = [make_line(name, key, rows, style)
              for (name, key), style in zip(chart.lines, STYLES)]
     levels = chart.levels
     if chart.lines[0][1] == "heldout_bpb":
