@@ -16,7 +16,7 @@ from data.corpus import Corpus
 from serve.report import measured
 from serve.report.evaluations import Evaluation, all_tasks, has, read_evaluations
 from serve.report.origin import left_out, origin
-from serve.report.runs import Artifact, Run, is_number
+from serve.report.runs import Artifact, Run, total
 from serve.report.training import training
 
 STYLE = Path(__file__).with_name("report.css")
@@ -55,8 +55,7 @@ def headline(run: Run, evaluations: Sequence[Evaluation]) -> Markup:
         stages[artifact.stage] = stages.get(artifact.stage, 0) + 1
     listed = ", ".join(f"{number} × {stage}" if number > 1 else stage
                        for stage, number in stages.items())
-    secs = math.fsum(artifact.metrics["secs"] for artifact in run.artifacts
-                     if is_number(artifact.metrics.get("secs")))
+    secs = total(artifact.number("secs") for artifact in run.artifacts)
     tiles = [("Artifacts", count(len(run.artifacts)), f"{secs / 60:.1f} minutes together"),
              *(tile for artifact in run.artifacts for tile in _tiles(artifact)),
              *_climbs(evaluations)]
@@ -70,11 +69,8 @@ def _rank(artifact: Artifact) -> int:
 
 def _tiles(artifact: Artifact) -> list[tuple[str, Any, str]]:
     """The key number of an artifact, where it has one."""
-    metrics, name, stage = artifact.metrics, artifact.name, artifact.stage
-
-    def number(key: str) -> float:
-        return metrics[key] if is_number(metrics.get(key)) else math.nan
-
+    metrics, name, stage, number = (artifact.metrics, artifact.name, artifact.stage,
+                                    artifact.number)
     if stage == "curate":
         return [(name, size(number("bytes")), f"{count(number('documents'))} documents of "
                  f"{count(number('documents_in'))} read")]

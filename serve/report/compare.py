@@ -28,7 +28,7 @@ from serve.report.evaluations import (
     unlike_task,
     unpaired,
 )
-from serve.report.runs import Artifact, Run, is_number
+from serve.report.runs import Artifact, Run
 from serve.report.settings import Unlike, unlike_training
 from serve.report.training import (
     KNOWN,
@@ -162,7 +162,7 @@ class Comparison:
         for key in final_measures(pair.artifacts):
             self._add(pair.name, key.replace("_", " "), f"{key}_low" in _first(
                 pair.artifacts).metrics or key.endswith("accuracy"),
-                [one if one is not None and _finite(one.metrics.get(key)) else None
+                [one if one is not None and math.isfinite(one.number(key)) else None
                  for one in pair.artifacts], unlike(key),
                 lambda one, key=key: final_estimate(one, key))
         self._overlay(pair, unlike)
@@ -263,8 +263,7 @@ def final_measures(artifacts: Each) -> list[str]:
 
 def final_estimate(artifact: Artifact, key: str) -> Estimate:
     """The last number of a training's held-out measure, with its interval where there is one."""
-    ends = (artifact.metrics.get(f"{key}{end}") for end in ("_low", "_high"))
-    return Estimate(artifact.metrics[key], *(end if is_number(end) else math.nan for end in ends))
+    return Estimate(*(artifact.number(f"{key}{end}") for end in ("", "_low", "_high")))
 
 
 def config_differences(pair: Match) -> list[tuple[str, list[str]]]:
@@ -294,7 +293,3 @@ def _text(value: Any) -> str:
 
 def _first(items: Sequence[Any]) -> Any:
     return next(item for item in items if item is not None)
-
-
-def _finite(value: Any) -> bool:
-    return is_number(value) and math.isfinite(value)

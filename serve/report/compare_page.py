@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from core.page import layout
 from core.page.charts import Line
-from core.page.markup import NOT_A_NUMBER, Markup, count, decimal, join, percent, tag
+from core.page.markup import Markup, count, decimal, join, percent, tag
 from serve.report.book import STYLE
 from serve.report.compare import Comparison, Overlay, Row, config_differences
 from serve.report.evaluations import Difference, Estimate
@@ -48,14 +48,15 @@ def measures(comparison: Comparison, names: Sequence[tuple[str, str]]) -> Markup
         f"{row.artifact}: {row.measure}", "", [(name, style, estimate) for (name, style), estimate
                                                in zip(names, row.estimates) if estimate])
         for row in comparison.rows if row.is_share]
-    head = ["artifact", "measure", *(name for name, _ in names),
-            *(f"{name} less the first" for name, _ in names[1:])]
-    rows = [[row.artifact, row.measure, *(_estimate(one, row) for one in row.estimates),
-             *(_difference(one, row) for one in row.differences[1:])] for row in comparison.rows]
+    head = ["measure", *(name for name, _ in names)]
+    rows = [[f"{row.artifact}: {row.measure}",
+             *(join(_estimate(one, row), _difference(change, row))
+               for one, change in zip(row.estimates, row.differences))] for row in comparison.rows]
     return layout.section(
-        "Measures", "Intervals are of 95 %. Differences are from the first run that has the "
-        "measure: paired where both answered the same questions (Bonett and Price), else from the "
-        "two intervals (Newcombe). A difference whose interval does not hold 0 is bold.",
+        "Measures", "Intervals are of 95 %. The second line of a cell is the difference from the "
+        "first run that has the measure: paired where both answered the same questions (Bonett "
+        "and Price), else from the two intervals (Newcombe). One whose interval does not hold 0 is "
+        "bold.",
         tag("div", blocks, class_="measures"), layout.table(head, rows, "compared"))
 
 
@@ -73,17 +74,16 @@ def _range(low: float, high: float) -> Markup | None:
     return tag("small", f" {100 * low:.1f} to {100 * high:.1f}".replace("-", "−"))
 
 
-def _difference(one: Difference | None, row: Row) -> Markup | str:
+def _difference(one: Difference | None, row: Row) -> Markup | None:
     if one is None:
-        return "–"
+        return None
     sign = "+" if one.value > 0 else ""
     if not row.is_share:
-        return join(f"{sign}{decimal(one.value)}", tag("small", f" {NO_INTERVAL}"))
-    text = f"{sign}{decimal(100 * one.value, 1)} points" if math.isfinite(one.value) \
-        else NOT_A_NUMBER
+        return tag("div", f"{sign}{decimal(one.value)}", tag("small", f" {NO_INTERVAL}"))
+    text = f"{sign}{decimal(100 * one.value, 1)} points"
     is_clear = one.low > 0 or one.high < 0
-    return join(tag("b", text) if is_clear else text, _range(one.low, one.high),
-                tag("small", f" {one.kind or NO_INTERVAL}"))
+    return tag("div", tag("b", text) if is_clear else text, _range(one.low, one.high),
+               tag("small", f" {one.kind or NO_INTERVAL}"))
 
 
 def curves(comparison: Comparison, names: Sequence[tuple[str, str]]) -> Markup | None:

@@ -12,7 +12,7 @@ from core.artifacts import read_jsonl
 from core.errors import UserError
 from eval.records import verdict
 from eval.statistics import Z_95, estimate_share, mean_and_stderr, paired_difference
-from serve.report.runs import Artifact, Run, is_number
+from serve.report.runs import Artifact, Run
 from serve.report.settings import Unlike, find_unlike, unlike_heldout, value_of
 
 OPEN = "open"       # the sampled answers of an evaluation, beside its tasks
@@ -63,8 +63,7 @@ class Evaluation:
 
     def number(self, name: str) -> float:
         """One of its numbers; nan where it was not measured."""
-        value = self.metrics.get(name)
-        return value if is_number(value) else math.nan
+        return self.artifact.number(name)
 
     def estimate(self, task: str) -> Estimate:
         """The accuracy of a task, or the mean score of the sampled answers."""

@@ -57,7 +57,7 @@ def draw_graph(boxes: Sequence[Box], edges: Sequence[tuple[str, str]]) -> Markup
     """The graph as a drawing; boxes come parents first, edges are (parent, child)."""
     places = place([box.name for box in boxes], edges)
     far = list(dict.fromkeys(parent for parent, child in edges
-                             if places[child].row > places[parent].row + 1))
+                             if places[child].row != places[parent].row + 1))
     left = MARGIN + LANE * len(far)
     drawing = _Drawing(places, {name: MARGIN + LANE * number
                                 for number, name in enumerate(reversed(far))}, left)

@@ -173,7 +173,7 @@ def answers(evaluations: Sequence[Evaluation]) -> Markup | None:
     if not largest:
         return None
     each = max(1, NUM_QUESTIONS // len(largest))
-    return section("The same questions to each", NOT_PICKED,
+    return section("Questions and answers", NOT_PICKED,
                    [part for task, members in largest.items()
                     for part in _questions(task, members, each)])
 

@@ -10,7 +10,7 @@ from core.page import layout
 from core.page.markup import Markup, join, size, tag
 from core.progress import format_secs
 from serve.report.graph import Box, draw_graph
-from serve.report.runs import Artifact, Run, is_number
+from serve.report.runs import Artifact, Run
 
 # CSS classes of boxes by stage: data, models, and what is measured.
 KINDS = {**dict.fromkeys(("curate", "tokenizer", "pack", "classifier"), "data"),
@@ -33,12 +33,11 @@ def origin(run: Run) -> Markup:
 
 
 def _card(run: Run, artifact: Artifact) -> Markup:
-    lineage, metrics = artifact.lineage, artifact.metrics
+    lineage = artifact.lineage
     facts: list[Any] = [artifact.stage]
-    if is_number(metrics.get("secs")) and math.isfinite(metrics["secs"]):
-        facts.append(format_secs(metrics["secs"]))
-    if is_number(metrics.get("peak_memory_bytes")):
-        facts.append(size(metrics["peak_memory_bytes"]))
+    for key, show in (("secs", format_secs), ("peak_memory_bytes", size)):
+        if math.isfinite(value := artifact.number(key)):
+            facts.append(show(value))
     commands = list(dict.fromkeys([lineage["command"], *(
         own["command"] for own in lineage["runs"] if isinstance(own.get("command"), str))]))
     parents = run.parents(artifact)

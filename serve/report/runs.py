@@ -41,6 +41,11 @@ class Artifact:
         """Its stage's own section."""
         return self.lineage["config"].get(self.stage, {})
 
+    def number(self, key: str) -> float:
+        """One of its metrics; nan where it is not there, or not a number."""
+        value = self.metrics.get(key)
+        return value if is_number(value) else math.nan
+
     def log(self) -> list[Mapping[str, Any]]:
         """The rows of a training's `metrics.jsonl`; none where it is no training.
 
@@ -181,6 +186,11 @@ def short_names(folders: Sequence[Path]) -> list[str]:
         if len(set(names)) == len(names):
             break
     return names
+
+
+def total(values: Iterable[float]) -> float:
+    """The sum of those that are finite."""
+    return math.fsum(value for value in values if math.isfinite(value))
 
 
 def finite(values: Iterable[tuple[float, Any]]) -> list[tuple[float, float]]:

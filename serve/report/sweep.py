@@ -86,7 +86,8 @@ def render_sweep(sweep: Sweep) -> str:
                for status in STATUSES)]
     return layout.render_page(
         f"Heartwood: {sweep.name}", layout.headline(
-            "Heartwood · run book", sweep.name, f"A sweep over {', '.join(fields)}.{note}", tiles),
+            "Heartwood · run book", sweep.name,
+            f"A sweep over {', '.join(fields) or 'points of their own'}.{note}", tiles),
         tag("main", _failed(sweep), _table(sweep), curves(sweep.comparison, names),
             not_compared(sweep.comparison)), style=STYLE.read_text())
 
@@ -109,12 +110,15 @@ def _table(sweep: Sweep) -> Markup:
     others = {} if rows else _others(sweep.of_status("finished"))
     facts = {key: show for key, show in (FACTS | others).items()
              if any(_number(row, key) is not None for row in sweep.points)}
-    head = [*names.values(), *(f"{row.artifact}: {row.measure}" for row in rows), *facts, "status"]
+    head = [*(names.values() or ["point"]), *(f"{row.artifact}: {row.measure}" for row in rows),
+            *facts, "status"]
     lines = []
     for point in sweep.points:
         number = place.get(point["point"])
         cells = [_cell(row, number, best[i]) for i, row in enumerate(rows)]
-        lines.append([*(point["settings"].get(field, "–") for field in names), *cells,
+        style = "" if number is None else f"key {sweep.comparison.styles[number]}"
+        settings = [point["settings"].get(field, "–") for field in names] or [point["point"]]
+        lines.append([tag("span", settings[0], class_=style), *settings[1:], *cells,
                       *(show(value) if (value := _number(point, key)) is not None else "–"
                         for key, show in facts.items()), point["status"]])
     return layout.section(
@@ -169,9 +173,9 @@ def _check(row: Any) -> Mapping[str, Any]:
     return row
 
 
-def _order(row: Mapping[str, Any]) -> list[tuple[int, float, str]]:
-    """Settings as numbers where they are, else as texts."""
-    return [_sortable(str(value)) for value in row["settings"].values()]
+def _order(row: Mapping[str, Any]) -> tuple[list[tuple[int, float, str]], str]:
+    """Settings as numbers where they are, else as texts; then the name."""
+    return [_sortable(str(value)) for value in row["settings"].values()], row["point"]
 
 
 def _sortable(text: str) -> tuple[int, float, str]:

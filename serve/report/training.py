@@ -129,9 +129,8 @@ def _panel(run: Run, artifact: Artifact, chart: Chart, rows: Sequence[Mapping[st
 def _baselines(run: Run, artifact: Artifact) -> tuple[tuple[str, float], ...]:
     """Bits per byte of xz and of single tokens, from an evaluation of the model."""
     for other in run.artifacts:
-        if run.parents(other).get("model") is artifact and is_number(other.metrics.get("xz_bpb")):
-            return (("xz -9e", other.metrics["xz_bpb"]),
-                    ("unigram", other.metrics.get("unigram_bpb", math.nan)))
+        if run.parents(other).get("model") is artifact and "xz_bpb" in other.metrics:
+            return (("xz -9e", other.number("xz_bpb")), ("unigram", other.number("unigram_bpb")))
     return ()
 
 
@@ -143,16 +142,15 @@ def _annealing(artifact: Artifact) -> tuple[float, float, str] | None:
 
 
 def _summary(artifact: Artifact) -> str:
-    metrics = artifact.metrics
     parts = [artifact.stage]
     if artifact.config.get("algorithm"):
         parts.append(str(artifact.config["algorithm"]))
     for key, unit in (("params", "parameters"), ("tokens", "tokens"), ("steps", "steps"),
                       ("conversations", "conversations"), ("pairs", "pairs")):
-        if is_number(metrics.get(key)) and math.isfinite(metrics[key]):
-            parts.append(f"{format_count(metrics[key])} {unit}")
-    if is_number(metrics.get("secs")):
-        parts.append(format_secs(metrics["secs"]))
-    if is_number(metrics.get("goodput_frac")):
-        parts.append(f"{percent(metrics['goodput_frac'], 0)} of it on steps")
+        if math.isfinite(value := artifact.number(key)):
+            parts.append(f"{format_count(value)} {unit}")
+    if math.isfinite(secs := artifact.number("secs")):
+        parts.append(format_secs(secs))
+    if math.isfinite(share := artifact.number("goodput_frac")):
+        parts.append(f"{percent(share, 0)} of it on steps")
     return " · ".join(parts)

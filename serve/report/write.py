@@ -9,7 +9,6 @@ A parent whose field is empty is left out.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from core.entry import Stage, run_stage
 from core.page import layout
 from core.progress import log
 from serve.report.book import STYLE, render_run
-from serve.report.runs import Artifact, Run, is_number
+from serve.report.runs import Artifact, Run, total
 
 ARTIFACTS = ("corpus", "tokenizer", "tokens", "base", "eval_base", "sft", "eval_sft", "pairs",
              "reward", "dpo", "eval_dpo", "rl", "eval_rl")
@@ -49,7 +48,7 @@ def key_numbers(artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
     """The key numbers of a run; None stands for what was not measured."""
     metrics = {name: artifact.metrics for name, artifact in artifacts.items()}
     evals = {model: metrics[f"eval_{model}"] for model in MODELS if f"eval_{model}" in metrics}
-    secs = math.fsum(own["secs"] for own in metrics.values() if is_number(own.get("secs")))
+    secs = total(artifact.number("secs") for artifact in artifacts.values())
 
     def number(name: str, key: str) -> Any:
         return metrics.get(name, {}).get(key)
