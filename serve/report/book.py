@@ -14,10 +14,11 @@ from core.progress import format_count
 from data.card import funnel
 from data.corpus import Corpus
 from serve.report import measured
+from serve.report.counted import held_out, numbers
 from serve.report.evaluations import Evaluation, all_tasks, has, read_evaluations
 from serve.report.origin import left_out, origin
 from serve.report.runs import Artifact, Run, total
-from serve.report.training import training
+from serve.report.training import is_training, training
 
 STYLE = Path(__file__).with_name("report.css")
 MAX_TILES, MAX_STEPS = 12, 6
@@ -32,6 +33,9 @@ def render_run(run: Run) -> str:
                for artifact in run.artifacts if artifact.stage == "curate"),
              *(shown(run, make.__name__, lambda make=make: make(evaluations)) for make in (
                  measured.accuracy, measured.bits, measured.lengths, measured.answers)),
+             shown(run, "held out", lambda: held_out(run)),
+             numbers(run, [one.artifact.name for one in evaluations] + [
+                 one.name for one in run.artifacts if one.stage == "curate" or is_training(one)]),
              origin(run)]
     return layout.render_page(f"Heartwood: {run.name}", headline(run, evaluations), left_out(run),
                               tag("main", parts), style=STYLE.read_text())

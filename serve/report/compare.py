@@ -30,15 +30,9 @@ from serve.report.evaluations import (
 )
 from serve.report.runs import Artifact, Run
 from serve.report.settings import Unlike, unlike_training
-from serve.report.training import (
-    KNOWN,
-    SUFFIXES,
-    Chart,
-    charts_of,
-    is_training,
-    make_line,
-)
+from serve.report.training import Chart, charts_of, final_measures, is_training, make_line
 
+UNBOUNDED = ("bpb", "loss", "nats")     # measures that are no shares, and lower where better
 Each = tuple[Artifact | None, ...]      # of each run, in their order
 
 
@@ -159,9 +153,10 @@ class Comparison:
             return lambda ours, theirs: unlike_training(
                 (runs[id(ours)], runs[id(theirs)]), ours, theirs, key)
 
-        for key in final_measures(pair.artifacts):
-            self._add(pair.name, key.replace("_", " "), f"{key}_low" in _first(
-                pair.artifacts).metrics or key.endswith("accuracy"),
+        keys = dict.fromkeys(key for one in pair.artifacts if one is not None
+                             for key in final_measures(one))
+        for key in keys:
+            self._add(pair.name, key.replace("_", " "), not key.endswith(UNBOUNDED),
                 [one if one is not None and math.isfinite(one.number(key)) else None
                  for one in pair.artifacts], unlike(key),
                 lambda one, key=key: final_estimate(one, key))
@@ -251,14 +246,6 @@ def _owners(rest: Sequence[Mapping[tuple[str, str], Artifact]],
     """Of each run that has some, its artifacts of a stage."""
     found = [[one for one in own.values() if one.stage == stage] for own in rest]
     return [owned for owned in found if owned]
-
-
-def final_measures(artifacts: Each) -> list[str]:
-    """The held-out measures among the last numbers of a training."""
-    keys = dict.fromkeys(key for one in artifacts if one is not None for key in one.metrics)
-    return [key for key in keys if not key.endswith(SUFFIXES)
-            and (key == "heldout_loss_nats" or (key in KNOWN and key.startswith("heldout_"))
-                 or (f"{key}_low" in keys and key.startswith(("heldout_", "accuracy"))))]
 
 
 def final_estimate(artifact: Artifact, key: str) -> Estimate:

@@ -46,6 +46,7 @@ CHARTS = (
           (("mean", "ended_frac"),)),
     Chart("Learning rate", "", (("schedule", "learning_rate"),)),
     Chart("Gradient norm", "before clipping", (("norm", "gradient_norm"),)))
+FINAL = ("heldout_bpb", "heldout_loss", "heldout_loss_nats", "heldout_accuracy")
 KNOWN = {key for chart in CHARTS for _, key in chart.lines}
 
 
@@ -64,6 +65,14 @@ def charts_of(stage: str, rows: Sequence[Mapping[str, Any]]) -> list[Chart]:
                                "held out", (("held out", key),)) for key in own)]
     return [chart for chart in charts if not chart.stages or stage in chart.stages
             if any(key in keys for _, key in chart.lines)]
+
+
+def final_measures(artifact: Artifact) -> list[str]:
+    """The held-out measures among the last numbers of a training."""
+    metrics = artifact.metrics
+    return [key for key in metrics if not key.endswith(SUFFIXES)
+            and (key in FINAL or (f"{key}_low" in metrics
+                                  and (key == "accuracy" or key.startswith("heldout_"))))]
 
 
 def curve(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
