@@ -44,6 +44,8 @@ def show_run(folder: Path) -> tuple[str, dict[str, Any]]:
 
 def show_comparison(folders: Sequence[Path]) -> tuple[str, dict[str, Any]]:
     """The page of several runs, and the figures for the last line."""
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise UserError(" ".join(map(str, folders)), "names a folder twice", "name each once")
     runs = [find_run(folder) for folder in folders]
     for run, name in zip(runs, short_names(folders)):
         run.name = name

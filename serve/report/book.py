@@ -15,7 +15,13 @@ from data.card import funnel
 from data.corpus import Corpus
 from serve.report import measured
 from serve.report.counted import held_out, numbers
-from serve.report.evaluations import Evaluation, all_tasks, has, read_evaluations
+from serve.report.evaluations import (
+    Evaluation,
+    all_tasks,
+    has,
+    is_evaluation,
+    read_evaluations,
+)
 from serve.report.origin import left_out, origin
 from serve.report.runs import Artifact, Run, total
 from serve.report.training import is_training, training
@@ -34,8 +40,8 @@ def render_run(run: Run) -> str:
              *(shown(run, make.__name__, lambda make=make: make(evaluations)) for make in (
                  measured.accuracy, measured.bits, measured.lengths, measured.answers)),
              shown(run, "held out", lambda: held_out(run)),
-             numbers(run, [one.artifact.name for one in evaluations] + [
-                 one.name for one in run.artifacts if one.stage == "curate" or is_training(one)]),
+             numbers(run, [one.name for one in run.artifacts if one.stage == "curate"
+                           or is_training(one) or is_evaluation(one)]),
              origin(run)]
     return layout.render_page(f"Heartwood: {run.name}", headline(run, evaluations), left_out(run),
                               tag("main", parts), style=STYLE.read_text())

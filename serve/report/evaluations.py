@@ -92,11 +92,15 @@ def share(scores: Sequence[float]) -> Estimate:
     return Estimate(found.value, found.low, found.high)
 
 
+def is_evaluation(artifact: Artifact) -> bool:
+    """Whether an artifact is one that `eval.run` wrote."""
+    return isinstance(artifact.metrics.get("tasks"), list)
+
+
 def read_evaluations(run: Run) -> list[Evaluation]:
     """The evaluations of a run; damaged ones are left out, and the run records why."""
     found = []
-    artifacts = [artifact for artifact in run.artifacts
-                 if isinstance(artifact.metrics.get("tasks"), list)]
+    artifacts = [artifact for artifact in run.artifacts if is_evaluation(artifact)]
     names = [_model_name(run, artifact) for artifact in artifacts]
     for artifact, name in zip(artifacts, names):
         if names.count(name) > 1:       # one model, evaluated in several ways

@@ -72,7 +72,7 @@ class Sweep:
 
 def is_sweep(folder: Path) -> bool:
     """Whether a folder holds the points of a sweep."""
-    return (folder / "results.jsonl").exists() or any(folder.glob("*/result.json"))
+    return any(folder.glob("*/result.json"))
 
 
 def render_sweep(sweep: Sweep) -> str:
