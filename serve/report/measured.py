@@ -43,7 +43,8 @@ def accuracy(evaluations: Sequence[Evaluation]) -> Markup | None:
         "Evaluations", "Dots are means, whiskers 95 % intervals (Wilson's for shares of right "
         "answers, normal ones for scores). Models stand under one heading only where the "
         "questions and the settings are the same. How a question is put also follows from the "
-        "model: a base model may be shown solved examples, a chat model is asked in its template.", tag("div", blocks, class_="measures"))
+        "model: a base model may be shown solved examples, a chat model is asked in its template.",
+        tag("div", blocks, class_="measures"))
 
 
 def groups(evaluations: Sequence[Evaluation],
