@@ -67,7 +67,8 @@ def write_training(folder, *, loss=5.0, **options):
     rows = [{"step": step, "loss": loss - step / 10, "learning_rate": 0.001 * step,
              "gradient_norm": 1.0, "margin": step / 10, "accuracy": 0.6, "chosen_reward": 0.1,
              "rejected_reward": -0.1, "reward": 0.4, "kl": 0.2} for step in range(1, 21)]
-    write_rows(folder / "metrics.jsonl", [*rows, {"step": 20, "heldout_bpb": 1.5}])
+    write_rows(folder / "metrics.jsonl", [*rows, {"step": 20, "heldout_bpb": 1.5,
+                                                   "turns_acc": 0.5}])
 
 
 def answers(task, number, scores, prompt):

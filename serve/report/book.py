@@ -37,9 +37,9 @@ def render_run(run: Run) -> str:
     parts = [shown(run, "training", lambda: training(run)),
              *(shown(run, artifact.name, lambda artifact=artifact: curation(artifact))
                for artifact in run.artifacts if artifact.stage == "curate"),
+             shown(run, "held out", lambda: held_out(run)),
              *(shown(run, make.__name__, lambda make=make: make(evaluations)) for make in (
                  measured.accuracy, measured.bits, measured.lengths, measured.answers)),
-             shown(run, "held out", lambda: held_out(run)),
              numbers(run, [one.name for one in run.artifacts if one.stage == "curate"
                            or is_training(one) or is_evaluation(one)]),
              origin(run)]

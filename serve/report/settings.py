@@ -58,7 +58,8 @@ def find_unlike(ours: Artifact, theirs: Artifact, fields: Sequence[str]) -> Unli
 
 
 def value_of(artifact: Artifact, field: str) -> Any:
-    """A setting: ``section.field`` of the config, ``inputs.field``, or ``tokenizer``.
+    """A setting: ``section.field`` of the config, ``inputs.field``, ``tokenizer``, or ``run.field``
+    of the stage's section `run` in the process that finished it.
 
     None stands for what is not there.
     """
@@ -70,6 +71,9 @@ def value_of(artifact: Artifact, field: str) -> Any:
     if section == "inputs":
         return artifact.lineage["inputs"].get(".".join(names))
     value: Any = artifact.lineage["config"].get(section)
+    if section == "run":
+        runs = artifact.lineage["runs"]
+        value = runs[-1].get("run", {}).get(artifact.stage) if runs else None
     for name in names:
         value = value.get(name) if isinstance(value, dict) else None
     return value
@@ -88,6 +92,8 @@ def unlike_training(runs: tuple[Run, Run], ours: Artifact, theirs: Artifact,
         return find_unlike(ours, theirs, (stage, *(f"inputs.{name}" for name in sorted(
             {*ours.lineage["inputs"], *theirs.lineage["inputs"]}))))
     found = find_unlike(ours, theirs, (*DATA[stage], *ALSO.get((stage, key), ())))
+    if found is None and key.endswith("_acc"):      # of a task asked while training
+        return find_unlike(ours, theirs, ("run.tasks",))
     if found is None and key.startswith("heldout_"):
         items = [one.metrics.get(f"{key}_items") for one in (ours, theirs)]
         found = (find_unlike(ours, theirs, (f"{stage}.seed",)) if stage in SEEDED else None) or (

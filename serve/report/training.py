@@ -56,13 +56,13 @@ def is_training(artifact: Artifact) -> bool:
 
 
 def charts_of(stage: str, rows: Sequence[Mapping[str, Any]]) -> list[Chart]:
-    """The charts for which a training of a stage logged something, its own held-out tasks too."""
+    """The charts for which a training of a stage logged something, and one for each task."""
     keys = {key for row in rows for key, value in row.items()
             if is_number(value) and math.isfinite(value)}
-    own = sorted(key for key in keys - KNOWN
-                 if key.startswith("heldout_") and not key.endswith(SUFFIXES))
-    charts = [*CHARTS, *(Chart(key.removeprefix("heldout_").replace("_", " ").capitalize(),
-                               "held out", (("held out", key),)) for key in own)]
+    own = sorted(key for key in keys - KNOWN if key.endswith("_acc")
+                 or (key.startswith("heldout_") and f"{key}_low" in keys))
+    charts = [*CHARTS, *(Chart(key.removeprefix("heldout_").removesuffix("_acc").capitalize(),
+                               "share of right answers", (("right", key),)) for key in own)]
     return [chart for chart in charts if not chart.stages or stage in chart.stages
             if any(key in keys for _, key in chart.lines)]
 
