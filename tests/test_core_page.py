@@ -40,6 +40,16 @@ def test_curve_ends_at_its_printed_value_and_equal_values_do_not_collapse_the_ax
     assert ">2.00<" in panel and panel.count("<circle") == 2 and "nan" not in panel
 
 
+def test_a_long_exact_curve_has_no_running_mean_and_a_legend_replaces_names():
+    points = [(step, float(step % 2)) for step in range(100)]
+    smoothed, exact = (Line("a", points, "base", is_exact) for is_exact in (False, True))
+    assert smoothed.last_value != 1.0 and exact.last_value == 1.0
+    assert "raw" in draw_panel(Panel("t", "u", [smoothed]))
+    assert "raw" not in draw_panel(Panel("t", "u", [exact]))
+    assert 'class="name base"' in draw_panel(Panel("t", "u", [exact]))
+    assert 'class="name base"' not in draw_panel(Panel("t", "u", [exact], labels=False))
+
+
 def test_markup_escapes_all_but_markup():
     assert tag("p", "a<b", tag("b", "&"), None, class_='"x"') == (
         '<p class="&quot;x&quot;">a&lt;b<b>&amp;</b></p>')

@@ -23,11 +23,26 @@ Points = Sequence[tuple[float, float]]
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One curve: its name, (x, y) points and CSS classes."""
+    """One curve: its name, (x, y) points and CSS classes.
+
+    Attributes:
+        is_exact: whether it is drawn as it is however long, e.g. a schedule, without running mean.
+    """
 
     name: str
     points: Points
     style: str
+    is_exact: bool = False
+
+    @property
+    def is_smoothed(self) -> bool:
+        """Whether a running mean is drawn."""
+        return len(self.points) >= SMOOTHED_FROM and not self.is_exact
+
+    @property
+    def last_value(self) -> float:
+        """The last value, or that of the running mean where one is drawn."""
+        return (_smooth(self.points) if self.is_smoothed else self.points)[-1][1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +55,7 @@ class Panel:
         digits: decimals of the values printed beside the curves.
         x_name: quantity on the axis.
         x_digits: decimals of its ticks.
+        labels: whether names and last values stand beside the curves; else a legend names them.
     """
 
     title: str
@@ -50,6 +66,7 @@ class Panel:
     digits: int = 2
     x_name: str = "optimizer steps"
     x_digits: int = 0
+    labels: bool = True
 
 
 class Scale:
@@ -88,7 +105,8 @@ def draw_panel(panel: Panel) -> Markup:
     drawing = tag("svg", _phase(panel.phase, x), _axes(panel, x, y),
                   [tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y(value), y2=y(value), class_="level")
                    for _, value in levels],
-                  [_curve(line, x, y) for line in lines], _names(lines, levels, y, panel.digits),
+                  [_curve(line, x, y) for line in lines],
+                  _names(lines if panel.labels else (), levels, y, panel.digits),
                   viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=panel.title)
     return tag("figure", heading, drawing)
 
@@ -131,7 +149,7 @@ def _curve(line: Line, x: Scale, y: Scale) -> Markup:
         places = " L".join(f"{x(step)} {y(value)}" for step, value in points)
         return tag("path", d=f"M{places}", class_=f"curve {line.style} {style}")
 
-    if len(line.points) >= SMOOTHED_FROM:
+    if line.is_smoothed:
         return join(path(line.points, "raw"), path(_smooth(line.points), "mean"))
     dots = line.points if len(line.points) <= NUM_DOTS else line.points[-1:]
     return join(path(line.points, "mean"),
@@ -142,7 +160,7 @@ def _curve(line: Line, x: Scale, y: Scale) -> Markup:
 def _names(lines: Sequence[Line], levels: Sequence[tuple[str, float]], y: Scale,
            digits: int) -> list[Markup]:
     """Names and values right of the curves, moved apart where they would overlap."""
-    marks = [(last_value(line.points), line.name, line.style) for line in lines]
+    marks = [(line.last_value, line.name, line.style) for line in lines]
     marks += [(value, name, "quiet") for name, value in levels]
     marks.sort(key=lambda mark: y(mark[0]))
     return [join(tag("text", decimal(value, digits), x=WIDTH - RIGHT + 8, y=place + 1,
@@ -151,11 +169,6 @@ def _names(lines: Sequence[Line], levels: Sequence[tuple[str, float]], y: Scale,
             for (value, name, style), place in zip(
                 marks, spread([y(mark[0]) for mark in marks], LABEL_GAP, TOP + 6,
                               HEIGHT - BOTTOM - 4))]
-
-
-def last_value(points: Points) -> float:
-    """The last value of a curve, or of its running mean if it has one."""
-    return _smooth(points)[-1][1] if len(points) >= SMOOTHED_FROM else points[-1][1]
 
 
 def _smooth(points: Points) -> Points:

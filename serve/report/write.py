@@ -1,9 +1,10 @@
-"""Stage: writes a self-contained report of a run.
+"""Stage: writes the run book of the artifacts that a config names.
 
     python -m serve.report.write --config=configs/quickstart.py --workdir=runs/quickstart
 
-Writes `report.html`: no scripts, no network access, everything inlined. Equal artifacts give
-equal bytes.
+Writes `report.html`, the page that `python -m serve.report` makes of a whole folder, about the
+parents alone: no scripts, no network access, everything inlined. Equal artifacts give equal bytes.
+A parent whose field is empty is left out.
 """
 
 from __future__ import annotations
@@ -17,54 +18,54 @@ from ml_collections import ConfigDict
 from core.artifacts import digest
 from core.entry import Stage, run_stage
 from core.page import layout
-from core.page.markup import tag
 from core.progress import log
-from serve.report import sections as sections
-from serve.report.run import ARTIFACTS, MODELS, Run
+from serve.report.book import STYLE, render_run
+from serve.report.runs import Artifact, Run, total
 
-STYLE = Path(__file__).with_name("report.css")
+ARTIFACTS = ("corpus", "tokenizer", "tokens", "base", "eval_base", "sft", "eval_sft", "pairs",
+             "reward", "dpo", "eval_dpo", "rl", "eval_rl")
+MODELS = ("base", "sft", "dpo", "rl")
 
 
 def build(config: ConfigDict, parents: Mapping[str, Path], folder: Path) -> dict[str, Any]:
     """Writes the page; returns its path and the run's key numbers.
 
     Args:
-        parents: one folder for each of `ARTIFACTS`.
-
-    Raises:
-        UserError: a file of an artifact is missing or damaged.
+        parents: folders of some of `ARTIFACTS`.
     """
-    run = Run(parents)
-    for name, field in run.foreign_parents():
+    run = Run(folder.absolute().parent.name, parents)
+    for name, field in run.replaced_parents():
         log(f"report: {name} was built from another {field} than the one that is shown")
-    (folder / "report.html").write_text(render_page(run), encoding="utf-8")
+    (folder / "report.html").write_text(render_run(run), encoding="utf-8")
+    for name, reason in run.left_out:
+        log(f"report: {name} is not shown: {reason}")
     return {"run_dir": str(folder.parent),
             "report": str(folder.with_name(Path(config.report.out).name) / "report.html"),
-            **key_numbers(run)}
+            **key_numbers({artifact.name: artifact for artifact in run.artifacts})}
 
 
-def render_page(run: Run) -> str:
-    """The whole page as HTML."""
-    return layout.render_page("Heartwood: run report", sections.headline(run), tag(
-        "main", sections.curation(run), sections.training(run), sections.compression(run),
-        sections.evaluation(run), sections.answers(run), sections.lineage(run)),
-        style=STYLE.read_text())
+def key_numbers(artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
+    """The key numbers of a run; None stands for what was not measured."""
+    metrics = {name: artifact.metrics for name, artifact in artifacts.items()}
+    evals = {model: metrics[f"eval_{model}"] for model in MODELS if f"eval_{model}" in metrics}
+    secs = total(artifact.number("secs") for artifact in artifacts.values())
 
+    def number(name: str, key: str) -> Any:
+        return metrics.get(name, {}).get(key)
 
-def key_numbers(run: Run) -> dict[str, Any]:
-    """The key numbers of a run."""
-    base, dpo, rl = (run.artifacts[f"eval_{model}"].metrics for model in ("base", "dpo", "rl"))
-    manifest = run.corpus.manifest
-    return {"minutes": round(run.secs() / 60, 2), "corpus_documents": manifest["documents"],
-            "corpus_bytes": manifest["bytes"], "base_bpb": base["bpb"],
-            "unigram_bpb": base["unigram_bpb"], "xz_bpb": base["xz_bpb"],
-            "mc_acc": {model: run.evals[model]["documentation_acc"] for model in MODELS},
-            "verifiable_acc": {model: run.evals[model]["verifiable_acc"] for model in MODELS},
-            "turns_acc": {model: run.evals[model].get("turns_acc") for model in MODELS},
-            "bpb": {model: run.artifacts[f"eval_{model}"].metrics["bpb"] for model in MODELS},
-            "reward_accuracy": run.artifacts["reward"].metrics.get("accuracy"),
-            "dpo_win_rate": dpo.get("win_rate"), "dpo_win_rate_ci": dpo.get("win_rate_ci"),
-            "rl_win_rate": rl.get("win_rate"), "rl_win_rate_ci": rl.get("win_rate_ci")}
+    def by_model(key: str) -> dict[str, Any]:
+        return {model: own.get(key) for model, own in evals.items()}
+
+    return {"minutes": round(secs / 60, 2), "corpus_documents": number("corpus", "documents"),
+            "corpus_bytes": number("corpus", "bytes"), "base_bpb": number("eval_base", "bpb"),
+            "unigram_bpb": number("eval_base", "unigram_bpb"),
+            "xz_bpb": number("eval_base", "xz_bpb"), "mc_acc": by_model("documentation_acc"),
+            "verifiable_acc": by_model("verifiable_acc"), "turns_acc": by_model("turns_acc"),
+            "bpb": by_model("bpb"), "reward_accuracy": number("reward", "accuracy"),
+            "dpo_win_rate": number("eval_dpo", "win_rate"),
+            "dpo_win_rate_ci": number("eval_dpo", "win_rate_ci"),
+            "rl_win_rate": number("eval_rl", "win_rate"),
+            "rl_win_rate_ci": number("eval_rl", "win_rate_ci")}
 
 
 STAGE = Stage("report", build, parents=ARTIFACTS,
