@@ -157,6 +157,10 @@ def test_orders_that_disagree_are_a_tie():
     assert outcome(0.0, 1.0).share == 0.0
     assert outcome(1.0, 0.5).share == 0.5
     assert outcome(0.25, 0.75).share == 0.25    # probabilities of a reward model
+    # Of likelihoods: an answer that gains 0.1 by its merit and loses 0.2 where it is shown first.
+    assert outcome(0.4, 0.2).share == pytest.approx(0.6)
+    assert measure_position([outcome(0.4, 0.2)])["flips"] == {"first": 0, "second": 1}
+    assert measure_position([outcome(0.8, 0.4)])["consistent"]["value"] == 1.0
 
 
 def test_the_bias_by_position_is_that_of_the_verdicts():

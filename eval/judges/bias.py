@@ -19,6 +19,7 @@ from eval.judges.length_control import NUM_FOLDS, Comparisons, control_length
 from eval.judges.verdicts import Verdict
 from eval.statistics import Estimate, estimate_mean, estimate_share
 
+WRITTEN_SHARES = {0.0, 0.5, 1.0}        # of verdicts that are no probabilities
 UNKNOWN = {"value": None, "low": None, "high": None, "items": 0}
 
 
@@ -44,12 +45,15 @@ class Outcome:
     def share(self) -> float | None:
         """Of the first candidate: 1/2 where the orders differ (arXiv 2306.05685, section 3.4).
 
-        None where a verdict is missing: the other one alone would follow the order.
+        Of probabilities it is their mean, which no preference for a place shifts. None where a
+        verdict is missing: the other one alone would follow the order.
         """
         first, second = self.shares
         if first is None or second is None:
             return None
-        return first if abs(first - second) < 1e-6 else 0.5
+        if {first, second} <= WRITTEN_SHARES:
+            return first if first == second else 0.5
+        return (first + second) / 2
 
     @property
     def reason(self) -> str:
@@ -105,7 +109,8 @@ def measure_position(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         is_first += [float(value > 0.5) for value in decided]
         marks += [number] * len(decided)
         if None not in values:
-            agree.append(float(abs(values[0] - (1 - values[1])) < 1e-6))
+            first, second = one.shares
+            agree.append(float(np.sign(first - 0.5) == np.sign(second - 0.5)))
             flips["first"] += min(values) > 0.5
             flips["second"] += max(values) < 0.5
     return {"first": _plain(estimate_share(is_first, marks)) if is_first else UNKNOWN,
