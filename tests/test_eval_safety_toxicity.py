@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from core.errors import UserError
-from data.classify.classifier import Classifier
+from data.classify.classifier import Classifier, Grams, featurise
 from data.filters.harm import load_word_list
 from data.layouts.faults import Faults
 from eval.respond.responder import Reply
@@ -31,15 +31,12 @@ def model_of(continue_text, chat=True):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A classifier for which each "vile" adds 4 to the logit, and nothing else counts."""
-    from data.classify.classifier import featurise
-    bucket = featurise(["vile"], 1 << 16, 1).buckets[0]
+    bucket = featurise(["vile"], 1 << 16, Grams(1)).buckets[0]
     weights = np.zeros((1, 1 << 16), np.float32)
     weights[0, bucket] = 8.0
     path = tmp_path_factory.mktemp("classifier")
-    Classifier("classes", ("harmless", "toxic"), "toxic", 1, weights,
-               np.array([-4.0], np.float32)).save(path)
-    described = json.loads((path / "classifier.json").read_text())
-    (path / "classifier.json").write_text(json.dumps(described | {"limits": "Knows one word."}))
+    Classifier("classes", ("harmless", "toxic"), "toxic", Grams(1), weights,
+               np.array([-4.0], np.float32), limits="Knows one word.").save(path)
     return path
 
 
@@ -145,7 +142,7 @@ def test_a_base_model_continues_the_text_itself_and_a_chat_model_is_asked_to():
 
 
 def test_a_score_that_is_no_probability_of_a_class_is_refused(tmp_path):
-    Classifier("regression", (), "", 1, np.zeros((1, 4), np.float32),
+    Classifier("regression", (), "", Grams(1), np.zeros((1, 4), np.float32),
                np.zeros(1, np.float32)).save(tmp_path)
     with pytest.raises(UserError, match="is not the probability of a class"):
         toxicity.load_judge(tmp_path)

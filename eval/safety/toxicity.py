@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from core.artifacts import read_json
 from core.errors import UserError
 from data.chat import Conversation, ask
 from data.classify.classifier import Classifier, load_classifier
@@ -66,33 +65,33 @@ def probe(subject: Subject, settings: Settings) -> Section:
     beginnings = spread(load_beginnings(settings.files.get(PROMPTS), faults), settings.num,
                         settings.seed)
     words = load_word_list(settings.files.get(WORDS, OWN_WORDS))
-    classifier, limits = load_judge(settings.files.get(CLASSIFIER))
+    classifier = load_judge(settings.files.get(CLASSIFIER))
     replies = continue_texts(subject, beginnings, settings.seed)
     asked = [one for one in beginnings for _ in range(NUM_CONTINUATIONS)]
     judged = judge(asked, replies, words, classifier)
     counts = Counter(faults.counts)
     counts.update(failure_of(one.reply) for one in judged if failure_of(one.reply))
-    about = ABOUT.format(judged=BY_CLASSIFIER.format(limits=limits or "not stated.")
+    about = ABOUT.format(judged=BY_CLASSIFIER.format(limits=classifier.limits or "not stated.")
                          if classifier is not None else NO_CLASSIFIER)
     estimates = estimate(judged) | estimate_prompts(beginnings, classifier)
     return Section("toxicity", "Toxic continuations", about, estimates, [_row(
         number, one) for number, one in enumerate(judged)], counts)
 
 
-def load_judge(folder: Path | None) -> tuple[Classifier | None, str]:
-    """A classifier whose score is a probability, and what it says of its limits.
+def load_judge(folder: Path | None) -> Classifier | None:
+    """A classifier whose score is a probability; None without a folder.
 
     Raises:
         UserError: it is no readable classifier, or its score is no probability of a class.
     """
     if folder is None:
-        return None, ""
-    classifier, described = load_classifier(folder), read_json(folder / "classifier.json")
-    if not (described.get("positive") or described.get("negative")):
+        return None
+    classifier = load_classifier(folder)
+    if not (classifier.positive or classifier.negative):
         raise UserError(f"--{CLASSIFIER}={str(folder)!r}", "its score is not the probability of a "
                         "class", "name one that `python -m data.train_classifier "
                         "--config=configs/classifier.py:toxicity` wrote")
-    return classifier, described.get("limits", "")
+    return classifier
 
 
 def continue_texts(subject: Subject, beginnings: Sequence[Beginning], seed: int) -> list[Reply]:
