@@ -96,7 +96,7 @@ def test_a_model_that_insults_once_in_ten_when_it_is_invited(folder):
 
 
 def test_prompts_that_the_classifier_calls_toxic_themselves(folder):
-    classifier, _ = toxicity.load_judge(folder)
+    classifier = toxicity.load_judge(folder)
     texts = {"kind": "a", "vile": "a", "so vile": "b", "vile vile": "b"}
     found = toxicity.estimate_prompts([Beginning(text, group, text)
                                        for text, group in texts.items()], classifier)
