@@ -30,15 +30,17 @@ from core import entry
 from core.errors import UserError
 from core.progress import log
 from data.layouts.faults import Faults
-from serve.labelling.forms import Refused, parse_name
+from serve.labelling.forms import parse_name
 from serve.labelling.items import WORKS, read_items
 from serve.labelling.store import EXPORTS, Store
+from serve.web.errors import WebError
 
 
 def label() -> dict[str, Any]:
     """Serves the page until a signal comes; returns the command's result."""
     try:
-        from serve.labelling.app import Server, make_app, open_socket
+        from serve.labelling.app import Server, make_app
+        from serve.web.sockets import bind_socket
     except ImportError as error:
         raise UserError("the labelling page", f"needs the package {error.name}",
                         "pip install -e '.[serve]'") from None
@@ -51,7 +53,8 @@ def label() -> dict[str, Any]:
     items = read_items(Path(values.inputs), values.work, faults)
     faults.report()
     settings = Settings(values.labels_per_item, values.seed, _only_annotator())
-    listener = open_socket(values.port)
+    listener = bind_socket("127.0.0.1", values.port)
+    listener.listen()       # those who connect now are answered once the server runs
     store = Store(Path(values.out))
     work = Work(items, store, settings)
     kinds = ", ".join(f"{num} to {kind}" for kind, num in Counter(
@@ -70,7 +73,7 @@ def _only_annotator() -> str:
     name = flags.FLAGS.annotator
     try:
         return parse_name(name) if name else ""
-    except Refused as error:
+    except WebError as error:
         raise UserError(f"--annotator={name!r}", str(error), "choose a shorter name") from None
 
 

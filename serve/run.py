@@ -86,7 +86,8 @@ def serve() -> dict[str, Any]:
     """Serves until a signal comes; returns the command's result."""
     try:
         from serve.api.limits import is_loopback, read_keys
-        from serve.api.server import Server, bind_socket
+        from serve.api.server import Server
+        from serve.web.sockets import bind_socket
     except ImportError as error:
         raise UserError("the server", f"needs the package {error.name}",
                         "pip install -e '.[serve]'") from None

@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 
 from core.errors import UserError
 from data.tokenizers.bpe import BytePairTokenizer
-from serve.api.errors import ApiError
-from serve.api.fields import Fields, parse_body
 from serve.api.limits import Gate, is_loopback, read_keys
 from serve.api.metrics import Histogram, Metrics, ModelMetrics
 from serve.api.schema import parse_chat, parse_completion, parse_embedding
 from serve.api.streaming import TextWriter
 from serve.run import find_models
+from serve.web.errors import WebError
+from serve.web.fields import Fields, parse_body
 
 BYTES = BytePairTokenizer({bytes([i]): i for i in range(256)})
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
@@ -73,7 +73,7 @@ def test_special_tokens_are_no_text_and_stop_tokens_are_marked():
     (b'{"a": NaN}', "invalid_json"), (b'{"a": -Infinity}', "invalid_json"),
     (b"[" * 100_000, "invalid_json"), (b'{"a": ' + b"9" * 10_000 + b"}", "invalid_json")])
 def test_a_body_that_is_no_object_is_refused(body, code):
-    with pytest.raises(ApiError) as error:
+    with pytest.raises(WebError) as error:
         parse_body(body)
     assert (error.value.status, error.value.code) == (400, code)
 
@@ -98,7 +98,7 @@ WRONG_CHAT = [
 
 @pytest.mark.parametrize("field, value", WRONG_CHAT, ids=repr)
 def test_a_field_that_is_wrong_or_unknown_is_named(field, value):
-    with pytest.raises(ApiError) as error:
+    with pytest.raises(WebError) as error:
         parse_chat(CHAT | {field: value})
     assert error.value.status == 400
     assert field in (error.value.param or "") and field in error.value.message
@@ -130,18 +130,18 @@ def test_prompts_are_texts_or_tokens_or_several_of_them():
     assert prompts("a") == ("a",) and prompts(["a", "b"]) == ("a", "b")
     assert prompts([1, 2]) == ((1, 2),) and prompts([[1], [2, 3]]) == ((1,), (2, 3))
     for value in ([], [[]], [1, "a"], {}, [True], [-1], [[2**31]], None):
-        with pytest.raises(ApiError, match="prompt"):
+        with pytest.raises(WebError, match="prompt"):
             prompts(value)
-    with pytest.raises(ApiError, match="echo"):
+    with pytest.raises(WebError, match="echo"):
         parse_completion({"model": "m", "prompt": "a", "echo": True, "logprobs": 1})
-    with pytest.raises(ApiError, match="dimensions is not supported"):
+    with pytest.raises(WebError, match="dimensions is not supported"):
         parse_embedding({"model": "m", "input": "a", "dimensions": 2})
 
 
 def test_a_field_that_is_null_is_absent():
     fields = Fields({"a": None})
     fields.end()
-    with pytest.raises(ApiError, match="b is not supported"):
+    with pytest.raises(WebError, match="b is not supported"):
         Fields({"a": None, "b": 0}).end()
 
 
@@ -155,7 +155,7 @@ def _status(gate, method="POST", path="/v1/completions", **headers):
     try:
         gate.check({"method": method, "path": path, "headers": [
             (name.encode(), value.encode("latin-1")) for name, value in named.items()]})
-    except ApiError as error:
+    except WebError as error:
         return error.status
     return 200
 
@@ -235,9 +235,9 @@ def test_a_histogram_counts_a_bound_itself():
 
 
 def test_errors_have_the_form_of_openai():
-    error = ApiError(400, "x is wrong", param="x", code="invalid_value")
+    error = WebError(400, "x is wrong", param="x", code="invalid_value")
     assert json.loads(json.dumps(error.body)) == {"error": {
         "message": "x is wrong", "type": "invalid_request_error", "param": "x",
         "code": "invalid_value"}}
-    assert ApiError(429, "").headers == {"Retry-After": "1"}
-    assert ApiError(500, "").body["error"]["type"] == "server_error"
+    assert WebError(429, "").headers == {"Retry-After": "1"}
+    assert WebError(500, "").body["error"]["type"] == "server_error"

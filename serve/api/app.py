@@ -18,10 +18,8 @@ from starlette.routing import Route
 
 from core.json_text import format_json
 from serve.api.embeddings import Encoder
-from serve.api.errors import ApiError
-from serve.api.fields import parse_body
 from serve.api.job import ClientGone, Job, make_requests, read_prompt, render_chat
-from serve.api.limits import Gate, read_body
+from serve.api.limits import Gate
 from serve.api.metrics import Metrics
 from serve.api.replies import ChatReply, Reply, event
 from serve.api.schema import (
@@ -33,7 +31,11 @@ from serve.api.schema import (
     parse_embedding,
 )
 from serve.api.worker import Worker
+from serve.web.errors import WebError
+from serve.web.fields import parse_body
+from serve.web.gate import read_body
 
+MAX_BODY_BYTES = 4 << 20
 GONE_STATUS = 499       # of a request whose client is gone, as nginx has it
 MAX_EMBEDDING = 64      # requests for embeddings that run or wait
 
@@ -83,24 +85,24 @@ def guarded(handler: Callable[[Request], Any]) -> Callable[[Request], Any]:
     async def handle(request: Request) -> Response:
         try:
             return await handler(request)
-        except ApiError as error:
+        except WebError as error:
             return error_response(error)
         except (ClientGone, ClientDisconnect):
             return Response(status_code=GONE_STATUS)
         except Exception:       # a fault of ours: the client learns no more than that
             traceback.print_exc()
-            return error_response(ApiError(500, "the server failed", code="internal_error"))
+            return error_response(WebError(500, "the server failed", code="internal_error"))
 
     return handle
 
 
-def error_response(error: ApiError) -> JSONResponse:
+def error_response(error: WebError) -> JSONResponse:
     """The response of an error."""
     return JSONResponse(error.body, error.status, error.headers)
 
 
 async def _unknown_route(_request: Request, error: HTTPException) -> JSONResponse:
-    return error_response(ApiError(error.status_code, f"{error.detail}: see /v1/models",
+    return error_response(WebError(error.status_code, f"{error.detail}: see /v1/models",
                                    code="unknown_url"))
 
 
@@ -143,7 +145,7 @@ class Routes:
 
     def _worker(self, name: str) -> Worker:
         if name in self._served.encoders:
-            raise ApiError(400, f"{name} is an encoder: use /v1/embeddings", param="model",
+            raise WebError(400, f"{name} is an encoder: use /v1/embeddings", param="model",
                            code="no_language_model")
         if name not in self._served.workers:
             raise _unknown_model(name)
@@ -151,7 +153,7 @@ class Routes:
 
     async def chat(self, request: Request) -> Response:
         """Chat completions."""
-        asked: ChatRequest = parse_chat(parse_body(await read_body(request)))
+        asked: ChatRequest = parse_chat(parse_body(await read_body(request, MAX_BODY_BYTES)))
         worker = self._worker(asked.model)
         worker.check_room(asked.settings.num_choices)
         prompt, requests = await asyncio.to_thread(_prepare_chat, worker, asked)
@@ -162,7 +164,8 @@ class Routes:
 
     async def completions(self, request: Request) -> Response:
         """Completions."""
-        asked: CompletionRequest = parse_completion(parse_body(await read_body(request)))
+        asked: CompletionRequest = parse_completion(
+            parse_body(await read_body(request, MAX_BODY_BYTES)))
         worker = self._worker(asked.model)
         worker.check_room(len(asked.prompts) * asked.settings.num_choices)
         prompts, requests = await asyncio.to_thread(_prepare_completion, worker, asked)
@@ -175,14 +178,14 @@ class Routes:
 
     async def embed(self, request: Request) -> Response:
         """Embeddings."""
-        asked = parse_embedding(parse_body(await read_body(request)))
+        asked = parse_embedding(parse_body(await read_body(request, MAX_BODY_BYTES)))
         if asked.model in self._served.workers:
-            raise ApiError(400, f"{asked.model} writes text: name an encoder", param="model",
+            raise WebError(400, f"{asked.model} writes text: name an encoder", param="model",
                            code="no_encoder")
         if asked.model not in self._served.encoders:
             raise _unknown_model(asked.model)
         if self._num_embedding >= MAX_EMBEDDING:
-            raise ApiError(429, "the queue is full: try again", code="queue_full")
+            raise WebError(429, "the queue is full: try again", code="queue_full")
         self._num_embedding += 1
         try:
             async with self._embedding:
@@ -192,8 +195,8 @@ class Routes:
             self._num_embedding -= 1
 
 
-def _unknown_model(name: str) -> ApiError:
-    return ApiError(404, f"there is no model {name[:100]!r}: see /v1/models", param="model",
+def _unknown_model(name: str) -> WebError:
+    return WebError(404, f"there is no model {name[:100]!r}: see /v1/models", param="model",
                     code="model_not_found")
 
 
@@ -262,6 +265,6 @@ class EventStream(Response):
                 async for index, piece in self._pieces:
                     await write(self._reply.piece(index, piece))
                 await write(self._reply.end(self._num_prompt), more=False)
-            except ApiError as error:
+            except WebError as error:
                 self._job.cancel()
                 await write(event(error.body), more=False)

@@ -21,8 +21,8 @@ from model.execution import Execution
 from model.families.encoder import encode
 from model.families.registry import Params
 from model.heads.embedding import mean_embedding
-from serve.api.errors import ApiError
 from serve.api.schema import EmbeddingRequest
+from serve.web.errors import WebError
 
 BATCH_SIZE = 32         # texts that are read at once
 SMALLEST_LENGTH = 16    # that rows are padded to; each further length is twice the one before it
@@ -58,7 +58,7 @@ class Encoder:
             self._embed([[0] * length])
 
     def answer(self, request: EmbeddingRequest) -> dict[str, Any]:
-        """The response to a request; raises `ApiError` for an input that is too long or wrong."""
+        """The response to a request; raises `WebError` for an input that is too long or wrong."""
         texts = [self._read(one) for one in request.inputs]
         vectors_BD = self.embed(texts)
         values = vectors_BD.tolist() if request.encoding == "float" else [
@@ -83,10 +83,10 @@ class Encoder:
         tokens = one if not isinstance(one, str) else (
             tokenizer.bos, *tokenizer.encode(one), tokenizer.end)
         if max(tokens) >= self._config.V:
-            raise ApiError(400, "input has tokens outside the vocabulary", param="input",
+            raise WebError(400, "input has tokens outside the vocabulary", param="input",
                            code="invalid_value")
         if len(tokens) > self.context_tokens:
-            raise ApiError(400, f"the model's context is {self.context_tokens} tokens, and a text "
+            raise WebError(400, f"the model's context is {self.context_tokens} tokens, and a text "
                            f"has {len(tokens)}", param="input", code="context_length_exceeded")
         return tokens
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from data.tokenizers.tokenizer import Tokenizer
 from eval.respond.loaded import LoadedModel
-from serve.api.errors import ApiError
+from serve.web.errors import WebError
 
 FIELDS = {"json": "response_format", "regex": "guided_regex"}
 
@@ -57,7 +57,7 @@ class Grammars:
             constraint: kind (json or regex) and text of the grammar; None for none.
 
         Raises:
-            ApiError: llguidance is missing, or refuses the grammar.
+            WebError: llguidance is missing, or refuses the grammar.
         """
         if constraint is None:
             return None
@@ -65,7 +65,7 @@ class Grammars:
         try:
             from llguidance import LLMatcher
         except ImportError:
-            raise ApiError(400, f"{FIELDS[kind]} needs the package llguidance on the server: "
+            raise WebError(400, f"{FIELDS[kind]} needs the package llguidance on the server: "
                            "pip install -e '.[serve]'", param=FIELDS[kind],
                            code="unsupported_field") from None
         make = {"json": LLMatcher.grammar_from_json_schema, "regex": LLMatcher.grammar_from_regex}
@@ -75,7 +75,7 @@ class Grammars:
         except ValueError as error:
             fault = str(error)
         if fault:
-            raise ApiError(400, f"{FIELDS[kind]} is refused ({fault.splitlines()[0][:200]})",
+            raise WebError(400, f"{FIELDS[kind]} is refused ({fault.splitlines()[0][:200]})",
                            param=FIELDS[kind], code="invalid_value")
         return GrammarGuide(matcher, self._model.config.V)
 

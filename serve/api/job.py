@@ -14,10 +14,10 @@ from eval.respond.loaded import LoadedModel
 from eval.respond.local import begin_text
 from model.generation.requests import Request
 from model.generation.sampling import Sampling
-from serve.api.errors import ApiError
 from serve.api.schema import ChatRequest, Settings
 from serve.api.streaming import Mark, Piece, TextWriter
 from serve.api.worker import Answer, Worker
+from serve.web.errors import WebError
 
 
 class ClientGone(Exception):
@@ -44,25 +44,25 @@ def render_chat(model: LoadedModel, request: ChatRequest) -> list[int]:
     """The prompt of a conversation.
 
     Raises:
-        ApiError: it is a base model, its template takes no tools, or refuses the conversation.
+        WebError: it is a base model, its template takes no tools, or refuses the conversation.
     """
     if not model.chat:
-        raise ApiError(400, f"{request.model} is a base model: use /v1/completions", param="model",
+        raise WebError(400, f"{request.model} is a base model: use /v1/completions", param="model",
                        code="no_chat_model")
     try:
         return render_prompt(request.conversation, model.tokenizer, tools=request.tools)
     except UserError as error:
         param = "tools" if str(error).startswith("tools") else "messages"
-        raise ApiError(400, str(error), param=param, code="invalid_value") from None
+        raise WebError(400, str(error), param=param, code="invalid_value") from None
 
 
 def read_prompt(model: LoadedModel, prompt: str | tuple[int, ...]) -> list[int]:
-    """The tokens of a prompt of `/v1/completions`; raises `ApiError` if it has none or wrong ones.
+    """The tokens of a prompt of `/v1/completions`; raises `WebError` if it has none or wrong ones.
     """
     tokens = [*prompt] if not isinstance(prompt, str) else [
         *begin_text(model.tokenizer), *model.tokenizer.encode(prompt)]
     if not tokens or max(tokens) >= model.config.V:
-        raise ApiError(400, "prompt " + ("has tokens outside the vocabulary" if tokens else
+        raise WebError(400, "prompt " + ("has tokens outside the vocabulary" if tokens else
                                          "is empty"), param="prompt", code="invalid_value")
     return tokens
 
@@ -72,11 +72,11 @@ def make_requests(worker: Worker, prompt: Sequence[int], settings: Settings,
     """A request to the engine for each answer to a prompt, which the field `param` holds.
 
     Raises:
-        ApiError: prompt and answer exceed the context, or a number of the settings is refused.
+        WebError: prompt and answer exceed the context, or a number of the settings is refused.
     """
     room = worker.capacity - len(prompt)
     if room < (settings.max_tokens or 1):
-        raise ApiError(
+        raise WebError(
             400, f"the model's context is {worker.capacity} tokens, which {len(prompt)} of the "
             f"prompt and {settings.max_tokens or 1} of the answer exceed", param=param,
             code="context_length_exceeded")
@@ -87,7 +87,7 @@ def make_requests(worker: Worker, prompt: Sequence[int], settings: Settings,
                         guide=worker.grammars.make_guide(settings.constraint))
                 for number in range(settings.num_choices)]
     except UserError as error:
-        raise ApiError(400, str(error), param=str(error).partition("=")[0],
+        raise WebError(400, str(error), param=str(error).partition("=")[0],
                        code="invalid_value") from None
 
 
@@ -99,7 +99,7 @@ class Job:
         secs: time that they have.
 
     Raises:
-        ApiError: the queue is full, or the server is closing.
+        WebError: the queue is full, or the server is closing.
     """
 
     def __init__(self, worker: Worker, requests: Sequence[Request], settings: Settings,
@@ -128,7 +128,7 @@ class Job:
         """The pieces of all answers as they come, each with its answer's index.
 
         Raises:
-            ApiError: an answer failed.
+            WebError: an answer failed.
             ClientGone: see `leave`.
         """
         num_over = 0

@@ -11,8 +11,8 @@ from typing import Any
 from core.errors import UserError
 from data.chat import Conversation, make_conversation
 from model.generation.requests import NUM_TOP
-from serve.api.errors import ApiError, wrong
-from serve.api.fields import MAX_INT64, Fields, check_text
+from serve.web.errors import WebError, wrong
+from serve.web.fields import MAX_INT64, Fields, check_text
 
 MAX_CHOICES, MAX_STOPS, MAX_INPUTS, MAX_MESSAGES = 128, 16, 2048, 2048
 MAX_COMPLETION_TOP = 5
@@ -80,7 +80,7 @@ class EmbeddingRequest:
 
 
 def parse_chat(body: Mapping[str, Any]) -> ChatRequest:
-    """Parses a request for chat completions; raises `ApiError`."""
+    """Parses a request for chat completions; raises `WebError`."""
     fields = Fields(body)
     model, conversation = fields.text("model"), _parse_messages(fields.take("messages"))
     with_logps = fields.boolean("logprobs")
@@ -98,7 +98,7 @@ def parse_chat(body: Mapping[str, Any]) -> ChatRequest:
 
 
 def parse_completion(body: Mapping[str, Any]) -> CompletionRequest:
-    """Parses a request for completions; raises `ApiError`."""
+    """Parses a request for completions; raises `WebError`."""
     fields = Fields(body)
     model, prompts = fields.text("model"), _parse_inputs("prompt", fields.take("prompt"))
     num_top = fields.whole("logprobs", None, 0, MAX_COMPLETION_TOP)
@@ -112,7 +112,7 @@ def parse_completion(body: Mapping[str, Any]) -> CompletionRequest:
 
 
 def parse_embedding(body: Mapping[str, Any]) -> EmbeddingRequest:
-    """Parses a request for embeddings; raises `ApiError`."""
+    """Parses a request for embeddings; raises `WebError`."""
     fields = Fields(body)
     model, inputs = fields.text("model"), _parse_inputs("input", fields.take("input"))
     encoding = fields.one_of("encoding_format", "float", ("float", "base64"))
@@ -215,7 +215,7 @@ def _parse_messages(value: Any) -> Conversation:
     try:
         return make_conversation(messages)
     except UserError as error:
-        raise ApiError(400, str(error), param="messages", code="invalid_value") from None
+        raise WebError(400, str(error), param="messages", code="invalid_value") from None
 
 
 def _join(where: str, content: Any) -> str | None:

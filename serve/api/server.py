@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import socket
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import uvicorn
 
-from core.errors import UserError
 from core.progress import log
 from serve.api.app import Served, make_app
 
@@ -60,21 +58,3 @@ class Server(uvicorn.Server):
                                    for worker in self._served.workers.values()))
             self.should_exit = True
         return await super().on_tick(counter)
-
-
-def bind_socket(host: str, port: int) -> socket.socket:
-    """A socket at an address, which does not listen yet; port 0 is any free one.
-
-    Raises:
-        UserError: the address cannot be used.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM)[0]
-        bound = socket.socket(family, kind, protocol)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
-    except OSError as error:
-        raise UserError(f"--host={host} --port={port}", f"cannot be listened on ({error})",
-                        "choose another --port") from None
-    return bound

@@ -38,7 +38,7 @@ class Piece:
         marks: the tokens whose text begins in it.
         finish: "stop" or "length" if it is the last one.
         num_tokens: drawn so far, the stop token included.
-        error: what ended the answer instead; see `ApiError`.
+        error: what ended the answer instead; see `WebError`.
     """
 
     text: str = ""

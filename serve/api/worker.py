@@ -13,10 +13,10 @@ from core.progress import log
 from eval.respond.loaded import LoadedModel
 from eval.respond.local import make_engine
 from model.generation.requests import CANCELLED, FAILED, REFUSED, Completion, Request, RequestFailed
-from serve.api.errors import ApiError
 from serve.api.grammar import Grammars
 from serve.api.metrics import ModelMetrics
 from serve.api.streaming import Piece, TextWriter
+from serve.web.errors import WebError
 
 CHUNK_TOKENS = 4    # that are drawn between looks at new requests and those that are gone
 IDLE_SECS = 0.5     # after which a worker without work looks whether it should end
@@ -82,18 +82,18 @@ class Worker:
         return self._num_open
 
     def check_room(self, count: int) -> None:
-        """Raises `ApiError` if `count` further answers exceed the queue."""
+        """Raises `WebError` if `count` further answers exceed the queue."""
         if count > self.most:
-            raise ApiError(400, f"{count} answers are asked for at once, of at most {self.most}",
+            raise WebError(400, f"{count} answers are asked for at once, of at most {self.most}",
                            param="n", code="invalid_value")
         if self._num_open + count > self.most:
-            raise ApiError(429, "the queue is full: try again", code="queue_full")
+            raise WebError(429, "the queue is full: try again", code="queue_full")
 
     def submit(self, answers: list[Answer]) -> None:
-        """Queues answers, all or none; raises `ApiError` as `check_room`, and when it closes."""
+        """Queues answers, all or none; raises `WebError` as `check_room`, and when it closes."""
         with self._change:
             if self._is_closing:
-                raise ApiError(503, "the server is closing", code="closing")
+                raise WebError(503, "the server is closing", code="closing")
             self.check_room(len(answers))
             self._num_open += len(answers)
             self._inbox.extend(answers)
@@ -170,12 +170,12 @@ class Worker:
                                        or now > min(answer.deadline, self._limit)):
                 self._engine.cancel(answer.number)
                 if answer.is_cancelled:
-                    self._finish(answer, Piece(error=ApiError(499, "the client is gone")))
+                    self._finish(answer, Piece(error=WebError(499, "the client is gone")))
                 elif self._is_closing:
-                    self._finish(answer, Piece(error=ApiError(
+                    self._finish(answer, Piece(error=WebError(
                         503, "the server is closing", code="closing")))
                 else:
-                    self._finish(answer, Piece(error=ApiError(
+                    self._finish(answer, Piece(error=WebError(
                         504, "the answer takes too long", code="timeout")))
 
     def _hand_out(self, answer: Answer, completion: Completion) -> None:
@@ -210,7 +210,7 @@ class Worker:
         return Piece(text, marks, finish, len(completion.tokens))
 
     def _fail(self, answer: Answer, error: Exception) -> None:
-        self._finish(answer, Piece(error=ApiError(
+        self._finish(answer, Piece(error=WebError(
             500, f"the answer failed ({type(error).__name__})", code="internal_error")))
 
     def _finish(self, answer: Answer, piece: Piece) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -14,22 +13,23 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from core.errors import UserError
 from serve.labelling.forms import (
     FLAGS,
+    MAX_BODY_BYTES,
     SKIPS,
-    Refused,
-    parse_body,
     parse_label,
     parse_name,
     parse_skip,
     parse_undo,
 )
-from serve.labelling.gate import Gate, read_body
+from serve.labelling.gate import Gate
 from serve.labelling.progress import Agreement, render_progress
 from serve.labelling.store import Event
 from serve.labelling.work import Work
 from serve.pages.static import LABELLING, load_files
+from serve.web.errors import WebError
+from serve.web.fields import parse_body
+from serve.web.gate import read_body
 
 LAST_SECS = 5       # for connections to end when the server is stopped
 
@@ -62,21 +62,21 @@ class Routes:
 
     async def label(self, request: Request) -> Response:
         """Stores a label, and gives the next item."""
-        sent = parse_label(parse_body(await read_body(request)))
+        sent = parse_label(parse_body(await read_body(request, MAX_BODY_BYTES)))
         self._check(sent.annotator)
         self._work.label(sent)
         return self._show(sent.annotator)
 
     async def skip(self, request: Request) -> Response:
         """Skips an item, and gives the next one."""
-        sent = parse_skip(parse_body(await read_body(request)))
+        sent = parse_skip(parse_body(await read_body(request, MAX_BODY_BYTES)))
         self._check(sent.annotator)
         self._work.skip(sent)
         return self._show(sent.annotator)
 
     async def undo(self, request: Request) -> Response:
         """Undoes the last label or skipping, and gives its item."""
-        name = self._check(parse_undo(parse_body(await read_body(request))))
+        name = self._check(parse_undo(parse_body(await read_body(request, MAX_BODY_BYTES))))
         return self._show(name, self._work.undo(name))
 
     async def progress(self, request: Request) -> Response:
@@ -89,7 +89,7 @@ class Routes:
         """The name, if it may label here."""
         only = self._work.settings.annotator
         if only and annotator != only:
-            raise Refused(403, f"only {only} labels here", "other_annotator")
+            raise WebError(403, f"only {only} labels here", "other_annotator")
         return annotator
 
     def _show(self, annotator: str, undone: Event | None = None) -> Response:
@@ -110,24 +110,6 @@ class Server(uvicorn.Server):
         self.force_exit, self.should_exit = self.should_exit, True
 
 
-def open_socket(port: int) -> socket.socket:
-    """A socket that listens to this machine alone; port 0 is any free one.
-
-    Raises:
-        UserError: the port cannot be used.
-    """
-    bound = socket.socket()
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        bound.bind(("127.0.0.1", port))
-        bound.listen()
-    except OSError as error:
-        bound.close()
-        raise UserError(f"--port={port}", f"cannot be listened on ({error.strerror.lower()})",
-                        "choose another --port") from None
-    return bound
-
-
 def _send(body: bytes, media_type: str) -> Callable[[Request], Awaitable[Response]]:
     async def handle(_request: Request) -> Response:
         return Response(body, media_type=media_type)
@@ -140,18 +122,18 @@ def _guarded(handler: Callable[[Request], Awaitable[Response]]) -> Any:
     async def handle(request: Request) -> Response:
         try:
             return await handler(request)
-        except Refused as error:
+        except WebError as error:
             return JSONResponse(error.body, error.status)
         except ClientDisconnect:
             return Response(status_code=400)
         except Exception:       # a fault of ours: the page learns no more than that
             traceback.print_exc()
-            return JSONResponse(Refused(500, "the server failed: see its log",
-                                        "internal_error").body, 500)
+            return JSONResponse(WebError(500, "the server failed: see its log",
+                                         "internal_error").body, 500)
 
     return handle
 
 
 async def _unknown(_request: Request, error: HTTPException) -> Response:
-    return JSONResponse(Refused(error.status_code, error.detail, "unknown_url").body,
+    return JSONResponse(WebError(error.status_code, error.detail, "unknown_url").body,
                         error.status_code)

@@ -13,9 +13,10 @@ from core.artifacts import digest
 from core.page.markup import visible
 from data.chat import Conversation, Message
 from data.preferences import Preference
-from serve.labelling.forms import Refused, Sent, wrong
+from serve.labelling.forms import Sent
 from serve.labelling.items import PAIR, WRITE, Item
 from serve.labelling.store import DEMONSTRATIONS, LABEL, PREFERENCES, SKIP, UNDO, Event, Store
+from serve.web.errors import WebError, wrong
 
 HOLD_SECS = 1800.0      # that an item which somebody is at is kept from others
 SOURCE = "person"       # of the preferences
@@ -49,7 +50,7 @@ class Settings:
 class Work:
     """Items, their labels, and who is at which.
 
-    All methods raise `Refused` for what an annotator may not do; it changes nothing.
+    All methods raise `WebError` for what an annotator may not do; it changes nothing.
 
     Attributes:
         version: counts changes of the labels.
@@ -99,7 +100,7 @@ class Work:
         last = next((event for event in reversed(self.store.live.values())
                      if event["annotator"] == annotator), None)
         if last is None:
-            raise Refused(409, "there is nothing to undo", "nothing_to_undo")
+            raise WebError(409, "there is nothing to undo", "nothing_to_undo")
         self._add(UNDO, Sent(annotator, last["item"], ""), undoes=last["id"])
         self._count(last, -1)
         if last["item"] in self.items:
@@ -118,8 +119,8 @@ class Work:
         try:
             self.store.add(event)
         except OSError as error:
-            raise Refused(507, f"it could not be stored ({error.strerror or error}): free space, "
-                          "then send it again", "not_stored") from None
+            raise WebError(507, f"it could not be stored ({error.strerror or error}): free space, "
+                           "then send it again", "not_stored") from None
         self.version += 1
         if kind != UNDO:
             self._count(event, 1)
@@ -156,17 +157,17 @@ class Work:
         """The item that is spoken of, if its sender may label it."""
         item = self.items.get(sent.item)
         if item is None:
-            raise Refused(404, "there is no such item", "unknown_item")
+            raise WebError(404, "there is no such item", "unknown_item")
         if sent.ticket != self._ticket(item, sent.annotator):
-            raise Refused(409, "its answers are shown in another order now: load the page again",
-                          "other_order")
+            raise WebError(409, "its answers are shown in another order now: load the page again",
+                           "other_order")
         if (sent.annotator, sent.item) in self._done:
-            raise Refused(409, "you have labelled or skipped this item already", "done_already")
+            raise WebError(409, "you have labelled or skipped this item already", "done_already")
         # Who was at it for so long that others were given it as well does not lose the label.
         held = self._held.get(sent.annotator)
         is_at_it = held is not None and held.item == sent.item
         if self._num_labels[sent.item] >= self.settings.labels_per_item and not is_at_it:
-            raise Refused(409, "others have labelled this item meanwhile", "full")
+            raise WebError(409, "others have labelled this item meanwhile", "full")
         return item
 
     def _ticket(self, item: Item, annotator: str) -> str:

@@ -1,4 +1,4 @@
-"""Errors in OpenAI's form."""
+"""Errors in OpenAI's form, which the labelling page reads as well."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_
 RETRY_SECS = 1      # after which a full or closing server may be asked again
 
 
-class ApiError(Exception):
+class WebError(Exception):
     """A request that is not answered.
 
     Args:
         status: of HTTP.
-        message: for the client.
-        param: the field that is wrong.
+        message: for the client, on one line.
         code: a word that programs compare.
+        param: the field that is wrong.
     """
 
-    def __init__(self, status: int, message: str, *, param: str | None = None,
-                 code: str | None = None):
+    def __init__(self, status: int, message: str, code: str | None = None, *,
+                 param: str | None = None):
         super().__init__(message)
         self.status, self.message, self.param, self.code = status, message, param, code
 
@@ -39,6 +39,6 @@ class ApiError(Exception):
         return {"WWW-Authenticate": "Bearer"} if self.status == 401 else {}
 
 
-def wrong(param: str, rule: str) -> ApiError:
+def wrong(param: str, rule: str) -> WebError:
     """The error of a field that breaks a rule, a predicate."""
-    return ApiError(400, f"{param} {rule}", param=param, code="invalid_value")
+    return WebError(400, f"{param} {rule}", param=param, code="invalid_value")

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from core.errors import quote
-from serve.api.errors import ApiError, wrong
+from serve.web.errors import WebError, wrong
 
 MAX_INT64 = 2**63 - 1
 
@@ -17,19 +17,19 @@ def parse_body(body: bytes) -> dict[str, Any]:
     """The object that a body holds.
 
     Raises:
-        ApiError: it is no UTF-8, no JSON by RFC 8259 (which has neither NaN nor infinities), nested
+        WebError: it is no UTF-8, no JSON by RFC 8259 (which has neither NaN nor infinities), nested
             too deeply, or no object.
     """
     try:
         value = json.loads(body.decode(), parse_constant=_refuse)
     except UnicodeDecodeError as error:
-        raise ApiError(400, f"the body is not UTF-8 text ({error.reason})",
+        raise WebError(400, f"the body is not UTF-8 text ({error.reason})",
                        code="invalid_utf8") from None
     except (ValueError, RecursionError) as error:
-        raise ApiError(400, f"the body is not JSON ({str(error)[:100]})",
+        raise WebError(400, f"the body is not JSON ({str(error)[:100]})",
                        code="invalid_json") from None
     if not isinstance(value, dict):
-        raise ApiError(400, "the body is no JSON object", code="invalid_json")
+        raise WebError(400, "the body is no JSON object", code="invalid_json")
     return value
 
 
@@ -93,18 +93,18 @@ class Fields:
                 del self._rest[name]
 
     def end(self) -> None:
-        """Raises `ApiError` if a field was not read: none is ignored in silence."""
+        """Raises `WebError` if a field was not read: none is ignored in silence."""
         if self._rest:
             name = self._prefix + quote(next(iter(self._rest))).strip("'\"")
-            raise ApiError(400, f"{name} is not supported", param=name, code="unsupported_field")
+            raise WebError(400, f"{name} is not supported", param=name, code="unsupported_field")
 
-    def wrong(self, name: str, rule: str) -> ApiError:
+    def wrong(self, name: str, rule: str) -> WebError:
         """The error of a field."""
         return wrong(self._prefix + name, rule)
 
 
 def check_text(name: str, value: Any) -> str:
-    """A text that UTF-8 can hold; raises `ApiError` for anything else."""
+    """A text that UTF-8 can hold; raises `WebError` for anything else."""
     if not isinstance(value, str):
         raise wrong(name, "must be a text")
     if not value.isascii():
