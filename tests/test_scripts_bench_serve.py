@@ -2,6 +2,7 @@
 
 import asyncio
 
+import numpy as np
 import pytest
 from api_server import make_model, serving_model
 
@@ -34,6 +35,7 @@ def test_figures_are_of_what_went_well():
     assert found["first_token_secs"]["p50"] == 1.5
     assert found["between_tokens_secs"] == {"p50": 0.5, "p99": 0.5}
     assert percentiles([]) == {"p50": None, "p99": None}
+    assert percentiles(np.array([1.0, 3.0]))["p50"] == 2.0
 
 
 def test_short_requests_differ():

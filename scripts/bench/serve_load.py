@@ -91,8 +91,8 @@ def summarise(timings: Sequence[Timing], secs: float) -> dict[str, Any]:
             "between_tokens_secs": percentiles(gaps)}
 
 
-def percentiles(values: Sequence[float]) -> dict[str, float | None]:
+def percentiles(values: Sequence[float] | np.ndarray) -> dict[str, float | None]:
     """The median and the 99th percentile."""
-    if not values:
+    if not len(values):
         return {"p50": None, "p99": None}
     return {f"p{q}": round(float(np.percentile(values, q)), 4) for q in (50, 99)}
