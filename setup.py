@@ -52,7 +52,7 @@ EXTRAS = {
               "regex", "torch==2.13.0", "transformers>=5", "accelerate>=1.10", "trl>=1.16",
               "peft>=0.21", "lm_eval>=0.4.13", "sentencepiece>=0.2.1", "scikit-learn>=1.5"],
     "dev": ["pytest>=9", "pytest-xdist>=3.8", "ruff>=0.14", "hypothesis>=6", "pyyaml>=6",
-            "safetensors>=0.8", "openai>=2", "httpx>=0.28"],
+            "safetensors>=0.8", "openai>=2", "httpx>=0.28", "playwright>=1.50"],
 }
 
 setup(
