@@ -59,7 +59,8 @@ def make(name):
     return SimpleNamespace(config=config, full=full, empty=partial(
         make_slots, config, EXECUTION, SLOTS, CAPACITY, num_stops=2, piece=PIECE),
         prefill=partial(prefill, weights, **bound),
-        decode=partial(decode, weights, num_steps=STEPS, **bound))
+        decode=partial(decode, weights, num_steps=STEPS,
+                       is_allowed_BV=np.ones((SLOTS, config.V), bool), most=STEPS, **bound))
 
 
 def _rows(slots, rows):
@@ -194,7 +195,8 @@ def test_a_copied_slot_goes_on_as_its_source_and_a_shorter_one_as_its_beginning(
     # Back to the first piece of slot 1; a window or a state that forgot it begins anew.
     at = PIECE if name == "dense" else 0
     slots = rewind(slots, np.array([1, SLOTS, SLOTS, SLOTS], np.int32),
-                   np.full(SLOTS, at, np.int32), np.full(SLOTS, tokens_PL[1, -1] if at else -1))
+                   np.full(SLOTS, at, np.int32), np.full(SLOTS, tokens_PL[1, -1] if at else -1),
+                   np.zeros(SLOTS, np.int32))
     again = own.prefill(slots, np.array([1], np.int32), tokens_PL[1:2], np.array([PIECE]))
     np.testing.assert_array_equal(again.cache.length_B[1], at + PIECE)
     repeated_BL = np.tile(tokens_PL, (1, 6))[:, :CAPACITY]

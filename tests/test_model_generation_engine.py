@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 
 from core.errors import UserError
+from model.adapters.lora import Lora, abstract_lora, apply_lora, stack_adapters
 from model.config import ModelConfig
 from model.execution import Execution
 from model.families.registry import forward, init
 from model.generation import engine as engine_module
+from model.generation import reading
 from model.generation.engine import Engine
 from model.generation.requests import (
     CANCELLED,
@@ -26,7 +28,7 @@ from model.generation.requests import (
     Request,
 )
 from model.generation.sampling import Sampling
-from model.generation.weights import unstack
+from model.generation.weights import add_adapters, unstack
 from model.heads.language import logits
 from train.watch.compilation import Compilations
 
@@ -44,8 +46,9 @@ each_family = pytest.mark.parametrize("name", CHANGES)
 def small_pieces():
     """Pieces, shared beginnings and caches of the size of this file's prompts."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine_module, "PIECES", (4, 8))
-        patch.setattr(engine_module, "MIN_SHARED_TOKENS", 4)
+        patch.setattr(reading, "PIECES", (4, 8))
+        patch.setattr(reading, "MIN_SHARED_TOKENS", 4)
+        patch.setattr(reading, "CALL_TOKENS", 8)
         patch.setattr(engine_module, "SMALLEST_SIZE", 16)
         yield
 
@@ -154,14 +157,16 @@ def _random_request(rng):
                    seed=int(rng.integers(3)), sample=int(rng.integers(3)))
 
 
-@pytest.mark.parametrize("name, num_slots, chunk_tokens, capacity", [
-    ("dense", 2, 3, 48), ("window", 3, 4, 48),
+@pytest.mark.parametrize("name, num_slots, chunk_tokens, capacity, prefill_tokens", [
+    ("dense", 2, 3, 48, 8), ("window", 3, 4, 48, None),
     *(pytest.param(*case, marks=pytest.mark.full) for case in (
-        ("dense", 1, 4, 48), ("dense", 5, 7, 64), ("dense", 3, 1, 48), ("int8", 3, 4, 48),
-        ("lstm", 3, 2, 48)))], ids=str)
-def test_no_interleaving_changes_an_answer(name, num_slots, chunk_tokens, capacity):
+        ("dense", 1, 4, 48, None), ("dense", 5, 7, 64, None), ("dense", 3, 1, 48, 16),
+        ("int8", 3, 4, 48, None), ("lstm", 3, 2, 48, 4), ("window", 2, 4, 48, 8)))], ids=str)
+def test_no_interleaving_changes_an_answer(name, num_slots, chunk_tokens, capacity,
+                                           prefill_tokens):
     own, rng = make(name), np.random.default_rng(num_slots)
-    engine = own.open(num_slots=num_slots, chunk_tokens=chunk_tokens, capacity=capacity)
+    engine = own.open(num_slots=num_slots, chunk_tokens=chunk_tokens, capacity=capacity,
+                      prefill_tokens=prefill_tokens)
     requests, finished, cancelled = {}, {}, set()
     for _ in range(80):
         action = rng.random()
@@ -219,6 +224,61 @@ def test_a_longer_conversation_reads_only_what_is_new(name):
     assert engine.counts["reused"] == 17 + shared
     _assert_same(*engine.run([other]), own.alone(other))
     assert engine.counts["reused"] == 17 + shared + (11 if can_rewind else 0)
+
+
+def test_a_long_prompt_is_read_between_the_tokens_of_other_answers():
+    own, long = make("dense"), Request(_prompt(38), GREEDY)
+    engine = own.open(num_slots=2, chunk_tokens=1, prefill_tokens=8)
+    first = engine.submit(Request(_prompt(4, seed=1), Sampling(12, temperature=0)))
+    engine.step()
+    second = engine.submit(long)
+    lengths = []
+    while engine.is_running:
+        changed = engine.step()
+        lengths.append(tuple(len(changed[number].tokens) if number in changed else 0
+                             for number in (first, second)))
+        if second in changed:
+            found = changed[second]
+    assert lengths[:5] == [(2, 0), (3, 0), (4, 0), (5, 0), (6, 1)], "8 tokens are read each time"
+    _assert_same(found, own.alone(long))
+
+
+def test_a_piece_has_the_shape_that_costs_least():
+    limited, free = reading.list_shapes(16, 32), reading.list_shapes(16, None)
+    assert limited == [(8, 4), (4, 8)] and {*free} == {
+        (rows, length) for rows in (1, 8, 16) for length in (4, 8)}
+    for missing, shapes, expected in (
+            ([3] * 8, limited, (8, 4)), ([30], limited, (4, 8)), ([8] * 4, limited, (4, 8)),
+            ([5], free, (1, 8)), ([4] * 12, free, (16, 4)), ([40] * 16, free, (16, 8)),
+            ([4, 4], free, (1, 4)), ([1] * 7, free, (8, 4))):
+        assert reading.choose_shape(missing, shapes) == expected, (missing, shapes)
+
+
+def test_each_request_is_answered_with_its_adapter():
+    own = make("dense")
+    loras = [Lora(2, 4.0), Lora(3, 6.0, ("wq", "w_*"))]
+    rng = np.random.default_rng(5)
+    adapters = [jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(0, 0.5, leaf.shape), jnp.float32),
+        abstract_lora(own.config, lora)) for lora in loras]
+    adapted = [own.params, *(apply_lora(own.params, *pair) for pair in zip(adapters, loras))]
+    requests = [Request(_prompt(9), SAMPLED, seed=seed, adapter=adapter)
+                for seed, adapter in ((0, 1), (0, 0), (0, 2), (1, 1), (1, 0))]
+    expected = [Engine(unstack(adapted[request.adapter], EXECUTION), own.config, EXECUTION,
+                       num_slots=1, capacity=CAPACITY).run(
+                           [dataclasses.replace(request, adapter=0)])[0] for request in requests]
+    assert len({tuple(one.tokens) for one in expected}) == 5
+    weights = add_adapters(unstack(own.params, EXECUTION),
+                           stack_adapters([*zip(adapters, loras)]))
+    engine = Engine(weights, own.config, EXECUTION, num_slots=3, capacity=CAPACITY)
+    for found, one in zip(engine.run(requests), expected, strict=True):
+        _assert_same(found, one)
+    # Of the two that come later all but the last token, from those with their own adapter.
+    assert engine.counts["reused"] == 16
+    with pytest.raises(UserError, match=r"^adapter=3: the engine has 2"):
+        engine.submit(dataclasses.replace(requests[0], adapter=3))
+    with pytest.raises(UserError, match=r"^adapter=-1: must be"):
+        Request((1,), SAMPLED, adapter=-1)
 
 
 @each_family

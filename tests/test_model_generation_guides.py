@@ -11,6 +11,7 @@ import pytest
 from core.errors import UserError
 from model.families.registry import forward
 from model.generation import engine as engine_module
+from model.generation import reading
 from model.generation.engine import Engine
 from model.generation.requests import FAILED, LENGTH, NUM_TOP, Request, RequestFailed
 from model.generation.sampling import Sampling
@@ -26,7 +27,7 @@ SAMPLED, GREEDY = Sampling(9, temperature=1.3), Sampling(9, temperature=0)
 @pytest.fixture(scope="module", autouse=True)
 def small_pieces():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine_module, "PIECES", (4, 8))
+        patch.setattr(reading, "PIECES", (4, 8))
         patch.setattr(engine_module, "SMALLEST_SIZE", 16)
         yield
 
@@ -174,7 +175,7 @@ def test_a_guide_that_fails_ends_its_request_alone(open_engine, config, place):
     (3, 24, (4, 8), (1, 3, 9, 15, 14, 5, 5))])
 def test_warming_up_compiles_all_that_requests_need(open_engine, config, monkeypatch, num_slots,
                                                     capacity, pieces, lengths):
-    monkeypatch.setattr(engine_module, "PIECES", pieces)
+    monkeypatch.setattr(reading, "PIECES", pieces)
     how = dict(num_slots=num_slots, capacity=capacity)
     engine, rng = open_engine(**how), np.random.default_rng(0)
     engine.warm_up()

@@ -11,7 +11,7 @@ import pytest
 from model.config import ModelConfig
 from model.execution import Execution
 from model.families.registry import init
-from model.generation import engine as engine_module
+from model.generation import reading
 from model.generation.engine import Engine, Request
 from model.generation.sampling import Sampling
 from model.generation.weights import unstack
@@ -48,7 +48,7 @@ def _assert_same(found, expected):
     pytest.param(dict(V=31, tied=True), "shards", 4, (1, 1, 24, 4), marks=pytest.mark.full)],
     ids=str)
 def test_answers_on_a_mesh_are_those_of_one_device(changes, mesh, num_slots, piece, monkeypatch):
-    monkeypatch.setattr(engine_module, "PIECES", (8,))
+    monkeypatch.setattr(reading, "PIECES", (8,))
     config = dataclasses.replace(BASE, **changes)
     rng = np.random.default_rng(1)
     params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.4, leaf.shape), jnp.float32),

@@ -358,7 +358,7 @@ LSTM = ModelConfig(V=12, D=16, N=1, H=1, G=1, K=8, F=16, family="lstm", position
                          ids=["windowed", "lstm"])
 def test_windows_and_recurrent_states_forget_refused_tokens(config, draft_config, execution,
                                                             prompts, monkeypatch):
-    monkeypatch.setattr("model.generation.engine.PIECES", (8,))     # rings that wrap around
+    monkeypatch.setattr("model.generation.reading.PIECES", (8,))     # rings that wrap around
     weights, draft = (unstack(jax.jit(partial(init, one))(jax.random.key(2)), execution)
                       for one in (config, draft_config))
     speculation = DraftModel(draft, draft_config, NUM_DRAFTED)

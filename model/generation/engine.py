@@ -16,13 +16,14 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from core.errors import UserError
 from model.config import ModelConfig
 from model.execution import Execution
 from model.families.registry import Params
-from model.generation.cache import PIECE, layer_capacity
+from model.generation.cache import layer_capacity
 from model.generation.generate import (
     Drawn,
     Slots,
@@ -39,6 +40,7 @@ from model.generation.generate import (
     start,
     stop,
 )
+from model.generation.reading import Shape, choose_shape, list_shapes, place_prompts
 from model.generation.requests import (
     CANCELLED,
     FAILED,
@@ -62,20 +64,19 @@ from model.generation.speculative import (
 )
 from model.layers.embed import check_length
 
-PIECES = (32, 128, PIECE)   # tokens that prefill reads at once, padded to one of these lengths
-GROUP_SIZE = 8              # prompts that are read at once where they do not fill all slots
-SMALLEST_SIZE = 256         # of a slot's cache; it doubles when a request needs more
-MIN_SHARED_TOKENS = 16      # a shorter beginning of a prompt costs more to copy than to read again
+SMALLEST_SIZE = 256     # of a slot's cache; it doubles when a request needs more
 
 
 class Engine:
     """Slots in which requests are answered.
 
     Args:
-        params: see `model.generation.weights.unstack`.
+        params: see `model.generation.weights.unstack` and `add_adapters`.
         num_slots: requests that are answered at once.
         capacity: tokens of prompt and answer of a request.
         chunk_tokens: tokens that are drawn between looks at new, stopped and cancelled requests.
+        prefill_tokens: tokens of prompts that are read before the next chunk is drawn, so that a
+            long prompt holds up the answers of others for a moment only; None reads all.
         to_text: text of tokens, without special ones; needed for stop texts.
         speculation: how tokens are drafted; None drafts none.
 
@@ -84,35 +85,44 @@ class Engine:
             `accepted`; requests `refused`, `cut` and `cancelled`.
 
     Raises:
-        UserError: a number breaks a rule, the capacity exceeds the model's table of positions, or
-            the draft model has another vocabulary.
+        UserError: a number breaks a rule, the capacity exceeds the model's table of positions,
+            the draft model has another vocabulary, or there are adapters where tokens are drafted.
     """
 
     def __init__(self, params: Params, config: ModelConfig, execution: Execution, *,
                  num_slots: int, capacity: int, chunk_tokens: int = 16,
+                 prefill_tokens: int | None = None,
                  to_text: Callable[[Sequence[int]], str] | None = None,
                  speculation: Speculation | None = None):
         sizes = dict(num_slots=(num_slots, 1), capacity=(capacity, 2),
-                     chunk_tokens=(chunk_tokens, 1))
+                     chunk_tokens=(chunk_tokens, 1), prefill_tokens=(prefill_tokens, 1))
         for name, (size, least) in sizes.items():
-            if size < least:
+            if size is not None and size < least:
                 raise UserError(f"{name}={size}", f"must be at least {least}",
                                 f"choose another {name}")
+        self._num_adapters = _count_adapters(params)
+        if speculation is not None and self._num_adapters:
+            raise UserError("adapters", "are not known where tokens are drafted",
+                            "make the engine without speculation")
         check_length(config, capacity)
         self._params, self._bound = params, {"config": config, "execution": execution}
         self._capacity, self._chunk_tokens = capacity, chunk_tokens
+        self._reads_all = prefill_tokens is None
+        self._shapes = list_shapes(num_slots, prefill_tokens)
+        self._piece = max(shape.length for shape in self._shapes)
         self._to_text = to_text
         self._held_BM = np.full((num_slots, capacity), -1, np.int32)
         self._slots = [Slot(number, held_M) for number, held_M in enumerate(self._held_BM)]
+        self._all_BV = jnp.ones((num_slots, config.V), bool)
         self._size = min(capacity, SMALLEST_SIZE)
         self._state = make_slots(config, execution, num_slots, self._size, num_stops=NUM_STOPS,
-                                 piece=PIECES[-1])
-        self._speculation, self._can_rewind = speculation, _can_rewind(config, capacity)
+                                 piece=self._piece)
+        self._speculation, self._can_rewind = speculation, self._rewinds(config)
         if speculation is not None:
             self._state = place(self._state.replace(draft=make_draft_state(
-                speculation, config, execution, num_slots, self._size, piece=PIECES[-1])))
+                speculation, config, execution, num_slots, self._size, piece=self._piece)))
             if isinstance(speculation, DraftModel):
-                self._can_rewind &= _can_rewind(speculation.config, capacity)
+                self._can_rewind &= self._rewinds(speculation.config)
         self._waiting: deque[int] = deque()
         self._requests: dict[int, Request] = {}
         self._completions: dict[int, Completion] = {}
@@ -130,6 +140,11 @@ class Engine:
         """Slots in which a request is answered."""
         return sum(slot.request is not None for slot in self._slots)
 
+    @property
+    def num_waiting(self) -> int:
+        """Requests without a slot."""
+        return len(self._waiting)
+
     def warm_up(self) -> None:
         """Compiles what requests need of an engine without speculation; before the first one."""
         num_slots, none = len(self._slots), self._rows([])
@@ -138,17 +153,16 @@ class Engine:
             sizes.append(min(2 * sizes[-1], self._capacity))
         for size in sizes:
             self._resize(size)
-            for num_rows in {num_slots, min(GROUP_SIZE, num_slots), 1}:
-                for length in PIECES:
-                    self._read_piece([], length, num_rows)
-            self._state = rewind(self._state, none, self._column([]), self._column([]))
+            for shape in self._shapes:
+                self._read([], shape)
+            self._state = rewind(self._state, none, *[self._column([])] * 3)
             self._state = copy(self._state, none, none, 0)
             self._state = stop(self._state, none)
             self._state = mark_seen(self._state, 0, np.zeros(self._bound["config"].V, bool))
             self._state = start(self._state, none, ask_of([Request((0,), Sampling())],
                                                           num_slots))
             for is_close in (False, True):      # none draws, as all slots are idle
-                self._decode([], num_slots, self._chunk_tokens, is_close=is_close)
+                self._decode([], num_slots, 1, is_close=is_close)
             for other in sizes:
                 if not size // 4 < other <= size:
                     self._resized(other)
@@ -158,13 +172,16 @@ class Engine:
         """Queues a request; returns its number.
 
         Raises:
-            UserError: it has stop texts and the engine no `to_text`, or a token that the model
-                does not have, or asks of speculation what that does not know.
+            UserError: it has stop texts and the engine no `to_text`, or a token or an adapter that
+                the model does not have, or asks of speculation what that does not know.
         """
         num_tokens = self._bound["config"].V
         if not 0 <= min(request.prompt) <= max(request.prompt) < num_tokens:
             raise UserError("prompt", f"has tokens outside the vocabulary of {num_tokens}",
                             "encode it with the model's own tokenizer")
+        if request.adapter > self._num_adapters:
+            raise UserError(f"adapter={request.adapter}", f"the engine has {self._num_adapters}",
+                            "number them from 1 on")
         if request.stop_texts and self._to_text is None:
             raise UserError("stop texts", "need an engine that knows the text of tokens",
                             "make it with to_text")
@@ -214,8 +231,8 @@ class Engine:
         """
         changed = self._end_undrawn()
         self._admit()
-        busy = [slot for slot in self._slots if slot.request is not None]
-        if busy:
+        if busy := [slot for slot in self._slots
+                    if slot.request is not None and not slot.is_reading]:
             changed |= self._draw(busy)
         if self._faults:
             raise RequestFailed from self._faults.popleft()
@@ -244,108 +261,53 @@ class Engine:
         if are_active and slots:
             self._state = stop(self._state, self._rows(slots))
         for slot in slots:
-            slot.request, slot.last_used = None, self._tick()
+            slot.free(self._tick())
 
     def _admit(self) -> None:
-        """Fills idle slots: reads prompts and begins their answers."""
-        while placed := self._place():
-            self._resize(max(slot.length for slot in self._slots if slot.request is not None))
-            self._read(placed)
-            for slot, _ in placed:
-                penalty = self._requests[slot.request].sampling.repetition_penalty
-                if penalty != 1:
-                    seen_V = np.zeros(self._state.seen_BV.shape[1], bool)
-                    seen_V[slot.held_M[:slot.length]] = True
-                    self._state = mark_seen(self._state, slot.number, seen_V)
-            self._start([slot for slot, _ in placed])
+        """Fills idle slots, reads what fits of their prompts, and begins answers."""
+        while True:
+            self._place()
+            reading = sorted((slot for slot in self._slots if slot.is_reading),
+                             key=lambda slot: slot.last_used)
+            if not reading:
+                return
+            shape = choose_shape([slot.length - slot.num_read for slot in reading], self._shapes)
+            self._resize(0)
+            self._read(reading[:shape.num_rows], shape)
+            self._start([slot for slot in reading if not slot.is_reading])
+            if not self._reads_all:
+                return
 
-    def _place(self) -> list[tuple[Slot, int]]:
-        """Gives waiting requests to idle slots, each with the longest beginning that a slot holds.
-
-        A prompt that shares more with one that is placed at the same time waits until that one is
-        read, so that several answers to one prompt need it to be read once; a slot is kept for it.
-
-        Returns:
-            The slots, and how many tokens of the prompt, which they now hold, are read already.
-        """
-        placed: list[tuple[Slot, int]] = []
-        copied: list[tuple[Slot, Slot]] = []
-        idle = [slot for slot in self._slots if slot.request is None]
-        is_new_B = np.zeros(len(self._slots), bool)
-        later: list[int] = []
-        while self._waiting and len(later) < len(idle):     # which they will have next
-            number = self._waiting.popleft()
-            prompt = np.array(self._requests[number].prompt, np.int32)
-            shared_B, readable_B = self._shared(prompt)
-            readable_B[is_new_B] = 0    # not read yet
-            source = self._slots[int(np.argmax(readable_B))]
-            shared = int(readable_B[source.number])
-            worthwhile = min(MIN_SHARED_TOKENS, len(prompt))
-            if shared < worthwhile:
-                source, shared = None, 0
-            if np.any(shared_B[is_new_B] >= shared + worthwhile):
-                later.append(number)
-                continue
-            slot = source if source in idle else min(idle, key=lambda slot: slot.last_used)
-            idle.remove(slot)
-            if source is not None and source is not slot:
-                copied.append((source, slot))
-            if shared == len(prompt) and source.length > shared:
-                shared -= 1     # its logits are those after other tokens: the last is read again
-            slot.hold(prompt, 0)
-            slot.request, slot.last_used, is_new_B[slot.number] = number, self._tick(), True
-            placed.append((slot, shared))
-        self._waiting.extendleft(reversed(later))
-        if copied:
+    def _place(self) -> None:
+        """Gives waiting requests to idle slots."""
+        placed = place_prompts(self._waiting, self._requests, self._slots,
+                               can_rewind=self._can_rewind)
+        if not placed:
+            return
+        if copied := [one for one in placed if one.source is not None]:
             # No slot that is new here is a source, so that their order does not matter.
-            sources, targets = zip(*copied)
-            self._state = copy(self._state, self._rows(sources), self._rows(targets), len(copied))
-        return placed
+            self._state = copy(self._state, self._rows([one.source for one in copied]),
+                               self._rows([one.slot for one in copied]), len(copied))
+        slots = [one.slot for one in placed]
+        for slot in slots:
+            slot.last_used = self._tick()
+        newest = [slot.held_M[slot.num_read - 1] if slot.num_read else -1 for slot in slots]
+        self._state = rewind(self._state, self._rows(slots),
+                             self._column([slot.num_read for slot in slots]),
+                             self._column(newest), self._column([slot.adapter for slot in slots]))
+        self.counts["reused"] += sum(slot.num_read for slot in slots)
+        self._start([slot for slot in slots if not slot.is_reading])
 
-    def _shared(self, prompt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """How many tokens each slot has in common with the beginning of a prompt, and how many of
-        these need not be read again."""
-        differ_BL = self._held_BM[:, :len(prompt)] != prompt[None]
-        shared_B = np.where(differ_BL.any(1), differ_BL.argmax(1), len(prompt))
-        if self._can_rewind:
-            return shared_B, shared_B.copy()
-        lengths_B = np.array([slot.length for slot in self._slots])
-        return shared_B, np.where(shared_B == lengths_B, shared_B, 0)
-
-    def _read(self, placed: Sequence[tuple[Slot, int]]) -> None:
-        """Reads prompts from where the slots' caches end, in pieces of a few lengths."""
-        slots, shared = [slot for slot, _ in placed], [shared for _, shared in placed]
-        newest = [slot.held_M[at - 1] if at else -1 for slot, at in placed]
-        self._state = rewind(self._state, self._rows(slots), self._column(shared),
-                             self._column(newest))
-        self.counts["reused"] += sum(shared)
-        self.counts["read"] += sum(slot.length for slot in slots) - sum(shared)
-        unread = [(slot, at) for slot, at in placed if at < slot.length]
-        while unread:
-            by_length: dict[int, list[tuple[Slot, int]]] = {}
-            for slot, at in unread:
-                missing = slot.length - at
-                length = next((size for size in PIECES if size >= missing), PIECES[-1])
-                by_length.setdefault(length, []).append((slot, at))
-            for length, group in sorted(by_length.items()):
-                num_rows = self._rows_at_once(len(group))
-                for first in range(0, len(group), num_rows):
-                    self._read_piece(group[first:first + num_rows], length, num_rows)
-            unread = [(slot, at + length) for length, group in by_length.items()
-                      for slot, at in group if at + length < slot.length]
-
-    def _rows_at_once(self, num_prompts: int) -> int:
-        """Prompts that are read by one call: one of a few numbers, mostly filled."""
-        sizes = {len(self._slots), min(GROUP_SIZE, len(self._slots))}
-        return max((size for size in sizes if 2 * num_prompts > size), default=1)
-
-    def _read_piece(self, group: Sequence[tuple[Slot, int]], length: int, num_rows: int) -> None:
-        rows_P = np.full(num_rows, len(self._slots), np.int32)
-        tokens_PL, count_P = np.zeros((num_rows, length), np.int32), np.zeros(num_rows, np.int32)
-        for row, (slot, at) in enumerate(group):
-            piece = slot.held_M[at:min(at + length, slot.length)]
+    def _read(self, slots: Sequence[Slot], shape: Shape) -> None:
+        """Reads the next piece of the prompts of slots, as many as the shape has rows at most."""
+        rows_P = np.full(shape.num_rows, len(self._slots), np.int32)
+        tokens_PL, count_P = np.zeros(shape, np.int32), np.zeros(shape.num_rows, np.int32)
+        for row, slot in enumerate(slots):
+            piece = slot.held_M[slot.num_read:min(slot.num_read + shape.length, slot.length)]
             rows_P[row], count_P[row] = slot.number, len(piece)
             tokens_PL[row, :len(piece)] = piece
+            slot.num_read += len(piece)
+        self.counts["read"] += int(count_P.sum())
         self._state = prefill(self._params, self._state, rows_P, tokens_PL, count_P, **self._bound)
         if isinstance(self._speculation, DraftModel):
             self._state = prefill_draft(self._speculation, self._state, rows_P, tokens_PL, count_P,
@@ -353,6 +315,13 @@ class Engine:
 
     def _start(self, slots: Sequence[Slot]) -> None:
         """Begins the answers of requests whose prompts are read."""
+        if not slots:
+            return
+        for slot in slots:
+            if self._requests[slot.request].sampling.repetition_penalty != 1:
+                seen_V = np.zeros(self._state.seen_BV.shape[1], bool)
+                seen_V[slot.held_M[:slot.length]] = True
+                self._state = mark_seen(self._state, slot.number, seen_V)
         ask = ask_of([self._requests[slot.request] for slot in slots], len(self._slots))
         self._state = start(self._state, self._rows(slots), ask)
         if self._speculation is not None:
@@ -386,14 +355,11 @@ class Engine:
             is_close: whether one is drawn, by the guides of the requests, and the likeliest ones
                 are returned as well.
         """
-        top = None
-        if is_close:
-            top = rank(self._state.logits_BV)
-            self._state, drawn = decode(self._params, self._state, num_idle, self._allowed(busy),
-                                        num_steps=1, **self._bound)
-        elif self._speculation is None:
-            self._state, drawn = decode(self._params, self._state, num_idle, num_steps=num_steps,
-                                        **self._bound)
+        top = rank(self._state.logits_BV) if is_close else None
+        if self._speculation is None:
+            allowed_BV = self._allowed(busy) if is_close else self._all_BV
+            self._state, drawn = decode(self._params, self._state, num_idle, num_steps, allowed_BV,
+                                        most=self._chunk_tokens, **self._bound)
         else:
             self._state, drawn, counts = decode_drafted(
                 self._params, self._speculation, self._state, num_idle, num_steps=num_steps,
@@ -401,14 +367,14 @@ class Engine:
             self.counts.update({name: int(count) for name, count in counts.items()})
         return jax.device_get((drawn, top))
 
-    def _allowed(self, busy: Sequence[Slot]) -> np.ndarray:
+    def _allowed(self, busy: Sequence[Slot]) -> jax.Array:
         """is_allowed_BV: the tokens that the guides of the busy slots' requests allow."""
-        is_allowed_BV = np.ones((len(self._slots), self._bound["config"].V), bool)
+        is_allowed_BV = np.ones(self._all_BV.shape, bool)
         for slot in busy:
             if (guide := self._requests[slot.request].guide) is not None:
                 with self._contained(slot.request):
                     is_allowed_BV[slot.number] = guide.allowed()
-        return is_allowed_BV
+        return jnp.asarray(is_allowed_BV)
 
     def _take(self, slot: Slot, drawn: Drawn, top: Top | None) -> bool:
         """Adds a chunk to a slot's completion; returns whether it ended by a text or a failure,
@@ -474,8 +440,10 @@ class Engine:
         return column
 
     def _resize(self, num_tokens: int) -> None:
-        """Makes the cache hold so many tokens of a row, and not much more: every token that is
-        drawn reads the whole of it."""
+        """Makes the cache hold so many tokens of a row, and what slots that answer hold, and not
+        much more: every token that is drawn reads the whole of it."""
+        num_tokens = max(num_tokens, *(slot.length for slot in self._slots
+                                       if slot.request is not None), 0)
         size = min(self._capacity, SMALLEST_SIZE)
         while size < min(num_tokens, self._capacity):
             size = min(2 * size, self._capacity)
@@ -487,14 +455,20 @@ class Engine:
                 slot.hold(slot.held_M[:0], 0)
 
     def _resized(self, size: int) -> Slots:
-        return resize(self._state, config=self._bound["config"], capacity=size, piece=PIECES[-1])
+        return resize(self._state, config=self._bound["config"], capacity=size, piece=self._piece)
+
+    def _rewinds(self, config: ModelConfig) -> bool:
+        """Whether a slot can end earlier: windows and recurrent states forget what came before."""
+        return config.family != "lstm" and all(
+            layer_capacity(config, n, self._capacity, self._piece) == self._capacity
+            for n in range(config.N))
 
     def _tick(self) -> int:
         self._clock += 1
         return self._clock
 
 
-def _can_rewind(config: ModelConfig, capacity: int) -> bool:
-    """Whether a slot can end earlier: windows and recurrent states forget what came before."""
-    return config.family != "lstm" and all(
-        layer_capacity(config, n, capacity, PIECES[-1]) == capacity for n in range(config.N))
+def _count_adapters(params: Params) -> int:
+    """Adapters that requests may name; see `model.adapters.lora.stack_adapters`."""
+    stacked = jax.tree.leaves(params.get("adapters", {}))
+    return stacked[0].shape[1] - 1 if stacked else 0

@@ -16,9 +16,10 @@ import jax.numpy as jnp
 from model.config import ModelConfig
 from model.execution import Execution
 from model.families.registry import Params, extend, make_cache
-from model.generation.cache import PIECE, put_rows
+from model.generation.cache import PIECE, pick, put_rows
 from model.generation.requests import NUM_TOP
 from model.generation.sampling import FILTERED, RowSampling, sample
+from model.generation.weights import choose_adapters
 from model.heads.language import logits
 from model.parallel.sharding import ACTIVATION_RULES, Rules, constrain, letters_of
 
@@ -52,6 +53,7 @@ class Slots:
         logits_BV: float32, of the next token.
         seen_BV: tokens of prompt and answer, for the repetition penalty.
         ask: what is drawn.
+        adapter_B: with which tokens are read; see `model.generation.weights.choose_adapters`.
         draft: see `model.generation.speculative.DraftState`; None in plain decoding.
     """
 
@@ -59,6 +61,7 @@ class Slots:
     logits_BV: jax.Array
     seen_BV: jax.Array
     ask: Ask
+    adapter_B: jax.Array
     draft: Any = None
 
 
@@ -127,7 +130,7 @@ def make_slots(config: ModelConfig, execution: Execution, num_slots: int, capaci
               zeros(3, dtype=jnp.uint32), zeros(num_stops), zeros(), zeros())
     cache = make_cache(config, execution, num_slots, capacity, piece=piece)
     return place(Slots(cache, zeros(config.V, dtype=jnp.float32), zeros(config.V, dtype=bool),
-                       ask))
+                       ask, zeros()))
 
 
 @partial(jax.jit, static_argnames=("config", "execution"), donate_argnames="slots")
@@ -140,6 +143,7 @@ def prefill(params: Params, slots: Slots, rows_P: jax.Array, tokens_PL: jax.Arra
         rows_P: the slots; a number beyond the last one is none.
         count_P: tokens of each that are real; with 0 a slot stays as it is.
     """
+    params = choose_adapters(params, pick(slots.adapter_B, rows_P))
     x_PLD, cache = extend(params, tokens_PL, count_P, slots.cache, config=config,
                           execution=execution, rows_B=rows_P)
     last_P11 = jnp.maximum(count_P, 1)[:, None, None] - 1
@@ -158,10 +162,16 @@ def resize(slots: Slots, *, config: ModelConfig, capacity: int, piece: int = PIE
 
 
 @partial(jax.jit, donate_argnames="slots")
-def rewind(slots: Slots, rows_P: jax.Array, length_P: jax.Array, last_P: jax.Array) -> Slots:
-    """Makes slots end after their first `length_P` tokens, of which `last_P` is the newest."""
+def rewind(slots: Slots, rows_P: jax.Array, length_P: jax.Array, last_P: jax.Array,
+           adapter_P: jax.Array) -> Slots:
+    """Makes slots end after their first `length_P` tokens, of which `last_P` is the newest.
+
+    Args:
+        adapter_P: with which these were read, and what follows is.
+    """
     draft = slots.draft and slots.draft.rewind(rows_P, length_P, last_P)
-    return place(slots.replace(cache=slots.cache.rewind(rows_P, length_P, last_P), draft=draft))
+    return place(slots.replace(cache=slots.cache.rewind(rows_P, length_P, last_P), draft=draft,
+                               adapter_B=put_rows(slots.adapter_B, adapter_P, rows_P)))
 
 
 @partial(jax.jit, donate_argnames="slots")
@@ -208,17 +218,20 @@ def rank(logits_BV: jax.Array) -> Top:
     return to_host(Top(tokens_BN, logits_BN - jax.nn.logsumexp(logits_BV, axis=-1, keepdims=True)))
 
 
-@partial(jax.jit, static_argnames=("config", "execution", "num_steps"), donate_argnames="slots")
-def decode(params: Params, slots: Slots, num_idle: jax.Array,
-           is_allowed_BV: jax.Array | None = None, *, config: ModelConfig,
-           execution: Execution, num_steps: int) -> tuple[Slots, Drawn]:
-    """Draws up to `num_steps` tokens in every slot that is not idle.
+@partial(jax.jit, static_argnames=("config", "execution", "most"), donate_argnames="slots")
+def decode(params: Params, slots: Slots, num_idle: jax.Array, num_steps: jax.Array,
+           is_allowed_BV: jax.Array, *, config: ModelConfig, execution: Execution,
+           most: int) -> tuple[Slots, Drawn]:
+    """Draws tokens in every slot that is not idle.
 
     Args:
         params: see `model.generation.weights.unstack`.
         num_idle: it ends earlier once so many slots are idle, which others may fill.
-        is_allowed_BV: the tokens that may be drawn, at least one of each row; None is all.
+        num_steps: tokens that are drawn in each; at most `most`, the length T of the result.
+        is_allowed_BV: the tokens that may be drawn, at least one of each row.
     """
+    params = choose_adapters(params, slots.adapter_B)
+
     def is_running(carry):
         step, slots, _ = carry
         return (step < num_steps) & (jnp.sum(slots.ask.left_B <= 0) < num_idle)
@@ -226,9 +239,7 @@ def decode(params: Params, slots: Slots, num_idle: jax.Array,
     def draw(carry):
         step, slots, drawn = carry
         is_active_B = slots.ask.left_B > 0
-        allowed_BV = slots.logits_BV
-        if is_allowed_BV is not None:
-            allowed_BV = jnp.where(is_allowed_BV, allowed_BV, FILTERED)
+        allowed_BV = jnp.where(is_allowed_BV, slots.logits_BV, FILTERED)
         token_B = sample(allowed_BV, sampling_of(slots.ask, is_active_B), draw_keys(slots.ask),
                          slots.seen_BV)
         logp_B = log_probability(slots.logits_BV, token_B)
@@ -243,7 +254,7 @@ def decode(params: Params, slots: Slots, num_idle: jax.Array,
         return step + 1, slots, drawn
 
     _, slots, drawn = jax.lax.while_loop(is_running, draw,
-                                         (0, slots, no_tokens(slots, num_steps)))
+                                         (0, slots, no_tokens(slots, most)))
     return place(slots), to_host(drawn)
 
 

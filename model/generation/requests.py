@@ -46,13 +46,14 @@ class Request:
         overlong: what happens if prompt and answer exceed the engine's capacity: refuse, or cut
             the prompt, of which the first token and the newest ones stay.
         num_top: the likeliest tokens that are reported at each place, with their probabilities.
+        adapter: place among the engine's adapters of the one that it is answered with; 0 is none.
         guide: restricts what is drawn; of this answer alone. With it or `num_top` the tokens of all
             slots are drawn one by one, each after a look by the host.
 
     Raises:
         UserError: the prompt is empty or holds what is no token, a stop text is empty, there are
-            too many stop tokens or one that no model has, `seed`, `sample` or `num_top` is no such
-            number, or `overlong` is another word.
+            too many stop tokens or one that no model has, `seed`, `sample`, `adapter` or `num_top`
+            is no such number, or `overlong` is another word.
     """
 
     prompt: tuple[int, ...]
@@ -62,6 +63,7 @@ class Request:
     seed: int = 0
     sample: int = 0
     overlong: str = "refuse"
+    adapter: int = 0
     num_top: int = dataclasses.field(default=0, repr=False)
     guide: Guide | None = dataclasses.field(default=None, repr=False)
 
@@ -91,6 +93,9 @@ class Request:
         if not (is_whole(self.sample) and 0 <= self.sample < 2**32):
             raise UserError(f"sample={self.sample}", "must be a whole number from 0 to 2^32 - 1",
                             "number the samples from 0 on")
+        if not (is_whole(self.adapter) and self.adapter >= 0):
+            raise UserError(f"adapter={self.adapter}", "must be a whole number from 0 on",
+                            "name the adapter's place, or 0 for none")
         if not (is_whole(self.num_top) and 0 <= self.num_top <= NUM_TOP):
             raise UserError(f"num_top={self.num_top}", f"must be a whole number up to {NUM_TOP}",
                             "ask for fewer")

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from model.adapters.lora import Adapter, apply_adapters
 from model.adapters.quantization import Int8Weight
 from model.execution import Execution
 from model.families.registry import Params
@@ -122,6 +123,23 @@ def unstack(params: Params, execution: Execution) -> Params:
     is_joined = len(leaf.devices()) == 1 and execution.matmul != "fp8"
     take = _make_take(structure, tuple(map(_layer_sharding, leaves)), is_joined)
     return {**params, "blocks": tuple(take(params["blocks"], n) for n in range(leaf.shape[0]))}
+
+
+def add_adapters(weights: Params, adapters: Adapter) -> Params:
+    """Weights of `unstack` with adapters, among which each slot chooses.
+
+    Args:
+        adapters: see `model.adapters.lora.stack_adapters`.
+    """
+    return {**weights, "adapters": adapters}
+
+
+def choose_adapters(weights: Params, adapter_B: jax.Array) -> Params:
+    """The weights as rows read them that have these adapters; unchanged where there are none."""
+    if "adapters" not in weights:
+        return weights
+    blocks = [block.open() if hasattr(block, "open") else block for block in weights["blocks"]]
+    return apply_adapters({**weights, "blocks": blocks}, weights["adapters"], adapter_B)
 
 
 @lru_cache

@@ -162,6 +162,7 @@ def measure_generation(size: str, batch_size: int) -> Row:
     bound = {"config": config, "execution": execution}
     prompts_BL = jax.random.randint(jax.random.key(1), (batch_size, length), 0, config.V)
     rows_B, count_B = jnp.arange(batch_size), jnp.full(batch_size, length, jnp.int32)
+    all_BV = jnp.ones((batch_size, config.V), bool)
     rounds = []
     for _ in range(1 + NUM_ROUNDS):     # the first one compiles
         slots = make_slots(config, execution, batch_size, length + num_steps, num_stops=1)
@@ -170,7 +171,8 @@ def measure_generation(size: str, batch_size: int) -> Row:
         read = time.perf_counter()
         slots = jax.block_until_ready(start(slots, rows_B, _ask_greedily(batch_size, num_steps)))
         started = time.perf_counter()
-        jax.block_until_ready(decode(params, slots, batch_size, num_steps=num_steps, **bound))
+        jax.block_until_ready(decode(params, slots, batch_size, num_steps, all_BV,
+                                     most=num_steps, **bound))
         rounds.append((read - began, (time.perf_counter() - started) / num_steps))
     prefill_secs, step_secs = map(min, zip(*rounds[1:]))
     item = jnp.dtype(_dtype()).itemsize
