@@ -11,7 +11,7 @@ from core.progress import log
 from data.chat import Conversation, Message, ask, render_prompt
 from eval.respond.loaded import LoadedModel
 from eval.respond.local import make_engine
-from model.generation.requests import Request
+from model.generation.requests import Budget, Request
 from model.generation.sampling import Sampling
 from model.generation.speculative import Speculation
 
@@ -56,7 +56,7 @@ class Session:
         self._sampling, self._capacity, self._seed = sampling, capacity, seed
         self._system: tuple[Message, ...] = ()
         self._engine = make_engine(model, num_slots=1, capacity=capacity,
-                                   chunk_tokens=CHUNK_TOKENS, speculation=speculation)
+                                   budget=Budget(CHUNK_TOKENS), speculation=speculation)
         self.num_turns = self.num_tokens = self.num_timed = 0
         self.decode_secs, self.weight_bytes = 0.0, model.weight_bytes
         self.reset()

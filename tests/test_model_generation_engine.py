@@ -25,6 +25,7 @@ from model.generation.requests import (
     NUM_STOPS,
     REFUSED,
     STOP,
+    Budget,
     Request,
 )
 from model.generation.sampling import Sampling
@@ -76,7 +77,7 @@ def make(name):
     @cache
     def alone(request):
         """The answer of a new engine of one slot."""
-        [completion] = open_engine(num_slots=1, chunk_tokens=4).run([request])
+        [completion] = open_engine(num_slots=1, budget=Budget(4)).run([request])
         return completion
 
     return SimpleNamespace(config=config, params=params, full=full, open=open_engine, alone=alone)
@@ -165,8 +166,8 @@ def _random_request(rng):
 def test_no_interleaving_changes_an_answer(name, num_slots, chunk_tokens, capacity,
                                            prefill_tokens):
     own, rng = make(name), np.random.default_rng(num_slots)
-    engine = own.open(num_slots=num_slots, chunk_tokens=chunk_tokens, capacity=capacity,
-                      prefill_tokens=prefill_tokens)
+    engine = own.open(num_slots=num_slots, capacity=capacity,
+                      budget=Budget(chunk_tokens, prefill_tokens))
     requests, finished, cancelled = {}, {}, set()
     for _ in range(80):
         action = rng.random()
@@ -228,7 +229,7 @@ def test_a_longer_conversation_reads_only_what_is_new(name):
 
 def test_a_long_prompt_is_read_between_the_tokens_of_other_answers():
     own, long = make("dense"), Request(_prompt(38), GREEDY)
-    engine = own.open(num_slots=2, chunk_tokens=1, prefill_tokens=8)
+    engine = own.open(num_slots=2, budget=Budget(1, 8))
     first = engine.submit(Request(_prompt(4, seed=1), Sampling(12, temperature=0)))
     engine.step()
     second = engine.submit(long)
@@ -241,17 +242,6 @@ def test_a_long_prompt_is_read_between_the_tokens_of_other_answers():
             found = changed[second]
     assert lengths[:5] == [(2, 0), (3, 0), (4, 0), (5, 0), (6, 1)], "8 tokens are read each time"
     _assert_same(found, own.alone(long))
-
-
-def test_a_piece_has_the_shape_that_costs_least():
-    limited, free = reading.list_shapes(16, 32), reading.list_shapes(16, None)
-    assert limited == [(8, 4), (4, 8)] and {*free} == {
-        (rows, length) for rows in (1, 8, 16) for length in (4, 8)}
-    for missing, shapes, expected in (
-            ([3] * 8, limited, (8, 4)), ([30], limited, (4, 8)), ([8] * 4, limited, (4, 8)),
-            ([5], free, (1, 8)), ([4] * 12, free, (16, 4)), ([40] * 16, free, (16, 8)),
-            ([4, 4], free, (1, 4)), ([1] * 7, free, (8, 4))):
-        assert reading.choose_shape(missing, shapes) == expected, (missing, shapes)
 
 
 def test_each_request_is_answered_with_its_adapter():
@@ -314,7 +304,7 @@ def _half_characters(tokens):
 @pytest.mark.parametrize("chunk_tokens", [1, 4, 16])
 def test_stop_texts_end_answers_wherever_they_come(chunk_tokens):
     own = make("dense")
-    engine = own.open(num_slots=3, chunk_tokens=chunk_tokens, to_text=_letters)
+    engine = own.open(num_slots=3, budget=Budget(chunk_tokens), to_text=_letters)
     whole = own.alone(Request(_prompt(6), SAMPLED)).tokens
     text = _letters(whole)
     assert len(set(text)) > 6, "the places below are the first of their kind"
@@ -371,7 +361,7 @@ def test_prompts_that_do_not_fit_are_refused_or_cut():
 
 def test_a_cancelled_request_frees_its_slot_whenever_it_is_cancelled():
     own = make("dense")
-    engine = own.open(num_slots=1, chunk_tokens=2, to_text=_letters)
+    engine = own.open(num_slots=1, budget=Budget(2), to_text=_letters)
     drawn, waiting, last = (engine.submit(Request(_prompt(5, seed), SAMPLED))
                             for seed in range(3))
     whole = own.alone(Request(_prompt(5, 0), SAMPLED)).tokens
@@ -398,7 +388,7 @@ def test_a_cancelled_request_frees_its_slot_whenever_it_is_cancelled():
 def test_a_slot_whose_answer_ended_early_holds_what_it_held_then(name, ending):
     """While another slot goes on, nothing more is drawn in it: its state can be continued."""
     own = make(name)
-    engine = own.open(num_slots=2, chunk_tokens=2, to_text=_letters)
+    engine = own.open(num_slots=2, budget=Budget(2), to_text=_letters)
     whole = own.alone(Request(_prompt(5), SAMPLED)).tokens
     text = (_letters(whole[:2]),) if ending == "stop text" else ()
     ended = engine.submit(Request(_prompt(5), SAMPLED, stop_texts=text))
@@ -444,10 +434,12 @@ def test_a_bad_request_is_one_line_and_the_engine_goes_on(change, line):
     assert engine.run([Request((1,), GREEDY, stops=(-5, 99, *range(25, 31)))])[0].finish
 
 
-@pytest.mark.parametrize("change", [{"num_slots": 0}, {"capacity": 1}, {"chunk_tokens": 0}],
-                         ids=str)
+@pytest.mark.parametrize("change", [{"num_slots": 0}, {"capacity": 1}, {"draw_tokens": 0},
+                                    {"prefill_tokens": 0}], ids=str)
 def test_an_impossible_engine_is_refused_in_one_line(change):
     [(name, value)] = change.items()
+    if name in Budget._fields:
+        change = {"budget": Budget(**change)}
     with pytest.raises(UserError, match=f"^{name}={value}: .*: choose another {name}$"):
         make("dense").open(**{"num_slots": 1} | change)
 
@@ -455,7 +447,7 @@ def test_an_impossible_engine_is_refused_in_one_line(change):
 def test_other_settings_compile_nothing(monkeypatch):
     monkeypatch.setattr(engine_module, "SMALLEST_SIZE", 64)     # of the cache, a shape
     own = make("dense")
-    engine = own.open(num_slots=2, capacity=40, chunk_tokens=6, to_text=_letters)
+    engine = own.open(num_slots=2, capacity=40, budget=Budget(6), to_text=_letters)
     engine.run([Request(_prompt(7), GREEDY)])
     with Compilations() as compilations:
         engine.run([Request(_prompt(8, 1), Sampling(13, 0.7, 5, 0.9, 0.1), stops=(3, 4), seed=7)])
@@ -480,7 +472,7 @@ def _answer_all(engine, requests):
 
 @each_family
 def test_the_cache_grows_and_shrinks_with_the_longest_answer_and_changes_none(name, monkeypatch):
-    open_engine = partial(make(name).open, num_slots=2, chunk_tokens=8, capacity=128)
+    open_engine = partial(make(name).open, num_slots=2, budget=Budget(8), capacity=128)
     requests = [Request(_prompt(5), Sampling(40, 1.5, top_k=8)), Request(_prompt(7, 1), SAMPLED),
                 Request(_prompt(60, 2), Sampling(12, temperature=0)),
                 Request(_prompt(7, 1), Sampling(2))]

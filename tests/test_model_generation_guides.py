@@ -13,7 +13,7 @@ from model.families.registry import forward
 from model.generation import engine as engine_module
 from model.generation import reading
 from model.generation.engine import Engine
-from model.generation.requests import FAILED, LENGTH, NUM_TOP, Request, RequestFailed
+from model.generation.requests import FAILED, LENGTH, NUM_TOP, Budget, Request, RequestFailed
 from model.generation.sampling import Sampling
 from model.generation.speculative import PromptLookup
 from model.generation.weights import unstack
@@ -36,7 +36,7 @@ def small_pieces():
 def open_engine(params, config, execution):
     weights = unstack(params, execution)
     return lambda **how: Engine(weights, config, execution, **dict(
-        num_slots=3, capacity=CAPACITY, chunk_tokens=4) | how)
+        num_slots=3, capacity=CAPACITY, budget=Budget(4)) | how)
 
 
 @dataclasses.dataclass

@@ -12,7 +12,8 @@ from model.config import ModelConfig
 from model.execution import Execution
 from model.families.registry import init
 from model.generation import reading
-from model.generation.engine import Engine, Request
+from model.generation.engine import Engine
+from model.generation.requests import Budget, Request
 from model.generation.sampling import Sampling
 from model.generation.weights import unstack
 from model.parallel.sharding import make_mesh, param_shardings
@@ -53,7 +54,7 @@ def test_answers_on_a_mesh_are_those_of_one_device(changes, mesh, num_slots, pie
     rng = np.random.default_rng(1)
     params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.4, leaf.shape), jnp.float32),
                           jax.eval_shape(partial(init, config), jax.random.key(0)))
-    sizes = dict(num_slots=num_slots, capacity=24, chunk_tokens=4)
+    sizes = dict(num_slots=num_slots, capacity=24, budget=Budget(4))
     requests = [request for request in _requests(
         9, [Sampling(8, temperature=0), Sampling(6, 1.5), Sampling(7, 0.9, top_p=0.9)])
         if max(request.prompt) < config.V]

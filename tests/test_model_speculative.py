@@ -12,8 +12,9 @@ from scipy import stats
 from core.errors import UserError
 from model.config import ModelConfig
 from model.families.registry import forward, init
-from model.generation.engine import CANCELLED, LENGTH, STOP, Engine, Request
+from model.generation.engine import Engine
 from model.generation.generate import Ask, make_slots, prefill, start
+from model.generation.requests import CANCELLED, LENGTH, STOP, Budget, Request
 from model.generation.sampling import Sampling, adjust, stack_sampling
 from model.generation.speculative import (
     DraftModel,
@@ -54,7 +55,7 @@ def kinds(weights, config, execution):
 def make_engine(weights, config, execution, kinds):
     """Makes an engine of one size with a kind of speculation."""
     def make(kind, **options):
-        return Engine(weights, config, execution, num_slots=4, capacity=128, chunk_tokens=8,
+        return Engine(weights, config, execution, num_slots=4, capacity=128, budget=Budget(8),
                       speculation=kinds[kind], **options)
 
     return make
@@ -220,7 +221,7 @@ def test_a_sharded_mesh_draws_the_same(make_engine, prompts, params, config, exe
     mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
     with jax.set_mesh(mesh):
         weights = unstack(jax.device_put(params, param_shardings(params, mesh)), execution)
-        engine = Engine(weights, config, execution, num_slots=4, capacity=128, chunk_tokens=8,
+        engine = Engine(weights, config, execution, num_slots=4, capacity=128, budget=Budget(8),
                         speculation=DraftModel(weights, config, NUM_DRAFTED))
         check_same(engine.run(requests), expected)
     assert engine.counts == whole.counts
@@ -363,7 +364,7 @@ def test_windows_and_recurrent_states_forget_refused_tokens(config, draft_config
                       for one in (config, draft_config))
     speculation = DraftModel(draft, draft_config, NUM_DRAFTED)
     plain, looks_up, engine, fresh = (
-        Engine(weights, config, execution, num_slots=1, capacity=64, chunk_tokens=8,
+        Engine(weights, config, execution, num_slots=1, capacity=64, budget=Budget(8),
                speculation=one)
         for one in (None, PromptLookup(NUM_DRAFTED, ngram=2), speculation, speculation))
     requests = [Request(prompt, GREEDY) for prompt in prompts[2:4]]

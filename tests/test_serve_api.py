@@ -36,7 +36,7 @@ from model.generation.sampling import Sampling
 from model.heads.embedding import mean_embedding
 from serve.api.embeddings import Encoder
 from serve.api.metrics import Metrics
-from serve.api.worker import CHUNK_TOKENS
+from serve.api.worker import BUDGET
 
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
@@ -86,7 +86,7 @@ def client(server):
 
 def _alone(model, prompt, sampling, **how):
     """The answer of an engine that has nothing else to do."""
-    engine = make_engine(model, num_slots=NUM_SLOTS, capacity=CAPACITY, chunk_tokens=CHUNK_TOKENS)
+    engine = make_engine(model, num_slots=NUM_SLOTS, capacity=CAPACITY, budget=BUDGET)
     [completion] = engine.run([Request(tuple(prompt), sampling, BYTES.stops, **how)])
     return completion
 

@@ -14,7 +14,15 @@ from eval.respond.kept import key_of
 from eval.respond.loaded import LoadedModel
 from eval.respond.responder import Prompt, Reply, as_conversation
 from model.generation.engine import Engine
-from model.generation.requests import LENGTH, REFUSED, STOP, Completion, Request
+from model.generation.requests import (
+    DEFAULT_BUDGET,
+    LENGTH,
+    REFUSED,
+    STOP,
+    Budget,
+    Completion,
+    Request,
+)
 from model.generation.sampling import Sampling
 from model.generation.speculative import Speculation
 
@@ -126,10 +134,11 @@ def _generate(model: LoadedModel, requests: Mapping[str, Request],
 
 
 def make_engine(model: LoadedModel, *, num_slots: int, capacity: int,
-                chunk_tokens: int = 16, speculation: Speculation | None = None) -> Engine:
+                budget: Budget = DEFAULT_BUDGET,
+                speculation: Speculation | None = None) -> Engine:
     """An engine for a loaded model, whose completions have a text; see `Engine`."""
     return Engine(model.weights, model.config, model.execution, num_slots=num_slots,
-                  capacity=capacity, chunk_tokens=chunk_tokens, to_text=model.tokenizer.text_of,
+                  capacity=capacity, budget=budget, to_text=model.tokenizer.text_of,
                   speculation=speculation)
 
 

@@ -43,11 +43,13 @@ from model.generation.generate import (
 from model.generation.reading import Shape, choose_shape, list_shapes, place_prompts
 from model.generation.requests import (
     CANCELLED,
+    DEFAULT_BUDGET,
     FAILED,
     LENGTH,
     NUM_STOPS,
     REFUSED,
     STOP,
+    Budget,
     Completion,
     Request,
     RequestFailed,
@@ -74,9 +76,7 @@ class Engine:
         params: see `model.generation.weights.unstack` and `add_adapters`.
         num_slots: requests that are answered at once.
         capacity: tokens of prompt and answer of a request.
-        chunk_tokens: tokens that are drawn between looks at new, stopped and cancelled requests.
-        prefill_tokens: tokens of prompts that are read before the next chunk is drawn, so that a
-            long prompt holds up the answers of others for a moment only; None reads all.
+        budget: what a step does.
         to_text: text of tokens, without special ones; needed for stop texts.
         speculation: how tokens are drafted; None drafts none.
 
@@ -90,12 +90,12 @@ class Engine:
     """
 
     def __init__(self, params: Params, config: ModelConfig, execution: Execution, *,
-                 num_slots: int, capacity: int, chunk_tokens: int = 16,
-                 prefill_tokens: int | None = None,
+                 num_slots: int, capacity: int, budget: Budget = DEFAULT_BUDGET,
                  to_text: Callable[[Sequence[int]], str] | None = None,
                  speculation: Speculation | None = None):
         sizes = dict(num_slots=(num_slots, 1), capacity=(capacity, 2),
-                     chunk_tokens=(chunk_tokens, 1), prefill_tokens=(prefill_tokens, 1))
+                     draw_tokens=(budget.draw_tokens, 1),
+                     prefill_tokens=(budget.prefill_tokens, 1))
         for name, (size, least) in sizes.items():
             if size is not None and size < least:
                 raise UserError(f"{name}={size}", f"must be at least {least}",
@@ -106,9 +106,8 @@ class Engine:
                             "make the engine without speculation")
         check_length(config, capacity)
         self._params, self._bound = params, {"config": config, "execution": execution}
-        self._capacity, self._chunk_tokens = capacity, chunk_tokens
-        self._reads_all = prefill_tokens is None
-        self._shapes = list_shapes(num_slots, prefill_tokens)
+        self._capacity, self._budget = capacity, budget
+        self._shapes = list_shapes(num_slots, budget.prefill_tokens)
         self._piece = max(shape.length for shape in self._shapes)
         self._to_text = to_text
         self._held_BM = np.full((num_slots, capacity), -1, np.int32)
@@ -275,7 +274,7 @@ class Engine:
             self._resize(0)
             self._read(reading[:shape.num_rows], shape)
             self._start([slot for slot in reading if not slot.is_reading])
-            if not self._reads_all:
+            if self._budget.prefill_tokens is not None:
                 return
 
     def _place(self) -> None:
@@ -333,7 +332,7 @@ class Engine:
         """Draws a chunk; returns the numbers of the busy slots' requests."""
         is_close = any(self._requests[slot.request].is_close for slot in busy)
         step_tokens = 1 if self._speculation is None else 1 + self._speculation.num_tokens
-        num_steps = 1 if is_close else -(-self._chunk_tokens // step_tokens)
+        num_steps = 1 if is_close else -(-self._budget.draw_tokens // step_tokens)
         self._resize(max(slot.length for slot in busy) + num_steps * step_tokens)
         num_slots = len(self._slots)
         # With requests waiting, a quarter of idle slots is worth a look.
@@ -359,7 +358,7 @@ class Engine:
         if self._speculation is None:
             allowed_BV = self._allowed(busy) if is_close else self._all_BV
             self._state, drawn = decode(self._params, self._state, num_idle, num_steps, allowed_BV,
-                                        most=self._chunk_tokens, **self._bound)
+                                        most=self._budget.draw_tokens, **self._bound)
         else:
             self._state, drawn, counts = decode_drafted(
                 self._params, self._speculation, self._state, num_idle, num_steps=num_steps,

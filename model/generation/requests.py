@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -16,6 +16,22 @@ OVERLONG = ("refuse", "cut")
 
 STOP, LENGTH, REFUSED, CANCELLED = "stop", "length", "refused", "cancelled"
 FAILED = "failed"
+
+
+class Budget(NamedTuple):
+    """What a step of the engine does, before it looks at new, stopped and cancelled requests.
+
+    Attributes:
+        draw_tokens: tokens that are drawn in each slot.
+        prefill_tokens: tokens of prompts that are read, so that a long one holds up the answers of
+            others for a moment only; None reads all.
+    """
+
+    draw_tokens: int = 16
+    prefill_tokens: int | None = None
+
+
+DEFAULT_BUDGET = Budget()
 
 
 class Guide(Protocol):

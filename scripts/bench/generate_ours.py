@@ -18,7 +18,7 @@ from eval.respond.local import make_engine
 from model.execution import Execution
 from model.families.registry import num_params
 from model.generation.engine import Engine
-from model.generation.requests import Request
+from model.generation.requests import Budget, Request
 from model.generation.sampling import Sampling
 from scripts.bench.generate_engine import serve
 from scripts.bench.train_workload import fastest_secs
@@ -104,7 +104,7 @@ class Ours:
     def _make_engine(self, num_slots: int, capacity: int) -> Engine:
         """A new engine; engines of one shape share their programs."""
         return make_engine(self._model, num_slots=num_slots, capacity=capacity + CHUNK_TOKENS,
-                           chunk_tokens=CHUNK_TOKENS)
+                           budget=Budget(CHUNK_TOKENS))
 
     def _submit(self, engine: Engine, prompts: Sequence[Sequence[int]], sampling: Sampling,
                 **settings: Any) -> None:

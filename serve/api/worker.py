@@ -12,13 +12,21 @@ from typing import Any
 from core.progress import log
 from eval.respond.loaded import LoadedModel
 from eval.respond.local import make_engine
-from model.generation.requests import CANCELLED, FAILED, REFUSED, Completion, Request, RequestFailed
+from model.generation.requests import (
+    CANCELLED,
+    FAILED,
+    REFUSED,
+    Budget,
+    Completion,
+    Request,
+    RequestFailed,
+)
 from serve.api.grammar import Grammars
 from serve.api.metrics import ModelMetrics
 from serve.api.streaming import Piece, TextWriter
 from serve.web.errors import WebError
 
-CHUNK_TOKENS = 4    # that are drawn between looks at new requests and those that are gone
+BUDGET = Budget(draw_tokens=4, prefill_tokens=512)
 IDLE_SECS = 0.5     # after which a worker without work looks whether it should end
 
 
@@ -116,7 +124,7 @@ class Worker:
 
     def _open_engine(self) -> Any:
         return make_engine(self.model, num_slots=self._num_slots, capacity=self.capacity,
-                           chunk_tokens=CHUNK_TOKENS)
+                           budget=BUDGET)
 
     def _run(self) -> None:
         try:
