@@ -2,8 +2,11 @@
 
     python -m serve.run --model=runs/quickstart/rl
     python -m serve.run --model=small=runs/smollm2 --model=embed=runs/minilm --port=8000
+    python -m serve.run --model=runs/smollm2 --model=tiny=runs/smollm2 --weights=tiny=int4 \\
+        --adapter=polite=runs/lora/adapter
 
-A model is served under its folder's name, or under the one before the equals sign. Endpoints:
+A model is served under its folder's name, or under the one before the equals sign; an adapter of
+one under its own name, in the same batch as the model. Endpoints:
 `/v1/models`, `/v1/chat/completions`, `/v1/completions`, of encoders `/v1/embeddings`; `/health` and
 `/metrics`. Everything that requests need is compiled before the port opens. Only this machine can
 connect unless `--host` is another address, for which keys are needed: a file with one on each line.
@@ -13,20 +16,25 @@ SIGTERM and Ctrl-C finish the answers that are drawn, within `--shutdown_secs`, 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from absl import flags
+from jax.sharding import Mesh
 
 from core import entry
 from core.errors import UserError
 from core.progress import log
-from eval.respond.loaded import load_model
+from eval.respond.loaded import load_model, only_generating
+from model.adapters.lora import describe_lora, load_lora
 from model.adapters.quantization import KINDS
-from model.directory import read_description
+from model.directory import fingerprint_params, read_description
 from model.execution import COMPUTE_DTYPES, KV_CACHES, Execution
+from model.parallel.sharding import make_mesh
+
+WEIGHTS = ("float32", *KINDS)
 
 
 def find_models(entries: Sequence[str]) -> dict[str, Path]:
@@ -52,6 +60,65 @@ def find_models(entries: Sequence[str]) -> dict[str, Path]:
     return found
 
 
+def find_kinds(entries: Sequence[str], names: Collection[str]) -> dict[str, str]:
+    """What the weights of each model are held in, from flags of the form KIND or NAME=KIND.
+
+    Raises:
+        UserError: there is no such kind or model, or one has two.
+    """
+    kinds: dict[str, str] = {}
+    for text in entries:
+        name, _, kind = text.rpartition("=")
+        if kind not in WEIGHTS:
+            raise UserError(f"--weights={text}", f"must be one of {', '.join(WEIGHTS)}",
+                            "try --weights=int8, or --weights=NAME=int8 for one model")
+        if (name and name not in names) or name in kinds:
+            raise UserError(f"--weights={text}", "names no model, or one a second time",
+                            f"choose among {', '.join(names)}")
+        kinds[name] = kind
+    return {name: kinds.get(name, kinds.get("", "float32")) for name in names}
+
+
+def find_adapters(entries: Sequence[str], folders: dict[str, Path]) -> dict[str, dict[str, Path]]:
+    """The adapters of each model by their names, from flags of the form NAME=DIR.
+
+    Raises:
+        UserError: one has no name, or one that is taken, is damaged, or belongs to no model.
+    """
+    found: dict[str, dict[str, Path]] = {name: {} for name in folders}
+    for text in entries:
+        name, equals, folder = text.partition("=")
+        if not (name and equals and folder):
+            raise UserError(f"--adapter={text}", "is not NAME=DIR",
+                            "try --adapter=polite=runs/lora/adapter")
+        if name in folders or any(name in own for own in found.values()):
+            raise UserError(f"--adapter={text}", f"names {name} a second time",
+                            "give it a name of its own")
+        base = describe_lora(Path(folder))["base"]
+        if not (owners := [owner for owner in folders
+                           if fingerprint_params(folders[owner]) == base["params"]]):
+            raise UserError(f"--adapter={text}", f"is an adapter of {base['name']} with parameters "
+                            f"{base['params']}, which no --model has", "serve that model too")
+        log(f"{name} is an adapter of {owners[0]}")
+        found[owners[0]][name] = Path(folder)
+    return found
+
+
+def find_mesh(entries: Sequence[str]) -> Mesh | None:
+    """The mesh of flags of the form AXIS=SIZE; None, which is one device, without any.
+
+    Raises:
+        UserError: there is no such axis, or the sizes are not those of the devices.
+    """
+    sizes = dict(entry.partition("=")[::2] for entry in entries)
+    if not sizes:
+        return None
+    if not all(size.lstrip("-").isdecimal() for size in sizes.values()):
+        raise UserError(f"--mesh={','.join(entries)}", "is not AXIS=SIZE[,AXIS=SIZE]",
+                        "try --mesh=tensor=2")
+    return make_mesh({axis: int(size) for axis, size in sizes.items()})
+
+
 def open_models(folders: dict[str, Path]) -> Any:
     """Loads models and compiles what they need; returns what is served, the workers started."""
     from serve.api.app import Served
@@ -63,17 +130,24 @@ def open_models(folders: dict[str, Path]) -> Any:
     dtype = values.compute_dtype or (
         "float32" if jax.default_backend() == "cpu" else "bfloat16")
     execution, metrics = Execution(dtype, kv_cache=values.kv_cache), Metrics()
+    kinds, adapters = find_kinds(values.weights, folders), find_adapters(values.adapter, folders)
+    mesh = find_mesh(values.mesh)
     workers, encoders = {}, {}
     for name, folder in folders.items():
         if read_description(folder).config.family == "encoder":
+            if adapters[name] or kinds[name] != "float32":
+                raise UserError(f"--model={name}={folder}", "is an encoder, which is served in "
+                                "float32 and without adapters", "serve it apart from this one")
             encoders[name] = Encoder(folder, execution)
         else:
-            model = load_model(folder, execution, weights=values.weights)
+            model = only_generating(
+                load_model(folder, execution, mesh, weights=kinds[name]),
+                [load_lora(adapter, folder, mesh) for adapter in adapters[name].values()])
             metrics.models[name] = ModelMetrics(values.batch_size)
             workers[name] = Worker(
                 model, num_slots=values.batch_size, max_queue=values.max_queue,
                 capacity=values.context_tokens or model.context_tokens,
-                metrics=metrics.models[name])
+                metrics=metrics.models[name], mesh=mesh, adapters=[*adapters[name]])
         began = time.monotonic()
         (workers.get(name) or encoders[name]).warm_up()
         log(f"{name}: {folder} is compiled in {time.monotonic() - began:.1f} s")
@@ -131,7 +205,12 @@ def _define_flags() -> None:
                        lower_bound=0.0)
     flags.DEFINE_enum("compute_dtype", None, COMPUTE_DTYPES, "Dtype of matmuls; by default float32 "
                       "on a CPU and bfloat16 elsewhere.")
-    flags.DEFINE_enum("weights", "float32", ("float32", *KINDS), "What weights are held in.")
+    flags.DEFINE_multi_string("weights", [], "What weights are held in: KIND, or NAME=KIND for one "
+                              f"model, of {', '.join(WEIGHTS)}; by default float32.")
+    flags.DEFINE_multi_string("adapter", [], "NAME=DIR, an adapter of one of the models; may be "
+                              "repeated.")
+    flags.DEFINE_list("mesh", [], "AXIS=SIZE[,AXIS=SIZE], over which models are sharded, e.g. "
+                      "tensor=4; by default they are on one device.")
     flags.DEFINE_enum("kv_cache", "compute", KV_CACHES, "What keys and values are held in: the "
                       "compute dtype or int8.")
 

@@ -27,11 +27,11 @@ def make_model(config, execution):
                        name="tiny@0123")
 
 
-def make_worker(model, metrics, name, *, num_slots, capacity, max_queue):
+def make_worker(model, metrics, name, *, num_slots, capacity, max_queue, **how):
     """A worker that is counted under a name, not yet started."""
     metrics.models[name] = ModelMetrics(num_slots)
     return Worker(model, num_slots=num_slots, capacity=capacity, max_queue=max_queue,
-                  metrics=metrics.models[name])
+                  metrics=metrics.models[name], **how)
 
 
 @contextlib.contextmanager

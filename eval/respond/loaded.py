@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jax.sharding import Mesh
@@ -13,13 +13,13 @@ from core.artifacts import read_lineage
 from data.tokenizers.load import load_tokenizer
 from data.tokenizers.tokenizer import Tokenizer
 from eval.respond.kept import Kept
-from model.adapters.lora import apply_lora, load_lora
+from model.adapters.lora import Adapter, Lora, apply_lora, load_lora, stack_adapters
 from model.adapters.quantization import quantize, weight_bytes
 from model.config import ModelConfig
 from model.directory import load_params, read_description
 from model.execution import Execution
 from model.families.registry import Params, check_generates
-from model.generation.weights import unstack
+from model.generation.weights import add_adapters, unstack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,7 @@ class LoadedModel:
     """A model in memory.
 
     Attributes:
-        params: parameters.
+        params: parameters; of `only_generating`, as generation reads them.
         config: the architecture.
         execution: how it runs here.
         tokenizer: the tokenizer that it was trained with.
@@ -51,8 +51,9 @@ class LoadedModel:
 
     @functools.cached_property
     def weights(self) -> Params:
-        """The parameters as generation reads them, a second copy."""
-        return unstack(self.params, self.execution)
+        """The parameters as generation reads them; a second copy, if they are not held so."""
+        is_unstacked = isinstance(self.params["blocks"], tuple)
+        return self.params if is_unstacked else unstack(self.params, self.execution)
 
     @property
     def weight_bytes(self) -> int:
@@ -85,6 +86,17 @@ def load_model(folder: Path, execution: Execution, mesh: Mesh | None = None, *,
         params, described.config, execution,
         load_tokenizer(folder / "tokenizer"), described.chat, described.context_tokens,
         f"{folder.name}@{read_lineage(folder)['fingerprint']}")
+
+
+def only_generating(model: LoadedModel,
+                    adapters: Sequence[tuple[Adapter, Lora]] = ()) -> LoadedModel:
+    """The model without the copy of its parameters that measurements read.
+
+    Args:
+        adapters: of the model, among which each request chooses; see `Request.adapter`.
+    """
+    weights = add_adapters(model.weights, stack_adapters(adapters)) if adapters else model.weights
+    return dataclasses.replace(model, params=weights)
 
 
 def keeping(model: LoadedModel, folder: Path) -> LoadedModel:

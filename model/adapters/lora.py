@@ -274,7 +274,25 @@ def load_lora(folder: Path, base: Path, mesh: Mesh | None = None) -> tuple[Adapt
     Raises:
         UserError: this is no adapter, it is damaged, or it belongs to another model.
     """
-    folder, base = Path(folder), Path(base)
+    described, base = describe_lora(folder), Path(base)
+    config, own = read_description(base).config, described["base"]
+    if fingerprint_params(base) != own["params"]:
+        raise UserError(str(folder), f"is an adapter of {own['name']} with parameters "
+                        f"{own['params']}, and those of {base} are {fingerprint_params(base)}",
+                        "name the model that it was trained from")
+    lora = Lora(described["rank"], described["alpha"], tuple(described["targets"]))
+    shapes = abstract_lora(config, lora)
+    _check_shapes(folder, described["shapes"], _shapes(shapes))
+    return load_arrays(Path(folder), shapes, "adapter.json", mesh), lora
+
+
+def describe_lora(folder: Path) -> dict[str, Any]:
+    """What an adapter's `adapter.json` says, such as the model that it belongs to.
+
+    Raises:
+        UserError: this is no adapter, or it is damaged.
+    """
+    folder = Path(folder)
     if not (folder / "adapter.json").exists():
         raise UserError(str(folder), "is no adapter (no adapter.json)",
                         "name the folder adapter/ that fine-tuning with lora.rank above 0 wrote")
@@ -284,15 +302,7 @@ def load_lora(folder: Path, base: Path, mesh: Mesh | None = None) -> tuple[Adapt
     if missing := {"rank", "alpha", "targets", "arrays", "shapes", "base"} - described.keys():
         raise UserError(f"{folder}/adapter.json", f"has no {', '.join(sorted(missing))}",
                         "put it back from a copy, or train it anew")
-    config, own = read_description(base).config, described["base"]
-    if fingerprint_params(base) != own["params"]:
-        raise UserError(str(folder), f"is an adapter of {own['name']} with parameters "
-                        f"{own['params']}, and those of {base} are {fingerprint_params(base)}",
-                        "name the model that it was trained from")
-    lora = Lora(described["rank"], described["alpha"], tuple(described["targets"]))
-    shapes = abstract_lora(config, lora)
-    _check_shapes(folder, described["shapes"], _shapes(shapes))
-    return load_arrays(folder, shapes, "adapter.json", mesh), lora
+    return described
 
 
 def _shapes(adapter: Adapter) -> dict[str, list[int]]:

@@ -58,6 +58,11 @@ class Served:
     is_closing: bool = False
     began: int = dataclasses.field(default_factory=lambda: int(time.time()))
 
+    def by_name(self) -> dict[str, Worker]:
+        """The workers by the names of models and of adapters."""
+        return {**self.workers, **{adapter: worker for worker in self.workers.values()
+                                   for adapter in worker.adapters}}
+
     @property
     def num_open(self) -> int:
         """Answers that are not over."""
@@ -110,7 +115,7 @@ class Routes:
     """The handlers of all paths."""
 
     def __init__(self, served: Served):
-        self._served = served
+        self._served, self._workers = served, served.by_name()
         self._embedding, self._num_embedding = asyncio.Lock(), 0   # one at a time on the device
 
     async def health(self, _request: Request) -> Response:
@@ -127,18 +132,18 @@ class Routes:
 
     async def models(self, _request: Request) -> Response:
         """The list of models."""
-        names = [*self._served.workers, *self._served.encoders]
+        names = [*self._workers, *self._served.encoders]
         return JSONResponse({"object": "list", "data": list(map(self._describe, names))})
 
     async def model(self, request: Request) -> Response:
         """One model."""
         name = request.path_params["name"]
-        if name not in self._served.workers and name not in self._served.encoders:
+        if name not in self._workers and name not in self._served.encoders:
             raise _unknown_model(name)
         return JSONResponse(self._describe(name))
 
     def _describe(self, name: str) -> dict[str, Any]:
-        worker = self._served.workers.get(name)
+        worker = self._workers.get(name)
         context = worker.capacity if worker else self._served.encoders[name].context_tokens
         return {"id": name, "object": "model", "created": self._served.began,
                 "owned_by": "heartwood", "context_tokens": context}
@@ -147,9 +152,9 @@ class Routes:
         if name in self._served.encoders:
             raise WebError(400, f"{name} is an encoder: use /v1/embeddings", param="model",
                            code="no_language_model")
-        if name not in self._served.workers:
+        if name not in self._workers:
             raise _unknown_model(name)
-        return self._served.workers[name]
+        return self._workers[name]
 
     async def chat(self, request: Request) -> Response:
         """Chat completions."""
@@ -157,8 +162,8 @@ class Routes:
         worker = self._worker(asked.model)
         worker.check_room(asked.settings.num_choices)
         prompt, requests = await asyncio.to_thread(_prepare_chat, worker, asked)
-        reply = ChatReply(asked.model, worker.model.name, worker.model.tokenizer, asked.settings,
-                          [""] * len(requests))
+        reply = ChatReply(asked.model, worker.fingerprint(asked.model), worker.model.tokenizer,
+                          asked.settings, [""] * len(requests))
         job = Job(worker, requests, asked.settings, self._served.request_secs)
         return await _respond(request, job, reply, asked.settings, len(prompt))
 
@@ -172,14 +177,15 @@ class Routes:
         tokenizer = worker.model.tokenizer
         echoes = [(one if isinstance(one, str) else tokenizer.text_of(one)) if asked.echo else ""
                   for one in asked.prompts for _ in range(asked.settings.num_choices)]
-        reply = Reply(asked.model, worker.model.name, tokenizer, asked.settings, echoes)
+        reply = Reply(asked.model, worker.fingerprint(asked.model), tokenizer, asked.settings,
+                      echoes)
         job = Job(worker, requests, asked.settings, self._served.request_secs)
         return await _respond(request, job, reply, asked.settings, sum(map(len, prompts)))
 
     async def embed(self, request: Request) -> Response:
         """Embeddings."""
         asked = parse_embedding(parse_body(await read_body(request, MAX_BODY_BYTES)))
-        if asked.model in self._served.workers:
+        if asked.model in self._workers:
             raise WebError(400, f"{asked.model} writes text: name an encoder", param="model",
                            code="no_encoder")
         if asked.model not in self._served.encoders:
@@ -202,14 +208,15 @@ def _unknown_model(name: str) -> WebError:
 
 def _prepare_chat(worker: Worker, asked: ChatRequest) -> tuple[list[int], list[Any]]:
     prompt = render_chat(worker.model, asked)
-    return prompt, make_requests(worker, prompt, asked.settings, "messages")
+    return prompt, make_requests(worker, asked.model, prompt, asked.settings, "messages")
 
 
 def _prepare_completion(worker: Worker, asked: CompletionRequest) -> tuple[list[list[int]],
                                                                            list[Any]]:
     prompts = [read_prompt(worker.model, one) for one in asked.prompts]
     return prompts, [made for prompt in prompts
-                     for made in make_requests(worker, prompt, asked.settings, "prompt")]
+                     for made in make_requests(worker, asked.model, prompt, asked.settings,
+                                               "prompt")]
 
 
 async def _respond(request: Request, job: Job, reply: Reply, settings: Settings,

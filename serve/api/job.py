@@ -67,9 +67,12 @@ def read_prompt(model: LoadedModel, prompt: str | tuple[int, ...]) -> list[int]:
     return tokens
 
 
-def make_requests(worker: Worker, prompt: Sequence[int], settings: Settings,
+def make_requests(worker: Worker, name: str, prompt: Sequence[int], settings: Settings,
                   param: str) -> list[Request]:
     """A request to the engine for each answer to a prompt, which the field `param` holds.
+
+    Args:
+        name: of the worker's model, or of one of its adapters.
 
     Raises:
         WebError: prompt and answer exceed the context, or a number of the settings is refused.
@@ -84,6 +87,7 @@ def make_requests(worker: Worker, prompt: Sequence[int], settings: Settings,
         sampling = Sampling(settings.max_tokens or room, **settings.draws)
         return [Request(tuple(prompt), sampling, worker.model.tokenizer.stops, seed=settings.seed,
                         sample=number, num_top=settings.num_top,
+                        adapter=worker.adapters.get(name, 0),
                         guide=worker.grammars.make_guide(settings.constraint))
                 for number in range(settings.num_choices)]
     except UserError as error:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 import traceback
-from collections import Counter, deque
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import jax
+from jax.sharding import Mesh
 
 from core.progress import log
 from eval.respond.loaded import LoadedModel
@@ -24,6 +28,7 @@ from model.generation.requests import (
 from serve.api.grammar import Grammars
 from serve.api.metrics import ModelMetrics
 from serve.api.streaming import Piece, TextWriter
+from serve.api.waiting import Waiting
 from serve.web.errors import WebError
 
 BUDGET = Budget(draw_tokens=4, prefill_tokens=512)
@@ -56,14 +61,17 @@ class Worker:
         capacity: tokens of prompt and answer.
         max_queue: answers that may wait for a slot.
         metrics: what is counted.
+        mesh: that the model is sharded over.
+        adapters: names of the model's adapters, in their order.
     """
 
     def __init__(self, model: LoadedModel, *, num_slots: int, capacity: int, max_queue: int,
-                 metrics: ModelMetrics):
+                 metrics: ModelMetrics, mesh: Mesh | None = None, adapters: Sequence[str] = ()):
         self.model, self.capacity, self.most = model, capacity, num_slots + max_queue
-        self._num_slots, self._metrics = num_slots, metrics
+        self._num_slots, self._metrics, self._mesh = num_slots, metrics, mesh
+        self.adapters = {name: place for place, name in enumerate(adapters, start=1)}
         self.grammars = Grammars(model)
-        self._inbox: deque[Answer] = deque()
+        self._waiting = Waiting()
         self._answers: dict[int, Answer] = {}
         self._counts: Counter[str] = Counter()
         self._change = threading.Condition()
@@ -71,9 +79,14 @@ class Worker:
         self._engine = self._open_engine()
         self._thread = threading.Thread(target=self._run, name=model.name, daemon=True)
 
+    def fingerprint(self, name: str) -> str:
+        """What tells the model from others, with the adapter of that name."""
+        return f"{self.model.name}+{name}" if name in self.adapters else self.model.name
+
     def warm_up(self) -> None:
         """Compiles everything that requests may need; before `start`."""
-        self._engine.warm_up()
+        with self._on_mesh():
+            self._engine.warm_up()
 
     def start(self) -> None:
         """Begins to answer."""
@@ -104,7 +117,7 @@ class Worker:
                 raise WebError(503, "the server is closing", code="closing")
             self.check_room(len(answers))
             self._num_open += len(answers)
-            self._inbox.extend(answers)
+            self._waiting.add(answers)
             self._change.notify()
 
     def cancel(self, answers: list[Answer]) -> None:
@@ -122,31 +135,38 @@ class Worker:
         if self._thread.is_alive():
             self._thread.join()
 
+    def _on_mesh(self) -> Any:
+        """Makes the mesh that of this thread."""
+        return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
+
     def _open_engine(self) -> Any:
-        return make_engine(self.model, num_slots=self._num_slots, capacity=self.capacity,
-                           budget=BUDGET)
+        with self._on_mesh():
+            return make_engine(self.model, num_slots=self._num_slots, capacity=self.capacity,
+                               budget=BUDGET)
 
     def _run(self) -> None:
         try:
-            self._loop()
+            with self._on_mesh():
+                self._loop()
         except Exception:
             traceback.print_exc()
             log(f"{self.model.name}: its engine cannot be opened anew, and answers no more")
             with self._change:
-                self._is_closing = True     # nothing comes into the inbox after it
-            self._fail_all([*self._answers.values(), *self._inbox])
+                self._is_closing = True     # nothing is submitted after it
+            self._fail_all([*self._answers.values(), *self._waiting])
 
     def _loop(self) -> None:
         while True:
             with self._change:
-                while not (self._inbox or self._engine.is_running or self._is_closing):
+                while not (self._waiting or self._engine.is_running or self._is_closing):
                     self._change.wait(IDLE_SECS)
                 if self._is_closing and not self._num_open:
                     return
-                new, self._inbox = [*self._inbox], deque()
+                self._end_late()
+                # No more than slots wait in the engine, where the first comes first.
+                new = self._waiting.take(self._num_slots - self._engine.num_waiting)
             for answer in new:
                 self._admit(answer)
-            self._end_late()
             try:
                 changed = self._engine.step()
             except RequestFailed:
@@ -173,7 +193,7 @@ class Worker:
     def _end_late(self) -> None:
         """Ends answers that take too long or that nobody waits for."""
         now = time.monotonic()
-        for answer in self._answers.values():
+        for answer in (*self._answers.values(), *self._waiting):
             if not answer.is_over and (answer.is_cancelled
                                        or now > min(answer.deadline, self._limit)):
                 self._engine.cancel(answer.number)
