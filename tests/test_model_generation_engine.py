@@ -49,7 +49,7 @@ def small_pieces():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reading, "PIECES", (4, 8))
         patch.setattr(reading, "MIN_SHARED_TOKENS", 4)
-        patch.setattr(reading, "CALL_TOKENS", 8)
+        patch.setattr(reading, "CALL_TOKENS", {"cpu": 8})
         patch.setattr(engine_module, "SMALLEST_SIZE", 16)
         yield
 

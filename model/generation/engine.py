@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 
@@ -263,8 +264,9 @@ class Engine:
             slot.free(self._tick())
 
     def _admit(self) -> None:
-        """Fills idle slots, reads what fits of their prompts, and begins answers."""
-        while True:
+        """Fills idle slots, reads their prompts within the budget, and begins answers."""
+        left = self._budget.prefill_tokens or math.inf
+        while left > 0:
             self._place()
             reading = sorted((slot for slot in self._slots if slot.is_reading),
                              key=lambda slot: slot.last_used)
@@ -274,8 +276,7 @@ class Engine:
             self._resize(0)
             self._read(reading[:shape.num_rows], shape)
             self._start([slot for slot in reading if not slot.is_reading])
-            if self._budget.prefill_tokens is not None:
-                return
+            left -= shape.num_tokens
 
     def _place(self) -> None:
         """Gives waiting requests to idle slots."""

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from model.generation.cache import PIECE
@@ -17,7 +18,10 @@ PIECES = (32, 128, PIECE)   # tokens of a prompt that a call reads, padded to on
 GROUP_SIZE = 8              # prompts that a call reads where there is no limit, or one, or as many
                             # as there are slots
 MIN_SHARED_TOKENS = 16      # a shorter beginning of a prompt costs more to copy than to read again
-CALL_TOKENS = 256           # tokens that take about as long to read as the weights, once a call
+# Tokens whose products take about as long as it takes to read the weights, once a call: much
+# arithmetic for little memory, as on a GPU, makes it many.
+CALL_TOKENS = {"cpu": 32}
+MANY_CALL_TOKENS = 256
 
 
 class Placed(NamedTuple):
@@ -39,18 +43,25 @@ class Shape(NamedTuple):
     num_rows: int
     length: int
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that a call computes, padding included."""
+        return self.num_rows * self.length
+
 
 def list_shapes(num_slots: int, limit: int | None) -> list[Shape]:
     """The shapes that are compiled.
 
     Args:
-        limit: tokens that a call reads at most; None is no limit.
+        limit: tokens that are read before the next ones are drawn; None is no limit. With one there
+            are fewer shapes: many short pieces, or one of any length.
     """
     if limit is None:
         return [Shape(num_rows, length) for length in PIECES
                 for num_rows in sorted({num_slots, min(GROUP_SIZE, num_slots), 1})]
     lengths = [length for length in PIECES if length <= limit] or PIECES[:1]
-    return [Shape(min(num_slots, max(1, limit // length)), length) for length in lengths]
+    many = Shape(min(num_slots, max(1, limit // lengths[0])), lengths[0])
+    return sorted({many, *(Shape(1, length) for length in lengths)})
 
 
 def choose_shape(missing: Sequence[int], shapes: Sequence[Shape]) -> Shape:
@@ -59,10 +70,12 @@ def choose_shape(missing: Sequence[int], shapes: Sequence[Shape]) -> Shape:
     Args:
         missing: tokens that each prompt still needs; a call takes the first prompts.
     """
+    call_tokens = CALL_TOKENS.get(jax.default_backend(), MANY_CALL_TOKENS)
+
     def cost(shape: Shape) -> int:
         pieces = [-(-num // shape.length) for num in missing]
         num_calls = max(*pieces, -(-sum(pieces) // shape.num_rows))
-        return num_calls * (shape.num_rows * shape.length + CALL_TOKENS)
+        return num_calls * (shape.num_tokens + call_tokens)
 
     return min(shapes, key=cost)
 

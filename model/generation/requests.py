@@ -23,8 +23,8 @@ class Budget(NamedTuple):
 
     Attributes:
         draw_tokens: tokens that are drawn in each slot.
-        prefill_tokens: tokens of prompts that are read, so that a long one holds up the answers of
-            others for a moment only; None reads all.
+        prefill_tokens: tokens of prompts after which no further call reads, so that a long one
+            holds up the answers of others for a moment only; None reads all.
     """
 
     draw_tokens: int = 16
