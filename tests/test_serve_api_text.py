@@ -216,15 +216,18 @@ def test_metrics_are_lines_of_the_format_of_prometheus():
     own.first_token.observe(0.03)
     own.first_token.observe(100.0)
     own.tokens["drawn"].add(20)
+    own.tokens["reused"].add(30)
+    own.tokens["read"].add(10)
     metrics.count_request("/health", 200)
     lines = metrics.format().splitlines()
     assert 'heartwood_requests_total{path="/health",status="200"} 1' in lines
     assert 'heartwood_slots{model="a \\"b\\"\\n"} 4' in lines
     assert 'heartwood_generated_tokens_per_second{model="a \\"b\\"\\n"} 2' in lines
+    assert 'heartwood_prefix_cache_hit_ratio{model="a \\"b\\"\\n"} 0.75' in lines
     buckets = [line for line in lines if "seconds_bucket" in line]
     assert buckets[1].endswith('le="0.025"} 0') and buckets[2].endswith('le="0.05"} 1')
     assert buckets[-1].endswith('le="+Inf"} 2')
-    assert len({line.split()[2] for line in lines if line.startswith("# TYPE")}) == 9
+    assert len({line.split()[2] for line in lines if line.startswith("# TYPE")}) == 10
 
 
 def test_a_histogram_counts_a_bound_itself():

@@ -92,6 +92,12 @@ class ModelMetrics:
         self.tokens = {"read": Number(), "reused": Number(), "drawn": Rate()}
         self.busy, self.waiting, self.first_token = Number(), Number(), Histogram()
 
+    @property
+    def hit_ratio(self) -> float:
+        """Part of all tokens of prompts that were reused."""
+        reused, read = (self.tokens[name].value for name in ("reused", "read"))
+        return reused / (reused + read) if reused else 0.0
+
 
 class Metrics:
     """What is counted of a server; `models` by name."""
@@ -144,6 +150,8 @@ _MODEL_METRICS = (
      lambda own: own.tokens["read"].value),
     ("prefix_cache_tokens_total", "counter", "Tokens of prompts that a slot held already.",
      lambda own: own.tokens["reused"].value),
+    ("prefix_cache_hit_ratio", "gauge", "Part of all tokens of prompts that a slot held already.",
+     lambda own: own.hit_ratio),
     ("generated_tokens_total", "counter", "Tokens that were drawn.",
      lambda own: own.tokens["drawn"].value),
     ("generated_tokens_per_second", "gauge", f"Mean of the latest {RATE_SECS:g} seconds.",
