@@ -18,13 +18,13 @@ class Mark:
 
     Attributes:
         token: its id.
-        logp: its log-probability in nats.
+        logp: its log-probability in nats; None of a prompt's first token.
         top: the likeliest tokens in its place.
-        offset: characters of the answer before it.
+        offset: characters of the text before it.
     """
 
     token: int
-    logp: float
+    logp: float | None
     top: Top
     offset: int
 
@@ -57,21 +57,23 @@ class TextWriter:
     Args:
         stops: tokens that end the answer, and are no text.
         stop_texts: texts that end it.
+        begin: characters of an echoed prompt before it.
 
     Attributes:
         is_stopped: whether a stop text was found; what follows it is not read.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[int], stop_texts: Sequence[str]):
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[int], stop_texts: Sequence[str],
+                 begin: int = 0):
         self._silent = tokenizer.special_ids | {*stops}
         self._stop_texts = tuple(stop_texts)
         self._fed: deque[int] = deque()
         self._bytes = tokenizer.stream(self._feed())
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._held, self._num_written, self.is_stopped = "", 0, False
+        self._held, self._num_written, self.is_stopped = "", begin, False
         self._marks: deque[Mark] = deque()
 
-    def push(self, tokens: Sequence[int], logps: Sequence[float],
+    def push(self, tokens: Sequence[int], logps: Sequence[float | None],
              tops: Sequence[Top]) -> tuple[str, tuple[Mark, ...]]:
         """Reads tokens; returns the text that is certain now, and the tokens that begin in it.
 
