@@ -15,6 +15,7 @@ from eval.respond.local import begin_text
 from model.generation.requests import Request
 from model.generation.sampling import Sampling
 from serve.api.schema import ChatRequest, Settings
+from serve.api.scoring import Echo
 from serve.api.streaming import Mark, Piece, TextWriter
 from serve.api.worker import Answer, Worker
 from serve.web.errors import WebError
@@ -67,24 +68,43 @@ def read_prompt(model: LoadedModel, prompt: str | tuple[int, ...]) -> list[int]:
     return tokens
 
 
-def make_requests(worker: Worker, prompt: Sequence[int], settings: Settings,
-                  param: str) -> list[Request]:
-    """A request to the engine for each answer to a prompt, which the field `param` holds.
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What is asked of a worker for one answer.
+
+    Attributes:
+        request: to the engine; None draws nothing.
+        echo: the prompt, if its scores come before what is drawn.
+    """
+
+    request: Request | None
+    echo: Echo | None = None
+
+
+def ask_worker(worker: Worker, prompt: Sequence[int], settings: Settings, param: str, *,
+               echo: bool = False) -> list[Asked]:
+    """What is asked for each answer to a prompt, which the field `param` holds.
+
+    Args:
+        echo: whether the prompt stands before each answer.
 
     Raises:
         WebError: prompt and answer exceed the context, or a number of the settings is refused.
     """
-    room = worker.capacity - len(prompt)
-    if room < (settings.max_tokens or 1):
+    room, needed = worker.capacity - len(prompt), settings.max_tokens
+    if room < (least := 1 if needed is None else needed):
         raise WebError(
             400, f"the model's context is {worker.capacity} tokens, which {len(prompt)} of the "
-            f"prompt and {settings.max_tokens or 1} of the answer exceed", param=param,
+            f"prompt and {least} of the answer exceed", param=param,
             code="context_length_exceeded")
+    scored = Echo(prompt, settings.num_top) if echo and settings.with_logps else None
+    if needed == 0:
+        return [Asked(None, scored)] * settings.num_choices
     try:
-        sampling = Sampling(settings.max_tokens or room, **settings.draws)
-        return [Request(tuple(prompt), sampling, worker.model.tokenizer.stops, seed=settings.seed,
-                        sample=number, num_top=settings.num_top,
-                        guide=worker.grammars.make_guide(settings.constraint))
+        sampling = Sampling(needed or room, **settings.draws)
+        return [Asked(Request(tuple(prompt), sampling, worker.model.tokenizer.stops,
+                              seed=settings.seed, sample=number, num_top=settings.num_top,
+                              guide=worker.grammars.make_guide(settings.constraint)), scored)
                 for number in range(settings.num_choices)]
     except UserError as error:
         raise WebError(400, str(error), param=str(error).partition("=")[0],
@@ -95,22 +115,25 @@ class Job:
     """Answers that were submitted to a worker together.
 
     Args:
-        requests: to the engine.
+        asked: for each of them.
         secs: time that they have.
 
     Raises:
         WebError: the queue is full, or the server is closing.
     """
 
-    def __init__(self, worker: Worker, requests: Sequence[Request], settings: Settings,
+    def __init__(self, worker: Worker, asked: Sequence[Asked], settings: Settings,
                  secs: float):
         self._worker, self._loop = worker, asyncio.get_running_loop()
         self._queue: asyncio.Queue[tuple[int, Piece] | None] = asyncio.Queue()
         deadline = time.monotonic() + secs
+        tokenizer = worker.model.tokenizer
         self._answers = [
-            Answer(request, TextWriter(worker.model.tokenizer, request.stops, settings.stop_texts),
-                   partial(self._emit, index), deadline)
-            for index, request in enumerate(requests)]
+            Answer(one.request, TextWriter(
+                tokenizer, tokenizer.stops, settings.stop_texts,
+                begin=len(tokenizer.text_of(one.echo.tokens)) if one.echo else 0),
+                partial(self._emit, index), deadline, one.echo)
+            for index, one in enumerate(asked)]
         worker.submit(self._answers)
 
     def _emit(self, index: int, piece: Piece) -> None:

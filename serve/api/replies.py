@@ -11,7 +11,7 @@ from core.json_text import format_json
 from data.tokenizers.tokenizer import Tokenizer
 from serve.api.job import Whole
 from serve.api.schema import Settings
-from serve.api.streaming import Mark, Piece
+from serve.api.streaming import Mark, Piece, Top
 
 
 def count_usage(num_prompt: int, num_drawn: int) -> dict[str, int]:
@@ -34,7 +34,7 @@ class Reply:
     Args:
         model: its name for clients.
         fingerprint: what tells its weights from others'.
-        echoes: text that stands before each choice.
+        echoes: text that stands before each choice, whose pieces do not begin with it.
     """
 
     prefix, kind, piece_kind = "cmpl", "text_completion", "text_completion"
@@ -83,11 +83,17 @@ class Reply:
     def _logprobs(self, marks: Sequence[Mark]) -> dict[str, Any] | None:
         if not self._settings.with_logps:
             return None
-        tops = [{self._name(token): logp for token, logp in mark.top} for mark in marks]
+        tops = [None if mark.logp is None else self._by_name(mark.top) for mark in marks]
         return {"tokens": [self._name(mark.token) for mark in marks],
                 "token_logprobs": [mark.logp for mark in marks],
                 "top_logprobs": tops if self._settings.num_top else None,
                 "text_offset": [mark.offset for mark in marks]}
+
+    def _by_name(self, top: Top) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for token, logp in top:     # of several tokens with one name the likeliest
+            found.setdefault(self._name(token), logp)
+        return found
 
     def _name(self, token: int) -> str:
         """Its text; of a part of a character its bytes, as OpenAI names it."""

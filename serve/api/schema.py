@@ -29,7 +29,7 @@ class Settings:
 
     Attributes:
         draws: fields of `Sampling`, its limit aside.
-        max_tokens: longest answer; None is what the context leaves.
+        max_tokens: longest answer; None is what the context leaves, 0 draws nothing.
         num_choices: answers to each prompt.
         stop_texts: texts that end an answer.
         with_logps: whether log-probabilities are sent.
@@ -102,10 +102,10 @@ def parse_completion(body: Mapping[str, Any]) -> CompletionRequest:
     fields = Fields(body)
     model, prompts = fields.text("model"), _parse_inputs("prompt", fields.take("prompt"))
     num_top = fields.whole("logprobs", None, 0, MAX_COMPLETION_TOP)
-    max_tokens = fields.whole("max_tokens", DEFAULT_COMPLETION_TOKENS, 1, MAX_NEW_TOKENS)
+    max_tokens = fields.whole("max_tokens", DEFAULT_COMPLETION_TOKENS, 0, MAX_NEW_TOKENS)
     echo = fields.boolean("echo")
-    if echo and num_top is not None:
-        raise wrong("logprobs", "of a prompt are not known: leave out echo or logprobs")
+    if not max_tokens and not echo:
+        raise wrong("max_tokens", "must be at least 1 where the prompt is not echoed")
     settings = _parse_settings(fields, max_tokens=max_tokens, with_logps=num_top is not None,
                                num_top=num_top or 0)
     return CompletionRequest(model, prompts, echo, settings)
