@@ -129,10 +129,29 @@ class Scorer:
         tokens_1L, next_L = np.zeros((1, length), np.int32), np.zeros(length, np.int32)
         tokens_1L[0, :count] = echo.tokens[begin:begin + count]
         next_L[:count] = echo.tokens[begin + 1:begin + count + 1]
-        previous = echo.tokens[begin - 1] if begin else -1
-        self._cache, scores = _read_piece(self._model.weights, self._cache, begin, previous,
-                                          tokens_1L, next_L, count, **self._bound)
+        numbers_1 = (np.array([number], np.int32) for number in (
+            begin, echo.tokens[begin - 1] if begin else -1, count))
+        self._cache, scores = _read_piece(self._model.weights, self._cache, PromptPiece(
+            tokens_1L, next_L, *numbers_1), **self._bound)
         echo.add(*(score[:count] for score in jax.device_get(scores)))
+
+
+class PromptPiece(NamedTuple):
+    """A piece of a prompt.
+
+    Attributes:
+        tokens_1L: its tokens.
+        next_L: the token that follows each.
+        begin_1: tokens of the prompt before it.
+        previous_1: the last of these.
+        count_1: how many of its own are real.
+    """
+
+    tokens_1L: np.ndarray
+    next_L: np.ndarray
+    begin_1: np.ndarray
+    previous_1: np.ndarray
+    count_1: np.ndarray
 
 
 class PieceScores(NamedTuple):
@@ -149,24 +168,20 @@ class PieceScores(NamedTuple):
 
 
 @partial(jax.jit, static_argnames=("config", "execution"), donate_argnames="cache")
-def _read_piece(params: Params, cache: Any, begin: jax.Array, previous: jax.Array,
-                tokens_1L: jax.Array, next_L: jax.Array, count: jax.Array, *,
-                config: ModelConfig, execution: Execution) -> tuple[Any, PieceScores]:
+def _read_piece(params: Params, cache: Any, piece: PromptPiece, *, config: ModelConfig,
+                execution: Execution) -> tuple[Any, PieceScores]:
     """Reads a piece of a prompt; returns the cache with it, and scores.
 
     Args:
         params: see `model.generation.weights.unstack`.
-        begin: tokens of the prompt before the piece, of which `previous` is the last.
-        next_L: the token that follows each.
-        count: how many tokens are real.
     """
-    count_1 = jnp.asarray(count)[None]
-    cache = cache.rewind(jnp.arange(1), jnp.asarray(begin)[None], jnp.asarray(previous)[None])
-    x_BLD, cache = extend(params, tokens_1L, count_1, cache, config=config, execution=execution)
+    cache = cache.rewind(jnp.arange(1), piece.begin_1, piece.previous_1)
+    x_BLD, cache = extend(params, piece.tokens_1L, piece.count_1, cache, config=config,
+                          execution=execution)
     logits_LV = logits(params, x_BLD, config=config, execution=execution)[0]
     log_z_L1 = jax.nn.logsumexp(logits_LV, axis=-1, keepdims=True)
     top_LN, tokens_LN = jax.lax.top_k(logits_LV, min(NUM_TOP, logits_LV.shape[1]))
-    next_L1 = jnp.take_along_axis(logits_LV, next_L[:, None], axis=1)
+    next_L1 = jnp.take_along_axis(logits_LV, piece.next_L[:, None], axis=1)
     # The same subtraction for all, so that the likeliest token has the same number in both.
-    return cache.advance(tokens_1L, count_1), PieceScores(
+    return cache.advance(piece.tokens_1L, piece.count_1), PieceScores(
         (next_L1 - log_z_L1)[:, 0], tokens_LN, top_LN - log_z_L1)
