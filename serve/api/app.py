@@ -18,7 +18,16 @@ from starlette.routing import Route
 
 from core.json_text import format_json
 from serve.api.embeddings import Encoder
-from serve.api.job import Asked, ClientGone, Job, ask_worker, read_prompt, render_chat
+from serve.api.job import (
+    Asked,
+    ClientGone,
+    Job,
+    ask_worker,
+    force_call,
+    make_readers,
+    read_prompt,
+    render_chat,
+)
 from serve.api.limits import Gate
 from serve.api.metrics import Metrics
 from serve.api.replies import ChatReply, Reply, event
@@ -159,7 +168,8 @@ class Routes:
         prompt, answers = await asyncio.to_thread(_prepare_chat, worker, asked)
         reply = ChatReply(asked.model, worker.model.name, worker.model.tokenizer, asked.settings,
                           [""] * len(answers))
-        job = Job(worker, answers, asked.settings, self._served.request_secs)
+        job = Job(worker, answers, asked.settings, self._served.request_secs,
+                  make_readers(worker, asked.tools, len(answers)))
         return await _respond(request, job, reply, asked.settings, len(prompt))
 
     async def completions(self, request: Request) -> Response:
@@ -202,8 +212,8 @@ def _unknown_model(name: str) -> WebError:
 
 
 def _prepare_chat(worker: Worker, asked: ChatRequest) -> tuple[list[int], list[Asked]]:
-    prompt = render_chat(worker.model, asked)
-    return prompt, ask_worker(worker, prompt, asked.settings, "messages")
+    prompt = render_chat(worker.model, asked, worker.call_form)
+    return prompt, ask_worker(worker, prompt, force_call(worker, asked), "messages")
 
 
 def _prepare_completion(worker: Worker, asked: CompletionRequest) -> tuple[list[list[int]],

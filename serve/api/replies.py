@@ -44,7 +44,7 @@ class Reply:
         self._head = {"id": f"{self.prefix}-{secrets.token_hex(12)}", "created": int(time.time()),
                       "model": model, "system_fingerprint": fingerprint}
         self._tokenizer, self._settings, self._echoes = tokenizer, settings, echoes
-        self._num_drawn = [0] * len(echoes)
+        self._num_drawn, self._num_calls = [0] * len(echoes), [0] * len(echoes)
 
     def whole(self, wholes: Sequence[Whole], num_prompt: int) -> dict[str, Any]:
         """The response with all choices."""
@@ -126,18 +126,25 @@ class ChatReply(Reply):
         events = b""
         if piece.text or piece.marks:
             events = event(self._chunk(self._delta(index, {"content": piece.text}, piece.marks)))
+        for call in piece.calls:
+            written = {"index": self._num_calls[index]} | call.to_dict()
+            events += event(self._chunk(self._delta(index, {"tool_calls": [written]})))
+            self._num_calls[index] += 1
         if piece.finish:
             events += event(self._chunk(
                 self._delta(index, {}) | {"finish_reason": piece.finish}))
         return events
 
-    def _delta(self, index: int, delta: dict[str, str],
+    def _delta(self, index: int, delta: dict[str, Any],
                marks: Sequence[Mark] = ()) -> dict[str, Any]:
         return {"index": index, "delta": delta, "finish_reason": None,
                 "logprobs": self._logprobs(marks) if marks else None}
 
     def _choice(self, index: int, whole: Whole) -> dict[str, Any]:
         message = {"role": "assistant", "content": whole.text, "refusal": None}
+        if whole.calls:
+            message |= {"content": whole.text or None,
+                        "tool_calls": [call.to_dict() for call in whole.calls]}
         return {"index": index, "message": message, "logprobs": self._logprobs(whole.marks),
                 "finish_reason": whole.finish}
 

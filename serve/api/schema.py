@@ -11,6 +11,7 @@ from typing import Any
 from core.errors import UserError
 from data.chat import Conversation, make_conversation
 from model.generation.requests import NUM_TOP
+from serve.api.tools import Tools, order_results, parse_calls, parse_tools
 from serve.web.errors import WebError, wrong
 from serve.web.fields import MAX_INT64, Fields, check_text
 
@@ -20,7 +21,7 @@ MAX_NEW_TOKENS = 2**31 - 1
 DEFAULT_COMPLETION_TOKENS = 16
 # Values of OpenAI's fields that change nothing here; any other value of theirs is refused.
 NEUTRAL = {"frequency_penalty": 0, "presence_penalty": 0, "logit_bias": {}, "store": False,
-           "best_of": 1, "parallel_tool_calls": True}
+           "best_of": 1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +57,7 @@ class ChatRequest:
 
     model: str
     conversation: Conversation
-    tools: tuple[Mapping[str, Any], ...]
+    tools: Tools
     settings: Settings
 
 
@@ -91,9 +92,11 @@ def parse_chat(body: Mapping[str, Any]) -> ChatRequest:
               for name in ("max_completion_tokens", "max_tokens")]
     if None not in limits and limits[0] != limits[1]:
         raise wrong("max_tokens", "differs from max_completion_tokens")
-    tools = _parse_tools(fields)
+    tools = parse_tools(fields)
     settings = _parse_settings(fields, max_tokens=next((n for n in limits if n is not None), None),
                                with_logps=with_logps, num_top=num_top)
+    if tools.forced and settings.constraint is not None:
+        raise wrong("tool_choice", "and a form of the answer cannot both be followed")
     return ChatRequest(model, conversation, tools, settings)
 
 
@@ -187,17 +190,6 @@ def _parse_constraint(fields: Fields) -> tuple[str, str] | None:
     return "json", text
 
 
-def _parse_tools(fields: Fields) -> tuple[Mapping[str, Any], ...]:
-    tools, choice = fields.take("tools"), fields.take("tool_choice", "auto")
-    if tools is None:
-        tools = []
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise wrong("tools", "must be a list of objects")
-    if choice not in ("auto", "none"):
-        raise wrong("tool_choice", "must be auto or none: no call can be forced")
-    return tuple(tools) if choice == "auto" else ()
-
-
 def _parse_messages(value: Any) -> Conversation:
     if not isinstance(value, list) or len(value) > MAX_MESSAGES:
         raise wrong("messages", f"must be a list of at most {MAX_MESSAGES} messages")
@@ -206,16 +198,20 @@ def _parse_messages(value: Any) -> Conversation:
         where = f"messages[{index}]"
         fields = Fields(_mapping(where, message), f"{where}.")
         role, content = fields.text("role"), _join(where, fields.take("content"))
-        calls = fields.take("tool_calls")
-        if role == "tool":      # the order of the results says which call each is of
-            fields.text("tool_call_id", "")
+        calls = parse_calls(f"{where}.tool_calls", fields.take("tool_calls")) \
+            if role == "assistant" else []
+        number = fields.text("tool_call_id") if role == "tool" else ""
         fields.end()
         messages.append({"role": "system" if role == "developer" else role, "content": content,
-                         "tool_calls": calls})
+                         "tool_calls": calls, "tool_call_id": number})
+    messages = order_results(messages)
     try:
-        return make_conversation(messages)
+        made = make_conversation(messages)
     except UserError as error:
         raise WebError(400, str(error), param="messages", code="invalid_value") from None
+    return Conversation(tuple(
+        dataclasses.replace(one, tool_call_id=message["tool_call_id"])
+        for one, message in zip(made.messages, messages, strict=True)))
 
 
 def _join(where: str, content: Any) -> str | None:
