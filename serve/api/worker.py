@@ -13,6 +13,7 @@ from core.progress import log
 from eval.respond.loaded import LoadedModel
 from eval.respond.local import make_engine
 from model.generation.requests import CANCELLED, FAILED, REFUSED, Completion, Request, RequestFailed
+from serve.api.calls import find_form
 from serve.api.grammar import Grammars
 from serve.api.metrics import ModelMetrics
 from serve.api.scoring import Echo, Scorer
@@ -58,6 +59,7 @@ class Worker:
         self.model, self.capacity, self.most = model, capacity, num_slots + max_queue
         self._num_slots, self._metrics = num_slots, metrics
         self.grammars, self._scorer = Grammars(model), Scorer(model, capacity)
+        self.call_form = find_form(model.tokenizer, model.name) if model.chat else None
         self._inbox: deque[Answer] = deque()
         self._answers: dict[int, Answer] = {}
         self._counts: Counter[str] = Counter()
