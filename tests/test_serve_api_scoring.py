@@ -18,6 +18,8 @@ from api_server import (
     serving,
 )
 
+from data.tokenizers.export import hub_files
+from eval.measures.continuations import Continuation, score_continuations
 from eval.respond.loaded import LoadedModel
 from model.families.registry import forward, init
 from model.heads.language import logits
@@ -101,6 +103,17 @@ def test_scores_of_prompts_are_the_models_own(client, model, prompt):
     assert plain.logprobs.token_logprobs == choice.logprobs.token_logprobs[len(tokens):]
     [given] = client.completions.create(prompt=tokens, **ECHO).choices
     assert given == choice
+
+
+def test_the_likeliest_token_has_the_largest_number_exactly(client, model):
+    """Programs that look for greedy continuations compare the numbers."""
+    tokens = [BYTES.bos, *BYTES.encode("Once")]
+    for _ in range(4):
+        tokens.append(int(_logps(model, tokens)[-1].argmax()))
+    [choice] = client.completions.create(prompt=tokens, **ECHO | {"logprobs": 1}).choices
+    found = choice.logprobs
+    assert found.token_logprobs[-5:] == [max(top.values()) for top in found.top_logprobs[-5:]]
+    assert found.token_logprobs[1:4] != [max(top.values()) for top in found.top_logprobs[1:4]]
 
 
 def test_a_batch_of_prompts_has_the_scores_of_each(client, model):
@@ -220,3 +233,45 @@ def test_everything_is_compiled_before_the_first_prompt(model):
         while not echo.is_over:
             scorer._read(echo)
     assert before < warm == _read_piece._cache_size()
+
+
+@pytest.mark.full
+def test_lm_evaluation_harness_measures_what_we_measure(server, model, tmp_path):
+    lm_eval = pytest.importorskip("lm_eval")
+    datasets = pytest.importorskip("datasets")
+    pytest.importorskip("tenacity")
+    from lm_eval.api.task import ConfigurableTask
+    from lm_eval.models.openai_completions import LocalCompletionsAPI
+
+    for name, text in hub_files(BYTES, chat=False, context_tokens=CAPACITY).items():
+        (tmp_path / name).write_text(text)
+    options = ["red", "blue", "a dark green", "grey"]
+    rows = [{"question": f"{TEXT}What is the colour of item {number}? {'Well. ' * (number % 30)}",
+             "choices": options, "answer": number % 4} for number in range(20)]
+    task = ConfigurableTask(config={
+        "task": "colours", "dataset_path": "json", "output_type": "multiple_choice",
+        "custom_dataset": lambda **_: datasets.DatasetDict(
+            {"test": datasets.Dataset.from_list(rows)}), "test_split": "test",
+        "doc_to_text": "{{question}}\nAnswer:", "doc_to_choice": "choices",
+        "doc_to_target": "answer", "num_fewshot": 0,
+        "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}]})
+    peer = LocalCompletionsAPI(
+        base_url=f"{server[0]}/v1/completions", model="tiny", tokenizer_backend="huggingface",
+        tokenizer=str(tmp_path), max_length=CAPACITY, batch_size=7, num_concurrent=3)
+    found = lm_eval.simple_evaluate(model=peer, tasks=[task], bootstrap_iters=0)
+    asked = [[Continuation(tuple(BYTES.encode(row["question"] + "\nAnswer:")),
+                           tuple(BYTES.encode(f" {option}"))) for option in options]
+             for row in rows]
+    scored = score_continuations(model, [one for own in asked for one in own], batch_tokens=4096)
+    flat = [resp[0] for sample in sorted(found["samples"]["colours"], key=lambda one: one["doc_id"])
+            for resp in sample["resps"]]
+    np.testing.assert_allclose([float(logp) for logp, _ in flat],
+                               [one.logp_nats for one in scored], atol=1e-3)
+    assert [is_greedy in (True, "True") for _, is_greedy in flat] == [
+        one.is_greedy for one in scored]
+    logps = np.array([one.logp_nats for one in scored]).reshape(len(rows), -1)
+    rights = [row["answer"] for row in rows]
+    assert found["results"]["colours"]["acc,none"] == np.mean(logps.argmax(1) == rights)
+    lengths = np.array([[*map(len, options)]])
+    assert found["results"]["colours"]["acc_norm,none"] == np.mean(
+        (logps / lengths).argmax(1) == rights)
