@@ -178,7 +178,7 @@ def test_late_and_failed_scores_end_their_answers_alone(client, server, monkeypa
     url, served = server
     body = ECHO | {"prompt": TEXT}
     expected = client.completions.create(**body).choices
-    scorer = served.workers["tiny"]._scorer
+    scorer, num_read = served.workers["tiny"]._scorer, []
     read = scorer._read
 
     def read_slowly(echo):
@@ -186,6 +186,7 @@ def test_late_and_failed_scores_end_their_answers_alone(client, server, monkeypa
             raise ValueError("planted")
         time.sleep(0.3)
         read(echo)
+        num_read.append(echo.num_read)
 
     monkeypatch.setattr(scorer, "_read", read_slowly)
     with ThreadPoolExecutor(4) as pool:
@@ -202,6 +203,7 @@ def test_late_and_failed_scores_end_their_answers_alone(client, server, monkeypa
     assert (error.value.status_code, error.value.code) == (504, "timeout")
     monkeypatch.undo()
     assert await_idle(served) and not scorer.waiting
+    assert len(LONG) not in num_read, "nobody waits for the rest"
     assert client.completions.create(**body).choices == expected
     assert "planted" in capfd.readouterr().err
 

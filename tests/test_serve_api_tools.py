@@ -294,6 +294,18 @@ def test_calls_come_as_calls_whole_and_in_a_stream(ask):
     assert (choice.finish_reason, len(choice.message.tool_calls)) == ("length", 1)
 
 
+def test_an_answer_that_ends_with_its_call_leaves_the_others(ask, served):
+    regex = re.escape(f"<tool_call>\n{write({'a': 0})[:-3]}") + "[1-9]{1,90}" + re.escape(
+        "}}</tool_call>") + "x{80}"
+    found = ask("tags", parallel_tool_calls=False, n=2, extra_body={"guided_regex": regex})
+    calls = [choice.message.tool_calls for choice in found.choices]
+    lengths = [len(call.function.arguments) for [call] in calls]
+    assert abs(lengths[0] - lengths[1]) > 4, "one ends while the other is drawn"
+    assert {choice.finish_reason for choice in found.choices} == {"tool_calls"}
+    assert not any(choice.message.content for choice in found.choices)
+    assert await_idle(served[1])
+
+
 @pytest.mark.parametrize("model, more", [
     ("python", {}), ("bare", {}), ("tags", {"tools": None}), ("tags", {"tool_choice": "none"}),
     ("tags", {"tools": [make_tool("other")]})], ids=str)
