@@ -11,7 +11,7 @@ from typing import Any
 from core.errors import UserError
 from data.chat import Conversation, make_conversation
 from model.generation.requests import NUM_TOP
-from serve.api.tools import Tools, order_results, parse_calls, parse_tools
+from serve.api.tools import Tools, check_object, order_results, parse_calls, parse_tools
 from serve.web.errors import WebError, wrong
 from serve.web.fields import MAX_INT64, Fields, check_text
 
@@ -148,7 +148,7 @@ def _parse_settings(fields: Fields, *, max_tokens: int | None, with_logps: bool,
 def _parse_options(options: Any) -> bool:
     if options is None:
         return False
-    fields = Fields(_mapping("stream_options", options), "stream_options.")
+    fields = Fields(check_object("stream_options", options), "stream_options.")
     with_usage = fields.boolean("include_usage")
     fields.end()
     return with_usage
@@ -170,7 +170,7 @@ def _parse_constraint(fields: Fields) -> tuple[str, str] | None:
     form, regex = fields.take("response_format"), fields.text("guided_regex", "")
     if form is None:
         return ("regex", regex) if regex else None
-    inner = Fields(_mapping("response_format", form), "response_format.")
+    inner = Fields(check_object("response_format", form), "response_format.")
     kind = inner.one_of("type", "", ("text", "json_object", "json_schema"))
     schema = inner.take("json_schema") if kind == "json_schema" else None
     inner.end()
@@ -180,9 +180,9 @@ def _parse_constraint(fields: Fields) -> tuple[str, str] | None:
         raise wrong("guided_regex", "and response_format cannot both be followed")
     if kind == "json_object":
         return "json", '{"type": "object"}'
-    described = Fields(_mapping("response_format.json_schema", schema),
+    described = Fields(check_object("response_format.json_schema", schema),
                        "response_format.json_schema.")
-    text = json.dumps(_mapping("response_format.json_schema.schema", described.take("schema")))
+    text = json.dumps(check_object("response_format.json_schema.schema", described.take("schema")))
     described.text("name", "")
     described.text("description", "")
     described.boolean("strict")     # it always is
@@ -196,7 +196,7 @@ def _parse_messages(value: Any) -> Conversation:
     messages = []
     for index, message in enumerate(value):
         where = f"messages[{index}]"
-        fields = Fields(_mapping(where, message), f"{where}.")
+        fields = Fields(check_object(where, message), f"{where}.")
         role, content = fields.text("role"), _join(where, fields.take("content"))
         calls = parse_calls(f"{where}.tool_calls", fields.take("tool_calls")) \
             if role == "assistant" else []
@@ -221,7 +221,7 @@ def _join(where: str, content: Any) -> str | None:
     texts = []
     for index, part in enumerate(content):
         place = f"{where}.content[{index}]"
-        fields = Fields(_mapping(place, part), f"{place}.")
+        fields = Fields(check_object(place, part), f"{place}.")
         fields.one_of("type", "", ("text",))
         texts.append(fields.text("text"))
         fields.end()
@@ -248,9 +248,3 @@ def _parse_inputs(name: str, value: Any) -> tuple[str | tuple[int, ...], ...]:
 
 def _is_token(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
-
-
-def _mapping(name: str, value: Any) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        raise wrong(name, "must be an object")
-    return value

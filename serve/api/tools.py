@@ -61,9 +61,9 @@ def parse_tools(fields: Fields) -> Tools:
         raise wrong("tool_choice", "needs tools")
     if choice == "required":
         return Tools(offered, offered, is_parallel)
-    named = Fields(_mapping("tool_choice", choice), "tool_choice.")
+    named = Fields(check_object("tool_choice", choice), "tool_choice.")
     named.one_of("type", "", ("function",))
-    function = Fields(_mapping("tool_choice.function", named.take("function")),
+    function = Fields(check_object("tool_choice.function", named.take("function")),
                       "tool_choice.function.")
     name = function.text("name")
     named.end()
@@ -75,16 +75,16 @@ def parse_tools(fields: Fields) -> Tools:
 
 def _check_tool(where: str, tool: Any) -> str:
     """Checks a tool, and returns its name."""
-    fields = Fields(_mapping(where, tool), f"{where}.")
+    fields = Fields(check_object(where, tool), f"{where}.")
     fields.one_of("type", "", ("function",))
-    function = Fields(_mapping(f"{where}.function", fields.take("function")), f"{where}.function.")
+    function = Fields(check_object(f"{where}.function", fields.take("function")), f"{where}.function.")
     fields.end()
     name = function.text("name")
     if not NAME.fullmatch(name):
         raise wrong(f"{where}.function.name", "must be up to 64 letters, digits, _ and -")
     function.text("description", "")
     if (parameters := function.take("parameters")) is not None:
-        _mapping(f"{where}.function.parameters", parameters)
+        check_object(f"{where}.function.parameters", parameters)
     function.boolean("strict")      # what is forced always follows its schema
     function.end()
     return name
@@ -99,9 +99,9 @@ def parse_calls(where: str, value: Any) -> list[dict[str, Any]]:
     calls = []
     for index, call in enumerate(value):
         place = f"{where}[{index}]"
-        fields = Fields(_mapping(place, call), f"{place}.")
+        fields = Fields(check_object(place, call), f"{place}.")
         kind, number = fields.one_of("type", "function", ("function",)), fields.text("id")
-        function = Fields(_mapping(f"{place}.function", fields.take("function")),
+        function = Fields(check_object(f"{place}.function", fields.take("function")),
                           f"{place}.function.")
         name, arguments = function.text("name"), function.text("arguments")
         for each in (fields, function):
@@ -164,7 +164,8 @@ def with_objects(conversation: Conversation) -> Conversation:
         for message in conversation.messages))
 
 
-def _mapping(name: str, value: Any) -> Mapping[str, Any]:
+def check_object(name: str, value: Any) -> Mapping[str, Any]:
+    """A field that is an object; raises `WebError` for anything else."""
     if not isinstance(value, dict):
         raise wrong(name, "must be an object")
     return value
