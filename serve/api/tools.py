@@ -77,7 +77,8 @@ def _check_tool(where: str, tool: Any) -> str:
     """Checks a tool, and returns its name."""
     fields = Fields(check_object(where, tool), f"{where}.")
     fields.one_of("type", "", ("function",))
-    function = Fields(check_object(f"{where}.function", fields.take("function")), f"{where}.function.")
+    function = Fields(check_object(f"{where}.function", fields.take("function")),
+                      f"{where}.function.")
     fields.end()
     name = function.text("name")
     if not NAME.fullmatch(name):
