@@ -28,11 +28,13 @@ class Message:
     role: str       # one of `ROLES`
     content: str
     tool_calls: tuple[Mapping[str, Any], ...] = ()      # of an assistant, as OpenAI writes them
+    tool_call_id: str = ""      # of a tool's result: the call that it answers, where it is known
 
     def to_dict(self) -> dict[str, Any]:
         """The message as plain JSON: content null beside calls without a text, no empty calls."""
         if not self.tool_calls:
-            return {"role": self.role, "content": self.content}
+            answers = {"tool_call_id": self.tool_call_id} if self.tool_call_id else {}
+            return {"role": self.role, "content": self.content} | answers
         return {"role": self.role, "content": self.content or None,
                 "tool_calls": list(self.tool_calls)}
 

@@ -19,11 +19,11 @@ HELLO = [{"role": "user", "content": "Hello."}]
 GREEDY = {"model": "tiny", "messages": HELLO, "max_tokens": 12, "temperature": 0}
 
 
-def make_model(config, execution):
+def make_model(config, execution, tokenizer=BYTES):
     """A model over bytes that answers in turns."""
-    config = dataclasses.replace(config, V=BYTES.vocab_size)
+    config = dataclasses.replace(config, V=tokenizer.vocab_size)
     params = jax.jit(lambda key: init(config, key))(jax.random.key(3))
-    return LoadedModel(params, config, execution, BYTES, chat=True, context_tokens=CAPACITY,
+    return LoadedModel(params, config, execution, tokenizer, chat=True, context_tokens=CAPACITY,
                        name="tiny@0123")
 
 

@@ -132,8 +132,8 @@ def test_prompts_are_texts_or_tokens_or_several_of_them():
     for value in ([], [[]], [1, "a"], {}, [True], [-1], [[2**31]], None):
         with pytest.raises(WebError, match="prompt"):
             prompts(value)
-    with pytest.raises(WebError, match="echo"):
-        parse_completion({"model": "m", "prompt": "a", "echo": True, "logprobs": 1})
+    with pytest.raises(WebError, match="max_tokens must be at least 1 where the prompt is not"):
+        parse_completion({"model": "m", "prompt": "a", "max_tokens": 0})
     with pytest.raises(WebError, match="dimensions is not supported"):
         parse_embedding({"model": "m", "input": "a", "dimensions": 2})
 

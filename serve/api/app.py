@@ -18,7 +18,16 @@ from starlette.routing import Route
 
 from core.json_text import format_json
 from serve.api.embeddings import Encoder
-from serve.api.job import ClientGone, Job, make_requests, read_prompt, render_chat
+from serve.api.job import (
+    Asked,
+    ClientGone,
+    Job,
+    ask_worker,
+    force_call,
+    make_readers,
+    read_prompt,
+    render_chat,
+)
 from serve.api.limits import Gate
 from serve.api.metrics import Metrics
 from serve.api.replies import ChatReply, Reply, event
@@ -161,10 +170,11 @@ class Routes:
         asked: ChatRequest = parse_chat(parse_body(await read_body(request, MAX_BODY_BYTES)))
         worker = self._worker(asked.model)
         worker.check_room(asked.settings.num_choices)
-        prompt, requests = await asyncio.to_thread(_prepare_chat, worker, asked)
+        prompt, answers = await asyncio.to_thread(_prepare_chat, worker, asked)
         reply = ChatReply(asked.model, worker.fingerprint(asked.model), worker.model.tokenizer,
-                          asked.settings, [""] * len(requests))
-        job = Job(worker, requests, asked.settings, self._served.request_secs)
+                          asked.settings, [""] * len(answers))
+        job = Job(worker, answers, asked.settings, self._served.request_secs,
+                  make_readers(worker, asked.tools, len(answers)))
         return await _respond(request, job, reply, asked.settings, len(prompt))
 
     async def completions(self, request: Request) -> Response:
@@ -173,13 +183,14 @@ class Routes:
             parse_body(await read_body(request, MAX_BODY_BYTES)))
         worker = self._worker(asked.model)
         worker.check_room(len(asked.prompts) * asked.settings.num_choices)
-        prompts, requests = await asyncio.to_thread(_prepare_completion, worker, asked)
+        prompts, answers = await asyncio.to_thread(_prepare_completion, worker, asked)
         tokenizer = worker.model.tokenizer
-        echoes = [(one if isinstance(one, str) else tokenizer.text_of(one)) if asked.echo else ""
+        is_plain = asked.echo and not asked.settings.with_logps
+        echoes = [(one if isinstance(one, str) else tokenizer.text_of(one)) if is_plain else ""
                   for one in asked.prompts for _ in range(asked.settings.num_choices)]
         reply = Reply(asked.model, worker.fingerprint(asked.model), tokenizer, asked.settings,
                       echoes)
-        job = Job(worker, requests, asked.settings, self._served.request_secs)
+        job = Job(worker, answers, asked.settings, self._served.request_secs)
         return await _respond(request, job, reply, asked.settings, sum(map(len, prompts)))
 
     async def embed(self, request: Request) -> Response:
@@ -206,17 +217,16 @@ def _unknown_model(name: str) -> WebError:
                     code="model_not_found")
 
 
-def _prepare_chat(worker: Worker, asked: ChatRequest) -> tuple[list[int], list[Any]]:
-    prompt = render_chat(worker.model, asked)
-    return prompt, make_requests(worker, asked.model, prompt, asked.settings, "messages")
+def _prepare_chat(worker: Worker, asked: ChatRequest) -> tuple[list[int], list[Asked]]:
+    prompt = render_chat(worker.model, asked, worker.call_form)
+    return prompt, ask_worker(worker, asked.model, prompt, force_call(worker, asked), "messages")
 
 
 def _prepare_completion(worker: Worker, asked: CompletionRequest) -> tuple[list[list[int]],
-                                                                           list[Any]]:
+                                                                           list[Asked]]:
     prompts = [read_prompt(worker.model, one) for one in asked.prompts]
-    return prompts, [made for prompt in prompts
-                     for made in make_requests(worker, asked.model, prompt, asked.settings,
-                                               "prompt")]
+    return prompts, [made for prompt in prompts for made in ask_worker(
+        worker, asked.model, prompt, asked.settings, "prompt", echo=asked.echo)]
 
 
 async def _respond(request: Request, job: Job, reply: Reply, settings: Settings,

@@ -11,7 +11,7 @@ from data.tokenizers.tokenizer import Tokenizer
 from eval.respond.loaded import LoadedModel
 from serve.web.errors import WebError
 
-FIELDS = {"json": "response_format", "regex": "guided_regex"}
+FIELDS = {"json": "response_format", "regex": "guided_regex", "lark": "tool_choice"}
 
 
 class GrammarGuide:
@@ -54,7 +54,7 @@ class Grammars:
         """A guide of one answer.
 
         Args:
-            constraint: kind (json or regex) and text of the grammar; None for none.
+            constraint: kind (json, regex or lark) and text of the grammar; None for none.
 
         Raises:
             WebError: llguidance is missing, or refuses the grammar.
@@ -68,7 +68,8 @@ class Grammars:
             raise WebError(400, f"{FIELDS[kind]} needs the package llguidance on the server: "
                            "pip install -e '.[serve]'", param=FIELDS[kind],
                            code="unsupported_field") from None
-        make = {"json": LLMatcher.grammar_from_json_schema, "regex": LLMatcher.grammar_from_regex}
+        make = {"json": LLMatcher.grammar_from_json_schema, "regex": LLMatcher.grammar_from_regex,
+                "lark": LLMatcher.grammar_from_lark}
         try:
             matcher = LLMatcher(self._tokenizer, make[kind](text), log_level=0)
             fault = matcher.get_error()

@@ -11,7 +11,7 @@ from core.json_text import format_json
 from data.tokenizers.tokenizer import Tokenizer
 from serve.api.job import Whole
 from serve.api.schema import Settings
-from serve.api.streaming import Mark, Piece
+from serve.api.streaming import Mark, Piece, Top
 
 
 def count_usage(num_prompt: int, num_drawn: int) -> dict[str, int]:
@@ -34,7 +34,7 @@ class Reply:
     Args:
         model: its name for clients.
         fingerprint: what tells its weights from others'.
-        echoes: text that stands before each choice.
+        echoes: text that stands before each choice, whose pieces do not begin with it.
     """
 
     prefix, kind, piece_kind = "cmpl", "text_completion", "text_completion"
@@ -44,7 +44,7 @@ class Reply:
         self._head = {"id": f"{self.prefix}-{secrets.token_hex(12)}", "created": int(time.time()),
                       "model": model, "system_fingerprint": fingerprint}
         self._tokenizer, self._settings, self._echoes = tokenizer, settings, echoes
-        self._num_drawn = [0] * len(echoes)
+        self._num_drawn, self._num_calls = [0] * len(echoes), [0] * len(echoes)
 
     def whole(self, wholes: Sequence[Whole], num_prompt: int) -> dict[str, Any]:
         """The response with all choices."""
@@ -83,11 +83,17 @@ class Reply:
     def _logprobs(self, marks: Sequence[Mark]) -> dict[str, Any] | None:
         if not self._settings.with_logps:
             return None
-        tops = [{self._name(token): logp for token, logp in mark.top} for mark in marks]
+        tops = [None if mark.logp is None else self._by_name(mark.top) for mark in marks]
         return {"tokens": [self._name(mark.token) for mark in marks],
                 "token_logprobs": [mark.logp for mark in marks],
                 "top_logprobs": tops if self._settings.num_top else None,
                 "text_offset": [mark.offset for mark in marks]}
+
+    def _by_name(self, top: Top) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for token, logp in top:     # of several tokens with one name the likeliest
+            found.setdefault(self._name(token), logp)
+        return found
 
     def _name(self, token: int) -> str:
         """Its text; of a part of a character its bytes, as OpenAI names it."""
@@ -120,18 +126,25 @@ class ChatReply(Reply):
         events = b""
         if piece.text or piece.marks:
             events = event(self._chunk(self._delta(index, {"content": piece.text}, piece.marks)))
+        for call in piece.calls:
+            written = {"index": self._num_calls[index]} | call.to_dict()
+            events += event(self._chunk(self._delta(index, {"tool_calls": [written]})))
+            self._num_calls[index] += 1
         if piece.finish:
             events += event(self._chunk(
                 self._delta(index, {}) | {"finish_reason": piece.finish}))
         return events
 
-    def _delta(self, index: int, delta: dict[str, str],
+    def _delta(self, index: int, delta: dict[str, Any],
                marks: Sequence[Mark] = ()) -> dict[str, Any]:
         return {"index": index, "delta": delta, "finish_reason": None,
                 "logprobs": self._logprobs(marks) if marks else None}
 
     def _choice(self, index: int, whole: Whole) -> dict[str, Any]:
         message = {"role": "assistant", "content": whole.text, "refusal": None}
+        if whole.calls:
+            message |= {"content": whole.text or None,
+                        "tool_calls": [call.to_dict() for call in whole.calls]}
         return {"index": index, "message": message, "logprobs": self._logprobs(whole.marks),
                 "finish_reason": whole.finish}
 

@@ -11,6 +11,7 @@ from typing import Any
 from core.errors import UserError
 from data.chat import Conversation, make_conversation
 from model.generation.requests import NUM_TOP
+from serve.api.tools import Tools, check_object, order_results, parse_calls, parse_tools
 from serve.web.errors import WebError, wrong
 from serve.web.fields import MAX_INT64, Fields, check_text
 
@@ -20,7 +21,7 @@ MAX_NEW_TOKENS = 2**31 - 1
 DEFAULT_COMPLETION_TOKENS = 16
 # Values of OpenAI's fields that change nothing here; any other value of theirs is refused.
 NEUTRAL = {"frequency_penalty": 0, "presence_penalty": 0, "logit_bias": {}, "store": False,
-           "best_of": 1, "parallel_tool_calls": True}
+           "best_of": 1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Settings:
 
     Attributes:
         draws: fields of `Sampling`, its limit aside.
-        max_tokens: longest answer; None is what the context leaves.
+        max_tokens: longest answer; None is what the context leaves, 0 draws nothing.
         num_choices: answers to each prompt.
         stop_texts: texts that end an answer.
         with_logps: whether log-probabilities are sent.
@@ -56,7 +57,7 @@ class ChatRequest:
 
     model: str
     conversation: Conversation
-    tools: tuple[Mapping[str, Any], ...]
+    tools: Tools
     settings: Settings
 
 
@@ -91,9 +92,11 @@ def parse_chat(body: Mapping[str, Any]) -> ChatRequest:
               for name in ("max_completion_tokens", "max_tokens")]
     if None not in limits and limits[0] != limits[1]:
         raise wrong("max_tokens", "differs from max_completion_tokens")
-    tools = _parse_tools(fields)
+    tools = parse_tools(fields)
     settings = _parse_settings(fields, max_tokens=next((n for n in limits if n is not None), None),
                                with_logps=with_logps, num_top=num_top)
+    if tools.forced and settings.constraint is not None:
+        raise wrong("tool_choice", "and a form of the answer cannot both be followed")
     return ChatRequest(model, conversation, tools, settings)
 
 
@@ -102,10 +105,10 @@ def parse_completion(body: Mapping[str, Any]) -> CompletionRequest:
     fields = Fields(body)
     model, prompts = fields.text("model"), _parse_inputs("prompt", fields.take("prompt"))
     num_top = fields.whole("logprobs", None, 0, MAX_COMPLETION_TOP)
-    max_tokens = fields.whole("max_tokens", DEFAULT_COMPLETION_TOKENS, 1, MAX_NEW_TOKENS)
+    max_tokens = fields.whole("max_tokens", DEFAULT_COMPLETION_TOKENS, 0, MAX_NEW_TOKENS)
     echo = fields.boolean("echo")
-    if echo and num_top is not None:
-        raise wrong("logprobs", "of a prompt are not known: leave out echo or logprobs")
+    if not max_tokens and not echo:
+        raise wrong("max_tokens", "must be at least 1 where the prompt is not echoed")
     settings = _parse_settings(fields, max_tokens=max_tokens, with_logps=num_top is not None,
                                num_top=num_top or 0)
     return CompletionRequest(model, prompts, echo, settings)
@@ -145,7 +148,7 @@ def _parse_settings(fields: Fields, *, max_tokens: int | None, with_logps: bool,
 def _parse_options(options: Any) -> bool:
     if options is None:
         return False
-    fields = Fields(_mapping("stream_options", options), "stream_options.")
+    fields = Fields(check_object("stream_options", options), "stream_options.")
     with_usage = fields.boolean("include_usage")
     fields.end()
     return with_usage
@@ -167,7 +170,7 @@ def _parse_constraint(fields: Fields) -> tuple[str, str] | None:
     form, regex = fields.take("response_format"), fields.text("guided_regex", "")
     if form is None:
         return ("regex", regex) if regex else None
-    inner = Fields(_mapping("response_format", form), "response_format.")
+    inner = Fields(check_object("response_format", form), "response_format.")
     kind = inner.one_of("type", "", ("text", "json_object", "json_schema"))
     schema = inner.take("json_schema") if kind == "json_schema" else None
     inner.end()
@@ -177,25 +180,14 @@ def _parse_constraint(fields: Fields) -> tuple[str, str] | None:
         raise wrong("guided_regex", "and response_format cannot both be followed")
     if kind == "json_object":
         return "json", '{"type": "object"}'
-    described = Fields(_mapping("response_format.json_schema", schema),
+    described = Fields(check_object("response_format.json_schema", schema),
                        "response_format.json_schema.")
-    text = json.dumps(_mapping("response_format.json_schema.schema", described.take("schema")))
+    text = json.dumps(check_object("response_format.json_schema.schema", described.take("schema")))
     described.text("name", "")
     described.text("description", "")
     described.boolean("strict")     # it always is
     described.end()
     return "json", text
-
-
-def _parse_tools(fields: Fields) -> tuple[Mapping[str, Any], ...]:
-    tools, choice = fields.take("tools"), fields.take("tool_choice", "auto")
-    if tools is None:
-        tools = []
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise wrong("tools", "must be a list of objects")
-    if choice not in ("auto", "none"):
-        raise wrong("tool_choice", "must be auto or none: no call can be forced")
-    return tuple(tools) if choice == "auto" else ()
 
 
 def _parse_messages(value: Any) -> Conversation:
@@ -204,18 +196,22 @@ def _parse_messages(value: Any) -> Conversation:
     messages = []
     for index, message in enumerate(value):
         where = f"messages[{index}]"
-        fields = Fields(_mapping(where, message), f"{where}.")
+        fields = Fields(check_object(where, message), f"{where}.")
         role, content = fields.text("role"), _join(where, fields.take("content"))
-        calls = fields.take("tool_calls")
-        if role == "tool":      # the order of the results says which call each is of
-            fields.text("tool_call_id", "")
+        calls = parse_calls(f"{where}.tool_calls", fields.take("tool_calls")) \
+            if role == "assistant" else []
+        number = fields.text("tool_call_id") if role == "tool" else ""
         fields.end()
         messages.append({"role": "system" if role == "developer" else role, "content": content,
-                         "tool_calls": calls})
+                         "tool_calls": calls, "tool_call_id": number})
+    messages = order_results(messages)
     try:
-        return make_conversation(messages)
+        made = make_conversation(messages)
     except UserError as error:
         raise WebError(400, str(error), param="messages", code="invalid_value") from None
+    return Conversation(tuple(
+        dataclasses.replace(one, tool_call_id=message["tool_call_id"])
+        for one, message in zip(made.messages, messages, strict=True)))
 
 
 def _join(where: str, content: Any) -> str | None:
@@ -225,7 +221,7 @@ def _join(where: str, content: Any) -> str | None:
     texts = []
     for index, part in enumerate(content):
         place = f"{where}.content[{index}]"
-        fields = Fields(_mapping(place, part), f"{place}.")
+        fields = Fields(check_object(place, part), f"{place}.")
         fields.one_of("type", "", ("text",))
         texts.append(fields.text("text"))
         fields.end()
@@ -252,9 +248,3 @@ def _parse_inputs(name: str, value: Any) -> tuple[str | tuple[int, ...], ...]:
 
 def _is_token(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
-
-
-def _mapping(name: str, value: Any) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        raise wrong(name, "must be an object")
-    return value

@@ -5,9 +5,10 @@ from __future__ import annotations
 import codecs
 import dataclasses
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from data.tokenizers.tokenizer import Tokenizer
+from serve.api.calls import Call
 
 Top = Sequence[tuple[int, float]]       # the likeliest tokens with their log-probabilities
 
@@ -18,13 +19,13 @@ class Mark:
 
     Attributes:
         token: its id.
-        logp: its log-probability in nats.
+        logp: its log-probability in nats; None of a prompt's first token.
         top: the likeliest tokens in its place.
-        offset: characters of the answer before it.
+        offset: characters of the text before it.
     """
 
     token: int
-    logp: float
+    logp: float | None
     top: Top
     offset: int
 
@@ -36,9 +37,10 @@ class Piece:
     Attributes:
         text: the new text.
         marks: the tokens whose text begins in it.
-        finish: "stop" or "length" if it is the last one.
+        finish: "stop", "length" or "tool_calls" if it is the last one.
         num_tokens: drawn so far, the stop token included.
         error: what ended the answer instead; see `WebError`.
+        calls: of tools, which are no part of the text.
     """
 
     text: str = ""
@@ -46,6 +48,7 @@ class Piece:
     finish: str = ""
     num_tokens: int = 0
     error: Exception | None = None
+    calls: tuple[Call, ...] = ()
 
 
 class TextWriter:
@@ -57,21 +60,25 @@ class TextWriter:
     Args:
         stops: tokens that end the answer, and are no text.
         stop_texts: texts that end it.
+        begin: characters of an echoed prompt before it.
+        spoken: special tokens that are text here: their names.
 
     Attributes:
         is_stopped: whether a stop text was found; what follows it is not read.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[int], stop_texts: Sequence[str]):
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[int], stop_texts: Sequence[str],
+                 begin: int = 0, spoken: Collection[int] = ()):
         self._silent = tokenizer.special_ids | {*stops}
+        self._names = {token: tokenizer.decode([token]) for token in spoken}
         self._stop_texts = tuple(stop_texts)
         self._fed: deque[int] = deque()
         self._bytes = tokenizer.stream(self._feed())
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._held, self._num_written, self.is_stopped = "", 0, False
+        self._held, self._num_written, self.is_stopped = "", begin, False
         self._marks: deque[Mark] = deque()
 
-    def push(self, tokens: Sequence[int], logps: Sequence[float],
+    def push(self, tokens: Sequence[int], logps: Sequence[float | None],
              tops: Sequence[Top]) -> tuple[str, tuple[Mark, ...]]:
         """Reads tokens; returns the text that is certain now, and the tokens that begin in it.
 
@@ -83,7 +90,10 @@ class TextWriter:
                 break
             offset = self._num_written + len(self._held)
             self._marks.append(Mark(token, logp, tops[place] if tops else (), offset))
-            if token not in self._silent:
+            if token in self._names:
+                self._held += self._decoder.decode(b"", final=True) + self._names[token]
+                self._find_stop()
+            elif token not in self._silent:
                 self._fed.append(token)
                 self._held += self._decoder.decode(next(self._bytes))
                 self._find_stop()

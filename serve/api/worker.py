@@ -25,8 +25,10 @@ from model.generation.requests import (
     Request,
     RequestFailed,
 )
+from serve.api.calls import find_form
 from serve.api.grammar import Grammars
 from serve.api.metrics import ModelMetrics
+from serve.api.scoring import Echo, Scorer
 from serve.api.streaming import Piece, TextWriter
 from serve.api.waiting import Waiting
 from serve.web.errors import WebError
@@ -39,15 +41,17 @@ class Answer:
     """One answer that is drawn.
 
     Args:
-        request: without stop texts, which the writer finds.
+        request: without stop texts, which the writer finds; None draws nothing.
         writer: of its text.
         emit: called on the worker's thread with each piece; the last has a finish or an error.
         deadline: by `time.monotonic`, at which it fails.
+        echo: the prompt if the answer begins with it and its scores.
     """
 
-    def __init__(self, request: Request, writer: TextWriter, emit: Callable[[Piece], None],
-                 deadline: float):
+    def __init__(self, request: Request | None, writer: TextWriter, emit: Callable[[Piece], None],
+                 deadline: float, echo: Echo | None = None):
         self.request, self.writer, self.emit, self.deadline = request, writer, emit, deadline
+        self.echo = echo
         self.began, self.num_seen = time.monotonic(), 0
         self.number: int | None = None      # in the engine
         self.is_over = self.is_cancelled = False
@@ -70,7 +74,8 @@ class Worker:
         self.model, self.capacity, self.most = model, capacity, num_slots + max_queue
         self._num_slots, self._metrics, self._mesh = num_slots, metrics, mesh
         self.adapters = {name: place for place, name in enumerate(adapters, start=1)}
-        self.grammars = Grammars(model)
+        self.grammars, self._scorer = Grammars(model), Scorer(model, capacity)
+        self.call_form = find_form(model.tokenizer, model.name) if model.chat else None
         self._waiting = Waiting()
         self._answers: dict[int, Answer] = {}
         self._counts: Counter[str] = Counter()
@@ -87,6 +92,7 @@ class Worker:
         """Compiles everything that requests may need; before `start`."""
         with self._on_mesh():
             self._engine.warm_up()
+            self._scorer.warm_up()
 
     def start(self) -> None:
         """Begins to answer."""
@@ -153,19 +159,20 @@ class Worker:
             log(f"{self.model.name}: its engine cannot be opened anew, and answers no more")
             with self._change:
                 self._is_closing = True     # nothing is submitted after it
-            self._fail_all([*self._answers.values(), *self._waiting])
+            self._fail_all([*self._answers.values(), *self._scorer.waiting, *self._waiting])
 
     def _loop(self) -> None:
         while True:
             with self._change:
-                while not (self._waiting or self._engine.is_running or self._is_closing):
+                while not (self._waiting or self._scorer.waiting or self._engine.is_running
+                           or self._is_closing):
                     self._change.wait(IDLE_SECS)
                 if self._is_closing and not self._num_open:
                     return
                 self._end_late()
                 # No more than slots wait in the engine, where the first comes first.
                 new = self._waiting.take(self._num_slots - self._engine.num_waiting)
-            for answer in new:
+            for answer in self._scorer.step(new):
                 self._admit(answer)
             try:
                 changed = self._engine.step()
@@ -185,6 +192,11 @@ class Worker:
 
     def _admit(self, answer: Answer) -> None:
         try:
+            if answer.echo is not None:
+                answer.emit(answer.echo.piece(self.model.tokenizer))
+            if answer.request is None:
+                self._finish(answer, Piece(finish="length"))
+                return
             answer.number = self._engine.submit(answer.request)
             self._answers[answer.number] = answer
         except Exception as error:      # it was checked before: a fault of ours
@@ -193,7 +205,7 @@ class Worker:
     def _end_late(self) -> None:
         """Ends answers that take too long or that nobody waits for."""
         now = time.monotonic()
-        for answer in (*self._answers.values(), *self._waiting):
+        for answer in (*self._answers.values(), *self._scorer.waiting, *self._waiting):
             if not answer.is_over and (answer.is_cancelled
                                        or now > min(answer.deadline, self._limit)):
                 self._engine.cancel(answer.number)
