@@ -50,7 +50,8 @@ EXTRAS = {
     # torch exactly: pip prefers that release's CPU build if it knows one, but a newer one to both.
     "peers": ["datatrove>=0.10", "spacy>=3.8", "tokenizers>=0.20", "nltk>=3.9",
               "regex", "torch==2.13.0", "transformers>=5", "accelerate>=1.10", "trl>=1.16",
-              "peft>=0.21", "lm_eval>=0.4.13", "sentencepiece>=0.2.1", "scikit-learn>=1.5"],
+              "peft>=0.21", "lm_eval>=0.4.13", "sentencepiece>=0.2.1", "scikit-learn>=1.5",
+              "tenacity>=8"],
     "dev": ["pytest>=9", "pytest-xdist>=3.8", "ruff>=0.14", "hypothesis>=6", "pyyaml>=6",
             "safetensors>=0.8", "openai>=2", "httpx>=0.28", "playwright>=1.50"],
 }

@@ -17,8 +17,10 @@ from eval.respond.loaded import only_generating
 from eval.respond.local import make_engine
 from model.adapters.lora import Lora, abstract_lora, apply_lora, save_lora
 from model.directory import save_model
+from model.families.registry import forward
 from model.generation.requests import Request
 from model.generation.sampling import Sampling
+from model.heads.language import logits
 from model.parallel.sharding import make_mesh, param_shardings
 from serve.api.metrics import Metrics
 from serve.api.waiting import Waiting
@@ -49,6 +51,16 @@ def _answer(model, text="Hello."):
     return make_engine(model, num_slots=1, capacity=CAPACITY).run([request])[0].text
 
 
+def _logps(model, text):
+    """Log-probability of each token of a text but the first, by one forward pass."""
+    tokens_1L = jnp.asarray([BYTES.encode(text)])
+    places_1L = jnp.arange(tokens_1L.shape[1])[None]
+    how = dict(config=model.config, execution=model.execution)
+    x_BLD = forward(model.params, tokens_1L, places_1L, jnp.ones_like(tokens_1L), **how)
+    logps_LV = jax.nn.log_softmax(logits(model.params, x_BLD, **how)[0])
+    return [float(logps_LV[place, token]) for place, token in enumerate(tokens_1L[0, 1:])]
+
+
 def _ask(url, *names):
     """Answers of models by their names, one after the other, and what tells them apart."""
     with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
@@ -68,6 +80,11 @@ def test_an_adapter_is_a_model_with_a_name_of_its_own(model, adapter):
     worker.start()
     with serving({"tiny": worker}, {}, metrics) as (url, _):
         found, fingerprints, listed = _ask(url, "tiny", "polite", "tiny")
+        with openai.OpenAI(base_url=f"{url}/v1", api_key="none") as client:
+            echoed = client.completions.create(model="polite", prompt=BYTES.encode("Hello"), echo=True,
+                                               logprobs=1, max_tokens=0)
+    np.testing.assert_allclose(echoed.choices[0].logprobs.token_logprobs[1:],
+                               _logps(adapted, "Hello"), atol=1e-4)
     assert found == expected and listed == ["tiny", "polite"]
     assert fingerprints == ["tiny@0123", "tiny@0123+polite", "tiny@0123"]
 

@@ -53,7 +53,7 @@ def has_messages(row: Row) -> bool:
 def has_answered(row: Row) -> bool:
     """Whether a row holds turns with `role` and `content`, and a text that answers the last."""
     return (has_messages(row) and isinstance(row.get("completion"), str)
-            and turns_of(row)[1][-1].get("role") == "user")
+            and isinstance(last := turns_of(row)[1][-1], dict) and last.get("role") == "user")
 
 
 def read_answered(row: Row) -> Conversation:

@@ -67,6 +67,11 @@ class Worker:
         metrics: what is counted.
         mesh: that the model is sharded over.
         adapters: names of the model's adapters, in their order.
+
+    Attributes:
+        adapters: place of each adapter; see `Request.adapter`.
+        grammars: compiled grammars of the model's tokens.
+        call_form: how the model writes calls of tools; None if it is not known.
     """
 
     def __init__(self, model: LoadedModel, *, num_slots: int, capacity: int, max_queue: int,
