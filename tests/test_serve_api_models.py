@@ -81,8 +81,8 @@ def test_an_adapter_is_a_model_with_a_name_of_its_own(model, adapter):
     with serving({"tiny": worker}, {}, metrics) as (url, _):
         found, fingerprints, listed = _ask(url, "tiny", "polite", "tiny")
         with openai.OpenAI(base_url=f"{url}/v1", api_key="none") as client:
-            echoed = client.completions.create(model="polite", prompt=BYTES.encode("Hello"), echo=True,
-                                               logprobs=1, max_tokens=0)
+            echoed = client.completions.create(model="polite", prompt=BYTES.encode("Hello"),
+                                               echo=True, logprobs=1, max_tokens=0)
     np.testing.assert_allclose(echoed.choices[0].logprobs.token_logprobs[1:],
                                _logps(adapted, "Hello"), atol=1e-4)
     assert found == expected and listed == ["tiny", "polite"]
