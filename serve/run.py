@@ -58,8 +58,14 @@ def open_models(folders: dict[str, Path]) -> Any:
     from serve.api.embeddings import Encoder
     from serve.api.metrics import Metrics, ModelMetrics
     from serve.api.worker import Worker
+    from serve.arena.arena import Arena, check_models
+    from serve.arena.store import VoteStore
 
     values = flags.FLAGS
+    votes = None
+    if values.votes:    # before minutes of compiling
+        check_models(sum(read_description(folder).chat for folder in folders.values()))
+        votes = VoteStore(Path(values.votes))
     dtype = values.compute_dtype or (
         "float32" if jax.default_backend() == "cpu" else "bfloat16")
     execution, metrics = Execution(dtype, kv_cache=values.kv_cache), Metrics()
@@ -77,9 +83,10 @@ def open_models(folders: dict[str, Path]) -> Any:
         began = time.monotonic()
         (workers.get(name) or encoders[name]).warm_up()
         log(f"{name}: {folder} is compiled in {time.monotonic() - began:.1f} s")
+    arena = Arena(workers, votes, values.request_secs) if votes else None
     for worker in workers.values():
         worker.start()
-    return Served(workers, encoders, metrics, values.request_secs)
+    return Served(workers, encoders, metrics, values.request_secs, arena)
 
 
 def serve() -> dict[str, Any]:
@@ -126,6 +133,7 @@ def _define_flags() -> None:
                          lower_bound=0)
     flags.DEFINE_integer("context_tokens", None, "Tokens of prompt and answer; by default the "
                          "length of the model's training rows.", lower_bound=2)
+    flags.DEFINE_string("votes", None, "Folder of the arena's votes; without it there is no arena.")
     flags.DEFINE_float("request_secs", 600.0, "Time that a request has.", lower_bound=0.0)
     flags.DEFINE_float("shutdown_secs", 30.0, "Time for answers to be finished after a signal.",
                        lower_bound=0.0)

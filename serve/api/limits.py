@@ -14,11 +14,13 @@ from starlette.responses import JSONResponse
 
 from core.errors import UserError, require_file
 from serve.api.metrics import Metrics
+from serve.pages.static import ARENA
 from serve.web.errors import WebError
 from serve.web.gate import check_host, check_origin
 
 MAX_REQUESTS = 512      # in progress at once
-OPEN_PATHS = ("/health",)
+PAGES = ("/leaderboard", *ARENA)        # which a link of another site may lead to
+OPEN_PATHS = ("/health", *PAGES)
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
 
@@ -93,7 +95,8 @@ class Gate:
         """Raises `WebError` if a request may not pass."""
         headers = Headers(scope=scope)
         check_host(headers, self._hosts)
-        check_origin(headers)
+        if scope["method"] not in ("GET", "HEAD") or scope["path"] not in PAGES:
+            check_origin(headers)
         if scope["path"] not in OPEN_PATHS and self._digests:
             self._check_key(headers.get("authorization", ""))
         if scope["method"] == "POST" and self._is_closing():
