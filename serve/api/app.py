@@ -31,7 +31,7 @@ from serve.api.schema import (
     parse_embedding,
 )
 from serve.api.worker import Worker
-from serve.arena.app import make_table
+from serve.arena.app import PAGES, make_table
 from serve.arena.arena import Arena
 from serve.web.errors import WebError
 from serve.web.fields import parse_body
@@ -82,7 +82,7 @@ def make_app(served: Served, *, keys: Sequence[str] = (), hosts: Sequence[str] =
                 Route("/v1/models/{name:path}", guarded(routes.model), methods=["GET"])],
         exception_handlers={HTTPException: _unknown_route})
     return Gate(app, keys=keys, hosts=hosts, is_closing=lambda: served.is_closing,
-                metrics=served.metrics, paths=[*table])
+                metrics=served.metrics, paths=[*table], pages=PAGES)
 
 
 def guarded(handler: Callable[[Request], Any]) -> Callable[[Request], Any]:

@@ -14,13 +14,11 @@ from starlette.responses import JSONResponse
 
 from core.errors import UserError, require_file
 from serve.api.metrics import Metrics
-from serve.pages.static import ARENA
 from serve.web.errors import WebError
 from serve.web.gate import check_host, check_origin
 
 MAX_REQUESTS = 512      # in progress at once
-PAGES = ("/leaderboard", *ARENA)        # which a link of another site may lead to
-OPEN_PATHS = ("/health", *PAGES)
+OPEN_PATHS = ("/health",)
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
 
@@ -56,18 +54,23 @@ class Gate:
     """Lets requests through to an application that may pass; see `check`.
 
     Args:
-        keys: of which each request must have one, `OPEN_PATHS` aside; none are needed without.
+        keys: of which each request must have one, `OPEN_PATHS` and pages aside; none are needed
+            without.
         hosts: see `serve.web.gate.check_host`.
         is_closing: whether nothing new is begun.
         metrics: counts the responses, by the paths that exist.
+        pages: paths of files of pages. They hold no secret, and a link on another site may lead
+            to them.
     """
 
     def __init__(self, app: App, *, keys: Sequence[str], hosts: Sequence[str],
-                 is_closing: Callable[[], bool], metrics: Metrics, paths: Sequence[str]):
+                 is_closing: Callable[[], bool], metrics: Metrics, paths: Sequence[str],
+                 pages: Sequence[str]):
         self._app, self._is_closing, self._metrics = app, is_closing, metrics
         self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
         self._num_requests = 0
-        self._hosts, self._paths = {host.lower() for host in hosts}, {*paths}
+        self._hosts = {host.lower() for host in hosts}
+        self._paths, self._pages = {*paths, *pages}, {*pages}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """See ASGI."""
@@ -95,8 +98,9 @@ class Gate:
         """Raises `WebError` if a request may not pass."""
         headers = Headers(scope=scope)
         check_host(headers, self._hosts)
-        if scope["method"] not in ("GET", "HEAD") or scope["path"] not in PAGES:
-            check_origin(headers)
+        if scope["path"] in self._pages and scope["method"] in ("GET", "HEAD"):
+            return
+        check_origin(headers)
         if scope["path"] not in OPEN_PATHS and self._digests:
             self._check_key(headers.get("authorization", ""))
         if scope["method"] == "POST" and self._is_closing():

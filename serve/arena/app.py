@@ -28,6 +28,7 @@ from serve.web.gate import read_body
 MAX_BODY_BYTES = 1 << 20
 MAX_PROMPT_CHARS = 16_000
 MARK = re.compile(r"[0-9a-f]{32}")      # of battles
+PAGES = ("/leaderboard", *ARENA)        # that need no key, and to which other sites may link
 # The ranking has styles in itself, and nothing else that a browser would load or run.
 RANKING_HEADERS = HEADERS | {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; "

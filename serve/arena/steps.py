@@ -34,6 +34,7 @@ class Steps:
     def __init__(self) -> None:
         self._texts, self._finishes = ["", ""], ["", ""]
         self._shown, self._num_releases = 0, 0
+        self._sent = ("", "")
         self._credit, self._pace = 0.0, float(MAX_CHARS)    # characters, and those of a release
 
     def push(self, side: int, text: str, finish: str = "") -> None:
@@ -43,8 +44,8 @@ class Steps:
 
     @property
     def is_over(self) -> bool:
-        """Whether both answers are shown whole."""
-        return all(self._shown_finishes())
+        """Whether both answers were given out whole."""
+        return all(self._sent)
 
     @property
     def texts(self) -> tuple[str, str]:
@@ -58,25 +59,29 @@ class Steps:
 
     def release(self) -> Change | None:
         """What is shown next, to be called at even intervals; None where that is nothing."""
-        before, finished = self._shown, self._shown_finishes()
-        if any(finished):
+        before, lengths = self._shown, [*map(len, self._texts)]
+        if any(self._shown_finishes()):
+            end, is_end = max(lengths), all(self._finishes)
             self._credit = min(self._credit + self._pace, MAX_CHARS)
+            num = int(min(end - before, self._credit))
         else:
-            self._credit = MAX_CHARS
+            end = min(lengths)
+            is_end = any(finish and length == end
+                         for finish, length in zip(self._finishes, lengths))
+            num = min(end - before, MAX_CHARS)
             if before:
                 self._num_releases += 1
                 self._pace = max(before / self._num_releases, MIN_CHARS)
-        growing = [len(text) for text, finish in zip(self._texts, self._finishes) if not finish]
-        ready = min(growing, default=max(map(len, self._texts))) - before
-        num = int(min(ready, self._credit))
-        if growing or num < ready:
+        if before + num < end or not is_end:
             num -= num % STEP_CHARS
-        self._credit -= num
+        self._credit = max(self._credit - num, 0.0)
         self._shown += num
-        if not num and finished == self._shown_finishes():
+        finishes = self._shown_finishes()
+        if not num and finishes == self._sent:
             return None
+        self._sent = finishes
         first, second = (visible(text[before:self._shown]) for text in self._texts)
-        return Change((first, second), self._shown_finishes())
+        return Change((first, second), finishes)
 
     def _shown_finishes(self) -> tuple[str, str]:
         first, second = (finish if self._shown >= len(text) else ""
