@@ -2,12 +2,16 @@
 
     python -m serve.run --model=runs/quickstart/rl
     python -m serve.run --model=small=runs/smollm2 --model=embed=runs/minilm --port=8000
+    python -m serve.run --model=old=runs/a/rl --model=new=runs/b/rl --votes=runs/votes
 
 A model is served under its folder's name, or under the one before the equals sign. Endpoints:
 `/v1/models`, `/v1/chat/completions`, `/v1/completions`, of encoders `/v1/embeddings`; `/health` and
-`/metrics`. Everything that requests need is compiled before the port opens. Only this machine can
-connect unless `--host` is another address, for which keys are needed: a file with one on each line.
-SIGTERM and Ctrl-C finish the answers that are drawn, within `--shutdown_secs`, and refuse new ones.
+`/metrics`. With `--votes`, `/arena` shows the answers of two chat models blind, and `/leaderboard`
+what the votes say; `eval.arena`, `align.dpo` and `align.reward` read them from `votes.jsonl` there.
+
+Everything that requests need is compiled before the port opens. Only this machine can connect
+unless `--host` is another address, for which keys are needed: a file with one on each line. SIGTERM
+and Ctrl-C finish the answers that are drawn, within `--shutdown_secs`, and refuse new ones.
 """
 
 from __future__ import annotations
@@ -111,6 +115,9 @@ def serve() -> dict[str, Any]:
     listener.listen()       # those who connect now are answered once the server runs
     log(f"{', '.join(folders)}: http://{values.host}:{port}/v1, ready after "
         f"{time.monotonic() - began:.1f} s; SIGTERM or Ctrl-C ends it")
+    if served.arena:
+        log(f"arena: http://{values.host}:{port}/arena and /leaderboard, "
+            f"{served.arena.store.num_votes} votes in {served.arena.store.path}")
     server = Server(served, keys=keys, hosts=[values.host, *values.allowed_hosts],
                     shutdown_secs=values.shutdown_secs)
     server.run(sockets=[listener])

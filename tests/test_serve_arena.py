@@ -218,7 +218,8 @@ def test_verdicts_are_stored_as_preferences(arena, verdict, ranks):
     assert meta["fingerprints"] == [workers[name].model.name for name in shown["models"]]
     assert meta["settings"]["temperature"] == 0.7 and meta["secs"] >= 0
     first, second = (workers[name].answers[-1].request for name in shown["models"])
-    assert first.sampling == second.sampling and first.seed == second.seed
+    assert first.sampling == second.sampling
+    assert meta["settings"]["seeds"] == [first.seed, second.seed] and first.seed != second.seed
     again = client.get("/arena/battle", params={"id": events[0]["battle"]}).json()
     assert again == shown
 

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from core.errors import UserError
 from model.generation.requests import Request
 from serve.api.job import ClientGone, Job, make_requests, render_chat
-from serve.api.schema import ChatRequest, Settings
+from serve.api.schema import Settings, parse_chat
 from serve.api.worker import Worker
 from serve.arena.battles import (
     DRAWING,
@@ -32,6 +32,8 @@ DRAWS = {"temperature": 0.7, "top_p": 0.95}     # of both sides, as `serve.chat`
 MIN_TOKENS, MAX_TOKENS = 16, 1024               # of an answer
 MAX_TURNS = 8
 TICK_SECS = 0.1     # between two looks at what may be shown
+
+Draft = tuple[Worker, list[Request], Settings]      # an answer that is not submitted yet
 
 
 def check_models(num_chat: int) -> None:
@@ -81,8 +83,7 @@ class Arena:
         battle.turns.append(Turn(prompt))
         battle.state = DRAWING
         try:
-            settings, requests = await asyncio.to_thread(self._prepare, battle)
-            return battle, self._submit(battle, settings, requests)
+            return battle, self._submit(await asyncio.to_thread(self._prepare, battle))
         except WebError as error:
             if error.status not in (429, 503):
                 battle.state = OVER
@@ -178,29 +179,28 @@ class Arena:
         names = await asyncio.to_thread(self._pairs.draw, [*self.store.outcomes])
         return self.battles.begin(names)
 
-    def _prepare(self, battle: Battle) -> tuple[Settings, list[list[Request]]]:
-        """How both answers are drawn, by the same settings, and their requests."""
-        settings = Settings(DRAWS, MIN_TOKENS, 1, secrets.randbits(32), (), False, 0, None, True,
-                            False)
+    def _prepare(self, battle: Battle) -> list[Draft]:
+        """What is drawn for both sides: by the same settings, but independently."""
+        asked = [parse_chat({
+            "model": name, "messages": battle.conversation(side).to_dict()["messages"],
+            "seed": secrets.randbits(32), **DRAWS}) for side, name in enumerate(battle.names)]
         workers = [self._workers[name] for name in battle.names]
-        prompts = [render_chat(worker.model, ChatRequest(
-            name, battle.conversation(side), (), settings))
-            for side, (name, worker) in enumerate(zip(battle.names, workers))]
+        prompts = [render_chat(worker.model, one) for worker, one in zip(workers, asked)]
         room = min(worker.capacity - len(prompt) for worker, prompt in zip(workers, prompts))
         if room < MIN_TOKENS:
             raise WebError(400, "too long", "context_length_exceeded")
-        settings = dataclasses.replace(settings, max_tokens=min(self._max_tokens, room))
-        return settings, [make_requests(worker, prompt, settings, "messages")
-                          for worker, prompt in zip(workers, prompts)]
+        limit = min(self._max_tokens, room)
+        battle.turns[-1].settings = {**DRAWS, "max_tokens": limit,
+                                     "seeds": [one.settings.seed for one in asked]}
+        settings = [dataclasses.replace(one.settings, max_tokens=limit) for one in asked]
+        return [(worker, make_requests(worker, prompt, own, "messages"), own)
+                for worker, prompt, own in zip(workers, prompts, settings)]
 
-    def _submit(self, battle: Battle, settings: Settings,
-                requests: Sequence[Sequence[Request]]) -> list[Job]:
-        battle.turns[-1].settings = {**settings.draws, "max_tokens": settings.max_tokens,
-                                     "seed": settings.seed}
+    def _submit(self, drafts: Sequence[Draft]) -> list[Job]:
         jobs: list[Job] = []
         try:
-            for name, own in zip(battle.names, requests):
-                jobs.append(Job(self._workers[name], own, settings, self._request_secs))
+            for draft in drafts:
+                jobs.append(Job(*draft, self._request_secs))
         except WebError:
             for job in jobs:
                 job.cancel()

@@ -46,15 +46,16 @@ class Pairs:
 
     def __init__(self, names: Sequence[str], rng: random.Random):
         self._names, self._rng = [*names], rng
-        self._shares, self._num_votes = np.zeros(0), -1
+        self._known = -1, np.zeros(0)       # number of votes, and the shares after them
 
     def draw(self, outcomes: Sequence[Outcome]) -> tuple[str, str]:
         """Two names, in the order of their sides; the order is as likely as the other one."""
-        if self._num_votes != len(outcomes):
-            self._num_votes = len(outcomes)
-            self._shares = pair_shares(self._names, outcomes[:self._num_votes])
+        known, shares = self._known     # in one step, as several threads draw
+        if known != len(outcomes):
+            shares = pair_shares(self._names, outcomes)
+            self._known = len(outcomes), shares
         rows, columns = np.triu_indices(len(self._names), 1)
-        [place] = self._rng.choices(range(len(rows)), self._shares[rows, columns].tolist())
+        [place] = self._rng.choices(range(len(rows)), shares[rows, columns].tolist())
         pair = [self._names[rows[place]], self._names[columns[place]]]
         self._rng.shuffle(pair)
         return pair[0], pair[1]
