@@ -338,7 +338,33 @@ def test_a_full_queue_keeps_the_battle(arena):
     assert len(vote(client, battle).json()["turns"]) == 2
 
 
-def test_a_client_that_leaves_frees_both_sides(config, execution, tmp_path):
+def test_a_client_that_leaves_ends_both_sides(arena):
+    client, server, workers = arena
+    for worker in workers.values():
+        worker.text = None
+    with client.stream("POST", "/arena/ask", json={"prompt": "Leave."}) as reply:
+        battle = next(events_of(reply))["battle"]
+        _until(lambda: sum(worker.num_open for worker in workers.values()) == 2)
+        for worker in workers.values():
+            worker.say("x" * 100)
+    _until(lambda: not any(worker.num_open for worker in workers.values()))
+    _until(lambda: server.find(battle).state == "over")
+    assert code_of(vote(client, battle)) == (409, "no_vote")
+
+
+def test_a_client_that_leaves_while_whole_answers_are_shown_finds_them_again(arena, monkeypatch):
+    client, server, workers = arena
+    monkeypatch.setattr(arena_module, "TICK_SECS", 0.2)
+    for worker in workers.values():
+        worker.text = "x" * 5000
+    with client.stream("POST", "/arena/ask", json={"prompt": "Leave."}) as reply:
+        battle = next(events_of(reply))["battle"]
+    _until(lambda: server.find(battle).state == "ready")
+    assert [len(text) for text in server.find(battle).turns[0].texts] == [5000, 5000]
+
+
+def test_engines_are_free_after_an_answer_and_after_a_client_that_leaves(
+        config, execution, tmp_path):
     metrics, model = Metrics(), make_model(config, execution)
     workers = {name: make_worker(model, metrics, name, num_slots=2, capacity=128, max_queue=4)
                for name in NAMES[:2]}
