@@ -51,7 +51,7 @@ function change(to) {
   $("next").hidden = state !== "ready" && !isDone;
   $("next").textContent = isDone ? "Next battle" : "Skip this battle";
   $("next").classList.toggle("main", isDone);
-  $("prompt-label").textContent = state === "ready" ? "Or ask both further" : "Your prompt";
+  $("prompt-label").textContent = state === "" ? "Your prompt" : "Or ask both further";
   $("turns").setAttribute("aria-busy", isDrawing);
   if (isDone) $("next").focus();
   if (state === "ready" && !$("prompt").value) $("verdicts").focus();     // so that keys vote
