@@ -151,6 +151,7 @@ def test_nothing_is_wider_than_the_page_and_the_verdicts_are_in_reach(browser, a
         left, right = (page.get_by_role("region", name=f"Answer {letter}").bounding_box()
                        for letter in "AB")
         assert (left["y"] < right["y"]) == (size[0] < 760)
+        page.evaluate("scrollTo(0, 0)")
         box = page.locator("[data-verdict=both_bad]").bounding_box()
         assert box["y"] >= 0 and box["y"] + box["height"] <= size[1]
         page.click("[data-verdict=tie]")
