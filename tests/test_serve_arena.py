@@ -319,7 +319,7 @@ def test_engines_are_free_after_an_answer_and_after_a_client_that_leaves(
         assert await_idle(served)
         _until(lambda: server.find(battle).state != "drawing")
         whole = ask(client, "Stay.")
-        assert whole[-1] == {"state": "ready"} and all(texts_of(whole))
+        assert whole[-1] == {"state": "ready"}
         assert vote(client, whole[0]["battle"]).status_code == 200
         assert {name for name in _last(server)["finishes"]} <= {"stop", "length"}
 
