@@ -284,7 +284,8 @@ def test_a_client_that_leaves_ends_both_sides(arena):
     for worker in workers.values():
         worker.text = None
     with client.stream("POST", "/arena/ask", json={"prompt": "Leave."}) as reply:
-        battle = next(events_of(reply))["battle"]
+        events = events_of(reply)       # closes the connection when it is forgotten
+        battle = next(events)["battle"]
         _until(lambda: sum(worker.num_open for worker in workers.values()) == 2)
         for worker in workers.values():
             worker.say("x" * 100)
@@ -299,7 +300,8 @@ def test_a_client_that_leaves_while_whole_answers_are_shown_finds_them_again(are
     for worker in workers.values():
         worker.text = "x" * 5000
     with client.stream("POST", "/arena/ask", json={"prompt": "Leave."}) as reply:
-        battle = next(events_of(reply))["battle"]
+        events = events_of(reply)       # closes the connection when it is forgotten
+        battle = next(events)["battle"]
     _until(lambda: server.find(battle).state == "ready")
     assert [len(text) for text in server.find(battle).turns[0].texts] == [5000, 5000]
 
@@ -315,7 +317,8 @@ def test_engines_are_free_after_an_answer_and_after_a_client_that_leaves(
         served = type("Served", (), {"metrics": metrics, "num_open": property(
             lambda _self: sum(worker.num_open for worker in workers.values()))})()
         with client.stream("POST", "/arena/ask", json={"prompt": "Leave."}) as reply:
-            battle = next(events_of(reply))["battle"]
+            events = events_of(reply)
+            battle = next(events)["battle"]
         assert await_idle(served)
         _until(lambda: server.find(battle).state != "drawing")
         whole = ask(client, "Stay.")
