@@ -4,13 +4,17 @@
     python -m serve.run --model=small=runs/smollm2 --model=embed=runs/minilm --port=8000
     python -m serve.run --model=runs/smollm2 --model=tiny=runs/smollm2 --weights=tiny=int4 \\
         --adapter=polite=runs/lora/adapter
+    python -m serve.run --model=old=runs/a/rl --model=new=runs/b/rl --votes=runs/votes
 
 A model is served under its folder's name, or under the one before the equals sign; an adapter of
 one under its own name, in the same batch as the model. Endpoints:
 `/v1/models`, `/v1/chat/completions`, `/v1/completions`, of encoders `/v1/embeddings`; `/health` and
-`/metrics`. Everything that requests need is compiled before the port opens. Only this machine can
-connect unless `--host` is another address, for which keys are needed: a file with one on each line.
-SIGTERM and Ctrl-C finish the answers that are drawn, within `--shutdown_secs`, and refuse new ones.
+`/metrics`. With `--votes`, `/arena` shows the answers of two chat models blind, and `/leaderboard`
+what the votes say; `eval.arena`, `align.dpo` and `align.reward` read them from `votes.jsonl` there.
+
+Everything that requests need is compiled before the port opens. Only this machine can connect
+unless `--host` is another address, for which keys are needed: a file with one on each line. SIGTERM
+and Ctrl-C finish the answers that are drawn, within `--shutdown_secs`, and refuse new ones.
 """
 
 from __future__ import annotations
@@ -125,19 +129,24 @@ def open_models(folders: dict[str, Path]) -> Any:
     from serve.api.embeddings import Encoder
     from serve.api.metrics import Metrics, ModelMetrics
     from serve.api.worker import Worker
+    from serve.arena.arena import Arena, check_models
+    from serve.arena.store import VoteStore
 
     values = flags.FLAGS
+    kinds, adapters = find_kinds(values.weights, folders), find_adapters(values.adapter, folders)
+    mesh = find_mesh(values.mesh)
+    votes = None
+    if values.votes:    # before minutes of compiling
+        check_models(sum((1 + len(adapters[name])) * read_description(folder).chat
+                         for name, folder in folders.items()))
+        votes = VoteStore(Path(values.votes))
     dtype = values.compute_dtype or (
         "float32" if jax.default_backend() == "cpu" else "bfloat16")
     execution, metrics = Execution(dtype, kv_cache=values.kv_cache), Metrics()
-    kinds, adapters = find_kinds(values.weights, folders), find_adapters(values.adapter, folders)
-    mesh = find_mesh(values.mesh)
     workers, encoders = {}, {}
     for name, folder in folders.items():
         if read_description(folder).config.family == "encoder":
-            if adapters[name] or kinds[name] != "float32":
-                raise UserError(f"--model={name}={folder}", "is an encoder, which is served in "
-                                "float32 and without adapters", "serve it apart from this one")
+            _check_plain(name, kinds[name], adapters[name])
             encoders[name] = Encoder(folder, execution)
         else:
             model = only_generating(
@@ -151,9 +160,19 @@ def open_models(folders: dict[str, Path]) -> Any:
         began = time.monotonic()
         (workers.get(name) or encoders[name]).warm_up()
         log(f"{name}: {folder} is compiled in {time.monotonic() - began:.1f} s")
+    served = Served(workers, encoders, metrics, values.request_secs)
+    if votes:
+        served.arena = Arena(served.by_name(), votes, values.request_secs)
     for worker in workers.values():
         worker.start()
-    return Served(workers, encoders, metrics, values.request_secs)
+    return served
+
+
+def _check_plain(name: str, kind: str, adapters: Collection[str]) -> None:
+    """Raises `UserError` where an encoder is asked for in another form than its own."""
+    if adapters or kind != "float32":
+        raise UserError(f"--model={name}", "is an encoder, which is served in float32 and without "
+                        "adapters", "leave --weights and --adapter out for it: --weights=NAME=KIND")
 
 
 def serve() -> dict[str, Any]:
@@ -178,6 +197,9 @@ def serve() -> dict[str, Any]:
     listener.listen()       # those who connect now are answered once the server runs
     log(f"{', '.join(folders)}: http://{values.host}:{port}/v1, ready after "
         f"{time.monotonic() - began:.1f} s; SIGTERM or Ctrl-C ends it")
+    if served.arena:
+        log(f"arena: http://{values.host}:{port}/arena and /leaderboard, "
+            f"{served.arena.store.num_votes} votes in {served.arena.store.path}")
     server = Server(served, keys=keys, hosts=[values.host, *values.allowed_hosts],
                     shutdown_secs=values.shutdown_secs)
     server.run(sockets=[listener])
@@ -200,6 +222,7 @@ def _define_flags() -> None:
                          lower_bound=0)
     flags.DEFINE_integer("context_tokens", None, "Tokens of prompt and answer; by default the "
                          "length of the model's training rows.", lower_bound=2)
+    flags.DEFINE_string("votes", None, "Folder of the arena's votes; without it there is no arena.")
     flags.DEFINE_float("request_secs", 600.0, "Time that a request has.", lower_bound=0.0)
     flags.DEFINE_float("shutdown_secs", 30.0, "Time for answers to be finished after a signal.",
                        lower_bound=0.0)

@@ -35,13 +35,13 @@ def make_worker(model, metrics, name, *, num_slots, capacity, max_queue, **how):
 
 
 @contextlib.contextmanager
-def serving(workers, encoders, metrics, *, request_secs=60.0, **how):
+def serving(workers, encoders, metrics, *, request_secs=60.0, arena=None, **how):
     """Serves until the end of the block; yields the URL without a path, and what is served."""
     from serve.api.app import Served  # of optional packages
     from serve.api.server import Server
     from serve.web.sockets import bind_socket
 
-    served = Served(workers, encoders, metrics, request_secs)
+    served = Served(workers, encoders, metrics, request_secs, arena)
     listener = bind_socket("127.0.0.1", 0)
     server = Server(served, **how)
     thread = threading.Thread(target=server.run, args=([listener],))

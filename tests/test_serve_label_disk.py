@@ -112,14 +112,14 @@ def test_a_full_disk_stores_nothing_and_says_so(serve, monkeypatch):
 def test_a_label_in_the_journal_is_stored_though_its_file_cannot_be_written(serve, monkeypatch):
     server = serve()
     server.ok(server.label(server.next("ana"), ranks=[1, 2]))
-    append = store_module._append
+    append = store_module.append
 
     def refuse(file, row):
         if "event" not in row:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         append(file, row)
 
-    monkeypatch.setattr(store_module, "_append", refuse)
+    monkeypatch.setattr(store_module, "append", refuse)
     server.ok(server.label(server.next("ana"), ranks=[1, 2]))
     assert len(read_preferences(server.out / PREFERENCES)) == 1
     monkeypatch.undo()

@@ -28,11 +28,12 @@ svg .who { fill: var(--ink); font-size: 12.5px; }
 Report = Mapping[str, Any]
 
 
-def render_arena(report: Report) -> str:
+def render_arena(report: Report, *, top: Markup | None = None) -> str:
     """The page as HTML.
 
     Args:
         report: see `eval.arena.report.make_report`, with `inputs` and `left_out`.
+        top: stands above the headline.
     """
     first, agreement = report["order"]["first_shown"], report["quality"]["agreement"]
     left_out = sum(report["left_out"].values())
@@ -46,7 +47,7 @@ def render_arena(report: Report) -> str:
          "no item has two named voters" if agreement is None
          else f"on {count(agreement['items'])} items that several judged")]
     return render_page(
-        "Heartwood: arena", headline(
+        "Heartwood: arena", top, headline(
             "Heartwood · arena", "Leaderboard", "Ratings of models by votes between their answers: "
             "Bradley-Terry, by maximum likelihood. 400 points are odds of ten to one.", tiles),
         *_leaderboards(report), _win_rates(report), _over_time(report), _style(report),

@@ -40,6 +40,8 @@ from serve.api.schema import (
     parse_embedding,
 )
 from serve.api.worker import Worker
+from serve.arena.app import PAGES, make_table
+from serve.arena.arena import Arena
 from serve.web.errors import WebError
 from serve.web.fields import parse_body
 from serve.web.gate import read_body
@@ -57,6 +59,7 @@ class Served:
         workers: models that write text, by the names that clients use.
         encoders: models that embed texts.
         request_secs: time that a request has.
+        arena: where models meet; None without votes.
         is_closing: whether the server takes no new requests.
     """
 
@@ -64,6 +67,7 @@ class Served:
     encoders: Mapping[str, Encoder]
     metrics: Metrics
     request_secs: float
+    arena: Arena | None = None
     is_closing: bool = False
     began: int = dataclasses.field(default_factory=lambda: int(time.time()))
 
@@ -84,14 +88,15 @@ def make_app(served: Served, *, keys: Sequence[str] = (), hosts: Sequence[str] =
     table: dict[str, tuple[str, Callable[[Request], Any]]] = {
         "/health": ("GET", routes.health), "/metrics": ("GET", routes.metrics),
         "/v1/models": ("GET", routes.models), "/v1/completions": ("POST", routes.completions),
-        "/v1/chat/completions": ("POST", routes.chat), "/v1/embeddings": ("POST", routes.embed)}
+        "/v1/chat/completions": ("POST", routes.chat), "/v1/embeddings": ("POST", routes.embed),
+        **make_table(served.arena)}
     app = Starlette(
         routes=[*(Route(path, guarded(handler), methods=[method])
                   for path, (method, handler) in table.items()),
                 Route("/v1/models/{name:path}", guarded(routes.model), methods=["GET"])],
         exception_handlers={HTTPException: _unknown_route})
     return Gate(app, keys=keys, hosts=hosts, is_closing=lambda: served.is_closing,
-                metrics=served.metrics, paths=[*table])
+                metrics=served.metrics, paths=[*table], pages=PAGES)
 
 
 def guarded(handler: Callable[[Request], Any]) -> Callable[[Request], Any]:

@@ -58,3 +58,9 @@ class Server(uvicorn.Server):
                                    for worker in self._served.workers.values()))
             self.should_exit = True
         return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: Any = None) -> None:
+        """See `uvicorn.Server`: called at the end."""
+        await super().shutdown(sockets)
+        if self._served.arena:
+            self._served.arena.store.close()

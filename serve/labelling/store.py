@@ -8,17 +8,15 @@ written anew from it where they may differ.
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from core.artifacts import free_name
 from core.errors import UserError
-from core.json_text import format_json, parse_json
+from core.json_text import format_json
 from core.progress import log
+from serve.web.journal import append, open_journal, read_journal, sync_folder
 
 JOURNAL = "journal.log"
 PREFERENCES, DEMONSTRATIONS = EXPORTS = ("preferences.jsonl", "demonstrations.jsonl")
@@ -45,16 +43,11 @@ class Store:
         self.folder = folder
         if not (folder / JOURNAL).exists():
             _check_is_free(folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._journal = _open_locked(folder / JOURNAL)
-        except OSError as error:
-            raise UserError(f"--out={folder}", f"cannot be used ({error.strerror.lower()})",
-                            "choose a folder where files can be written and locked") from None
+        self._journal = open_journal(folder / JOURNAL, "out", "labels")
         self.live: dict[str, Event] = {}
         self._files: dict[str, BinaryIO] = {}
         try:
-            for place, event in _read_events(self._journal, folder / JOURNAL):
+            for place, event in read_journal(self._journal, folder / JOURNAL, _is_whole):
                 self._apply(event, place)
         except UserError:
             self._journal.close()
@@ -66,7 +59,7 @@ class Store:
         """Stores an event; raises `OSError` where the disk refuses it, and then it is not stored.
         """
         undone = self.live.get(event.get("undoes", ""))
-        _append(self._journal, event)
+        append(self._journal, event)
         self._apply(event, "the request")
         file = (undone or event).get("file")
         if file is None:
@@ -75,7 +68,7 @@ class Store:
             if undone or file not in self._files:
                 self._rewrite(file)
             else:
-                _append(self._files[file], event["row"])
+                append(self._files[file], event["row"])
         except OSError as error:    # it is in the journal, and so not lost
             if file in self._files:
                 self._files.pop(file).close()
@@ -112,7 +105,7 @@ class Store:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
-            _sync_folder(self.folder)
+            sync_folder(self.folder)
         self._files[name] = open(path, "ab", buffering=0)   # noqa: SIM115 -- closed by `close`
 
 
@@ -123,63 +116,5 @@ def _check_is_free(folder: Path) -> None:
                             "choose another folder, so that this file stays as it is")
 
 
-def _open_locked(path: Path) -> BinaryIO:
-    file = open(path, "a+b", buffering=0)   # noqa: SIM115 -- closed by `Store.close`
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise UserError(f"--out={path.parent}", "another server stores its labels there",
-                        "stop it, or choose another --out") from None
-    _sync_folder(path.parent)
-    return file
-
-
-def _read_events(file: BinaryIO, path: Path) -> list[tuple[str, Event]]:
-    """The events with their places; a last line without its end is moved to a file of its own."""
-    file.seek(0)
-    text = file.readall()
-    whole, newline, torn = text.rpartition(b"\n")
-    if torn:
-        aside = free_name(path.with_name(f"{path.name}.torn"))
-        aside.write_bytes(torn)
-        file.truncate(len(whole) + len(newline))
-        os.fsync(file.fileno())
-        log(f"{path}: its last line was not finished when the server was stopped, so its sender "
-            f"never read that it was stored; it is now in {aside}")
-    events = []
-    for number, line in enumerate(whole.split(b"\n") if newline else (), start=1):
-        place = f"{path}, line {number}"
-        try:
-            event = parse_json(line.decode())
-            is_whole = all(name in event for name in FIELDS[event["event"]])
-        except (ValueError, TypeError, KeyError):
-            is_whole = False
-        if not is_whole:
-            raise UserError(place, "is damaged", "restore the file from a backup, or take this "
-                            "line out")
-        events.append((place, event))
-    return events
-
-
-def _append(file: BinaryIO, row: Mapping[str, Any]) -> None:
-    """Appends a line that is on the disk when this returns; where that fails, nothing of it is."""
-    start = os.fstat(file.fileno()).st_size
-    rest = memoryview((format_json(row) + "\n").encode())
-    try:
-        while rest:     # an unbuffered write may take a part
-            rest = rest[file.write(rest):]
-        os.fsync(file.fileno())
-    except OSError:
-        with suppress(OSError):
-            file.truncate(start)
-        raise
-
-
-def _sync_folder(folder: Path) -> None:
-    """Puts the names of a folder's files on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _is_whole(event: Event) -> bool:
+    return all(name in event for name in FIELDS[event["event"]])

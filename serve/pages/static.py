@@ -14,6 +14,12 @@ LABELLING = {
     "/label.css": (Path(__file__).with_name("label.css"), CSS),
     "/page.css": (STYLE, CSS)}      # of all pages
 
+ARENA = {
+    "/arena": (Path(__file__).with_name("arena.html"), HTML),
+    "/arena.js": (Path(__file__).with_name("arena.js"), SCRIPT),
+    "/arena.css": (Path(__file__).with_name("arena.css"), CSS),
+    "/page.css": (STYLE, CSS)}
+
 
 class StaticFile(NamedTuple):
     """A file as it is sent."""
