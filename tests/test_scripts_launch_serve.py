@@ -70,6 +70,8 @@ def test_an_image_starts_the_server_without_privileges(flags):
     assert module == "serve.run" and _flag_names(words) == {"host", "port", "api_keys"}
     assert _flag_names(words) <= {*flags}
     assert "--host=0.0.0.0" in words and python in last["HEALTHCHECK"]
+    keys, = (word.partition("=")[2] for word in words if word.startswith("--api_keys"))
+    assert f"--secret=heartwood_keys,target={keys}," in CONTAINER
     home = re.search(r"XDG_CACHE_HOME=(\S+)", last["ENV"])[1]
     assert last["VOLUME"] == f"{home}/heartwood"
     stop_secs = int(re.search(r"--stop-timeout=(\d+)", CONTAINER)[1])
