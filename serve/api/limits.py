@@ -54,18 +54,23 @@ class Gate:
     """Lets requests through to an application that may pass; see `check`.
 
     Args:
-        keys: of which each request must have one, `OPEN_PATHS` aside; none are needed without.
+        keys: of which each request must have one, `OPEN_PATHS` and pages aside; none are needed
+            without.
         hosts: see `serve.web.gate.check_host`.
         is_closing: whether nothing new is begun.
         metrics: counts the responses, by the paths that exist.
+        pages: paths of files of pages. They hold no secret, and a link on another site may lead
+            to them.
     """
 
     def __init__(self, app: App, *, keys: Sequence[str], hosts: Sequence[str],
-                 is_closing: Callable[[], bool], metrics: Metrics, paths: Sequence[str]):
+                 is_closing: Callable[[], bool], metrics: Metrics, paths: Sequence[str],
+                 pages: Sequence[str]):
         self._app, self._is_closing, self._metrics = app, is_closing, metrics
         self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
         self._num_requests = 0
-        self._hosts, self._paths = {host.lower() for host in hosts}, {*paths}
+        self._hosts = {host.lower() for host in hosts}
+        self._paths, self._pages = {*paths, *pages}, {*pages}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """See ASGI."""
@@ -93,6 +98,8 @@ class Gate:
         """Raises `WebError` if a request may not pass."""
         headers = Headers(scope=scope)
         check_host(headers, self._hosts)
+        if scope["path"] in self._pages and scope["method"] in ("GET", "HEAD"):
+            return
         check_origin(headers)
         if scope["path"] not in OPEN_PATHS and self._digests:
             self._check_key(headers.get("authorization", ""))
