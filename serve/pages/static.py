@@ -12,20 +12,24 @@ from starlette.routing import Route
 from core.page.layout import STYLE
 from serve.web.gate import HEADERS
 
-HTML, CSS, SCRIPT = (f"text/{kind}; charset=utf-8" for kind in ("html", "css", "javascript"))
-FOLDER = Path(__file__).parent
-COMMON = {"/page.css": (STYLE, CSS)}        # of all pages
-LABELLING = COMMON | {
-    "/": (FOLDER / "label.html", HTML), "/label.js": (FOLDER / "label.js", SCRIPT),
-    "/label.css": (FOLDER / "label.css", CSS)}
-CHAT = COMMON | {
-    "/": (FOLDER / "chat.html", HTML), "/chat.js": (FOLDER / "chat.js", SCRIPT),
-    "/chat.css": (FOLDER / "chat.css", CSS)}
+TYPES = {suffix: f"text/{kind}; charset=utf-8"
+         for suffix, kind in ((".html", "html"), (".css", "css"), (".js", "javascript"))}
 
 
-def make_routes(table: dict[str, tuple[Path, str]]) -> list[Route]:
+def _table(path: str, *names: str) -> dict[str, Path]:
+    """A page's own path, of the first of the files, and those of the others."""
+    page, *others = (Path(__file__).with_name(name) for name in names)
+    return {path: page, "/page.css": STYLE} | {f"/{file.name}": file for file in others}
+
+
+LABELLING = _table("/", "label.html", "label.css", "label.js")
+CHAT = _table("/", "chat.html", "chat.css", "chat.js", "conversations.js", "stream.js", "text.js")
+
+
+def make_routes(table: dict[str, Path]) -> list[Route]:
     """Routes that send the files of a table with `HEADERS`; they are read once, here."""
-    return [Route(path, _send(file.read_bytes(), kind)) for path, (file, kind) in table.items()]
+    return [Route(path, _send(file.read_bytes(), TYPES[file.suffix]))
+            for path, file in table.items()]
 
 
 def _send(body: bytes, media_type: str) -> Callable[[Request], Awaitable[Response]]:
