@@ -114,10 +114,10 @@ async function answer(parent) {     // writes one more answer to a turn that is 
   const [url, body] = makeRequest(how, turns.map(({role, content}) => ({role, content})),
     isChat(how.model));
   own.settings = given;
+  say("");
   keep(own);
   const control = new AbortController(), began = performance.now();
   running = {chat: own, id: addNode(own, node), stop: () => control.abort()};
-  say("");
   show();
   scrollTo(0, document.body.scrollHeight);
   let fault = null;
@@ -195,7 +195,7 @@ function showTurn(id) {
   const text = make("div", {className: "text", dir: "auto", ariaBusy: isRunning});
   const article = make("article", {id, className: `turn ${node.role}`, tabIndex: -1},
     make("h2", {textContent: isOwn ? "You" : visible(node.how?.model ?? node.role)}), text,
-    make("p", {className: "foot"}, ...showVersions(id), describe(node, isRunning)));
+    make("p", {className: "foot"}, ...showVersions(id)));
   const isTinted = fields.logprobs.checked && node.how?.logprobs;
   const write = (isTinted ? writeTokens : writeText)(text, node);
   write(!isRunning);
@@ -204,6 +204,7 @@ function showTurn(id) {
     article.lastChild.append(make("button", {type: "button", className: "act",
       textContent: isOwn ? "Edit" : "Retry", onclick: () => isOwn ? edit(id) : answer(node.parent)}));
   }
+  article.lastChild.append(describe(node, isRunning));
   return article;
 }
 
