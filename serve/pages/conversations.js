@@ -1,13 +1,14 @@
 // Conversations: {id, settings, nodes, picked}, trees of turns that this browser keeps. A node is
 // {parent, role, content} and of an answer how it was drawn; none is changed or removed later.
-import {withSystem} from "/stream.js";
+import {toMessages} from "/stream.js";
+import {make} from "/text.js";
 
 const PREFIX = "heartwood.chat.", MAX_CHATS = 50;
 export const storage = (kind) => { try { return window[kind]; } catch { return {}; } };
 const kept = storage("localStorage");       // a browser may refuse it
 
-export const drawSeed = () => crypto.getRandomValues(new Uint32Array(1))[0];
-const newId = () => `c${Date.now().toString(36)}${drawSeed().toString(36)}`;
+const drawNumber = () => crypto.getRandomValues(new Uint32Array(1))[0];
+const newId = () => `c${Date.now().toString(36)}${drawNumber().toString(36)}`;
 export const begin = (settings) => ({id: newId(), settings, nodes: {}, picked: {}});
 
 export const childrenOf = (chat, parent) =>
@@ -22,6 +23,10 @@ export function listPath(chat) {    // the turns that are shown: after each its 
   }
 }
 
+// The seed of a turn's next answer: a new one where none is given, otherwise the next one.
+export const nextSeed = (chat, parent, given) => `${given === "" ? drawNumber()
+  : (Number(given) + childrenOf(chat, parent).length) % 2 ** 32}`;
+
 export const titleOf = (chat) => chat.nodes[listPath(chat)[0]]?.content.trim().slice(0, 80) ||
   "New conversation";
 
@@ -32,7 +37,10 @@ export function addNode(chat, node) {
   return id;
 }
 
-export const load = (id) => { try { return JSON.parse(kept[PREFIX + id]); } catch { return null; } };
+export function load(id) {
+  try { return JSON.parse(kept[PREFIX + id]); } catch { return null; }
+}
+
 export const forget = (ids) => ids.forEach((id) => { delete kept[PREFIX + id]; });
 export const listChats = () => Object.keys(kept).filter((key) => key.startsWith(PREFIX))
   .map((key) => load(key.slice(PREFIX.length))).filter(Boolean)
@@ -53,22 +61,28 @@ export function save(chat) {
     }
     const oldest = others.pop();
     forget([oldest.id]);
-    told = `There was no room left: the oldest conversation, "${titleOf(oldest)}", was forgotten.`;
+    told = `The oldest conversation was forgotten, as no room is left: "${titleOf(oldest)}".`;
   }
 }
 
-// A line of JSON that `data.layouts` reads: the turns that are shown, and all others in `meta`.
-export function writeRow(chat) {
+// Downloads a line of JSON that `data.layouts` reads: the turns that are shown, all in `meta`.
+export function download(chat) {
   const shown = listPath(chat).map((id) => chat.nodes[id]), last = shown.findLast(({how}) => how);
   const settings = last?.how ?? chat.settings, {nodes, picked} = chat;
-  const turns = shown.map(({role, content}) => ({role, content}));
-  return JSON.stringify({messages: withSystem(settings.system, turns),
-    meta: {model: settings.model, fingerprint: last?.fingerprint ?? null, settings, nodes, picked}});
+  const row = {messages: toMessages(settings.system, shown), meta: {model: settings.model,
+    fingerprint: last?.fingerprint ?? null, settings, nodes, picked}};
+  const file = new Blob([`${JSON.stringify(row)}\n`], {type: "application/json"});
+  const href = URL.createObjectURL(file);
+  make("a", {href, download: `chat-${chat.id}.jsonl`}).click();
+  setTimeout(() => URL.revokeObjectURL(href), 60000);
 }
 
-// A conversation from such a line, or from one that another program wrote.
-export function readRow(line, settings) {
-  const {messages, meta} = JSON.parse(line), ids = new Map([["", ""]]);
+// The conversations of such lines, or of lines that another program wrote.
+export const readRows = (text, settings) => text.trim().split("\n").map((line) =>
+  readRow(JSON.parse(line), settings));
+
+function readRow({messages, meta}, settings) {
+  const ids = new Map([["", ""]]);
   const system = messages[0].role === "system" ? messages[0].content : "";
   const chat = begin({...settings, ...meta?.settings, system});
   const turns = messages.slice(system ? 1 : 0).map((turn, place) =>

@@ -23,7 +23,8 @@ def _table(path: str, *names: str) -> dict[str, Path]:
 
 
 LABELLING = _table("/", "label.html", "label.css", "label.js")
-CHAT = _table("/", "chat.html", "chat.css", "chat.js", "conversations.js", "stream.js", "text.js")
+CHAT = _table("/", "chat.html", "chat.css", "chat.js", "conversations.js", "settings.js",
+              "stream.js", "text.js", "turns.js")
 
 
 def make_routes(table: dict[str, Path]) -> list[Route]:

@@ -1,11 +1,13 @@
 // Asks the server, and reads the answers as they come.
 
-const FIELDS = ["temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens", "seed"];
+const FIELDS = ["temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens",
+  "seed"];
 const NUM_TOP = 5;      // alternatives to each token
 
 // Fetches; every failure is an error whose message is a line for the reader.
 export async function ask(path, key, body, signal) {
-  const headers = {"Content-Type": "application/json", ...(key && {Authorization: `Bearer ${key}`})};
+  const headers = {"Content-Type": "application/json"};
+  if (key) headers.Authorization = `Bearer ${key}`;
   const reply = await fetch(path, {headers, signal, method: body ? "POST" : "GET",
     body: body && JSON.stringify(body)}).catch(() => {
     throw new Error("The server does not answer. Nothing is lost: try again.");
@@ -20,24 +22,44 @@ export async function ask(path, key, body, signal) {
     : `The server refuses: ${why}.`)), {status: reply.status});
 }
 
-// The request for an answer to turns, {role, content}; the settings are the texts of the form.
+// The path and the body of a request for an answer to turns; settings are the texts of the form.
 export function makeRequest(settings, turns, isChat) {
   const body = {model: settings.model, stream: true, stream_options: {include_usage: true}};
   for (const name of FIELDS) if (settings[name] !== "") body[name] = Number(settings[name]);
   const stop = settings.stop.split("\n").filter(Boolean);
   if (stop.length) body.stop = stop.map((text) => text.replaceAll("\\n", "\n"));
-  if (isChat) body.messages = withSystem(settings.system, turns);
+  if (isChat) body.messages = toMessages(settings.system, turns);
   else body.prompt = turns.map(({content}) => content).join("");
   if (settings.logprobs && isChat) Object.assign(body, {logprobs: true, top_logprobs: NUM_TOP});
   else if (settings.logprobs) body.logprobs = NUM_TOP;
   return [isChat ? "/v1/chat/completions" : "/v1/completions", body];
 }
 
-export const withSystem = (system, turns) =>
-  [...(system ? [{role: "system", content: system}] : []), ...turns];
+export const toMessages = (system, turns) => [
+  ...(system ? [{role: "system", content: system}] : []),
+  ...turns.map(({role, content}) => ({role, content}))];
 
-// Adds the events of a stream to an answer; yields after each. Throws if the stream breaks off.
-export async function* receive(body, answer) {
+// Draws an answer, and calls back after each change. However it ends, the answer says how: returns
+// the error, or null. What came before it is kept.
+export async function draw(answer, [path, body], key, signal, onChange) {
+  const began = performance.now(), countSecs = () => (performance.now() - began) / 1000;
+  let fault = null;
+  try {
+    for await (const event of readEvents((await ask(path, key, body, signal)).body)) {
+      add(answer, event);
+      if (answer.content) answer.firstSecs ??= countSecs();
+      onChange();
+    }
+  } catch (error) {
+    fault = error;
+    Object.assign(answer, signal.aborted ? {finish: "stopped"}
+      : {finish: "cut", fault: error.message});
+  }
+  answer.secs = countSecs();
+  return fault;
+}
+
+async function* readEvents(body) {
   const reader = body.getReader(), decoder = new TextDecoder();
   for (let text = ""; ;) {
     const {value, done} = await reader.read();
@@ -45,8 +67,7 @@ export async function* receive(body, answer) {
     text = events.pop();
     for (const event of events) {
       if (event === "data: [DONE]") return;
-      add(answer, JSON.parse(event.slice("data: ".length)));
-      yield;
+      yield JSON.parse(event.slice("data: ".length));
     }
     if (done) throw new Error("the connection was lost");
   }

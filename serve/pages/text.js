@@ -74,5 +74,5 @@ export function showTip(tip, span, lowest) {
   span.setAttribute("aria-describedby", tip.id);
 }
 
-const quote = (name) => visible(name).replace(/^bytes:/, "").replaceAll(" ", "␣")
+const quote = (name) => visible(name.slice(0, 60)).replace(/^bytes:/, "").replaceAll(" ", "␣")
   .replaceAll("\n", "⏎").replaceAll("\t", "⇥") || "(no text)";
