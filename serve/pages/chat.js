@@ -1,10 +1,9 @@
 import {addNode, begin, childrenOf, download, forget, listChats, listPath, load, nextSeed, readRows,
   save, storage, titleOf} from "/conversations.js";
-import {chosenModel, describeModel, fetchModels, fields, isChat, readForm,
-  writeForm} from "/settings.js";
+import {chosenModel, describeModel, fetchModels, fields, readForm, writeForm} from "/settings.js";
 import {draw, makeRequest} from "/stream.js";
 import {showTip, visible} from "/text.js";
-import {makeEdit, makeEntry, makeTurn, sendOnEnter} from "/turns.js";
+import {makeEdit, makeEntry, makeTurn, onSubmit} from "/turns.js";
 
 const $ = (id) => document.getElementById(id);
 const KEY = "heartwood.key", NARROW = 900, session = storage("sessionStorage");
@@ -92,8 +91,8 @@ async function answer(parent) {     // writes one more answer to a turn that is 
   running = {chat: own, id: addNode(own, node), stop: () => control.abort()};
   show();
   scrollTo(0, document.body.scrollHeight);
-  end(before, await draw(node, makeRequest(how, turns, isChat(how.model)), session[KEY],
-    control.signal, () => running.update()));
+  end(before, await draw(node, makeRequest(how, turns, chosenModel().task === "chat"),
+    session[KEY], control.signal, () => running.update()));
 }
 
 function end(before, fault) {
@@ -105,12 +104,12 @@ function end(before, fault) {
     own.picked[node.parent] = before;
   }
   keep(own);
-  if (isKept) article.replaceWith(own === chat ? showTurn(id) : "");
-  else if (own === chat) show();
+  if (own === chat && !isKept) show();
+  else if (own === chat) article.replaceWith(showTurn(id));
   if (wasInside) $(isKept ? id : "again")?.focus({preventScroll: true});
   showList();
   showState();
-  if (!isKept) refuse(node.finish === "stopped" ? {message: "Stopped before the first word."} : fault);
+  if (!isKept) refuse(node.finish === "stopped" ? {message: "Stopped before it began."} : fault);
   $("said").textContent = isKept ? `Answer: ${visible(node.content)}` : "";
 }
 
@@ -167,7 +166,8 @@ function turnTo(id, step) {
 
 function edit(id) {
   const {content, parent} = chat.nodes[id];
-  $(id).replaceChildren(makeEdit(content, (text) => send(text, parent), show));
+  const cancel = () => { show(); $(id).focus(); };
+  $(id).replaceChildren(makeEdit(content, (text) => send(text, parent), cancel));
   $(id).querySelector("textarea").focus();
 }
 
@@ -201,7 +201,7 @@ function onKey(event) {
 }
 
 function leave(at, isText) {
-  if (at.closest(".edit")) show();
+  if (at.closest(".edit")) at.form.elements.cancel.click();
   else if (running) running.stop();
   else if (!$("tip").hidden) $("tip").hidden = true;
   else if (isText) { at.blur(); $("title").focus(); }
@@ -213,21 +213,15 @@ function onPoint({target}) {
   else if (!target.closest?.("#tip")) $("tip").hidden = true;
 }
 
-$("composer").onsubmit = (event) => {
-  event.preventDefault();
+onSubmit($("composer"), () => {
   if (send($("draft").value, listPath(chat).at(-1) ?? "")) $("draft").value = "";
-};
-$("key-form").onsubmit = (event) => {
-  event.preventDefault();
-  session[KEY] = $("key").value;
-  loadModels();
-};
+});
+onSubmit($("key-form"), () => { session[KEY] = $("key").value; loadModels(); });
 for (const one of fields) one.onchange = () => {      // the list of models is outside the form
   chat.settings = readForm();
   keep(chat);
   if (!document.querySelector(".edit")) show();
 };
-$("draft").onkeydown = sendOnEnter;
 $("new").onclick = startNew;
 $("to-side").onclick = KEYS.s;
 $("open-help").onclick = KEYS["?"];

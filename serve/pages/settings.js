@@ -27,7 +27,6 @@ export async function fetchModels(key) {
 
 // The chosen model: {id, task, context_tokens}, or undefined.
 export const chosenModel = () => models.find(({id}) => id === fields.model.value);
-export const isChat = (name) => models.find(({id}) => id === name)?.task !== "completion";
 
 // A line about the chosen model.
 export function describeModel() {

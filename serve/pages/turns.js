@@ -46,16 +46,20 @@ export function makeEdit(content, send, cancel) {
   const field = make("textarea", {value: content, dir: "auto", ariaLabel: "Your message"});
   const form = make("form", {className: "edit"}, field, make("p", {className: "row"},
     make("button", {className: "main", textContent: "Send"}),
-    makeButton("Cancel", {onclick: cancel})));
-  form.onsubmit = (event) => { event.preventDefault(); send(field.value); };
-  field.onkeydown = sendOnEnter;
+    makeButton("Cancel", {name: "cancel", onclick: cancel})));
+  onSubmit(form, () => send(field.value));
   return form;
 }
 
-export function sendOnEnter(event) {
-  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
-  event.preventDefault();
-  event.target.form.requestSubmit();
+// Calls back when a form is sent, by its button or by Enter.
+export function onSubmit(form, act) {
+  form.onsubmit = (event) => { event.preventDefault(); act(); };
+  form.onkeydown = (event) => {
+    if (!event.target.matches("textarea") || event.key !== "Enter" || event.shiftKey
+        || event.isComposing) return;
+    event.preventDefault();
+    form.requestSubmit();
+  };
 }
 
 // An entry of the list of conversations.
