@@ -178,7 +178,10 @@ def test_an_answer_is_drawn_again_with_its_seed(page):
     assert send(page, "Hello.", seed=8) == drawn[1] != drawn[0]
 
 
-def test_a_base_model_goes_on_with_the_text(page):
+def test_a_base_model_goes_on_with_the_text(page, server):
+    described = page.request.get(f"{server[0]}/v1/models").json()["data"]
+    assert [(one["id"], one["task"]) for one in described] == [
+        ("tiny", "chat"), ("base", "completion")]
     page.select_option("#model", "base")
     assert "is a base model" in page.text_content("#about")
     with page.expect_request("**/v1/completions") as asked:
@@ -195,13 +198,14 @@ def test_a_file_of_a_conversation_is_read_by_the_project_and_by_the_page(page, t
     one = send(page, "Hello.", system="Be brief.", max_tokens=16)
     page.click("text=Retry")
     other = await_answer(page)
+    page.click("[aria-label='Version before']")
     with page.expect_download() as download:
         page.click("#export")
     path = tmp_path / download.value.suggested_filename
     download.value.save_as(path)
     [conversation] = read_examples(path, "conversations", faults=Faults("chat", "fail"))
     assert [(turn.role, visible(turn.content)) for turn in conversation.messages] == [
-        ("system", "Be brief."), ("user", "Hello."), ("assistant", other)]
+        ("system", "Be brief."), ("user", "Hello."), ("assistant", one)]
     meta = conversation.meta
     assert meta["model"] == "tiny" and meta["fingerprint"] == "tiny@0123"
     assert meta["settings"]["max_tokens"] == "16" and meta["settings"]["seed"].isdigit()
@@ -210,15 +214,15 @@ def test_a_file_of_a_conversation_is_read_by_the_project_and_by_the_page(page, t
     assert page.locator("#chats li").count() == 0 and list_texts(page) == []
     page.set_input_files("#file", path)
     page.wait_for_selector(".turn")
-    assert list_texts(page) == ["Hello.", other]
-    assert page.input_value("[name=system]") == "Be brief."
-    page.click("[aria-label='Version before']")
     assert list_texts(page) == ["Hello.", one]
+    assert page.input_value("[name=system]") == "Be brief."
+    page.click("[aria-label='Version after']")
+    assert list_texts(page) == ["Hello.", other]
     row = json.loads(path.read_text())
     path.write_text(json.dumps({"messages": row["messages"]}))
     page.set_input_files("#file", path)
     page.wait_for_selector("#chats li >> nth=1")
-    assert list_texts(page) == ["Hello.", other], "from a file without branches"
+    assert list_texts(page) == ["Hello.", one], "from a file without branches"
     row["meta"]["nodes"]["bad"] = {"parent": "bad", "role": "user", "content": "x"}
     path.write_text(json.dumps(row))
     page.set_input_files("#file", path)
