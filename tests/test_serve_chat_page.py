@@ -395,6 +395,8 @@ def test_everything_is_done_by_keys(page):
     for key, selector in (("?", "#help"), ("Escape", "")):
         page.keyboard.press(key)
         assert page.is_visible("#help") == bool(selector)
+    side, main = (page.locator(part).bounding_box() for part in ("#side", "main"))
+    assert side["x"] + side["width"] <= main["x"] and side["width"] < main["width"] / 2
     page.keyboard.press("s")
     assert page.is_hidden("#side") and page.get_attribute("#to-side", "aria-expanded") == "false"
     page.keyboard.press("n")
@@ -405,6 +407,7 @@ def test_all_controls_have_names(page):
     send(page, "Hello.", max_tokens=8)
     page.click("text=Retry")
     await_answer(page)
+    page.click("text=Edit")
     nameless = page.evaluate("""() => [...document.querySelectorAll(
       "button, input, select, textarea")].filter((one) => !one.labels?.length && !one.ariaLabel
         && !one.textContent.trim()).map((one) => one.outerHTML)""")

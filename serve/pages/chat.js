@@ -26,9 +26,9 @@ async function loadModels() {
 function refuse({message, status}) {
   say(message);
   showState();
-  if (status !== 401) return;
-  $("key-form").hidden = false;
-  $("key").focus();
+  scrollTo(0, document.body.scrollHeight);      // where the line is
+  $("key-form").hidden = status !== 401;
+  if (status === 401) $("key").focus();
 }
 
 function openChat(one) {
