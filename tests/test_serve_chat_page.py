@@ -359,16 +359,23 @@ def test_a_lost_connection_keeps_what_came(page):
 
 
 def test_a_server_that_is_gone_is_a_line(browser, server):
-    with page_of(browser, server[0], statuses=(502,)) as page:
+    with page_of(browser, server[0], size=(360, 400), statuses=(502,)) as page:
         await_models(page)
         page.route(CHAT, lambda route: route.fulfill(status=502, body="<html>bad gateway"))
-        page.fill("#draft", "Hello.")
+        page.fill("#draft", "Hello." + 9 * "\n.")
         page.press("#draft", "Enter")
         page.wait_for_selector("#fault:has-text('The server refuses: status 502.')")
+        page.unroute(CHAT)
+        page.route(CHAT, lambda route: route.fulfill(
+            status=502, json={"error": {"message": "a long reason " * 30}}))
+        page.click("#again")
+        page.wait_for_selector("#fault:has-text('a long reason')")
+        again, form = (page.locator(part).bounding_box() for part in ("#again", "#composer"))
+        assert again["y"] + again["height"] <= form["y"], "not behind the form"
         page.evaluate("void (fetch = () => Promise.reject(new TypeError()))")
         page.click("#again")
         page.wait_for_selector("#fault:has-text('The server does not answer.')")
-        assert list_texts(page) == ["Hello."]
+        assert len(list_texts(page)) == 1
 
 
 # --- keys, sizes, headers ---------------------------------------------------------------------
