@@ -195,10 +195,11 @@ def serve() -> dict[str, Any]:
     served = open_models(folders)
     port = listener.getsockname()[1]
     listener.listen()       # those who connect now are answered once the server runs
-    log(f"{', '.join(folders)}: http://{values.host}:{port}/v1, ready after "
-        f"{time.monotonic() - began:.1f} s; SIGTERM or Ctrl-C ends it")
+    url = f"http://{values.host}:{port}"
+    log(f"{', '.join(folders)}: {url}/ to chat, {url}/v1 for programs; ready after "
+        f"{time.monotonic() - began:.1f} s, SIGTERM or Ctrl-C ends it")
     if served.arena:
-        log(f"arena: http://{values.host}:{port}/arena and /leaderboard, "
+        log(f"arena: {url}/arena and {url}/leaderboard, "
             f"{served.arena.store.num_votes} votes in {served.arena.store.path}")
     server = Server(served, keys=keys, hosts=[values.host, *values.allowed_hosts],
                     shutdown_secs=values.shutdown_secs)

@@ -25,13 +25,19 @@ def browsing():
 
 
 @contextlib.contextmanager
-def page_of(browser, url, *, size=(1200, 800), is_dark=False):
-    """Opens a page; fails if a script of it raises, or something in it is refused or not found."""
+def page_of(browser, url, *, size=(1200, 800), is_dark=False, statuses=()):
+    """Opens a page; fails if a script of it raises, or something in it is refused or not found.
+
+    Args:
+        statuses: of HTTP, with which the server is expected to refuse something.
+    """
     context = browser.new_context(viewport=dict(zip(("width", "height"), size)),
                                   color_scheme="dark" if is_dark else "light")
     page, faults = context.new_page(), []
     page.on("pageerror", lambda error: faults.append(str(error)))
-    page.on("console", lambda message: message.type == "error" and faults.append(message.text))
+    page.on("console", lambda message: message.type == "error" and not any(
+        f"status of {status}" in message.text for status in statuses)
+        and faults.append(message.text))
     try:
         page.goto(url)
         yield page

@@ -272,7 +272,7 @@ def test_a_signal_lets_streams_end_and_refuses_new_requests(model, tmp_path):
             assert line, lines
             lines.append(line)
         assert "is compiled in" in lines[-1]
-        url = re.search(r"(http://\S+)/v1", line)[1]
+        url = re.search(r"(http://\S+)/v1 ", line)[1]
         with httpx.stream("POST", f"{url}/v1/completions", timeout=60, json={
                 "model": "tiny", "prompt": "a", "max_tokens": 240, "temperature": 2, "seed": 0,
                 "stream": True, "guided_regex": "[a-z]{240}"}) as response:

@@ -147,7 +147,7 @@ def test_a_field_that_is_null_is_absent():
 
 def _gate(keys=(), hosts=(), is_closing=False):
     return Gate(None, keys=keys, hosts=hosts, is_closing=lambda: is_closing, metrics=Metrics(),
-                paths=[])
+                paths=[], pages=["/"])
 
 
 def _status(gate, method="POST", path="/v1/completions", **headers):
@@ -177,6 +177,8 @@ def test_other_names_and_pages_of_other_sites_are_refused(headers, status):
 def test_a_key_is_needed_where_there_are_keys(header, status):
     assert _status(_gate(keys=("one", "two")), authorization=header) == status
     assert _status(_gate(keys=("one",)), "GET", "/health") == 200
+    assert _status(_gate(keys=("one",)), "GET", "/", sec_fetch_site="cross-site") == 200
+    assert _status(_gate(keys=("one",)), "POST", "/") == 401
 
 
 def test_nothing_new_begins_once_the_server_closes():

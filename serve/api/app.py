@@ -42,6 +42,7 @@ from serve.api.schema import (
 from serve.api.worker import Worker
 from serve.arena.app import PAGES, make_table
 from serve.arena.arena import Arena
+from serve.pages.static import ARENA, CHAT, make_routes
 from serve.web.errors import WebError
 from serve.web.fields import parse_body
 from serve.web.gate import read_body
@@ -90,13 +91,16 @@ def make_app(served: Served, *, keys: Sequence[str] = (), hosts: Sequence[str] =
         "/v1/models": ("GET", routes.models), "/v1/completions": ("POST", routes.completions),
         "/v1/chat/completions": ("POST", routes.chat), "/v1/embeddings": ("POST", routes.embed),
         **make_table(served.arena)}
+    pages = make_routes(CHAT | ARENA if served.arena else CHAT)
     app = Starlette(
-        routes=[*(Route(path, guarded(handler), methods=[method])
+        routes=[*pages,
+                *(Route(path, guarded(handler), methods=[method])
                   for path, (method, handler) in table.items()),
                 Route("/v1/models/{name:path}", guarded(routes.model), methods=["GET"])],
         exception_handlers={HTTPException: _unknown_route})
     return Gate(app, keys=keys, hosts=hosts, is_closing=lambda: served.is_closing,
-                metrics=served.metrics, paths=[*table], pages=PAGES)
+                metrics=served.metrics, paths=[*table],
+                pages=[*PAGES, *(page.path for page in pages)])
 
 
 def guarded(handler: Callable[[Request], Any]) -> Callable[[Request], Any]:
@@ -159,8 +163,9 @@ class Routes:
     def _describe(self, name: str) -> dict[str, Any]:
         worker = self._workers.get(name)
         context = worker.capacity if worker else self._served.encoders[name].context_tokens
+        task = "embedding" if worker is None else "chat" if worker.model.chat else "completion"
         return {"id": name, "object": "model", "created": self._served.began,
-                "owned_by": "heartwood", "context_tokens": context}
+                "owned_by": "heartwood", "task": task, "context_tokens": context}
 
     def _worker(self, name: str) -> Worker:
         if name in self._served.encoders:

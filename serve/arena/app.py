@@ -19,16 +19,14 @@ from serve.arena.battles import VERDICTS, Battle
 from serve.arena.ranking import Ranking
 from serve.arena.steps import Change
 from serve.labelling.forms import parse_name
-from serve.labelling.gate import HEADERS
-from serve.pages.static import ARENA, StaticFile, load_files
 from serve.web.errors import WebError
 from serve.web.fields import Fields, parse_body
-from serve.web.gate import read_body
+from serve.web.gate import HEADERS, read_body
 
 MAX_BODY_BYTES = 1 << 20
 MAX_PROMPT_CHARS = 16_000
 MARK = re.compile(r"[0-9a-f]{32}")      # of battles
-PAGES = ("/leaderboard", *ARENA)        # that need no key, and to which other sites may link
+PAGES = ("/arena", "/leaderboard")      # that need no key, and to which other sites may link
 # The ranking has styles in itself, and nothing else that a browser would load or run.
 RANKING_HEADERS = HEADERS | {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; "
@@ -38,13 +36,11 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 def make_table(arena: Arena | None) -> dict[str, tuple[str, Handler]]:
-    """Methods and handlers by path; without an arena, those that say so."""
+    """Methods and handlers by path, the page's files aside; without an arena, those that say so."""
     if arena is None:
-        return {path: ("GET", _no_arena) for path in ("/arena", "/leaderboard")}
+        return {path: ("GET", _no_arena) for path in PAGES}
     routes = Routes(arena)
-    table: dict[str, tuple[str, Handler]] = {
-        path: ("GET", _sender(file)) for path, file in load_files(ARENA).items()}
-    return table | {
+    return {
         "/leaderboard": ("GET", routes.leaderboard), "/arena/ask": ("POST", routes.ask),
         "/arena/vote": ("POST", routes.vote), "/arena/battle": ("GET", routes.battle)}
 
@@ -132,13 +128,6 @@ def _mark(value: str) -> str:
         raise WebError(400, "battle must be the id that came with the first answer",
                        "invalid_value", param="battle")
     return value
-
-
-def _sender(file: StaticFile) -> Handler:
-    async def handle(_request: Request) -> Response:
-        return Response(file.body, media_type=file.media_type, headers=HEADERS)
-
-    return handle
 
 
 async def _no_arena(_request: Request) -> Response:

@@ -26,7 +26,7 @@ from serve.labelling.gate import Gate
 from serve.labelling.progress import Agreement, render_progress
 from serve.labelling.store import Event
 from serve.labelling.work import Work
-from serve.pages.static import LABELLING, load_files
+from serve.pages.static import LABELLING, make_routes
 from serve.web.errors import WebError
 from serve.web.fields import parse_body
 from serve.web.gate import read_body
@@ -36,12 +36,10 @@ LAST_SECS = 5       # for connections to end when the server is stopped
 
 def make_app(work: Work, *, hosts: Sequence[str] = ()) -> Gate:
     """The application; see `Gate` for hosts."""
-    routes, files = Routes(work), load_files(LABELLING)
-    pages = {path: _send(file.body, file.media_type) for path, file in files.items()}
-    pages["/progress"] = _guarded(routes.progress)
+    routes = Routes(work)
     posts = {"/api/label": routes.label, "/api/skip": routes.skip, "/api/undo": routes.undo}
     app = Starlette(
-        routes=[*(Route(path, page) for path, page in pages.items()),
+        routes=[*make_routes(LABELLING), Route("/progress", _guarded(routes.progress)),
                 Route("/api/next", _guarded(routes.next)),
                 *(Route(path, _guarded(handler), methods=["POST"])
                   for path, handler in posts.items())],
@@ -108,13 +106,6 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: Any) -> None:
         """See `uvicorn.Server`: called with a signal."""
         self.force_exit, self.should_exit = self.should_exit, True
-
-
-def _send(body: bytes, media_type: str) -> Callable[[Request], Awaitable[Response]]:
-    async def handle(_request: Request) -> Response:
-        return Response(body, media_type=media_type)
-
-    return handle
 
 
 def _guarded(handler: Callable[[Request], Awaitable[Response]]) -> Any:

@@ -9,14 +9,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 
 from serve.web.errors import WebError
-from serve.web.gate import check_host, check_origin
-
-HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
-    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff", "Referrer-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin", "Cross-Origin-Opener-Policy": "same-origin",
-    "Cache-Control": "no-store"}
+from serve.web.gate import HEADERS, check_host, check_origin
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
 

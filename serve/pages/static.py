@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import NamedTuple
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from core.page.layout import STYLE
+from serve.web.gate import HEADERS
 
-HTML, CSS, SCRIPT = (f"text/{kind}; charset=utf-8" for kind in ("html", "css", "javascript"))
-LABELLING = {
-    "/": (Path(__file__).with_name("label.html"), HTML),
-    "/label.js": (Path(__file__).with_name("label.js"), SCRIPT),
-    "/label.css": (Path(__file__).with_name("label.css"), CSS),
-    "/page.css": (STYLE, CSS)}      # of all pages
-
-ARENA = {
-    "/arena": (Path(__file__).with_name("arena.html"), HTML),
-    "/arena.js": (Path(__file__).with_name("arena.js"), SCRIPT),
-    "/arena.css": (Path(__file__).with_name("arena.css"), CSS),
-    "/page.css": (STYLE, CSS)}
+TYPES = {suffix: f"text/{kind}; charset=utf-8"
+         for suffix, kind in ((".html", "html"), (".css", "css"), (".js", "javascript"))}
 
 
-class StaticFile(NamedTuple):
-    """A file as it is sent."""
+def _table(path: str, *names: str) -> dict[str, Path]:
+    """A page's own path, of the first of the files, and those of the others."""
+    page, *others = (Path(__file__).with_name(name) for name in names)
+    return {path: page, "/page.css": STYLE} | {f"/{file.name}": file for file in others}
 
-    body: bytes
-    media_type: str
+
+LABELLING = _table("/", "label.html", "label.css", "label.js")
+CHAT = _table("/", "chat.html", "chat.css", "chat.js", "conversations.js", "settings.js",
+              "stream.js", "text.js", "turns.js")
+ARENA = _table("/arena", "arena.html", "arena.css", "arena.js")
 
 
-def load_files(table: dict[str, tuple[Path, str]]) -> dict[str, StaticFile]:
-    """The files of a table, by the paths at which they are served."""
-    return {path: StaticFile(file.read_bytes(), kind) for path, (file, kind) in table.items()}
+def make_routes(table: dict[str, Path]) -> list[Route]:
+    """Routes that send the files of a table with `HEADERS`; they are read once, here."""
+    return [Route(path, _send(file.read_bytes(), TYPES[file.suffix]))
+            for path, file in table.items()]
+
+
+def _send(body: bytes, media_type: str) -> Callable[[Request], Awaitable[Response]]:
+    async def handle(_request: Request) -> Response:
+        return Response(body, media_type=media_type, headers=HEADERS)
+
+    return handle

@@ -1,4 +1,5 @@
-"""Which requests come through: those to a server's own name, from its own pages, not too large."""
+"""Which requests come through: those to a server's own name, from its own pages, not too large; and
+what pages forbid the browsers that show them."""
 
 from __future__ import annotations
 
@@ -13,6 +14,12 @@ from starlette.requests import Request
 from serve.web.errors import WebError
 
 BODY_SECS = 30.0        # in which a body must have come
+HEADERS = {             # what pages forbid a browser
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff", "Referrer-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin", "Cross-Origin-Opener-Policy": "same-origin",
+    "Cache-Control": "no-store"}
 
 
 def check_host(headers: Headers, names: Collection[str]) -> None:
