@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import time
 
 import pytest
 from api_server import NUM_SLOTS, await_idle, make_model, make_worker, serving
@@ -58,6 +59,19 @@ def page(browser, server):
         yield found
 
 
+@pytest.fixture
+def slow_steps(server, monkeypatch):
+    """Answers take seconds, so that a test comes in time for what happens before their end."""
+    engine = server[1].workers["tiny"]._engine
+    step = engine.step
+
+    def step_slowly():
+        time.sleep(0.03)
+        return step()
+
+    monkeypatch.setattr(engine, "step", step_slowly)
+
+
 def await_models(page):
     page.wait_for_selector("#model option", state="attached")
 
@@ -110,7 +124,7 @@ def answer_with(page, *pieces, tokens=(), is_cut=False):
 
 # --- conversations ----------------------------------------------------------------------------
 
-def test_an_answer_grows_and_the_conversation_is_there_after_a_reload(page):
+def test_an_answer_grows_and_the_conversation_is_there_after_a_reload(page, slow_steps):
     set_up(page, temperature=0, max_tokens=300)
     page.fill("#draft", "Hello.")
     page.press("#draft", "Enter")
@@ -129,7 +143,7 @@ def test_an_answer_grows_and_the_conversation_is_there_after_a_reload(page):
     assert page.text_content(".assistant .foot") == foot
 
 
-def test_stopping_frees_the_slot_and_keeps_what_came(page, server):
+def test_stopping_frees_the_slot_and_keeps_what_came(page, server, slow_steps):
     set_up(page, temperature=0)
     page.fill("#draft", "Go on.")
     page.press("#draft", "Enter")
