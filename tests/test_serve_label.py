@@ -71,7 +71,7 @@ def test_two_annotators_label_all_pairs_and_everyone_reads_them(serve):
 def test_texts_of_models_arrive_as_data(serve):
     server = serve()
     item = server.next("ana")["item"]
-    shown = SCRIPT.replace("\x1b", "\u241b")
+    shown = SCRIPT.replace("\x1b", "\u241b").replace("\u202e", "\u27e8U+202E\u27e9")
     assert item["messages"] == [{"role": "user", "content": f"Say {shown}"}]
     assert shown in item["answers"]
     server.ok(server.label(server.next("ana"), ranks=[1, 2], reason=SCRIPT))

@@ -8,9 +8,11 @@ from collections.abc import Iterable
 from typing import Any
 
 # Control characters are replaced by their pictures (U+2400...): browsers drop them, and terminals
-# act on them. Those of ISO 8859 have no picture.
+# act on them. Those of ISO 8859 have no picture. Those that reorder what is around them are named.
+_REORDERING = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
 _VISIBLE = ({code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
-            | {127: 0x2421} | dict.fromkeys(range(128, 160), 0xFFFD))
+            | {127: 0x2421} | dict.fromkeys(range(128, 160), 0xFFFD)
+            | {code: f"\u27e8U+{code:04X}\u27e9" for code in _REORDERING})
 _VOID = ("link", "meta", "input")  # elements without content and end tag
 NOT_A_NUMBER = "n/a"
 
@@ -27,7 +29,8 @@ def escape(text: Any) -> Markup:
 
 
 def visible(text: str) -> str:
-    """Replaces control characters by visible ones, and lone surrogates."""
+    """Replaces control characters by visible ones, and lone surrogates; names those that reorder
+    text."""
     return text.translate(_VISIBLE).encode("utf-8", "replace").decode()
 
 
