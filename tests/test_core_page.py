@@ -53,7 +53,7 @@ def test_a_long_exact_curve_has_no_running_mean_and_a_legend_replaces_names():
 def test_markup_escapes_all_but_markup():
     assert tag("p", "a<b", tag("b", "&"), None, class_='"x"') == (
         '<p class="&quot;x&quot;">a&lt;b<b>&amp;</b></p>')
-    assert escape("a\x1b\ud800\n") == "a␛?\n"
+    assert escape("a\x1b\ud800\u202e\n") == "a␛?⟨U+202E⟩\n"
     assert join(["x", ("y", 3)]) == "xy3"
     assert [size(n) for n in (9, 51_000_000, 999_960, 2.1e9)] == ["9 B", "51.0 MB", "1.00 MB",
                                                                 "2.10 GB"]
