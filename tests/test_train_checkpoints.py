@@ -5,6 +5,7 @@ import errno
 import itertools
 import os
 import shutil
+import time
 from functools import partial
 
 import grain
@@ -70,6 +71,22 @@ def two_steps(tmp_path_factory, one_device):
     folder = tmp_path_factory.mktemp("saved") / "checkpoints"
     save_steps(folder, one_device, 4, 8).close()
     return folder
+
+
+def test_an_error_waits_for_the_save_in_progress(tmp_path, one_device, monkeypatch):
+    write = Checkpoints._write_sums
+
+    def write_late(checkpoints):
+        time.sleep(0.3)
+        write(checkpoints)
+
+    monkeypatch.setattr(Checkpoints, "_write_sums", write_late)
+    checkpoints = Checkpoints(tmp_path)
+    with pytest.raises(ZeroDivisionError), checkpoints.settled():
+        checkpoints.save(make_state(4, one_device), make_rows(4))
+        assert checkpoints.steps() == []
+        raise ZeroDivisionError
+    assert checkpoints.steps() == [4]
 
 
 @pytest.fixture

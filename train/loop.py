@@ -93,6 +93,7 @@ class Loop:
         """
         with contextlib.ExitStack() as stack:
             stack.enter_context(jax.set_mesh(self._mesh))
+            stack.enter_context(self._checkpoints.settled())
             stack.enter_context(closed_after(self._goodput.close, "goodput.jsonl"))
             compilations = stack.enter_context(
                 Compilations(lambda secs: self._goodput.claim("compile", secs)))

@@ -96,6 +96,7 @@ class OnPolicyLoop:
         """
         with contextlib.ExitStack() as stack:
             stack.enter_context(jax.set_mesh(self._setup.mesh))
+            stack.enter_context(self._checkpoints.settled())
             compilations = stack.enter_context(Compilations())
             stop = stack.enter_context(StopRequest())
             stack.enter_context(self._recorder)

@@ -15,8 +15,10 @@ finished after the checksums; nothing restored depends on them.)
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +151,18 @@ class Checkpoints:
         """Waits for a save in progress; its failure is logged, not raised."""
         self._settle()
         self._checkpointer.close()
+
+    @contextlib.contextmanager
+    def settled(self) -> Iterator[None]:
+        """Waits for a save in progress if an error ends the block, so that whoever goes on in this
+        process, as in a notebook, finds it whole. One of several processes does not wait: the
+        others might never come."""
+        try:
+            yield
+        except BaseException:
+            if jax.process_count() == 1:
+                self._settle()
+            raise
 
     # --- saving
 
