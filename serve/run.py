@@ -36,7 +36,7 @@ from model.adapters.lora import describe_lora, load_lora
 from model.adapters.quantization import KINDS
 from model.directory import fingerprint_params, read_description
 from model.execution import COMPUTE_DTYPES, KV_CACHES, Execution
-from model.parallel.sharding import make_mesh
+from model.parallel.sharding import MESH_AXES, make_mesh
 
 WEIGHTS = ("float32", *KINDS)
 
@@ -120,7 +120,13 @@ def find_mesh(entries: Sequence[str]) -> Mesh | None:
     if not all(size.lstrip("-").isdecimal() for size in sizes.values()):
         raise UserError(f"--mesh={','.join(entries)}", "is not AXIS=SIZE[,AXIS=SIZE]",
                         "try --mesh=tensor=2")
-    return make_mesh({axis: int(size) for axis, size in sizes.items()})
+    try:
+        return make_mesh({axis: int(size) for axis, size in sizes.items()})
+    except UserError:       # whose remedy is that of a config
+        raise UserError(f"--mesh={','.join(entries)}", f"is no mesh of {jax.device_count()} "
+                        f"device(s) with axes among {', '.join(MESH_AXES)}",
+                        "choose sizes whose product is the number of devices; -1 is the rest"
+                        ) from None
 
 
 def open_models(folders: dict[str, Path]) -> Any:
