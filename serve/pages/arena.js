@@ -1,5 +1,6 @@
 // The arena: two models answer a prompt side by side, and a vote tells which they are.
-import {$, ask, make, onKey, onSubmit, readEvents, say, storage} from "/page.js";
+import {$, ask, make, makeText, makeTurn, onKey, onSubmit, readEvents, say, storage}
+  from "/page.js";
 
 const VERDICTS = {a: "A is better", b: "B is better", tie: "a tie", both_bad: "both are bad"};
 const SAME_STATE = ["queue_full", "too_many_battles", "too_many_turns", "closing"];   // of errors
@@ -25,11 +26,9 @@ function addTurn(prompt) {
   const cards = ["A", "B"].map((letter) => make("section",
     {className: "answer", ariaLabel: `Answer ${letter}${number > 1 ? `, turn ${number}` : ""}`},
     make("h2", {}, `Answer ${letter}`, make("span", {className: "name"})),
-    make("div", {className: "text", dir: "auto"}), make("p", {className: "note"})));
+    makeText(""), make("p", {className: "note"})));
   $("turns").append(make("article", {ariaLabel: `Turn ${number}`},
-    make("div", {className: "turn"}, make("div", {className: "who", textContent: "You"}),
-      make("div", {className: "text", dir: "auto", textContent: prompt})),
-    make("div", {className: "pair"}, ...cards)));
+    makeTurn("you", prompt), make("div", {className: "pair"}, ...cards)));
   return cards;
 }
 

@@ -1,13 +1,14 @@
 // The chat page: one conversation is shown, and an answer is written at a time.
-import {addNode, begin, download, forget, listChats, listPath, load, nextSeed, save, titleOf}
-  from "/conversations.js";
+import {addNode, begin, download, dropEmpty, forget, listChats, listPath, load, nextSeed, save,
+  titleOf} from "/conversations.js";
 import {$, onKey, onSubmit, say, visible} from "/page.js";
-import {chosenModel, describeModel, fetchModels, fields, readForm, writeForm} from "/settings.js";
+import {chosenModel, fetchModels, readForm, writeForm} from "/settings.js";
 import {draw, makeRequest} from "/stream.js";
-import {makeEdit, makeEntry, makeTurn, showTip} from "/turns.js";
+import {makeEntry, makeTurn, showTip} from "/turns.js";
 
 const NARROW = 900;
 let chat = null;        // the conversation that is shown
+let edited = null;      // the turn that is written anew
 let running = null;     // the answer that is written: {id, control, update}
 
 async function loadModels() {
@@ -16,14 +17,7 @@ async function loadModels() {
     writeForm(chat.settings);
     say(chosenModel() ? "" : "No model that writes text is served here.");
     show();
-  } catch (error) { refuse(error); }
-}
-
-function refuse({message, code}) {
-  const isTooLong = code === "context_length_exceeded";
-  say(isTooLong ? `${message} Edit an earlier message, or ask for a shorter answer.` : message);
-  showRest();
-  scrollTo(0, document.body.scrollHeight);      // where the line is
+  } catch ({message}) { say(message); }
 }
 
 function openChat(one) {
@@ -41,8 +35,6 @@ function forgetChats(ids, question) {
   openChat(ids.includes(chat.id) ? begin(readForm()) : chat);
 }
 
-// --- answers ----------------------------------------------------------------------------------
-
 function isReady() {
   if (running) say("An answer is being written: stop it first, or wait for its end.");
   else if (!chosenModel()) say("There is no model to ask.");
@@ -59,42 +51,32 @@ function send(text, parent) {
 
 async function answer(parent) {     // writes one more answer to a turn that is shown
   if (!isReady()) return;
-  const path = listPath(chat), before = chat.picked[parent], given = readForm();
-  const how = {...given, seed: nextSeed(chat, parent, given.seed)};  // it can be drawn again
+  const path = listPath(chat), settings = chat.settings = readForm();
+  const how = {...settings, seed: nextSeed(chat, parent, settings.seed)};  // it can be drawn again
   const turns = path.slice(0, path.indexOf(parent) + 1).map((id) => chat.nodes[id]);
   const request = makeRequest(how, turns, chosenModel().task === "chat");
   const node = {parent, role: "assistant", content: "", spans: how.logprobs ? [] : null,
     finish: "cut: the page was left", how};
-  chat.settings = given;
+  dropEmpty(chat, parent);
+  const id = addNode(chat, node);
+  running = {id, control: new AbortController()};
   say("");
   save(chat);
-  running = {id: addNode(chat, node), control: new AbortController()};
   show();
   scrollTo(0, document.body.scrollHeight);
-  end(node, before, await draw(node, request, running.control.signal, () => running.update()));
-}
-
-function end(node, before, fault) {
-  const {id} = running, wasInside = $("turns").contains(document.activeElement);
+  await draw(node, request, running.control.signal, () => running.update());
+  const wasInside = $("turns").contains(document.activeElement);
   running = null;
-  if (node.content || !fault) {
-    $(id).replaceWith(showTurn(id));    // the other turns stay as they are
-    if (wasInside) $(id).focus({preventScroll: true});
-    $("said").textContent = `Answer: ${visible(node.content)}`;
-  } else {
-    delete chat.nodes[id];
-    chat.picked[node.parent] = before;
-    show();
-    refuse(fault);
-  }
   save(chat);
+  follow(() => $(id)?.replaceWith(showTurn(id)));       // the other turns stay as they are
+  if (wasInside) $(id)?.focus({preventScroll: true});
+  $("said").textContent = `Answer: ${visible(node.content || node.finish)}`;
   showRest();
 }
 
-// --- what is shown ----------------------------------------------------------------------------
-
 function show() {
   const wasInside = $("turns").contains(document.activeElement);
+  edited = null;
   $("turns").replaceChildren(...listPath(chat).map(showTurn));
   if (wasInside) $("turns").lastChild?.focus({preventScroll: true});
   showRest();
@@ -104,9 +86,7 @@ function showRest() {
   const last = chat.nodes[listPath(chat).at(-1)];
   $("title").textContent = titleOf(chat);
   $("title").className = last ? "unseen" : "";      // the first turn says it
-  $("about").textContent = last ? ""
-    : `${describeModel()} Conversations are kept in this browser alone.`;
-  $("again").hidden = !!running || (!!chosenModel() && last?.role !== "user");
+  $("about").hidden = !!last;
   $("send").hidden = $("side").inert = $("new").disabled = !!running;
   $("stop").hidden = !running;
   $("chats").replaceChildren(...listChats().map((one) => makeEntry(titleOf(one),
@@ -136,10 +116,11 @@ function turnTo(id, step) {
 }
 
 function edit(id) {
-  const {content, parent} = chat.nodes[id];
-  const cancel = () => { show(); $(id).focus(); };
-  $(id).replaceChildren(makeEdit(content, (text) => send(text, parent), cancel));
-  $(id).querySelector("textarea").focus();
+  if ($("draft").value && !edited) return say("Send what you have written first, or clear it.");
+  edited = chat.nodes[id];
+  say("What you send becomes another version of this message. Esc leaves it as it was.");
+  $("draft").value = edited.content;
+  $("draft").focus();
 }
 
 function openSide(isOpen) {
@@ -147,14 +128,12 @@ function openSide(isOpen) {
   $("to-side").ariaExpanded = isOpen;
 }
 
-// --- keys and buttons -------------------------------------------------------------------------
-
 const STEPS = {ArrowLeft: "previousSibling", ArrowRight: "nextSibling"};
 
 onKey((key, at) => {
   if (at.matches(".token") && STEPS[key]) at[STEPS[key]]?.focus();
   else if (key !== "Escape") return false;
-  else if (at.closest(".edit")) at.form.elements.cancel.click();
+  else if (edited) { $("draft").value = ""; say(""); show(); }
   else if (running) running.control.abort();
   else if (!$("tip").hidden) $("tip").hidden = true;
   else return false;
@@ -166,17 +145,12 @@ for (const kind of ["mouseover", "focusin"]) document.addEventListener(kind, ({t
   else if (!target.closest?.("#tip")) $("tip").hidden = true;
 });
 onSubmit($("composer"), () => {
-  if (send($("draft").value, listPath(chat).at(-1) ?? "")) $("draft").value = "";
+  const parent = edited?.parent ?? listPath(chat).at(-1) ?? "";
+  if (send($("draft").value, parent)) $("draft").value = "";
 });
-for (const one of fields) one.onchange = () => {      // the list of models is outside the form
-  chat.settings = readForm();
-  save(chat);
-  showRest();
-};
 $("new").onclick = () => { openChat(begin(readForm())); $("draft").focus(); };
 $("to-side").onclick = () => openSide(!document.body.classList.contains("with-side"));
 $("stop").onclick = () => { $("turns").lastChild.focus(); running?.control.abort(); };
-$("again").onclick = () => chosenModel() ? answer(listPath(chat).at(-1)) : loadModels();
 $("export").onclick = () => download(chat);
 $("forget").onclick = () => forgetChats(listChats().map(({id}) => id),
   "Forget all conversations that this browser keeps?");

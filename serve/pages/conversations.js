@@ -1,5 +1,5 @@
 // Conversations: {id, settings, nodes, picked}, trees of turns that this browser keeps. A node is
-// {parent, role, content} and of an answer how it was drawn; none is changed or removed later.
+// {parent, role, content} and of an answer how it was drawn; none with a text is changed later.
 import {make, say, storage, visible} from "/page.js";
 import {toMessages} from "/stream.js";
 
@@ -36,6 +36,11 @@ export function addNode(chat, node) {
   return id;
 }
 
+// Drops the answers to a turn of which nothing has come.
+export function dropEmpty(chat, parent) {
+  for (const id of childrenOf(chat, parent)) if (!chat.nodes[id].content) delete chat.nodes[id];
+}
+
 export function load(id) {
   try { return JSON.parse(kept[PREFIX + id]); } catch { return null; }
 }
@@ -45,11 +50,10 @@ export const listChats = () => Object.keys(kept).filter((key) => key.startsWith(
   .map((key) => load(key.slice(PREFIX.length))).filter(Boolean)
   .sort((one, other) => other.changed - one.changed);
 
-// Keeps a conversation, with the turns that another tab has added to it; the oldest make room.
+// Keeps a conversation; the oldest ones make room.
 export function save(chat) {
   if (!Object.keys(chat.nodes).length) return;
   const others = listChats().filter(({id}) => id !== chat.id);
-  chat.nodes = {...load(chat.id)?.nodes, ...chat.nodes};
   chat.changed = Date.now();
   for (;;) {
     try {

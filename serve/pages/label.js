@@ -1,5 +1,5 @@
 // The labelling page: shows one item after another, and sends what is said about it.
-import {$, ask, make, onKey, say} from "/page.js";
+import {$, ask, make, makeText, makeTurn, onKey, say} from "/page.js";
 
 const LETTERS = "ABCDEFGHI";
 const TASKS = {pair: "Which answer is better?", rank: "Rank the answers, 1 for the best",
@@ -42,7 +42,7 @@ function show(value, told) {
   Object.assign($("bar"), {max: done + left || 1, value: done, hidden: false});
   Object.assign($("work"), {className: kind, hidden: false});  // label.css shows what belongs to it
   $("task").textContent = TASKS[kind];
-  $("prompt").replaceChildren(...messages.map(showTurn));
+  $("prompt").replaceChildren(...messages.map(({role, content}) => makeTurn(role, content)));
   $("answers").replaceChildren(...cards);
   $("text").value = $("reason").value = "";
   $("skip-reason").replaceChildren(make("option", {value: "", textContent: "why?"}),
@@ -66,12 +66,6 @@ function restore({text = "", reason, ranks, both_bad: isBad, flags}) {  // what 
   }));
 }
 
-function showTurn({role, content}) {
-  return make("div", {className: `turn ${role}`},
-    make("div", {className: "who", textContent: role}),
-    make("div", {className: "text", dir: "auto", textContent: content}));
-}
-
 function showAnswer(text, index) {
   const letter = LETTERS[index], isRanked = kind === "rank";
   const heading = make("h2", {draggable: isRanked}, `Answer ${letter}`);  // the text is selectable
@@ -82,9 +76,8 @@ function showAnswer(text, index) {
     ...["–", ...said.ranks.map((_, place) => place + 1)].map((textContent, value) =>
       make("option", {value, textContent})))));
   const card = make("li", {className: "answer", ariaLabel: `Answer ${letter}`}, heading,
-    make("div", {className: "text", dir: "auto", textContent: text || "(empty)"}),
-    make("div", {className: "flags", role: "group", ariaLabel: `Flags of answer ${letter}`},
-      ...flags));
+    makeText(text || "(empty)"), make("div", {className: "flags", role: "group",
+      ariaLabel: `Flags of answer ${letter}`}, ...flags));
   if (isRanked) card.tabIndex = 0;
   return card;
 }
@@ -107,21 +100,17 @@ function mark() {
     card.classList.toggle("chosen", said.ranks[index] === 1 && !said.both_bad));
 }
 
-// --- what is sent -----------------------------------------------------------------------------
-
 const head = () => ({annotator: shown.annotator, item: shown.item.id, ticket: shown.item.ticket});
 
 function submit() {
   const text = $("text").value, reason = $("reason").value, isText = kind === "write";
+  const flags = cards.map((card) =>
+    [...card.querySelectorAll("input:checked")].map(({value}) => value));
   if (kind === "none") return;
   if (isText && !text.trim()) say("Write an answer, or skip this one.", true);
   else if (said.ranks.includes(0)) say("Choose first.", true);
-  else send("/api/label", {...head(), reason, ...(isText ? {text} : {...said, flags: listFlags()})},
-    "Saved.");
+  else send("/api/label", {...head(), reason, ...isText ? {text} : {...said, flags}}, "Saved.");
 }
-
-const listFlags = () => cards.map((card) =>
-  [...card.querySelectorAll("input:checked")].map(({value}) => value));
 
 function skip() {
   const reason = $("skip-reason").value;
@@ -132,8 +121,6 @@ function skip() {
 function undo() {
   if (shown.done) send("/api/undo", {annotator: shown.annotator}, "Undone: label it again.");
 }
-
-// --- keys, buttons, dragging ------------------------------------------------------------------
 
 const KEYS = {u: undo, r: () => $("reason").focus(), s: () => $("skip-reason").focus(),
   f: () => document.querySelector(".flags input")?.focus()};

@@ -11,6 +11,11 @@ export function make(tag, properties, ...children) {
   return element;
 }
 
+// A turn of a conversation: who speaks, and what.
+export const makeTurn = (who, content) => make("div", {className: `turn ${who}`},
+  make("div", {className: "who", textContent: who}), makeText(content));
+export const makeText = (textContent) => make("div", {className: "text", dir: "auto", textContent});
+
 // Control characters become pictures, as in core/page/markup.py; those that reorder text, names.
 export const visible = (text) => text.toWellFormed()
   .replace(/[\0-\x08\x0b-\x1f]/g, (one) => String.fromCharCode(0x2400 + one.charCodeAt()))

@@ -1,7 +1,7 @@
 // The form of settings, whose fields have the names of the API's, and the models to choose from.
 import {$, ask, make} from "/page.js";
 
-export const fields = $("settings").elements;
+const fields = $("settings").elements;
 let models = [];
 
 export const readForm = () => Object.fromEntries([...fields].map((one) =>
@@ -19,18 +19,9 @@ export function writeForm(settings) {
 export async function fetchModels() {
   const {data} = await (await ask("/v1/models")).json();
   models = data.filter(({task}) => task !== "embedding");
-  fields.model.replaceChildren(...models.map(({id, task}) => make("option", {value: id,
-    textContent: task === "chat" ? id : `${id} (continues text)`})));
+  fields.model.replaceChildren(...models.map(({id, task, context_tokens: limit}) => make("option",
+    {value: id, textContent: `${id} (${task === "chat" ? "" : "base, "}${limit} tokens)`})));
 }
 
 // The chosen model: {id, task, context_tokens}, or undefined.
 export const chosenModel = () => models.find(({id}) => id === fields.model.value);
-
-// A line about the chosen model.
-export function describeModel() {
-  const {id, task, context_tokens: limit} = chosenModel() ?? {}, isChat = task === "chat";
-  const what = isChat ? "reads and writes up to"
-    : "is a base model: it goes on with your text, without turns or a system prompt, up to";
-  fields.max_tokens.placeholder = isChat ? "what fits" : "16";
-  return id ? `${id} ${what} ${limit.toLocaleString("en")} tokens.` : "";
-}

@@ -21,10 +21,10 @@ export function makeRequest(settings, turns, isChat) {
 
 export const toMessages = (system, turns) => [
   ...(system ? [{role: "system", content: system}] : []),
-  ...turns.map(({role, content}) => ({role, content}))];
+  ...turns.filter(({content}) => content).map(({role, content}) => ({role, content}))];
 
-// Draws an answer, and calls back after each change. However it ends, the answer says how: returns
-// the error, or null. What came before it is kept.
+// Draws an answer, and calls back after each change. However it ends, the answer says how, and what
+// came before is kept.
 export async function draw(answer, [path, body], signal, onChange) {
   const began = performance.now();
   try {
@@ -34,10 +34,9 @@ export async function draw(answer, [path, body], signal, onChange) {
       if (answer.content) answer.firstSecs ??= answer.secs;
       onChange();
     }
-    return null;
-  } catch (error) {
-    answer.finish = signal.aborted ? "stopped by you" : `cut: ${error.message}`;
-    return signal.aborted ? new Error("Stopped before it began.") : error;
+  } catch ({message}) {
+    const why = answer.content ? `cut: ${message}` : message;
+    answer.finish = signal.aborted ? "stopped by you" : why;
   }
 }
 

@@ -1,7 +1,7 @@
 // The turns of a conversation as elements, and the probabilities of tokens. The page says what
 // happens in a turn: `act.edit`, `act.retry` and `act.turnTo` are called with the id of a node.
 import {childrenOf} from "/conversations.js";
-import {make, onSubmit, visible} from "/page.js";
+import {make, makeText, visible} from "/page.js";
 
 const ENDS = {stop: "", length: "ended at its limit"};
 const makeButton = (textContent, onclick, more) => make("button", {type: "button", textContent,
@@ -10,8 +10,9 @@ const makeButton = (textContent, onclick, more) => make("button", {type: "button
 // The element of a turn, and the function that writes what is new of it.
 export function makeTurn(chat, id, act, isWriting) {
   const node = chat.nodes[id], isOwn = node.role === "user";
-  const text = make("div", {className: "text", dir: "auto", ariaBusy: isWriting});
-  const about = make("span", {}), foot = make("p", {className: "foot"});
+  const text = Object.assign(makeText(""), {ariaBusy: isWriting});
+  const about = make("span", {className: isWriting || node.content ? "" : "fault"});
+  const foot = make("p", {className: "foot"});
   foot.append(...makeVersions(chat, id, act));
   if (isOwn) foot.append(makeButton("Edit", () => act.edit(id)));
   else if (!isWriting) foot.append(makeButton("Retry", () => act.retry(node.parent)));
@@ -41,16 +42,6 @@ function makeVersions(chat, id, act) {
   return all.length < 2 ? [] : [make("span", {className: "versions"},
     arrow(-1, "‹", "Version before"), `${place + 1}/${all.length}`,
     arrow(1, "›", "Version after"))];
-}
-
-// A form in which a turn is written anew.
-export function makeEdit(content, send, cancel) {
-  const field = make("textarea", {value: content, dir: "auto", ariaLabel: "Your message"});
-  const form = make("form", {className: "edit"}, field, make("p", {className: "row"},
-    make("button", {className: "main", textContent: "Send"}),
-    makeButton("Cancel", cancel, {name: "cancel"})));
-  onSubmit(form, () => send(field.value));
-  return form;
 }
 
 // An entry of the list of conversations.
