@@ -330,15 +330,15 @@ def test_the_servers_own_probabilities_give_the_text_as_it_is(page):
 def test_a_key_is_asked_for_and_kept_for_the_tab(browser):
     with serving({}, {}, Metrics(), keys=["right"]) as (url, _), \
             page_of(browser, url, statuses=(401,)) as page:
-        page.wait_for_selector("#key")
+        page.wait_for_selector("#login[open]")
         page.keyboard.press("Escape")
         page.wait_for_selector("#message:has-text('a valid key is needed')")
         page.reload()
         for key in ("wrong", "right"):
-            page.wait_for_selector("#key:not([data-seen])")
-            page.evaluate("document.querySelector('#key').dataset.seen = true")
+            page.wait_for_selector("#login[open]")
             page.fill("#key", key)
-            page.press("#key", "Enter")
+            with page.expect_response("**/v1/models"):
+                page.press("#key", "Enter")
         page.wait_for_selector("#message:text-is('No model that writes text is served here.')")
         page.reload()
         page.wait_for_selector("#message:text-is('No model that writes text is served here.')")

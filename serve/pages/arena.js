@@ -55,7 +55,7 @@ async function answer() {
       if (event.battle) saved.battle = event.battle;
       if (event.texts) extend(cards, event);
       if (event.state) change(event.state);
-      if (event.state) break;
+      if (state === "ready") break;
     }
     say("Both answers are complete: vote, or ask both further.");
   } catch ({code, message}) {

@@ -1,10 +1,10 @@
 // The chat page: one conversation is shown, and an answer is written at a time.
-import {addNode, begin, download, dropEmpty, forget, listChats, listPath, load, nextSeed, save,
+import {addNode, begin, childrenOf, download, forget, listChats, listPath, load, nextSeed, save,
   titleOf} from "/conversations.js";
-import {$, onKey, onSubmit, say, visible} from "/page.js";
+import {$, make, onKey, onSubmit, say, visible} from "/page.js";
 import {chosenModel, fetchModels, readForm, writeForm} from "/settings.js";
 import {draw, makeRequest} from "/stream.js";
-import {makeEntry, makeTurn, showTip} from "/turns.js";
+import {makeButton, makeTurn, showTip} from "/turns.js";
 
 const NARROW = 900;
 let chat = null;        // the conversation that is shown
@@ -43,21 +43,16 @@ function isReady() {
   return false;
 }
 
-function send(text, parent) {
-  const isSent = text.trim() !== "" && isReady();
-  if (isSent) answer(addNode(chat, {parent, role: "user", content: text}));
-  return isSent;
-}
-
 async function answer(parent) {     // writes one more answer to a turn that is shown
   if (!isReady()) return;
+  const failed = childrenOf(chat, parent).filter((id) => !chat.nodes[id].content);
+  for (const id of failed) delete chat.nodes[id];
   const path = listPath(chat), settings = chat.settings = readForm();
   const how = {...settings, seed: nextSeed(chat, parent, settings.seed)};  // it can be drawn again
   const turns = path.slice(0, path.indexOf(parent) + 1).map((id) => chat.nodes[id]);
   const request = makeRequest(how, turns, chosenModel().task === "chat");
   const node = {parent, role: "assistant", content: "", spans: how.logprobs ? [] : null,
     finish: "cut: the page was left", how};
-  dropEmpty(chat, parent);
   const id = addNode(chat, node);
   running = {id, control: new AbortController()};
   say("");
@@ -89,9 +84,11 @@ function showRest() {
   $("about").hidden = !!last;
   $("send").hidden = $("side").inert = $("new").disabled = !!running;
   $("stop").hidden = !running;
-  $("chats").replaceChildren(...listChats().map((one) => makeEntry(titleOf(one),
-    one.id === chat.id, () => openChat(load(one.id)),
-    () => forgetChats([one.id], `Forget "${titleOf(one)}"?`))));
+  $("chats").replaceChildren(...listChats().map((one) => make("li", {},
+    makeButton(titleOf(one), () => openChat(load(one.id)),
+      {className: "open", ariaCurrent: one.id === chat.id}),
+    makeButton("×", () => forgetChats([one.id], `Forget "${titleOf(one)}"?`),
+      {ariaLabel: `Forget ${titleOf(one)}`}))));
 }
 
 function showTurn(id) {
@@ -145,8 +142,10 @@ for (const kind of ["mouseover", "focusin"]) document.addEventListener(kind, ({t
   else if (!target.closest?.("#tip")) $("tip").hidden = true;
 });
 onSubmit($("composer"), () => {
-  const parent = edited?.parent ?? listPath(chat).at(-1) ?? "";
-  if (send($("draft").value, parent)) $("draft").value = "";
+  const content = $("draft").value, parent = edited?.parent ?? listPath(chat).at(-1) ?? "";
+  if (!content.trim() || !isReady()) return;
+  $("draft").value = "";
+  answer(addNode(chat, {parent, role: "user", content}));
 });
 $("new").onclick = () => { openChat(begin(readForm())); $("draft").focus(); };
 $("to-side").onclick = () => openSide(!document.body.classList.contains("with-side"));

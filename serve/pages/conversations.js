@@ -36,11 +36,6 @@ export function addNode(chat, node) {
   return id;
 }
 
-// Drops the answers to a turn of which nothing has come.
-export function dropEmpty(chat, parent) {
-  for (const id of childrenOf(chat, parent)) if (!chat.nodes[id].content) delete chat.nodes[id];
-}
-
 export function load(id) {
   try { return JSON.parse(kept[PREFIX + id]); } catch { return null; }
 }

@@ -156,7 +156,12 @@ $("answers").ondragstart = ({target, dataTransfer}) => {
   dragged = target.closest?.("h2")?.parentElement;
   dataTransfer.setData("text/plain", "");       // some browsers drag nothing without it
 };
-$("answers").ondragover = (event) => event.preventDefault();
+const pointAt = (card) => cards.forEach((one) => one.classList.toggle("over", one === card));
+$("answers").ondragover = (event) => {
+  event.preventDefault();
+  pointAt(event.target.closest(".answer"));
+};
+$("answers").ondragend = () => pointAt(null);
 $("answers").ondrop = (event) => {
   const card = event.target.closest(".answer"), order = [...$("answers").children];
   event.preventDefault();
@@ -168,9 +173,7 @@ $("answers").ondrop = (event) => {
 };
 for (const button of choices) button.onclick = () => choose(button);
 $("to-progress").search = location.search;
-$("submit").onclick = submit;
-$("skip").onclick = skip;
-$("undo").onclick = undo;
+for (const [id, act] of Object.entries({submit, skip, undo})) $(id).onclick = act;
 addEventListener("beforeunload", (event) => {
   if ($("text").value.trim()) event.preventDefault();     // an answer that is not saved yet
 });

@@ -74,7 +74,7 @@ export async function ask(path, body, signal) {
 }
 
 function askForKey() {          // returns it, or "" if none is given
-  $("login").returnValue = "";
+  $("login").returnValue = $("key").value = "";
   $("login").showModal();
   return new Promise((resolve) => {
     $("login").onclose = () => resolve(session.key = $("login").returnValue && $("key").value);

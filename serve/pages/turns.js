@@ -4,8 +4,8 @@ import {childrenOf} from "/conversations.js";
 import {make, makeText, visible} from "/page.js";
 
 const ENDS = {stop: "", length: "ended at its limit"};
-const makeButton = (textContent, onclick, more) => make("button", {type: "button", textContent,
-  onclick, ...more});
+export const makeButton = (textContent, onclick, more) => make("button", {type: "button",
+  textContent, onclick, ...more});
 
 // The element of a turn, and the function that writes what is new of it.
 export function makeTurn(chat, id, act, isWriting) {
@@ -42,13 +42,6 @@ function makeVersions(chat, id, act) {
   return all.length < 2 ? [] : [make("span", {className: "versions"},
     arrow(-1, "‹", "Version before"), `${place + 1}/${all.length}`,
     arrow(1, "›", "Version after"))];
-}
-
-// An entry of the list of conversations.
-export function makeEntry(title, isCurrent, open, forget) {
-  return make("li", {},
-    makeButton(title, open, {className: "open", ariaCurrent: isCurrent}),
-    makeButton("×", forget, {ariaLabel: `Forget ${title}`}));
 }
 
 // Both writers return a function that writes what is new.
