@@ -172,6 +172,6 @@ def test_a_key_is_asked_for_once_and_stays_in_the_tab(browser, config, execution
         page.fill("#key", "k1")
         page.keyboard.press("Enter")
         _vote_by_key(page, "1")
-        assert page.evaluate("[sessionStorage.key, localStorage.length, document.cookie]") == [
+        assert page.evaluate("[sessionStorage.apiKey, localStorage.length, document.cookie]") == [
             "k1", 0, ""]
         context.close()

@@ -59,7 +59,7 @@ export function onSubmit(form, act) {
 // code}, whose message is a line for the reader.
 export async function ask(path, body, signal) {
   const headers = {"Content-Type": "application/json"};
-  if (session.key) headers.Authorization = `Bearer ${session.key}`;
+  if (session.apiKey) headers.Authorization = `Bearer ${session.apiKey}`;
   const reply = await fetch(path, {headers, signal, method: body ? "POST" : "GET",
     body: body && JSON.stringify(body)}).catch(() => {
     throw new Error("The server does not answer. Nothing is lost: try again.");
@@ -77,7 +77,7 @@ function askForKey() {          // returns it, or "" if none is given
   $("login").returnValue = $("key").value = "";
   $("login").showModal();
   return new Promise((resolve) => {
-    $("login").onclose = () => resolve(session.key = $("login").returnValue && $("key").value);
+    $("login").onclose = () => resolve(session.apiKey = $("login").returnValue && $("key").value);
   });
 }
 
