@@ -151,17 +151,17 @@ function rankByKey(key, card) {
   return true;
 }
 
+const pointAt = (card) => cards.forEach((one) => one.classList.toggle("over", one === card));
 let dragged = null;     // the card
 $("answers").ondragstart = ({target, dataTransfer}) => {
   dragged = target.closest?.("h2")?.parentElement;
-  dataTransfer.setData("text/plain", "");       // some browsers drag nothing without it
+  if (dragged) dataTransfer.setData("text/plain", "");  // some browsers drag nothing without it
 };
-const pointAt = (card) => cards.forEach((one) => one.classList.toggle("over", one === card));
 $("answers").ondragover = (event) => {
   event.preventDefault();
   pointAt(event.target.closest(".answer"));
 };
-$("answers").ondragend = () => pointAt(null);
+$("answers").ondragend = () => { dragged = null; pointAt(null); };
 $("answers").ondrop = (event) => {
   const card = event.target.closest(".answer"), order = [...$("answers").children];
   event.preventDefault();
