@@ -148,6 +148,22 @@ def test_a_stream_is_the_same_answer_in_pieces(client, changes):
             assert entries == choice.logprobs.content
 
 
+@pytest.mark.parametrize("kind, asked", [
+    ("chat", GREEDY | {"n": 2}),
+    ("text", {"model": "base", "prompt": ["Once", "x"], "echo": True})])
+def test_a_stream_counts_tokens_as_it_goes(client, kind, asked):
+    create = client.chat.completions.create if kind == "chat" else client.completions.create
+    chunks = [*create(**asked, stream=True, stream_options={
+        "include_usage": True, "continuous_usage_stats": True})]
+    counts = [chunk.usage.completion_tokens for chunk in chunks]
+    assert counts[0] == 0 and counts == sorted(counts) and len({*counts}) > 3
+    assert {chunk.usage.prompt_tokens for chunk in chunks} == {create(**asked).usage.prompt_tokens}
+    assert all(chunk.usage.total_tokens == chunk.usage.prompt_tokens + count
+               for chunk, count in zip(chunks, counts))
+    with pytest.raises(openai.BadRequestError, match="needs include_usage"):
+        create(**asked, stream=True, stream_options={"continuous_usage_stats": True})
+
+
 def test_completions_continue_texts_and_tokens(client, model):
     asked = {"model": "base", "max_tokens": 9, "temperature": 0}
     prompt = (BYTES.bos, *BYTES.encode("Once"))

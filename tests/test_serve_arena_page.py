@@ -51,7 +51,7 @@ def test_a_battle_by_keys_is_stored_revealed_and_ranked(browser, arena):
         assert page.locator(".answer .text").all_text_contents() and "quartz" not in "".join(
             page.locator("h2, #message, nav").all_text_contents())
         assert page.get_by_role("region", name="Answer A").is_visible()
-        _vote_by_key(page, "b")
+        _vote_by_key(page, "2")
         row = read_jsonl(server.store.path)[-1]
         assert row["ranks"] == [2, 1]
         assert page.locator(".name").all_text_contents() == row["meta"]["models"]
@@ -65,9 +65,12 @@ def test_a_battle_by_keys_is_stored_revealed_and_ranked(browser, arena):
             page.click("#next")
         assert [row["meta"].get("both_bad", False) for row in read_jsonl(server.store.path)] == [
             False, False, True]
-        page.click("nav a")
+        page.click("text=Leaderboard")
         assert page.locator("td", has_text="quartz").first.is_visible()
         page.click("text=Vote in the arena")
+        assert page.locator("#prompt").is_visible()
+        page.click("text=Chat")
+        page.click("text=Arena")
         assert page.locator("#prompt").is_visible()
 
 
@@ -120,7 +123,7 @@ def test_a_reload_restores_the_battle_before_and_after_the_vote(browser, arena):
         page.reload()
         page.wait_for_selector("#verdicts button:enabled")
         assert page.locator(".text").all_text_contents() == before and len(before) == 6
-        _vote_by_key(page, "t")
+        _vote_by_key(page, "3")
         assert server.store.num_votes == 1
         page.reload()
         page.wait_for_selector(".name:not(:empty)")
@@ -152,9 +155,9 @@ def test_nothing_is_wider_than_the_page_and_the_verdicts_are_in_reach(browser, a
                        for letter in "AB")
         assert (left["y"] < right["y"]) == (size[0] < 760)
         page.evaluate("scrollTo(0, 0)")
-        box = page.locator("[data-verdict=both_bad]").bounding_box()
+        box = page.locator("[value=both_bad]").bounding_box()
         assert box["y"] >= 0 and box["y"] + box["height"] <= size[1]
-        page.click("[data-verdict=tie]")
+        page.click("[value=tie]")
         page.wait_for_selector(".name:not(:empty)")
         assert not is_too_wide()
 
@@ -168,7 +171,7 @@ def test_a_key_is_asked_for_once_and_stays_in_the_tab(browser, config, execution
         _send(page)
         page.fill("#key", "k1")
         page.keyboard.press("Enter")
-        _vote_by_key(page, "a")
-        assert page.evaluate("[sessionStorage.key, localStorage.length, document.cookie]") == [
+        _vote_by_key(page, "1")
+        assert page.evaluate("[sessionStorage.apiKey, localStorage.length, document.cookie]") == [
             "k1", 0, ""]
         context.close()

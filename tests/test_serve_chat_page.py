@@ -1,7 +1,7 @@
 """The chat page in a real browser: conversations, what is kept of them, and what goes wrong."""
 
 import dataclasses
-import json
+import itertools
 import re
 import time
 
@@ -18,6 +18,10 @@ from serve.api.metrics import Metrics
 
 pytest.importorskip("starlette", reason="needs the extra `serve`")
 pytest.importorskip("uvicorn", reason="needs the extra `serve`")
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
+
+from serve.pages import static
 
 CAPACITY = 512
 SCRIPT = "<script>document.title = 'x'</script><img src=x onerror=alert(1)> & \u202e\x1b[2J"
@@ -112,9 +116,11 @@ def token(text, *others):
 
 
 def answer_with(page, *pieces, tokens=(), is_cut=False):
-    """Answers the page's next requests with a stream of these texts, instead of the server."""
+    """Answers the page's next requests with a stream of these texts and the tokens that begin in
+    each of them, instead of the server."""
     chunks = [{"index": 0, "delta": {"content": piece}, "finish_reason": None,
-               "logprobs": {"content": list(tokens)} if tokens else None} for piece in pieces]
+               "logprobs": {"content": own} if own else None}
+              for piece, own in itertools.zip_longest(pieces, tokens)]
     if not is_cut:
         chunks.append({"index": 0, "delta": {}, "finish_reason": "stop", "logprobs": None})
     body = "".join(f"data: {format_json({'choices': [one], 'system_fingerprint': 'stub@1'})}\n\n"
@@ -169,12 +175,12 @@ def test_retries_and_edits_are_branches_and_none_is_lost(page):
     page.keyboard.press("Enter")        # the focus is on the other arrow
     assert list_texts(page) == ["A first question.", other, "And then?", followed]
     page.click("text=Edit >> nth=0")
-    page.fill(".edit textarea", "Another question.")
-    page.press(".edit textarea", "Escape")
+    page.fill("#draft", "Another question.")
+    page.press("#draft", "Escape")
     assert list_texts(page)[0] == "A first question."
     page.click("text=Edit >> nth=0")
-    page.fill(".edit textarea", "Another question.")
-    page.press(".edit textarea", "Enter")
+    page.fill("#draft", "Another question.")
+    page.press("#draft", "Enter")
     page.wait_for_selector(".user .versions:has-text('2/2')")
     edited = await_answer(page)
     assert list_texts(page) == ["Another question.", edited]
@@ -197,7 +203,8 @@ def test_a_base_model_goes_on_with_the_text(page, server):
     assert [(one["id"], one["task"]) for one in described] == [
         ("tiny", "chat"), ("base", "completion")]
     page.select_option("#model", "base")
-    assert "is a base model" in page.text_content("#about")
+    assert page.locator("#model option").all_text_contents() == [
+        f"tiny ({CAPACITY} tokens)", f"base (base, {CAPACITY} tokens)"]
     with page.expect_request("**/v1/completions") as asked:
         first = send(page, "Once upon", max_tokens=8, system="Be brief.")
     assert asked.value.post_data_json["prompt"] == "Once upon"
@@ -208,7 +215,7 @@ def test_a_base_model_goes_on_with_the_text(page, server):
     assert page.locator(f"{LAST} .token").count() > 0
 
 
-def test_a_file_of_a_conversation_is_read_by_the_project_and_by_the_page(page, tmp_path):
+def test_an_exported_conversation_is_read_by_the_project(page, tmp_path):
     one = send(page, "Hello.", system="Be brief.", max_tokens=16)
     page.click("text=Retry")
     other = await_answer(page)
@@ -223,29 +230,25 @@ def test_a_file_of_a_conversation_is_read_by_the_project_and_by_the_page(page, t
     meta = conversation.meta
     assert meta["model"] == "tiny" and meta["fingerprint"] == "tiny@0123"
     assert meta["settings"]["max_tokens"] == "16" and meta["settings"]["seed"].isdigit()
-    page.once("dialog", lambda dialog: dialog.accept())
+    assert other in [visible(node["content"]) for node in meta["nodes"].values()]
+
+
+def test_forgotten_conversations_are_gone(page):
+    answer_with(page, "Yes.")
+    for text in ("one", "two", "three"):
+        page.click("#new")
+        send(page, text)
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.click("[aria-label='Forget two']")
+    assert page.locator("#chats .open").all_text_contents() == ["three", "one"]
+    assert list_texts(page) == ["three", "Yes."], "what is shown stays"
     page.click("#forget")
     assert page.locator("#chats li").count() == 0 and list_texts(page) == []
-    page.set_input_files("#file", path)
-    page.wait_for_selector(".turn")
-    assert list_texts(page) == ["Hello.", one]
-    assert page.input_value("[name=system]") == "Be brief."
-    page.click("[aria-label='Version after']")
-    assert list_texts(page) == ["Hello.", other]
-    row = json.loads(path.read_text())
-    path.write_text(json.dumps({"messages": row["messages"]}))
-    page.set_input_files("#file", path)
-    page.wait_for_selector("#chats li >> nth=1")
-    assert list_texts(page) == ["Hello.", one], "from a file without branches"
-    row["meta"]["nodes"]["bad"] = {"parent": "bad", "role": "user", "content": "x"}
-    path.write_text(json.dumps(row))
-    page.set_input_files("#file", path)
-    page.wait_for_selector("#fault:has-text('holds no conversations')")
-    assert page.locator("#chats li").count() == 2
+    assert page.evaluate("Object.keys(localStorage)") == []
 
 
 @pytest.mark.full
-def test_two_tabs_keep_each_others_turns_and_the_oldest_conversation_makes_room(page):
+def test_the_last_of_two_tabs_wins_and_the_oldest_conversation_makes_room(page):
     answer_with(page, "first")
     send(page, "Hello.")
     tab = page.context.new_page()
@@ -258,7 +261,7 @@ def test_two_tabs_keep_each_others_turns_and_the_oldest_conversation_makes_room(
     page.click("text=Retry")
     page.wait_for_selector(f"{LAST}:text-is('third')")
     page.reload()
-    assert "3/3" in page.text_content(".assistant .foot")
+    assert "2/2" in page.text_content(".assistant .foot") and list_texts(page)[1] == "third"
     page.evaluate("""() => {
       const chat = Object.values(localStorage).find((text) => text.includes("third"));
       for (let k = 0; k < 49; k++) localStorage[`heartwood.chat.old${k}`] = JSON.stringify(
@@ -268,7 +271,7 @@ def test_two_tabs_keep_each_others_turns_and_the_oldest_conversation_makes_room(
     await_models(page)
     page.click("#new")
     send(page, "One more.")
-    assert "The oldest conversation was forgotten" in page.text_content("#fault")
+    assert "The oldest conversation was forgotten" in page.text_content("#message")
     assert page.locator("#chats li").count() == 50
     assert page.evaluate("'heartwood.chat.old0' in localStorage") is False
     assert page.evaluate("'heartwood.chat.old1' in localStorage") is True
@@ -286,21 +289,22 @@ def test_markup_and_control_characters_of_a_model_are_text(page):
 
 def test_probabilities_are_shown_by_pointing_and_by_keys(page):
     page.check("[name=logprobs]")
-    tokens = [token(b"A ", b"<b>"), token(b"\xe2\x82"), token(b"\xac", b"\xad"),
-              token(b" bill", b"\n"), token(b"<|end|>")]
-    answer_with(page, "A € b", tokens=tokens)      # a stop text cut the last one
+    euro, bill = [token(b"\xe2\x82"), token(b"\xac", b"\xad")], [token(b" bill", b"\n")]
+    answer_with(page, "A ", "€", " b", "", "", tokens=[     # a stop text cut the bill
+        [token(b"A", b"<b>"), token(b" ")], euro, bill, [token(b"<|end|>")]])
     assert send(page, "Hello.").removesuffix("<|end|>") == "A € b"
     spans = page.locator(f"{LAST} .token")
-    assert spans.all_text_contents() == ["A ", "€", " b", "<|end|>"]
+    assert spans.all_text_contents() == ["A", " ", "€", " b", "<|end|>"]
     spans.nth(0).hover()
-    assert page.locator("#tip tr").all_text_contents() == ["A␣60.7 %", "<b>60.7 %"]
+    assert page.locator("#tip tr").all_text_contents() == ["A60.7 %", "<b>60.7 %"]
     page.mouse.move(1, 1)
     assert page.is_hidden("#tip")
     spans.nth(0).focus()
     page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
     assert page.locator("#tip tr").all_text_contents() == [
         "\\xe2\\x8260.7 %", "\\xac60.7 %", "\\xad60.7 %"]
-    assert spans.nth(1).get_attribute("aria-describedby") == "tip"
+    assert spans.nth(2).get_attribute("aria-describedby") == "tip"
     page.keyboard.press("ArrowRight")
     assert page.locator("#tip tr").all_text_contents() == ["␣bill60.7 %", "⏎60.7 %"]
     page.keyboard.press("Escape")
@@ -326,16 +330,17 @@ def test_the_servers_own_probabilities_give_the_text_as_it_is(page):
 def test_a_key_is_asked_for_and_kept_for_the_tab(browser):
     with serving({}, {}, Metrics(), keys=["right"]) as (url, _), \
             page_of(browser, url, statuses=(401,)) as page:
-        page.wait_for_selector("#key-form", state="visible")
-        assert page.text_content("#fault") == "This server needs an API key."
-        page.fill("#key", "wrong")
-        page.press("#key", "Enter")
-        page.wait_for_selector("#fault:text-is('This key is not accepted.')")
-        page.fill("#key", "right")
-        page.press("#key", "Enter")
-        page.wait_for_selector("#key-form", state="hidden")
+        page.wait_for_selector("#login[open]")
+        page.keyboard.press("Escape")
+        page.wait_for_selector("#message:has-text('a valid key is needed')")
         page.reload()
-        page.wait_for_selector("#fault:text-is('No model that writes text is served here.')")
+        for key in ("wrong", "right"):
+            page.wait_for_selector("#login[open] #key:placeholder-shown")    # asked for anew
+            page.fill("#key", key)
+            page.press("#key", "Enter")
+        page.wait_for_selector("#message:text-is('No model that writes text is served here.')")
+        page.reload()
+        page.wait_for_selector("#message:text-is('No model that writes text is served here.')")
         assert page.evaluate("Object.keys(localStorage)") == []
 
 
@@ -347,21 +352,21 @@ def test_a_refusal_is_a_line_and_the_message_can_be_sent_again(browser, server):
             json={"error": {"message": "the queue is full", "code": "queue_full"}}))
         page.fill("#draft", "Hello.")
         page.press("#draft", "Enter")
-        page.wait_for_selector("#fault:has-text('busy: try again in 7 s')")
+        page.wait_for_selector(".assistant .foot:has-text('busy: try again in 7 s')")
         page.unroute(CHAT)
         page.route(CHAT, lambda route: None)
-        page.click("#again")
+        page.click("text=Retry")
         page.wait_for_selector("#stop")
         page.keyboard.press("Escape")
-        page.wait_for_selector("#fault:has-text('Stopped before it began.')")
+        page.wait_for_selector(".assistant .foot:has-text('stopped by you')")
         page.unroute(CHAT)
         set_up(page, max_tokens=CAPACITY)
-        page.click("#again")
-        page.wait_for_selector("#fault:has-text('Too long')")
+        page.click("text=Retry")
+        page.wait_for_selector(f".assistant .foot:has-text('refuses'):has-text('{CAPACITY}')")
         set_up(page, max_tokens=8)
-        page.click("#again")
-        await_answer(page)
-        assert page.text_content("#fault") == "" and len(list_texts(page)) == 2
+        page.click("text=Retry")
+        assert await_answer(page)
+        assert page.locator(".versions").count() == 0 and len(list_texts(page)) == 2
 
 
 def test_a_lost_connection_keeps_what_came(page):
@@ -378,24 +383,25 @@ def test_a_server_that_is_gone_is_a_line(browser, server):
         page.route(CHAT, lambda route: route.fulfill(status=502, body="<html>bad gateway"))
         page.fill("#draft", "Hello." + 9 * "\n.")
         page.press("#draft", "Enter")
-        page.wait_for_selector("#fault:has-text('The server refuses: status 502.')")
+        page.wait_for_selector(".assistant .foot:has-text('The server refuses: status 502.')")
         page.unroute(CHAT)
         page.route(CHAT, lambda route: route.fulfill(
             status=502, json={"error": {"message": "a long reason " * 30}}))
-        page.click("#again")
-        page.wait_for_selector("#fault:has-text('a long reason')")
-        again, form = (page.locator(part).bounding_box() for part in ("#again", "#composer"))
-        assert again["y"] + again["height"] <= form["y"], "not behind the form"
+        page.click("text=Retry")
+        page.wait_for_selector(".assistant .foot:has-text('a long reason')")
+        foot, form = (page.locator(part).bounding_box() for part in (
+            ".assistant .foot", "#composer"))
+        assert foot["y"] + foot["height"] <= form["y"], "not behind the form"
         page.evaluate("void (fetch = () => Promise.reject(new TypeError()))")
-        page.click("#again")
-        page.wait_for_selector("#fault:has-text('The server does not answer.')")
-        assert len(list_texts(page)) == 1
+        page.click("text=Retry")
+        page.wait_for_selector(".assistant .foot:has-text('The server does not answer.')")
+        assert len(list_texts(page)) == 2
 
 
 # --- keys, sizes, headers ---------------------------------------------------------------------
 
 def test_everything_is_done_by_keys(page):
-    page.keyboard.press("m")
+    page.focus("#draft")
     page.keyboard.type("One line")
     page.keyboard.press("Shift+Enter")
     page.keyboard.type("and another")
@@ -403,24 +409,17 @@ def test_everything_is_done_by_keys(page):
     page.keyboard.press("Enter")
     assert await_answer(page) == "Yes." and list_texts(page)[0] == "One line\nand another"
     page.keyboard.press("Escape")       # leaves the field
+    assert page.evaluate("document.activeElement.id") == "title"
     answer_with(page, "No.")
-    page.keyboard.press("r")
-    page.wait_for_selector(f"{LAST}:text-is('No.')")
-    page.keyboard.press("[")
-    assert page.text_content(LAST) == "Yes."
-    page.keyboard.press("e")
-    page.keyboard.type("!")
-    page.keyboard.press("Enter")
-    page.wait_for_selector(".user .versions")
-    assert await_answer(page) == "No."
-    for key, selector in (("?", "#help"), ("Escape", "")):
+    for key in ("Tab", "Tab", "Enter"):         # over the edit of the turn to its answer's retry
         page.keyboard.press(key)
-        assert page.is_visible("#help") == bool(selector)
+    page.wait_for_selector(f"{LAST}:text-is('No.')")
+    assert page.evaluate("document.activeElement.className").startswith("turn assistant")
     side, main = (page.locator(part).bounding_box() for part in ("#side", "main"))
     assert side["x"] + side["width"] <= main["x"] and side["width"] < main["width"] / 2
-    page.keyboard.press("s")
+    page.press("#to-side", "Enter")
     assert page.is_hidden("#side") and page.get_attribute("#to-side", "aria-expanded") == "false"
-    page.keyboard.press("n")
+    page.press("#new", "Enter")
     assert list_texts(page) == [] and page.evaluate("document.activeElement.id") == "draft"
 
 
@@ -445,21 +444,20 @@ def test_a_narrow_page_does_not_scroll_sideways(browser, server):
         assert page.is_hidden("#side"), "closed where there is no room"
         page.evaluate("document.querySelector('[name=logprobs]').click()")
         long = "x" * 300
-        answer_with(page, long, tokens=[token(long.encode(), b"y" * 200)])
+        answer_with(page, long, tokens=[[token(long.encode(), b"y" * 200)]])
         send(page, long)
         page.locator(".token").focus()
         assert page.is_visible("#tip") and width_of(page) <= 320
         page.keyboard.press("Escape")
-        for button in ("#to-side", "#open-help"):
-            page.click(button)
-            assert width_of(page) <= 320
+        page.click("#to-side")
+        assert page.is_visible("#side") and width_of(page) <= 320
 
 
 def test_pages_forbid_what_they_do_not_need_and_need_no_key(browser, server):
     with serving({}, {}, Metrics(), keys=["right"]) as (url, _):
         context = browser.new_context()
         try:
-            for path in ("/", "/chat.js", "/chat.css", "/page.css", "/text.js"):
+            for path in ("/", "/chat.js", "/chat.css", "/page.css", "/turns.js"):
                 reply = context.request.get(url + path, headers={"Sec-Fetch-Site": "cross-site"})
                 assert reply.status == 200 and "script-src 'self'" in reply.headers[
                     "content-security-policy"]
@@ -469,3 +467,21 @@ def test_pages_forbid_what_they_do_not_need_and_need_no_key(browser, server):
             assert context.request.get(f"{url}/../chat.py").status in (401, 404)
         finally:
             context.close()
+
+
+def test_pages_stay_small_and_hold_nothing_that_runs_texts():
+    texts = {file: file.read_text() for suffix in ("html", "js")
+             for file in static.FRAME.parent.glob(f"*.{suffix}")}
+    assert sum(text.count("\n") for text in texts.values()) <= 950
+    for file, text in texts.items():
+        assert max(map(len, text.splitlines())) <= 100, file.name
+        found = re.search(r"innerHTML|outerHTML|insertAdjacentHTML|eval\(|\sstyle=|\sonclick="
+                          r"|https?://", text)
+        assert not found, f"{file.name} has {found}"
+
+
+def test_a_way_to_the_arena_is_shown_where_there_is_one():
+    for table, is_there in ((static.CHAT, False), (static.CHAT | static.ARENA, True)):
+        [page] = [route for route in static.make_routes(table) if route.path == "/"]
+        reply = TestClient(Starlette(routes=[page])).get("/")
+        assert (static.ARENA_LINK in reply.text) == is_there and 'id="composer"' in reply.text

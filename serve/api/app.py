@@ -287,11 +287,12 @@ class EventStream(Response):
 
         with contextlib.suppress(ClientGone, OSError), _watched(Request(scope, receive), self._job):
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            await write(b"".join(self._reply.begin()) + self._reply.piece(*self._first))
+            begun = b"".join(self._reply.begin(self._num_prompt))
+            await write(begun + self._reply.piece(*self._first))
             try:
                 async for index, piece in self._pieces:
                     await write(self._reply.piece(index, piece))
-                await write(self._reply.end(self._num_prompt), more=False)
+                await write(self._reply.end(), more=False)
             except WebError as error:
                 self._job.cancel()
                 await write(event(error.body), more=False)

@@ -45,6 +45,7 @@ class Reply:
                       "model": model, "system_fingerprint": fingerprint}
         self._tokenizer, self._settings, self._echoes = tokenizer, settings, echoes
         self._num_drawn, self._num_calls = [0] * len(echoes), [0] * len(echoes)
+        self._num_prompt = 0
 
     def whole(self, wholes: Sequence[Whole], num_prompt: int) -> dict[str, Any]:
         """The response with all choices."""
@@ -52,8 +53,9 @@ class Reply:
         usage = count_usage(num_prompt, sum(whole.num_tokens for whole in wholes))
         return self._head | {"object": self.kind, "choices": choices, "usage": usage}
 
-    def begin(self) -> list[bytes]:
-        """The events before the first piece."""
+    def begin(self, num_prompt: int) -> list[bytes]:
+        """The events before the first piece; all that follow count the tokens of the prompts."""
+        self._num_prompt = num_prompt
         return [event(self._chunk({"index": index, "text": echo, "logprobs": None,
                                    "finish_reason": None}))
                 for index, echo in enumerate(self._echoes) if echo]
@@ -65,16 +67,19 @@ class Reply:
             "index": index, "text": piece.text, "logprobs": self._logprobs(piece.marks),
             "finish_reason": piece.finish or None}))
 
-    def end(self, num_prompt: int) -> bytes:
+    def end(self) -> bytes:
         """The last events."""
         if not self._settings.with_usage:
             return DONE
-        usage = count_usage(num_prompt, sum(self._num_drawn))
-        return event(self._chunk() | {"usage": usage}) + DONE
+        return event(self._chunk() | {"usage": self._count()}) + DONE
 
     def _chunk(self, *choices: dict[str, Any]) -> dict[str, Any]:
-        usage = {"usage": None} if self._settings.with_usage else {}
+        so_far = self._count() if self._settings.with_usage_so_far else None
+        usage = {"usage": so_far} if self._settings.with_usage else {}
         return self._head | {"object": self.piece_kind, "choices": choices} | usage
+
+    def _count(self) -> dict[str, int]:
+        return count_usage(self._num_prompt, sum(self._num_drawn))
 
     def _choice(self, index: int, whole: Whole) -> dict[str, Any]:
         return {"index": index, "text": self._echoes[index] + whole.text,
@@ -115,8 +120,9 @@ class ChatReply(Reply):
 
     prefix, kind, piece_kind = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
-    def begin(self) -> list[bytes]:
+    def begin(self, num_prompt: int) -> list[bytes]:
         """See `Reply`: the role of each choice."""
+        self._num_prompt = num_prompt
         return [event(self._chunk(self._delta(index, {"role": "assistant", "content": ""})))
                 for index in range(len(self._echoes))]
 

@@ -36,7 +36,8 @@ class Settings:
         with_logps: whether log-probabilities are sent.
         num_top: likeliest tokens that are sent in each place.
         constraint: kind and text of a grammar that answers follow; see `serve.api.grammar`.
-        stream: whether pieces are sent as they come; `with_usage`: and counts after them.
+        stream: whether pieces are sent as they come; `with_usage`: and counts after them;
+            `with_usage_so_far`: and in each of them.
     """
 
     draws: Mapping[str, Any]
@@ -49,6 +50,7 @@ class Settings:
     constraint: tuple[str, str] | None
     stream: bool
     with_usage: bool
+    with_usage_so_far: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,20 +140,22 @@ def _parse_settings(fields: Fields, *, max_tokens: int | None, with_logps: bool,
     settings = Settings(
         draws, max_tokens, fields.whole("n", 1, 1, MAX_CHOICES),
         secrets.randbits(32) if seed is None else seed, _parse_stops(fields.take("stop")),
-        with_logps, num_top, _parse_constraint(fields), stream, _parse_options(options))
+        with_logps, num_top, _parse_constraint(fields), stream, *_parse_options(options))
     fields.text("user", "")     # names the caller's user, and changes no answer
     fields.neutral(NEUTRAL)
     fields.end()
     return settings
 
 
-def _parse_options(options: Any) -> bool:
+def _parse_options(options: Any) -> tuple[bool, bool]:
     if options is None:
-        return False
+        return False, False
     fields = Fields(check_object("stream_options", options), "stream_options.")
-    with_usage = fields.boolean("include_usage")
+    with_usage, so_far = fields.boolean("include_usage"), fields.boolean("continuous_usage_stats")
     fields.end()
-    return with_usage
+    if so_far and not with_usage:
+        raise wrong("stream_options.continuous_usage_stats", "needs include_usage to be true")
+    return with_usage, so_far
 
 
 def _parse_stops(value: Any) -> tuple[str, ...]:

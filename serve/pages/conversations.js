@@ -1,11 +1,10 @@
 // Conversations: {id, settings, nodes, picked}, trees of turns that this browser keeps. A node is
-// {parent, role, content} and of an answer how it was drawn; none is changed or removed later.
+// {parent, role, content} and of an answer how it was drawn; none with a text is changed later.
+import {make, say, storage, visible} from "/page.js";
 import {toMessages} from "/stream.js";
-import {make} from "/text.js";
 
 const PREFIX = "heartwood.chat.", MAX_CHATS = 50;
-export const storage = (kind) => { try { return window[kind]; } catch { return {}; } };
-const kept = storage("localStorage");       // a browser may refuse it
+const kept = storage("localStorage");
 
 const drawNumber = () => crypto.getRandomValues(new Uint32Array(1))[0];
 const newId = () => `c${Date.now().toString(36)}${drawNumber().toString(36)}`;
@@ -27,8 +26,8 @@ export function listPath(chat) {    // the turns that are shown: after each its 
 export const nextSeed = (chat, parent, given) => `${given === "" ? drawNumber()
   : (Number(given) + childrenOf(chat, parent).length) % 2 ** 32}`;
 
-export const titleOf = (chat) => chat.nodes[listPath(chat)[0]]?.content.trim().slice(0, 80) ||
-  "New conversation";
+export const titleOf = (chat) => visible(chat.nodes[listPath(chat)[0]]?.content.trim().slice(0, 80)
+  || "New conversation");
 
 export function addNode(chat, node) {
   const id = newId();
@@ -46,22 +45,20 @@ export const listChats = () => Object.keys(kept).filter((key) => key.startsWith(
   .map((key) => load(key.slice(PREFIX.length))).filter(Boolean)
   .sort((one, other) => other.changed - one.changed);
 
-// Keeps a conversation, with what another tab has added to it; the oldest ones make room. Returns
-// a line about what had to go.
+// Keeps a conversation; the oldest ones make room.
 export function save(chat) {
-  if (!Object.keys(chat.nodes).length) return "";
+  if (!Object.keys(chat.nodes).length) return;
   const others = listChats().filter(({id}) => id !== chat.id);
-  chat.nodes = {...load(chat.id)?.nodes, ...chat.nodes};
   chat.changed = Date.now();
-  for (let told = ""; ;) {
+  for (;;) {
     try {
-      if (others.length < MAX_CHATS) { kept[PREFIX + chat.id] = JSON.stringify(chat); return told; }
+      if (others.length < MAX_CHATS) { kept[PREFIX + chat.id] = JSON.stringify(chat); return; }
     } catch {
-      if (!others.length) return "This conversation is too large to be kept: export it.";
+      if (!others.length) return say("This conversation is too large to be kept: export it.");
     }
     const oldest = others.pop();
     forget([oldest.id]);
-    told = `The oldest conversation was forgotten, as no room is left: "${titleOf(oldest)}".`;
+    say(`The oldest conversation was forgotten, as no room is left: "${titleOf(oldest)}".`);
   }
 }
 
@@ -76,28 +73,3 @@ export function download(chat) {
   make("a", {href, download: `chat-${chat.id}.jsonl`}).click();
   setTimeout(() => URL.revokeObjectURL(href), 60000);
 }
-
-// The conversations of such lines, or of lines that another program wrote.
-export const readRows = (text, settings) => text.trim().split("\n").map((line) =>
-  readRow(JSON.parse(line), settings));
-
-function readRow({messages, meta}, settings) {
-  const ids = new Map([["", ""]]);
-  const system = messages[0].role === "system" ? messages[0].content : "";
-  const chat = begin({...settings, ...meta?.settings, system});
-  const turns = messages.slice(system ? 1 : 0).map((turn, place) =>
-    [`${place}`, {...turn, parent: place ? `${place - 1}` : ""}]);
-  for (const [old, node] of meta?.nodes ? Object.entries(meta.nodes) : turns) {
-    const {parent, role, content, tokens = []} = node;
-    if (typeof role !== "string" || typeof content !== "string" || !ids.has(parent)
-        || !tokens.every(isToken)) throw new Error("a turn is neither a text nor an export's");
-    ids.set(old, addNode(chat, {...node, parent: ids.get(parent)}));
-  }
-  for (const [parent, child] of Object.entries(meta?.picked ?? {})) {
-    chat.picked[ids.get(parent)] = ids.get(child);
-  }
-  return chat;
-}
-
-const isToken = ({name, logp, top}) => [[name, logp], ...top].every(([word, value]) =>
-  typeof word === "string" && (value === null || typeof value === "number"));

@@ -1,8 +1,7 @@
 // The form of settings, whose fields have the names of the API's, and the models to choose from.
-import {ask} from "/stream.js";
+import {$, ask, make} from "/page.js";
 
-const form = document.getElementById("settings");
-export const fields = form.elements;
+const fields = $("settings").elements;
 let models = [];
 
 export const readForm = () => Object.fromEntries([...fields].map((one) =>
@@ -16,25 +15,13 @@ export function writeForm(settings) {
   if (!fields.model.value) fields.model.selectedIndex = 0;      // it is not served any more
 }
 
-// Asks for the models that write text; throws what is to be said if there is none.
-export async function fetchModels(key) {
-  const {data} = await (await ask("/v1/models", key)).json();
+// Asks for the models that write text; throws what is to be said if there is no answer.
+export async function fetchModels() {
+  const {data} = await (await ask("/v1/models")).json();
   models = data.filter(({task}) => task !== "embedding");
-  fields.model.replaceChildren(...models.map(({id, task}) => Object.assign(
-    document.createElement("option"), {value: id,
-      textContent: task === "chat" ? id : `${id} (continues text)`})));
+  fields.model.replaceChildren(...models.map(({id, task, context_tokens: limit}) => make("option",
+    {value: id, textContent: `${id} (${task === "chat" ? "" : "base, "}${limit} tokens)`})));
 }
 
 // The chosen model: {id, task, context_tokens}, or undefined.
 export const chosenModel = () => models.find(({id}) => id === fields.model.value);
-
-// A line about the chosen model.
-export function describeModel() {
-  const {id, task, context_tokens: limit} = chosenModel() ?? {};
-  const tokens = `${limit?.toLocaleString("en")} tokens`;
-  fields.max_tokens.placeholder = task === "completion" ? "16" : "what fits";
-  if (!id) return "";
-  if (task === "chat") return `${id} reads and writes up to ${tokens}.`;
-  return `${id} is a base model: it goes on with your text, up to ${tokens}, without turns or a ` +
-    "system prompt.";
-}

@@ -1,30 +1,14 @@
-// Asks the server, and reads the answers as they come.
+// Requests for answers, and the answers as they come.
+import {ask, readEvents} from "/page.js";
 
 const FIELDS = ["temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens",
   "seed"];
 const NUM_TOP = 5;      // alternatives to each token
 
-// Fetches; every failure is an error whose message is a line for the reader.
-export async function ask(path, key, body, signal) {
-  const headers = {"Content-Type": "application/json"};
-  if (key) headers.Authorization = `Bearer ${key}`;
-  const reply = await fetch(path, {headers, signal, method: body ? "POST" : "GET",
-    body: body && JSON.stringify(body)}).catch(() => {
-    throw new Error("The server does not answer. Nothing is lost: try again.");
-  });
-  if (reply.ok) return reply;
-  const {error} = await reply.json().catch(() => ({}));
-  const why = error?.message ?? `status ${reply.status}`;
-  const lines = {401: key ? "This key is not accepted." : "This server needs an API key.",
-    429: `The server is busy: try again in ${reply.headers.get("Retry-After") ?? 1} s.`};
-  throw Object.assign(new Error(lines[reply.status] ?? (error?.code === "context_length_exceeded"
-    ? `Too long: ${why}. Edit an earlier message, or ask for a shorter answer.`
-    : `The server refuses: ${why}.`)), {status: reply.status});
-}
-
 // The path and the body of a request for an answer to turns; settings are the texts of the form.
 export function makeRequest(settings, turns, isChat) {
-  const body = {model: settings.model, stream: true, stream_options: {include_usage: true}};
+  const body = {model: settings.model, stream: true,
+    stream_options: {include_usage: true, continuous_usage_stats: true}};
   for (const name of FIELDS) if (settings[name] !== "") body[name] = Number(settings[name]);
   const stop = settings.stop.split("\n").filter(Boolean);
   if (stop.length) body.stop = stop.map((text) => text.replaceAll("\\n", "\n"));
@@ -37,50 +21,38 @@ export function makeRequest(settings, turns, isChat) {
 
 export const toMessages = (system, turns) => [
   ...(system ? [{role: "system", content: system}] : []),
-  ...turns.map(({role, content}) => ({role, content}))];
+  ...turns.filter(({content}) => content).map(({role, content}) => ({role, content}))];
 
-// Draws an answer, and calls back after each change. However it ends, the answer says how: returns
-// the error, or null. What came before it is kept.
-export async function draw(answer, [path, body], key, signal, onChange) {
-  const began = performance.now(), countSecs = () => (performance.now() - began) / 1000;
-  let fault = null;
+// Draws an answer, and calls back after each change. However it ends, the answer says how, and what
+// came before is kept.
+export async function draw(answer, [path, body], signal, onChange) {
+  const began = performance.now();
   try {
-    for await (const event of readEvents((await ask(path, key, body, signal)).body)) {
+    for await (const event of readEvents(await ask(path, body, signal))) {
       add(answer, event);
-      if (answer.content) answer.firstSecs ??= countSecs();
+      answer.secs = (performance.now() - began) / 1000;
+      if (answer.content) answer.firstSecs ??= answer.secs;
       onChange();
     }
-  } catch (error) {
-    fault = error;
-    Object.assign(answer, signal.aborted ? {finish: "stopped"}
-      : {finish: "cut", fault: error.message});
-  }
-  answer.secs = countSecs();
-  return fault;
-}
-
-async function* readEvents(body) {
-  const reader = body.getReader(), decoder = new TextDecoder();
-  for (let text = ""; ;) {
-    const {value, done} = await reader.read();
-    const events = (text + decoder.decode(value, {stream: !done})).split("\n\n");
-    text = events.pop();
-    for (const event of events) {
-      if (event === "data: [DONE]") return;
-      yield JSON.parse(event.slice("data: ".length));
-    }
-    if (done) throw new Error("the connection was lost");
+  } catch ({message}) {
+    const why = answer.content ? `cut: ${message}` : message;
+    answer.finish = signal.aborted ? "stopped by you" : why;
   }
 }
 
-function add(answer, {error, choices, usage, system_fingerprint: fingerprint}) {
-  if (error) throw new Error(error.message);
+function add(answer, {choices, usage, system_fingerprint: fingerprint}) {
   Object.assign(answer, {fingerprint}, usage && {usage});
-  for (const {delta, text, logprobs, finish_reason: finish} of choices) {
-    answer.content += delta?.content ?? text ?? "";
-    answer.tokens.push(...listTokens(logprobs));
+  for (const {delta, text = delta.content ?? "", logprobs, finish_reason: finish} of choices) {
+    answer.content += text;
+    if (answer.spans) answer.spans.push(...makeSpans(text, listTokens(logprobs)));
     if (finish) answer.finish = finish;
   }
+}
+
+// The text of each token, or of all, where they share a character or a stop text cut the last.
+function makeSpans(text, tokens) {
+  const isEach = tokens.map(({name}) => name).join("") === text;
+  return isEach ? tokens.map((one) => ({text: one.name, tokens: [one]})) : [{text, tokens}];
 }
 
 function listTokens(logprobs) {     // of both endpoints, in one form

@@ -1,71 +1,90 @@
-// The turns of a conversation as elements. The page says what happens in them: `act.edit`,
-// `act.retry` and `act.turnTo` are called with the id of a node.
+// The turns of a conversation as elements, and the probabilities of tokens. The page says what
+// happens in a turn: `act.edit`, `act.retry` and `act.turnTo` are called with the id of a node.
 import {childrenOf} from "/conversations.js";
-import {make, visible, writeText, writeTokens} from "/text.js";
+import {make, makeText, visible} from "/page.js";
 
-const ENDS = {length: "ended at its limit", stopped: "stopped by you"};
-const makeButton = (textContent, properties) => make("button", {type: "button", textContent,
-  ...properties});
+const ENDS = {stop: "", length: "ended at its limit"};
+export const makeButton = (textContent, onclick, more) => make("button", {type: "button",
+  textContent, onclick, ...more});
 
-// The element of a turn, and the function that writes what is new of its text.
-export function makeTurn(chat, id, act, {isWriting, isTinted}) {
+// The element of a turn, and the function that writes what is new of it.
+export function makeTurn(chat, id, act, isWriting) {
   const node = chat.nodes[id], isOwn = node.role === "user";
-  const text = make("div", {className: "text", dir: "auto", ariaBusy: isWriting});
-  const foot = make("p", {className: "foot"}, ...makeVersions(chat, id, act));
-  if (isWriting) foot.append("writing …");
-  else if (isOwn) foot.append(makeButton("Edit", {onclick: () => act.edit(id)}));
-  else if (node.how) {
-    foot.append(makeButton("Retry", {onclick: () => act.retry(node.parent)}), describe(node));
-  }
+  const text = Object.assign(makeText(""), {ariaBusy: isWriting});
+  const about = make("span", {className: isWriting || node.content ? "" : "fault"});
+  const foot = make("p", {className: "foot"});
+  foot.append(...makeVersions(chat, id, act));
+  if (isOwn) foot.append(makeButton("Edit", () => act.edit(id)));
+  else if (!isWriting) foot.append(makeButton("Retry", () => act.retry(node.parent)));
+  foot.append(about);
   const article = make("article", {id, className: `turn ${node.role}`, tabIndex: -1},
-    make("h2", {textContent: isOwn ? "You" : visible(node.how?.model ?? node.role)}), text, foot);
-  const write = (isTinted && node.how?.logprobs ? writeTokens : writeText)(text, node);
-  write(!isWriting);
+    make("h2", {textContent: isOwn ? "You" : visible(node.how.model)}), text, foot);
+  const writeMore = (node.spans ? writeSpans : writeText)(text, node);
+  const write = () => {
+    writeMore();
+    if (!isOwn) about.textContent = describe(node, isWriting);
+  };
+  write();
   return {article, write};
 }
 
-function describe({usage, secs, firstSecs, how, finish, fault}) {
+function describe({usage, secs, firstSecs, how, finish}, isWriting) {
   return [usage && `${usage.prompt_tokens} tokens read, ${usage.completion_tokens} written`,
     firstSecs && `first after ${firstSecs.toFixed(2)} s`,
     usage && `${(usage.completion_tokens / secs).toFixed(1)} tokens/s`, `seed ${how.seed}`,
-    finish === "cut" ? `cut: ${fault ?? "the page was left"}` : ENDS[finish]]
-    .filter(Boolean).join(" · ");
+    isWriting ? "writing …" : ENDS[finish] ?? finish].filter(Boolean).join(" · ");
 }
 
 function makeVersions(chat, id, act) {
   const all = childrenOf(chat, chat.nodes[id].parent), place = all.indexOf(id);
-  const arrow = (step, text, ariaLabel) => makeButton(text, {ariaLabel,
-    disabled: !all[place + step], onclick: () => act.turnTo(all[place + step], step)});
+  const arrow = (step, text, ariaLabel) => makeButton(text, () => act.turnTo(all[place + step],
+    step), {ariaLabel, disabled: !all[place + step]});
   return all.length < 2 ? [] : [make("span", {className: "versions"},
     arrow(-1, "‹", "Version before"), `${place + 1}/${all.length}`,
     arrow(1, "›", "Version after"))];
 }
 
-// A form in which a turn is written anew.
-export function makeEdit(content, send, cancel) {
-  const field = make("textarea", {value: content, dir: "auto", ariaLabel: "Your message"});
-  const form = make("form", {className: "edit"}, field, make("p", {className: "row"},
-    make("button", {className: "main", textContent: "Send"}),
-    makeButton("Cancel", {name: "cancel", onclick: cancel})));
-  onSubmit(form, () => send(field.value));
-  return form;
-}
-
-// Calls back when a form is sent, by its button or by Enter.
-export function onSubmit(form, act) {
-  form.onsubmit = (event) => { event.preventDefault(); act(); };
-  form.onkeydown = (event) => {
-    if (!event.target.matches("textarea") || event.key !== "Enter" || event.shiftKey
-        || event.isComposing) return;
-    event.preventDefault();
-    form.requestSubmit();
+// Both writers return a function that writes what is new.
+function writeText(box, answer) {
+  let shown = 0;
+  return () => {
+    box.append(visible(answer.content.slice(shown)));
+    shown = answer.content.length;
   };
 }
 
-// An entry of the list of conversations.
-export function makeEntry(title, isCurrent, open, forget) {
-  const entry = make("li", {}, makeButton(title, {className: "open", onclick: open}),
-    makeButton("×", {ariaLabel: `Forget ${title}`, onclick: forget}));
-  entry.firstChild.setAttribute("aria-current", isCurrent);
-  return entry;
+function writeSpans(box, {spans}) {
+  return () => {
+    box.append(...spans.slice(box.children.length).map(makeSpan));
+    if (box.firstChild) box.firstChild.tabIndex = 0;    // from which arrow keys lead on
+  };
 }
+
+function makeSpan({text, tokens}) {     // one without text is shown by the names of its tokens
+  const span = make("span", {tokens, className: text ? "token" : "token silent", tabIndex: -1,
+    textContent: visible(text || tokens.map(({name}) => name).join(""))});
+  span.style.setProperty("--chance", tokens.reduce((all, {logp}) => all * chanceOf(logp), 1));
+  return span;
+}
+
+const chanceOf = (logp) => logp === null ? 0 : Math.exp(logp);    // JSON has no -Infinity
+
+// Shows the probabilities of an element's tokens and of their likeliest alternatives beside it.
+export function showTip(tip, span, lowest) {
+  tip.replaceChildren(...span.tokens.map(({name, logp, top}) => {
+    const rows = top.some(([other]) => other === name) ? top : [...top, [name, logp]];
+    return make("table", {}, ...rows.map(([other, its]) =>
+      make("tr", {className: other === name ? "own" : ""}, make("td", {textContent: quote(other)}),
+        make("td", {textContent: `${(100 * chanceOf(its)).toFixed(1)} %`}))));
+  }));
+  tip.hidden = !span.tokens.length;
+  const {left, top, bottom} = span.getClientRects()[0];
+  const y = bottom + tip.offsetHeight < lowest ? bottom : top - tip.offsetHeight;
+  const most = document.documentElement.clientWidth - tip.offsetWidth - 8;
+  tip.style.left = `${Math.max(8, Math.min(left, most))}px`;
+  tip.style.top = `${scrollY + y}px`;
+  span.setAttribute("aria-describedby", tip.id);
+}
+
+const quote = (name) => visible(name.slice(0, 60)).replace(/^bytes:/, "").replaceAll(" ", "␣")
+  .replaceAll("\n", "⏎").replaceAll("\t", "⇥") || "(no text)";
