@@ -36,7 +36,6 @@ httpx = pytest.importorskip("httpx")
 
 # A process's first server configures logging, which closes the stream of absl's handler unless it
 # is sys.stderr: the server of the module begins before `capfd` puts another one there.
-pytestmark = pytest.mark.usefixtures("server")
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from arena_server import NAMES, SCRIPT, arena_of, scripted
 from browser import browsing, page_of
 
 from core.artifacts import read_jsonl
+from core.page.markup import visible
 
 pytestmark = pytest.mark.full
 
@@ -107,7 +108,7 @@ def test_a_text_with_markup_is_a_text(browser, arena):
         page.wait_for_selector("#verdicts button:enabled")
         prompt, *answers = page.locator(".text").all_text_contents()
         assert prompt == SCRIPT
-        assert f"I am quartz. {SCRIPT}".replace("\x1b", "\u241b") in answers
+        assert visible(f"I am quartz. {SCRIPT}") in answers
         assert page.title() == "Heartwood: arena" and page.locator("main script").count() == 0
 
 

@@ -83,7 +83,7 @@ def test_answers_are_ranked_by_keys_and_by_drag(browser, tmp_path):
             page.keyboard.press(key)
         _save(page)
         second = _answers(page)
-        page.drag_and_drop("[data-index='2'] h2", "[data-index='0']")
+        page.drag_and_drop(".answer >> nth=2 >> h2", ".answer >> nth=0")
         assert _answers(page) == [second[2], *second[:2]]
         _save(page)
         rows = own.store.rows("preferences.jsonl")

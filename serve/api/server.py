@@ -29,8 +29,9 @@ class Server(uvicorn.Server):
                  shutdown_secs: float = 30.0):
         app = make_app(served, keys=keys, hosts=hosts)
         super().__init__(uvicorn.Config(
-            app, log_level="warning", access_log=False, server_header=False, lifespan="off",
-            timeout_graceful_shutdown=LAST_SECS))
+            # Its own configuration of logging would close handlers that others have set up.
+            app, log_config=None, log_level="warning", access_log=False, server_header=False,
+            lifespan="off", timeout_graceful_shutdown=LAST_SECS))
         self._served, self._shutdown_secs = served, shutdown_secs
         self._limit = float("inf")
 

@@ -100,8 +100,9 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: Gate):
         super().__init__(uvicorn.Config(
-            app, log_level="warning", access_log=False, server_header=False, lifespan="off",
-            timeout_graceful_shutdown=LAST_SECS))
+            # Its own configuration of logging would close handlers that others have set up.
+            app, log_config=None, log_level="warning", access_log=False, server_header=False,
+            lifespan="off", timeout_graceful_shutdown=LAST_SECS))
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         """See `uvicorn.Server`: called with a signal."""
