@@ -34,9 +34,6 @@ pytest.importorskip("uvicorn")
 openai = pytest.importorskip("openai")
 httpx = pytest.importorskip("httpx")
 
-# A process's first server configures logging, which closes the stream of absl's handler unless it
-# is sys.stderr: the server of the module begins before `capfd` puts another one there.
-
 
 @pytest.fixture(scope="module")
 def model(config, execution):
